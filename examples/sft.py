@@ -1,0 +1,54 @@
+"""Fine-tune with Unsloth and TRL on any number of processes: a plain script to copy.
+
+One process:          python examples/sft.py
+Two on a CPU:         accelerate launch --config_file accelerate_configs/cpu_ddp.yaml examples/sft.py
+One per GPU:          accelerate launch --config_file accelerate_configs/ddp.yaml --num_processes 8 examples/sft.py
+With checks first:    unsloth-accel launch --config_file accelerate_configs/ddp.yaml examples/sft.py
+"""
+
+import argparse
+
+from datasets import load_dataset
+from trl import SFTConfig, SFTTrainer
+from unsloth import FastLanguageModel
+
+# isort: off  (the order matters: unsloth_accel sets what must be set before unsloth, which patches trl)
+import unsloth_accel
+
+# isort: on
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
+parser.add_argument("--data", default="examples/data/elements-train.jsonl")
+parser.add_argument("--output", default="runs/sft")
+parser.add_argument("--max-steps", type=int, default=10)
+parser.add_argument("--per-device", type=int, default=4, help="rows per process and step")
+parser.add_argument("--accumulation", type=int, default=1)
+options = parser.parse_args()
+
+model, tokenizer = FastLanguageModel.from_pretrained(options.model, max_seq_length=256, load_in_4bit=False)
+model = FastLanguageModel.get_peft_model(
+    model,
+    r=16,
+    lora_alpha=32,
+    target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+)
+trainer = SFTTrainer(
+    model=model,
+    processing_class=tokenizer,
+    train_dataset=load_dataset("json", data_files=options.data, split="train"),
+    args=SFTConfig(
+        output_dir=options.output,
+        max_steps=options.max_steps,
+        per_device_train_batch_size=options.per_device,
+        gradient_accumulation_steps=options.accumulation,
+        learning_rate=1e-3,
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        ddp_find_unused_parameters=False,  # dense LoRA: every trainable tensor has a gradient in every step
+    ),
+)
+trainer = unsloth_accel.adapt(trainer)  # stops the run if its processes are not the ones asked for, or not in step
+trainer.train()
+trainer.save_model(f"{options.output}/adapter")

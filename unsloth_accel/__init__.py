@@ -1,0 +1,58 @@
+"""unsloth_accel: run Unsloth on more than one GPU, through Hugging Face Accelerate.
+
+Import it before unsloth: in a launched process it sets what must be set before accelerate starts. Everything else is
+loaded when first used, so this import costs milliseconds and no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .adapters.environment import prepare as _prepare
+
+if TYPE_CHECKING:
+    from . import callbacks as callbacks
+    from .accelerate_config import AccelerateConfig as AccelerateConfig
+    from .adapters.trainer import adapt as adapt
+    from .hardware import Hardware as Hardware
+    from .planner import Plan as Plan
+    from .problems import ConfigError as ConfigError
+    from .problems import Problem as Problem
+    from .run_config import RunConfig as RunConfig
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AccelerateConfig": "accelerate_config",
+    "ConfigError": "problems",
+    "Hardware": "hardware",
+    "Plan": "planner",
+    "Problem": "problems",
+    "RunConfig": "run_config",
+    "adapt": "adapters.trainer",
+}
+__all__ = [*_HOME, "callbacks", "plan"]
+
+
+def plan(run: str | RunConfig, *overrides: str) -> Plan:
+    """Plan a run on this machine: `run` is a YAML file's path or a `RunConfig`; overrides are `key=value`.
+
+    Raises `ConfigError` with every problem of the description.
+    """
+    from .hardware import detect
+    from .planner import plan as make_plan
+    from .run_config import load
+
+    return make_plan(load(run, overrides) if isinstance(run, str) else run, detect())
+
+
+def __getattr__(name: str) -> Any:
+    if name == "callbacks":
+        return importlib.import_module(".callbacks", __name__)
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+_prepare()

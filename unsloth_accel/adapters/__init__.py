@@ -1,0 +1,1 @@
+"""Adapters: what makes an Unsloth-loaded model fit Accelerate's strategies, one file per concern."""

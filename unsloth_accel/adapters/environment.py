@@ -1,0 +1,168 @@
+"""What a launched process must know and set before torch, accelerate or Unsloth are imported.
+
+`import unsloth_accel` runs `prepare()`. It only reads the environment and a small file, so it costs a millisecond.
+
+Mends, in accelerate 1.15:
+- MULTI_GPU with `use_cpu: true`: `accelerate launch` starts the processes but doesn't tell them to use the CPU, so a
+  plain `Accelerator()` forms no group and every process trains alone. Set ACCELERATE_USE_CPU in the process itself.
+Refuses:
+- a config that asks for several processes and gets one (MULTI_CPU without MPI).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..problems import UnslothAccelError
+from ..promise import Promise
+
+PROMISE = "UNSLOTH_ACCEL_PROMISE"
+"""Environment variable: JSON of the `Promise` that `unsloth-accel launch` made for its processes."""
+
+
+class WorldError(UnslothAccelError):
+    """The processes that run are not the ones that were asked for."""
+
+
+def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Set what a launched process needs and stop one that was launched wrongly; do nothing outside a launch.
+
+    Raises `WorldError` when the accelerate config asked for more processes than were started.
+    """
+    promised = promise(environ)
+    if promised is None:
+        return
+    show_own_errors_plainly()
+    check_world_size(promised, environ)
+    if promised.device == "cpu":
+        environ["ACCELERATE_USE_CPU"] = "true"
+
+
+def world_size(environ: Mapping[str, str] = os.environ) -> int:
+    """Processes that the launcher started, from WORLD_SIZE; 1 outside a launch."""
+    return _number(environ.get("WORLD_SIZE")) or 1
+
+
+def rank(environ: Mapping[str, str] = os.environ) -> int:
+    """This process's rank among all processes, from RANK; 0 outside a launch."""
+    return _number(environ.get("RANK")) or 0
+
+
+def promise(environ: Mapping[str, str] = os.environ) -> Promise | None:
+    """What this process was told to be part of, or None when it was not launched.
+
+    Said by `unsloth-accel launch` in the environment; otherwise read from the config file that the parent process,
+    an `accelerate launch`, was given; otherwise what torchrun's variables say.
+    """
+    if environ.get(PROMISE):
+        return Promise(**json.loads(environ[PROMISE]))
+    return from_launcher_config(_parent_command(), environ) or _from_torchrun(environ)
+
+
+def from_launcher_config(command: Sequence[str], environ: Mapping[str, str]) -> Promise | None:
+    """The promise of `accelerate launch --config_file FILE …`; None if `command` is something else.
+
+    `--num_processes` on the command line wins over the file, as it does in accelerate. An FSDP or DeepSpeed config
+    makes no promise here: this package has no adapter for it yet.
+    """
+    if not any(
+        Path(word).name.startswith(("accelerate", "unsloth-accel")) or "accelerate." in word for word in command
+    ):
+        return None
+    if "launch" not in command and not any("commands.launch" in word or word.endswith("launch.py") for word in command):
+        return None
+    file = _option(command, "config_file")
+    if file is None:
+        return None
+    import yaml
+
+    try:
+        config = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return promise_of_config(config, file, _number(_option(command, "num_processes")))
+
+
+def promise_of_config(config: Any, file: str, num_processes: int | None = None) -> Promise | None:
+    """What accelerate config `config` (read from `file`) asks for; None for the kinds this package doesn't know."""
+    if not isinstance(config, dict) or config.get("distributed_type") not in ("NO", "MULTI_GPU", "MULTI_CPU"):
+        return None
+    count = num_processes or _number(str(config.get("num_processes", 1))) or 1
+    on_cpu = config.get("use_cpu") is True or config["distributed_type"] == "MULTI_CPU"
+    return Promise(
+        num_processes=count,
+        strategy="single" if count == 1 else "ddp",
+        device="cpu" if on_cpu else "cuda",
+        made_by=file,
+    )
+
+
+def check_world_size(promised: Promise, environ: Mapping[str, str] = os.environ) -> None:
+    """Raise `WorldError` unless as many processes were started as were promised."""
+    started = world_size(environ)
+    if started == promised.num_processes:
+        return
+    raise WorldError(
+        f"{promised.made_by} asks for {promised.num_processes} processes and {started} started: the run would train "
+        f"with a batch {promised.num_processes}/{started} of the one asked for. Fix: distributed_type: MULTI_GPU (with "
+        "use_cpu: true on a CPU), as in accelerate_configs/; `accelerate launch` starts one process for MULTI_CPU."
+        if started == 1
+        else f"{promised.made_by} asks for {promised.num_processes} processes and {started} started. "
+        f"Fix: launch it with --num_processes {promised.num_processes}."
+    )
+
+
+def show_own_errors_plainly() -> None:
+    """Show this package's errors as their message, once, instead of one traceback per process."""
+    previous = sys.excepthook
+    if getattr(previous, "_unsloth_accel", False):
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if not isinstance(error, UnslothAccelError):
+            previous(kind, error, traceback)
+        elif rank() == 0:
+            print(f"unsloth_accel: {error}", file=sys.stderr, flush=True)
+
+    hook._unsloth_accel = True  # type: ignore[attr-defined]
+    sys.excepthook = hook
+
+
+def _from_torchrun(environ: Mapping[str, str]) -> Promise | None:
+    count = world_size(environ)
+    if "LOCAL_RANK" not in environ or count == 1:
+        return None
+    return Promise(
+        num_processes=count,
+        strategy="ddp",
+        device="cpu" if environ.get("ACCELERATE_USE_CPU", "").lower() == "true" else "cuda",
+        made_by="WORLD_SIZE",
+    )
+
+
+def _parent_command() -> list[str]:
+    """The command line of the parent process; empty where it can't be read."""
+    try:
+        return Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8").split("\0")[:-1]
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def _option(command: Sequence[str], name: str) -> str | None:
+    """The value of `--name value` or `--name=value`, with either spelling of its words, before the script."""
+    spellings = {f"--{name}", f"--{name.replace('_', '-')}"}
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        option, _, value = word.partition("=")
+        if option in spellings:
+            return value or following
+    return None
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdigit() else None

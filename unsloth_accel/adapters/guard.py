@@ -1,0 +1,115 @@
+"""The checks of a run's first step: the world is the one that was promised, and all ranks hold the same weights.
+
+A process that trains alone, or whose gradients are not averaged, looks healthy in its own log. These checks compare
+bits over ranks, so they have no tolerance and no false alarm: DDP gives every rank the same averaged gradient, and
+the same optimizer makes the same step from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..problems import UnslothAccelError
+from .environment import world_size
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..promise import Promise
+
+
+class GuardError(UnslothAccelError):
+    """What runs is not what was asked for; the run stops before it trains silently wrong."""
+
+
+def check_world(promised: Promise) -> None:
+    """Compare Accelerate's view of this run with what was promised; raises `GuardError` with every difference."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    state = PartialState()
+    alone = state.distributed_type == DistributedType.NO
+    wrong = []
+    if state.num_processes != promised.num_processes:
+        wrong.append(f"{promised.num_processes} processes were promised, Accelerate sees {state.num_processes}")
+    if alone and world_size() > 1:
+        wrong.append(f"{world_size()} processes were started but form no group: each would train alone")
+    strategies = {"single": ("NO",), "ddp": ("MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU")}
+    if state.distributed_type.value not in strategies[promised.strategy]:
+        wrong.append(f"strategy {promised.strategy} was promised, Accelerate runs {state.distributed_type.value}")
+    if state.device.type != promised.device:
+        wrong.append(f"device {promised.device} was promised, this process runs on {state.device.type}")
+    if wrong:
+        raise GuardError(
+            f"{'; '.join(wrong)} (promised by {promised.made_by}). Fix: launch with `unsloth-accel launch`, or import "
+            "unsloth_accel before unsloth, transformers and accelerate."
+        )
+
+
+def check_equal(tensors: Mapping[str, torch.Tensor], what: str) -> None:
+    """Raise `GuardError` on every rank unless `tensors` hold the same bits on all of them.
+
+    Tensors that are sharded over ranks (DTensor) differ by design and are left out. `what` names them: "gradients".
+    """
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import gather
+
+    state = PartialState()
+    if state.num_processes == 1:
+        return
+    whole = {name: tensor for name, tensor in tensors.items() if not _is_sharded(tensor)}
+    sums = [_checksum(tensor).to(state.device) for tensor in whole.values()]
+    # The first entry is the number of tensors, so that ranks with other tensors differ instead of hanging.
+    mine = torch.stack([torch.tensor(len(sums), device=state.device), *sums[: _smallest(len(sums))]])
+    everyone = gather(mine.unsqueeze(0))
+    assert isinstance(everyone, torch.Tensor)
+    same = (everyone == everyone[0]).all(dim=0)
+    if bool(same.all()):
+        return
+    names = ["(their number)", *whole]
+    different = [name for name, equal in zip(names, same.tolist(), strict=False) if not equal]
+    raise GuardError(
+        f"{what} differ between ranks in {len(different)} of {len(whole)} tensors, first {different[0]}: the ranks "
+        "are not synchronised and would train different models. Fix: let Accelerate wrap the model (don't put "
+        "DistributedDataParallel around it, don't call the inner model in the loss)."
+    )
+
+
+def trainable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The trainable parameters of `model` by name."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The gradients of the trainable parameters of `model` by name; those without one are left out."""
+    named: Iterable[tuple[str, Any]] = model.named_parameters()
+    return {name: p.grad.detach() for name, p in named if p.requires_grad and p.grad is not None}
+
+
+def _checksum(tensor: torch.Tensor) -> torch.Tensor:
+    """A 64-bit sum over the tensor's bits, weighted by position: equal tensors agree, others almost surely don't."""
+    import torch
+
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = tensor.contiguous().view(-1).view(integers[tensor.element_size()]).to(torch.int64)
+    # An odd multiplier below 2**31; products wrap around, which a checksum may.
+    weights = torch.arange(bits.numel(), device=bits.device, dtype=torch.int64) * 0x5851_F42D + 1
+    return (bits * weights).sum()
+
+
+def _smallest(count: int) -> int:
+    """The smallest `count` over all ranks, so that every rank gathers the same shape."""
+    import torch
+    from accelerate import PartialState
+
+    if not torch.distributed.is_initialized():
+        return count
+    smallest = torch.tensor(count, device=PartialState().device)
+    torch.distributed.all_reduce(smallest, op=torch.distributed.ReduceOp.MIN)
+    return int(smallest)
+
+
+def _is_sharded(tensor: torch.Tensor) -> bool:
+    return hasattr(tensor, "_local_tensor")

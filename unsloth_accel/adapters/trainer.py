@@ -1,0 +1,26 @@
+"""adapt: make a Trainer that the user built safe to run in several processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from ..callbacks.guard import Guard
+from .ddp import wrap_after_evaluation
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+AnyTrainer = TypeVar("AnyTrainer", bound="Trainer")
+
+
+def adapt(trainer: AnyTrainer) -> AnyTrainer:
+    """Make `trainer` safe to evaluate before it trains, put the guard on it, and return it; once is enough.
+
+    Without it `trainer.evaluate()` before `trainer.train()` turns DDP off (`adapters.ddp`). The guard stops the run,
+    with the reason, when its world is not the one that was launched or its ranks are not synchronised
+    (`unsloth_accel.callbacks.Guard`).
+    """
+    if not any(isinstance(callback, Guard) for callback in trainer.callback_handler.callbacks):
+        wrap_after_evaluation(trainer.accelerator)
+        trainer.add_callback(Guard())
+    return trainer

@@ -1,0 +1,47 @@
+"""Guard: stops a run that is not the one asked for, in its first step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..adapters import environment, guard
+
+if TYPE_CHECKING:
+    from ..promise import Promise
+
+
+class Guard(TrainerCallback):
+    """Checks the world when training starts, gradients and weights in the first step, weights at every save.
+
+    `promised` is what to hold the world to; by default what the launcher promised (`environment.promise`).
+    Raises `GuardError` on every rank, so that all of them end.
+    """
+
+    def __init__(self, promised: Promise | None = None) -> None:
+        self.promised = promised
+        self._first = True
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._first = True
+        promised = self.promised or environment.promise()
+        if promised is not None:
+            guard.check_world(promised)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Gradients, and not only weights: a warm-up may start at learning rate 0, where weights can't yet differ.
+        if self._first:
+            guard.check_equal(guard.gradients(kwargs["model"]), "gradients of the first step")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._first:
+            guard.check_equal(guard.trainable(kwargs["model"]), "trainable weights after the first step")
+            self._first = False
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        guard.check_equal(guard.trainable(kwargs["model"]), f"trainable weights at step {state.global_step}")

@@ -1,0 +1,57 @@
+"""StepLog: every logged step as a line of JSON, with its time and memory."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class StepLog(TrainerCallback):
+    """Appends to `path`, on rank 0, a line per log: step, the Trainer's figures, seconds, peak memory.
+
+    `seconds` counts from the start of training; reading the loss for a log waits for the GPU, so with
+    `logging_steps=1` differences of `seconds` are the times of steps. `peak_gib` is the most that torch allocated on
+    rank 0's GPU so far (absent on a CPU). Resuming drops the lines past the checkpoint and goes on.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._start = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        kept = [line for line in kept if json.loads(line)["step"] <= state.global_step]
+        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self._start = time.perf_counter()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        row = {"step": state.global_step, **logs, "seconds": round(time.perf_counter() - self._start, 4)}
+        row |= _peak_memory()
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _peak_memory() -> dict[str, float]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    return {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3)}

@@ -1,0 +1,1 @@
+"""Data: checking and loading training rows."""

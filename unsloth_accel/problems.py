@@ -1,0 +1,71 @@
+"""What is wrong with a run, said so that the reader can mend it.
+
+Every check in this package returns `Problem`s instead of raising, so that all of them are shown at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Severity = Literal["error", "warning"]
+
+
+class UnslothAccelError(Exception):
+    """An error of the run, not of the program: shown as its message, without a traceback."""
+
+    exit_status = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing wrong with a description, a config file or a data set."""
+
+    key: str
+    """Where it stands: a dotted config key, or `file:line`."""
+    value: Any = None
+    """What was found there; None when there is nothing to show."""
+    consequence: str
+    """What is wrong, or what would happen."""
+    fix: str
+    """What to write or run instead."""
+    severity: Severity = "error"
+
+    def __str__(self) -> str:
+        found = "" if self.value is None else f"={_short(self.value)}"
+        return f"{self.severity}: {self.key}{found}: {self.consequence} Fix: {self.fix}"
+
+
+class ConfigError(UnslothAccelError):
+    """One or more problems that stop a run before anything is trained or written."""
+
+    exit_status = 2
+
+    def __init__(self, problems: Problem | Iterable[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+def raise_errors(problems: Sequence[Problem]) -> None:
+    """Raise `ConfigError` with all of `problems` that are errors; return when there are none."""
+    errors = [problem for problem in problems if problem.severity == "error"]
+    if errors:
+        raise ConfigError(errors)
+
+
+def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """A fix for an unknown `word`: the nearest of `known` (behind `prefix`), or all of them when none is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {prefix}{close[0]}?"
+    if len(known) > 20:
+        return "remove it, or look its name up in TRL's SFTConfig."
+    return f"remove it, or use one of: {', '.join(known)}."
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

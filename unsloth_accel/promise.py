@@ -1,0 +1,16 @@
+"""Promise: what the launched processes must find; made by the launcher, checked inside each process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    num_processes: int
+    """All processes, over all machines."""
+    strategy: Literal["single", "ddp"]
+    device: Literal["cuda", "cpu"]
+    made_by: str = "the plan"
+    """Who promised it: the plan, a config file's path, or WORLD_SIZE."""

@@ -1,0 +1,350 @@
+"""RunConfig: the description of a run, from YAML and `key=value` overrides.
+
+The sections are OmegaConf structured configs; the string under a field is its help text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .problems import ConfigError, Problem, nearest, raise_errors
+from .training_fields import accepts, training_fields, type_name
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    """A local directory with a config.json, or a hub id."""
+    load_in_4bit: bool = False
+    """QLoRA: keep the base model's weights in 4 bit."""
+    max_seq_length: int = 2048
+    """Tokens; longer rows are cut."""
+    dtype: str | None = None
+    """float32, float16 or bfloat16; null lets Unsloth choose for the hardware."""
+    gradient_checkpointing: str = "unsloth"
+    """`unsloth` (offloaded, least memory), `true` (PyTorch's), or `false` (fastest while memory lasts)."""
+    trust_remote_code: bool = False
+    """Run Python code that the model repository ships."""
+
+
+@dataclass
+class LoraConfig:
+    r: int = 16
+    """Rank."""
+    alpha: int = 16
+    """Scale: the update is multiplied by alpha / r."""
+    dropout: float = 0.0
+    """Unsloth's fused kernels need 0."""
+    target_modules: Any = "all-linear"
+    """`all-linear` (the seven projections of a decoder block) or a list of module names."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r)."""
+    random_state: int = 3407
+    """Seed of the adapter's initial weights; the same on every process."""
+
+
+@dataclass
+class DataConfig:
+    path: str = MISSING
+    """Training rows: JSON Lines with `messages`, `prompt` + `completion`, or `text`."""
+    eval_path: str | None = None
+    """Held-out rows, in the same form."""
+    train_on: str = "all"
+    """`all` tokens, or only the assistant's `responses` (chat rows)."""
+
+
+@dataclass
+class BatchConfig:
+    global_size: int | None = None
+    """Rows per optimizer step over all processes: per-device × accumulation × processes. Null: what these give."""
+
+
+@dataclass
+class DistributedConfig:
+    strategy: str = "auto"
+    """`auto`, `single` or `ddp`."""
+    num_processes: Any = "auto"
+    """`auto` (one per visible GPU; two on a CPU) or a number."""
+    device: str = "auto"
+    """`auto`, `cuda` or `cpu`."""
+
+
+@dataclass
+class EvaluationConfig:
+    """Compare the model before and after training on `data.eval_path`."""
+
+    loss: bool = True
+    """Held-out loss before and after."""
+    exact_match: bool = False
+    """Answer the held-out chat rows greedily, before and after, and count answers that equal the reference."""
+    max_rows: int = 64
+    """Rows to answer for `exact_match`."""
+    max_new_tokens: int = 64
+    samples: int = 3
+    """Answers to show at the end."""
+
+
+@dataclass
+class LoggingConfig:
+    report_to: str = "none"
+    """`none`, `tensorboard`, `wandb`, `trackio`, …: the Trainer's own integrations."""
+    progress: bool = True
+    """Show the progress bar (rank 0)."""
+
+
+@dataclass
+class RunConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    training: dict[str, Any] = field(default_factory=dict)
+    """Any field of TRL's SFTConfig, and `resume` and `overwrite` (true or false)."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    output_dir: str = MISSING
+    """Everything that the run writes goes here."""
+
+    @property
+    def resume(self) -> bool:
+        return bool(self.training.get("resume", False))
+
+    @property
+    def overwrite(self) -> bool:
+        return bool(self.training.get("overwrite", False))
+
+    def sft_fields(self) -> dict[str, Any]:
+        """`training` without our own two keys: what SFTConfig gets."""
+        fields = {key: value for key, value in self.training.items() if key not in OWN_TRAINING_KEYS}
+        # YAML 1.1 reads an unquoted `no` as false; these fields mean the word.
+        return {key: "no" if key.endswith("_strategy") and value is False else value for key, value in fields.items()}
+
+    def to_yaml(self) -> str:
+        return OmegaConf.to_yaml(OmegaConf.structured(self))
+
+
+OWN_TRAINING_KEYS = {"resume": bool, "overwrite": bool}
+# SFTConfig fields that have one place in a RunConfig; set twice they could disagree.
+_ELSEWHERE = {
+    "output_dir": "output_dir",
+    "max_length": "model.max_seq_length",
+    "max_seq_length": "model.max_seq_length",
+    "report_to": "logging.report_to",
+    "gradient_checkpointing": "model.gradient_checkpointing",
+    "resume_from_checkpoint": "training.resume",
+    "disable_tqdm": "logging.progress",
+    "use_cpu": "distributed.device",
+    "fsdp": "distributed.strategy",
+    "fsdp_config": "distributed.strategy",
+    "deepspeed": "distributed.strategy",
+    "accelerator_config": "distributed.strategy",
+}
+_CHOICES = {
+    "distributed.strategy": ("auto", "single", "ddp"),
+    "distributed.device": ("auto", "cuda", "cpu"),
+    "data.train_on": ("all", "responses"),
+    "model.gradient_checkpointing": ("unsloth", "true", "false"),
+    "model.dtype": (None, "float32", "float16", "bfloat16"),
+}
+_POSITIVE = (
+    "model.max_seq_length",
+    "lora.r",
+    "batch.global_size",
+    "evaluation.max_rows",
+    "evaluation.max_new_tokens",
+    "training.per_device_train_batch_size",
+    "training.gradient_accumulation_steps",
+)
+_REQUIRED = ("model.name", "data.path", "output_dir")
+_OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=")
+
+
+def is_override(token: str) -> bool:
+    """Whether a command-line token is a `key=value` override."""
+    return bool(_OVERRIDE.match(token))
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's YAML, apply `key=value` overrides, check it.
+
+    Raises `ConfigError` with every problem found: a file that can't be read, unknown keys (with the nearest known
+    one), wrong types, missing required keys, values outside their choices.
+    """
+    given = _read_yaml(Path(path))
+    for override in overrides:
+        if not is_override(override):
+            fix = "write key=value, for example training.max_steps=2"
+            raise ConfigError(Problem(key=override, consequence="is not an override.", fix=fix))
+        try:
+            given = OmegaConf.merge(given, OmegaConf.from_dotlist([override]))  # type: ignore[assignment]
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+            fix = "quote the value or correct it"
+            raise ConfigError(Problem(key=override, consequence=f"{_first_line(error)}.", fix=fix)) from None
+    return from_dict(given)
+
+
+def from_dict(given: DictConfig | dict[str, Any]) -> RunConfig:
+    """A checked `RunConfig` from nested keys and values; raises `ConfigError` as `load` does."""
+    values = given if isinstance(given, DictConfig) else OmegaConf.create(given)
+    schema = OmegaConf.structured(RunConfig)
+    problems: list[Problem] = []
+    _fill(schema, values, "", problems)
+    problems += _missing(schema)
+    problems += _check_training(schema)
+    raise_errors(problems)
+    config = OmegaConf.to_object(schema)
+    assert isinstance(config, RunConfig)
+    raise_errors(_check_values(config))
+    return config
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    problem = None
+    try:
+        values = OmegaConf.load(path)
+        if isinstance(values, DictConfig):
+            if values.keys():
+                return values
+            problem = ("is empty.", "describe the run: model.name, data.path and output_dir at least")
+        else:
+            problem = ("is not a mapping of keys to values.", "write key: value lines")
+    except FileNotFoundError:
+        problem = ("no such file.", "check the path")
+    except (IsADirectoryError, PermissionError) as error:
+        problem = (f"{error.strerror}.", "give a readable YAML file")
+    except UnicodeDecodeError as error:
+        problem = (f"is not UTF-8 text (byte {error.start}).", "save the file as UTF-8")
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        problem = (f"{where}{getattr(error, 'problem', None) or _first_line(error)}.", "correct the YAML there")
+    except (OmegaConfBaseException, OSError) as error:
+        problem = (f"{_first_line(error)}.", "correct the file")
+    raise ConfigError(Problem(key=str(path), consequence=problem[0], fix=problem[1]))
+
+
+def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Problem]) -> None:
+    """Copy `values` into `schema` leaf by leaf, so that every unknown key and wrong type is found, not the first."""
+    for key in values:
+        name = f"{prefix}{key}"
+        known = [str(known) for known in schema.keys()]  # noqa: SIM118  (`in schema` leaves out required keys)
+        if str(key) not in known:
+            problems.append(Problem(key=name, consequence="unknown key.", fix=nearest(str(key), known, prefix)))
+            continue
+        try:
+            value = values[key]
+        except OmegaConfBaseException as error:
+            problems.append(Problem(key=name, consequence=f"{_first_line(error)}.", fix="correct the reference"))
+            continue
+        default = schema._get_node(key)
+        if isinstance(default, DictConfig) and key != "training":
+            if isinstance(value, DictConfig):
+                _fill(default, value, f"{name}.", problems)
+            elif value is not None:
+                fix = f"write its keys below it: {', '.join(map(str, default))}"
+                problems.append(Problem(key=name, value=value, consequence="is a section, not a value.", fix=fix))
+            continue
+        if name == "model.gradient_checkpointing" and isinstance(value, bool):
+            value = str(value).lower()  # YAML reads true and false as booleans
+        try:
+            schema[key] = {} if key == "training" and value is None else value
+        except OmegaConfBaseException:
+            kind = _field_type(name)
+            consequence = f"wrong type: {kind} is needed, this is {_type_of(value)}."
+            problems.append(Problem(key=name, value=value, consequence=consequence, fix=f"give {kind}"))
+
+
+def _missing(schema: DictConfig) -> list[Problem]:
+    return [
+        Problem(key=key, consequence="is missing; nothing can be planned without it.", fix=f"add it, or pass {key}=…")
+        for key in _REQUIRED
+        if OmegaConf.select(schema, key, default=None, throw_on_missing=False) in (None, "")
+    ]
+
+
+def _check_training(schema: DictConfig) -> list[Problem]:
+    training = schema._get_node("training")
+    if not isinstance(training, DictConfig) or training._is_missing():
+        return []
+    known = {**training_fields(), **OWN_TRAINING_KEYS}
+    problems = []
+    for key in map(str, training):
+        name, value = f"training.{key}", training[key]
+        if key in _ELSEWHERE:
+            fix = f"set {_ELSEWHERE[key]} instead"
+            problems.append(Problem(key=name, value=value, consequence="has its place elsewhere in run.yaml.", fix=fix))
+        elif key not in known:
+            if len(known) > len(OWN_TRAINING_KEYS):  # otherwise TRL is not installed and nothing is known
+                consequence = "unknown key: SFTConfig has no such field."
+                problems.append(Problem(key=name, consequence=consequence, fix=nearest(key, known, "training.")))
+        elif not accepts(known[key], OmegaConf.to_container(value) if OmegaConf.is_config(value) else value):
+            kind = type_name(known[key])
+            consequence = f"wrong type: {kind} is needed, this is {_type_of(value)}."
+            problems.append(Problem(key=name, value=value, consequence=consequence, fix=f"give {kind}"))
+    return problems
+
+
+def _check_values(config: RunConfig) -> list[Problem]:
+    tree = OmegaConf.structured(config)
+    problems = []
+    for key, choices in _CHOICES.items():
+        value = OmegaConf.select(tree, key)
+        if value not in choices:
+            words = ", ".join("null" if choice is None else choice for choice in choices)
+            problems.append(Problem(key=key, value=value, consequence="unknown value.", fix=f"use one of: {words}."))
+    for key in _POSITIVE:
+        value = OmegaConf.select(tree, key)
+        if value is not None and value < 1:
+            problems.append(Problem(key=key, value=value, consequence="must be at least 1.", fix="give 1 or more"))
+    count = config.distributed.num_processes
+    if count != "auto" and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        key = "distributed.num_processes"
+        problems.append(Problem(key=key, value=count, consequence="is no number of processes.", fix="auto, or 1, 2, …"))
+    modules = config.lora.target_modules
+    if isinstance(modules, str):
+        if modules != "all-linear":
+            fix = "all-linear, or a list such as [q_proj, v_proj]"
+            problems.append(Problem(key="lora.target_modules", value=modules, consequence="unknown value.", fix=fix))
+    elif not (isinstance(modules, list) and modules and all(isinstance(module, str) for module in modules)):
+        fix = "all-linear, or a list such as [q_proj, v_proj]"
+        consequence = "is not a list of module names."
+        problems.append(Problem(key="lora.target_modules", value=modules, consequence=consequence, fix=fix))
+    if config.evaluation.exact_match and not config.data.eval_path:
+        consequence = "needs held-out rows, and data.eval_path names none."
+        problems.append(
+            Problem(key="evaluation.exact_match", value=True, consequence=consequence, fix="set data.eval_path")
+        )
+    if config.resume and config.overwrite:
+        consequence = "resume keeps the run in output_dir, overwrite deletes it."
+        problems.append(Problem(key="training.resume", value=True, consequence=consequence, fix="choose one of them"))
+    return problems
+
+
+def _field_type(name: str) -> str:
+    """The declared type of a dotted key, in words."""
+    owner: Any = RunConfig
+    *sections, last = name.split(".")
+    for section in sections:
+        owner = next(f.default_factory for f in dataclasses.fields(owner) if f.name == section)
+    kind = next((str(f.type) for f in dataclasses.fields(owner) if f.name == last), "another type")
+    return kind.replace(" | None", " or null")
+
+
+def _type_of(value: Any) -> str:
+    if OmegaConf.is_dict(value):
+        return "a mapping"
+    return "a list" if OmegaConf.is_list(value) else type(value).__name__
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")

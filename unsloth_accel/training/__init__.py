@@ -1,0 +1,1 @@
+"""Training entry points, run inside each launched process."""

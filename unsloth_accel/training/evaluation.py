@@ -1,0 +1,103 @@
+"""Held-out loss and exact-match accuracy, over all ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..data.rows import read_rows
+from ..run_config import RunConfig
+
+if TYPE_CHECKING:
+    from trl import SFTTrainer
+
+BATCH = 16
+"""Rows answered at once by one process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What to measure on the held-out rows."""
+
+    loss: bool
+    questions: tuple[tuple[list[dict[str, str]], str], ...]
+    """Conversation up to the last answer, and that answer."""
+    max_new_tokens: int
+    samples: int
+
+    @classmethod
+    def of(cls, run: RunConfig, trainer: SFTTrainer) -> Held | None:
+        """What `run.evaluation` asks for; None when there are no held-out rows."""
+        if run.data.eval_path is None or not (run.evaluation.loss or run.evaluation.exact_match):
+            return None
+        rows = read_rows(run.data.eval_path, "data.eval_path") if run.evaluation.exact_match else []
+        conversations = [row["messages"] for row in rows if row["messages"][-1]["role"] == "assistant"]
+        return cls(
+            loss=run.evaluation.loss,
+            questions=tuple((c[:-1], c[-1]["content"]) for c in conversations[: run.evaluation.max_rows]),
+            max_new_tokens=run.evaluation.max_new_tokens,
+            samples=run.evaluation.samples,
+        )
+
+
+def evaluate(held: Held, trainer: SFTTrainer) -> dict[str, Any]:
+    """Held-out figures: `loss` (nats per trained token), `accuracy` (0 to 1) of `rows` answers, sample `answers`.
+
+    Every rank must call it; every rank gets the same figures.
+    """
+    figures: dict[str, Any] = {}
+    if held.loss:
+        figures["loss"] = float(trainer.evaluate()["eval_loss"])
+    if held.questions:
+        answers = _answers(held, trainer)
+        figures["rows"] = len(answers)
+        figures["accuracy"] = sum(answer["right"] for answer in answers) / len(answers)
+        figures["answers"] = answers[: held.samples]
+    return figures
+
+
+def _answers(held: Held, trainer: SFTTrainer) -> list[dict[str, Any]]:
+    """A greedy answer to every question: each rank answers its share, all ranks get all."""
+    import torch
+    from accelerate.utils import gather_object
+
+    state = trainer.accelerator
+    mine = range(state.process_index, len(held.questions), state.num_processes)
+    tokenizer: Any = trainer.processing_class
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    side, tokenizer.padding_side = tokenizer.padding_side, "left"
+    _mode(model, "for_inference")
+    found: list[tuple[int, dict[str, Any]]] = []
+    try:
+        for start in range(0, len(mine), BATCH):
+            chosen = list(mine[start : start + BATCH])
+            inputs = tokenizer.apply_chat_template(
+                [held.questions[index][0] for index in chosen],
+                add_generation_prompt=True,
+                padding=True,
+                return_dict=True,
+                return_tensors="pt",
+            ).to(state.device)
+            with torch.inference_mode():
+                output = model.generate(
+                    **inputs,
+                    max_new_tokens=held.max_new_tokens,
+                    do_sample=False,
+                    pad_token_id=tokenizer.pad_token_id,
+                )
+            texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            for index, text in zip(chosen, texts, strict=True):
+                question, reference = held.questions[index]
+                answer = {"question": question[-1]["content"], "answer": text.strip(), "reference": reference}
+                found.append((index, {**answer, "right": text.strip() == reference.strip()}))
+    finally:
+        tokenizer.padding_side = side
+        _mode(model, "for_training")
+    return [answer for _, answer in sorted(gather_object(found), key=lambda pair: pair[0])]
+
+
+def _mode(model: Any, method: str) -> None:
+    """Unsloth's switch between its training and its generation paths."""
+    from unsloth import FastLanguageModel
+
+    getattr(FastLanguageModel, method)(model)

@@ -1,0 +1,225 @@
+"""Supervised fine-tuning of a run.yaml: the module that `unsloth-accel launch RUN.yaml` starts in every process.
+
+accelerate launch --config_file RUN_DIR/accelerate.yaml -m unsloth_accel.training.sft RUN_DIR/run.yaml
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth is imported)
+
+from ..adapters import environment
+from ..files import write_atomically
+from ..launcher import report_error
+from ..problems import ConfigError, Problem, UnslothAccelError
+from ..run_config import RunConfig, load
+from ..validation import checkpoints
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from trl import SFTTrainer
+
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""`all-linear`: the linear layers of a Llama-style decoder block, for which Unsloth has fused LoRA kernels."""
+
+
+def main(run_yaml: str) -> int:
+    """Train what `run_yaml` describes in this process, one of those launched; returns the exit status."""
+    run = load(run_yaml)
+    try:
+        train(run)
+    except BaseException as error:
+        status = report_error(run.output_dir, environment.rank(), error)
+        if not isinstance(error, UnslothAccelError | KeyboardInterrupt):
+            traceback.print_exc()
+        return status
+    return 0
+
+
+def train(run: RunConfig) -> dict[str, Any]:
+    """Load, train, evaluate and save; returns what results.json holds."""
+    environment.show_own_errors_plainly()
+    first = environment.rank() == 0
+    if not first:
+        _speak_into(Path(run.output_dir, "logs", f"rank-{environment.rank()}.log"))
+    print(f"loading {run.model.name}", flush=True)
+    trainer = build_trainer(run)
+
+    from ..adapters.saving import save_run
+    from .evaluation import Held, evaluate
+
+    results: dict[str, Any] = {}
+    held = Held.of(run, trainer)
+    if held:
+        print("held-out rows, before training", flush=True)
+        results["before"] = evaluate(held, trainer)
+    whole = checkpoints(run.output_dir)
+    started = time.perf_counter()
+    outcome = trainer.train(resume_from_checkpoint=str(whole[-1]) if run.resume and whole else None)
+    results["training"] = {
+        "seconds": round(time.perf_counter() - started, 1),
+        "steps": trainer.state.global_step,
+        "loss": outcome.training_loss,
+        "tokens": trainer.state.num_input_tokens_seen,
+    }
+    if held:
+        print("held-out rows, after training", flush=True)
+        results["after"] = evaluate(held, trainer)
+    adapter = save_run(trainer, run)
+    if first:
+        write_atomically(Path(run.output_dir, "results.json"), json.dumps(results, indent=2) + "\n")
+        print(summary(run, results, adapter), flush=True)
+    return results
+
+
+def build_trainer(run: RunConfig) -> SFTTrainer:
+    """The model with its adapter, the data and TRL's SFTTrainer, guarded and with our callbacks."""
+    import unsloth  # isort: skip  (before transformers and trl, which it patches)
+    from transformers import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    _quiet_progress_bars()
+    from ..adapters.trainer import adapt
+    from ..callbacks.progress import Progress
+    from ..callbacks.step_log import StepLog
+
+    name = run.model.name
+    # Absolute, so that the saved adapter finds its base model from any directory.
+    name = str(Path(name).expanduser().resolve()) if Path(name).expanduser().is_dir() else name
+    model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
+        model_name=name,
+        max_seq_length=run.model.max_seq_length,
+        dtype=_dtype(run.model.dtype),
+        load_in_4bit=run.model.load_in_4bit,
+        trust_remote_code=run.model.trust_remote_code,
+    )
+    checkpointing = {"unsloth": "unsloth", "true": True, "false": False}[run.model.gradient_checkpointing]
+    modules = run.lora.target_modules
+    model = unsloth.FastLanguageModel.get_peft_model(
+        model,
+        r=run.lora.r,
+        lora_alpha=run.lora.alpha,
+        lora_dropout=run.lora.dropout,
+        target_modules=PROJECTIONS if modules == "all-linear" else list(modules),
+        use_rslora=run.lora.use_rslora,
+        use_gradient_checkpointing=checkpointing,
+        random_state=run.lora.random_state,
+    )
+    fields = {
+        "logging_steps": 1,
+        "save_strategy": "no",
+        # Real tokens over all ranks, for tokens per second; one small gather per step.
+        "include_num_input_tokens_seen": "non_padding",
+        # For dense LoRA every trainable tensor gets a gradient in every step, so DDP need not search for others; the
+        # Trainer's default for PEFT models is to search, with a warning per step.
+        "ddp_find_unused_parameters": False,
+        **run.sft_fields(),
+        "output_dir": run.output_dir,
+        "max_length": run.model.max_seq_length,
+        "gradient_checkpointing": bool(checkpointing),
+        "report_to": run.logging.report_to,
+        "disable_tqdm": True,
+    }
+    if run.data.eval_path:
+        fields.setdefault("per_device_eval_batch_size", 2 * fields["per_device_train_batch_size"])
+    if run.distributed.device == "cpu":
+        fields["use_cpu"] = True
+    try:
+        arguments = SFTConfig(**fields)
+    except (TypeError, ValueError) as error:
+        fix = "correct the field of `training` that it names"
+        raise ConfigError(Problem(key="training", consequence=f"SFTConfig refuses it: {error}", fix=fix)) from None
+    trainer = SFTTrainer(
+        model=model,
+        processing_class=tokenizer,
+        args=arguments,
+        train_dataset=_dataset(run.data.path),
+        eval_dataset=_dataset(run.data.eval_path) if run.data.eval_path else None,
+    )
+    if run.data.train_on == "responses":
+        from unsloth.chat_templates import train_on_responses_only
+
+        trainer = train_on_responses_only(trainer)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(StepLog(Path(run.output_dir, "logs", "steps.jsonl")))
+    if run.logging.progress:
+        trainer.add_callback(Progress())
+    return adapt(trainer)
+
+
+def summary(run: RunConfig, results: dict[str, Any], adapter: Path) -> str:
+    """What a run tells at its end: held-out figures and answers before and after, and where the adapter is."""
+    lines = []
+    before, after = results.get("before"), results.get("after")
+    training = results["training"]
+    speed = training["tokens"] / training["seconds"] if training["seconds"] else 0.0
+    lines.append(f"trained {training['steps']} steps in {training['seconds']:.0f} s ({speed:,.0f} tokens/s)")
+    for old, new in zip((before or {}).get("answers", []), (after or {}).get("answers", []), strict=True):
+        verdict = "(right)" if new["right"] else f"(expected {new['reference']})"
+        lines += [
+            "",
+            f"question  {old['question']}",
+            f"  before  {_one_line(old['answer'])}",
+            f"  after   {_one_line(new['answer'])}  {verdict}",
+        ]
+    lines += [
+        "",
+        f"adapter   {adapter}",
+        f'load it   FastLanguageModel.from_pretrained("{adapter}")',
+    ]
+    if before and after:
+        if "loss" in before:
+            lines.append(f"held-out loss      {before['loss']:.4f} before → {after['loss']:.4f} after")
+        if "accuracy" in before:
+            rows = after["rows"]
+            figures = f"{before['accuracy']:.1%} before → {after['accuracy']:.1%} after"
+            lines.append(f"held-out accuracy  {figures} (exact match, {rows} rows)")
+    return "\n".join(lines)
+
+
+def _dataset(path: str) -> Dataset:
+    from accelerate import PartialState
+    from datasets import Dataset
+
+    from ..data.rows import read_rows
+
+    # One rank at a time where they share a machine, so that one tokenises and the others find its cache.
+    with PartialState().local_main_process_first():
+        return Dataset.from_list(read_rows(path))
+
+
+def _dtype(name: str | None) -> Any:
+    import torch
+
+    return getattr(torch, name) if name else None
+
+
+def _one_line(text: str, limit: int = 160) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _speak_into(path: Path) -> None:
+    """Send what this process prints to a file: libraries greet on every rank, the console needs it once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout = path.open("w", encoding="utf-8", buffering=1)
+
+
+def _quiet_progress_bars() -> None:
+    """Bars of loading and tokenising: none where nobody watches, and none from ranks that do what rank 0 does."""
+    import datasets
+    import transformers
+
+    if environment.rank() != 0 or not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,183 @@
+"""Checks made before any process starts: of a run's inputs and place, and of a user's accelerate config."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .data.rows import read_rows
+from .hardware import Hardware
+from .problems import ConfigError, Problem, nearest
+from .run_config import RunConfig
+
+ADAPTER = "adapter"
+"""Directory inside a run's output_dir that holds the finished adapter; a run that has it is finished."""
+
+
+def input_problems(run: RunConfig) -> list[Problem]:
+    """What is wrong with the model and the data of `run`."""
+    problems = _model_problems(run)
+    chat = True
+    for key, path in (("data.path", run.data.path), ("data.eval_path", run.data.eval_path)):
+        if path is None:
+            continue
+        try:
+            rows = read_rows(path, key)
+        except ConfigError as error:
+            problems += error.problems
+            continue
+        chat = chat and "messages" in rows[0]
+    if not chat and run.data.train_on == "responses":
+        consequence = "needs chat rows (`messages`) to know what a response is."
+        fix = "data.train_on=all, or give rows with messages"
+        problems.append(Problem(key="data.train_on", value="responses", consequence=consequence, fix=fix))
+    if not chat and run.evaluation.exact_match:
+        consequence = "needs chat rows (`messages`) to know question and answer."
+        fix = "evaluation.exact_match=false"
+        problems.append(Problem(key="evaluation.exact_match", value=True, consequence=consequence, fix=fix))
+    return problems
+
+
+def _model_problems(run: RunConfig) -> list[Problem]:
+    name = run.model.name
+    path = Path(name).expanduser()
+    if not path.exists():
+        looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1 or os.sep + os.sep in name
+        if not looks_like_path:
+            return []  # a hub id: whether it can be had shows when it is loaded
+        fix = "check the path, or give a hub id such as unsloth/Llama-3.2-1B-Instruct"
+        return [Problem(key="model.name", value=name, consequence="no such directory.", fix=fix)]
+    config = path / "config.json"
+    if not path.is_dir() or not config.is_file():
+        consequence = "has no config.json, so it is not a model directory."
+        fix = "give the directory that holds config.json and the weights"
+        return [Problem(key="model.name", value=name, consequence=consequence, fix=fix)]
+    try:
+        json.loads(config.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        fix = "restore the file from the model's source"
+        return [Problem(key=str(config), consequence=f"can't be read: {error}.", fix=fix)]
+    if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+        consequence = "has a config.json and no weights (*.safetensors)."
+        return [Problem(key="model.name", value=name, consequence=consequence, fix="copy the weights into it")]
+    return []
+
+
+def checkpoints(directory: str | Path) -> list[Path]:
+    """The Trainer's checkpoints in a run's directory that were written to the end, oldest first.
+
+    `trainer_state.json` is the last file that the Trainer writes into a checkpoint.
+    """
+    found = [path for path in Path(directory).glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    whole = [path for path in found if (path / "trainer_state.json").is_file()]
+    return sorted(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def output_problems(run: RunConfig) -> list[Problem]:
+    """Why the run may not write into its output directory."""
+    directory = Path(run.output_dir)
+    problems = []
+    if not run.resume and not run.overwrite:
+        held = "a finished run" if (directory / ADAPTER).exists() else ""
+        if not held and checkpoints(directory):
+            held = f"checkpoints up to {checkpoints(directory)[-1].name}"
+        if held:
+            fix = "training.resume=true to go on, training.overwrite=true to delete it, or another output_dir"
+            consequence = f"already holds {held}, which this run would overwrite."
+            problems.append(Problem(key="output_dir", value=run.output_dir, consequence=consequence, fix=fix))
+    if run.resume and not checkpoints(directory):
+        consequence = f"there is no checkpoint in {run.output_dir} to go on from."
+        fix = "remove training.resume, or set output_dir to the run that has checkpoints"
+        problems.append(Problem(key="training.resume", value=True, consequence=consequence, fix=fix))
+    # The nearest directory that exists decides whether the rest can be made.
+    existing = next((path for path in (directory, *directory.absolute().parents) if path.exists()), Path("/"))
+    if not existing.is_dir():
+        consequence = f"{existing} is a file."
+        problems.append(
+            Problem(key="output_dir", value=run.output_dir, consequence=consequence, fix="choose a directory")
+        )
+    elif not _writable(existing):
+        consequence = f"{existing} can't be written, so the adapter could not be saved."
+        fix = "choose a directory that you may write"
+        problems.append(Problem(key="output_dir", value=run.output_dir, consequence=consequence, fix=fix))
+    return problems
+
+
+def _writable(directory: Path) -> bool:
+    """Whether a file can be made there; asking the file system, since access bits don't bind root."""
+    probe = directory / f".unsloth-accel-{os.getpid()}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def read_accelerate_config(path: str | Path) -> dict[str, Any]:
+    """Keys and values of an accelerate config file (YAML or JSON); raises `ConfigError` when it holds none."""
+    wrong: tuple[str, str]
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if isinstance(config, dict):
+            return config
+        wrong = ("holds no keys and values.", "write one with `unsloth-accel launch RUN.yaml --dry-run`")
+    except FileNotFoundError:
+        wrong = ("no such file.", "check the path, or use one of accelerate_configs/")
+    except (OSError, UnicodeDecodeError) as error:
+        wrong = (f"can't be read: {error}.", "give a readable YAML file")
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        wrong = (f"{where}{getattr(error, 'problem', None) or 'is not YAML'}.", "correct the YAML there")
+    raise ConfigError(Problem(key=str(path), consequence=wrong[0], fix=wrong[1]))
+
+
+def accelerate_problems(config: dict[str, Any], hardware: Hardware, num_processes: int | None = None) -> list[Problem]:
+    """Where an accelerate config would fail or train something else than it says, on this hardware.
+
+    `num_processes` is the command line's, which wins over the file's.
+    """
+    kind = config.get("distributed_type")
+    if kind is None:
+        fix = "add distributed_type: MULTI_GPU (or NO for one process)"
+        return [Problem(key="distributed_type", consequence="is missing; accelerate refuses the file.", fix=fix)]
+    kinds = ("NO", "MULTI_GPU", "MULTI_CPU", "MULTI_NPU", "MULTI_XPU", "MULTI_MLU", "MULTI_HPU", "MULTI_SDAA")
+    kinds += (
+        "MULTI_MUSA",
+        "MULTI_NEURON",
+        "FSDP",
+        "DEEPSPEED",
+        "MEGATRON_LM",
+        "XLA",
+        "TPU",
+        "DATA_PARALLEL",
+        "MODEL_PARALLEL",
+    )
+    if kind not in kinds and config.get("compute_environment") != "AMAZON_SAGEMAKER":
+        consequence = "accelerate knows no such type."
+        return [Problem(key="distributed_type", value=kind, consequence=consequence, fix=nearest(str(kind), kinds))]
+    problems = []
+    count = num_processes if num_processes is not None else config.get("num_processes", 1)
+    if kind == "MULTI_CPU" and count != 1 and not config.get("mpirun_config"):
+        consequence = (
+            f"`accelerate launch` starts one process for MULTI_CPU, not {count}, and says nothing: "
+            "the run would train with a fraction of its batch."
+        )
+        fix = "distributed_type: MULTI_GPU with use_cpu: true, as in accelerate_configs/cpu_ddp.yaml"
+        problems.append(Problem(key="distributed_type", value=kind, consequence=consequence, fix=fix))
+    if kind == "NO" and isinstance(count, int) and count > 1:
+        consequence = f"one process starts, not {count}."
+        fix = "distributed_type: MULTI_GPU, or num_processes: 1"
+        problems.append(Problem(key="distributed_type", value=kind, consequence=consequence, fix=fix))
+    on_one_machine = config.get("num_machines", 1) in (1, None)
+    gpus = len(hardware.devices)
+    if kind == "MULTI_GPU" and not config.get("use_cpu") and on_one_machine and isinstance(count, int) and count > gpus:
+        consequence = f"{count} processes need {count} GPUs and {gpus} are visible ({hardware.reason})."
+        fix = f"--num_processes {gpus}" if gpus > 1 else "accelerate_configs/cpu_ddp.yaml, or a machine with GPUs"
+        problems.append(Problem(key="num_processes", value=count, consequence=consequence, fix=fix))
+    return problems
