@@ -8,13 +8,12 @@ With checks first:    unsloth-accel launch --config_file accelerate_configs/ddp.
 
 import argparse
 
+# The order matters: unsloth_accel sets what must be set before unsloth, and unsloth patches trl.
+# isort: off
+import unsloth_accel
+from unsloth import FastLanguageModel
 from datasets import load_dataset
 from trl import SFTConfig, SFTTrainer
-from unsloth import FastLanguageModel
-
-# isort: off  (the order matters: unsloth_accel sets what must be set before unsloth, which patches trl)
-import unsloth_accel
-
 # isort: on
 
 parser = argparse.ArgumentParser()

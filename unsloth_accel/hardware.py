@@ -19,6 +19,8 @@ class Device:
     """Number among this machine's GPUs, in PCI order, as NVML and CUDA_DEVICE_ORDER=PCI_BUS_ID count them."""
     memory_gib: float
     compute_capability: tuple[int, int]
+    uuid: str = ""
+    """`GPU-…`: names the GPU whatever order CUDA counts in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +57,8 @@ def detect(environ: Mapping[str, str] = os.environ) -> Hardware:
     )
 
 
-def _nvml_devices() -> tuple[list[tuple[Device, str]], str]:
-    """Every GPU of the machine with its UUID, and how it was found."""
+def _nvml_devices() -> tuple[list[Device], str]:
+    """Every GPU of the machine, and how it was found."""
     try:
         import pynvml
     except ImportError:
@@ -74,8 +76,9 @@ def _nvml_devices() -> tuple[list[tuple[Device, str]], str]:
                 index=index,
                 memory_gib=pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30,
                 compute_capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
+                uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
             )
-            found.append((device, _text(pynvml.nvmlDeviceGetUUID(handle))))
+            found.append(device)
         return found, "NVML"
     except pynvml.NVMLError as error:
         return [], f"NVML: {error}"
@@ -83,13 +86,13 @@ def _nvml_devices() -> tuple[list[tuple[Device, str]], str]:
         pynvml.nvmlShutdown()
 
 
-def _visible(found: list[tuple[Device, str]], reason: str, chosen: str | None) -> tuple[tuple[Device, ...], str]:
+def _visible(found: list[Device], reason: str, chosen: str | None) -> tuple[tuple[Device, ...], str]:
     """Choose from `found` as CUDA does: indices or UUID prefixes, up to the first that names no GPU."""
     if chosen is None or not found:
-        return tuple(device for device, _ in found), reason
+        return tuple(found), reason
     devices: list[Device] = []
     for token in filter(None, (token.strip() for token in chosen.split(","))):
-        named = [d for d, uuid in found if token == str(d.index) or (token[:4] == "GPU-" and uuid.startswith(token))]
+        named = [d for d in found if token == str(d.index) or (token[:4] == "GPU-" and d.uuid.startswith(token))]
         if len(named) != 1 or named[0] in devices:
             break
         devices += named

@@ -213,8 +213,15 @@ def run_accelerate(command: Launch) -> None:
         signal.signal(signal.SIGTERM, previous)
 
 
+class _Stopped(KeyboardInterrupt):
+    """A signal that torchrun's agent doesn't see, because accelerate started one process without it."""
+
+    def __init__(self, number: int) -> None:
+        self.sigval = number
+
+
 def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
+    raise _Stopped(number)
 
 
 def _end_children(patience: float = 10.0) -> None:
@@ -350,7 +357,8 @@ def _takes_value(flag: str) -> bool:
 def _accelerate_parser() -> argparse.ArgumentParser:
     from accelerate.commands.launch import launch_command_parser
 
-    return launch_command_parser()
+    parser: argparse.ArgumentParser = launch_command_parser()
+    return parser
 
 
 def _parse_accelerate(arguments: Sequence[str]) -> argparse.Namespace:

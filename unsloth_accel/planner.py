@@ -73,6 +73,10 @@ class Plan:
             variables["OMP_NUM_THREADS"] = str(max(1, self.hardware.cpu_cores // self.num_processes))
             if self.hardware.devices:
                 variables["UNSLOTH_FORCE_CPU"] = "1"
+        elif self.num_processes < len(self.hardware.devices):
+            # One process that sees several GPUs would be given torch's DataParallel by the Trainer.
+            chosen = self.hardware.devices[: self.num_processes]
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(device.uuid or str(device.index) for device in chosen)
         return variables
 
     def resolved(self) -> dict[str, Any]:
@@ -84,6 +88,8 @@ class Plan:
             "num_processes": self.num_processes,
             "device": self.device,
         }
+        # Deleting an earlier run is a word to one launch, not part of the description.
+        values["training"].pop("overwrite", None)
         values["training"] |= {
             "per_device_train_batch_size": self.batch.per_device,
             "gradient_accumulation_steps": self.batch.accumulation,

@@ -130,7 +130,7 @@ class RunConfig:
         return {key: "no" if key.endswith("_strategy") and value is False else value for key, value in fields.items()}
 
     def to_yaml(self) -> str:
-        return OmegaConf.to_yaml(OmegaConf.structured(self))
+        return str(OmegaConf.to_yaml(OmegaConf.structured(self)))
 
 
 OWN_TRAINING_KEYS = {"resume": bool, "overwrite": bool}
@@ -186,7 +186,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             fix = "write key=value, for example training.max_steps=2"
             raise ConfigError(Problem(key=override, consequence="is not an override.", fix=fix))
         try:
-            given = OmegaConf.merge(given, OmegaConf.from_dotlist([override]))  # type: ignore[assignment]
+            given = OmegaConf.merge(given, OmegaConf.from_dotlist([override]))
         except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
             fix = "quote the value or correct it"
             raise ConfigError(Problem(key=override, consequence=f"{_first_line(error)}.", fix=fix)) from None

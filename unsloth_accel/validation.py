@@ -17,6 +17,12 @@ from .run_config import RunConfig
 ADAPTER = "adapter"
 """Directory inside a run's output_dir that holds the finished adapter; a run that has it is finished."""
 
+DISTRIBUTED_TYPES = (
+    *("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA", "MULTI_XPU", "MULTI_HPU"),
+    *("MULTI_NEURON", "DEEPSPEED", "FSDP", "XLA", "MEGATRON_LM"),
+)
+"""The values of accelerate 1.15's `DistributedType` (accelerate/utils/dataclasses.py)."""
+
 
 def input_problems(run: RunConfig) -> list[Problem]:
     """What is wrong with the model and the data of `run`."""
@@ -56,11 +62,13 @@ def _model_problems(run: RunConfig) -> list[Problem]:
         consequence = "has no config.json, so it is not a model directory."
         fix = "give the directory that holds config.json and the weights"
         return [Problem(key="model.name", value=name, consequence=consequence, fix=fix)]
+    fix = "restore the file from the model's source"
     try:
-        json.loads(config.read_text(encoding="utf-8"))
+        values = json.loads(config.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        fix = "restore the file from the model's source"
         return [Problem(key=str(config), consequence=f"can't be read: {error}.", fix=fix)]
+    if not isinstance(values, dict) or "model_type" not in values:
+        return [Problem(key=str(config), consequence="has no model_type, so transformers can't load it.", fix=fix)]
     if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
         consequence = "has a config.json and no weights (*.safetensors)."
         return [Problem(key="model.name", value=name, consequence=consequence, fix="copy the weights into it")]
@@ -146,21 +154,9 @@ def accelerate_problems(config: dict[str, Any], hardware: Hardware, num_processe
     if kind is None:
         fix = "add distributed_type: MULTI_GPU (or NO for one process)"
         return [Problem(key="distributed_type", consequence="is missing; accelerate refuses the file.", fix=fix)]
-    kinds = ("NO", "MULTI_GPU", "MULTI_CPU", "MULTI_NPU", "MULTI_XPU", "MULTI_MLU", "MULTI_HPU", "MULTI_SDAA")
-    kinds += (
-        "MULTI_MUSA",
-        "MULTI_NEURON",
-        "FSDP",
-        "DEEPSPEED",
-        "MEGATRON_LM",
-        "XLA",
-        "TPU",
-        "DATA_PARALLEL",
-        "MODEL_PARALLEL",
-    )
-    if kind not in kinds and config.get("compute_environment") != "AMAZON_SAGEMAKER":
-        consequence = "accelerate knows no such type."
-        return [Problem(key="distributed_type", value=kind, consequence=consequence, fix=nearest(str(kind), kinds))]
+    if kind not in DISTRIBUTED_TYPES and config.get("compute_environment") != "AMAZON_SAGEMAKER":
+        consequence, fix = "accelerate knows no such type.", nearest(str(kind), DISTRIBUTED_TYPES)
+        return [Problem(key="distributed_type", value=kind, consequence=consequence, fix=fix)]
     problems = []
     count = num_processes if num_processes is not None else config.get("num_processes", 1)
     if kind == "MULTI_CPU" and count != 1 and not config.get("mpirun_config"):

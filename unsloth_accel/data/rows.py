@@ -34,7 +34,7 @@ def read_rows(path: str | Path, key: str = "data.path") -> list[dict[str, Any]]:
             continue
         fault = "is no JSON object." if not isinstance(row, dict) else row_fault(row)
         if fault is None and kind is not None and kind_of(row) != kind:
-            fault = f"is a {kind_of(row)} row and the first row is {kind}."
+            fault = f"is a {kind_of(row)} row and the first is {kind}."
         if fault is not None:
             problems.append(Problem(key=where, consequence=fault, fix=f"give every row {_FORMS}"))
             continue

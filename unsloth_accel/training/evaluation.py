@@ -41,9 +41,10 @@ class Held:
 
 
 def evaluate(held: Held, trainer: SFTTrainer) -> dict[str, Any]:
-    """Held-out figures: `loss` (nats per trained token), `accuracy` (0 to 1) of `rows` answers, sample `answers`.
+    """Held-out figures: `loss`, `accuracy` (0 to 1) of `rows` answers, sample `answers`.
 
-    Every rank must call it; every rank gets the same figures.
+    The loss is in nats per trained token, the mean over the Trainer's batches. Every rank must call this; every rank
+    gets the same figures.
     """
     figures: dict[str, Any] = {}
     if held.loss:

@@ -75,6 +75,7 @@ def train(run: RunConfig) -> dict[str, Any]:
     if first:
         write_atomically(Path(run.output_dir, "results.json"), json.dumps(results, indent=2) + "\n")
         print(summary(run, results, adapter), flush=True)
+    trainer.accelerator.end_training()  # leaves the process group, which NCCL warns about otherwise
     return results
 
 

@@ -1,0 +1,103 @@
+"""Shared by all tests: where things are, a tiny checkpoint, and launching as a user does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ROOT / "tests" / "scripts"
+SMOLLM2 = ROOT / "models" / "SmolLM2-135M-Instruct"
+TRAIN = ROOT / "examples" / "data" / "elements-train.jsonl"
+EVAL = ROOT / "examples" / "data" / "elements-eval.jsonl"
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def _outside_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests don't see the variables of a launch that started them."""
+    for name in ("UNSLOTH_ACCEL_PROMISE", "WORLD_SIZE", "RANK", "LOCAL_RANK", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def description(tmp_path: Path) -> dict[str, Any]:
+    """A run that could start: a model directory, rows, an output directory."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    (model / "model.safetensors").write_text("", encoding="utf-8")
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
+    return {
+        "model": {"name": str(model)},
+        "data": {"path": str(data)},
+        "batch": {"global_size": 8},
+        "output_dir": str(tmp_path / "out"),
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama in float32."""
+    directory = tmp_path_factory.mktemp("tiny")
+    command = [sys.executable, "-m", "benchmarks.random_checkpoint", "tiny", str(directory)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return directory
+
+
+@pytest.fixture
+def cli() -> Run:
+    """Run `unsloth-accel` in a process of its own, in the project's directory."""
+
+    def run(*arguments: str | Path, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(cli_command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+    return run
+
+
+def cli_command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "unsloth_accel.cli", *map(str, arguments)]
+
+
+def accelerate_launch(*arguments: str | Path, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+    """Run the real `accelerate launch`, as a user without our command would."""
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *map(str, arguments)]
+    # As when an installed package is imported: a script's own directory is on its path, the caller's is not.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment)
+
+
+def write_yaml(path: Path, values: Any) -> Path:
+    import yaml
+
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def steps(run: Path) -> list[dict[str, Any]]:
+    """The logged steps of a run."""
+    return [json.loads(line) for line in (run / "logs" / "steps.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def adapter(run: Path) -> dict[str, Any]:
+    """The saved adapter's tensors."""
+    from safetensors.torch import load_file
+
+    loaded: dict[str, Any] = load_file(run / "adapter" / "adapter_model.safetensors")
+    return loaded
+
+
+def variable_rows(path: Path, lengths: Sequence[int]) -> Path:
+    """Text rows of these lengths in bytes."""
+    rows = [{"text": "".join(chr(97 + (3 * i + j) % 26) for j in range(n))} for i, n in enumerate(lengths)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

@@ -1,0 +1,184 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SCRIPTS, accelerate_launch, cli_command, write_yaml
+
+from unsloth_accel.adapters import environment
+from unsloth_accel.adapters.environment import PROMISE, WorldError
+from unsloth_accel.promise import Promise
+
+CPU_DDP = ROOT / "accelerate_configs" / "cpu_ddp.yaml"
+MULTI_CPU = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_CPU", "num_processes": 2}
+
+
+def test_import_is_light() -> None:
+    """Under 0.1 s, and nothing heavy: neither torch nor accelerate, transformers, unsloth."""
+    program = (
+        "import sys, time; start = time.perf_counter(); import unsloth_accel; took = time.perf_counter() - start\n"
+        "heavy = {'torch', 'accelerate', 'transformers', 'unsloth', 'trl', 'omegaconf', 'numpy'} & set(sys.modules)\n"
+        "print(took, sorted(heavy))"
+    )
+    best = ("9", "")
+    for _ in range(3):  # the fastest of three: the first one may compile
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+        took, heavy = done.stdout.split(" ", 1)
+        best = min(best, (took, heavy.strip()))
+    assert float(best[0]) < 0.1
+    assert best[1] == "[]"
+
+
+def test_public_names_are_there() -> None:
+    import unsloth_accel
+
+    for name in unsloth_accel.__all__:
+        assert getattr(unsloth_accel, name) is not None
+    with pytest.raises(AttributeError):
+        _ = unsloth_accel.nothing
+
+
+def test_planning_imports_no_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys; from unsloth_accel.launcher import launch\n"
+        "launch(['examples/configs/quickstart.yaml', '--dry-run', f'output_dir={sys.argv[1]}',"
+        " 'model.name=unsloth/some-model'])\n"
+        "assert not {'torch', 'accelerate', 'transformers', 'unsloth'} & set(sys.modules), 'heavy import'"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_promise_of_the_launcher_wins() -> None:
+    promised = Promise(num_processes=3, strategy="ddp", device="cuda")
+    environ = {PROMISE: json.dumps(vars(promised)), "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    assert environment.promise(environ) == promised
+
+
+def test_nothing_is_promised_outside_a_launch() -> None:
+    assert environment.promise({}) is None
+    environ = {"PATH": "/bin"}
+    environment.prepare(environ)
+    assert environ == {"PATH": "/bin"}
+
+
+def test_torchrun_promises_its_processes() -> None:
+    promised = environment.promise({"WORLD_SIZE": "4", "LOCAL_RANK": "1", "RANK": "1"})
+    assert promised == Promise(num_processes=4, strategy="ddp", device="cuda", made_by="WORLD_SIZE")
+
+
+@pytest.mark.parametrize("spelling", [["--config_file", "{}"], ["--config-file={}"]])
+@pytest.mark.parametrize(
+    "program", [["/v/bin/python", "/v/bin/accelerate"], ["python", "-m", "accelerate.commands.launch"]]
+)
+def test_a_plain_accelerate_launch_promises_its_config(program: list[str], spelling: list[str]) -> None:
+    verb = [] if program[-1].endswith("launch") else ["launch"]
+    command = [*program, *verb, *(word.format(CPU_DDP) for word in spelling), "train.py"]
+    promised = environment.from_launcher_config(command, {})
+    assert promised == Promise(num_processes=2, strategy="ddp", device="cpu", made_by=str(CPU_DDP))
+    four = environment.from_launcher_config([*command[:-1], "--num_processes", "4", "train.py"], {})
+    assert four is not None
+    assert four.num_processes == 4
+
+
+def test_other_parents_promise_nothing(tmp_path: Path) -> None:
+    fsdp = write_yaml(tmp_path / "fsdp.yaml", {"distributed_type": "FSDP", "num_processes": 2})
+    for command in (
+        [],
+        ["bash"],
+        ["python", "train.py", "--config_file", str(CPU_DDP)],
+        ["accelerate", "launch", "train.py"],
+        ["accelerate", "launch", "--config_file", str(tmp_path / "none.yaml"), "train.py"],
+        ["accelerate", "launch", "--config_file", str(fsdp), "train.py"],
+    ):
+        assert environment.from_launcher_config(command, {}) is None
+
+
+def test_a_world_of_another_size_is_refused() -> None:
+    promised = Promise(num_processes=2, strategy="ddp", device="cpu", made_by="c.yaml")
+    environment.check_world_size(promised, {"WORLD_SIZE": "2"})
+    with pytest.raises(WorldError, match=r"c\.yaml asks for 2 processes and 1 started"):
+        environment.check_world_size(promised, {})
+
+
+@pytest.mark.slow
+def test_a_plain_accelerator_joins_its_peers() -> None:
+    """accelerate_configs/cpu_ddp.yaml with the real `accelerate launch`: two processes that form a group."""
+    done = accelerate_launch("--config_file", CPU_DDP, SCRIPTS / "plain_accelerator.py")
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split("\n")[:2]) == ["rank 0 of 2 on cpu", "rank 1 of 2 on cpu"]
+
+
+@pytest.mark.slow
+def test_two_strangers_are_caught() -> None:
+    """The same without what `import unsloth_accel` sets: each process would train alone."""
+    done = accelerate_launch("--config_file", CPU_DDP, SCRIPTS / "plain_accelerator.py", "--forget")
+    assert done.returncode != 0
+    assert "2 processes were started but form no group: each would train alone" in done.stderr
+    assert done.stderr.count("unsloth_accel: ") == 1
+    assert "rank 0 of" not in done.stdout
+
+
+@pytest.mark.slow
+def test_one_process_where_two_were_asked_for_is_caught(tmp_path: Path) -> None:
+    """MULTI_CPU with the real `accelerate launch`: it starts one process and says nothing; we do."""
+    config = write_yaml(tmp_path / "multi_cpu.yaml", MULTI_CPU)
+    done = accelerate_launch("--config_file", config, "examples/sft.py", "--output", tmp_path / "out")
+    assert done.returncode != 0
+    assert f"{config} asks for 2 processes and 1 started" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "status", "words"),
+    [
+        ("raise", 1, "rank 1 failed with exit status 1; its own error is above."),
+        ("exit", 7, "rank 1 failed with exit status 7"),
+        ("kill", 137, "rank 1 was ended by SIGKILL; out of memory is the usual reason."),
+    ],
+)
+def test_a_failing_rank_ends_all_and_its_status_arrives(how: str, status: int, words: str) -> None:
+    command = cli_command("launch", "--config_file", CPU_DDP, SCRIPTS / "one_rank_fails.py", how)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == status
+    assert words in done.stderr
+    if how == "raise":
+        assert "RuntimeError: the disk of rank 1 is gone" in done.stderr
+    assert not alive(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signal", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize("config", ["cpu_ddp.yaml", "one process"])
+def test_stopping_the_launch_ends_all_ranks(signal: str, status: int, config: str, tmp_path: Path) -> None:
+    import signal as signals
+
+    file = ROOT / "accelerate_configs" / config
+    environ = dict(os.environ)
+    if config == "one process":
+        file = write_yaml(tmp_path / "one.yaml", {"distributed_type": "NO", "num_processes": 1, "use_cpu": True})
+        environ["RANK"] = "0"  # the script asks for it
+    command = cli_command("launch", "--config_file", file, SCRIPTS / "one_rank_fails.py", "nothing")
+    with subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ
+    ) as run:
+        assert run.stdout is not None
+        started = "".join(run.stdout.readline() for _ in range(1 if config == "one process" else 2))
+        assert len(alive(started)) == started.count("\n")
+        run.send_signal(signals.Signals[signal])
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode == status, errors
+    assert f"stopped by {signal}; all ranks ended." in errors
+    assert not alive(started)
+
+
+def alive(output: str) -> list[int]:
+    """Those of the processes that said `started PID` which still run."""
+    numbers = [int(line.split()[1]) for line in output.splitlines() if line.startswith("started ")]
+    assert numbers
+    time.sleep(0.5)
+    return [number for number in numbers if Path(f"/proc/{number}").exists()]

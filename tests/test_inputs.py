@@ -1,0 +1,163 @@
+"""Bad input of every kind: one clear line each, status 2, nothing trained, nothing written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Run, write_yaml
+
+from unsloth_accel.data.rows import MOST_SHOWN, read_rows
+from unsloth_accel.hardware import Hardware
+from unsloth_accel.problems import ConfigError
+from unsloth_accel.run_config import from_dict
+from unsloth_accel.validation import accelerate_problems, checkpoints, input_problems, output_problems
+
+CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
+
+
+def refused(cli: Run, path: Path, *overrides: str) -> str:
+    """What the command prints to stderr when it refuses; it must leave the output directory alone."""
+    done = cli("launch", path, *overrides)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (path.parent / "out").exists()
+    return done.stderr.strip()
+
+
+@pytest.fixture
+def file(tmp_path: Path, description: dict[str, Any]) -> Path:
+    return write_yaml(tmp_path / "run.yaml", description)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.path=nowhere.jsonl", "data.path='nowhere.jsonl': no such file."),
+        ("trainig.max_steps=2", "trainig: unknown key. Fix: did you mean training?"),
+        ("lora.r=high", "lora.r='high': wrong type: int is needed, this is str."),
+        ("model.name=./nowhere", "model.name='./nowhere': no such directory."),
+        ("model.name=examples/data", "has no config.json, so it is not a model directory."),
+        ("output_dir=/proc/forbidden", "/proc can't be written"),
+        ("output_dir=LICENSE/x", "is a file."),
+        ("distributed.device=cuda", "no GPU is visible"),
+        ("batch.global_size=7", "Fix: batch.global_size=6 or batch.global_size=8"),
+        ("training.resume=true", "there is no checkpoint"),
+    ],
+)
+def test_the_command_refuses_in_one_line(cli: Run, file: Path, override: str, words: str) -> None:
+    message = refused(cli, file, override)
+    assert words in message
+    assert len(message.splitlines()) == 1
+    assert "Fix: " in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "the file has no rows."),
+        ("\n\n", "the file has no rows."),
+        ('{"text": "a"}\n{"txt": "b"}\n', ":2: has none of the needed fields (fields: txt)."),
+        ('{"text": "a"}\n{"text": "b"\n', ":2: malformed JSON"),
+        ('{"text": "a"}\n[1]\n', ":2: is no JSON object."),
+        ('{"text": 5}\n', ":1: field 'text' is int, not text."),
+        ('{"text": ""}\n', ":1: field 'text' is empty"),
+        ('{"prompt": "a"}\n', ":1: has no field 'completion'"),
+        ('{"messages": [{"role": "user"}]}\n', ":1: a message has no 'content' text."),
+        ('{"messages": []}\n', ":1: `messages` is no list of messages."),
+        (
+            '{"text": "a"}\n{"prompt": "a", "completion": "b"}\n',
+            ":2: is a prompt-completion row and the first is text",
+        ),
+    ],
+)
+def test_bad_rows_are_named_with_their_line(cli: Run, file: Path, tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "bad.jsonl").write_text(text, encoding="utf-8")
+    message = refused(cli, file, f"data.path={tmp_path / 'bad.jsonl'}")
+    assert words in message
+    assert "Fix: " in message
+
+
+def test_every_bad_row_is_named_up_to_a_limit(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("{\n" * (MOST_SHOWN + 5), encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read_rows(path)
+    assert len(caught.value.problems) == MOST_SHOWN + 1
+    assert "5 more lines" in str(caught.value)
+
+
+def test_text_in_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes('{"text": "caf\xe9"}\n'.encode("latin-1"))
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        read_rows(path)
+
+
+def test_problems_of_model_and_data_come_together(description: dict[str, Any]) -> None:
+    run = from_dict({**description, "model": {"name": "./none"}, "data": {"path": "none", "eval_path": "none"}})
+    assert [problem.key for problem in input_problems(run)] == ["model.name", "data.path", "data.eval_path"]
+
+
+def test_responses_need_chat_rows(description: dict[str, Any]) -> None:
+    run = from_dict({**description, "data": {**description["data"], "train_on": "responses"}})
+    assert [problem.key for problem in input_problems(run)] == ["data.train_on"]
+
+
+def test_a_hub_id_is_left_to_the_loader(description: dict[str, Any]) -> None:
+    assert input_problems(from_dict({**description, "model": {"name": "unsloth/Llama-3.2-1B-Instruct"}})) == []
+
+
+def test_a_finished_run_is_kept(cli: Run, file: Path, tmp_path: Path, description: dict[str, Any]) -> None:
+    kept = tmp_path / "out" / "adapter" / "adapter_model.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("precious", encoding="utf-8")
+    done = cli("launch", file)
+    assert done.returncode == 2
+    assert "already holds a finished run" in done.stderr
+    assert kept.read_text(encoding="utf-8") == "precious"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["adapter"]
+    told = from_dict({**description, "training": {"overwrite": True}})
+    assert output_problems(told) == []
+
+
+def test_checkpoints_of_an_unfinished_run_are_kept(tmp_path: Path, description: dict[str, Any]) -> None:
+    for name in ("checkpoint-10", "checkpoint-9", "checkpoint-x"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+        (tmp_path / "out" / name / "trainer_state.json").write_text(json.dumps({}), encoding="utf-8")
+    (tmp_path / "out" / "checkpoint-11").mkdir()  # cut short: without its last file
+    assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-9", "checkpoint-10"]
+    assert "checkpoints up to checkpoint-10" in str(output_problems(from_dict(description))[0])
+    assert output_problems(from_dict({**description, "training": {"resume": True}})) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"distributed_type": "MULTI_CPU", "num_processes": 2}, "starts one process for MULTI_CPU, not 2"),
+        ({"distributed_type": "NO", "num_processes": 2}, "one process starts, not 2"),
+        ({"distributed_type": "MULTI_GPU", "num_processes": 2}, "2 processes need 2 GPUs and 0 are visible"),
+        ({"distributed_type": "MULTI_GPUS"}, "did you mean MULTI_GPU?"),
+        ({"num_processes": 2}, "distributed_type: is missing"),
+    ],
+)
+def test_accelerate_configs_that_would_do_something_else(config: dict[str, Any], words: str) -> None:
+    (only,) = accelerate_problems(config, CPU)
+    assert words in str(only)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"distributed_type": "MULTI_CPU", "num_processes": 1},
+        {"distributed_type": "MULTI_CPU", "num_processes": 2, "mpirun_config": {"mpirun_hostfile": "hosts"}},
+        {"distributed_type": "NO", "num_processes": 1},
+        {"distributed_type": "MULTI_GPU", "num_processes": 2, "use_cpu": True},
+        {"distributed_type": "MULTI_GPU", "num_processes": 16, "num_machines": 2},
+        {"distributed_type": "FSDP", "num_processes": 8},
+        {"distributed_type": "DEEPSPEED", "num_processes": 8},
+        {"compute_environment": "AMAZON_SAGEMAKER", "distributed_type": "DATA_PARALLEL"},
+    ],
+)
+def test_accelerate_configs_that_are_left_alone(config: dict[str, Any]) -> None:
+    assert accelerate_problems(config, CPU) == []

@@ -1,0 +1,134 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, Run, cli_command, write_yaml
+
+from unsloth_accel.accelerate_config import AccelerateConfig
+from unsloth_accel.hardware import Device, Hardware
+from unsloth_accel.launcher import Launch, Request, launch, parse
+from unsloth_accel.problems import ConfigError
+
+CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
+GPU = Device(name="GPU", index=0, memory_gib=80, compute_capability=(9, 0))
+TWO = Hardware(devices=(GPU, GPU), cpu_cores=8, host_memory_gib=64)
+
+
+@pytest.fixture
+def file(tmp_path: Path, description: dict[str, Any]) -> Path:
+    return write_yaml(tmp_path / "run.yaml", description)
+
+
+def launched(*tokens: str | Path, hardware: Hardware = CPU) -> Launch:
+    seen: list[Launch] = []
+    launch(list(map(str, tokens)), run=seen.append, hardware=hardware)
+    (only,) = seen
+    return only
+
+
+def test_parse_tells_runs_from_scripts() -> None:
+    assert parse(["a.yaml", "x.y=1", "--dry-run"]) == Request(run_yaml="a.yaml", overrides=("x.y=1",), dry_run=True)
+    assert parse(["--config_file", "a.yaml", "s.py", "--dry-run", "b"]) == Request(
+        accelerate_flags=("--config_file", "a.yaml", "s.py", "--dry-run", "b")
+    )
+    assert parse(["--dry-run", "--config_file=a.yaml", "-m", "mod"]).dry_run
+    run = parse(["--main_process_port", "29501", "a.yaml", "--debug", "x=1"])
+    assert (run.run_yaml, run.accelerate_flags) == ("a.yaml", ("--main_process_port", "29501", "--debug"))
+    assert run.overrides == ("x=1",)
+    with pytest.raises(ConfigError, match="nothing to launch"):
+        parse(["--debug"])
+    with pytest.raises(ConfigError, match="neither an override nor a flag"):
+        parse(["a.yaml", "max_steps"])
+
+
+def test_a_run_is_written_and_launched(file: Path, tmp_path: Path) -> None:
+    command = launched(file, "training.max_steps=2", "--main_process_port", "29777")
+    out = tmp_path / "out"
+    assert command.arguments == (
+        *("--config_file", str(out / "accelerate.yaml"), "--main_process_port", "29777"),
+        *("-m", "unsloth_accel.training.sft", str(out / "run.yaml")),
+    )
+    assert str(command).endswith(f"-m unsloth_accel.training.sft {out / 'run.yaml'}")
+    assert "accelerate launch --config_file" in str(command)
+    assert yaml.safe_load((out / "accelerate.yaml").read_text(encoding="utf-8"))["num_processes"] == 2
+    written = yaml.safe_load((out / "run.yaml").read_text(encoding="utf-8"))
+    assert written["training"]["per_device_train_batch_size"] == 4
+    assert written["distributed"] == {"strategy": "ddp", "num_processes": 2, "device": "cpu"}
+
+
+def test_flags_that_the_plan_decides_change_the_plan(file: Path) -> None:
+    command = launched(file, "--num_processes", "1", "--mixed_precision=fp16", "--cpu", hardware=TWO)
+    config = yaml.safe_load(command.yaml)
+    assert (config["num_processes"], config["mixed_precision"], config["use_cpu"]) == (1, "fp16", True)
+    assert json.loads(command.environment["UNSLOTH_ACCEL_PROMISE"])["num_processes"] == 1
+    for flag in ("--multi_gpu", "--use_fsdp"):
+        with pytest.raises(ConfigError, match="contradicts the plan"):
+            launched(file, flag)
+    with pytest.raises(ConfigError, match="drop it"):
+        launched(file, "--config_file", "x.yaml")
+
+
+def test_dry_run_prints_everything_and_does_nothing(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch([str(file), "--dry-run"], run=lambda command: pytest.fail("it ran"), hardware=CPU)
+    printed = capsys.readouterr().out
+    assert "accelerate launch --config_file" in printed
+    assert "ACCELERATE_USE_CPU=true" in printed
+    assert "8 rows per step = 4 × 1 × 2" in printed
+    config = yaml.safe_load(printed.split("config file\n")[1])
+    assert config == AccelerateConfig(strategy="ddp", num_processes=2, device="cpu").to_dict()
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_of_a_run_that_would_be_refused(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        launch([str(file), "--dry-run", "data.path=none"], hardware=CPU)
+    assert "accelerate launch" in capsys.readouterr().out
+    (tmp_path / "out" / "adapter").mkdir(parents=True)
+    launch([str(file), "--dry-run"], hardware=CPU)
+    assert "warning: output_dir" in capsys.readouterr().err
+
+
+def test_a_script_gets_its_arguments_and_the_promise_of_its_config() -> None:
+    config = str(ROOT / "accelerate_configs" / "cpu_ddp.yaml")
+    command = launched("--config_file", config, "--debug", "train.py", "--num_processes", "9", "x=1")
+    assert command.arguments == ("--config_file", config, "--debug", "train.py", "--num_processes", "9", "x=1")
+    assert command.environment["ACCELERATE_USE_CPU"] == "true"
+    promise = json.loads(command.environment["UNSLOTH_ACCEL_PROMISE"])
+    assert promise == {"num_processes": 2, "strategy": "ddp", "device": "cpu", "made_by": config}
+    four = launched("--config_file", config, "--num_processes", "4", "train.py")
+    assert json.loads(four.environment["UNSLOTH_ACCEL_PROMISE"])["num_processes"] == 4
+
+
+def test_a_script_is_not_launched_with_a_config_that_lies(tmp_path: Path) -> None:
+    path = write_yaml(tmp_path / "c.yaml", {"distributed_type": "MULTI_CPU", "num_processes": 2})
+    with pytest.raises(ConfigError, match="starts one process for MULTI_CPU"):
+        launched("--config_file", path, "train.py")
+    with pytest.raises(ConfigError, match="no such file"):
+        launched("--config_file", tmp_path / "none.yaml", "train.py")
+    (tmp_path / "bad.yaml").write_text("a: [", encoding="utf-8")
+    with pytest.raises(ConfigError, match="line 1"):
+        launched("--config_file", tmp_path / "bad.yaml", "train.py")
+
+
+def test_overwriting_deletes_only_the_runs_own_files(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for name in ("adapter", "checkpoint-3", "logs", "mine"):
+        (out / name).mkdir(parents=True)
+    (out / "notes.txt").write_text("mine", encoding="utf-8")
+    launched(file, "training.overwrite=true")
+    assert sorted(path.name for path in out.iterdir()) == ["accelerate.yaml", "mine", "notes.txt", "run.yaml"]
+
+
+def test_commands(cli: Run) -> None:
+    assert "usage:" in cli("--help").stdout
+    assert cli("--version").stdout.startswith("unsloth-accel 0.")
+    assert cli("lunch").returncode == 2
+    assert cli().returncode == 2
+    bad_flag = cli("launch", "--config_file", "accelerate_configs/cpu_ddp.yaml", "--num_proceses", "2", "train.py")
+    assert bad_flag.returncode == 2
+    assert "Traceback" not in bad_flag.stderr
+    assert cli_command("x")[-1] == "x"

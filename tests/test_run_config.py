@@ -1,0 +1,152 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_yaml
+
+from unsloth_accel.problems import ConfigError
+from unsloth_accel.run_config import RunConfig, from_dict, is_override, load
+from unsloth_accel.training_fields import accepts, training_fields
+
+
+def problems(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(path, overrides)
+    return [str(problem) for problem in caught.value.problems]
+
+
+@pytest.fixture
+def file(tmp_path: Path, description: dict[str, Any]) -> Path:
+    return write_yaml(tmp_path / "run.yaml", description)
+
+
+def test_defaults_file_and_overrides_in_that_order(file: Path) -> None:
+    run = load(file, ["lora.r=8", "training.max_steps=2", "training.learning_rate=2e-4", "batch.global_size=4"])
+    assert (run.lora.r, run.lora.alpha, run.batch.global_size) == (8, 16, 4)
+    assert run.sft_fields() == {"max_steps": 2, "learning_rate": 2e-4}
+
+
+def test_overrides_alone_are_enough(tmp_path: Path, description: dict[str, Any]) -> None:
+    empty = write_yaml(tmp_path / "small.yaml", {"output_dir": "x"})
+    run = load(empty, [f"model.name={description['model']['name']}", f"data.path={description['data']['path']}"])
+    assert run.output_dir == "x"
+
+
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("trainig.max_steps=2", "did you mean training?"),
+        ("training.max_stps=2", "did you mean training.max_steps?"),
+        ("lora.rank_=8", "remove it, or use one of: alpha"),
+        ("model.load_in_4bits=true", "did you mean model.load_in_4bit?"),
+        ("modl=x", "did you mean model?"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(file: Path, override: str, word: str) -> None:
+    (only,) = problems(file, override)
+    assert "unknown key" in only
+    assert word in only
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("lora.r=many", "lora.r='many': wrong type: int is needed, this is str"),
+        ("model.load_in_4bit=perhaps", "wrong type: bool is needed"),
+        ("training.max_steps=few", "training.max_steps='few': wrong type: int is needed"),
+        ("training.learning_rate=[1]", "wrong type: float is needed, this is a list"),
+        ("training.save_only_model=3", "wrong type: bool is needed, this is int"),
+        ("training.resume=maybe", "wrong type: bool is needed"),
+        ("lora=16", "is a section, not a value"),
+        ("batch.global_size=0", "must be at least 1"),
+        ("lora.target_modules=some", "all-linear, or a list"),
+        ("distributed.num_processes=all", "is no number of processes"),
+        ("distributed.strategy=ddpp", "use one of: auto, single, ddp"),
+        ("model.dtype=int4", "use one of: null, float32"),
+        ("training.output_dir=x", "set output_dir instead"),
+        ("training.max_length=5", "set model.max_seq_length instead"),
+        ("evaluation.exact_match=true", "data.eval_path names none"),
+        ("lora.r=${nothing}", "lora.r"),
+    ],
+)
+def test_a_wrong_value_says_what_is_needed(file: Path, override: str, words: str) -> None:
+    (only,) = problems(file, override)
+    assert words in only
+    assert "Fix: " in only
+
+
+def test_all_problems_at_once(tmp_path: Path) -> None:
+    found = problems(write_yaml(tmp_path / "bad.yaml", {"lora": {"r": "x", "rr": 1}, "training": {"max_stps": 1}}))
+    keys = sorted(text.split()[1].split("=")[0].rstrip(":") for text in found)
+    assert keys == ["data.path", "lora.r", "lora.rr", "model.name", "output_dir", "training.max_stps"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is empty"),
+        ("- a\n- b\n", "is not a mapping"),
+        ("model: [\n", "line 2"),
+        ("a: 1\na: 2\n", "duplicate key"),
+        ("model: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
+    ],
+)
+def test_a_file_that_is_no_description(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text, encoding="utf-8")
+    (only,) = problems(path)
+    assert str(path) in only
+    assert words in only
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    assert "no such file" in problems(tmp_path / "missing.yaml")[0]
+    assert "directory" in problems(tmp_path)[0].lower()
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes("output_dir: caf\xe9".encode("latin-1"))
+    assert "not UTF-8" in problems(latin)[0]
+
+
+def test_a_bad_override_is_named(file: Path) -> None:
+    assert "is not an override" in problems(file, "max_steps 2")[0]
+    assert is_override("training.max_steps=2")
+    assert not is_override("--num_processes=2")
+
+
+def test_resume_and_overwrite_contradict(file: Path) -> None:
+    assert "choose one" in problems(file, "training.resume=true", "training.overwrite=true")[0]
+
+
+def test_the_word_no_survives_yaml(file: Path) -> None:
+    file.write_text(file.read_text(encoding="utf-8") + "training:\n  save_strategy: no\n", encoding="utf-8")
+    assert load(file).sft_fields() == {"save_strategy": "no"}
+
+
+def test_gradient_checkpointing_takes_yaml_booleans(file: Path) -> None:
+    assert load(file, ["model.gradient_checkpointing=false"]).model.gradient_checkpointing == "false"
+
+
+def test_it_is_written_as_it_is_read(description: dict[str, Any]) -> None:
+    import yaml
+
+    run = from_dict({**description, "training": {"max_steps": 3}})
+    assert isinstance(run, RunConfig)
+    assert from_dict(yaml.safe_load(run.to_yaml())) == run
+
+
+def test_training_fields_are_those_of_the_installed_trl() -> None:
+    import dataclasses
+
+    from trl import SFTConfig
+
+    real = {f.name for f in dataclasses.fields(SFTConfig) if f.init}
+    assert real - set(training_fields()) == set()
+    assert training_fields()["max_steps"] is int
+
+
+def test_accepts() -> None:
+    assert accepts(float, 1)
+    assert not accepts(int, 1.5)
+    assert not accepts(int, True)
+    assert accepts(int | None, None)
+    assert accepts(None, object())

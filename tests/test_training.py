@@ -1,0 +1,247 @@
+"""Real training: real Unsloth, real `accelerate launch`, two gloo processes. Minutes, not milliseconds."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import (
+    EVAL,
+    ROOT,
+    SCRIPTS,
+    SMOLLM2,
+    Run,
+    accelerate_launch,
+    adapter,
+    cli_command,
+    steps,
+    variable_rows,
+    write_yaml,
+)
+
+pytestmark = pytest.mark.slow
+TOLERANCE = 1e-5
+
+
+def difference(one: Path, other: Path) -> dict[str, float]:
+    """The largest differences between two runs: logged loss and grad norm, and the saved adapters' tensors."""
+    ours, theirs = steps(one), steps(other)
+    assert [step["step"] for step in ours] == [step["step"] for step in theirs]
+    first, second = adapter(one), adapter(other)
+    assert first.keys() == second.keys()
+    return {
+        **{key: max(abs(a[key] - b[key]) for a, b in zip(ours, theirs, strict=True)) for key in ("loss", "grad_norm")},
+        "adapter": max(float((first[name] - second[name]).abs().max()) for name in first),
+    }
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of 9 to 96 bytes, so that ranks hold different numbers of tokens."""
+    return variable_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", [9 + (37 * i) % 88 for i in range(64)])
+
+
+@pytest.fixture(scope="module")
+def described(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps of the tiny model in float32; eight rows a step."""
+    return write_yaml(
+        tmp_path_factory.mktemp("described") / "run.yaml",
+        {
+            "model": {"name": str(tiny), "max_seq_length": 96, "dtype": "float32"},
+            "data": {"path": str(rows)},
+            "batch": {"global_size": 8},
+            "training": {
+                "max_steps": 6,
+                "learning_rate": 1e-2,
+                "bf16": False,
+                "per_device_train_batch_size": 4,
+                "save_strategy": "steps",
+                "save_steps": 3,
+            },
+            "output_dir": "overridden",
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def straight(described: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That run, in two processes, start to end."""
+    out = tmp_path_factory.mktemp("straight") / "run"
+    launch(described, out)
+    return out
+
+
+def launch(described: Path, out: Path, *overrides: str, status: int = 0) -> str:
+    import subprocess
+
+    command = cli_command("launch", described, f"output_dir={out}", *overrides)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_two_processes_train_like_one(described: Path, straight: Path, tmp_path: Path) -> None:
+    """The same rows with one process × accumulation 2 and with two processes: the same run to 1e-5."""
+    printed = launch(described, tmp_path / "one", "distributed.num_processes=1")
+    assert "8 rows per step = 4 × 2 × 1" in printed
+    found = difference(straight, tmp_path / "one")
+    assert all(value <= TOLERANCE for value in found.values()), found
+    # The comparison has something to compare: the model moved, and the tokens per row differ.
+    assert len({step["num_input_tokens_seen"] for step in steps(straight)}) == 6
+    assert max(float(tensor.abs().max()) for name, tensor in adapter(straight).items() if "lora_B" in name) > 1e-3
+
+
+def test_unsynchronised_ranks_fail_the_comparison(straight: Path, described: Path, tmp_path: Path, cli: Run) -> None:
+    """With DDP off and nobody watching, training ends well and is another run: the comparison must see it."""
+    run = _unsynchronised(described, tmp_path)
+    script = SCRIPTS / "train_unsynchronised.py"
+    done = cli("launch", "--config_file", run.parent / "accelerate.yaml", script, run, "--no-guard")
+    assert done.returncode == 0, done.stderr
+    found = difference(straight, run.parent)
+    assert found["adapter"] > 100 * TOLERANCE
+    assert found["grad_norm"] > 100 * TOLERANCE
+
+
+def test_the_guard_stops_unsynchronised_ranks(described: Path, tmp_path: Path, cli: Run) -> None:
+    """The same with the guard: it stops in the first step, says why, and nothing is saved."""
+    run = _unsynchronised(described, tmp_path)
+    script = SCRIPTS / "train_unsynchronised.py"
+    done = cli("launch", "--config_file", run.parent / "accelerate.yaml", script, run)
+    assert done.returncode == 1
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in (run.parent / "errors").iterdir()]
+    assert all("gradients of the first step differ between ranks" in report["message"] for report in reports)
+    assert not (run.parent / "adapter").exists()
+    assert not list(run.parent.glob("checkpoint-*"))
+
+
+def _unsynchronised(described: Path, tmp_path: Path) -> Path:
+    """run.yaml of a run that evaluates first, which turns DDP off where adapters/ddp.py doesn't mend it."""
+    from unsloth_accel.hardware import detect
+    from unsloth_accel.planner import plan
+    from unsloth_accel.run_config import load
+
+    rows = load(described).data.path
+    decided = plan(load(described, [f"output_dir={tmp_path / 'run'}", f"data.eval_path={rows}"]), detect())
+    decided.write(tmp_path / "run")
+    return tmp_path / "run" / "run.yaml"
+
+
+def test_evaluating_first_changes_nothing(described: Path, straight: Path, rows: Path, tmp_path: Path) -> None:
+    """What the two tests above break, mended: a run that evaluates before training trains as one that doesn't."""
+    printed = launch(described, tmp_path / "run", f"data.eval_path={rows}")
+    assert "held-out loss" in printed
+    found = difference(straight, tmp_path / "run")
+    assert all(value <= TOLERANCE for value in found.values()), found
+
+
+def test_resuming_goes_on_exactly(described: Path, straight: Path, tmp_path: Path) -> None:
+    """From checkpoint 3 of 6 to the end: the same losses and the same adapter as the straight run, to the bit."""
+    out = tmp_path / "run"
+    shutil.copytree(straight, out)
+    shutil.rmtree(out / "adapter")
+    shutil.rmtree(out / "checkpoint-6")
+    launch(described, out, "training.resume=true")
+    assert difference(straight, out) == {"loss": 0.0, "grad_norm": 0.0, "adapter": 0.0}
+    assert [step["step"] for step in steps(out)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_is_saved(straight: Path) -> None:
+    held = {path.name for path in (straight / "adapter").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= held
+    assert {"run.yaml", "accelerate.yaml", "versions.json"} <= held
+    versions = json.loads((straight / "adapter" / "versions.json").read_text(encoding="utf-8"))
+    assert {"unsloth", "torch", "accelerate", "python"} <= versions.keys()
+    assert not list(straight.glob(".adapter*")), "temporary directories are left"
+    assert not (straight / "errors").exists()
+
+
+def test_a_run_that_cannot_save_says_so_on_every_rank(described: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "adapter").write_text("in the way", encoding="utf-8")
+    printed = launch(described, out, status=2)
+    assert "already holds a finished run" in printed
+    assert (out / "adapter").read_text(encoding="utf-8") == "in the way"
+
+
+def test_a_field_that_sft_config_refuses(described: Path, tmp_path: Path) -> None:
+    """Known by name and type, refused by TRL itself: one line and status 2, although ranks had started."""
+    printed = launch(described, tmp_path / "run", "training.lr_scheduler_type=zigzag", status=2)
+    assert "SFTConfig refuses it" in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_plain_script(tiny: Path, tmp_path: Path, processes: int) -> None:
+    """examples/sft.py as its first lines say: plain `python`, and `accelerate launch` with the shipped config."""
+    import subprocess
+    import sys
+
+    options = ["--model", str(tiny), "--output", str(tmp_path), "--max-steps", "2", "--data", str(EVAL)]
+    if processes == 1:
+        command = [sys.executable, "examples/sft.py", *options, "--accumulation", "2"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    else:
+        done = accelerate_launch("--config_file", "accelerate_configs/cpu_ddp.yaml", "examples/sft.py", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The README's first command without its installation: a real pretrained model learns."""
+    out = tmp_path_factory.mktemp("quickstart") / "run"
+    printed = launch(ROOT / "examples" / "configs" / "quickstart.yaml", out)
+    assert "× 2 (per device × accumulation × processes)" in printed
+    last = printed.rstrip().split("\n")[-2:]
+    assert last[0].startswith("held-out loss")
+    assert last[1].startswith("held-out accuracy")
+    return out
+
+
+def test_the_quickstart_learns(quickstart: Path) -> None:
+    results = json.loads((quickstart / "results.json").read_text(encoding="utf-8"))
+    before, after = results["before"], results["after"]
+    assert after["loss"] <= before["loss"] / 2
+    assert after["accuracy"] - before["accuracy"] >= 0.5
+    assert after["rows"] == 38
+    assert results["training"]["tokens"] > 30_000
+
+
+def test_the_adapter_reloads_with_peft_and_with_unsloth(quickstart: Path) -> None:
+    """To the same logits, which are not the base model's, in the precision it was trained in."""
+    import unsloth  # isort: skip
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = str(quickstart / "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    chat = json.loads(EVAL.read_text(encoding="utf-8").split("\n")[0])["messages"]
+    inputs = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)
+    base = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.float32)
+    fast, _ = unsloth.FastLanguageModel.from_pretrained(path, dtype=torch.float32, load_in_4bit=False)
+    with torch.no_grad():
+        plain = base(**inputs).logits
+        theirs = PeftModel.from_pretrained(base, path).eval()(**inputs).logits
+        ours = fast.eval()(**inputs).logits
+    assert float((ours - theirs).abs().max()) <= 1e-4
+    assert float((ours - plain).abs().max()) > 1
+    answer = chat[-1]["content"]
+    predicted = tokenizer.decode(ours[0].argmax(-1))
+    assert answer.split(":")[0] in predicted
+    assert math.isfinite(float(ours.abs().max()))
+
+
+def test_the_quickstart_dry_run_prints_what_accelerate_reads(cli: Run, tmp_path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    done = cli("launch", "examples/configs/quickstart.yaml", "--dry-run", f"output_dir={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    assert "accelerate launch --config_file" in done.stdout
+    (tmp_path / "printed.yaml").write_text(done.stdout.split("config file\n")[1], encoding="utf-8")
+    config: Any = load_config_from_file(str(tmp_path / "printed.yaml"))
+    assert config.num_processes == 2
+    assert not (tmp_path / "out").exists()
