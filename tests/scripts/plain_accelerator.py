@@ -16,4 +16,3 @@ promised = environment.promise()
 assert promised is not None
 guard.check_world(promised)
 print(f"rank {accelerator.process_index} of {accelerator.num_processes} on {accelerator.device.type}", flush=True)
-accelerator.end_training()

@@ -1,4 +1,8 @@
-"""Saving a finished run: the adapter and everything needed to load it and to know how it came about."""
+"""Saving a finished run: the adapter and everything needed to load it and to know how it came about.
+
+Mends, in torch 2.13 with accelerate 1.15: in several processes on a CPU the Trainer loads a checkpoint's optimizer to
+its device, `cpu:0`, `cpu:1`, …, and torch.load knows only `cpu`, so no run resumes (torch.serialization).
+"""
 
 from __future__ import annotations
 
@@ -51,6 +55,24 @@ def save_run(trainer: Trainer, run: RunConfig) -> Path:
             "then launch again with training.resume=true if the run has checkpoints."
         )
     return target
+
+
+def let_numbered_cpus_load() -> None:
+    """Teach torch.load that `cpu:N` is the CPU, for resuming in several processes; does nothing the second time."""
+    import torch
+
+    global _numbered_cpus_load
+    if not _numbered_cpus_load:
+        # torch asks its own packages first, with priorities from 10; this one answers what they left.
+        torch.serialization.register_package(100, lambda storage: None, _stay_on_cpu)
+        _numbered_cpus_load = True
+
+
+_numbered_cpus_load = False
+
+
+def _stay_on_cpu(storage: Any, location: str) -> Any:
+    return storage if location.startswith("cpu:") else None
 
 
 def versions() -> dict[str, str]:

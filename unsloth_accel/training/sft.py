@@ -51,7 +51,7 @@ def train(run: RunConfig) -> dict[str, Any]:
     print(f"loading {run.model.name}", flush=True)
     trainer = build_trainer(run)
 
-    from ..adapters.saving import save_run
+    from ..adapters.saving import let_numbered_cpus_load, save_run
     from .evaluation import Held, evaluate
 
     results: dict[str, Any] = {}
@@ -59,9 +59,12 @@ def train(run: RunConfig) -> dict[str, Any]:
     if held:
         print("held-out rows, before training", flush=True)
         results["before"] = evaluate(held, trainer)
-    whole = checkpoints(run.output_dir)
+    let_numbered_cpus_load()
+    newest = [str(path) for path in checkpoints(run.output_dir)[-1:]] if run.resume else []
+    for path in newest:
+        print(f"going on from {path}", flush=True)
     started = time.perf_counter()
-    outcome = trainer.train(resume_from_checkpoint=str(whole[-1]) if run.resume and whole else None)
+    outcome = trainer.train(resume_from_checkpoint=newest[0] if newest else None)
     results["training"] = {
         "seconds": round(time.perf_counter() - started, 1),
         "steps": trainer.state.global_step,
@@ -75,7 +78,10 @@ def train(run: RunConfig) -> dict[str, Any]:
     if first:
         write_atomically(Path(run.output_dir, "results.json"), json.dumps(results, indent=2) + "\n")
         print(summary(run, results, adapter), flush=True)
-    trainer.accelerator.end_training()  # leaves the process group, which NCCL warns about otherwise
+    if trainer.accelerator.device.type == "cuda":
+        # NCCL warns when a process leaves without this. Gloo must not be left here: torch 2.13 destroys the group
+        # together with DDP's reducer, holding the GIL that gloo's thread may want for its last tensor, and hangs.
+        trainer.accelerator.end_training()
     return results
 
 
