@@ -51,7 +51,7 @@ def train(run: RunConfig) -> dict[str, Any]:
     print(f"loading {run.model.name}", flush=True)
     trainer = build_trainer(run)
 
-    from ..adapters.saving import let_numbered_cpus_load, save_run
+    from ..adapters.saving import let_numbered_cpus_load, save_run, versions
     from .evaluation import Held, evaluate
 
     results: dict[str, Any] = {}
@@ -65,7 +65,13 @@ def train(run: RunConfig) -> dict[str, Any]:
         print(f"going on from {path}", flush=True)
     started = time.perf_counter()
     outcome = trainer.train(resume_from_checkpoint=newest[0] if newest else None)
+    results["command"] = f"unsloth-accel launch {run.output_dir}/run.yaml"
+    results["versions"] = versions()
     results["training"] = {
+        "strategy": run.distributed.strategy,
+        "processes": trainer.accelerator.num_processes,
+        "device": trainer.accelerator.device.type,
+        "global_batch_size": run.batch.global_size,
         "seconds": round(time.perf_counter() - started, 1),
         "steps": trainer.state.global_step,
         "loss": outcome.training_loss,

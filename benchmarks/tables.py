@@ -1,0 +1,60 @@
+"""Write the tables of README.md and README_CN.md from benchmarks/results/.
+
+python -m benchmarks.tables
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+HEADERS = {
+    "README.md": (
+        "rows",
+        "one GPU",
+        "two GPUs, DDP",
+        "faster by",
+        "largest loss difference",
+        "peak GiB per GPU",
+    ),
+    "README_CN.md": ("数据行", "一块 GPU", "两块 GPU，DDP", "加速", "损失的最大差", "每块 GPU 峰值 GiB"),
+}
+ROWS = {
+    "README.md": {"full": "full, 2048 tokens", "variable": "256 to 2048 tokens"},
+    "README_CN.md": {"full": "满行，2048 个词元", "variable": "256 至 2048 个词元"},
+}
+MARKS = ("<!-- measured -->", "<!-- /measured -->")
+
+
+def table(file: str) -> str:
+    """The Markdown table of DDP against one GPU for `file`."""
+    report: dict[str, Any] = json.loads((RESULTS / "ddp-2xH200-1.5B.json").read_text(encoding="utf-8"))
+    lines = ["| " + " | ".join(HEADERS[file]) + " |", "|" + "---|" * len(HEADERS[file])]
+    for rows, name in ROWS[file].items():
+        found = report["rows"][rows]
+        cells = [name]
+        for strategy in ("single", "ddp"):
+            run = found[strategy]
+            cells.append(f"{run['median_step_seconds']:.3f} s/step, {run['tokens_per_second']:,} tokens/s")
+        comparison = found["comparison"]
+        cells.append(f"{comparison['speed_up']:.2f} ×")
+        cells.append(f"{comparison['largest_loss_difference']:.4f}")
+        cells.append(f"{found['single']['peak_gib']:.2f} → {found['ddp']['peak_gib']:.2f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def filled(file: str, text: str) -> str:
+    """`text` of `file` with its table replaced by what the results say."""
+    body = f"{MARKS[0]}\n{table(file)}\n{MARKS[1]}"
+    return re.sub(f"{MARKS[0]}.*?{MARKS[1]}", lambda _: body, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    for file in HEADERS:
+        path = ROOT / file
+        path.write_text(filled(file, path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,91 @@
+"""The README is true: its commands exist and run, its figures are those of benchmarks/results/."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, Run
+
+from benchmarks.tables import RESULTS, filled
+from unsloth_accel.launcher import parse
+from unsloth_accel.run_config import from_dict
+
+READMES = ("README.md", "README_CN.md")
+
+
+def blocks(file: str, language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    found = re.findall(rf"```{language}\n(.*?)```", (ROOT / file).read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert found
+    return found
+
+
+def commands(file: str) -> list[str]:
+    lines = [line.split("#")[0].strip() for block in blocks(file, "bash") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+@pytest.mark.parametrize("file", READMES)
+def test_tables_are_what_the_results_say(file: str) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    assert filled(file, text) == text, "run python -m benchmarks.tables"
+    assert text.count(" s/step") == 4
+
+
+@pytest.mark.parametrize("file", READMES)
+def test_the_quickstarts_figures_are_those_of_its_result(file: str) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    result: dict[str, Any] = json.loads((RESULTS / "quickstart-cpu.json").read_text(encoding="utf-8"))
+    before, after = result["before"], result["after"]
+    assert f"held-out loss      {before['loss']:.4f} before → {after['loss']:.4f} after" in text
+    assert f"held-out accuracy  {before['accuracy']:.1%} before → {after['accuracy']:.1%} after" in text
+    assert f"{after['rows']} rows" in text
+    shown = after["answers"][1]
+    assert shown["question"] in text
+    assert f"after   {shown['answer']}  (right)" in text
+    assert " ".join(before["answers"][1]["answer"].split()) in text
+
+
+def test_both_languages_give_the_same_commands() -> None:
+    assert commands("README.md") == commands("README_CN.md")
+    assert [line for block in blocks("README.md", "yaml") for line in block.splitlines() if not line.startswith("#")][
+        -1
+    ] == "output_dir: runs/llama-1b"
+
+
+def test_every_command_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for command in commands("README.md") + commands("CONTRIBUTING.md"):
+        words = command.split()
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", makefile, flags=re.MULTILINE), command
+        elif words[:2] == ["unsloth-accel", "launch"]:
+            parse(words[2:])
+        else:
+            assert words[0] in ("source", "python", "accelerate", ".venv/bin/python"), command
+        for word in words:
+            if word.startswith(("examples/", "accelerate_configs/")):
+                assert (ROOT / word).exists(), command
+
+
+@pytest.mark.parametrize("file", READMES)
+def test_the_readmes_run_is_a_valid_description(file: str) -> None:
+    (text,) = blocks(file, "yaml")
+    assert from_dict(yaml.safe_load(text)).batch.global_size == 64
+
+
+def test_the_readmes_mistakes_are_reported_as_shown(cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(blocks("README.md", "yaml")[0], encoding="utf-8")
+    shown = next(block for block in blocks("README.md", "text") if "lora.r=high" in block)
+    command, *expected = shown.strip().splitlines()
+    done = cli("launch", tmp_path / "run.yaml", *command.split()[4:])
+    assert sorted(done.stderr.strip().splitlines()) == sorted(expected)
+
+
+def test_nothing_names_a_machine() -> None:
+    """No file under version control names a path of the machine it was written on."""
+    for path in (*ROOT.glob("*.md"), *(ROOT / "unsloth_accel").rglob("*.py"), *RESULTS.glob("*.json")):
+        assert str(ROOT) not in path.read_text(encoding="utf-8"), path
