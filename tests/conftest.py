@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+# The tests are about processes on a CPU, also on a machine that has GPUs; what they start inherits it.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "tests" / "scripts"
 SMOLLM2 = ROOT / "models" / "SmolLM2-135M-Instruct"
@@ -36,7 +39,7 @@ def description(tmp_path: Path) -> dict[str, Any]:
     (model / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
     (model / "model.safetensors").write_text("", encoding="utf-8")
     data = tmp_path / "rows.jsonl"
-    data.write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
+    data.write_text('{"text": "a"}\n' * 8, encoding="utf-8")
     return {
         "model": {"name": str(model)},
         "data": {"path": str(data)},

@@ -83,9 +83,3 @@ def test_the_readmes_mistakes_are_reported_as_shown(cli: Run, tmp_path: Path) ->
     command, *expected = shown.strip().splitlines()
     done = cli("launch", tmp_path / "run.yaml", *command.split()[4:])
     assert sorted(done.stderr.strip().splitlines()) == sorted(expected)
-
-
-def test_nothing_names_a_machine() -> None:
-    """No file under version control names a path of the machine it was written on."""
-    for path in (*ROOT.glob("*.md"), *(ROOT / "unsloth_accel").rglob("*.py"), *RESULTS.glob("*.json")):
-        assert str(ROOT) not in path.read_text(encoding="utf-8"), path

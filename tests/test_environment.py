@@ -67,7 +67,7 @@ def test_nothing_is_promised_outside_a_launch() -> None:
 
 def test_torchrun_promises_its_processes() -> None:
     promised = environment.promise({"WORLD_SIZE": "4", "LOCAL_RANK": "1", "RANK": "1"})
-    assert promised == Promise(num_processes=4, strategy="ddp", device="cuda", made_by="WORLD_SIZE")
+    assert promised == Promise(num_processes=4, made_by="WORLD_SIZE")
 
 
 @pytest.mark.parametrize("spelling", [["--config_file", "{}"], ["--config-file={}"]])
@@ -86,6 +86,7 @@ def test_a_plain_accelerate_launch_promises_its_config(program: list[str], spell
 
 def test_other_parents_promise_nothing(tmp_path: Path) -> None:
     fsdp = write_yaml(tmp_path / "fsdp.yaml", {"distributed_type": "FSDP", "num_processes": 2})
+    mpi = write_yaml(tmp_path / "mpi.yaml", {**MULTI_CPU, "mpirun_config": {"mpirun_hostfile": "hosts"}})
     for command in (
         [],
         ["bash"],
@@ -93,6 +94,9 @@ def test_other_parents_promise_nothing(tmp_path: Path) -> None:
         ["accelerate", "launch", "train.py"],
         ["accelerate", "launch", "--config_file", str(tmp_path / "none.yaml"), "train.py"],
         ["accelerate", "launch", "--config_file", str(fsdp), "train.py"],
+        ["accelerate", "launch", "--config_file", str(mpi), "train.py"],
+        ["accelerate", "launch", "--config_file", str(CPU_DDP), "--use_fsdp", "train.py"],
+        ["accelerate", "launch", "--cpu", "--config_file", str(CPU_DDP), "train.py"],
     ):
         assert environment.from_launcher_config(command, {}) is None
 
@@ -118,7 +122,7 @@ def test_two_strangers_are_caught() -> None:
     done = accelerate_launch("--config_file", CPU_DDP, SCRIPTS / "plain_accelerator.py", "--forget")
     assert done.returncode != 0
     assert "2 processes were started but form no group: each would train alone" in done.stderr
-    assert done.stderr.count("unsloth_accel: ") == 1
+    assert done.stderr.count("unsloth_accel: rank 0: ") == done.stderr.count("unsloth_accel: rank 1: ") == 1
     assert "rank 0 of" not in done.stdout
 
 
@@ -136,19 +140,37 @@ def test_one_process_where_two_were_asked_for_is_caught(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "status", "words"),
     [
+        ("raise --debug", 1, "rank 1 failed with exit status 1; its own error is above."),
         ("raise", 1, "rank 1 failed with exit status 1; its own error is above."),
         ("exit", 7, "rank 1 failed with exit status 7"),
         ("kill", 137, "rank 1 was ended by SIGKILL; out of memory is the usual reason."),
     ],
 )
 def test_a_failing_rank_ends_all_and_its_status_arrives(how: str, status: int, words: str) -> None:
-    command = cli_command("launch", "--config_file", CPU_DDP, SCRIPTS / "one_rank_fails.py", how)
+    how, *flags = how.split()
+    command = cli_command("launch", "--config_file", CPU_DDP, *flags, SCRIPTS / "one_rank_fails.py", how)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == status
     assert words in done.stderr
     if how == "raise":
         assert "RuntimeError: the disk of rank 1 is gone" in done.stderr
     assert not alive(done.stdout)
+
+
+def test_the_rank_that_fell_first_is_named(tmp_path: Path) -> None:
+    """Not its peer, which fell over the connection it left and had time to say so."""
+    from unsloth_accel.launcher import Launch, _failure, report_error
+
+    command = Launch(arguments=(), output_dir=tmp_path)
+    report_error(tmp_path, 0, RuntimeError("connection closed by peer"))
+    killed = _failure(command, {1: -9, 0: 1})
+    assert "rank 1 was ended by SIGKILL" in str(killed)
+    assert killed.exit_status == 137
+    ended = _failure(command, {0: 1, 1: -15})
+    assert str(ended) == "rank 0 failed: RuntimeError: connection closed by peer"
+    assert ended.exit_status == 1
+    silent = _failure(Launch(arguments=()), {1: -15, 2: 3})
+    assert "rank 2 failed with exit status 3" in str(silent)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Bad input of every kind: one clear line each, status 2, nothing trained, nothing written."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,21 @@ def file(tmp_path: Path, description: dict[str, Any]) -> Path:
         ("lora.r=high", "lora.r='high': wrong type: int is needed, this is str."),
         ("model.name=./nowhere", "model.name='./nowhere': no such directory."),
         ("model.name=examples/data", "has no config.json, so it is not a model directory."),
-        ("output_dir=/proc/forbidden", "/proc can't be written"),
+        ("output_dir=/proc/forbidden", "below /proc"),
         ("output_dir=LICENSE/x", "is a file."),
         ("distributed.device=cuda", "no GPU is visible"),
         ("batch.global_size=7", "Fix: batch.global_size=6 or batch.global_size=8"),
         ("training.resume=true", "there is no checkpoint"),
+        (f"output_dir={'x' * 300}", "can't be made or written"),
+        ("data.path=LICENSE/x.jsonl", "Not a directory"),
+        ("training.max_steps=${nothing}", "training.max_steps: Interpolation key 'nothing' not found."),
+        ("model.name=~nobody-here/x", "no such directory."),
+        ("model.name=examples/nothing", "no such directory."),
+        ("training.eval_strategy=steps", "data.eval_path names none."),
+        ("training.auto_find_batch_size=true", "batch.global_size would not hold."),
+        ("training.fp16=true", "accelerate refuses fp16 there."),
+        ("model.load_in_4bit=true", "needs the package bitsandbytes"),
+        ("lora.dropout=5", "is no share of the activations."),
     ],
 )
 def test_the_command_refuses_in_one_line(cli: Run, file: Path, override: str, words: str) -> None:
@@ -65,6 +76,8 @@ def test_the_command_refuses_in_one_line(cli: Run, file: Path, override: str, wo
         ('{"prompt": "a"}\n', ":1: has no field 'completion'"),
         ('{"messages": [{"role": "user"}]}\n', ":1: a message has no 'content' text."),
         ('{"messages": []}\n', ":1: `messages` is no list of messages."),
+        ('{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}\n', ":1: `prompt` and `completion`"),
+        ('{"prompt": [], "completion": []}\n', ":1: `prompt` is no list of messages."),
         (
             '{"text": "a"}\n{"prompt": "a", "completion": "b"}\n',
             ":2: is a prompt-completion row and the first is text",
@@ -92,6 +105,51 @@ def test_text_in_another_encoding(tmp_path: Path) -> None:
     path.write_bytes('{"text": "caf\xe9"}\n'.encode("latin-1"))
     with pytest.raises(ConfigError, match="not UTF-8"):
         read_rows(path)
+
+
+def test_other_fields_are_dropped(tmp_path: Path) -> None:
+    """They would only have to agree in type from row to row."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a", "id": 1}\n{"text": "b", "id": "x"}\n', encoding="utf-8")
+    assert read_rows(path) == [{"text": "a"}, {"text": "b"}]
+
+
+def test_rows_without_an_answer(tmp_path: Path, description: dict[str, Any]) -> None:
+    question = {"role": "user", "content": "?"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": [question]}) + "\n", encoding="utf-8")
+    data = {"path": str(path), "eval_path": str(path), "train_on": "responses"}
+    run = from_dict({**description, "data": data, "evaluation": {"exact_match": True}, "batch": {"global_size": 1}})
+    found = [problem.key for problem in input_problems(run)]
+    assert found == ["data.train_on", "data.train_on", "evaluation.exact_match"]
+
+
+def test_an_epoch_that_ends_in_a_smaller_step_is_told(description: dict[str, Any]) -> None:
+    (only,) = input_problems(from_dict({**description, "batch": {"global_size": 3}}))
+    assert only.severity == "warning"
+    assert "an epoch of 8 rows ends with a step of 2" in str(only)
+
+
+def test_everything_wrong_is_told_in_one_go(cli: Run, file: Path) -> None:
+    message = refused(cli, file, "data.path=none", "distributed.device=cuda", "model.name=./none")
+    assert [line.split()[2].split("=")[0] for line in message.splitlines()] == [
+        "distributed.device",
+        "model.name",
+        "data.path",
+    ]
+
+
+def test_a_directory_that_may_not_be_searched(description: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.stat
+
+    def stat(path: Any, **kwargs: Any) -> os.stat_result:
+        if str(path) == description["output_dir"]:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, **kwargs)
+
+    monkeypatch.setattr(os, "stat", stat)
+    (only,) = output_problems(from_dict(description))
+    assert "can't be made or written" in str(only)
 
 
 def test_problems_of_model_and_data_come_together(description: dict[str, Any]) -> None:
@@ -139,6 +197,7 @@ def test_checkpoints_of_an_unfinished_run_are_kept(tmp_path: Path, description: 
         ({"distributed_type": "MULTI_GPU", "num_processes": 2}, "2 processes need 2 GPUs and 0 are visible"),
         ({"distributed_type": "MULTI_GPUS"}, "did you mean MULTI_GPU?"),
         ({"num_processes": 2}, "distributed_type: is missing"),
+        ({"distributed_type": False, "num_processes": 1}, "YAML reads an unquoted NO as false"),
     ],
 )
 def test_accelerate_configs_that_would_do_something_else(config: dict[str, Any], words: str) -> None:

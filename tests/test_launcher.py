@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, Run, cli_command, write_yaml
+from conftest import ROOT, Run, write_yaml
 
 from unsloth_accel.accelerate_config import AccelerateConfig
 from unsloth_accel.hardware import Device, Hardware
-from unsloth_accel.launcher import Launch, Request, launch, parse
+from unsloth_accel.launcher import Launch, LaunchError, Request, launch, parse
 from unsloth_accel.problems import ConfigError
 
 CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
@@ -37,6 +37,7 @@ def test_parse_tells_runs_from_scripts() -> None:
     run = parse(["--main_process_port", "29501", "a.yaml", "--debug", "x=1"])
     assert (run.run_yaml, run.accelerate_flags) == ("a.yaml", ("--main_process_port", "29501", "--debug"))
     assert run.overrides == ("x=1",)
+    assert parse(["x=1", "a.yaml"]) == Request(run_yaml="a.yaml", overrides=("x=1",))
     with pytest.raises(ConfigError, match="nothing to launch"):
         parse(["--debug"])
     with pytest.raises(ConfigError, match="neither an override nor a flag"):
@@ -59,11 +60,13 @@ def test_a_run_is_written_and_launched(file: Path, tmp_path: Path) -> None:
 
 
 def test_flags_that_the_plan_decides_change_the_plan(file: Path) -> None:
-    command = launched(file, "--num_processes", "1", "--mixed_precision=fp16", "--cpu", hardware=TWO)
+    command = launched(file, "--num_processes", "1", "--mixed_precision=bf16", "--cpu", hardware=TWO)
     config = yaml.safe_load(command.yaml)
-    assert (config["num_processes"], config["mixed_precision"], config["use_cpu"]) == (1, "fp16", True)
+    assert (config["num_processes"], config["mixed_precision"], config["use_cpu"]) == (1, "bf16", True)
     assert json.loads(command.environment["UNSLOTH_ACCEL_PROMISE"])["num_processes"] == 1
-    for flag in ("--multi_gpu", "--use_fsdp"):
+    with pytest.raises(ConfigError, match="unknown precision"):
+        launched(file, "--mixed_precision", "bf17")
+    for flag in ("--multi_gpu", "--use_fsdp", "--gpu_ids=0,1", "--num_machines=2"):
         with pytest.raises(ConfigError, match="contradicts the plan"):
             launched(file, flag)
     with pytest.raises(ConfigError, match="drop it"):
@@ -94,33 +97,71 @@ def test_dry_run_of_a_run_that_would_be_refused(file: Path, tmp_path: Path, caps
 
 def test_a_script_gets_its_arguments_and_the_promise_of_its_config() -> None:
     config = str(ROOT / "accelerate_configs" / "cpu_ddp.yaml")
-    command = launched("--config_file", config, "--debug", "train.py", "--num_processes", "9", "x=1")
-    assert command.arguments == ("--config_file", config, "--debug", "train.py", "--num_processes", "9", "x=1")
+    command = launched("--config_file", config, "--debug", "examples/sft.py", "--num_processes", "9", "x=1")
+    assert command.arguments == ("--config_file", config, "--debug", "examples/sft.py", "--num_processes", "9", "x=1")
     assert command.environment["ACCELERATE_USE_CPU"] == "true"
     promise = json.loads(command.environment["UNSLOTH_ACCEL_PROMISE"])
     assert promise == {"num_processes": 2, "strategy": "ddp", "device": "cpu", "made_by": config}
-    four = launched("--config_file", config, "--num_processes", "4", "train.py")
+    four = launched("--config_file", config, "--num_processes", "4", "examples/sft.py")
     assert json.loads(four.environment["UNSLOTH_ACCEL_PROMISE"])["num_processes"] == 4
 
 
 def test_a_script_is_not_launched_with_a_config_that_lies(tmp_path: Path) -> None:
     path = write_yaml(tmp_path / "c.yaml", {"distributed_type": "MULTI_CPU", "num_processes": 2})
     with pytest.raises(ConfigError, match="starts one process for MULTI_CPU"):
-        launched("--config_file", path, "train.py")
+        launched("--config_file", path, "examples/sft.py")
     with pytest.raises(ConfigError, match="no such file"):
-        launched("--config_file", tmp_path / "none.yaml", "train.py")
+        launched("--config_file", tmp_path / "none.yaml", "examples/sft.py")
+    with pytest.raises(ConfigError, match="no such script"):
+        launched("--config_file", path, "trian.py")
     (tmp_path / "bad.yaml").write_text("a: [", encoding="utf-8")
     with pytest.raises(ConfigError, match="line 1"):
-        launched("--config_file", tmp_path / "bad.yaml", "train.py")
+        launched("--config_file", tmp_path / "bad.yaml", "examples/sft.py")
 
 
-def test_overwriting_deletes_only_the_runs_own_files(file: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    """A finished run, and things of the user's beside it."""
     out = tmp_path / "out"
     for name in ("adapter", "checkpoint-3", "logs", "mine"):
         (out / name).mkdir(parents=True)
+        (out / name / "old").touch()
     (out / "notes.txt").write_text("mine", encoding="utf-8")
-    launched(file, "training.overwrite=true")
-    assert sorted(path.name for path in out.iterdir()) == ["accelerate.yaml", "mine", "notes.txt", "run.yaml"]
+    return out
+
+
+def test_overwriting_deletes_only_the_runs_own_files(file: Path, earlier: Path) -> None:
+    def train(command: Launch) -> None:
+        assert sorted(path.name for path in earlier.iterdir()) == [
+            *(".previous", "accelerate.yaml", "mine", "notes.txt", "run.yaml")
+        ]
+        (earlier / "adapter").mkdir()
+
+    launch([str(file), "training.overwrite=true"], run=train, hardware=CPU)
+    left = sorted(path.name for path in earlier.iterdir())
+    assert left == ["accelerate.yaml", "adapter", "mine", "notes.txt", "run.yaml"]
+    assert not (earlier / "adapter" / "old").exists()
+
+
+def test_a_run_that_came_to_nothing_overwrites_nothing(file: Path, earlier: Path) -> None:
+    def fail(command: Launch) -> None:
+        (earlier / "logs").mkdir()
+        raise LaunchError("a misspelt hub id", 1)
+
+    with pytest.raises(LaunchError):
+        launch([str(file), "training.overwrite=true"], run=fail, hardware=CPU)
+    for name in ("adapter", "checkpoint-3", "logs", "mine"):
+        assert (earlier / name / "old").exists()
+    with pytest.raises(SystemExit):
+        launch([str(file), "training.overwrite=true", "--quite"], run=fail, hardware=CPU)
+    assert (earlier / "adapter" / "old").exists()
+
+
+def test_resuming_is_told_to_the_ranks_and_not_kept(file: Path, earlier: Path) -> None:
+    (earlier / "checkpoint-3" / "trainer_state.json").write_text("{}", encoding="utf-8")
+    command = launched(file, "training.resume=true")
+    assert command.arguments[-1] == "training.resume=true"
+    assert "resume" not in (earlier / "run.yaml").read_text(encoding="utf-8")
 
 
 def test_commands(cli: Run) -> None:
@@ -128,7 +169,8 @@ def test_commands(cli: Run) -> None:
     assert cli("--version").stdout.startswith("unsloth-accel 0.")
     assert cli("lunch").returncode == 2
     assert cli().returncode == 2
-    bad_flag = cli("launch", "--config_file", "accelerate_configs/cpu_ddp.yaml", "--num_proceses", "2", "train.py")
+    bad_flag = cli(
+        "launch", "--config_file", "accelerate_configs/cpu_ddp.yaml", "--num_proceses", "2", "examples/sft.py"
+    )
     assert bad_flag.returncode == 2
     assert "Traceback" not in bad_flag.stderr
-    assert cli_command("x")[-1] == "x"

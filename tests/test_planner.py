@@ -99,6 +99,8 @@ def test_refusals(description: dict[str, Any]) -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             make(description, hardware, distributed=asked)
+    with pytest.raises(ConfigError, match="accelerate refuses fp16 there"):
+        make(description, CPU, training={"fp16": True})
     with pytest.raises(ConfigError, match="both on"):
         make(description, gpus(1), training={"bf16": True, "fp16": True})
 

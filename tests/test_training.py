@@ -157,15 +157,6 @@ def test_what_is_saved(straight: Path) -> None:
     assert not (straight / "errors").exists()
 
 
-def test_a_run_that_cannot_save_says_so_on_every_rank(described: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    out.mkdir()
-    (out / "adapter").write_text("in the way", encoding="utf-8")
-    printed = launch(described, out, status=2)
-    assert "already holds a finished run" in printed
-    assert (out / "adapter").read_text(encoding="utf-8") == "in the way"
-
-
 def test_a_field_that_sft_config_refuses(described: Path, tmp_path: Path) -> None:
     """Known by name and type, refused by TRL itself: one line and status 2, although ranks had started."""
     printed = launch(described, tmp_path / "run", "training.lr_scheduler_type=zigzag", status=2)
@@ -206,7 +197,7 @@ def test_the_quickstart_learns(quickstart: Path) -> None:
     before, after = results["before"], results["after"]
     assert after["loss"] <= before["loss"] / 2
     assert after["accuracy"] - before["accuracy"] >= 0.5
-    assert after["rows"] == 38
+    assert after["rows"] == 44
     assert results["training"]["tokens"] > 30_000
 
 

@@ -7,6 +7,7 @@ loaded when first used, so this import costs milliseconds and no torch.
 from __future__ import annotations
 
 import importlib
+from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 from .adapters.environment import prepare as _prepare
@@ -35,16 +36,16 @@ _HOME = {
 __all__ = [*_HOME, "callbacks", "plan"]
 
 
-def plan(run: str | RunConfig, *overrides: str) -> Plan:
+def plan(run: str | PathLike[str] | RunConfig, *overrides: str) -> Plan:
     """Plan a run on this machine: `run` is a YAML file's path or a `RunConfig`; overrides are `key=value`.
 
     Raises `ConfigError` with every problem of the description.
     """
     from .hardware import detect
     from .planner import plan as make_plan
-    from .run_config import load
+    from .run_config import RunConfig, load
 
-    return make_plan(load(run, overrides) if isinstance(run, str) else run, detect())
+    return make_plan(run if isinstance(run, RunConfig) else load(fspath(run), overrides), detect())
 
 
 def __getattr__(name: str) -> Any:

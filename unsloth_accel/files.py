@@ -45,10 +45,11 @@ def replacing_directory(path: str | Path) -> Iterator[Path]:
             os.rename(path, old)
         try:
             os.rename(temporary, path)
-        except OSError:
-            if old.exists():
+        except BaseException:
+            if old.exists() and not path.exists():
                 os.rename(old, path)
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)

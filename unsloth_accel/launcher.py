@@ -16,7 +16,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ from .adapters.environment import PROMISE, promise_of_config
 from .files import write_atomically
 from .hardware import Hardware, detect
 from .planner import Plan, plan
-from .problems import ConfigError, Problem, UnslothAccelError, raise_errors
+from .problems import ConfigError, Problem, UnslothAccelError, errors, raise_errors
 from .run_config import is_override, load
 from .validation import (
     ADAPTER,
     accelerate_problems,
+    checkpoints,
     input_problems,
     output_problems,
     read_accelerate_config,
@@ -97,11 +99,11 @@ def parse(tokens: Sequence[str]) -> Request:
             flags.append(word)
             if "=" not in word and words and _takes_value(word):
                 flags.append(words.pop(0))
-        elif run_yaml is not None:
-            if not is_override(word):
-                fix = "write key=value, for example training.max_steps=2"
-                raise ConfigError(Problem(key=word, consequence="is neither an override nor a flag.", fix=fix))
+        elif is_override(word):
             overrides.append(word)
+        elif run_yaml is not None:
+            fix = "write key=value, for example training.max_steps=2"
+            raise ConfigError(Problem(key=word, consequence="is neither an override nor a flag.", fix=fix))
         elif word.endswith((".yaml", ".yml")):
             run_yaml = word
         else:
@@ -120,16 +122,23 @@ def for_run(request: Request, hardware: Hardware) -> tuple[Launch, Plan, list[Pr
     assert request.run_yaml is not None
     flags, overrides = _own_overrides(request.accelerate_flags)
     run = load(request.run_yaml, [*request.overrides, *overrides])
-    decided = plan(run, hardware)
+    problems = [*input_problems(run), *output_problems(run)]
+    try:
+        decided = plan(run, hardware)
+    except ConfigError as error:
+        raise ConfigError([*error.problems, *errors(problems)]) from None
     directory = Path(run.output_dir)
-    arguments = ("--config_file", str(directory / "accelerate.yaml"), *flags, "-m", TRAINING_MODULE)
+    words = ["--config_file", str(directory / "accelerate.yaml"), *flags, "-m", TRAINING_MODULE]
+    words += [str(directory / "run.yaml"), *(["training.resume=true"] if run.resume else [])]
+    if flags:
+        _parse_accelerate(words)  # refuses a misspelt flag before anything is touched
     launch = Launch(
-        arguments=(*arguments, str(directory / "run.yaml")),
+        arguments=tuple(words),
         environment=decided.environment,
         yaml=decided.accelerate_config.to_yaml(),
         output_dir=directory,
     )
-    return launch, decided, [*input_problems(run), *output_problems(run)]
+    return launch, decided, problems
 
 
 def for_script(request: Request, hardware: Hardware) -> tuple[Launch, list[Problem]]:
@@ -137,20 +146,23 @@ def for_script(request: Request, hardware: Hardware) -> tuple[Launch, list[Probl
     arguments = request.accelerate_flags
     parsed = _parse_accelerate(arguments)
     launch = Launch(arguments=arguments)
+    if not (parsed.module or parsed.no_python or Path(parsed.training_script).is_file()):
+        fix = "unsloth-accel launch --config_file X.yaml script.py, or launch RUN.yaml"
+        raise ConfigError(Problem(key=parsed.training_script, consequence="no such script.", fix=fix))
     if parsed.config_file is None:
         return launch, []
     config = read_accelerate_config(parsed.config_file)
     problems = accelerate_problems(config, hardware, parsed.num_processes)
     launch = replace(launch, yaml=Path(parsed.config_file).read_text(encoding="utf-8"))
     # Flags that choose another kind of launch than the file's: then the file promises nothing.
-    if parsed.cpu or parsed.multi_gpu or parsed.use_fsdp or parsed.use_deepspeed or parsed.tpu:
+    if any((parsed.cpu, parsed.multi_gpu, parsed.use_fsdp, parsed.use_deepspeed, parsed.use_megatron_lm, parsed.tpu)):
         return launch, []
     promised = promise_of_config(config, parsed.config_file, parsed.num_processes)
     if promised is None:
         return launch, problems
     environment = {PROMISE: json.dumps(asdict(promised))}
     if promised.device == "cpu":
-        environment["ACCELERATE_USE_CPU"] = "true"
+        environment |= {"ACCELERATE_USE_CPU": "true", "UNSLOTH_FORCE_CPU": "1"}
     return replace(launch, environment=environment), problems
 
 
@@ -172,13 +184,11 @@ def launch(
     if request.dry_run:
         _print_dry_run(command, problems)
         return
-    for problem in problems:
-        if problem.severity == "warning":
-            print(problem, file=sys.stderr)
     raise_errors(problems)
-    if decided is not None:
-        _make_room(decided)
-    (run or run_accelerate)(command)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    with nullcontext() if decided is None else _made_room(decided):
+        (run or run_accelerate)(command)
 
 
 def run_accelerate(command: Launch) -> None:
@@ -188,29 +198,39 @@ def run_accelerate(command: Launch) -> None:
     """
     import subprocess
 
-    from accelerate.commands.launch import launch_command
+    import psutil
+    from accelerate.commands import launch as accelerate_launch
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     # torchrun's agent reports a failed rank in dozens of lines; the one that matters is printed at the end.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.update(command.environment)
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    arguments = _parse_accelerate(command.arguments)
+    arguments.quiet = False  # quiet replaces a rank's exit status by 1; there is no traceback here to keep quiet about
+    is_rich_available = accelerate_launch.is_rich_available
+    # With rich installed and debug on, accelerate prints a failure and returns as if all had gone well.
+    accelerate_launch.is_rich_available = lambda: False
+    previous = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    others = set(psutil.Process().children(recursive=True))
     try:
-        launch_command(_parse_accelerate(command.arguments))
+        accelerate_launch.launch_command(arguments)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        raise _failure(command, rank, failure.exitcode) from None
+        raise _failure(command, {rank: failure.exitcode for rank, failure in error.failures.items()}) from None
     except subprocess.CalledProcessError as error:
-        raise _failure(command, 0, error.returncode) from None
+        raise _failure(command, {0: error.returncode}) from None
     except (SignalException, KeyboardInterrupt) as error:
         number = getattr(error, "sigval", signal.SIGINT)
         raise LaunchError(f"stopped by {signal.Signals(number).name}; all ranks ended.", 128 + number) from None
-    except (ValueError, ConnectionError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise LaunchError(f"accelerate launch: {error}", 2) from None
     finally:
-        _end_children()
-        signal.signal(signal.SIGTERM, previous)
+        accelerate_launch.is_rich_available = is_rich_available
+        for number in previous:  # a second Ctrl-C must not leave ranks running
+            signal.signal(number, signal.SIG_IGN)
+        _end_children(others)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class _Stopped(KeyboardInterrupt):
@@ -220,38 +240,48 @@ class _Stopped(KeyboardInterrupt):
         self.sigval = number
 
 
-def _interrupt(number: int, frame: Any) -> None:
+def _stop(number: int, frame: Any) -> None:
     raise _Stopped(number)
 
 
-def _end_children(patience: float = 10.0) -> None:
-    """End every process that this one started and that still runs, `patience` seconds after asking it to."""
+def _end_children(others: set[Any], patience: float = 10.0) -> None:
+    """End the processes that this one started since it had `others`, `patience` seconds after asking them to."""
     import psutil
 
-    children = psutil.Process().children(recursive=True)
+    children = [child for child in psutil.Process().children(recursive=True) if child not in others]
     for child in children:
-        try:
+        with suppress(psutil.NoSuchProcess):
             child.terminate()
-        except psutil.NoSuchProcess:
-            continue
     _, alive = psutil.wait_procs(children, timeout=patience)
     for child in alive:
-        child.kill()
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
-def _failure(command: Launch, rank: int, exit_status: int) -> LaunchError:
-    """What to tell of a failed rank: its own words if it left any, otherwise how it ended."""
+def _failure(command: Launch, ended: dict[int, int]) -> LaunchError:
+    """What to tell of failed ranks: which one fell first, and in its own words if it left any.
+
+    `ended` holds exit statuses by rank; a negative one is the signal that ended the rank.
+    """
     reports = sorted(_reports(command.output_dir), key=lambda report: report["time"])
+    reported = {report["rank"] for report in reports}
+    # A rank that was killed leaves no word, and its peers fall over the connection it left; torchrun's own SIGTERM
+    # to the peers comes after a failure.
+    killed = [rank for rank, status in ended.items() if status < 0 and -status != signal.SIGTERM]
+    for rank in killed:
+        if rank not in reported:
+            name = signal.Signals(-ended[rank]).name
+            hint = "; out of memory is the usual reason" if name == "SIGKILL" else ""
+            return LaunchError(f"rank {rank} was ended by {name}{hint}.", 128 - ended[rank])
     if reports:
-        # The rank that fell first; its peers usually fall over the connection it left.
         first = reports[0]
         where = "" if first["every_rank"] else f"rank {first['rank']} failed: "
         return LaunchError(f"{where}{first['message']}", first["exit_status"])
-    if exit_status < 0:
-        name = signal.Signals(-exit_status).name
-        hint = "; out of memory is the usual reason" if name == "SIGKILL" else ""
-        return LaunchError(f"rank {rank} was ended by {name}{hint}.", 128 - exit_status)
-    return LaunchError(f"rank {rank} failed with exit status {exit_status}; its own error is above.", exit_status)
+    # torchrun ends the other ranks with SIGTERM once one has failed.
+    rank, status = next(((r, s) for r, s in ended.items() if s > 0), next(iter(ended.items())))
+    if status < 0:
+        return LaunchError(f"rank {rank} was ended by {signal.Signals(-status).name}.", 128 - status)
+    return LaunchError(f"rank {rank} failed with exit status {status}; its own error is above.", status)
 
 
 def _reports(output_dir: Path | None) -> list[dict[str, Any]]:
@@ -263,7 +293,7 @@ def _reports(output_dir: Path | None) -> list[dict[str, Any]]:
 def report_error(output_dir: str | Path, rank: int, error: BaseException) -> int:
     """Leave a rank's error where the launcher finds it; returns the exit status that the rank should leave with.
 
-    This package's own errors are found on every rank alike, so the launcher names no rank for them.
+    For errors that every rank raises alike the launcher names none.
     """
     status, message = 1, f"{type(error).__name__}: {error}"
     if isinstance(error, UnslothAccelError):
@@ -272,26 +302,48 @@ def report_error(output_dir: str | Path, rank: int, error: BaseException) -> int
         status, message = 130, "interrupted"
     elif isinstance(error, SystemExit) and isinstance(error.code, int):
         status = error.code
-    every = isinstance(error, UnslothAccelError)
+    every = isinstance(error, UnslothAccelError) and error.on_every_rank
     report = {"rank": rank, "message": message, "exit_status": status, "every_rank": every, "time": time.time()}
     write_atomically(Path(output_dir, ERRORS, f"rank-{rank}.json"), json.dumps(report))
     return status
 
 
-def _make_room(decided: Plan) -> None:
-    """Prepare output_dir: delete an earlier run if told to, drop old error reports, write the two YAML files."""
+@contextmanager
+def _made_room(decided: Plan) -> Iterator[None]:
+    """Prepare output_dir and write the two YAML files; an earlier run is put aside and deleted only when this one
+    has something to show: a run that ends without checkpoint and adapter puts it back.
+    """
     directory = Path(decided.run.output_dir)
+    aside = directory / ".previous"
     try:
-        if decided.run.overwrite:
-            for path in (directory / ADAPTER, directory / "logs", *directory.glob("checkpoint-*")):
-                shutil.rmtree(path, ignore_errors=True)
-            (directory / "results.json").unlink(missing_ok=True)
         shutil.rmtree(directory / ERRORS, ignore_errors=True)
+        if decided.run.overwrite:
+            if _products(directory):
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir()
+            for path in _products(directory):
+                path.rename(aside / path.name)
         decided.write(directory)
     except OSError as error:
         consequence = f"{error.strerror}: {error.filename}."
         fix = "choose a directory that you may write, on a disk with room"
         raise ConfigError(Problem(key="output_dir", value=str(directory), consequence=consequence, fix=fix)) from None
+    try:
+        yield
+    finally:
+        made = (directory / ADAPTER).exists() or checkpoints(directory)
+        if aside.is_dir() and not made:
+            for path in _products(directory):
+                shutil.rmtree(path, ignore_errors=True)
+            for path in aside.iterdir():
+                path.rename(directory / path.name)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _products(directory: Path) -> list[Path]:
+    """What an earlier run left in its directory."""
+    named = [directory / name for name in (ADAPTER, "logs", "results.json")]
+    return [path for path in (*named, *directory.glob("checkpoint-*")) if path.exists()]
 
 
 def _print_dry_run(command: Launch, problems: Sequence[Problem]) -> None:
@@ -324,6 +376,9 @@ def _own_overrides(flags: Sequence[str]) -> tuple[list[str], list[str]]:
             overrides.append("distributed.device=cpu")
         elif name == "mixed_precision" and words:
             precision = words.pop(0)
+            if precision not in ("no", "fp16", "bf16"):
+                fix = "use one of: no, fp16, bf16"
+                raise ConfigError(Problem(key=word, value=precision, consequence="unknown precision.", fix=fix))
             overrides += [f"training.{kind}={str(kind == precision).lower()}" for kind in ("bf16", "fp16")]
         elif name in _DECIDED:
             consequence = "contradicts the plan that `launch RUN.yaml` makes."
@@ -337,6 +392,11 @@ def _own_overrides(flags: Sequence[str]) -> tuple[list[str], list[str]]:
 
 _DECIDED = {
     "config_file": "drop it (the config is generated), or launch your own script with it",
+    "gpu_ids": "set CUDA_VISIBLE_DEVICES for the whole command",
+    "num_machines": "launch your own script with it; a run is planned for one machine so far",
+    "machine_rank": "launch your own script with it; a run is planned for one machine so far",
+    "use_megatron_lm": "launch your own script with it",
+    "use_parallelism_config": "launch your own script with it",
     "multi_gpu": "drop it, or set distributed.strategy",
     "use_fsdp": "set distributed.strategy",
     "use_deepspeed": "launch your own script with it",

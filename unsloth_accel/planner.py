@@ -88,8 +88,9 @@ class Plan:
             "num_processes": self.num_processes,
             "device": self.device,
         }
-        # Deleting an earlier run is a word to one launch, not part of the description.
-        values["training"].pop("overwrite", None)
+        # Going on from an earlier run or deleting it is a word to one launch, not part of the description.
+        for word in ("resume", "overwrite"):
+            values["training"].pop(word, None)
         values["training"] |= {
             "per_device_train_batch_size": self.batch.per_device,
             "gradient_accumulation_steps": self.batch.accumulation,
@@ -189,9 +190,16 @@ def _precision(run: RunConfig, hardware: Hardware, device: str, reasons: list[st
         consequence = "bf16 and fp16 are both on."
         raise ConfigError(Problem(key="training.bf16", value=True, consequence=consequence, fix="turn one of them off"))
     if fields.get("bf16") or fields.get("fp16"):
-        return "bf16" if fields.get("bf16") else "fp16"
+        asked: Precision = "bf16" if fields.get("bf16") else "fp16"
+        if asked == "fp16" and device == "cpu":
+            fix = "drop training.fp16 (the plan takes bf16 where the CPU has it)"
+            consequence = "a CPU trains in bf16 or fp32; accelerate refuses fp16 there."
+            raise ConfigError(Problem(key="training.fp16", value=True, consequence=consequence, fix=fix))
+        reasons.append(f"precision {asked}: training.{asked} is set.")
+        return asked
     # An explicit `bf16: false` means full precision; null or nothing leaves the choice to the plan.
     if fields.get("bf16") is False or run.model.dtype == "float32":
+        reasons.append("precision no: training.bf16 is false or model.dtype is float32.")
         return "no"
     if device == "cpu":
         reasons.append(f"precision: the CPU {'has' if hardware.cpu_bf16 else 'lacks'} bfloat16 instructions.")
@@ -211,7 +219,13 @@ def _batch(run: RunConfig, count: int, reasons: list[str]) -> Batch:
     if global_size is None:
         per_device, accumulation = per_device or DEFAULT_PER_DEVICE, accumulation or 1
         global_size = per_device * accumulation * count
-    return divide_batch(global_size, count, per_device, accumulation)
+    batch = divide_batch(global_size, count, per_device, accumulation)
+    if per_device is None:
+        reasons.append(
+            f"{batch.per_device} rows per device: the largest number up to {DEFAULT_PER_DEVICE} that divides the "
+            f"{batch.global_size // count} of a process; memory is not estimated yet."
+        )
+    return batch
 
 
 def divide_batch(global_size: int, count: int, per_device: int | None = None, accumulation: int | None = None) -> Batch:

@@ -17,6 +17,8 @@ class UnslothAccelError(Exception):
     """An error of the run, not of the program: shown as its message, without a traceback."""
 
     exit_status = 1
+    on_every_rank = False
+    """All ranks raise it alike, so that telling it once is enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +44,23 @@ class ConfigError(UnslothAccelError):
     """One or more problems that stop a run before anything is trained or written."""
 
     exit_status = 2
+    on_every_rank = True
 
     def __init__(self, problems: Problem | Iterable[Problem]) -> None:
         self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
 
 
+def errors(problems: Iterable[Problem]) -> list[Problem]:
+    """Those of `problems` that stop a run."""
+    return [problem for problem in problems if problem.severity == "error"]
+
+
 def raise_errors(problems: Sequence[Problem]) -> None:
     """Raise `ConfigError` with all of `problems` that are errors; return when there are none."""
-    errors = [problem for problem in problems if problem.severity == "error"]
-    if errors:
-        raise ConfigError(errors)
+    found = errors(problems)
+    if found:
+        raise ConfigError(found)
 
 
 def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:

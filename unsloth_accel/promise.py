@@ -10,7 +10,9 @@ from typing import Literal
 class Promise:
     num_processes: int
     """All processes, over all machines."""
-    strategy: Literal["single", "ddp"]
-    device: Literal["cuda", "cpu"]
+    strategy: Literal["single", "ddp"] | None = None
+    """None: not said."""
+    device: Literal["cuda", "cpu"] | None = None
+    """None: not said."""
     made_by: str = "the plan"
     """Who promised it: the plan, a config file's path, or WORLD_SIZE."""

@@ -6,6 +6,7 @@ The sections are OmegaConf structured configs; the string under a field is its h
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .problems import ConfigError, Problem, nearest, raise_errors
@@ -149,6 +150,12 @@ _ELSEWHERE = {
     "deepspeed": "distributed.strategy",
     "accelerator_config": "distributed.strategy",
 }
+_REFUSED = {
+    "auto_find_batch_size": (
+        "changes the batch inside the run, so batch.global_size would not hold.",
+        "drop it, and set training.per_device_train_batch_size",
+    ),
+}
 _CHOICES = {
     "distributed.strategy": ("auto", "single", "ddp"),
     "distributed.device": ("auto", "cuda", "cpu"),
@@ -201,11 +208,21 @@ def from_dict(given: DictConfig | dict[str, Any]) -> RunConfig:
     _fill(schema, values, "", problems)
     problems += _missing(schema)
     problems += _check_training(schema)
+    named = {problem.key for problem in problems}
+    problems += [problem for problem in _check_values(schema) if problem.key not in named]
     raise_errors(problems)
     config = OmegaConf.to_object(schema)
     assert isinstance(config, RunConfig)
-    raise_errors(_check_values(config))
+    _expand_home(config)
     return config
+
+
+def _expand_home(config: RunConfig) -> None:
+    """Replace a leading ~ in every path."""
+    config.model.name = os.path.expanduser(config.model.name)
+    config.data.path = os.path.expanduser(config.data.path)
+    config.data.eval_path = os.path.expanduser(config.data.eval_path) if config.data.eval_path else None
+    config.output_dir = os.path.expanduser(config.output_dir)
 
 
 def _read_yaml(path: Path) -> DictConfig:
@@ -256,6 +273,8 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
             continue
         if name == "model.gradient_checkpointing" and isinstance(value, bool):
             value = str(value).lower()  # YAML reads true and false as booleans
+        if isinstance(value, int) and not isinstance(value, bool) and _field_type(name) == "float":
+            value = float(value)
         try:
             schema[key] = {} if key == "training" and value is None else value
         except OmegaConfBaseException:
@@ -279,8 +298,16 @@ def _check_training(schema: DictConfig) -> list[Problem]:
     known = {**training_fields(), **OWN_TRAINING_KEYS}
     problems = []
     for key in map(str, training):
-        name, value = f"training.{key}", training[key]
-        if key in _ELSEWHERE:
+        name = f"training.{key}"
+        try:
+            value = training[key]
+        except OmegaConfBaseException as error:
+            problems.append(Problem(key=name, consequence=f"{_first_line(error)}.", fix="give it a value"))
+            continue
+        if key in _REFUSED:
+            consequence, fix = _REFUSED[key]
+            problems.append(Problem(key=name, value=value, consequence=consequence, fix=fix))
+        elif key in _ELSEWHERE:
             fix = f"set {_ELSEWHERE[key]} instead"
             problems.append(Problem(key=name, value=value, consequence="has its place elsewhere in run.yaml.", fix=fix))
         elif key not in known:
@@ -294,39 +321,42 @@ def _check_training(schema: DictConfig) -> list[Problem]:
     return problems
 
 
-def _check_values(config: RunConfig) -> list[Problem]:
-    tree = OmegaConf.structured(config)
+def _check_values(tree: DictConfig) -> list[Problem]:
+    """Values of the right type that mean nothing, or contradict each other."""
     problems = []
+
+    def wrong(key: str, value: Any, consequence: str, fix: str) -> None:
+        problems.append(Problem(key=key, value=value, consequence=consequence, fix=fix))
+
+    def given(key: str) -> Any:
+        try:
+            return OmegaConf.select(tree, key, throw_on_missing=False)
+        except OmegaConfBaseException:
+            return None  # told of elsewhere
+
     for key, choices in _CHOICES.items():
-        value = OmegaConf.select(tree, key)
-        if value not in choices:
+        if given(key) not in choices:
             words = ", ".join("null" if choice is None else choice for choice in choices)
-            problems.append(Problem(key=key, value=value, consequence="unknown value.", fix=f"use one of: {words}."))
+            wrong(key, given(key), "unknown value.", f"use one of: {words}.")
     for key in _POSITIVE:
-        value = OmegaConf.select(tree, key)
-        if value is not None and value < 1:
-            problems.append(Problem(key=key, value=value, consequence="must be at least 1.", fix="give 1 or more"))
-    count = config.distributed.num_processes
+        value = given(key)
+        if isinstance(value, int | float) and value < 1:
+            wrong(key, value, "must be at least 1.", "give 1 or more")
+    if not 0 <= given("lora.dropout") < 1:
+        wrong("lora.dropout", given("lora.dropout"), "is no share of the activations.", "give 0, or less than 1")
+    count = given("distributed.num_processes")
     if count != "auto" and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        key = "distributed.num_processes"
-        problems.append(Problem(key=key, value=count, consequence="is no number of processes.", fix="auto, or 1, 2, …"))
-    modules = config.lora.target_modules
-    if isinstance(modules, str):
-        if modules != "all-linear":
-            fix = "all-linear, or a list such as [q_proj, v_proj]"
-            problems.append(Problem(key="lora.target_modules", value=modules, consequence="unknown value.", fix=fix))
-    elif not (isinstance(modules, list) and modules and all(isinstance(module, str) for module in modules)):
-        fix = "all-linear, or a list such as [q_proj, v_proj]"
-        consequence = "is not a list of module names."
-        problems.append(Problem(key="lora.target_modules", value=modules, consequence=consequence, fix=fix))
-    if config.evaluation.exact_match and not config.data.eval_path:
-        consequence = "needs held-out rows, and data.eval_path names none."
-        problems.append(
-            Problem(key="evaluation.exact_match", value=True, consequence=consequence, fix="set data.eval_path")
-        )
-    if config.resume and config.overwrite:
-        consequence = "resume keeps the run in output_dir, overwrite deletes it."
-        problems.append(Problem(key="training.resume", value=True, consequence=consequence, fix="choose one of them"))
+        wrong("distributed.num_processes", count, "is no number of processes.", "auto, or 1, 2, …")
+    modules = given("lora.target_modules")
+    names = isinstance(modules, ListConfig) and len(modules) and all(isinstance(name, str) for name in modules)
+    if modules != "all-linear" and not names:
+        wrong("lora.target_modules", modules, "unknown value.", "all-linear, or a list such as [q_proj, v_proj]")
+    if given("data.eval_path") is None:
+        for key in ("evaluation.exact_match", "training.eval_strategy", "training.do_eval"):
+            if given(key) not in (None, False, "no"):
+                wrong(key, given(key), "needs held-out rows, and data.eval_path names none.", "set data.eval_path")
+    if given("training.resume") is True and given("training.overwrite") is True:
+        wrong("training.resume", True, "resume keeps the earlier run, overwrite deletes it.", "choose one of them")
     return problems
 
 

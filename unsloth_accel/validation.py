@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,35 +29,74 @@ DISTRIBUTED_TYPES = (
 def input_problems(run: RunConfig) -> list[Problem]:
     """What is wrong with the model and the data of `run`."""
     problems = _model_problems(run)
-    chat = True
+    rows: dict[str, list[dict[str, Any]]] = {}
     for key, path in (("data.path", run.data.path), ("data.eval_path", run.data.eval_path)):
         if path is None:
             continue
         try:
-            rows = read_rows(path, key)
+            rows[key] = read_rows(path, key)
         except ConfigError as error:
             problems += error.problems
-            continue
-        chat = chat and "messages" in rows[0]
-    if not chat and run.data.train_on == "responses":
+    if run.data.train_on == "responses":
+        for found in rows.values():
+            problems += _responses_problems(found)
+    if run.evaluation.exact_match and "data.eval_path" in rows:
+        problems += _exact_match_problems(rows["data.eval_path"])
+    return problems + _epoch_problems(run, rows.get("data.path", []))
+
+
+def _responses_problems(rows: list[dict[str, Any]]) -> list[Problem]:
+    problem = partial(Problem, key="data.train_on", value="responses")
+    if "messages" not in rows[0]:
         consequence = "needs chat rows (`messages`) to know what a response is."
-        fix = "data.train_on=all, or give rows with messages"
-        problems.append(Problem(key="data.train_on", value="responses", consequence=consequence, fix=fix))
-    if not chat and run.evaluation.exact_match:
-        consequence = "needs chat rows (`messages`) to know question and answer."
-        fix = "evaluation.exact_match=false"
-        problems.append(Problem(key="evaluation.exact_match", value=True, consequence=consequence, fix=fix))
-    return problems
+        return [problem(consequence=consequence, fix="data.train_on=all, or give rows with messages")]
+    without = [number for number, row in enumerate(rows, start=1) if "assistant" not in _roles(row)]
+    if not without:
+        return []
+    consequence = f"{len(without)} rows have no assistant message to learn from, the first is row {without[0]}."
+    return [problem(consequence=consequence, fix="remove them, or data.train_on=all")]
+
+
+def _exact_match_problems(rows: list[dict[str, Any]]) -> list[Problem]:
+    if "messages" in rows[0] and any(_roles(row)[-1] == "assistant" for row in rows):
+        return []
+    consequence = "needs held-out chat rows (`messages`) that end with an assistant's answer; there is none."
+    fix = "evaluation.exact_match=false"
+    return [Problem(key="evaluation.exact_match", value=True, consequence=consequence, fix=fix)]
+
+
+def _roles(row: dict[str, Any]) -> list[str]:
+    return [message["role"] for message in row["messages"]]
+
+
+def _epoch_problems(run: RunConfig, rows: list[dict[str, Any]]) -> list[Problem]:
+    """A warning where the last step of an epoch can't hold a whole global batch."""
+    size = run.batch.global_size
+    if not rows or not size or len(rows) % size == 0:
+        return []
+    consequence = (
+        f"an epoch of {len(rows)} rows ends with a step of {len(rows) % size}; over several processes some rows are "
+        "repeated there to give each process as many."
+    )
+    fix = "nothing, if that is all right; or a number of rows that the batch divides"
+    return [Problem(key="batch.global_size", value=size, consequence=consequence, fix=fix, severity="warning")]
 
 
 def _model_problems(run: RunConfig) -> list[Problem]:
     name = run.model.name
-    path = Path(name).expanduser()
-    if not path.exists():
-        looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1 or os.sep + os.sep in name
-        if not looks_like_path:
-            return []  # a hub id: whether it can be had shows when it is loaded
+    path = Path(name)
+    if run.model.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+        consequence = "needs the package bitsandbytes, which is not installed."
+        fix = "pip install bitsandbytes, or model.load_in_4bit=false"
+        return [Problem(key="model.load_in_4bit", value=True, consequence=consequence, fix=fix)]
+    if not _exists(path):
+        owner, _, model = name.partition("/")
+        hub_id = owner and model and "/" not in model and not name.startswith((".", "~")) and not _exists(Path(owner))
+        if hub_id:
+            return []  # whether it can be had shows when it is loaded
         fix = "check the path, or give a hub id such as unsloth/Llama-3.2-1B-Instruct"
+        if name.endswith("models/SmolLM2-135M-Instruct"):
+            fix = "make quickstart, or python examples/prepare_smollm2.py"
         return [Problem(key="model.name", value=name, consequence="no such directory.", fix=fix)]
     config = path / "config.json"
     if not path.is_dir() or not config.is_file():
@@ -88,31 +129,47 @@ def checkpoints(directory: str | Path) -> list[Path]:
 def output_problems(run: RunConfig) -> list[Problem]:
     """Why the run may not write into its output directory."""
     directory = Path(run.output_dir)
-    problems = []
-    if not run.resume and not run.overwrite:
-        held = "a finished run" if (directory / ADAPTER).exists() else ""
-        if not held and checkpoints(directory):
-            held = f"checkpoints up to {checkpoints(directory)[-1].name}"
-        if held:
-            fix = "training.resume=true to go on, training.overwrite=true to delete it, or another output_dir"
-            consequence = f"already holds {held}, which this run would overwrite."
-            problems.append(Problem(key="output_dir", value=run.output_dir, consequence=consequence, fix=fix))
-    if run.resume and not checkpoints(directory):
+    # The nearest directory that exists decides whether the rest can be made.
+    existing = next((path for path in (directory, *directory.absolute().parents) if _exists(path)), Path("/"))
+    problem = partial(Problem, key="output_dir", value=run.output_dir)
+    if not existing.is_dir():
+        return [problem(consequence=f"{existing} is a file.", fix="choose a directory")]
+    if not _writable(existing) or not _possible(directory):
+        consequence = f"can't be made or written below {existing}, so the adapter could not be saved."
+        return [problem(consequence=consequence, fix="choose a directory that you may write")]
+    whole = checkpoints(directory)
+    if run.resume and not whole:
         consequence = f"there is no checkpoint in {run.output_dir} to go on from."
         fix = "remove training.resume, or set output_dir to the run that has checkpoints"
-        problems.append(Problem(key="training.resume", value=True, consequence=consequence, fix=fix))
-    # The nearest directory that exists decides whether the rest can be made.
-    existing = next((path for path in (directory, *directory.absolute().parents) if path.exists()), Path("/"))
-    if not existing.is_dir():
-        consequence = f"{existing} is a file."
-        problems.append(
-            Problem(key="output_dir", value=run.output_dir, consequence=consequence, fix="choose a directory")
-        )
-    elif not _writable(existing):
-        consequence = f"{existing} can't be written, so the adapter could not be saved."
-        fix = "choose a directory that you may write"
-        problems.append(Problem(key="output_dir", value=run.output_dir, consequence=consequence, fix=fix))
-    return problems
+        return [Problem(key="training.resume", value=True, consequence=consequence, fix=fix)]
+    if run.resume or run.overwrite:
+        return []
+    held = f"checkpoints up to {whole[-1].name}" if whole else ""
+    if (directory / ADAPTER).exists():
+        held = "a finished run"
+    if not held:
+        return []
+    fix = "training.resume=true to go on, training.overwrite=true to delete it, or another output_dir"
+    return [problem(consequence=f"already holds {held}, which this run would overwrite.", fix=fix)]
+
+
+def _exists(path: Path) -> bool:
+    """Whether `path` is there; False where it can't be looked at, or is no possible name."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _possible(path: Path) -> bool:
+    """Whether a file system takes the names in `path`."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _writable(directory: Path) -> bool:
@@ -152,8 +209,11 @@ def accelerate_problems(config: dict[str, Any], hardware: Hardware, num_processe
     """
     kind = config.get("distributed_type")
     if kind is None:
-        fix = "add distributed_type: MULTI_GPU (or NO for one process)"
+        fix = "add distributed_type: MULTI_GPU (or 'NO', in quotes, for one process)"
         return [Problem(key="distributed_type", consequence="is missing; accelerate refuses the file.", fix=fix)]
+    if kind is False:
+        consequence = "YAML reads an unquoted NO as false, and accelerate knows no such type."
+        return [Problem(key="distributed_type", value=kind, consequence=consequence, fix="distributed_type: 'NO'")]
     if kind not in DISTRIBUTED_TYPES and config.get("compute_environment") != "AMAZON_SAGEMAKER":
         consequence, fix = "accelerate knows no such type.", nearest(str(kind), DISTRIBUTED_TYPES)
         return [Problem(key="distributed_type", value=kind, consequence=consequence, fix=fix)]

@@ -33,7 +33,7 @@ WORDINGS = (
     "With atomic number {number}, {name} stands in period {period}. Chemists write {symbol}.",
 )
 INSTRUCTION = "Write this as a record: "
-HELD_OUT = 6  # every sixth element
+HELD_OUT = tuple(range(5, 111, 5))  # atomic numbers; 22 elements, which leaves 96 to train on
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     for number, (name, symbol) in enumerate(names, start=1):
         period = 1 + sum(number > last for last in LAST_OF_PERIOD)
         facts = {"name": name, "symbol": symbol, "number": number, "period": period}
-        split = "eval" if number % HELD_OUT == 0 else "train"
+        split = "eval" if number in HELD_OUT else "train"
         # Two of the four wordings are enough to examine an element.
         wordings = WORDINGS if split == "train" else (WORDINGS[number % 4], WORDINGS[(number + 1) % 4])
         for wording in wordings:

@@ -29,6 +29,8 @@ PROMISE = "UNSLOTH_ACCEL_PROMISE"
 class WorldError(UnslothAccelError):
     """The processes that run are not the ones that were asked for."""
 
+    on_every_rank = True
+
 
 def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
     """Set what a launched process needs and stop one that was launched wrongly; do nothing outside a launch.
@@ -42,6 +44,8 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
     check_world_size(promised, environ)
     if promised.device == "cpu":
         environ["ACCELERATE_USE_CPU"] = "true"
+        # On a machine with GPUs Unsloth would load onto them while Accelerate trains on the CPU.
+        environ.setdefault("UNSLOTH_FORCE_CPU", "1")
 
 
 def world_size(environ: Mapping[str, str] = os.environ) -> int:
@@ -78,7 +82,7 @@ def from_launcher_config(command: Sequence[str], environ: Mapping[str, str]) -> 
     if "launch" not in command and not any("commands.launch" in word or word.endswith("launch.py") for word in command):
         return None
     file = _option(command, "config_file")
-    if file is None:
+    if file is None or any(word.replace("-", "_") in _OTHER_KINDS for word in command):
         return None
     import yaml
 
@@ -89,15 +93,22 @@ def from_launcher_config(command: Sequence[str], environ: Mapping[str, str]) -> 
     return promise_of_config(config, file, _number(_option(command, "num_processes")))
 
 
+# Flags of `accelerate launch` that choose another kind of launch than the file's.
+_OTHER_KINDS = ("__cpu", "__multi_gpu", "__use_fsdp", "__use_deepspeed", "__use_megatron_lm", "__tpu")
+
+
 def promise_of_config(config: Any, file: str, num_processes: int | None = None) -> Promise | None:
     """What accelerate config `config` (read from `file`) asks for; None for the kinds this package doesn't know."""
     if not isinstance(config, dict) or config.get("distributed_type") not in ("NO", "MULTI_GPU", "MULTI_CPU"):
         return None
+    if config.get("mpirun_config"):
+        return None  # mpirun starts the processes and counts them in its own variables
     count = num_processes or _number(str(config.get("num_processes", 1))) or 1
     on_cpu = config.get("use_cpu") is True or config["distributed_type"] == "MULTI_CPU"
     return Promise(
         num_processes=count,
-        strategy="single" if count == 1 else "ddp",
+        # One process is DDP or not, depending on the type; both are right.
+        strategy=None if count == 1 else "ddp",
         device="cpu" if on_cpu else "cuda",
         made_by=file,
     )
@@ -127,6 +138,8 @@ def show_own_errors_plainly() -> None:
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         if not isinstance(error, UnslothAccelError):
             previous(kind, error, traceback)
+        elif not error.on_every_rank:
+            print(f"unsloth_accel: rank {rank()}: {error}", file=sys.stderr, flush=True)
         elif rank() == 0:
             print(f"unsloth_accel: {error}", file=sys.stderr, flush=True)
 
@@ -138,12 +151,7 @@ def _from_torchrun(environ: Mapping[str, str]) -> Promise | None:
     count = world_size(environ)
     if "LOCAL_RANK" not in environ or count == 1:
         return None
-    return Promise(
-        num_processes=count,
-        strategy="ddp",
-        device="cpu" if environ.get("ACCELERATE_USE_CPU", "").lower() == "true" else "cuda",
-        made_by="WORLD_SIZE",
-    )
+    return Promise(num_processes=count, made_by="WORLD_SIZE")
 
 
 def _parent_command() -> list[str]:

@@ -22,23 +22,25 @@ if TYPE_CHECKING:
 class GuardError(UnslothAccelError):
     """What runs is not what was asked for; the run stops before it trains silently wrong."""
 
+    def __init__(self, message: str, on_every_rank: bool = False) -> None:
+        super().__init__(message)
+        self.on_every_rank = on_every_rank
+
 
 def check_world(promised: Promise) -> None:
     """Compare Accelerate's view of this run with what was promised; raises `GuardError` with every difference."""
     from accelerate import PartialState
-    from accelerate.utils import DistributedType
 
     state = PartialState()
-    alone = state.distributed_type == DistributedType.NO
+    running = _distributed_type()
     wrong = []
     if state.num_processes != promised.num_processes:
         wrong.append(f"{promised.num_processes} processes were promised, Accelerate sees {state.num_processes}")
-    if alone and world_size() > 1:
+    if running == "NO" and world_size() > 1:
         wrong.append(f"{world_size()} processes were started but form no group: each would train alone")
-    strategies = {"single": ("NO",), "ddp": ("MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU")}
-    if state.distributed_type.value not in strategies[promised.strategy]:
-        wrong.append(f"strategy {promised.strategy} was promised, Accelerate runs {state.distributed_type.value}")
-    if state.device.type != promised.device:
+    if promised.strategy is not None and (promised.strategy == "ddp") != running.startswith("MULTI_"):
+        wrong.append(f"strategy {promised.strategy} was promised, Accelerate runs {running}")
+    if promised.device is not None and state.device.type != promised.device:
         wrong.append(f"device {promised.device} was promised, this process runs on {state.device.type}")
     if wrong:
         raise GuardError(
@@ -50,14 +52,15 @@ def check_world(promised: Promise) -> None:
 def check_equal(tensors: Mapping[str, torch.Tensor], what: str) -> None:
     """Raise `GuardError` on every rank unless `tensors` hold the same bits on all of them.
 
-    Tensors that are sharded over ranks (DTensor) differ by design and are left out. `what` names them: "gradients".
+    `what` names them: "gradients". Does nothing in one process, and under FSDP and DeepSpeed, whose ranks hold
+    different shards by design; single sharded tensors (DTensor) are left out for the same reason.
     """
     import torch
     from accelerate import PartialState
     from accelerate.utils import gather
 
     state = PartialState()
-    if state.num_processes == 1:
+    if state.num_processes == 1 or not _distributed_type().startswith("MULTI_"):
         return
     whole = {name: tensor for name, tensor in tensors.items() if not _is_sharded(tensor)}
     sums = [_checksum(tensor).to(state.device) for tensor in whole.values()]
@@ -73,7 +76,8 @@ def check_equal(tensors: Mapping[str, torch.Tensor], what: str) -> None:
     raise GuardError(
         f"{what} differ between ranks in {len(different)} of {len(whole)} tensors, first {different[0]}: the ranks "
         "are not synchronised and would train different models. Fix: let Accelerate wrap the model (don't put "
-        "DistributedDataParallel around it, don't call the inner model in the loss)."
+        "DistributedDataParallel around it, don't call the inner model in the loss).",
+        on_every_rank=True,
     )
 
 
@@ -109,6 +113,15 @@ def _smallest(count: int) -> int:
     smallest = torch.tensor(count, device=PartialState().device)
     torch.distributed.all_reduce(smallest, op=torch.distributed.ReduceOp.MIN)
     return int(smallest)
+
+
+def _distributed_type() -> str:
+    """Accelerate's word for how this run is distributed; FSDP and DeepSpeed are known to the Accelerator only."""
+    from accelerate import PartialState
+    from accelerate.state import AcceleratorState
+
+    state = AcceleratorState() if AcceleratorState._shared_state else PartialState()
+    return str(state.distributed_type.value)
 
 
 def _is_sharded(tensor: torch.Tensor) -> bool:

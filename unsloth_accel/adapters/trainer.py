@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..callbacks.guard import Guard
 from .ddp import wrap_after_evaluation
+from .saving import let_numbered_cpus_load
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -14,7 +15,7 @@ AnyTrainer = TypeVar("AnyTrainer", bound="Trainer")
 
 
 def adapt(trainer: AnyTrainer) -> AnyTrainer:
-    """Make `trainer` safe to evaluate before it trains, put the guard on it, and return it; once is enough.
+    """Make `trainer` safe to evaluate before it trains and to resume, guard it, and return it; once is enough.
 
     Without it `trainer.evaluate()` before `trainer.train()` turns DDP off (`adapters.ddp`). The guard stops the run,
     with the reason, when its world is not the one that was launched or its ranks are not synchronised
@@ -22,5 +23,6 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
     """
     if not any(isinstance(callback, Guard) for callback in trainer.callback_handler.callbacks):
         wrap_after_evaluation(trainer.accelerator)
+        let_numbered_cpus_load()
         trainer.add_callback(Guard())
     return trainer

@@ -22,6 +22,7 @@ class Progress(TrainerCallback):
         self._loss: float | None = None
         self._last = (0.0, 0.0)
         self._rate: float | None = None
+        self._tenth = -1
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -53,7 +54,10 @@ class Progress(TrainerCallback):
         self._rate = (tokens - before_tokens) / (now - before) if tokens > before_tokens else None
         if self._bar is not None:
             self._bar.set_postfix_str(self._figures())
-        elif state.global_step in (1, state.max_steps) or state.global_step % max(1, state.max_steps // 10) == 0:
+            return
+        tenth = 10 * state.global_step // state.max_steps
+        if tenth > self._tenth:
+            self._tenth = tenth
             print(f"step {state.global_step}/{state.max_steps}  {self._figures()}", flush=True)
 
     def on_train_end(

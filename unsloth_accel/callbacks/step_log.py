@@ -11,11 +11,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class StepLog(TrainerCallback):
-    """Appends to `path`, on rank 0, a line per log: step, the Trainer's figures, seconds, peak memory.
+    """Writes to `path`, on rank 0, a line per log: step, the Trainer's figures, seconds, peak memory.
 
     `seconds` counts from the start of training; reading the loss for a log waits for the GPU, so with
     `logging_steps=1` differences of `seconds` are the times of steps. `peak_gib` is the most that torch allocated on
-    rank 0's GPU so far (absent on a CPU). Resuming drops the lines past the checkpoint and goes on.
+    rank 0's GPU so far (absent on a CPU). A fresh run starts the file anew; resuming keeps the lines up to the
+    checkpoint and goes on.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -29,7 +30,7 @@ class StepLog(TrainerCallback):
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        kept = [line for line in kept if json.loads(line)["step"] <= state.global_step]
+        kept = [line for line in kept if _step(line) <= state.global_step]
         self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self._start = time.perf_counter()
 
@@ -47,6 +48,14 @@ class StepLog(TrainerCallback):
         row |= _peak_memory()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def _step(line: str) -> float:
+    """The step of a line; infinity for one that a crash cut short, so that it is dropped."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
 
 
 def _peak_memory() -> dict[str, float]:

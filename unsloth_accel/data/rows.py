@@ -11,11 +11,16 @@ from ..problems import ConfigError, Problem, raise_errors
 
 Kind = Literal["messages", "prompt-completion", "text"]
 _FORMS = "a `messages` list, `prompt` and `completion`, or `text`"
+_FIELDS: dict[Kind, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "prompt-completion": ("prompt", "completion"),
+    "text": ("text",),
+}
 MOST_SHOWN = 20
 
 
 def read_rows(path: str | Path, key: str = "data.path") -> list[dict[str, Any]]:
-    """All rows of `path`, each a mapping; blank lines are skipped.
+    """All rows of `path`, each a mapping of its form's fields (others are dropped); blank lines are skipped.
 
     Raises `ConfigError` with every bad line (the first 20, then their number): a file that is missing, empty or not
     UTF-8, malformed JSON, a row that is no mapping, lacks its fields or has another form than the first row.
@@ -23,7 +28,7 @@ def read_rows(path: str | Path, key: str = "data.path") -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     problems: list[Problem] = []
-    kind: Kind | None = None
+    first: str | None = None
     for number, line in _lines(Path(path), key):
         where = f"{path}:{number}"
         try:
@@ -33,13 +38,14 @@ def read_rows(path: str | Path, key: str = "data.path") -> list[dict[str, Any]]:
             problems.append(Problem(key=where, consequence=consequence, fix="write one JSON object per line"))
             continue
         fault = "is no JSON object." if not isinstance(row, dict) else row_fault(row)
-        if fault is None and kind is not None and kind_of(row) != kind:
-            fault = f"is a {kind_of(row)} row and the first is {kind}."
+        form = None if fault else _form(row)
+        if fault is None and first is not None and form != first:
+            fault = f"is a {form} row and the first is {first}."
         if fault is not None:
             problems.append(Problem(key=where, consequence=fault, fix=f"give every row {_FORMS}"))
             continue
-        kind = kind or kind_of(row)
-        rows.append(row)
+        first = first or form
+        rows.append({field: row[field] for field in _FIELDS[kind_of(row) or "text"]})
     if len(problems) > MOST_SHOWN:
         rest = Problem(key=str(path), consequence=f"{len(problems) - MOST_SHOWN} more lines are bad.", fix="as above")
         problems = [*problems[:MOST_SHOWN], rest]
@@ -59,6 +65,12 @@ def kind_of(row: dict[str, Any]) -> Kind | None:
     return "text" if "text" in row else None
 
 
+def _form(row: dict[str, Any]) -> str:
+    """The form of a good row in words; a conversational prompt is another form than a text one."""
+    conversational = isinstance(row.get("prompt"), list) and kind_of(row) == "prompt-completion"
+    return f"conversational {kind_of(row)}" if conversational else str(kind_of(row))
+
+
 def row_fault(row: dict[str, Any]) -> str | None:
     """What is wrong with a row, or None."""
     kind = kind_of(row)
@@ -70,10 +82,12 @@ def row_fault(row: dict[str, Any]) -> str | None:
         return f"{lacks} (fields: {', '.join(map(str, row)) or 'none'})."
     if kind == "messages":
         return _messages_fault(row["messages"])
-    fields = ("text",) if kind == "text" else ("prompt", "completion")
+    fields = _FIELDS[kind]
+    if len({type(row[field]) for field in fields}) > 1:
+        return "`prompt` and `completion` are not both text or both messages."
     for field in fields:
         if isinstance(row[field], list) and field != "text":
-            fault = _messages_fault(row[field])
+            fault = _messages_fault(row[field], field)
             if fault:
                 return fault
         elif not isinstance(row[field], str):
@@ -83,15 +97,15 @@ def row_fault(row: dict[str, Any]) -> str | None:
     return None
 
 
-def _messages_fault(messages: Any) -> str | None:
+def _messages_fault(messages: Any, field: str = "messages") -> str | None:
     if not isinstance(messages, list) or not messages:
-        return "`messages` is no list of messages."
+        return f"`{field}` is no list of messages."
     for message in messages:
         if not isinstance(message, dict):
             return "a message is no JSON object."
-        for field in ("role", "content"):
-            if not isinstance(message.get(field), str):
-                return f"a message has no {field!r} text."
+        for part in ("role", "content"):
+            if not isinstance(message.get(part), str):
+                return f"a message has no {part!r} text."
     return None
 
 
@@ -106,7 +120,7 @@ def _lines(path: Path, key: str) -> Iterator[tuple[int, str]]:
         return
     except FileNotFoundError:
         wrong = ("no such file.", "check the path")
-    except (IsADirectoryError, PermissionError) as error:
+    except OSError as error:
         wrong = (f"{error.strerror}.", "name a readable JSON Lines file")
     except UnicodeDecodeError:
         wrong = (f"is not UTF-8 text (after line {number}).", "save the file as UTF-8")

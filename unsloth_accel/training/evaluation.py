@@ -26,7 +26,7 @@ class Held:
     samples: int
 
     @classmethod
-    def of(cls, run: RunConfig, trainer: SFTTrainer) -> Held | None:
+    def of(cls, run: RunConfig) -> Held | None:
         """What `run.evaluation` asks for; None when there are no held-out rows."""
         if run.data.eval_path is None or not (run.evaluation.loss or run.evaluation.exact_match):
             return None

@@ -29,9 +29,9 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 """`all-linear`: the linear layers of a Llama-style decoder block, for which Unsloth has fused LoRA kernels."""
 
 
-def main(run_yaml: str) -> int:
+def main(run_yaml: str, *overrides: str) -> int:
     """Train what `run_yaml` describes in this process, one of those launched; returns the exit status."""
-    run = load(run_yaml)
+    run = load(run_yaml, overrides)
     try:
         train(run)
     except BaseException as error:
@@ -51,36 +51,36 @@ def train(run: RunConfig) -> dict[str, Any]:
     print(f"loading {run.model.name}", flush=True)
     trainer = build_trainer(run)
 
-    from ..adapters.saving import let_numbered_cpus_load, save_run, versions
+    from ..adapters.saving import save_run, versions
     from .evaluation import Held, evaluate
 
     results: dict[str, Any] = {}
-    held = Held.of(run, trainer)
+    held = Held.of(run)
     if held:
         print("held-out rows, before training", flush=True)
         results["before"] = evaluate(held, trainer)
-    let_numbered_cpus_load()
     newest = [str(path) for path in checkpoints(run.output_dir)[-1:]] if run.resume else []
+    done = _progress_of(newest[0]) if newest else {"global_step": 0, "num_input_tokens_seen": 0}
     for path in newest:
         print(f"going on from {path}", flush=True)
     started = time.perf_counter()
     outcome = trainer.train(resume_from_checkpoint=newest[0] if newest else None)
-    results["command"] = f"unsloth-accel launch {run.output_dir}/run.yaml"
-    results["versions"] = versions()
     results["training"] = {
         "strategy": run.distributed.strategy,
         "processes": trainer.accelerator.num_processes,
         "device": trainer.accelerator.device.type,
         "global_batch_size": run.batch.global_size,
         "seconds": round(time.perf_counter() - started, 1),
-        "steps": trainer.state.global_step,
+        "steps": trainer.state.global_step - done["global_step"],
         "loss": outcome.training_loss,
-        "tokens": trainer.state.num_input_tokens_seen,
+        "tokens": trainer.state.num_input_tokens_seen - done["num_input_tokens_seen"],
     }
+    results["versions"] = versions()
+    # Saved before it is examined: whatever goes wrong from here on, the training is not lost.
+    adapter = save_run(trainer, run)
     if held:
         print("held-out rows, after training", flush=True)
         results["after"] = evaluate(held, trainer)
-    adapter = save_run(trainer, run)
     if first:
         write_atomically(Path(run.output_dir, "results.json"), json.dumps(results, indent=2) + "\n")
         print(summary(run, results, adapter), flush=True)
@@ -104,7 +104,7 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
 
     name = run.model.name
     # Absolute, so that the saved adapter finds its base model from any directory.
-    name = str(Path(name).expanduser().resolve()) if Path(name).expanduser().is_dir() else name
+    name = str(Path(name).resolve()) if Path(name).is_dir() else name
     model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
         model_name=name,
         max_seq_length=run.model.max_seq_length,
@@ -197,14 +197,17 @@ def summary(run: RunConfig, results: dict[str, Any], adapter: Path) -> str:
 
 
 def _dataset(path: str) -> Dataset:
-    from accelerate import PartialState
     from datasets import Dataset
 
     from ..data.rows import read_rows
 
-    # One rank at a time where they share a machine, so that one tokenises and the others find its cache.
-    with PartialState().local_main_process_first():
-        return Dataset.from_list(read_rows(path))
+    return Dataset.from_list(read_rows(path))
+
+
+def _progress_of(checkpoint: str) -> dict[str, int]:
+    """Steps and tokens that a checkpoint's run had behind it."""
+    state: dict[str, int] = json.loads(Path(checkpoint, "trainer_state.json").read_text(encoding="utf-8"))
+    return state
 
 
 def _dtype(name: str | None) -> Any:
@@ -235,4 +238,4 @@ def _quiet_progress_bars() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))
