@@ -91,12 +91,14 @@ def test_other_parents_promise_nothing(tmp_path: Path) -> None:
         [],
         ["bash"],
         ["python", "train.py", "--config_file", str(CPU_DDP)],
-        ["accelerate", "launch", "train.py"],
-        ["accelerate", "launch", "--config_file", str(tmp_path / "none.yaml"), "train.py"],
-        ["accelerate", "launch", "--config_file", str(fsdp), "train.py"],
-        ["accelerate", "launch", "--config_file", str(mpi), "train.py"],
-        ["accelerate", "launch", "--config_file", str(CPU_DDP), "--use_fsdp", "train.py"],
-        ["accelerate", "launch", "--cpu", "--config_file", str(CPU_DDP), "train.py"],
+        ["timeout", "60", "accelerate", "launch", "--config_file", str(CPU_DDP), "train.py"],
+        ["python", "-m", "unsloth_accel.cli", "launch", "--config_file", str(CPU_DDP), "train.py"],
+        ["python", "/v/bin/accelerate", "launch", "train.py"],
+        ["python", "-u", "/v/bin/accelerate", "launch", "--config_file", str(tmp_path / "none.yaml"), "train.py"],
+        ["python", "-u", "/v/bin/accelerate", "launch", "--config_file", str(fsdp), "train.py"],
+        ["python", "-u", "/v/bin/accelerate", "launch", "--config_file", str(mpi), "train.py"],
+        ["python", "-u", "/v/bin/accelerate", "launch", "--config_file", str(CPU_DDP), "--use_fsdp", "train.py"],
+        ["python", "-u", "/v/bin/accelerate", "launch", "--cpu", "--config_file", str(CPU_DDP), "train.py"],
     ):
         assert environment.from_launcher_config(command, {}) is None
 

@@ -37,9 +37,14 @@ def test_the_old_directory_stays_when_the_new_one_fails(tmp_path: Path, error: B
     target = tmp_path / "adapter"
     target.mkdir()
     (target / "file").write_text("old", encoding="utf-8")
-    with pytest.raises(type(error)), replacing_directory(target) as temporary:
-        (temporary / "file").write_text("half", encoding="utf-8")
-        raise error
+
+    def write_half() -> None:
+        with replacing_directory(target) as temporary:
+            (temporary / "file").write_text("half", encoding="utf-8")
+            raise error
+
+    with pytest.raises(type(error)):
+        write_half()
     assert (target / "file").read_text(encoding="utf-8") == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 

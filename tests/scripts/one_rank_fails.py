@@ -5,7 +5,7 @@ import sys
 import time
 
 rank = int(os.environ["RANK"])
-print(f"started {os.getpid()}", flush=True)
+print(f"started {os.getpid()}\n", end="", flush=True)  # one write: ranks share a pipe
 if rank == 1 and sys.argv[1] == "raise":
     raise RuntimeError("the disk of rank 1 is gone")
 if rank == 1 and sys.argv[1] == "exit":

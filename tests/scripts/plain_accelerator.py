@@ -15,4 +15,8 @@ accelerator = Accelerator()
 promised = environment.promise()
 assert promised is not None
 guard.check_world(promised)
-print(f"rank {accelerator.process_index} of {accelerator.num_processes} on {accelerator.device.type}", flush=True)
+print(
+    f"rank {accelerator.process_index} of {accelerator.num_processes} on {accelerator.device.type}\n",
+    end="",
+    flush=True,
+)  # one write: ranks share a pipe

@@ -75,14 +75,9 @@ def from_launcher_config(command: Sequence[str], environ: Mapping[str, str]) -> 
     `--num_processes` on the command line wins over the file, as it does in accelerate. An FSDP or DeepSpeed config
     makes no promise here: this package has no adapter for it yet.
     """
-    if not any(
-        Path(word).name.startswith(("accelerate", "unsloth-accel")) or "accelerate." in word for word in command
-    ):
-        return None
-    if "launch" not in command and not any("commands.launch" in word or word.endswith("launch.py") for word in command):
-        return None
-    file = _option(command, "config_file")
-    if file is None or any(word.replace("-", "_") in _OTHER_KINDS for word in command):
+    arguments = _launch_arguments(command)
+    file = _option(arguments, "config_file")
+    if file is None or any(word.replace("-", "_") in _OTHER_KINDS for word in arguments):
         return None
     import yaml
 
@@ -90,7 +85,7 @@ def from_launcher_config(command: Sequence[str], environ: Mapping[str, str]) -> 
         config = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
-    return promise_of_config(config, file, _number(_option(command, "num_processes")))
+    return promise_of_config(config, file, _number(_option(arguments, "num_processes")))
 
 
 # Flags of `accelerate launch` that choose another kind of launch than the file's.
@@ -162,10 +157,29 @@ def _parent_command() -> list[str]:
         return []
 
 
+def _launch_arguments(command: Sequence[str]) -> list[str]:
+    """What follows `accelerate launch` in a Python process's command line; empty if it is another program's.
+
+    Only the launcher itself counts: `timeout 60 accelerate launch …` starts it, and is no launcher.
+    """
+    words = list(command)
+    if not words or not Path(words.pop(0)).name.startswith("python"):
+        return []
+    while words and words[0].startswith("-") and words[0] != "-m":
+        words = words[2:] if words[0] in ("-W", "-X") else words[1:]
+    program = words[1:2] if words[:1] == ["-m"] else [Path(word).name for word in words[:1]]
+    rest = words[2:] if words[:1] == ["-m"] else words[1:]
+    if program in (["accelerate.commands.launch"], ["accelerate-launch"]):
+        return rest
+    if program in (["accelerate"], ["accelerate.commands.accelerate_cli"]) and rest[:1] == ["launch"]:
+        return rest[1:]
+    return []
+
+
 def _option(command: Sequence[str], name: str) -> str | None:
     """The value of `--name value` or `--name=value`, with either spelling of its words, before the script."""
     spellings = {f"--{name}", f"--{name.replace('_', '-')}"}
-    for word, following in zip(command, [*command[1:], ""], strict=True):
+    for word, following in zip(command, [*command[1:], ""], strict=False):
         option, _, value = word.partition("=")
         if option in spellings:
             return value or following
