@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+PLANNED = "the plan"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Promise:
@@ -14,5 +16,5 @@ class Promise:
     """None: not said."""
     device: Literal["cuda", "cpu"] | None = None
     """None: not said."""
-    made_by: str = "the plan"
+    made_by: str = PLANNED
     """Who promised it: the plan, a config file's path, or WORLD_SIZE."""

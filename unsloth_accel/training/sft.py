@@ -18,6 +18,7 @@ from ..adapters import environment
 from ..files import write_atomically
 from ..launcher import report_error
 from ..problems import ConfigError, Problem, UnslothAccelError
+from ..promise import PLANNED
 from ..run_config import RunConfig, load
 from ..validation import checkpoints
 
@@ -38,6 +39,9 @@ def main(run_yaml: str, *overrides: str) -> int:
         status = report_error(run.output_dir, environment.rank(), error)
         if not isinstance(error, UnslothAccelError | KeyboardInterrupt):
             traceback.print_exc()
+        elif environment.rank() == 0 and (promised := environment.promise()) and promised.made_by != PLANNED:
+            # `unsloth-accel launch RUN.yaml` reads the report and tells; a plain `accelerate launch` does not.
+            print(f"unsloth_accel: {error}", file=sys.stderr, flush=True)
         return status
     return 0
 
