@@ -46,7 +46,8 @@ def main() -> int:
     if not (model / "config.json").is_file():
         random_checkpoint.write(options.shape, model)
     report: dict[str, Any] = {
-        "command": " ".join(["python -m benchmarks.ddp_against_single", *sys.argv[1:]]),
+        # Without the directories of the machine it ran on.
+        "command": " ".join(["python -m benchmarks.ddp_against_single", *(Path(w).name for w in sys.argv[1:])]),
         "date": time.strftime("%Y-%m-%d"),
         "gpu": [device.name for device in hardware.devices],
         "versions": versions(),

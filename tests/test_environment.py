@@ -161,7 +161,7 @@ def test_a_failing_rank_ends_all_and_its_status_arrives(how: str, status: int, w
 
 def test_the_rank_that_fell_first_is_named(tmp_path: Path) -> None:
     """Not its peer, which fell over the connection it left and had time to say so."""
-    from unsloth_accel.launcher import Launch, _failure, report_error
+    from unsloth_accel.accelerate_launch import Launch, _failure, report_error
 
     command = Launch(arguments=(), output_dir=tmp_path)
     report_error(tmp_path, 0, RuntimeError("connection closed by peer"))

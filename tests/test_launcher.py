@@ -7,8 +7,9 @@ import yaml
 from conftest import ROOT, Run, write_yaml
 
 from unsloth_accel.accelerate_config import AccelerateConfig
+from unsloth_accel.accelerate_launch import Launch, LaunchError
 from unsloth_accel.hardware import Device, Hardware
-from unsloth_accel.launcher import Launch, LaunchError, Request, launch, parse
+from unsloth_accel.launcher import Request, launch, parse
 from unsloth_accel.problems import ConfigError
 
 CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")

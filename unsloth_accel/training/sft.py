@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth is imported)
 
+from ..accelerate_launch import report_error
 from ..adapters import environment
 from ..files import write_atomically
-from ..launcher import report_error
 from ..problems import ConfigError, Problem, UnslothAccelError
 from ..promise import PLANNED
 from ..run_config import RunConfig, load
