@@ -77,9 +77,10 @@ def test_torchrun_promises_its_processes() -> None:
 def test_a_plain_accelerate_launch_promises_its_config(program: list[str], spelling: list[str]) -> None:
     verb = [] if program[-1].endswith("launch") else ["launch"]
     command = [*program, *verb, *(word.format(CPU_DDP) for word in spelling), "train.py"]
-    promised = environment.from_launcher_config(command, {})
+    promised = environment.from_launcher_config(command)
     assert promised == Promise(num_processes=2, strategy="ddp", device="cpu", made_by=str(CPU_DDP))
-    four = environment.from_launcher_config([*command[:-1], "--num_processes", "4", "train.py"], {})
+    assert environment.from_launcher_config([*command, "--cpu", "--num_processes", "9"]) == promised
+    four = environment.from_launcher_config([*command[:-1], "--num_processes", "4", "train.py"])
     assert four is not None
     assert four.num_processes == 4
 
@@ -100,7 +101,7 @@ def test_other_parents_promise_nothing(tmp_path: Path) -> None:
         ["python", "-u", "/v/bin/accelerate", "launch", "--config_file", str(CPU_DDP), "--use_fsdp", "train.py"],
         ["python", "-u", "/v/bin/accelerate", "launch", "--cpu", "--config_file", str(CPU_DDP), "train.py"],
     ):
-        assert environment.from_launcher_config(command, {}) is None
+        assert environment.from_launcher_config(command) is None
 
 
 def test_a_world_of_another_size_is_refused() -> None:

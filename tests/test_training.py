@@ -164,6 +164,20 @@ def test_a_field_that_sft_config_refuses(described: Path, tmp_path: Path) -> Non
     assert "Traceback" not in printed
 
 
+def test_the_module_alone_tells_its_errors(described: Path, tmp_path: Path) -> None:
+    """Started without any launcher, which would have told them."""
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "unsloth_accel.training.sft", str(described), f"output_dir={tmp_path}"]
+    for override, words in (("training.lr_scheduler_type=zigzag", "SFTConfig refuses it"), ("lora.rr=1", "lora.rr")):
+        done = subprocess.run([*command, override], cwd=ROOT, capture_output=True, text=True, timeout=200)
+        assert done.returncode != 0
+        assert f"unsloth_accel: error: {'training' if 'SFT' in words else words}" in done.stderr
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_plain_script(tiny: Path, tmp_path: Path, processes: int) -> None:
     """examples/sft.py as its first lines say: plain `python`, and `accelerate launch` with the shipped config."""

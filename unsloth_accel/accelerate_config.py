@@ -41,14 +41,6 @@ class AccelerateConfig:
             "debug": False,
         }
 
-    def environment(self) -> dict[str, str]:
-        """What the launched processes need besides the YAML."""
-        if self.device == "cuda":
-            return {}
-        # `accelerate launch` exports use_cpu for one process only; without it several processes never form a group
-        # and each trains alone (accelerate 1.15, state.py: PartialState with distributed_type NO).
-        return {"ACCELERATE_USE_CPU": "true"}
-
     def to_yaml(self, comment: str = "") -> str:
         header = "".join(f"# {line}\n" if line else "#\n" for line in comment.splitlines())
         return header + yaml.safe_dump(self.to_dict(), sort_keys=False)

@@ -5,16 +5,15 @@ Everything is decided and checked here, without torch; `accelerate_launch` then 
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .accelerate_launch import ERRORS, Launch, parse_arguments, run_accelerate, takes_value
-from .adapters.environment import PROMISE, promise_of_config
+from .adapters.environment import OTHER_KINDS, promise_of_config, variables_for
 from .hardware import Hardware, detect
 from .planner import Plan, plan
 from .problems import ConfigError, Problem, errors, raise_errors
@@ -116,16 +115,12 @@ def for_script(request: Request, hardware: Hardware) -> tuple[Launch, list[Probl
     config = read_accelerate_config(parsed.config_file)
     problems = accelerate_problems(config, hardware, parsed.num_processes)
     launch = replace(launch, yaml=Path(parsed.config_file).read_text(encoding="utf-8"))
-    # Flags that choose another kind of launch than the file's: then the file promises nothing.
-    if any((parsed.cpu, parsed.multi_gpu, parsed.use_fsdp, parsed.use_deepspeed, parsed.use_megatron_lm, parsed.tpu)):
+    if any(getattr(parsed, name) for name in OTHER_KINDS):  # then the file promises nothing
         return launch, []
     promised = promise_of_config(config, parsed.config_file, parsed.num_processes)
     if promised is None:
         return launch, problems
-    environment = {PROMISE: json.dumps(asdict(promised))}
-    if promised.device == "cpu":
-        environment |= {"ACCELERATE_USE_CPU": "true", "UNSLOTH_FORCE_CPU": "1"}
-    return replace(launch, environment=environment), problems
+    return replace(launch, environment=variables_for(promised, gpus=bool(hardware.devices))), problems
 
 
 def launch(

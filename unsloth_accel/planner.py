@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from .accelerate_config import AccelerateConfig, Precision, Strategy
+from .adapters.environment import variables_for
 from .files import write_atomically
 from .hardware import Hardware
 from .problems import ConfigError, Problem
@@ -62,17 +62,12 @@ class Plan:
     @property
     def environment(self) -> dict[str, str]:
         """Variables that `accelerate launch` gets beside its YAML."""
-        from .adapters.environment import PROMISE
-
-        variables = self.accelerate_config.environment()
-        variables[PROMISE] = json.dumps(asdict(self.promise))
+        variables = variables_for(self.promise, gpus=bool(self.hardware.devices))
         # Tokenizers' own threads deadlock or warn once the data loader forks.
         variables["TOKENIZERS_PARALLELISM"] = "false"
         if self.device == "cpu":
             # Accelerate counts physical cores, which a container may report as too few.
             variables["OMP_NUM_THREADS"] = str(max(1, self.hardware.cpu_cores // self.num_processes))
-            if self.hardware.devices:
-                variables["UNSLOTH_FORCE_CPU"] = "1"
         elif self.num_processes < len(self.hardware.devices):
             # One process that sees several GPUs would be given torch's DataParallel by the Trainer.
             chosen = self.hardware.devices[: self.num_processes]

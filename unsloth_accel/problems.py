@@ -74,6 +74,18 @@ def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
     return f"remove it, or use one of: {', '.join(known)}."
 
 
+def yaml_fault(error: Exception) -> str:
+    """What is wrong with a YAML text, and in which line, from PyYAML's error."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}: " if mark else ""
+    return f"{where}{getattr(error, 'problem', None) or first_line(error)}."
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, without its full stop."""
+    return str(error).strip().split("\n")[0].rstrip(".")
+
+
 def _short(value: Any, limit: int = 80) -> str:
     text = repr(value) if isinstance(value, str) else str(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -17,7 +17,7 @@ import yaml
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .problems import ConfigError, Problem, nearest, raise_errors
+from .problems import ConfigError, Problem, first_line, nearest, raise_errors, yaml_fault
 from .training_fields import accepts, training_fields, type_name
 
 
@@ -196,7 +196,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             given = OmegaConf.merge(given, OmegaConf.from_dotlist([override]))
         except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
             fix = "quote the value or correct it"
-            raise ConfigError(Problem(key=override, consequence=f"{_first_line(error)}.", fix=fix)) from None
+            raise ConfigError(Problem(key=override, consequence=f"{first_line(error)}.", fix=fix)) from None
     return from_dict(given)
 
 
@@ -242,11 +242,9 @@ def _read_yaml(path: Path) -> DictConfig:
     except UnicodeDecodeError as error:
         problem = (f"is not UTF-8 text (byte {error.start}).", "save the file as UTF-8")
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark else ""
-        problem = (f"{where}{getattr(error, 'problem', None) or _first_line(error)}.", "correct the YAML there")
+        problem = (yaml_fault(error), "correct the YAML there")
     except (OmegaConfBaseException, OSError) as error:
-        problem = (f"{_first_line(error)}.", "correct the file")
+        problem = (f"{first_line(error)}.", "correct the file")
     raise ConfigError(Problem(key=str(path), consequence=problem[0], fix=problem[1]))
 
 
@@ -261,7 +259,7 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
         try:
             value = values[key]
         except OmegaConfBaseException as error:
-            problems.append(Problem(key=name, consequence=f"{_first_line(error)}.", fix="correct the reference"))
+            problems.append(Problem(key=name, consequence=f"{first_line(error)}.", fix="correct the reference"))
             continue
         default = schema._get_node(key)
         if isinstance(default, DictConfig) and key != "training":
@@ -302,7 +300,7 @@ def _check_training(schema: DictConfig) -> list[Problem]:
         try:
             value = training[key]
         except OmegaConfBaseException as error:
-            problems.append(Problem(key=name, consequence=f"{_first_line(error)}.", fix="give it a value"))
+            problems.append(Problem(key=name, consequence=f"{first_line(error)}.", fix="give it a value"))
             continue
         if key in _REFUSED:
             consequence, fix = _REFUSED[key]
@@ -374,7 +372,3 @@ def _type_of(value: Any) -> str:
     if OmegaConf.is_dict(value):
         return "a mapping"
     return "a list" if OmegaConf.is_list(value) else type(value).__name__
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")

@@ -13,7 +13,7 @@ import yaml
 
 from .data.rows import read_rows
 from .hardware import Hardware
-from .problems import ConfigError, Problem, nearest
+from .problems import ConfigError, Problem, nearest, yaml_fault
 from .run_config import RunConfig
 
 ADAPTER = "adapter"
@@ -196,9 +196,7 @@ def read_accelerate_config(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         wrong = (f"can't be read: {error}.", "give a readable YAML file")
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark else ""
-        wrong = (f"{where}{getattr(error, 'problem', None) or 'is not YAML'}.", "correct the YAML there")
+        wrong = (yaml_fault(error), "correct the YAML there")
     raise ConfigError(Problem(key=str(path), consequence=wrong[0], fix=wrong[1]))
 
 

@@ -15,6 +15,8 @@ import json
 import os
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -48,6 +50,20 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
         environ.setdefault("UNSLOTH_FORCE_CPU", "1")
 
 
+def variables_for(promised: Promise, *, gpus: bool) -> dict[str, str]:
+    """What a launcher sets for the processes of `promised`, on a machine that has GPUs or not.
+
+    `accelerate launch` exports a config's use_cpu for one process only; without it several processes never form a group
+    and each trains alone (accelerate 1.15, state.py: PartialState with distributed_type NO).
+    """
+    variables = {PROMISE: json.dumps(asdict(promised))}
+    if promised.device == "cpu":
+        variables["ACCELERATE_USE_CPU"] = "true"
+        if gpus:
+            variables["UNSLOTH_FORCE_CPU"] = "1"
+    return variables
+
+
 def world_size(environ: Mapping[str, str] = os.environ) -> int:
     """Processes that the launcher started, from WORLD_SIZE; 1 outside a launch."""
     return _number(environ.get("WORLD_SIZE")) or 1
@@ -66,10 +82,10 @@ def promise(environ: Mapping[str, str] = os.environ) -> Promise | None:
     """
     if environ.get(PROMISE):
         return Promise(**json.loads(environ[PROMISE]))
-    return from_launcher_config(_parent_command(), environ) or _from_torchrun(environ)
+    return from_launcher_config(_parent_command()) or _from_torchrun(environ)
 
 
-def from_launcher_config(command: Sequence[str], environ: Mapping[str, str]) -> Promise | None:
+def from_launcher_config(command: Sequence[str]) -> Promise | None:
     """The promise of `accelerate launch --config_file FILE …`; None if `command` is something else.
 
     `--num_processes` on the command line wins over the file, as it does in accelerate. An FSDP or DeepSpeed config
@@ -77,7 +93,7 @@ def from_launcher_config(command: Sequence[str], environ: Mapping[str, str]) -> 
     """
     arguments = _launch_arguments(command)
     file = _option(arguments, "config_file")
-    if file is None or any(word.replace("-", "_") in _OTHER_KINDS for word in arguments):
+    if file is None or any(word.lstrip("-").replace("-", "_") in OTHER_KINDS for word in arguments):
         return None
     import yaml
 
@@ -88,8 +104,8 @@ def from_launcher_config(command: Sequence[str], environ: Mapping[str, str]) -> 
     return promise_of_config(config, file, _number(_option(arguments, "num_processes")))
 
 
-# Flags of `accelerate launch` that choose another kind of launch than the file's.
-_OTHER_KINDS = ("__cpu", "__multi_gpu", "__use_fsdp", "__use_deepspeed", "__use_megatron_lm", "__tpu")
+OTHER_KINDS = ("cpu", "multi_gpu", "use_fsdp", "use_deepspeed", "use_megatron_lm", "tpu")
+"""Flags of `accelerate launch` that choose another kind of launch than its config file's."""
 
 
 def promise_of_config(config: Any, file: str, num_processes: int | None = None) -> Promise | None:
@@ -158,7 +174,7 @@ def _parent_command() -> list[str]:
 
 
 def _launch_arguments(command: Sequence[str]) -> list[str]:
-    """What follows `accelerate launch` in a Python process's command line; empty if it is another program's.
+    """The launcher's own words after `accelerate launch`, up to the script; empty if it is another program's line.
 
     Only the launcher itself counts: `timeout 60 accelerate launch …` starts it, and is no launcher.
     """
@@ -169,15 +185,16 @@ def _launch_arguments(command: Sequence[str]) -> list[str]:
         words = words[2:] if words[0] in ("-W", "-X") else words[1:]
     program = words[1:2] if words[:1] == ["-m"] else [Path(word).name for word in words[:1]]
     rest = words[2:] if words[:1] == ["-m"] else words[1:]
-    if program in (["accelerate.commands.launch"], ["accelerate-launch"]):
-        return rest
     if program in (["accelerate"], ["accelerate.commands.accelerate_cli"]) and rest[:1] == ["launch"]:
-        return rest[1:]
-    return []
+        rest = rest[1:]
+    elif program not in (["accelerate.commands.launch"], ["accelerate-launch"]):
+        return []
+    # The script's own --cpu is not the launcher's.
+    return list(takewhile(lambda word: not word.endswith(".py") and word not in ("-m", "--module"), rest))
 
 
 def _option(command: Sequence[str], name: str) -> str | None:
-    """The value of `--name value` or `--name=value`, with either spelling of its words, before the script."""
+    """The value of `--name value` or `--name=value`, with either spelling of its words."""
     spellings = {f"--{name}", f"--{name.replace('_', '-')}"}
     for word, following in zip(command, [*command[1:], ""], strict=False):
         option, _, value = word.partition("=")

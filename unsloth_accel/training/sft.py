@@ -32,6 +32,7 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 def main(run_yaml: str, *overrides: str) -> int:
     """Train what `run_yaml` describes in this process, one of those launched; returns the exit status."""
+    environment.show_own_errors_plainly()
     run = load(run_yaml, overrides)
     try:
         train(run)
@@ -39,16 +40,20 @@ def main(run_yaml: str, *overrides: str) -> int:
         status = report_error(run.output_dir, environment.rank(), error)
         if not isinstance(error, UnslothAccelError | KeyboardInterrupt):
             traceback.print_exc()
-        elif environment.rank() == 0 and (promised := environment.promise()) and promised.made_by != PLANNED:
-            # `unsloth-accel launch RUN.yaml` reads the report and tells; a plain `accelerate launch` does not.
+        elif environment.rank() == 0 and not _reported():
             print(f"unsloth_accel: {error}", file=sys.stderr, flush=True)
         return status
     return 0
 
 
+def _reported() -> bool:
+    """Whether `unsloth-accel launch RUN.yaml` started this process: it reads the report and tells; nobody else does."""
+    promised = environment.promise()
+    return promised is not None and promised.made_by == PLANNED
+
+
 def train(run: RunConfig) -> dict[str, Any]:
     """Load, train, evaluate and save; returns what results.json holds."""
-    environment.show_own_errors_plainly()
     first = environment.rank() == 0
     if not first:
         _speak_into(Path(run.output_dir, "logs", f"rank-{environment.rank()}.log"))
