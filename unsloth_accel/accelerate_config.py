@@ -1,44 +1,125 @@
-"""AccelerateConfig: the YAML that `accelerate launch --config_file` reads."""
+"""AccelerateConfig: the YAML that `accelerate launch --config_file` reads, for any strategy and number of machines."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
 from .files import write_atomically
 
-Strategy = Literal["single", "ddp"]
+Strategy = Literal["single", "ddp", "fsdp2", "fsdp2_native", "fsdp1"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+SHARDING: tuple[Strategy, ...] = ("fsdp2", "fsdp2_native", "fsdp1")
+"""Strategies whose processes divide the model's weights among them."""
 Precision = Literal["no", "fp16", "bf16"]
+NETWORK_PORT = 29500
+"""Where the machines of a run meet: torchrun's own default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AccelerateConfig:
-    """One machine's accelerate config. Field names are ours; `to_dict` gives accelerate's."""
+    """An accelerate config. Field names are ours; `to_dict` gives accelerate's.
+
+    What accelerate 1.15 accepts in YAML and then ignores is not in `to_dict`: `launch_flags` has it.
+    """
 
     strategy: Strategy
     num_processes: int
+    """Over all machines."""
     device: Literal["cuda", "cpu"] = "cuda"
     mixed_precision: Precision = "no"
+    num_machines: int = 1
+    machine_rank: int = 0
+    """This machine's number; 0 is the one that `main_process_ip` names."""
+    main_process_ip: str | None = None
+    main_process_port: int | None = None
+    """None: any free port on one machine, 29500 on several."""
+    rdzv_backend: Literal["static", "c10d"] = "static"
+    """How several machines find each other; `c10d` numbers them itself and outlives a restarted one."""
+    decoder_layers: tuple[str, ...] = ("LlamaDecoderLayer",)
+    """Classes that FSDP wraps as one unit each. Accelerate's own guess reads `_no_split_modules`, which names vision
+    blocks too and is empty for some models; then the whole model is one unit and nothing is saved."""
+    reshard_after_forward: bool = True
+    """fsdp2: free each block's gathered weights after its forward; False keeps them until its backward."""
 
     def to_dict(self) -> dict[str, Any]:
         """Keys and values of accelerate 1.15's `ClusterConfig` (accelerate/commands/config/config_args.py)."""
-        return {
+        values: dict[str, Any] = {
             "compute_environment": "LOCAL_MACHINE",
-            # MULTI_GPU on a CPU too: it is the only type for which `accelerate launch` starts several processes
-            # without MPI. MULTI_CPU would start one and say nothing (accelerate/commands/launch.py).
-            "distributed_type": "NO" if self.strategy == "single" else "MULTI_GPU",
+            "distributed_type": self._distributed_type(),
             "use_cpu": self.device == "cpu",
-            "num_machines": 1,
-            "machine_rank": 0,
+            "num_machines": self.num_machines,
+            "machine_rank": self.machine_rank,
             "num_processes": self.num_processes,
             "mixed_precision": self.mixed_precision,
-            # 0: any free port, so that two runs on one machine don't meet on 29500.
-            "main_process_port": 0,
-            "main_training_function": "main",
-            "debug": False,
+        }
+        if self.num_machines > 1:
+            values["main_process_ip"] = self.main_process_ip or "MAIN_MACHINE"
+        # 0: any free port, so that two runs on one machine don't meet on 29500. Several machines must agree on one.
+        default_port = NETWORK_PORT if self.num_machines > 1 else 0
+        values["main_process_port"] = default_port if self.main_process_port is None else self.main_process_port
+        values |= {"main_training_function": "main", "debug": False}
+        if values["distributed_type"] == "FSDP":
+            values["fsdp_config"] = self._fsdp_config()
+        return values
+
+    @property
+    def launch_flags(self) -> tuple[str, ...]:
+        """What must stand on the command line because accelerate ignores it in YAML.
+
+        The launcher takes a YAML value only where its own flag is None, and these flags default to something else
+        (accelerate/commands/launch.py: `_validate_launch_command`).
+        """
+        return ("--rdzv_backend", "c10d") if self.num_machines > 1 and self.rdzv_backend == "c10d" else ()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that choose Unsloth's own sharding, which accelerate's config can't express.
+
+        UNSLOTH_FSDP2 selects it under MULTI_GPU (unsloth/fsdp2_launch.py); UNSLOTH_FSDP2_SHARDED_LOAD lets each rank
+        load only its part, without which every GPU must hold the whole model while loading.
+        """
+        if self.strategy != "fsdp2_native":
+            return {}
+        return {"UNSLOTH_FSDP2": "1", "UNSLOTH_FSDP2_SHARDED_LOAD": "1"}
+
+    def _distributed_type(self) -> str:
+        if self.strategy == "single":
+            return "NO"
+        # MULTI_GPU on a CPU too: it is the only type for which `accelerate launch` starts several processes
+        # without MPI. MULTI_CPU would start one and say nothing (accelerate/commands/launch.py).
+        return "FSDP" if self.strategy in ("fsdp2", "fsdp1") else "MULTI_GPU"
+
+    def _fsdp_config(self) -> dict[str, Any]:
+        version = 2 if self.strategy == "fsdp2" else 1
+        values: dict[str, Any] = {
+            # Without it accelerate takes 1.
+            "fsdp_version": version,
+            # Without it the whole model is one unit: Unsloth declines its fused kernels, and nothing is saved.
+            "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "fsdp_transformer_layer_cls_to_wrap": ",".join(self.decoder_layers),
+            # With SHARDED_STATE_DICT, the default for version 2, save_model writes no adapter and says nothing.
+            "fsdp_state_dict_type": "FULL_STATE_DICT",
+            # True, the default, would move the model to meta and broadcast it from rank 0: Unsloth's patched modules
+            # don't survive that, and 4-bit weights are left out of it anyway.
+            "fsdp_cpu_ram_efficient_loading": False,
+            # Unsloth checkpoints activations itself; both together raise in the Trainer.
+            "fsdp_activation_checkpointing": False,
+            "fsdp_offload_params": False,
+        }
+        if version == 2:
+            return values | {"fsdp_reshard_after_forward": self.reshard_after_forward}
+        return values | {
+            # `fsdp_reshard_after_forward: FULL_SHARD`, which `accelerate config` writes, is ignored for version 1.
+            "fsdp_sharding_strategy": "FULL_SHARD",
+            "fsdp_backward_prefetch": "BACKWARD_PRE",
+            "fsdp_forward_prefetch": False,
+            # LoRA trains some parameters of a unit and not others, which needs the original ones.
+            "fsdp_use_orig_params": True,
+            "fsdp_sync_module_states": True,
         }
 
     def to_yaml(self, comment: str = "") -> str:
@@ -49,26 +130,102 @@ class AccelerateConfig:
         write_atomically(path, self.to_yaml(comment))
 
 
+_END = "Generated by `python -m unsloth_accel.accelerate_config`."
+_LAYER = """The class in fsdp_transformer_layer_cls_to_wrap is Llama's; for another model give its own decoder layer
+(Qwen2DecoderLayer, Qwen3DecoderLayer, MistralDecoderLayer, Gemma2DecoderLayer, …), or let
+`unsloth-accel config RUN.yaml` write the file for yours."""
+
 SHIPPED: dict[str, tuple[AccelerateConfig, str]] = {
     "ddp.yaml": (
         AccelerateConfig(strategy="ddp", num_processes=2, mixed_precision="bf16"),
-        """DDP: every GPU holds the whole model and trains on its share of each batch.
+        f"""DDP: every GPU holds the whole model and trains on its share of each batch.
 When: the model fits one GPU. One machine with two GPUs; for another number add --num_processes.
 On GPUs older than Ampere (T4, V100) add --mixed_precision fp16.
 
     accelerate launch --config_file accelerate_configs/ddp.yaml my_script.py
 
-Generated by `python -m unsloth_accel.accelerate_config`.""",
+{_END}""",
+    ),
+    "fsdp2.yaml": (
+        AccelerateConfig(strategy="fsdp2", num_processes=2, mixed_precision="bf16"),
+        f"""FSDP2 through accelerate's plugin: the GPUs divide the frozen weights and gather them block by block.
+When: the script needs accelerate's own FSDP2. Each GPU still loads the whole model first, so peak memory is above
+DDP's; to train a model that is larger than one GPU take fsdp2_native.yaml.
+{_LAYER}
+
+    accelerate launch --config_file accelerate_configs/fsdp2.yaml my_script.py
+
+{_END}""",
+    ),
+    "fsdp2_qlora.yaml": (
+        AccelerateConfig(strategy="fsdp2", num_processes=2, mixed_precision="bf16"),
+        f"""FSDP2 for a model loaded in 4 bit (QLoRA), through accelerate's plugin.
+When: the script needs accelerate's own FSDP2 with load_in_4bit=True. If the 4-bit model fits one GPU, ddp.yaml is
+faster and needs no more memory: accelerate shards 4-bit weights only where the script stores them in a float dtype
+(bnb_4bit_quant_storage=torch.bfloat16), and replicates them silently otherwise.
+{_LAYER}
+
+    accelerate launch --config_file accelerate_configs/fsdp2_qlora.yaml my_script.py
+
+{_END}""",
+    ),
+    "fsdp2_native.yaml": (
+        AccelerateConfig(strategy="fsdp2_native", num_processes=2, mixed_precision="bf16"),
+        f"""FSDP2 by Unsloth itself: each GPU loads and keeps only its part of the weights.
+When: the model is larger than one GPU. The two variables choose it; without them this file is plain DDP.
+
+    UNSLOTH_FSDP2=1 UNSLOTH_FSDP2_SHARDED_LOAD=1 \\
+      accelerate launch --config_file accelerate_configs/fsdp2_native.yaml my_script.py
+
+{_END}""",
+    ),
+    "fsdp1.yaml": (
+        AccelerateConfig(strategy="fsdp1", num_processes=2, mixed_precision="bf16"),
+        f"""FSDP1, the old one: only for scripts that can't use FSDP2.
+Unsloth declines its fused LoRA kernels under it (three times slower than FSDP2, measured), and a resumed run restores
+no adapter tensor. transformers 5.20 removes it.
+{_LAYER}
+
+    accelerate launch --config_file accelerate_configs/fsdp1.yaml my_script.py
+
+{_END}""",
     ),
     "cpu_ddp.yaml": (
         AccelerateConfig(strategy="ddp", num_processes=2, device="cpu"),
-        """DDP on a CPU: two processes that talk over gloo. Slow; it is for tests and for trying things out.
+        f"""DDP on a CPU: two processes that talk over gloo. Slow; it is for tests and for trying things out.
 The script must `import unsloth_accel` first: accelerate does not tell several processes that they train on the CPU,
 and without that word each of them would train alone.
 
     accelerate launch --config_file accelerate_configs/cpu_ddp.yaml examples/sft.py
 
-Generated by `python -m unsloth_accel.accelerate_config`.""",
+{_END}""",
+    ),
+    "multi_node_ddp.yaml": (
+        AccelerateConfig(strategy="ddp", num_processes=16, num_machines=2, mixed_precision="bf16"),
+        f"""DDP over two machines with eight GPUs each. num_processes counts the GPUs of all machines.
+When: the model fits one GPU and one machine is not fast enough. Replace MAIN_MACHINE by the first machine's address,
+which the others must reach on port 29500; then, on machine 0 and on machine 1:
+
+    accelerate launch --config_file accelerate_configs/multi_node_ddp.yaml --machine_rank 0 my_script.py
+    accelerate launch --config_file accelerate_configs/multi_node_ddp.yaml --machine_rank 1 my_script.py
+
+rdzv_backend and same_network are ignored in this file; where they are needed, write --rdzv_backend c10d.
+
+{_END}""",
+    ),
+    "multi_node_fsdp2.yaml": (
+        AccelerateConfig(strategy="fsdp2", num_processes=16, num_machines=2, mixed_precision="bf16"),
+        f"""FSDP2 through accelerate's plugin over two machines with eight GPUs each, sharded over all sixteen.
+When: as fsdp2.yaml. Weights cross the network in every step, so it wants InfiniBand or better. Replace MAIN_MACHINE
+by the first machine's address, which the others must reach on port 29500; then, on machine 0 and on machine 1:
+{_LAYER}
+
+    accelerate launch --config_file accelerate_configs/multi_node_fsdp2.yaml --machine_rank 0 my_script.py
+    accelerate launch --config_file accelerate_configs/multi_node_fsdp2.yaml --machine_rank 1 my_script.py
+
+rdzv_backend and same_network are ignored in this file; where they are needed, write --rdzv_backend c10d.
+
+{_END}""",
     ),
 }
 

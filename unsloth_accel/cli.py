@@ -2,52 +2,61 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .problems import UnslothAccelError
+from .problems import UnslothAccelError, nearest
 
-USAGE = """\
-unsloth-accel {version}: run Unsloth on more than one GPU, through Hugging Face Accelerate
+COMMANDS = {
+    "plan": "what would run here or elsewhere, why, and what was rejected",
+    "config": "print or write an accelerate config",
+    "validate": "every problem of a config or run, before anything starts",
+    "launch": "plan and launch a run, or launch your own script with a config",
+    "estimate": "the GPU memory a model needs, per strategy and term",
+    "doctor": "what is wrong with this machine or installation, and the fix",
+    "completion": "shell completion for bash, zsh or tcsh",
+}
+EPILOG = """\
+unsloth-accel COMMAND --help shows its options and an example.
+exit status: 0 all well; 2 something to correct, nothing started; 1 problems found (validate, doctor);
+otherwise the failing rank's own"""
 
-usage:
-  unsloth-accel launch RUN.yaml [key=value ...] [--dry-run] [accelerate launch flags]
-      Plan the run for this machine, write its accelerate config, launch it.
-      Example: unsloth-accel launch examples/configs/quickstart.yaml training.max_steps=2
 
-  unsloth-accel launch --config_file CONFIG.yaml [flags] [--dry-run] script.py [args ...]
-      Launch your own script with an accelerate config; every accelerate launch flag works.
-      Example: unsloth-accel launch --config_file accelerate_configs/ddp.yaml examples/sft.py
-
-  unsloth-accel --version | --help
-
-exit status: 0 trained; 2 something to correct, nothing started; otherwise the failing rank's own"""
+def usage() -> str:
+    lines = [f"unsloth-accel {__version__}: run Unsloth on more than one GPU, through Hugging Face Accelerate", ""]
+    lines += ["usage: unsloth-accel COMMAND …", ""]
+    lines += [f"  {name:<11} {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join([*lines, "", EPILOG])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help", "help") or words in (["launch", "--help"], ["launch", "-h"]):
-        print(USAGE.format(version=__version__))
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
         return 0 if words else 2
-    if words[0] in ("-V", "--version"):
+    name = words[0]
+    if name in ("-V", "--version"):
         print(f"unsloth-accel {__version__}")
         return 0
-    if words[0] != "launch":
-        print(f"unsloth-accel: unknown command {words[0]!r}. Fix: unsloth-accel --help", file=sys.stderr)
+    if name not in COMMANDS:
+        fix = nearest(name, COMMANDS, "unsloth-accel ")
+        print(f"unsloth-accel: unknown command {name!r}. Fix: {fix}", file=sys.stderr)
         return 2
-    from .launcher import launch
-
     try:
-        launch(words[1:])
+        command = importlib.import_module(f".commands.{name}", __package__)
+        return int(command.run(words[1:]))
     except UnslothAccelError as error:
         print("\n".join(f"unsloth-accel: {line}" for line in str(error).split("\n")), file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("unsloth-accel: stopped.", file=sys.stderr)
         return 130
-    return 0
+    except BrokenPipeError:  # `unsloth-accel plan … | head`
+        sys.stderr.close()
+        return 141
 
 
 if __name__ == "__main__":

@@ -34,10 +34,17 @@ class Problem:
     fix: str
     """What to write or run instead."""
     severity: Severity = "error"
+    file: str = ""
+    """The file it stands in; empty when there is none or the key says it."""
+    line: int | None = None
+    """Its line in `file`, from 1."""
+    rule: str = ""
+    """The validation rule that found it."""
 
     def __str__(self) -> str:
+        where = f"{self.file}:{self.line}: " if self.line else f"{self.file}: " if self.file else ""
         found = "" if self.value is None else f"={_short(self.value)}"
-        return f"{self.severity}: {self.key}{found}: {self.consequence} Fix: {self.fix}"
+        return f"{self.severity}: {where}{self.key}{found}: {self.consequence} Fix: {self.fix}"
 
 
 class ConfigError(UnslothAccelError):

@@ -12,7 +12,7 @@ PLANNED = "the plan"
 class Promise:
     num_processes: int
     """All processes, over all machines."""
-    strategy: Literal["single", "ddp"] | None = None
+    strategy: Literal["single", "ddp", "fsdp2", "fsdp2_native", "fsdp1"] | None = None
     """None: not said."""
     device: Literal["cuda", "cpu"] | None = None
     """None: not said."""

@@ -38,7 +38,7 @@ def check_world(promised: Promise) -> None:
         wrong.append(f"{promised.num_processes} processes were promised, Accelerate sees {state.num_processes}")
     if running == "NO" and world_size() > 1:
         wrong.append(f"{world_size()} processes were started but form no group: each would train alone")
-    if promised.strategy is not None and (promised.strategy == "ddp") != running.startswith("MULTI_"):
+    if promised.strategy in ("single", "ddp") and (promised.strategy == "ddp") != running.startswith("MULTI_"):
         wrong.append(f"strategy {promised.strategy} was promised, Accelerate runs {running}")
     if promised.device is not None and state.device.type != promised.device:
         wrong.append(f"device {promised.device} was promised, this process runs on {state.device.type}")
