@@ -23,7 +23,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from benchmarks import random_checkpoint
+from benchmarks.random_checkpoint import SHAPES
 from unsloth_accel.adapters.saving import versions
 from unsloth_accel.hardware import detect
 
@@ -110,7 +110,7 @@ def main() -> int:
         "gpu": [device.name for device in gpus],
         "gpu_memory_gib": round(gpus[0].memory_gib, 2),
         "versions": versions(),
-        "shapes": random_checkpoint.SHAPES,
+        "shapes": SHAPES,
         "steps": STEPS,
         "warm_up_steps": WARM_UP,
         "cells": {},
@@ -139,7 +139,9 @@ def main() -> int:
 
     for shape in dict.fromkeys(cell.shape for cell in wanted):
         if not (work / shape / "config.json").is_file():
-            random_checkpoint.write(shape, work / shape)
+            # In a process of its own, so that this one holds no GPU memory.
+            command = [sys.executable, "-m", "benchmarks.random_checkpoint", shape, str(work / shape)]
+            subprocess.run(command, check=True, capture_output=True)
             print(f"{time.perf_counter() - started:.0f}s wrote {shape}", flush=True)
     with ThreadPoolExecutor(len(gpus)) as pool:
         list(pool.map(alone, [cell for cell in wanted if cell.num_processes == 1]))

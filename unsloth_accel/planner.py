@@ -59,6 +59,7 @@ class Plan:
             device=self.device,
             mixed_precision=self.mixed_precision,
             decoder_layers=self.decoder_layers,
+            load_in_4bit=self.run.model.load_in_4bit,
         )
 
     @property

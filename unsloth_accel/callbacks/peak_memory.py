@@ -26,8 +26,11 @@ class PeakMemory(TrainerCallback):
             torch.cuda.reset_peak_memory_stats()
 
     def figures(self) -> dict[str, float]:
-        """`loading`, `training` (allocated by torch), `reserved` (by its allocator), `device` (all that the GPU has
-        in use, CUDA's context included). Empty on a CPU. Every rank must call it."""
+        """What this run took, in GiB; empty on a CPU. Every rank must call it.
+
+        `loading`, `training`: allocated by torch. `reserved`: held by torch's allocator. `context`: what the GPU has
+        in use beside that allocator: CUDA's context, kernels, NCCL's buffers, and any other process.
+        """
         import torch
         from accelerate.utils import gather_object
 
@@ -38,7 +41,7 @@ class PeakMemory(TrainerCallback):
             "loading": self._loading,
             "training": torch.cuda.max_memory_allocated(),
             "reserved": torch.cuda.max_memory_reserved(),
-            "device": total - free,
+            "context": total - free - torch.cuda.memory_reserved(),
         }
         ranks = gather_object([own])
         return {name: round(max(rank[name] for rank in ranks) / 2**30, 3) for name in own}
