@@ -60,9 +60,42 @@ def test_rates_are_dense_with_fp32_accumulation() -> None:
     """The advertised ones are twice (sparse) or four times (and fp16 accumulation) as high."""
     known = {"A100-SXM4-80GB": 312, "H100-SXM-80GB": 989.5, "RTX 4090-24GB": 165.2, "RTX 5090-32GB": 209.5}
     assert {card.name: card.tflops for card in CARDS if card.name in known} == known
-    # The same 512 tensor operations per core and clock; GeForce at half of them.
-    ada, geforce = (next(c for c in CARDS if c.model == model) for model in ("RTX 6000 Ada", "RTX 4090"))
-    assert ada.tflops / (18176 * 2.505) == pytest.approx(2 * geforce.tflops / (16384 * 2.52), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("model", "cores", "ghz", "operations"),
+    [
+        ("RTX 2080 Ti", 4352, 1.545, 8),
+        ("A10", 9216, 1.695, 8),
+        ("A40", 10752, 1.74, 8),
+        ("RTX A4000", 6144, 1.56, 8),
+        ("RTX A5000", 8192, 1.695, 8),
+        ("RTX A6000", 10752, 1.8, 8),
+        ("RTX 3060", 3584, 1.777, 4),
+        ("RTX 3070", 5888, 1.725, 4),
+        ("RTX 3080", 8704, 1.71, 4),
+        ("RTX 3090", 10496, 1.695, 4),
+        ("RTX 3090 Ti", 10752, 1.86, 4),
+        ("RTX 4060", 3072, 2.46, 4),
+        ("RTX 4060 Ti", 4352, 2.535, 4),
+        ("RTX 4070", 5888, 2.475, 4),
+        ("RTX 4070 Ti", 7680, 2.61, 4),
+        ("RTX 4080", 9728, 2.505, 4),
+        ("RTX 4090", 16384, 2.52, 4),
+        ("RTX 6000 Ada", 18176, 2.505, 8),
+        ("L4", 7424, 2.04, 8),
+        ("L40S", 18176, 2.49, 8),
+        ("RTX 5070", 6144, 2.512, 4),
+        ("RTX 5070 Ti", 8960, 2.452, 4),
+        ("RTX 5080", 10752, 2.617, 4),
+        ("RTX 5090", 21760, 2.407, 4),
+        ("RTX PRO 6000 Blackwell", 24064, 2.617, 8),
+    ],
+)
+def test_a_rate_is_cores_times_clock(model: str, cores: int, ghz: float, operations: int) -> None:
+    """Operations per core and clock with fp32 accumulation; GeForce does half of them since Ampere."""
+    card = next(card for card in CARDS if card.model == model)
+    assert card.tflops == pytest.approx(cores * ghz * operations / 1000, rel=0.005)
 
 
 @pytest.mark.parametrize(
@@ -534,6 +567,7 @@ def test_an_instance_has_its_own_memory_and_its_gpus_capability(look: Look) -> N
     assert (device.memory_gib, device.memory_free_gib, device.compute_capability) == (39.5, 19.75, (8, 0))
     # The table's rates are those of whole cards.
     assert (device.bf16_tflops, device.has_bf16, found.link) == (None, True, None)
+    assert replace(device, name="NVIDIA A100-SXM4-80GB").card is None
     said = "\n".join(found.reasons)
     assert "a CUDA process uses only one, so 2 more visible devices are left for other runs." in said
     assert "GPU 2 is left out: it is in MIG mode without an instance" in said
@@ -582,6 +616,8 @@ def test_without_cgroups_the_machine_is_the_limit(groups: Any) -> None:
         ("0::/\n", {"cpu.max": "50000 100000\n"}, 1, 64),
         ("0::/\n", {"cpu.max": "350000 100000\n"}, 3, 64),
         ("0::/job/step\n", {"job/memory.max": str(4 * GIB), "job/step/memory.max": "max"}, 16, 4),
+        ("0::/job/step\n", {"job/memory.max": str(4 * GIB), "job/step/memory.max": str(8 * GIB)}, 16, 4),
+        ("0::/job/step\n", {"job/memory.max": str(8 * GIB), "job/step/memory.max": str(4 * GIB)}, 16, 4),
         ("0::/job/step\n", {"job/cpu.max": "800000 100000", "job/step/cpu.max": "200000 100000"}, 2, 64),
         (
             "5:memory:/docker/x\n4:cpu,cpuacct:/docker/x\n0::/\n",
