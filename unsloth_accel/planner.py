@@ -71,8 +71,9 @@ class Plan:
         if self.device == "cpu":
             # Accelerate counts physical cores, which a container may report as too few.
             variables["OMP_NUM_THREADS"] = str(max(1, self.hardware.cpu_cores // self.num_processes))
-        elif self.num_processes < len(self.hardware.devices):
-            # One process that sees several GPUs would be given torch's DataParallel by the Trainer.
+        elif self.num_processes < len(self.hardware.devices) or self.hardware.devices[0].mig:
+            # One process that sees several GPUs would be given torch's DataParallel by the Trainer; of several MIG
+            # instances, newer drivers show it all.
             chosen = self.hardware.devices[: self.num_processes]
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(device.uuid or str(device.index) for device in chosen)
         return variables
