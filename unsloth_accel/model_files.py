@@ -58,7 +58,10 @@ def find(name: str, revision: str | None = None) -> Found:
 
 
 def known_models() -> dict[str, dict[str, Any]]:
-    """The library's own shapes, by file name: hub_ids, num_parameters (as published) and config."""
+    """The library's own shapes, by file name: hub_ids, num_parameters (as published) and config.
+
+    `config` holds what decides shapes. A test counts each with transformers; no other value of it is checked.
+    """
     files = resources.files(__package__).joinpath("known_models").iterdir()
     return {
         file.name.removesuffix(".json"): json.loads(file.read_text(encoding="utf-8"))

@@ -77,6 +77,7 @@ class ModelSpec:
     moe_intermediate_size: int
     """Of one expert; 0 for a dense model."""
     max_position_embeddings: int
+    """Tokens. Of `known shapes` a hint only: base and instruct models share a shape and may differ here."""
     dtype: str
     """Of the checkpoint's weights, or what they were quantized from."""
     quantization: str | None
