@@ -136,8 +136,10 @@ class Workload:
         if not self.packed:
             return whole
         linear = sum(weight.out_features * weight.in_features for weight in self.spec.linear_weights)
-        return whole - linear / max(self.spec.num_layers, 1) * self.dtype_bytes + nf4_bytes(
-            linear // max(self.spec.num_layers, 1)
+        return (
+            whole
+            - linear / max(self.spec.num_layers, 1) * self.dtype_bytes
+            + nf4_bytes(linear // max(self.spec.num_layers, 1))
         )
 
 
