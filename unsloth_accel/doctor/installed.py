@@ -1,6 +1,7 @@
 """Checks of the installation: Python, the platform, and every version against the bounds of its users.
 
-The bounds of Unsloth and of this package are read from the installed packages' own metadata, so that they are those of the Unsloth that will run.
+The bounds are those in the metadata of the installed Unsloth and of this package: of what will run, not of a list
+kept here.
 """
 
 from __future__ import annotations

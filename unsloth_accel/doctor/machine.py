@@ -179,10 +179,14 @@ def _processes(pynvml: Any, handle: Any) -> tuple[int, ...]:
     return tuple(process.pid for process in _ask(pynvml, "nvmlDeviceGetComputeRunningProcesses", handle) or ())
 
 
+P2P_READ = 0
+"""NVML_P2P_CAPS_INDEX_READ of nvml.h; nvidia-ml-py 13.615 has a tuple under that name, which NVML doesn't take."""
+
+
 def _link(pynvml: Any, one: Any, other: Any) -> Link:
     """NVML tells of each way whether it works between two GPUs; NVLink through a switch counts as NVLink."""
     nvlink = _ask(pynvml, "nvmlDeviceGetP2PStatus", one, other, pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
-    pcie = _ask(pynvml, "nvmlDeviceGetP2PStatus", one, other, pynvml.NVML_P2P_CAPS_INDEX_READ)
+    pcie = _ask(pynvml, "nvmlDeviceGetP2PStatus", one, other, P2P_READ)
     if nvlink == pynvml.NVML_P2P_STATUS_OK:
         return "NVLink"
     if pcie == pynvml.NVML_P2P_STATUS_OK:
