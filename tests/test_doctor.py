@@ -451,7 +451,9 @@ def test_nccl_missing_or_of_another_build(place: Place) -> None:
 
 
 def test_memory_that_others_hold_is_told_with_their_ids(place: Place) -> None:
-    subject = machine(place, device(0), device(1), used_gib={"GPU-0": 0.5, "GPU-1": 33.0}, processes={"GPU-1": (4242,)})
+    subject = machine(
+        place, device(0, memory_free_gib=79.5), device(1, memory_free_gib=47.0), processes={"GPU-1": (4242,)}
+    )
     found = only(gpus.gpus, subject)
     assert found.name == "GPU 1"
     assert "47 free" in found.detail
@@ -487,9 +489,6 @@ def test_one_gpu_has_no_links(place: Place) -> None:
     assert list(gpus.links(machine(place, device(0)))) == []
 
 
-Memory = namedtuple("Memory", "total used free")
-
-
 def fake_nvml(**changes: Any) -> Any:
     """A driver with two GPUs that NVLink joins; `changes` replace its answers."""
 
@@ -509,7 +508,6 @@ def fake_nvml(**changes: Any) -> Any:
         "nvmlDeviceGetCount": lambda: 2,
         "nvmlDeviceGetHandleByIndex": lambda index: index,
         "nvmlDeviceGetUUID": lambda handle: f"GPU-{handle}".encode(),
-        "nvmlDeviceGetMemoryInfo": lambda handle: Memory(80 * 2**30, handle * 2**30, 0),
         "nvmlSystemGetDriverVersion": lambda: "580.159.04",
         "nvmlSystemGetCudaDriverVersion_v2": lambda: 12080,
         "nvmlDeviceGetComputeRunningProcesses": lambda handle: [types.SimpleNamespace(pid=7)] if handle else [],
@@ -527,7 +525,6 @@ def nvml(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Nvml:
 def test_what_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
     said = nvml(monkeypatch)
     assert (said.driver, said.driver_cuda, said.uuids) == ("580.159.04", (12, 8), ("GPU-0", "GPU-1"))
-    assert said.used_gib == {"GPU-0": 0, "GPU-1": 1}
     assert said.processes == {"GPU-0": (), "GPU-1": (7,)}
     assert said.links == {frozenset(("GPU-0", "GPU-1")): "NVLink"}
 
@@ -544,11 +541,10 @@ def test_an_answer_that_a_container_withholds_costs_only_itself(monkeypatch: pyt
     said = nvml(
         monkeypatch,
         nvmlDeviceGetP2PStatus=None,
-        nvmlDeviceGetMemoryInfo=None,
         nvmlDeviceGetComputeRunningProcesses=None,
     )
     assert list(said.links.values()) == ["unknown"]
-    assert said.used_gib == {}
+    assert said.processes == {"GPU-0": (), "GPU-1": ()}
     assert said.driver_cuda == (12, 8)
 
 
@@ -673,13 +669,14 @@ def test_few_open_files(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     assert only(host.open_files, machine(place)).fix.startswith("ulimit -n")
 
 
-def test_a_containers_memory_limit_counts(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    limit = tmp_path / "memory.max"
-    limit.write_text(f"{2 * 2**30}\n", encoding="utf-8")
-    monkeypatch.setattr(host, "CGROUP_LIMITS", (tmp_path / "absent", limit))
-    assert "2 GiB available of 2 (this container's limit" in only(host.memory, machine(place)).detail
-    limit.write_text("max\n", encoding="utf-8")
-    assert host.cgroup_limit() is None
+@pytest.mark.parametrize(("limit", "statuses"), [(2.0, ["warning"]), (1e6, [])])
+def test_memory_is_what_the_containers_limit_leaves(
+    place: Place, monkeypatch: pytest.MonkeyPatch, limit: float, statuses: list[str]
+) -> None:
+    monkeypatch.setattr(host, "memory_gib", lambda: (limit, "the cgroup's memory limit"))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=64 * 2**30))
+    assert [result.status for result in bad(host.memory, machine(place))] == statuses
+    assert f"{min(limit, 64):.0f} GiB available" in next(host.memory(machine(place))).detail
 
 
 # Processes.

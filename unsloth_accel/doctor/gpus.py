@@ -23,13 +23,14 @@ def gpus(machine: Machine) -> Iterator[Result]:
         yield Result(name="GPUs", detail=f"{detail}: runs train on the CPU")
         return
     for device in hardware.devices:
-        used = nvml.used_gib.get(device.uuid, 0.0)
+        free = device.memory_gib if device.memory_free_gib is None else device.memory_free_gib
+        used = device.memory_gib - free
         capability = ".".join(map(str, device.compute_capability))
-        detail = f"{device.name}, {device.memory_gib:.0f} GiB, {device.memory_gib - used:.0f} free, sm {capability}"
+        detail = f"{device.name}, {device.memory_gib:.0f} GiB, {free:.0f} free, sm {capability}"
         if used < BUSY_GIB:
             yield Result(name=f"GPU {device.index}", detail=detail)
             continue
-        holders = nvml.processes.get(device.uuid, ())
+        holders = nvml.processes.get(device.parent or device.uuid, ())
         who = f"by process {', '.join(map(str, holders))}" if holders else "by processes that can't be seen from here"
         yield Result(
             name=f"GPU {device.index}",

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..host import memory_gib
 from .machine import Machine
 from .result import Result, Status
 from .surroundings import hub_cache
@@ -18,8 +19,6 @@ NO_ROOM_GIB = 1.0
 OPEN_FILES = 1024
 """Linux's usual soft limit; data loader workers pass tensors as open files."""
 SHARED_MEMORY = Path("/dev/shm")
-CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""cgroup v2's, then v1's."""
 
 
 def disk(machine: Machine) -> Iterator[Result]:
@@ -78,27 +77,12 @@ def memory(machine: Machine) -> Iterator[Result]:
     """Host memory, and what a container's cgroup leaves of it."""
     import psutil
 
-    host = psutil.virtual_memory()
-    limit = cgroup_limit()
-    total = min(host.total, limit) if limit else host.total
-    free = min(host.available, total)
-    detail = f"{free / GIB:.0f} GiB available of {total / GIB:.0f}"
-    if limit and limit < host.total:
-        detail += f" (this container's limit; the host has {host.total / GIB:.0f})"
-    if free >= 4 * GIB:
+    total, why = memory_gib()
+    free = min(psutil.virtual_memory().available / GIB, total)
+    detail = f"{free:.0f} GiB available of {total:.0f} ({why})"
+    if free >= 4:
         yield Result(name="memory", detail=detail)
         return
     fix = "end other programs, or raise the container's limit (docker run --memory)"
     detail += ": every process holds Python, torch and Unsloth, about 1.5 GiB, before it loads a model"
     yield Result(name="memory", status="warning", detail=detail, fix=fix)
-
-
-def cgroup_limit() -> int | None:
-    """The memory limit of this container in bytes; None when there is none."""
-    for path in CGROUP_LIMITS:
-        try:
-            text = path.read_text(encoding="utf-8").strip()
-        except OSError:
-            continue
-        return int(text) if text.isdigit() else None
-    return None

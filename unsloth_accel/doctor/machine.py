@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..hardware import Hardware, detect
+from ..nvml import _ask, _text
 from ..problems import first_line
 
 if TYPE_CHECKING:
@@ -128,7 +129,6 @@ class Nvml:
     """The newest CUDA that the driver runs."""
     uuids: tuple[str, ...] = ()
     """Every GPU of the machine, visible or not, in PCI order."""
-    used_gib: Mapping[str, float] = field(default_factory=dict)
     processes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Ids of the processes that compute on each GPU; a container may hide them."""
     links: Mapping[frozenset[str], Link] = field(default_factory=dict)
@@ -152,12 +152,10 @@ def read_nvml() -> Nvml:
         uuids = [_text(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
         by_uuid = list(zip(uuids, handles, strict=True))
         cuda = _ask(pynvml, "nvmlSystemGetCudaDriverVersion_v2")  # 1000 × major + 10 × minor
-        used = {uuid: _ask(pynvml, "nvmlDeviceGetMemoryInfo", handle) for uuid, handle in by_uuid}
         return Nvml(
-            driver=_text(_ask(pynvml, "nvmlSystemGetDriverVersion") or ""),
+            driver=_text(_ask(pynvml, "nvmlSystemGetDriverVersion")),
             driver_cuda=(cuda // 1000, cuda % 1000 // 10) if cuda else None,
             uuids=tuple(uuids),
-            used_gib={uuid: memory.used / 2**30 for uuid, memory in used.items() if memory},
             processes={uuid: _processes(pynvml, handle) for uuid, handle in by_uuid},
             links={frozenset((a, b)): _link(pynvml, one, two) for (a, one), (b, two) in combinations(by_uuid, 2)},
         )
@@ -165,14 +163,6 @@ def read_nvml() -> Nvml:
         return Nvml(reason=first_line(error))
     finally:
         pynvml.nvmlShutdown()
-
-
-def _ask(pynvml: Any, function: str, *arguments: Any) -> Any:
-    """One answer of NVML; None where this GPU or container has none, so that the other answers stay."""
-    try:
-        return getattr(pynvml, function)(*arguments)
-    except pynvml.NVMLError:
-        return None
 
 
 def _processes(pynvml: Any, handle: Any) -> tuple[int, ...]:
@@ -192,10 +182,6 @@ def _link(pynvml: Any, one: Any, other: Any) -> Link:
     if pcie == pynvml.NVML_P2P_STATUS_OK:
         return "PCIe"
     return "unknown" if pcie is None else "host memory"
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 @dataclass(frozen=True, kw_only=True)

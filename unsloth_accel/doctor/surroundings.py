@@ -39,7 +39,9 @@ def visible_devices(machine: Machine) -> Iterator[Result]:
     elif not visible:
         yield Result(name=name, status="error", detail=f"{value} names none of the {there} GPUs", fix=fix)
     elif visible < len(named):
-        detail = f"{value} gives {visible} GPUs: CUDA stops at the first name that is wrong or repeated"
+        detail = (
+            f"{value} gives {visible} GPUs: CUDA stops at the first wrong or repeated name, and takes one MIG instance"
+        )
         yield Result(name=name, status="warning", detail=detail, fix=fix)
     else:
         yield Result(name=name, detail=f"{said}: {visible} of {there} GPUs")
