@@ -51,7 +51,7 @@ BLOCK_HIDDEN: dict[Checkpointing, float] = {"unsloth": 8.25, "true": 4.5, "false
 (unsloth_zoo/gradient_checkpointing.py). Fitted."""
 KEPT_INTERMEDIATE = 2.0
 KEPT_HIDDEN = 7.5
-"""Without checkpointing, per block and token: gate and up; and the residual twice, both norms' outputs, query, attention
+"""Without checkpointing, per block and token: gate and up; the residual twice, both norms' outputs, query, attention
 output, and the keys and values widened to all heads (fitted between 7 and 8)."""
 LOGIT_BYTES = 2.0
 """Per logit of one chunk of Unsloth's fused cross entropy, compiled: bf16 logits. The code reckons with 16 bytes in
