@@ -24,8 +24,10 @@ from queue import Queue
 from typing import Any
 
 from benchmarks.random_checkpoint import SHAPES
+from unsloth_accel.accelerate_config import Strategy
 from unsloth_accel.adapters.saving import versions
 from unsloth_accel.hardware import detect
+from unsloth_accel.memory import Checkpointing
 
 STEPS = 7
 WARM_UP = 3
@@ -36,10 +38,10 @@ CELL_TIMEOUT = 170
 @dataclass(frozen=True)
 class Cell:
     shape: str
-    strategy: str
+    strategy: Strategy
     per_device: int
     length: int
-    checkpointing: str = "unsloth"
+    checkpointing: Checkpointing = "unsloth"
     load_in_4bit: bool = False
     r: int = 16
     optim: str = "adamw_torch"
@@ -96,7 +98,6 @@ HELD_OUT = [
     Cell("3B", "fsdp2_native", 4, 2048, r=64),
     Cell("3B", "fsdp2", 16, 1024, checkpointing="true"),
     Cell("4B", "ddp", 2, 4096),
-    Cell("3B", "fsdp1", 4, 2048),
 ]
 CELLS = {cell.name: cell for cell in [*CALIBRATION, *HELD_OUT]}
 

@@ -193,15 +193,16 @@ def estimate(work: Workload, strategy: Strategy, num_processes: int, *, free_gib
     if work.packed:
         # One weight in use and the next one's buffer (unsloth/kernels/utils.py: WEIGHT_BUFFERS); fitted, 1.7 to 2.4.
         terms["dequantized"] = 2.0 * work.largest_linear * work.dtype_bytes
-    held, block = _activations(work)
-    terms["activations"] = held + block
+    kept, block = _activations(work)
+    terms["activations"] = kept + block
     terms["logits"] = max(0.0, _logits(work, free_gib) - block)
     terms["other"] = OTHER_GIB * GIB
     training = sum(terms.values())
     loading = _loading(work, strategy, num_processes)
     terms["loading_excess"] = max(0.0, loading - training)
     if not work.on_cpu:
-        terms["fragmentation"] = FRAGMENTATION[strategy] * max(loading, training)
+        held = max(loading * (1 + FRAGMENTATION["single"]), training * (1 + FRAGMENTATION[strategy]))
+        terms["fragmentation"] = held - max(loading, training)
         terms["context"] = (CONTEXT_GIB + (NCCL_GIB if num_processes > 1 else 0.0)) * GIB
     offloaded = work.tokens * work.spec.hidden_size * 2 * work.spec.num_layers
     return MemoryEstimate(

@@ -41,7 +41,7 @@ class Found:
 
 def find(name: str, revision: str | None = None) -> Found:
     """The config.json of a local directory or a hub id; raises `ConfigError` where there is none."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
     if _is_dir(path):
         return _in_directory(path)
     if not _may_be_hub_id(name):

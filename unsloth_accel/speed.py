@@ -21,7 +21,7 @@ LAYER_SECONDS = 0.0014
 """Per decoder block and device batch: launching its kernels from Python; fitted (1.1 to 2.0 ms; small batches wait for
 it longer)."""
 SHARD_SECONDS: dict[Strategy, float] = {"fsdp2": 0.0014, "fsdp2_native": 0.0010, "fsdp1": 0.0014}
-"""Per decoder block, device batch and step, beside the bytes: hooks and waiting at each gather; fitted (0.7 to 1.3 ms)."""
+"""Per decoder block, device batch and step, beside the bytes: hooks and waiting at each gather; fitted."""
 FSDP1_FACTOR = 3.0
 """Unsloth declines its fused LoRA kernels under FSDP1: 1.274 s against 0.429 s for FSDP2 (DDP 0.386 s), measured on
 the 1.5B shape with variable rows."""

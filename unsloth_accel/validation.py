@@ -13,6 +13,7 @@ import yaml
 
 from .data.rows import read_rows
 from .hardware import Hardware
+from .model_spec import ModelSpec
 from .problems import ConfigError, Problem, nearest, yaml_fault
 from .run_config import RunConfig
 
@@ -113,6 +114,10 @@ def _model_problems(run: RunConfig) -> list[Problem]:
     if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
         consequence = "has a config.json and no weights (*.safetensors)."
         return [Problem(key="model.name", value=name, consequence=consequence, fix="copy the weights into it")]
+    try:
+        ModelSpec.load(name)
+    except ConfigError as error:  # a file cut short, a shard missing, sizes that contradict each other
+        return list(error.problems)
     return []
 
 
