@@ -20,6 +20,9 @@ checkpointing: norms, rotary, activation, casts, launches; fitted."""
 LAYER_SECONDS = 0.0014
 """Per decoder block and device batch: launching its kernels from Python; fitted (1.1 to 2.0 ms; small batches wait for
 it longer)."""
+LEAST_LAYER_SECONDS = 0.0055
+"""Per decoder block and device batch, however little there is to compute: a small batch is as slow as Python launches
+its kernels; the 0.5B cell with 16 × 512 tokens."""
 SHARD_SECONDS: dict[Strategy, float] = {"fsdp2": 0.0014, "fsdp2_native": 0.0010, "fsdp1": 0.0014}
 """Per decoder block, device batch and step, beside the bytes: hooks and waiting at each gather; fitted."""
 FSDP1_FACTOR = 3.0
@@ -80,6 +83,7 @@ def estimate_speed(
         crossing *= 2 / 3
     launches = LAYER_SECONDS * spec.num_layers
     compute = flops(work) / (rate * 1e12 * PEAK_SHARE) + crossing / (device.bandwidth_gbs * 1e9) + launches
+    compute = max(compute, LEAST_LAYER_SECONDS * spec.num_layers)
     if strategy == "fsdp1":
         compute *= FSDP1_FACTOR
     communication = 0.0

@@ -95,21 +95,10 @@ def _gathered(trainer: Trainer) -> dict[str, Any] | None:
     Every rank must call it. PEFT would otherwise write rank 0's shards, or nothing.
     """
     accelerator = trainer.accelerator
-    if accelerator.distributed_type.value == "FSDP" and not accelerator.is_fsdp2:
-        return _gathered_from_fsdp1(trainer.model)
     tensors = guard.trainable(accelerator.unwrap_model(trainer.model))
     if not any(guard.is_sharded(tensor) for tensor in tensors.values()):
         return None
     return {name: guard.whole(tensor).cpu() for name, tensor in tensors.items()}
-
-
-def _gathered_from_fsdp1(model: Any) -> dict[str, Any]:
-    """FSDP1 keeps flat parameters, which only its own gathering takes apart; it gathers the frozen ones too."""
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
-    with FullyShardedDataParallel.summon_full_params(model, writeback=False):
-        tensors = {name: tensor.clone().cpu() for name, tensor in guard.trainable(model).items()}
-    return {name.replace("_fsdp_wrapped_module.", ""): tensor for name, tensor in tensors.items()}
 
 
 def _write(model: Any, tokenizer: Any, run: RunConfig, target: Path, gathered: dict[str, Any] | None) -> None:
