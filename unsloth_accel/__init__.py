@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .accelerate_config import AccelerateConfig as AccelerateConfig
     from .adapters.trainer import adapt as adapt
     from .hardware import Hardware as Hardware
+    from .notebook import notebook_launch as notebook_launch
     from .planner import Plan as Plan
     from .problems import ConfigError as ConfigError
     from .problems import Problem as Problem
@@ -32,6 +33,7 @@ _HOME = {
     "Problem": "problems",
     "RunConfig": "run_config",
     "adapt": "adapters.trainer",
+    "notebook_launch": "notebook",
 }
 __all__ = [*_HOME, "callbacks", "plan"]
 
