@@ -44,10 +44,12 @@ def environment_for_launch(
 ) -> dict[str, str]:
     """`environ` without what libraries have left in it; `started_with` is the kernel's own at its start."""
     started_with = _started_with() if started_with is None else started_with
-    kept = {name: value for name, value in environ.items() if not _leftover(name, value)}
-    kept |= {
-        name: value for name, value in started_with.items() if _leftover(name, value) and not LAUNCH.fullmatch(name)
-    }
+    kept: dict[str, str] = {}
+    for name, value in environ.items():
+        if not _leftover(name, value):
+            kept[name] = value
+        elif name in started_with and not LAUNCH.fullmatch(name):
+            kept[name] = started_with[name]
     return kept
 
 
