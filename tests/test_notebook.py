@@ -389,6 +389,9 @@ def test_the_notebook_runs_from_start_to_end(tmp_path: Path) -> None:
     cells = {cell.id: cell for cell in document.cells}
     assert 'OUTPUT = "runs/notebook"' in cells["settings"].source
     cells["settings"].source = cells["settings"].source.replace("runs/notebook", str(tmp_path / "run"))
+    learned = "print(max(float(p.abs().max()) for name, p in model.named_parameters() if 'lora_B' in name))"
+    document.cells.append(nbformat.v4.new_code_cell(learned, id="check"))  # 0 before any training
+    cells["check"] = document.cells[-1]
     seen: list[tuple[float, str]] = []
 
     class Client(NotebookClient):  # type: ignore[misc]
@@ -419,4 +422,5 @@ def test_the_notebook_runs_from_start_to_end(tmp_path: Path) -> None:
     assert picture("loss")
     assert "held-out loss" in text("loss")
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
-    assert text("ask").rstrip().endswith("}") or "Boron" in text("ask")
+    assert "Boron" in text("ask")
+    assert float(text("check")) > 0

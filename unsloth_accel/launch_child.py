@@ -42,8 +42,9 @@ def main(parent: int) -> int:
     values: dict[str, Any] = json.load(sys.stdin)
     directory = Path(values["output_dir"])
     command = Launch(**{**values, "arguments": tuple(values["arguments"]), "output_dir": directory})
-    # A kernel ignores SIGINT between cells, and a child inherits that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A kernel ignores SIGINT between cells, and a child inherits that. Until run_accelerate listens there are no ranks
+    # to end, and an exception in the middle of an import is swallowed or garbled there.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     try:
         run_accelerate(command)
@@ -51,8 +52,6 @@ def main(parent: int) -> int:
         report = {"message": str(error), "exit_status": error.exit_status}
         write_atomically(directory / ERRORS / REPORT, json.dumps(report))
         return error.exit_status
-    except KeyboardInterrupt:  # before there were ranks
-        return 130
     return 0
 
 
