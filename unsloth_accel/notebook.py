@@ -103,32 +103,36 @@ def _prepare(
 def _run(command: Launch) -> None:
     mark = uuid.uuid4().hex
     environment = {**environment_for_launch(), MARK: mark, "PYTHONUNBUFFERED": "1"}
-    child = subprocess.Popen(
-        [sys.executable, "-m", CHILD, str(os.getpid())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        # The interrupt of a cell goes to the kernel's whole group; the ranks are told once, by us.
-        start_new_session=True,
-    )
+    with _uninterrupted() as interrupts:
+        child = subprocess.Popen(
+            [sys.executable, "-m", CHILD, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            # The interrupt of a cell goes to the kernel's whole group; the ranks are told once, by us.
+            start_new_session=True,
+        )
     assert child.stdin is not None
     assert child.stdout is not None
     output = _Output(child.stdout.fileno())
+    stopped = True
     try:
+        if interrupts:
+            raise KeyboardInterrupt
         with suppress(BrokenPipeError):  # it could not start, and says why
             child.stdin.write(to_json(command).encode())
             child.stdin.close()
         while child.poll() is None:
             output.wait(0.5)
-    except KeyboardInterrupt:
-        print("\nstopping the run …", flush=True)
-        _stop(child, mark, output)
-        print("the run is stopped; all its processes have ended.", flush=True)
-        raise
+        stopped = False
     finally:
-        # Without an interrupt there is something left only if the child itself was killed.
-        _stop(child, mark, output)
+        if stopped:
+            output.silent = True
+            print("\nstopping the run …", flush=True)
+        _stop(child, mark, output)  # of a run that has ended something is left only if its launcher was killed
+        if stopped:
+            print("the run is stopped; all its processes have ended.", flush=True)
         output.close()
         child.stdout.close()
     if child.returncode:
@@ -160,14 +164,18 @@ def _stop(child: subprocess.Popen[bytes], mark: str, output: _Output) -> None:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """A second interrupt must not leave ranks running. Only the main thread is ever interrupted."""
+def _uninterrupted() -> Iterator[list[int]]:
+    """Hold interrupts back, and collect them: an impatient second one must not leave ranks running.
+
+    Only the main thread is ever interrupted.
+    """
+    interrupts: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield interrupts
         return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    previous = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
     try:
-        yield
+        yield interrupts
     finally:
         signal.signal(signal.SIGINT, previous)
 
@@ -191,6 +199,8 @@ class _Output:
     """A line, or a state of a bar: text that a carriage return lets the next one overwrite."""
 
     def __init__(self, pipe: int) -> None:
+        self.silent = False
+        """Read on and show nothing: the last words of ranks that are being stopped."""
         self._pipe = pipe
         self._selector = selectors.DefaultSelector()
         self._selector.register(pipe, selectors.EVENT_READ)
@@ -225,7 +235,7 @@ class _Output:
             end = piece.end()
             shown.append(self._line(piece[1]) if piece[2].endswith("\n") else self._bar(piece[1]))
         self._rest = text[end:]
-        if any(shown):
+        if any(shown) and not self.silent:
             sys.stdout.write("".join(shown))
             sys.stdout.flush()
 
