@@ -393,7 +393,7 @@ def test_the_notebook_runs_from_start_to_end(tmp_path: Path) -> None:
     cells = {cell.id: cell for cell in document.cells}
     assert 'OUTPUT = "runs/notebook"' in cells["settings"].source
     cells["settings"].source = cells["settings"].source.replace("runs/notebook", str(tmp_path / "run"))
-    learned = "print(max(float(p.abs().max()) for name, p in model.named_parameters() if 'lora_B' in name))"
+    learned = "print(max(float(p.detach().abs().max()) for name, p in model.named_parameters() if 'lora_B' in name))"
     document.cells.append(nbformat.v4.new_code_cell(learned, id="check"))  # 0 before any training
     cells["check"] = document.cells[-1]
     seen: list[tuple[float, str]] = []
