@@ -86,7 +86,9 @@ def test_more_rows_take_more_and_more_gpus_take_no_more(
 ) -> None:
     work = replace(WORK, per_device=rows, length=length, checkpointing=checkpointing, load_in_4bit=packed)
     here = estimate(work, strategy, count)
-    assert estimate(replace(work, per_device=rows + 1), strategy, count).training > here.training
+    # Not the peak as a whole: one row more may let Unsloth cut the loss into more and smaller chunks.
+    more = estimate(replace(work, per_device=rows + 1), strategy, count)
+    assert more.terms["activations"] > here.terms["activations"]
     assert estimate(work, strategy, 2 * count).total <= here.total + 1e-9
     assert estimate(replace(work, load_in_4bit=True), strategy, count).terms["weights"] <= here.terms["weights"]
 
