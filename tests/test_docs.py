@@ -1,14 +1,20 @@
 """The README is true: its commands exist and run, its figures are those of benchmarks/results/."""
 
+import importlib
 import json
+import os
 import re
+import statistics
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, Run
+from conftest import ROOT, Run, cli_command
 
+from benchmarks.memory import HELD_OUT
+from benchmarks.memory_report import measured, memory_page, speed_page
 from benchmarks.tables import RESULTS, filled
 from unsloth_accel.launcher import parse
 from unsloth_accel.run_config import from_dict
@@ -64,6 +70,8 @@ def test_every_command_exists() -> None:
             assert re.search(rf"^{words[1]}:", makefile, flags=re.MULTILINE), command
         elif words[:2] == ["unsloth-accel", "launch"]:
             parse(words[2:])
+        elif words[0] == "unsloth-accel":
+            importlib.import_module(f"unsloth_accel.commands.{words[1]}").parser().parse_intermixed_args(words[2:])
         else:
             assert words[0] in ("source", "python", "accelerate", ".venv/bin/python"), command
         for word in words:
@@ -86,8 +94,25 @@ def test_the_readmes_mistakes_are_reported_as_shown(cli: Run, tmp_path: Path) ->
 
 
 def test_the_pages_of_predictions_are_what_the_results_say() -> None:
-    from benchmarks.memory_report import memory_page, speed_page
-
     for name, page in (("memory.md", memory_page()), ("speed.md", speed_page())):
         text = (ROOT / "docs" / name).read_text(encoding="utf-8")
         assert text == page, "run python -m benchmarks.memory_report"
+
+
+@pytest.mark.parametrize("file", READMES)
+def test_the_plan_shown_is_the_plan_made(file: str) -> None:
+    shown = next(block for block in blocks(file, "text") if block.startswith("$ unsloth-accel plan"))
+    command, *expected = shown.splitlines()
+    environment = {**os.environ, "COLUMNS": "112"}
+    words = cli_command(*command.split()[2:])
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert [line.rstrip() for line in done.stdout.splitlines()] == expected
+
+
+@pytest.mark.parametrize("file", READMES)
+def test_the_error_of_the_estimate_is_the_measured_one(file: str) -> None:
+    errors = [abs(found.error) for found in measured(HELD_OUT)]
+    text = (ROOT / file).read_text(encoding="utf-8")
+    assert f"{100 * statistics.median(errors):.1f} %" in text
+    assert f"{100 * max(errors):.1f} %" in text
+    assert f"{len(errors)} " in text

@@ -98,7 +98,10 @@ def as_table(plan: Plan) -> Any:
         for name, value in plan.memory.terms.items():
             memory.add_row(name.replace("_", " "), f"{value:.2f}", "▇" * round(30 * value / plan.memory.total))
         parts += ["", memory]
-    parts += ["", Text("because", style="bold"), *(Text(f"  · {reason}") for reason in plan.reasons)]
+    reasons = Table.grid(padding=(0, 1))
+    for reason in plan.reasons:
+        reasons.add_row(" ·", reason)
+    parts += ["", Text("because", style="bold"), reasons]
     if plan.rejected:
         rejected = Table(title="rejected", title_justify="left", title_style="bold", box=None, show_header=False)
         rejected.add_column(style="bold yellow", no_wrap=True)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .plan import read_run
+from .plan import read_run, wide_console
 
 if TYPE_CHECKING:
     from ..memory import MemoryEstimate, Workload
@@ -81,7 +81,6 @@ def run(words: Sequence[str]) -> int:
 
 
 def _print(work: Workload, found: dict[str, MemoryEstimate], gpus: int) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     spec = work.spec
@@ -101,8 +100,7 @@ def _print(work: Workload, found: dict[str, MemoryEstimate], gpus: int) -> None:
         table.add_row(term.replace("_", " "), *cells)
     table.add_section()
     table.add_row("total", *(f"{memory.total:.1f}" for memory in found.values()), style="bold")
-    console = Console() if Console().is_terminal else Console(width=160)
-    console.print(table)
+    wide_console().print(table)
 
 
 def _positive(text: str) -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..problems import ConfigError, Problem
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..run_config import RunConfig
 
 EXAMPLES = """\
@@ -54,14 +57,19 @@ def run(words: Sequence[str]) -> int:
     if asked.json:
         print(json.dumps(made.to_dict(), indent=2))
         return 0
-    from rich.console import Console
-
-    # Off a terminal rich would fold lines at 80 columns.
-    console = Console() if Console().is_terminal else Console(width=160)
+    console = wide_console()
     console.print(made)
     if asked.write:
         console.print(f"\nwrote {asked.write}/accelerate.yaml and {asked.write}/run.yaml", highlight=False)
     return 0
+
+
+def wide_console() -> Console:
+    """For tables: as wide as the terminal or COLUMNS; elsewhere rich would fold lines at 80 columns."""
+    from rich.console import Console
+
+    terminal = Console()
+    return terminal if terminal.is_terminal or "COLUMNS" in os.environ else Console(width=160)
 
 
 def read_run(words: Sequence[str]) -> RunConfig:
