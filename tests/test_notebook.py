@@ -349,7 +349,7 @@ def test_ranks_end_with_a_killed_launcher(described: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_a_failing_rank_is_told(described: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    overrides = [f"output_dir={tmp_path / 'out'}", "lora.target_modules=[nowhere]"]
+    overrides = [f"output_dir={tmp_path / 'out'}", "training.lr_scheduler_kwargs={nowhere: 1}"]
     with pytest.raises(LaunchError, match=r"rank \d failed: .*nowhere") as caught:
         ua.notebook_launch(described, *overrides)
     assert caught.value.exit_status == 1
