@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, SCRIPTS, accelerate_launch, cli_command, write_yaml
@@ -85,8 +86,27 @@ def test_a_plain_accelerate_launch_promises_its_config(program: list[str], spell
     assert four.num_processes == 4
 
 
+@pytest.mark.parametrize(
+    ("section", "strategy"),
+    [
+        ({"fsdp_version": 2}, "fsdp2"),
+        ({"version": "2"}, "fsdp2"),
+        ({"fsdp_version": 1}, "fsdp1"),
+        ({}, "fsdp1"),
+        (None, "fsdp1"),
+    ],
+)
+def test_an_fsdp_config_promises_its_version(tmp_path: Path, section: Any, strategy: str) -> None:
+    """Accelerate takes version 1 where the file says none."""
+    values = {"distributed_type": "FSDP", "num_processes": 2, "fsdp_config": section}
+    file = str(write_yaml(tmp_path / "fsdp.yaml", values))
+    command = ["python", "-u", "/v/bin/accelerate", "launch", "--config_file", file, "train.py"]
+    promised = environment.from_launcher_config(command)
+    assert promised is not None
+    assert (promised.strategy, promised.num_processes, promised.made_by) == (strategy, 2, file)
+
+
 def test_other_parents_promise_nothing(tmp_path: Path) -> None:
-    fsdp = write_yaml(tmp_path / "fsdp.yaml", {"distributed_type": "FSDP", "num_processes": 2})
     mpi = write_yaml(tmp_path / "mpi.yaml", {**MULTI_CPU, "mpirun_config": {"mpirun_hostfile": "hosts"}})
     for command in (
         [],
@@ -96,7 +116,6 @@ def test_other_parents_promise_nothing(tmp_path: Path) -> None:
         ["python", "-m", "unsloth_accel.cli", "launch", "--config_file", str(CPU_DDP), "train.py"],
         ["python", "/v/bin/accelerate", "launch", "train.py"],
         ["python", "-u", "/v/bin/accelerate", "launch", "--config_file", str(tmp_path / "none.yaml"), "train.py"],
-        ["python", "-u", "/v/bin/accelerate", "launch", "--config_file", str(fsdp), "train.py"],
         ["python", "-u", "/v/bin/accelerate", "launch", "--config_file", str(mpi), "train.py"],
         ["python", "-u", "/v/bin/accelerate", "launch", "--config_file", str(CPU_DDP), "--use_fsdp", "train.py"],
         ["python", "-u", "/v/bin/accelerate", "launch", "--cpu", "--config_file", str(CPU_DDP), "train.py"],

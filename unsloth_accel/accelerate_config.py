@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 import yaml
 
 from .files import write_atomically
+from .promise import Strategy as Strategy
 
-Strategy = Literal["single", "ddp", "fsdp2", "fsdp2_native", "fsdp1"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 SHARDING: tuple[Strategy, ...] = ("fsdp2", "fsdp2_native", "fsdp1")
 """Strategies whose processes divide the model's weights among them."""

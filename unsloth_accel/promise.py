@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 PLANNED = "the plan"
+Strategy = Literal["single", "ddp", "fsdp2", "fsdp2_native", "fsdp1"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Promise:
     num_processes: int
     """All processes, over all machines."""
-    strategy: Literal["single", "ddp", "fsdp2", "fsdp2_native", "fsdp1"] | None = None
+    strategy: Strategy | None = None
     """None: not said."""
     device: Literal["cuda", "cpu"] | None = None
     """None: not said."""

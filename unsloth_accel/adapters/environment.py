@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from ..problems import UnslothAccelError
-from ..promise import Promise
+from ..promise import Promise, Strategy
 
 PROMISE = "UNSLOTH_ACCEL_PROMISE"
 """Environment variable: JSON of the `Promise` that `unsloth-accel launch` made for its processes."""
@@ -88,8 +88,8 @@ def promise(environ: Mapping[str, str] = os.environ) -> Promise | None:
 def from_launcher_config(command: Sequence[str]) -> Promise | None:
     """The promise of `accelerate launch --config_file FILE …`; None if `command` is something else.
 
-    `--num_processes` on the command line wins over the file, as it does in accelerate. An FSDP or DeepSpeed config
-    makes no promise here: this package has no adapter for it yet.
+    `--num_processes` on the command line wins over the file, as it does in accelerate. A DeepSpeed config makes no
+    promise here: this package has no adapter for it.
     """
     arguments = _launch_arguments(command)
     file = _option(arguments, "config_file")
@@ -110,16 +110,21 @@ OTHER_KINDS = ("cpu", "multi_gpu", "use_fsdp", "use_deepspeed", "use_megatron_lm
 
 def promise_of_config(config: Any, file: str, num_processes: int | None = None) -> Promise | None:
     """What accelerate config `config` (read from `file`) asks for; None for the kinds this package doesn't know."""
-    if not isinstance(config, dict) or config.get("distributed_type") not in ("NO", "MULTI_GPU", "MULTI_CPU"):
+    if not isinstance(config, dict) or config.get("distributed_type") not in ("NO", "MULTI_GPU", "MULTI_CPU", "FSDP"):
         return None
     if config.get("mpirun_config"):
         return None  # mpirun starts the processes and counts them in its own variables
     count = num_processes or _number(str(config.get("num_processes", 1))) or 1
     on_cpu = config.get("use_cpu") is True or config["distributed_type"] == "MULTI_CPU"
+    strategy: Strategy | None = "ddp"
+    if config["distributed_type"] == "FSDP":
+        section = config.get("fsdp_config")
+        version = section.get("fsdp_version", section.get("version")) if isinstance(section, dict) else None
+        strategy = "fsdp2" if str(version) == "2" else "fsdp1"  # accelerate takes version 1 where nothing is said
     return Promise(
         num_processes=count,
         # One process is DDP or not, depending on the type; both are right.
-        strategy=None if count == 1 else "ddp",
+        strategy=None if count == 1 else strategy,
         device="cpu" if on_cpu else "cuda",
         made_by=file,
     )

@@ -1,0 +1,47 @@
+"""The guard's view of strategies; what it does inside real processes is in test_training.py."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from unsloth_accel.adapters import guard
+from unsloth_accel.promise import Promise
+
+
+@pytest.mark.parametrize(
+    ("strategy", "running", "right"),
+    [
+        ("single", "NO", True),
+        ("ddp", "MULTI_GPU", True),
+        ("fsdp2", "FSDP", True),
+        ("fsdp1", "FSDP", True),
+        ("fsdp2_native", "MULTI_GPU", True),
+        ("ddp", "NO", False),
+        ("ddp", "FSDP", False),
+        ("fsdp2", "MULTI_GPU", False),
+        ("fsdp2_native", "FSDP", False),
+        ("single", "MULTI_CPU", False),
+    ],
+)
+def test_each_strategy_has_its_kind_of_run(
+    strategy: Any, running: str, right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "_distributed_type", lambda: running)
+    promised = Promise(num_processes=1, strategy=strategy)
+    if right:
+        guard.check_world(promised)
+        return
+    with pytest.raises(guard.GuardError, match=f"strategy {strategy} was promised, Accelerate runs {running}"):
+        guard.check_world(promised)
+
+
+def test_sharding_that_was_promised_must_be_there() -> None:
+    whole = SimpleNamespace(parameters=lambda: [SimpleNamespace()])
+    sharded = SimpleNamespace(parameters=lambda: [SimpleNamespace(), SimpleNamespace(_local_tensor=None)])
+    for strategy in ("fsdp2", "fsdp2_native"):
+        promised = Promise(num_processes=2, strategy=strategy)  # type: ignore[arg-type]
+        guard.check_sharded(promised, sharded)  # type: ignore[arg-type]
+        with pytest.raises(guard.GuardError, match="no weight is sharded"):
+            guard.check_sharded(promised, whole)  # type: ignore[arg-type]
+    guard.check_sharded(Promise(num_processes=2, strategy="ddp"), whole)  # type: ignore[arg-type]
