@@ -16,8 +16,18 @@ from .reading import read, read_text
 from .registry import RULES, Rule, check
 
 __all__ = [
-    *("RULES", "Context", "Document", "Finding", "Repair", "Report", "Rule"),
-    *("check", "read", "read_text", "repaired", "validate"),
+    "RULES",
+    "Context",
+    "Document",
+    "Finding",
+    "Repair",
+    "Report",
+    "Rule",
+    "check",
+    "read",
+    "read_text",
+    "repaired",
+    "validate",
 ]
 SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -62,9 +72,7 @@ def _directory(directory: Path, context: Context | None) -> list[Report]:
     if all(len(found) == 1 for found in by_kind.values()):
         others = {kind: found[0] for kind, found in by_kind.items()}
         together = check(Document(file=str(directory), kind="pair", others=others))
-    return [
-        _report(document, *(finding for finding in together if finding.file == document.file)) for document in documents
-    ]
+    return [_report(document, *(one for one in together if one.file == document.file)) for document in documents]
 
 
 def _is_directory(path: Path) -> bool:

@@ -10,7 +10,7 @@ from ..hardware import Hardware
 from ..problems import Problem, Severity
 
 Kind = Literal[
-    *("accelerate", "run", "pair", "deepspeed", "transformers-fsdp", "training-script", "unknown", "unreadable")
+    "accelerate", "run", "pair", "deepspeed", "transformers-fsdp", "training-script", "unknown", "unreadable"
 ]
 """`pair` is a run and its accelerate config; `training-script` another project's description of a training."""
 

@@ -146,8 +146,8 @@ def fsdp_wrap_policy_unknown(config: Document) -> Iterator[Finding]:
 
 @rule("fsdp-size-based-wrap", "warning")
 def fsdp_size_based_wrap(config: Document) -> Iterator[Finding]:
-    """Units end where a number of parameters is reached, not at decoder blocks, and Unsloth keeps its fused kernels only
-    with one unit per block. min_num_params 0 silently wraps nothing.
+    """Units end where a number of parameters is reached, not at decoder blocks, and Unsloth keeps its fused kernels
+    only with one unit per block. min_num_params 0 silently wraps nothing.
 
     Reference: unsloth/models/fsdp2.py: _gate_fused_lora; accelerate/utils/dataclasses.py:
     FullyShardedDataParallelPlugin.set_auto_wrap_policy, "If zero, we silently ignore it".
@@ -305,8 +305,8 @@ def fsdp_cpu_ram_efficient_loading(config: Document) -> Iterator[Finding]:
 
 @rule("fsdp-loading-without-sync")
 def fsdp_loading_without_sync(config: Document) -> Iterator[Finding]:
-    """accelerate refuses cpu_ram_efficient_loading (true by default) with sync_module_states: false, also for version 2,
-    where the second key means nothing otherwise.
+    """accelerate refuses cpu_ram_efficient_loading (true by default) with sync_module_states: false, also for version
+    2, where the second key means nothing otherwise.
 
     Reference: accelerate/utils/launch.py: prepare_multi_gpu_env, "set `--fsdp_sync_module_states` to `True`"; held true
     by a test.

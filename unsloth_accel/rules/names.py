@@ -112,7 +112,7 @@ DECODER_LAYERS = (
 
 
 def layer_exists(name: str) -> bool | None:
-    """Whether transformers has a class `name`; None where transformers is not installed. Reads sources, imports none."""
+    """Whether transformers has a class `name`; None where transformers is not installed. Imports nothing."""
     if name in DECODER_LAYERS:
         return True
     models = _models()

@@ -168,7 +168,7 @@ def too_few_gpus(config: Document) -> Iterator[Finding]:
     Reference: accelerate/state.py: PartialState.set_device.
     """
     hardware, count = config.context.hardware, config.num_processes
-    if hardware is None or count is None or config.type != "MULTI_GPU" or config.get("use_cpu"):
+    if hardware is None or count is None or config.type not in ("MULTI_GPU", "FSDP") or config.get("use_cpu"):
         return
     gpus = len(hardware.devices)
     if config.num_machines == 1 and count > gpus:

@@ -316,7 +316,7 @@ def _value(reader: _Reader, node: yaml.Node, key: str, own: bool) -> Any:
     if isinstance(value, int) and abs(value) > MOST_NUMBER:
         reader.tell("yaml-value", key, "is too large a number for any setting.", "correct it", line)
         return None
-    if node.style is None and isinstance(value, int | float) and not isinstance(value, bool):
+    if getattr(node, "style", None) is None and isinstance(value, int | float) and not isinstance(value, bool):
         written = node.value.replace("_", "").lstrip("+-")
         how = "to base 60" if ":" in written else "as octal" if re.fullmatch(r"0[0-7]+", written) else ""
         if how:

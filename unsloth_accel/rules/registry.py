@@ -56,5 +56,6 @@ def check(document: Document) -> list[Finding]:
         for rule in RULES.values()
         if document.kind in rule.kinds
         for finding in rule.check(document)
+        if finding.key.rpartition(".")[2] not in document.context.flags  # the command line wins
     ]
     return sorted(found, key=lambda finding: (finding.file, finding.line or 0))

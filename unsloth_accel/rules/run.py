@@ -126,7 +126,7 @@ def run_reference(config: Document) -> Iterator[Finding]:
 
 
 def _alone(config: Document) -> bool:
-    return config.get("distributed.strategy") == "single" or config.get("distributed.num_processes") == 1
+    return bool(config.get("distributed.strategy") == "single" or config.get("distributed.num_processes") == 1)
 
 
 @rule("run-two-precisions", on=("run",))

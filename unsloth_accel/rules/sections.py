@@ -55,8 +55,8 @@ def dynamo_on(config: Document) -> Iterator[Finding]:
     """Unsloth compiles its own kernels. accelerate would compile the whole model around them, with Unsloth's options in
     place of dynamo_mode and its like, and again for every new length of rows.
 
-    Reference: unsloth/models/_utils.py: `TorchDynamoPlugin.to_kwargs = torch_compile_kwargs`; accelerate/accelerator.py:
-    Accelerator.prepare_model.
+    Reference: unsloth/models/_utils.py: `TorchDynamoPlugin.to_kwargs = torch_compile_kwargs`; accelerate/
+    accelerator.py: Accelerator.prepare_model.
     """
     for key in _backends(config):
         value = config.get(key)
