@@ -1,4 +1,4 @@
-"""Write a Llama checkpoint of a given shape with random weights and a tokenizer of bytes, for tests and benchmarks.
+"""Write a checkpoint of a given shape with random weights and a tokenizer of bytes, for tests and benchmarks.
 
     python -m benchmarks.random_checkpoint 1.5B DIRECTORY
 
@@ -28,6 +28,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "intermediate_size": 2048,
         "vocab_size": 32000,
     },
+    "0.5B": {  # Qwen2.5-0.5B's shape: tied, with a large vocabulary
+        "model_type": "qwen2",
+        "hidden_size": 896,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "intermediate_size": 4864,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
     "1.5B": {
         "hidden_size": 2048,
         "num_hidden_layers": 16,
@@ -35,6 +45,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
         "intermediate_size": 8192,
         "vocab_size": 128256,
+    },
+    "3B": {  # Llama-3.2-3B's shape: tied
+        "hidden_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+        "intermediate_size": 8192,
+        "vocab_size": 128256,
+        "head_dim": 128,
+        "tie_word_embeddings": True,
     },
     "8B": {
         "hidden_size": 4096,
@@ -54,14 +74,14 @@ CHATML = (
 def write(shape: str, directory: str | Path, seed: int = 0) -> None:
     """Write config, weights (bf16; fp32 for `tiny`) and tokenizer of `SHAPES[shape]` to `directory`."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer()
-    config = LlamaConfig(
-        **SHAPES[shape],
+    values: dict[str, Any] = {"model_type": "llama", "tie_word_embeddings": False, **SHAPES[shape]}
+    config = AutoConfig.for_model(
+        **values,
         max_position_embeddings=8192,
-        tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -70,7 +90,7 @@ def write(shape: str, directory: str | Path, seed: int = 0) -> None:
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         previous = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
-        model = LlamaForCausalLM(config)
+        model = AutoModelForCausalLM.from_config(config)
         torch.set_default_dtype(previous)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

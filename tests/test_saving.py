@@ -81,7 +81,11 @@ def model() -> torch.nn.Module:
 def fake_trainer(model: torch.nn.Module) -> Any:
     """A Trainer's parts that saving touches, in one process."""
     accelerator = SimpleNamespace(
-        unwrap_model=lambda model: model, wait_for_everyone=lambda: None, is_main_process=True, num_processes=1
+        distributed_type=SimpleNamespace(value="NO"),
+        unwrap_model=lambda model: model,
+        wait_for_everyone=lambda: None,
+        is_main_process=True,
+        num_processes=1,
     )
     tokenizer = SimpleNamespace(save_pretrained=lambda directory: None)
     return SimpleNamespace(accelerator=accelerator, model=model, processing_class=tokenizer)

@@ -42,6 +42,7 @@ class AccelerateConfig:
     decoder_layers: tuple[str, ...] = ("LlamaDecoderLayer",)
     """Classes that FSDP wraps as one unit each. Accelerate's own guess reads `_no_split_modules`, which names vision
     blocks too and is empty for some models; then the whole model is one unit and nothing is saved."""
+    load_in_4bit: bool = False
     reshard_after_forward: bool = True
     """fsdp2: free each block's gathered weights after its forward; False keeps them until its backward."""
 
@@ -79,12 +80,15 @@ class AccelerateConfig:
     def environment(self) -> dict[str, str]:
         """Variables that choose Unsloth's own sharding, which accelerate's config can't express.
 
-        UNSLOTH_FSDP2 selects it under MULTI_GPU (unsloth/fsdp2_launch.py); UNSLOTH_FSDP2_SHARDED_LOAD lets each rank
-        load only its part, without which every GPU must hold the whole model while loading.
+        UNSLOTH_FSDP2 selects it under MULTI_GPU (unsloth/fsdp2_launch.py). UNSLOTH_FSDP2_LAYOUT: without it Unsloth
+        keeps all weights on every GPU where they fit, which is DDP under another name. UNSLOTH_FSDP2_SHARDED_LOAD lets
+        each rank load only its part, without which every GPU must hold the whole model while loading; Unsloth has it
+        for 16-bit weights only (unsloth/models/fsdp2_load.py).
         """
         if self.strategy != "fsdp2_native":
             return {}
-        return {"UNSLOTH_FSDP2": "1", "UNSLOTH_FSDP2_SHARDED_LOAD": "1"}
+        variables = {"UNSLOTH_FSDP2": "1", "UNSLOTH_FSDP2_LAYOUT": "sharded"}
+        return variables if self.load_in_4bit else variables | {"UNSLOTH_FSDP2_SHARDED_LOAD": "1"}
 
     def _distributed_type(self) -> str:
         if self.strategy == "single":
@@ -172,9 +176,10 @@ faster and needs no more memory: accelerate shards 4-bit weights only where the 
     "fsdp2_native.yaml": (
         AccelerateConfig(strategy="fsdp2_native", num_processes=2, mixed_precision="bf16"),
         f"""FSDP2 by Unsloth itself: each GPU loads and keeps only its part of the weights.
-When: the model is larger than one GPU. The two variables choose it; without them this file is plain DDP.
+When: the model is larger than one GPU. The three variables choose it; without them this file is plain DDP.
+For a model loaded in 4 bit leave out UNSLOTH_FSDP2_SHARDED_LOAD, which Unsloth has for 16-bit weights only.
 
-    UNSLOTH_FSDP2=1 UNSLOTH_FSDP2_SHARDED_LOAD=1 \\
+    UNSLOTH_FSDP2=1 UNSLOTH_FSDP2_LAYOUT=sharded UNSLOTH_FSDP2_SHARDED_LOAD=1 \\
       accelerate launch --config_file accelerate_configs/fsdp2_native.yaml my_script.py
 
 {_END}""",

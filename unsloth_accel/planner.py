@@ -41,6 +41,7 @@ class Plan:
     reasons: tuple[str, ...]
     hardware: Hardware
     run: RunConfig
+    decoder_layers: tuple[str, ...] = ("LlamaDecoderLayer",)
 
     @property
     def num_processes(self) -> int:
@@ -57,19 +58,22 @@ class Plan:
             num_processes=self.num_processes,
             device=self.device,
             mixed_precision=self.mixed_precision,
+            decoder_layers=self.decoder_layers,
+            load_in_4bit=self.run.model.load_in_4bit,
         )
 
     @property
     def environment(self) -> dict[str, str]:
         """Variables that `accelerate launch` gets beside its YAML."""
-        variables = variables_for(self.promise, gpus=bool(self.hardware.devices))
+        variables = variables_for(self.promise, gpus=bool(self.hardware.devices)) | self.accelerate_config.environment
         # Tokenizers' own threads deadlock or warn once the data loader forks.
         variables["TOKENIZERS_PARALLELISM"] = "false"
         if self.device == "cpu":
             # Accelerate counts physical cores, which a container may report as too few.
             variables["OMP_NUM_THREADS"] = str(max(1, self.hardware.cpu_cores // self.num_processes))
-        elif self.num_processes < len(self.hardware.devices):
-            # One process that sees several GPUs would be given torch's DataParallel by the Trainer.
+        elif self.num_processes < len(self.hardware.devices) or self.hardware.devices[0].mig:
+            # One process that sees several GPUs would be given torch's DataParallel by the Trainer; of several MIG
+            # instances, newer drivers show it all.
             chosen = self.hardware.devices[: self.num_processes]
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(device.uuid or str(device.index) for device in chosen)
         return variables
@@ -169,12 +173,15 @@ def _strategy(run: RunConfig, count: int, reasons: list[str]) -> Strategy:
     if asked == "single" and count > 1:
         consequence = f"single is one process and distributed.num_processes is {count}."
         raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix="distributed.strategy=ddp"))
-    if asked == "ddp" and count == 1:
-        consequence = "ddp needs at least two processes and there is one."
+    if asked not in ("auto", "single") and count == 1:
+        consequence = f"{asked} needs at least two processes and there is one."
         raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix="distributed.strategy=auto"))
     if count == 1:
         reasons.append("single: there is one process.")
         return "single"
+    if asked not in ("auto", "ddp"):
+        reasons.append(f"{asked}: distributed.strategy asks for it.")
+        return asked  # type: ignore[return-value]
     reasons.append("ddp: every process holds the model and synchronises only the adapter's gradients.")
     return "ddp"
 

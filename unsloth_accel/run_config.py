@@ -17,6 +17,7 @@ import yaml
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from .accelerate_config import STRATEGIES
 from .problems import ConfigError, Problem, first_line, nearest, raise_errors, yaml_fault
 from .training_fields import accepts, training_fields, type_name
 
@@ -72,7 +73,7 @@ class BatchConfig:
 @dataclass
 class DistributedConfig:
     strategy: str = "auto"
-    """`auto`, `single` or `ddp`."""
+    """`auto`, `single`, `ddp`, `fsdp2`, `fsdp2_native` or `fsdp1`."""
     num_processes: Any = "auto"
     """`auto` (one per visible GPU; two on a CPU) or a number."""
     device: str = "auto"
@@ -157,7 +158,7 @@ _REFUSED = {
     ),
 }
 _CHOICES = {
-    "distributed.strategy": ("auto", "single", "ddp"),
+    "distributed.strategy": ("auto", *STRATEGIES),
     "distributed.device": ("auto", "cuda", "cpu"),
     "data.train_on": ("all", "responses"),
     "model.gradient_checkpointing": ("unsloth", "true", "false"),

@@ -38,7 +38,8 @@ def check_world(promised: Promise) -> None:
         wrong.append(f"{promised.num_processes} processes were promised, Accelerate sees {state.num_processes}")
     if running == "NO" and world_size() > 1:
         wrong.append(f"{world_size()} processes were started but form no group: each would train alone")
-    if promised.strategy in ("single", "ddp") and (promised.strategy == "ddp") != running.startswith("MULTI_"):
+    kind = "FSDP" if running == "FSDP" else "MULTI_" if running.startswith("MULTI_") else "NO"
+    if promised.strategy is not None and kind != _KIND[promised.strategy]:
         wrong.append(f"strategy {promised.strategy} was promised, Accelerate runs {running}")
     if promised.device is not None and state.device.type != promised.device:
         wrong.append(f"device {promised.device} was promised, this process runs on {state.device.type}")
@@ -46,6 +47,21 @@ def check_world(promised: Promise) -> None:
         raise GuardError(
             f"{'; '.join(wrong)} (promised by {promised.made_by}). Fix: launch with `unsloth-accel launch`, or import "
             "unsloth_accel before unsloth, transformers and accelerate."
+        )
+
+
+_KIND = {"single": "NO", "ddp": "MULTI_", "fsdp2_native": "MULTI_", "fsdp2": "FSDP", "fsdp1": "FSDP"}
+"""Accelerate's word, or its beginning, for each strategy: Unsloth shards natively in what Accelerate takes for DDP."""
+
+
+def check_sharded(promised: Promise, model: torch.nn.Module) -> None:
+    """Raise `GuardError` when a strategy that divides the weights was promised and `model` is whole on every rank."""
+    if promised.strategy in ("fsdp2", "fsdp2_native") and not any(map(is_sharded, model.parameters())):
+        raise GuardError(
+            f"strategy {promised.strategy} was promised and no weight is sharded: every GPU holds the whole model "
+            f"(promised by {promised.made_by}). Fix: launch with `unsloth-accel launch`, and import unsloth_accel "
+            "before unsloth, transformers and accelerate.",
+            on_every_rank=True,
         )
 
 
@@ -62,7 +78,7 @@ def check_equal(tensors: Mapping[str, torch.Tensor], what: str) -> None:
     state = PartialState()
     if state.num_processes == 1 or not _distributed_type().startswith("MULTI_"):
         return
-    whole = {name: tensor for name, tensor in tensors.items() if not _is_sharded(tensor)}
+    whole = {name: tensor for name, tensor in tensors.items() if not is_sharded(tensor)}
     sums = [_checksum(tensor).to(state.device) for tensor in whole.values()]
     # The first entry is the number of tensors, so that ranks with other tensors differ instead of hanging.
     mine = torch.stack([torch.tensor(len(sums), device=state.device), *sums[: _smallest(len(sums))]])
@@ -124,5 +140,12 @@ def _distributed_type() -> str:
     return str(state.distributed_type.value)
 
 
-def _is_sharded(tensor: torch.Tensor) -> bool:
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether this rank holds only a part of `tensor` (a DTensor)."""
     return hasattr(tensor, "_local_tensor")
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` with all ranks' parts; a collective if it is sharded."""
+    full: torch.Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
+    return full

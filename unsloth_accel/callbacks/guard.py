@@ -30,6 +30,7 @@ class Guard(TrainerCallback):
         promised = self.promised or environment.promise()
         if promised is not None:
             guard.check_world(promised)
+            guard.check_sharded(promised, kwargs["model"])
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

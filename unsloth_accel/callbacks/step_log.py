@@ -15,8 +15,8 @@ class StepLog(TrainerCallback):
 
     `seconds` counts from the start of training; reading the loss for a log waits for the GPU, so with
     `logging_steps=1` differences of `seconds` are the times of steps. `peak_gib` is the most that torch allocated on
-    rank 0's GPU so far (absent on a CPU). A fresh run starts the file anew; resuming keeps the lines up to the
-    checkpoint and goes on.
+    rank 0's GPU so far (absent on a CPU; with `PeakMemory` it counts from the first step). A fresh run starts the file
+    anew; resuming keeps the lines up to the checkpoint and goes on.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth is imported)
 
+from ..accelerate_config import SHARDING
 from ..accelerate_launch import report_error
 from ..adapters import environment
 from ..files import write_atomically
@@ -65,7 +66,9 @@ def train(run: RunConfig) -> dict[str, Any]:
 
     results: dict[str, Any] = {}
     held = Held.of(run)
-    if held:
+    if held and run.distributed.strategy in SHARDING:
+        print(f"held-out rows before training are left out: {run.distributed.strategy} shards when it starts to train")
+    elif held:
         print("held-out rows, before training", flush=True)
         results["before"] = evaluate(held, trainer)
     newest = [str(path) for path in checkpoints(run.output_dir)[-1:]] if run.resume else []
@@ -85,6 +88,9 @@ def train(run: RunConfig) -> dict[str, Any]:
         "tokens": trainer.state.num_input_tokens_seen - done["num_input_tokens_seen"],
     }
     results["versions"] = versions()
+    memory = peak_memory_of(trainer)
+    if memory:
+        results["memory_gib"] = memory
     # Saved before it is examined: whatever goes wrong from here on, the training is not lost.
     adapter = save_run(trainer, run)
     if held:
@@ -108,6 +114,7 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
 
     _quiet_progress_bars()
     from ..adapters.trainer import adapt
+    from ..callbacks.peak_memory import PeakMemory
     from ..callbacks.progress import Progress
     from ..callbacks.step_log import StepLog
 
@@ -169,10 +176,18 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
 
         trainer = train_on_responses_only(trainer)
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(PeakMemory())
     trainer.add_callback(StepLog(Path(run.output_dir, "logs", "steps.jsonl")))
     if run.logging.progress:
         trainer.add_callback(Progress())
     return adapt(trainer)
+
+
+def peak_memory_of(trainer: SFTTrainer) -> dict[str, float]:
+    """The figures of the trainer's `PeakMemory`; every rank must call it."""
+    from ..callbacks.peak_memory import PeakMemory
+
+    return next(c for c in trainer.callback_handler.callbacks if isinstance(c, PeakMemory)).figures()
 
 
 def summary(run: RunConfig, results: dict[str, Any], adapter: Path) -> str:

@@ -1,0 +1,47 @@
+"""PeakMemory: the most GPU memory that loading and training took, over all ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class PeakMemory(TrainerCallback):
+    """Splits torch's peak into loading (everything up to the first step, sharding included) and training.
+
+    `figures()` gives GiB per GPU, the largest of all ranks.
+    """
+
+    def __init__(self) -> None:
+        self._loading = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            self._loading = torch.cuda.max_memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+
+    def figures(self) -> dict[str, float]:
+        """What this run took, in GiB; empty on a CPU. Every rank must call it.
+
+        `loading`, `training`: allocated by torch. `reserved`: held by torch's allocator. `context`: what the GPU has
+        in use beside that allocator: CUDA's context, kernels, NCCL's buffers, and any other process.
+        """
+        import torch
+        from accelerate.utils import gather_object
+
+        if not torch.cuda.is_available():
+            return {}
+        free, total = torch.cuda.mem_get_info()
+        own = {
+            "loading": self._loading,
+            "training": torch.cuda.max_memory_allocated(),
+            "reserved": torch.cuda.max_memory_reserved(),
+            "context": total - free - torch.cuda.memory_reserved(),
+        }
+        ranks = gather_object([own])
+        return {name: round(max(rank[name] for rank in ranks) / 2**30, 3) for name in own}
