@@ -44,7 +44,7 @@ def run(words: Sequence[str]) -> int:
     if asked.hardware:
         from ..hardware import Hardware
 
-        hardware = Hardware.parse(asked.hardware)  # type: ignore[attr-defined]
+        hardware = Hardware.parse(asked.hardware)
     reports = validate(asked.files, Context(hardware=hardware))
     if asked.json:
         _print(json.dumps([_as_json(problem) for report in reports for problem in report.problems], indent=2))

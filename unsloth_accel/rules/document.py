@@ -83,12 +83,12 @@ class Document:
         return values
 
     def line(self, key: str) -> int | None:
-        """The line of a dotted key, or of the section that should hold it."""
+        """The line of a dotted key, or of the section that should hold it, or the first; None without a text."""
         while key:
             if key in self.places:
                 return self.places[key].line
             key = key.rpartition(".")[0]
-        return None
+        return 1 if self.text else None
 
     def problem(
         self,

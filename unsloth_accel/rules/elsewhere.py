@@ -34,9 +34,10 @@ def deepspeed_config_ignored(config: Document) -> Iterator[Finding]:
         yield config.problem("deepspeed_config", consequence, "remove it, or distributed_type: DEEPSPEED")
 
 
-@rule("megatron-lm")
+@rule("megatron-lm", "warning")
 def megatron_lm(config: Document) -> Iterator[Finding]:
     """Megatron-LM builds its own model from its own classes; a model that Unsloth loaded can't be trained by it.
+    `launch` passes the config through.
 
     Reference: accelerate/utils/megatron_lm.py: prepare_model_optimizer_scheduler; unsloth/fsdp2_launch.py.
     """
@@ -45,11 +46,12 @@ def megatron_lm(config: Document) -> Iterator[Finding]:
         yield config.problem("distributed_type", consequence, "accelerate_configs/ddp.yaml or fsdp2.yaml")
 
 
-@rule("tpu")
+@rule("tpu", "warning")
 def tpu(config: Document) -> Iterator[Finding]:
-    """Unsloth has no TPU backend: importing it finds no GPU and takes the CPU or stops.
+    """Unsloth has no TPU backend: importing it finds no GPU and takes the CPU or stops. `launch` passes the config
+    through.
 
-    Reference: unsloth/device_type.py: get_device_type; accelerate/commands/launch.py: tpu_launcher.
+    Reference: unsloth/device_type.py: "You need a GPU"; accelerate/commands/launch.py: tpu_launcher.
     """
     if config.type == "XLA":
         consequence = "Unsloth doesn't run on TPUs."

@@ -31,7 +31,8 @@ def repaired(document: Document, found: Sequence[Finding]) -> tuple[str, list[Fi
         edits += made
         mended.append(finding)
     text = document.text
-    for start, end, new in sorted(edits, reverse=True):
+    # From the end, so that offsets hold; insertions at one place stay in their order.
+    for start, end, _, new in sorted(((start, end, n, new) for n, (start, end, new) in enumerate(edits)), reverse=True):
         text = text[:start] + new + text[end:]
     return text, mended, left
 

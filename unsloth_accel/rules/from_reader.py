@@ -147,8 +147,8 @@ def nested_too_deeply(config: Document) -> Iterator[Finding]:
 
 @rule("key-not-text", on=EVERY)
 def key_not_text(config: Document) -> Iterator[Finding]:
-    """A key that YAML reads as a number, a truth value (`on:`, `no:`) or null; accelerate sorts unknown keys, and a mix
-    of types ends in a TypeError.
+    """A key that YAML reads as a number, a truth value (`on:`, `no:`) or null: an unknown key to accelerate, which
+    refuses the file; two of different types end in a TypeError while they are sorted.
 
     Reference: accelerate/commands/config/config_args.py: BaseConfig.from_yaml_file, `sorted(set(…) - set(…))`.
     """

@@ -79,7 +79,7 @@ def fsdp_version_unknown(config: Document) -> Iterator[Finding]:
     """Any other version than 1 and 2 fails in every process, after they have started: a KeyError or ValueError.
 
     Reference: accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.__post_init__, `int(os.environ…)`;
-    measured: reference figures.
+    held true by a test.
     """
     key = config.fsdp.get("version")
     if config.type == "FSDP" and key and str(config.get(key)) not in ("1", "2"):
@@ -93,7 +93,7 @@ def fsdp1(config: Document) -> Iterator[Finding]:
     """Unsloth declines its fused LoRA kernels (three times slower than FSDP2, measured), a resumed run restores no
     adapter tensor, and transformers 5.20 removes it.
 
-    Reference: measured: reference figures (1.274 against 0.429 s per step; 0 of 24 tensors restored);
+    Reference: measured (1.274 against 0.429 s per step; 0 of 24 tensors restored);
     unsloth/models/loader_utils.py: fsdp2_keeps_fused_lora.
     """
     if config.fsdp_version == 1 and "version" in config.fsdp:
@@ -214,11 +214,13 @@ def fsdp_layer_class_list(config: Document) -> Iterator[Finding]:
         yield config.problem(key, consequence, f"{key.split('.')[-1]}: {joined}", *repairs)
 
 
-@rule("fsdp-layer-class-unknown")
+@rule("fsdp-layer-class-unknown", "warning")
 def fsdp_layer_class_unknown(config: Document) -> Iterator[Finding]:
-    """Every process fails when the model is prepared: "Could not find the transformer layer class … in the model".
+    """transformers has no class of this name. Unless the model brings its own code, every process fails when the model
+    is prepared: "Could not find the transformer layer class … in the model".
 
-    Reference: accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.set_auto_wrap_policy.
+    Reference: accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.set_auto_wrap_policy; held true by a
+    test.
     """
     key = config.fsdp.get("transformer_layer_cls_to_wrap")
     value = config.get(key) if key else None
@@ -232,7 +234,9 @@ def fsdp_layer_class_unknown(config: Document) -> Iterator[Finding]:
             continue
         repairs = [Repair(kind="set", key=key, value=near)] if near and len(names) == 1 else []
         fix = f"did you mean {near}?" if near else "the decoder layer's class in transformers' modeling file"
-        yield config.problem(key, f"transformers has no class {name[:80]}: every process fails.", fix, *repairs)
+        yield config.problem(
+            key, f"transformers has no class {name[:80]}; every process fails unless the model has.", fix, *repairs
+        )
 
 
 @rule("fsdp-state-dict-type-missing")
@@ -240,7 +244,7 @@ def fsdp_state_dict_type_missing(config: Document) -> Iterator[Finding]:
     """For version 2 accelerate takes SHARDED_STATE_DICT, with which the Trainer's save_model writes no adapter and says
     nothing: the finished training is lost.
 
-    Reference: measured: reference figures; accelerate/utils/dataclasses.py:
+    Reference: measured; accelerate/utils/dataclasses.py:
     FullyShardedDataParallelPlugin.set_state_dict_type.
     """
     if config.fsdp_version == 2 and config.get(config.fsdp.get("state_dict_type", "-")) is None:
@@ -255,7 +259,7 @@ def fsdp_sharded_state_dict(config: Document) -> Iterator[Finding]:
     """The Trainer's save_model writes no adapter and says nothing, checkpoints hold none either, and save_only_model
     raises; under FSDP1 a resumed run restores nothing.
 
-    Reference: measured: reference figures; transformers/trainer.py: "save_only_model option is not compatible with FSDP
+    Reference: measured; transformers/trainer.py: "save_only_model option is not compatible with FSDP
     state dict type 'SHARDED_STATE_DICT'".
     """
     if config.fsdp_version and config.fsdp_word("state_dict_type") == "SHARDED_STATE_DICT":
@@ -289,7 +293,7 @@ def fsdp_cpu_ram_efficient_loading(config: Document) -> Iterator[Finding]:
     that a script changes on the other ranks are lost.
 
     Reference: accelerate/commands/launch.py: --fsdp_cpu_ram_efficient_loading default "true"; accelerate/utils/
-    fsdp_utils.py: fsdp2_prepare_model; measured: reference figures.
+    fsdp_utils.py: fsdp2_prepare_model; measured.
     """
     key = config.fsdp.get("cpu_ram_efficient_loading")
     if not config.fsdp_version or config.truth(key, default=True) is not True:
@@ -317,8 +321,11 @@ def fsdp_loading_without_sync(config: Document) -> Iterator[Finding]:
     loading = config.fsdp.get("cpu_ram_efficient_loading")
     if loading is None or config.get(loading):
         consequence = "accelerate refuses it while fsdp_cpu_ram_efficient_loading is true, which is the default."
-        repair = Repair(kind="set", key=sync, value=True)
-        yield config.problem(sync, consequence, "fsdp_sync_module_states: true", repair)
+        where = loading or "fsdp_config.fsdp_cpu_ram_efficient_loading"
+        repairs = [Repair(kind="set" if loading else "add", key=where, value=False)]
+        if config.fsdp_version == 2:
+            repairs.append(Repair(kind="remove", key=sync))
+        yield config.problem(sync, consequence, "fsdp_cpu_ram_efficient_loading: false", *repairs)
 
 
 @rule("fsdp-activation-checkpointing", "warning")
@@ -497,7 +504,7 @@ def fsdp1_use_orig_params(config: Document) -> Iterator[Finding]:
     """LoRA trains some parameters of a unit and not the others; FSDP1 allows that only with its original parameters,
     and raises a ValueError when the model is prepared.
 
-    Reference: measured: reference figures; torch/distributed/fsdp/_flat_param.py: "Must flatten tensors with uniform
+    Reference: measured; torch/distributed/fsdp/_flat_param.py: "Must flatten tensors with uniform
     `requires_grad` when `use_orig_params=False`".
     """
     key = config.fsdp.get("use_orig_params")

@@ -48,7 +48,7 @@ def num_processes_uneven(config: Document) -> Iterator[Finding]:
 def multi_cpu_one_process(config: Document) -> Iterator[Finding]:
     """Without MPI `accelerate launch` starts one process for MULTI_CPU, whatever num_processes is, and says nothing.
 
-    Reference: measured: reference figures; accelerate/commands/launch.py: launch_command ends in simple_launcher.
+    Reference: measured; accelerate/commands/launch.py: launch_command ends in simple_launcher.
     """
     count = config.num_processes
     if config.type == "MULTI_CPU" and count not in (1, None) and not config.get("mpirun_config"):
@@ -91,7 +91,7 @@ def multi_gpu_on_cpu(config: Document) -> Iterator[Finding]:
     Accelerator() forms no group, so that each process trains alone. `import unsloth_accel` first, or
     `unsloth-accel launch`, says it.
 
-    Reference: measured: reference figures; accelerate/utils/launch.py: prepare_multi_gpu_env sets no
+    Reference: measured; accelerate/utils/launch.py: prepare_multi_gpu_env sets no
     ACCELERATE_USE_CPU, prepare_simple_launcher_cmd_env does.
     """
     if config.type == "MULTI_GPU" and config.get("use_cpu") is True and not config.context.launching:
@@ -106,7 +106,7 @@ def fsdp_on_cpu(config: Document) -> Iterator[Finding]:
     """accelerate has no FSDP on a CPU: the processes become MULTI_CPU or none, and nothing is sharded.
 
     Reference: accelerate/state.py: AcceleratorState.__init__ (MULTI_CPU is not among the types that take a
-    fsdp_plugin); measured: reference figures.
+    fsdp_plugin); measured.
     """
     if config.type == "FSDP" and config.get("use_cpu") is True:
         consequence = "accelerate has no FSDP on a CPU: nothing would be sharded."

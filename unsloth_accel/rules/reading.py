@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from .document import Context, Document, Finding, Kind, Place, Repair
 
 MOST_BYTES = 64 * 1024
 """A config is a few kilobytes; what is larger is another kind of file."""
-MOST_VALUES = 20_000
-"""Values after aliases are followed: nine nested lists of nine aliases would be 400 million."""
+MOST_VALUES = 100_000
+"""Values after aliases are followed. A file of this size has fewer without aliases; nine nested lists of nine aliases
+would be 400 million."""
 MOST_NUMBER = 10**18
 _TAG = "tag:yaml.org,2002:"
 _KNOWN_TAGS = {
@@ -57,9 +59,19 @@ def read(path: str | Path, context: Context | None = None, kind: Kind | None = N
     `kind` says what the file is meant to be; otherwise its keys tell.
     """
     reader = _Reader(file=str(path))
+    return _document(reader, lambda: _values(reader, Path(path)), context, kind)
+
+
+def read_text(text: str, file: str = "config.yaml", context: Context | None = None) -> Document:
+    """The document in a text, as `read` gives it for a file."""
+    reader = _Reader(file=file, text=text)
+    return _document(reader, lambda: _parsed(reader), context, None)
+
+
+def _document(reader: _Reader, values_of: Callable[[], Any], context: Context | None, kind: Kind | None) -> Document:
     values: Any = None
     try:
-        values = _values(reader, Path(path))
+        values = values_of()
     except RecursionError:
         consequence = "is nested too deeply to be read; accelerate would end in a RecursionError."
         reader.tell("nested-too-deeply", "(file)", consequence, "write sections of keys and values")
@@ -73,22 +85,6 @@ def read(path: str | Path, context: Context | None = None, kind: Kind | None = N
         values=values,
         places=reader.places,
         text=reader.text,
-        found={rule: tuple(findings) for rule, findings in reader.found.items()},
-        context=context or Context(),
-    )
-
-
-def read_text(text: str, file: str = "config.yaml", context: Context | None = None) -> Document:
-    """The document in a text, as `read` gives it for a file."""
-    reader = _Reader(file=file, text=text)
-    values = _parsed(reader)
-    kind: Kind = kind_of(values) if isinstance(values, dict) else "unreadable"
-    return Document(
-        file=file,
-        kind=kind,
-        values=values if isinstance(values, dict) else {},
-        places=reader.places,
-        text=text,
         found={rule: tuple(findings) for rule, findings in reader.found.items()},
         context=context or Context(),
     )
@@ -290,7 +286,7 @@ def _key(reader: _Reader, node: yaml.Node) -> str | None:
         return value if value.isprintable() else ascii(value)[1:-1]
     shown = node.value if isinstance(node, yaml.ScalarNode) else "a list or mapping"
     what = {bool: "a truth value", int: "a number"}.get(type(value), "no text")
-    consequence = f"this key is {what} to YAML; accelerate ends in a TypeError while it compares keys."
+    consequence = f"this key is {what} to YAML; accelerate refuses the file."
     fix = "write it in quotes, or correct its indentation"
     reader.tell("key-not-text", str(shown)[:80], consequence, fix, node.start_mark.line + 1)
     return str(shown) if isinstance(node, yaml.ScalarNode) else None

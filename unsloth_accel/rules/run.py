@@ -166,7 +166,7 @@ def run_find_unused_parameters(config: Document) -> Iterator[Finding]:
     """DDP marks LoRA weights as unused in the checkpointed forward and again in its recomputation: the first backward
     fails with "marked as ready twice".
 
-    Reference: measured: reference figures; unsloth/models/_ddp_defaults.py.
+    Reference: measured; unsloth/models/_ddp_defaults.py.
     """
     key = "training.ddp_find_unused_parameters"
     checkpointing = config.get("model.gradient_checkpointing", "unsloth") not in (False, "false")
@@ -179,7 +179,7 @@ def run_find_unused_parameters(config: Document) -> Iterator[Finding]:
 def run_static_graph(config: Document) -> Iterator[Finding]:
     """DDP's static graph and accumulation don't go together: an internal assertion under no_sync.
 
-    Reference: measured: reference figures (static_graph alone OK, INTERNAL ASSERT with no_sync).
+    Reference: measured (static_graph alone OK, INTERNAL ASSERT with no_sync).
     """
     key = "training.ddp_static_graph"
     accumulation = config.get("training.gradient_accumulation_steps")

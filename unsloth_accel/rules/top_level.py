@@ -119,7 +119,7 @@ def mixed_precision_fp8(config: Document) -> Iterator[Finding]:
     Unsloth's fused LoRA kernels don't know; Unsloth's own FSDP2 refuses it.
 
     Reference: accelerate/utils/launch.py: prepare_multi_gpu_env ("FP8 is not available on this machine");
-    accelerate/accelerator.py: Accelerator.prepare_model; reference figures: Unsloth's refusals.
+    accelerate/accelerator.py: Accelerator.prepare_model; unsloth/models/fsdp2_native.py.
     """
     if str(config.get("mixed_precision")).lower() == "fp8":
         consequence = "replaces linear layers by ones that Unsloth's fused LoRA kernels don't know."
