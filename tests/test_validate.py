@@ -156,7 +156,10 @@ def test_a_byte_order_mark_is_all_right_in_yaml(config: Callable[..., Path]) -> 
 def test_aliases_and_merges_count_as_what_they_stand_for(config: Callable[..., Path]) -> None:
     text = (
         "base: &base {num_processes: 0, machine_rank: 0}\n"
-        "<<: *base\n"
+        "more: &more {machine_rank: 5, debug: false}\n"
+        "use_cpu: false\n"
+        "<<: [*base, *more]\n"
+        "debug: true\n"
         "distributed_type: MULTI_GPU\n"
         "num_machines: &two 2\n"
         "main_process_ip: 10.0.0.1\n"
@@ -165,11 +168,29 @@ def test_aliases_and_merges_count_as_what_they_stand_for(config: Callable[..., P
     document = read(config(text))
     assert document.get("num_processes") == 0
     assert document.get("main_process_port") == 2
+    assert document.get("machine_rank") == 0  # the first of several merged ones
+    assert document.get("debug") is True  # its own key
     problems = {problem.rule: problem for problem in check(document)}
-    assert set(problems) == {"unknown-key", "num-processes-impossible"}
+    assert set(problems) == {"unknown-key", "num-processes-impossible", "debug-hides-failure"}
     assert problems["num-processes-impossible"].line == 1  # where it is written
     # An edit there would change what else uses it.
     assert repaired(document, [problems["num-processes-impossible"]])[1] == []
+
+
+def test_what_several_keys_share_is_not_edited(config: Callable[..., Path]) -> None:
+    section = "  fsdp_version: 2\n  fsdp_auto_wrap_policy: NO_WRAP\n  fsdp_cpu_ram_efficient_loading: true\n"
+    plain = f"distributed_type: FSDP\nnum_processes: 2\nfsdp_config:\n{section}"
+    shared = (
+        plain.replace("fsdp_config:", "fsdp_config: &it") + "dynamo_config: *it\n",
+        f"dynamo_config: &it\n{section}" + plain.replace(f":\n{section}", ": *it\n"),
+        f"dynamo_config: &it\n{section}" + plain.replace(section, "  <<: *it\n"),
+    )
+    mendable = {"fsdp-cpu-ram-efficient-loading", "fsdp-state-dict-type-missing"}
+    for text, mended in ((plain, mendable), *((text, set()) for text in shared)):
+        document = read(config(text))
+        found = check(document)
+        assert {problem.rule for problem in found} - {"nested-unknown-key"} == {*mendable, "fsdp-no-wrap"}
+        assert {problem.rule for problem in repaired(document, found)[1]} - {"nested-unknown-key"} == mended
 
 
 def test_no_tag_runs_code(tmp_path: Path, config: Callable[..., Path]) -> None:
@@ -254,6 +275,12 @@ def test_fix_leaves_what_is_a_choice(
     path = config(DDP + "fsdp_config: {fsdp_version: 2}\n")
     assert run(["--fix", str(path)]) == 1
     assert "nothing to repair without a choice" in capsys.readouterr().out
+    lines = "fsdp_transformer_layer_cls_to_wrap:\n    - LlamaDecoderLayer  # text\n    - Qwen3DecoderLayer\n"
+    good = FILES.joinpath("fsdp-layer-class-list", "good.yaml").read_text(encoding="utf-8")
+    path = config(good.replace("fsdp_transformer_layer_cls_to_wrap: LlamaDecoderLayer\n", lines))
+    assert rules_of(path) == {"fsdp-layer-class-list"}
+    assert run(["--fix", str(path)]) == 1
+    assert "nothing that can be repaired line by line" in capsys.readouterr().out
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
 
 

@@ -46,7 +46,8 @@ class _Reader:
     found: dict[str, list[Finding]] = field(default_factory=lambda: defaultdict(list))
     places: dict[str, Place] = field(default_factory=dict)
     text: str = ""
-    seen: set[int] = field(default_factory=set)
+    shared: set[int] = field(default_factory=set)
+    """Nodes that several keys lead to, by id."""
 
     def tell(self, rule: str, key: str, consequence: str, fix: str, line: int | None = None, *repairs: Repair) -> None:
         finding = Finding(key=key, consequence=consequence, fix=fix, file=self.file, line=line, repairs=repairs)
@@ -218,7 +219,9 @@ def _affordable(reader: _Reader, root: yaml.Node) -> bool:
             return 1
         if id(node) in open_nodes:
             return MOST_VALUES + 1  # it holds itself
-        if id(node) not in sizes:
+        if id(node) in sizes:
+            reader.shared.add(id(node))
+        else:
             open_nodes.add(id(node))
             parts = (
                 node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
@@ -236,8 +239,7 @@ def _affordable(reader: _Reader, root: yaml.Node) -> bool:
 
 def _mapping(reader: _Reader, node: yaml.MappingNode, prefix: str, own: bool) -> dict[str, Any]:
     """Keys and values of a mapping; `own` is false where an alias or a merge leads here."""
-    own = own and id(node) not in reader.seen
-    reader.seen.add(id(node))
+    own = own and id(node) not in reader.shared
     values: dict[str, Any] = {}
     merged: dict[str, Any] = {}
     lines: dict[str, int] = {}
@@ -325,7 +327,7 @@ def _place(reader: _Reader, parent: yaml.Node, key: yaml.Node, value: yaml.Node,
     start, end = key.start_mark, value.end_mark
     begins = not reader.text[: start.index].rpartition("\n")[2].strip()
     # An alias's node stands where its anchor is; nothing there is this key's.
-    here = value.start_mark.index >= key.end_mark.index and id(value) not in reader.seen
+    here = value.start_mark.index >= key.end_mark.index and id(value) not in reader.shared
     here = here and reader.text[value.start_mark.index : value.start_mark.index + 1] not in ("&", "*", "!")
     return Place(
         line=start.line + 1,
