@@ -56,6 +56,17 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 128,
         "tie_word_embeddings": True,
     },
+    "4B": {  # Qwen3-4B's shape: tied, query and key norms
+        "model_type": "qwen3",
+        "hidden_size": 2560,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 9728,
+        "vocab_size": 151936,
+        "head_dim": 128,
+        "tie_word_embeddings": True,
+    },
     "8B": {
         "hidden_size": 4096,
         "num_hidden_layers": 32,

@@ -21,6 +21,18 @@ SMOLLM2 = ROOT / "models" / "SmolLM2-135M-Instruct"
 TRAIN = ROOT / "examples" / "data" / "elements-train.jsonl"
 EVAL = ROOT / "examples" / "data" / "elements-eval.jsonl"
 
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 320,
+    "tie_word_embeddings": True,
+    "torch_dtype": "float32",
+}
+"""Of a model that fits anything."""
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -36,8 +48,8 @@ def description(tmp_path: Path) -> dict[str, Any]:
     """A run that could start: a model directory, rows, an output directory."""
     model = tmp_path / "model"
     model.mkdir()
-    (model / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
-    (model / "model.safetensors").write_text("", encoding="utf-8")
+    (model / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    write_weights(model)
     data = tmp_path / "rows.jsonl"
     data.write_text('{"text": "a"}\n' * 8, encoding="utf-8")
     return {
@@ -46,6 +58,23 @@ def description(tmp_path: Path) -> dict[str, Any]:
         "batch": {"global_size": 8},
         "output_dir": str(tmp_path / "out"),
     }
+
+
+def write_weights(directory: Path) -> None:
+    """All weights of `CONFIG`, as zeros, without torch."""
+    from unsloth_accel.model_spec import from_config
+
+    header: dict[str, Any] = {}
+    end = 0
+    for tensor in from_config(CONFIG, name="test").tensors:
+        header[tensor.name] = {
+            "dtype": "F32",
+            "shape": list(tensor.shape),
+            "data_offsets": [end, end + 4 * tensor.numel],
+        }
+        end += 4 * tensor.numel
+    text = json.dumps(header).encode()
+    (directory / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unsloth_accel.batch import DEFAULT_PER_DEVICE, divide_batch
 from unsloth_accel.hardware import Device, Hardware, _visible
-from unsloth_accel.planner import DEFAULT_PER_DEVICE, Plan, divide_batch, plan
+from unsloth_accel.planner import Plan, plan
 from unsloth_accel.problems import ConfigError
 from unsloth_accel.run_config import from_dict
 

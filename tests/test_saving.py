@@ -81,7 +81,6 @@ def model() -> torch.nn.Module:
 def fake_trainer(model: torch.nn.Module) -> Any:
     """A Trainer's parts that saving touches, in one process."""
     accelerator = SimpleNamespace(
-        distributed_type=SimpleNamespace(value="NO"),
         unwrap_model=lambda model: model,
         wait_for_everyone=lambda: None,
         is_main_process=True,

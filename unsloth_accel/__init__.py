@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .accelerate_config import AccelerateConfig as AccelerateConfig
     from .adapters.trainer import adapt as adapt
     from .hardware import Hardware as Hardware
+    from .memory import MemoryEstimate as MemoryEstimate
+    from .model_spec import ModelSpec as ModelSpec
     from .planner import Plan as Plan
     from .problems import ConfigError as ConfigError
     from .problems import Problem as Problem
@@ -28,6 +30,8 @@ _HOME = {
     "AccelerateConfig": "accelerate_config",
     "ConfigError": "problems",
     "Hardware": "hardware",
+    "MemoryEstimate": "memory",
+    "ModelSpec": "model_spec",
     "Plan": "planner",
     "Problem": "problems",
     "RunConfig": "run_config",
@@ -36,16 +40,19 @@ _HOME = {
 __all__ = [*_HOME, "callbacks", "plan"]
 
 
-def plan(run: str | PathLike[str] | RunConfig, *overrides: str) -> Plan:
-    """Plan a run on this machine: `run` is a YAML file's path or a `RunConfig`; overrides are `key=value`.
+def plan(run: str | PathLike[str] | RunConfig, *overrides: str, hardware: Hardware | str | None = None) -> Plan:
+    """Plan a run: `run` is a YAML file's path or a `RunConfig`; overrides are `key=value`.
 
-    Raises `ConfigError` with every problem of the description.
+    `hardware` is this machine's unless it is given, as text (`8xH100-80GB`) or as `Hardware`.
+    Raises `ConfigError` with every problem of the description, or with what would fit where the model does not.
     """
-    from .hardware import detect
+    from .hardware import Hardware
     from .planner import plan as make_plan
     from .run_config import RunConfig, load
 
-    return make_plan(run if isinstance(run, RunConfig) else load(fspath(run), overrides), detect())
+    if isinstance(hardware, str):
+        hardware = Hardware.parse(hardware)
+    return make_plan(run if isinstance(run, RunConfig) else load(fspath(run), overrides), hardware or Hardware.detect())
 
 
 def __getattr__(name: str) -> Any:

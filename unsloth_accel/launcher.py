@@ -82,6 +82,12 @@ def for_run(request: Request, hardware: Hardware) -> tuple[Launch, Plan, list[Pr
         decided = plan(run, hardware)
     except ConfigError as error:
         raise ConfigError([*error.problems, *errors(problems)]) from None
+    if decided.strategy == "fsdp1":
+        consequence = (
+            "PEFT 0.21 finds no LoRA layer in an FSDP1 model and saves an empty adapter: the run would be lost."
+        )
+        fix = "distributed.strategy=fsdp2_native, or auto"
+        problems.append(Problem(key="distributed.strategy", value="fsdp1", consequence=consequence, fix=fix))
     directory = Path(run.output_dir)
     words = ["--config_file", str(directory / "accelerate.yaml"), *flags, "-m", TRAINING_MODULE]
     words += [str(directory / "run.yaml"), *(["training.resume=true"] if run.resume else [])]

@@ -68,6 +68,12 @@ class DataConfig:
 class BatchConfig:
     global_size: int | None = None
     """Rows per optimizer step over all processes: per-device × accumulation × processes. Null: what these give."""
+    global_tokens: int | None = None
+    """The same in tokens, of full rows: a multiple of model.max_seq_length."""
+
+    def rows(self, max_seq_length: int) -> int | None:
+        """Rows per optimizer step; None where nothing is said."""
+        return self.global_tokens // max_seq_length if self.global_tokens else self.global_size
 
 
 @dataclass
@@ -157,6 +163,8 @@ _REFUSED = {
         "drop it, and set training.per_device_train_batch_size",
     ),
 }
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""`all-linear`: the linear layers of a Llama-style decoder block, for which Unsloth has fused LoRA kernels."""
 _CHOICES = {
     "distributed.strategy": ("auto", *STRATEGIES),
     "distributed.device": ("auto", "cuda", "cpu"),
@@ -168,6 +176,7 @@ _POSITIVE = (
     "model.max_seq_length",
     "lora.r",
     "batch.global_size",
+    "batch.global_tokens",
     "evaluation.max_rows",
     "evaluation.max_new_tokens",
     "training.per_device_train_batch_size",
@@ -182,13 +191,13 @@ def is_override(token: str) -> bool:
     return bool(_OVERRIDE.match(token))
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run's YAML, apply `key=value` overrides, check it.
+def load(path: str | Path | None, overrides: Sequence[str] = (), *, to_plan: bool = False) -> RunConfig:
+    """Read a run's YAML, if any, apply `key=value` overrides, check it; `to_plan` does without data and output_dir.
 
     Raises `ConfigError` with every problem found: a file that can't be read, unknown keys (with the nearest known
     one), wrong types, missing required keys, values outside their choices.
     """
-    given = _read_yaml(Path(path))
+    given = OmegaConf.create({}) if path is None else _read_yaml(Path(path))
     for override in overrides:
         if not is_override(override):
             fix = "write key=value, for example training.max_steps=2"
@@ -198,16 +207,19 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
             fix = "quote the value or correct it"
             raise ConfigError(Problem(key=override, consequence=f"{first_line(error)}.", fix=fix)) from None
-    return from_dict(given)
+    return from_dict(given, to_plan=to_plan)
 
 
-def from_dict(given: DictConfig | dict[str, Any]) -> RunConfig:
+def from_dict(given: DictConfig | dict[str, Any], *, to_plan: bool = False) -> RunConfig:
     """A checked `RunConfig` from nested keys and values; raises `ConfigError` as `load` does."""
     values = given if isinstance(given, DictConfig) else OmegaConf.create(given)
     schema = OmegaConf.structured(RunConfig)
     problems: list[Problem] = []
     _fill(schema, values, "", problems)
-    problems += _missing(schema)
+    for key in ("data.path", "output_dir") if to_plan else ():
+        if OmegaConf.select(schema, key, default=None, throw_on_missing=False) is None:
+            OmegaConf.update(schema, key, "")
+    problems += _missing(schema, ("model.name",) if to_plan else _REQUIRED)
     problems += _check_training(schema)
     named = {problem.key for problem in problems}
     problems += [problem for problem in _check_values(schema) if problem.key not in named]
@@ -285,11 +297,11 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
             problems.append(_wrong_type(name, value, kind))
 
 
-def _missing(schema: DictConfig) -> list[Problem]:
+def _missing(schema: DictConfig, required: Sequence[str]) -> list[Problem]:
     consequence = "is missing; nothing can be planned without it."
     return [
         Problem(key=key, consequence=consequence, fix=f"add it, or pass {key}=…", rule="run-missing-key")
-        for key in _REQUIRED
+        for key in required
         if OmegaConf.select(schema, key, default=None, throw_on_missing=False) in (None, "")
     ]
 
@@ -358,6 +370,13 @@ def _check_values(tree: DictConfig) -> list[Problem]:
             if given(key) not in (None, False, "no"):
                 consequence = "needs held-out rows, and data.eval_path names none."
                 wrong(key, given(key), consequence, "set data.eval_path", "run-needs-eval-rows")
+    tokens, length = given("batch.global_tokens"), given("model.max_seq_length")
+    if tokens is not None and given("batch.global_size") is not None:
+        wrong("batch.global_tokens", tokens, "batch.global_size says the same in rows.", "give one of them")
+    elif isinstance(tokens, int) and isinstance(length, int) and length > 0 and tokens % length:
+        below = tokens // length * length
+        works = " or ".join(f"batch.global_tokens={size}" for size in (below, below + length) if size)
+        wrong("batch.global_tokens", tokens, f"is no whole number of rows of {length} tokens.", works)
     if given("training.resume") is True and given("training.overwrite") is True:
         consequence = "resume keeps the earlier run, overwrite deletes it."
         wrong("training.resume", True, consequence, "choose one of them", "run-resume-and-overwrite")

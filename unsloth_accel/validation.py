@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .data.rows import read_rows
+from .model_spec import ModelSpec
 from .problems import ConfigError, Problem
 from .run_config import RunConfig
 
@@ -104,6 +105,10 @@ def _model_problems(run: RunConfig) -> list[Problem]:
     if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
         consequence = "has a config.json and no weights (*.safetensors)."
         return [Problem(key="model.name", value=name, consequence=consequence, fix="copy the weights into it")]
+    try:
+        ModelSpec.load(name)
+    except ConfigError as error:  # a file cut short, a shard missing, sizes that contradict each other
+        return list(error.problems)
     return []
 
 

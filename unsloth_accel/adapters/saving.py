@@ -95,10 +95,6 @@ def _gathered(trainer: Trainer) -> dict[str, Any] | None:
     Every rank must call it. PEFT would otherwise write rank 0's shards, or nothing.
     """
     accelerator = trainer.accelerator
-    if accelerator.distributed_type.value == "FSDP" and not accelerator.is_fsdp2:
-        # FSDP1 keeps flat parameters, which only its own gathering takes apart.
-        whole: dict[str, Any] = accelerator.get_state_dict(trainer.model_wrapped)
-        return whole
     tensors = guard.trainable(accelerator.unwrap_model(trainer.model))
     if not any(guard.is_sharded(tensor) for tensor in tensors.values()):
         return None

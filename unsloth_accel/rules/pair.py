@@ -78,7 +78,7 @@ def pair_device(pair: Document) -> Iterator[Finding]:
 def pair_batch(pair: Document) -> Iterator[Finding]:
     """The global batch is per-device rows × accumulation × the processes that the config starts, exactly.
 
-    Reference: unsloth_accel/planner.py: divide_batch.
+    Reference: unsloth_accel/batch.py: divide_batch.
     """
     run, config = pair.others["run"], pair.others["accelerate"]
     if run.get("distributed.num_processes", "auto") == "auto":  # otherwise run-batch-indivisible says it
@@ -130,6 +130,7 @@ def pair_optimizer(pair: Document) -> Iterator[Finding]:
     Reference: unsloth/models/rl.py: "Switching optim = 'adamw_8bit' to 'adamw_torch_fused'".
     """
     run, config = pair.others["run"], pair.others["accelerate"]
-    if run.get("training.optim") == "adamw_8bit" and config.fsdp_version == 2:
+    said = run.get("distributed.strategy") == "fsdp2"  # then run-optimizer tells it
+    if run.get("training.optim") == "adamw_8bit" and config.fsdp_version == 2 and not said:
         consequence = "is replaced by adamw_torch_fused under FSDP2."
         yield run.problem("training.optim", consequence, "training.optim: adamw_torch_fused")

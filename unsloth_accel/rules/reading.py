@@ -245,7 +245,7 @@ def _mapping(reader: _Reader, node: yaml.MappingNode, prefix: str, own: bool) ->
     lines: dict[str, int] = {}
     for key_node, value_node in node.value:
         if key_node.tag == f"{_TAG}merge":
-            merged = {**_merged(reader, value_node, prefix), **merged}
+            merged |= _merged(reader, value_node, prefix)
             continue
         key = _key(reader, key_node)
         if key is None:
@@ -285,7 +285,7 @@ def _merged(reader: _Reader, node: yaml.Node, prefix: str) -> dict[str, Any]:
 def _key(reader: _Reader, node: yaml.Node) -> str | None:
     value = _value(reader, node, "", own=False) if isinstance(node, yaml.ScalarNode) else None
     if isinstance(value, str):
-        return value if value.isprintable() else ascii(value)[1:-1]
+        return value
     shown = node.value if isinstance(node, yaml.ScalarNode) else "a list or mapping"
     what = {bool: "a truth value", int: "a number"}.get(type(value), "no text")
     consequence = f"this key is {what} to YAML; accelerate refuses the file."

@@ -52,10 +52,22 @@ def rule(id: str, severity: Severity = "error", on: tuple[Kind, ...] = ("acceler
 def check(document: Document) -> list[Finding]:
     """What every rule finds in `document`, by line."""
     found = [
-        replace(finding, rule=rule.id, severity=rule.severity)
+        replace(
+            finding,
+            key=printable(finding.key),
+            consequence=printable(finding.consequence),
+            fix=printable(finding.fix),
+            rule=rule.id,
+            severity=rule.severity,
+        )
         for rule in RULES.values()
         if document.kind in rule.kinds
         for finding in rule.check(document)
         if finding.key.rpartition(".")[2] not in document.context.flags  # the command line wins
     ]
     return sorted(found, key=lambda finding: (finding.file, finding.line or 0))
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal would act on: keys come from files that anyone may have written."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -243,7 +243,7 @@ def run_save_only_model(config: Document) -> Iterator[Finding]:
 
     Reference: transformers/trainer.py: Trainer._save_checkpoint, `if not self.args.save_only_model`.
     """
-    if config.get("training.save_only_model") is True:
+    if config.get("training.save_only_model") is True and not next(run_only_model_and_best(config), None):
         consequence = "a resumed run starts optimizer and learning rate anew."
         yield config.problem("training.save_only_model", consequence, "remove it; an adapter's optimizer is small")
 
@@ -273,6 +273,32 @@ def run_torch_compile(config: Document) -> Iterator[Finding]:
         yield config.problem("training.torch_compile", consequence, "remove it", repair)
 
 
+@rule("run-optimizer", "warning", on=("run",))
+def run_optimizer(config: Document) -> Iterator[Finding]:
+    """bitsandbytes' 8-bit optimizers can't step FSDP2's DTensors: through accelerate, Unsloth takes adamw_torch_fused
+    in place of adamw_8bit, whose states take four times the memory. Unsloth's own FSDP2 steps them.
+
+    Reference: unsloth/models/rl.py: "Switching optim = 'adamw_8bit' to 'adamw_torch_fused'"; unsloth/models/
+    fsdp2_native.py: _BNB_LOCAL_SHARD_OPTIMS.
+    """
+    if config.get("training.optim") == "adamw_8bit" and config.get("distributed.strategy") == "fsdp2":
+        consequence = "is replaced by adamw_torch_fused under fsdp2."
+        yield config.problem("training.optim", consequence, "training.optim: adamw_torch_fused")
+
+
+@rule("run-only-model-and-best", on=("run",))
+def run_only_model_and_best(config: Document) -> Iterator[Finding]:
+    """Under FSDP the Trainer refuses save_only_model together with load_best_model_at_end, in every process.
+
+    Reference: transformers/trainer.py: "can't be used with `save_only_model` along with `load_best_model_at_end`".
+    """
+    through_accelerate = config.get("distributed.strategy") in ("fsdp1", "fsdp2")
+    if through_accelerate and config.get("training.load_best_model_at_end") is True:
+        if config.get("training.save_only_model") is True:
+            key = "training.save_only_model"
+            yield config.problem(key, "excludes load_best_model_at_end under FSDP; every process fails.", "remove it")
+
+
 @rule("run-strategy-and-processes", on=("run",))
 def run_strategy_and_processes(config: Document) -> Iterator[Finding]:
     """`single` is one process and every other strategy needs two.
@@ -293,17 +319,20 @@ def run_strategy_and_processes(config: Document) -> Iterator[Finding]:
 def run_batch_indivisible(config: Document) -> Iterator[Finding]:
     """The global batch is per-device rows × accumulation × processes, exactly; another number can't be kept.
 
-    Reference: unsloth_accel/planner.py: divide_batch.
+    Reference: unsloth_accel/batch.py: divide_batch.
     """
     yield from indivisible(config, config.get("distributed.num_processes"))
 
 
 def indivisible(config: Document, count: object) -> Iterator[Finding]:
     """Why `batch.global_size` of a run can't be divided among `count` processes."""
-    from ..planner import divide_batch
+    from ..batch import divide_batch
 
     keys = ("batch.global_size", "training.per_device_train_batch_size", "training.gradient_accumulation_steps")
     size, per_device, accumulation = (config.get(key) for key in keys)
+    tokens, length = config.get("batch.global_tokens"), config.get("model.max_seq_length", 2048)
+    if size is None and is_whole(tokens) and is_whole(length) and length > 0 and tokens % length == 0:
+        size = tokens // length
     if not is_whole(size) or not is_whole(count):
         return
     numbers = [number for number in (size, count, per_device, accumulation) if number is not None]

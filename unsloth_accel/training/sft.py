@@ -20,15 +20,12 @@ from ..adapters import environment
 from ..files import write_atomically
 from ..problems import ConfigError, Problem, UnslothAccelError
 from ..promise import PLANNED
-from ..run_config import RunConfig, load
+from ..run_config import PROJECTIONS, RunConfig, load
 from ..validation import checkpoints
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from trl import SFTTrainer
-
-PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-"""`all-linear`: the linear layers of a Llama-style decoder block, for which Unsloth has fused LoRA kernels."""
 
 
 def main(run_yaml: str, *overrides: str) -> int:

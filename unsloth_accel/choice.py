@@ -1,0 +1,215 @@
+"""The choice of a strategy: what fits, what is fastest of that, and why not the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from .accelerate_config import SHARDING, Precision, Strategy
+from .hardware import Hardware
+from .memory import MemoryEstimate, Workload, estimate
+from .problems import ConfigError, Problem
+from .speed import Speed, estimate_speed
+
+MARGIN = 0.95
+"""Share of a GPU's memory that a plan may fill: the estimate was within 8 % where it was fitted, mostly within 1 %."""
+ERROR = 1.15
+"""What is asked for by name is refused only if the estimate is that much too large: its worst error."""
+NEARLY = 0.9
+"""DDP is taken while it reaches this share of the fastest: it has the least that can go wrong."""
+PREFERENCE: tuple[Strategy, ...] = ("single", "ddp", "fsdp2_native", "fsdp2", "fsdp1")
+"""Order where speeds are unknown or equal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    strategy: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """A strategy for this work, with as many rows at once as memory allows; one row where not even that fits."""
+
+    strategy: Strategy
+    per_device: int
+    memory: MemoryEstimate
+    fits: bool
+    speed: Speed | None
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """For sorting: the fastest first."""
+        seconds = 1 / self.speed.tokens_per_second if self.speed else 0.0
+        return round(seconds, 9), PREFERENCE.index(self.strategy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What has to be chosen for."""
+
+    work: Workload
+    hardware: Hardware
+    capacity_gib: float
+    """Free memory of the smallest GPU."""
+    num_processes: int
+    precision: Precision
+    sizes: Sequence[int]
+    """Rows at once that would keep the global batch, ascending."""
+    rows: int
+    """Of one process in one optimizer step."""
+
+    def option(self, strategy: Strategy) -> Option:
+        count = 1 if strategy == "single" else self.num_processes
+        budget = MARGIN * self.capacity_gib
+
+        def memory(size: int) -> MemoryEstimate:
+            return estimate(replace(self.work, per_device=size), strategy, count, free_gib=self.capacity_gib)
+
+        fitting = [size for size in self.sizes if memory(size).total <= budget]
+        size = max(fitting, default=min(self.sizes))
+        work = replace(self.work, per_device=size)
+        speed = estimate_speed(work, strategy, count, max(self.rows // size, 1), self.hardware, self.precision)
+        return Option(strategy=strategy, per_device=size, memory=memory(size), fits=bool(fitting), speed=speed)
+
+
+FSDP1_REASON = (
+    "Unsloth declines its fused LoRA kernels under FSDP1 (three times slower, measured), PEFT 0.21 saves an empty "
+    "adapter, and a resumed run restores nothing; it is never chosen, only taken when asked for."
+)
+
+
+def choose(question: Question, asked: str) -> tuple[Option, tuple[str, ...], tuple[Rejected, ...]]:
+    """The option to take, the reasons, and the others with theirs.
+
+    Raises `ConfigError` when nothing fits, with what would.
+    """
+    several = question.num_processes > 1
+    names: tuple[Strategy, ...] = ("ddp", "fsdp2_native", "fsdp2") if several else ("single",)
+    options = [question.option(name) for name in names]
+    if asked != "auto":
+        return _asked(question, asked, options)
+    fitting = sorted((option for option in options if option.fits), key=lambda option: option.rank)
+    if not fitting:
+        raise ConfigError(_nothing_fits(question, options))
+    chosen = fitting[0]
+    ddp = next((option for option in fitting if option.strategy == "ddp"), chosen)
+    if ddp.speed and chosen.speed and ddp.speed.tokens_per_second >= NEARLY * chosen.speed.tokens_per_second:
+        chosen = ddp
+    reasons = [_why(chosen, question)]
+    if chosen.strategy in SHARDING and not question.work.packed:
+        reasons += _four_bit(question, chosen)
+    rejected = [_rejected(option, chosen, question) for option in options if option is not chosen]
+    if several:
+        rejected.append(Rejected(strategy="fsdp1", reason=FSDP1_REASON))
+        rejected.append(Rejected(strategy="single", reason=_single(question, chosen)))
+    return chosen, tuple(reasons), tuple(rejected)
+
+
+def _asked(
+    question: Question, asked: str, options: list[Option]
+) -> tuple[Option, tuple[str, ...], tuple[Rejected, ...]]:
+    chosen = next((option for option in options if option.strategy == asked), None)
+    chosen = chosen or question.option(asked)  # type: ignore[arg-type]
+    if not chosen.fits and chosen.memory.total > ERROR * question.capacity_gib:
+        raise ConfigError(_nothing_fits(question, [chosen, *(o for o in options if o.fits)]))
+    reasons = [f"{asked}: distributed.strategy asks for it."]
+    if not chosen.fits:
+        reasons.append(f"tight: {_needs(chosen)}, and {_has(question)}; it may run out of memory.")
+    if asked == "fsdp1":
+        reasons.append(f"beware: {FSDP1_REASON}")
+    better = [o for o in options if o.fits and o.speed and chosen.speed and o.rank < chosen.rank]
+    reasons += [f"{o.strategy} would be faster: {_pace(o)} against {_pace(chosen)}." for o in better[:1]]
+    rejected = [Rejected(strategy=o.strategy, reason=f"distributed.strategy is {asked}.") for o in options]
+    return chosen, tuple(reasons), tuple(r for r in rejected if r.strategy != asked)
+
+
+def _why(chosen: Option, question: Question) -> str:
+    need = f"{_needs(chosen)}, and {_has(question)}"
+    if chosen.strategy == "single":
+        return f"single: there is one process. {need[0].upper()}{need[1:]}."
+    if chosen.strategy == "ddp":
+        return f"ddp: the model fits on every GPU ({need}), so only the adapter's gradients cross the links."
+    ddp = question.option("ddp")
+    if ddp.fits and ddp.speed and chosen.speed:
+        return (
+            f"{chosen.strategy}: DDP fits with few rows only; {_pace(chosen)} against {_pace(ddp)}, estimated ({need})."
+        )
+    return f"{chosen.strategy}: the model does not fit on one GPU, so the GPUs divide its weights ({need})."
+
+
+def _rejected(option: Option, chosen: Option, question: Question) -> Rejected:
+    if not option.fits:
+        why = f"{_needs(option)}, and {_has(question)}."
+        if option.strategy == "fsdp2" and option.memory.terms.get("loading_excess", 0) > 0:
+            why += " Every GPU loads the whole model before it is sharded."
+        return Rejected(strategy=option.strategy, reason=why)
+    if option.speed and chosen.speed:
+        why = f"slower: {_pace(option)} against {_pace(chosen)}, estimated"
+        what = "; it gathers the weights in every step" if option.strategy in SHARDING else ""
+        return Rejected(strategy=option.strategy, reason=f"{why}{what}.")
+    return Rejected(strategy=option.strategy, reason=f"{chosen.strategy} comes first where no speed can be estimated.")
+
+
+def _single(question: Question, chosen: Option) -> str:
+    alone = question.option("single")
+    if not alone.fits:
+        return f"{_needs(alone)}, and {_has(question)}."
+    idle = f"{question.num_processes - 1} of {question.num_processes} GPUs would be idle"
+    return f"{idle}: {_pace(alone)} against {_pace(chosen)}, estimated." if alone.speed and chosen.speed else f"{idle}."
+
+
+def _four_bit(question: Question, chosen: Option) -> list[str]:
+    """A word on 4 bit where it would let every GPU hold the model."""
+    packed = replace(question, work=replace(question.work, load_in_4bit=True)).option("ddp")
+    if not packed.fits:
+        return []
+    pace = f", estimated at {_pace(packed)} against {_pace(chosen)}" if packed.speed and chosen.speed else ""
+    return [f"model.load_in_4bit=true would let every GPU hold the model, so DDP would do ({_needs(packed)}{pace})."]
+
+
+def _nothing_fits(question: Question, options: list[Option]) -> Problem:
+    """The refusal of a plan, with what would fit."""
+    least = min(options, key=lambda option: option.memory.total)
+    wanting = [option for option in options if not option.fits]
+    needs = "; ".join(f"{option.strategy} {_needs(option)}" for option in wanting)
+    fixes = []
+    fitting = [option.strategy for option in options if option.fits]
+    if fitting:
+        fixes.append(f"distributed.strategy={fitting[0]}")
+    if not question.work.packed:
+        packed = replace(question, work=replace(question.work, load_in_4bit=True))
+        strategies: tuple[Strategy, ...] = ("ddp", "fsdp2_native") if question.num_processes > 1 else ("single",)
+        found = next((name for name in strategies if packed.option(name).fits), None)
+        fixes += [f"model.load_in_4bit=true ({found} would fit)"] if found else []
+    more = next(
+        (
+            count
+            for count in (2, 4, 8, 16, 32, 64)
+            if count > question.num_processes and replace(question, num_processes=count).option("fsdp2_native").fits
+        ),
+        None,
+    )
+    fixes += [f"{more} such GPUs (fsdp2_native)"] if more else []
+    if least.memory.terms.get("activations", 0) > 1:
+        fixes.append("a shorter model.max_seq_length")
+    return Problem(
+        key="model.name",
+        value=question.work.spec.name,
+        consequence=f"needs more memory than there is: {needs}; {_has(question)}.",
+        fix=", or ".join(fixes) or "a smaller model, or GPUs with more memory",
+    )
+
+
+def _needs(option: Option) -> str:
+    rows = f"{option.per_device} row{'s' * (option.per_device != 1)} at once"
+    return f"needs {option.memory.total:.1f} GiB per GPU with {rows}"
+
+
+def _has(question: Question) -> str:
+    return f"a GPU has {question.capacity_gib:.1f} GiB, of which a plan fills {MARGIN:.0%}"
+
+
+def _pace(option: Option) -> str:
+    assert option.speed is not None
+    return f"{option.speed.tokens_per_second:,.0f} tokens/s"

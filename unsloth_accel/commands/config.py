@@ -1,0 +1,127 @@
+"""unsloth-accel config: an accelerate config for a strategy and a number of GPUs, or for a planned run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..problems import ConfigError, Problem
+from .plan import add_hardware, read_run
+
+if TYPE_CHECKING:
+    from ..accelerate_config import AccelerateConfig
+
+EXAMPLES = """\
+examples:
+  unsloth-accel config --strategy fsdp2 --gpus 4
+  unsloth-accel config --strategy fsdp2 --gpus 4 --decoder-layer Qwen3DecoderLayer --out fsdp2.yaml
+  unsloth-accel config --strategy ddp --gpus 8 --machines 2 --main-process-ip 10.0.0.1
+  unsloth-accel config examples/configs/quickstart.yaml --out accelerate.yaml"""
+
+
+def parser() -> argparse.ArgumentParser:
+    from ..accelerate_config import STRATEGIES
+
+    made = argparse.ArgumentParser(
+        prog="unsloth-accel config",
+        usage="unsloth-accel config --strategy STRATEGY --gpus N [options]\n"
+        "       unsloth-accel config RUN.yaml [key=value ...] [--hardware HARDWARE] [--out FILE.yaml]",
+        description="Print or write an accelerate config: for a strategy and a number of GPUs, or as a run is planned.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("words", nargs="*", metavar="RUN.yaml", help="plan this run and take its config")
+    add_hardware(made)
+    made.add_argument("--strategy", choices=STRATEGIES)
+    made.add_argument("--gpus", type=int, metavar="N", help="GPUs of one machine (with --strategy)")
+    made.add_argument("--machines", type=int, default=1, metavar="N")
+    made.add_argument("--main-process-ip", metavar="ADDRESS", help="of the first of several machines")
+    made.add_argument("--mixed-precision", choices=["no", "fp16", "bf16"], default="bf16")
+    layer = "class that FSDP wraps as one unit, for example Qwen3DecoderLayer; default LlamaDecoderLayer"
+    made.add_argument("--decoder-layer", action="append", metavar="CLASS", help=layer)
+    made.add_argument("--load-in-4bit", action="store_true", help="the model is loaded in 4 bit")
+    made.add_argument("--cpu", action="store_true", help="processes on a CPU instead of GPUs")
+    made.add_argument("--out", metavar="FILE.yaml", help="write it there instead of printing it")
+    return made
+
+
+def run(words: Sequence[str]) -> int:
+    asked = parser().parse_intermixed_args(words)
+    from ..accelerate_config import AccelerateConfig
+
+    if asked.words:
+        config = _planned(asked)
+    else:
+        count = _count(asked)
+        config = AccelerateConfig(
+            strategy=asked.strategy,
+            num_processes=count,
+            num_machines=asked.machines,
+            main_process_ip=asked.main_process_ip,
+            device="cpu" if asked.cpu else "cuda",
+            mixed_precision="no" if asked.cpu else asked.mixed_precision,
+            decoder_layers=tuple(asked.decoder_layer or AccelerateConfig.decoder_layers),
+            load_in_4bit=asked.load_in_4bit,
+        )
+    text = config.to_yaml(_comment(config, asked.out or "FILE.yaml"))
+    if not asked.out:
+        print(text, end="")
+        return 0
+    from ..files import write_atomically
+
+    try:
+        write_atomically(asked.out, text)
+    except OSError as error:
+        fix = "choose a file that you may write"
+        raise ConfigError(Problem(key="--out", value=asked.out, consequence=f"{error.strerror}.", fix=fix)) from None
+    print(f"wrote {asked.out}")
+    return 0
+
+
+def _planned(asked: argparse.Namespace) -> AccelerateConfig:
+    from .. import planner
+    from ..hardware import Hardware
+
+    if asked.strategy:
+        fix = f"distributed.strategy={asked.strategy}"
+        problem = Problem(key="--strategy", value=asked.strategy, consequence="is the plan's to decide here.", fix=fix)
+        raise ConfigError(problem)
+    hardware = Hardware.parse(asked.hardware) if asked.hardware else Hardware.detect()
+    return planner.plan(read_run(asked.words), hardware).accelerate_config
+
+
+def _count(asked: argparse.Namespace) -> int:
+    """Processes over all machines; raises `ConfigError` for numbers that make no config."""
+    if asked.strategy is None:
+        fix = "--strategy ddp --gpus 2, or give a RUN.yaml"
+        raise ConfigError(Problem(key="--strategy", consequence="is missing, and no run is given.", fix=fix))
+    gpus = asked.gpus if asked.gpus is not None else 1 if asked.strategy == "single" else None
+    if gpus is None:
+        consequence = "is missing: accelerate needs the number of processes."
+        raise ConfigError(Problem(key="--gpus", consequence=consequence, fix="--gpus 2"))
+    for name, value in (("--gpus", gpus), ("--machines", asked.machines)):
+        if value < 1:
+            raise ConfigError(Problem(key=name, value=value, consequence="is no number of them.", fix=f"{name} 2"))
+    total = gpus * asked.machines
+    if (asked.strategy == "single") != (total == 1):
+        consequence = f"single is one process and the others need at least two; this is {total}."
+        fix = "--strategy ddp" if total > 1 else "--gpus 2, or --strategy single"
+        raise ConfigError(Problem(key="--strategy", value=asked.strategy, consequence=consequence, fix=fix))
+    if asked.cpu and asked.strategy in ("fsdp2", "fsdp1"):
+        consequence = "accelerate has no FSDP on a CPU: each process would train alone."
+        fix = "--strategy ddp"
+        raise ConfigError(Problem(key="--strategy", value=asked.strategy, consequence=consequence, fix=fix))
+    return int(total)
+
+
+def _comment(config: AccelerateConfig, file: str) -> str:
+    """The launch line, with what the YAML can't say."""
+    variables = "".join(f"{name}={value} " for name, value in config.environment.items())
+    flags = "".join(f" {flag}" for flag in config.launch_flags)
+    ranks = [f" --machine_rank {rank}" for rank in range(config.num_machines)] if config.num_machines > 1 else [""]
+    lines = [f"    {variables}accelerate launch --config_file {file}{flags}{rank} my_script.py" for rank in ranks]
+    if config.num_machines > 1 and not config.main_process_ip:
+        lines.append("")
+        lines.append("Replace MAIN_MACHINE by the address of the first machine.")
+    return "\n".join([f"{config.strategy}, written by unsloth-accel config. Launch:", "", *lines])

@@ -1,0 +1,79 @@
+"""unsloth-accel plan: what would run here, or on other hardware, and why."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..problems import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from ..run_config import RunConfig
+
+EXAMPLES = """\
+examples:
+  unsloth-accel plan examples/configs/quickstart.yaml
+  unsloth-accel plan --hardware 8xH100-80GB model.name=unsloth/Llama-3.1-8B-Instruct batch.global_size=64
+  unsloth-accel plan --hardware 2xT4 --json model.name=unsloth/Qwen3-8B batch.global_size=16
+  unsloth-accel plan run.yaml --write runs/llama-8b"""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="unsloth-accel plan",
+        usage="unsloth-accel plan [RUN.yaml] [key=value ...] [--hardware HARDWARE] [--json] [--write DIRECTORY]",
+        description="Decide strategy, processes, batch and memory for a run, with a reason for everything.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("words", nargs="*", metavar="RUN.yaml", help="a run's description, and key=value overrides")
+    add_hardware(made)
+    made.add_argument("--json", action="store_true", help="print the plan as JSON")
+    made.add_argument("--write", metavar="DIRECTORY", help="write accelerate.yaml and run.yaml there")
+    return made
+
+
+def add_hardware(made: argparse.ArgumentParser) -> None:
+    """The option that plans for hardware elsewhere."""
+    words = "plan for other hardware: 2xT4, 8xH100-80GB, 2x8xH100 (machines x GPUs), cpu; default: this machine"
+    made.add_argument("--hardware", metavar="HARDWARE", help=words)
+
+
+def run(words: Sequence[str]) -> int:
+    asked = parser().parse_intermixed_args(words)
+    from .. import planner
+    from ..hardware import Hardware
+
+    description = read_run(asked.words)
+    hardware = Hardware.parse(asked.hardware) if asked.hardware else Hardware.detect()
+    made = planner.plan(description, hardware)
+    if asked.write:
+        made.write(asked.write)
+    if asked.json:
+        print(json.dumps(made.to_dict(), indent=2))
+        return 0
+    from rich.console import Console
+
+    # Off a terminal rich would fold lines at 80 columns.
+    console = Console() if Console().is_terminal else Console(width=160)
+    console.print(made)
+    if asked.write:
+        console.print(f"\nwrote {asked.write}/accelerate.yaml and {asked.write}/run.yaml", highlight=False)
+    return 0
+
+
+def read_run(words: Sequence[str]) -> RunConfig:
+    """The run that a YAML file and overrides describe, in any order; data and output_dir may be missing."""
+    from ..run_config import is_override, load
+
+    overrides = [word for word in words if is_override(word)]
+    files = [word for word in words if not is_override(word)]
+    if len(files) > 1 or (files and not files[0].endswith((".yaml", ".yml"))):
+        fix = "give one RUN.yaml, and key=value words such as model.name=unsloth/Llama-3.1-8B-Instruct"
+        raise ConfigError(Problem(key=files[-1], consequence="is neither an override nor the one YAML file.", fix=fix))
+    if not words:
+        fix = "unsloth-accel plan RUN.yaml, or model.name=… batch.global_size=…"
+        raise ConfigError(Problem(key="plan", consequence="there is no run to plan.", fix=fix))
+    return load(files[0] if files else None, overrides, to_plan=True)

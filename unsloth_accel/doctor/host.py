@@ -1,0 +1,88 @@
+"""Checks of disk, memory and limits of this host."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..host import memory_gib
+from .machine import Machine
+from .result import Result, Status
+from .surroundings import hub_cache
+
+GIB = 2**30
+NO_ROOM_GIB = 1.0
+"""Less than this and nothing can be saved."""
+OPEN_FILES = 1024
+"""Linux's usual soft limit; data loader workers pass tensors as open files."""
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def disk(machine: Machine) -> Iterator[Result]:
+    """Free space where runs, models and temporary files go."""
+    yield _space("disk, here", Path.cwd(), 10, "runs and checkpoints", "set output_dir to a larger disk")
+    cache = hub_cache(machine.environ)
+    fix = "export HF_HOME=… on a larger disk, or clean with `hf cache prune`"
+    yield _space("disk, models", cache, 20, "an 8B model in bf16 is 16 GB", fix)
+    yield _space(
+        "disk, temporary", Path(tempfile.gettempdir()), 2, "compiled kernels", "export TMPDIR=… on a larger disk"
+    )
+
+
+def _space(name: str, place: Path, wanted_gib: float, purpose: str, fix: str) -> Result:
+    there = next(parent for parent in (place, *place.parents) if parent.exists())
+    free = shutil.disk_usage(there).free / GIB
+    detail = f"{free:.1f} GiB free in {place}"
+    if not os.access(there, os.W_OK):
+        return Result(name=name, status="error", detail=f"{place} can't be written", fix=fix)
+    if free >= wanted_gib:
+        return Result(name=name, detail=detail)
+    status: Status = "error" if free < NO_ROOM_GIB else "warning"
+    return Result(name=name, status=status, detail=f"{detail} ({purpose})", fix=fix)
+
+
+def shared_memory(machine: Machine) -> Iterator[Result]:
+    """/dev/shm, through which NCCL and data loaders pass tensors; Docker gives 64 MiB."""
+    if not SHARED_MEMORY.is_dir():
+        return
+    size = shutil.disk_usage(SHARED_MEMORY).total / GIB
+    detail = f"{size:.2f} GiB" if size < 1 else f"{size:.0f} GiB"
+    if size >= 1:
+        yield Result(name="/dev/shm", detail=detail)
+        return
+    detail += ": NCCL and data loader workers pass tensors through it, and die of a bus error when it is full"
+    fix = "docker run --shm-size=8g, or --ipc=host"
+    reference = "NCCL User Guide, Troubleshooting: Shared memory"
+    yield Result(name="/dev/shm", status="warning", detail=detail, fix=fix, reference=reference)
+
+
+def open_files(machine: Machine) -> Iterator[Result]:
+    """The limit of open files."""
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or limit >= OPEN_FILES:
+        yield Result(name="open files", detail="no limit" if limit == resource.RLIM_INFINITY else f"{limit} at most")
+        return
+    detail = f"{limit} at most: data loader workers and checkpoints end with 'Too many open files'"
+    yield Result(name="open files", status="warning", detail=detail, fix="ulimit -n 65535 in the shell that launches")
+
+
+def memory(machine: Machine) -> Iterator[Result]:
+    """Host memory, and what a container's cgroup leaves of it."""
+    import psutil
+
+    total, why = memory_gib()
+    free = min(psutil.virtual_memory().available / GIB, total)
+    detail = f"{free:.0f} GiB available of {total:.0f} ({why})"
+    if free >= 4:
+        yield Result(name="memory", detail=detail)
+        return
+    fix = "end other programs, or raise the container's limit (docker run --memory)"
+    detail += ": every process holds Python, torch and Unsloth, about 1.5 GiB, before it loads a model"
+    yield Result(name="memory", status="warning", detail=detail, fix=fix)

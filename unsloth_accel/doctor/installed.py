@@ -1,0 +1,183 @@
+"""Checks of the installation: Python, the platform, and every version against the bounds of its users.
+
+The bounds are those in the metadata of the installed Unsloth and of this package: of what will run, not of a list
+kept here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from .machine import Machine
+from .result import Result
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+CORE = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "huggingface-hub",
+    "triton",
+    "bitsandbytes",
+    "xformers",
+)
+"""Packages with a line of their own; one out of bounds is an error."""
+OPTIONAL = {
+    "bitsandbytes": "model.load_in_4bit and 8-bit optimizers can't run",
+    "xformers": "Unsloth falls back to another attention",
+}
+"""Packages that Unsloth requires and trains without, and what is lost."""
+REQUIRERS = ("unsloth", "unsloth_zoo", "unsloth_accel")
+UNSLOTH_ON_A_CPU = "2026.10.9"
+"""The newest Unsloth that this package was tried with on a CPU."""
+
+
+def machine_read(machine: Machine) -> Iterator[Result]:
+    """What could not be read of this machine at all."""
+    for fault in machine.faults:
+        fix = "report it, with the output of `unsloth-accel doctor --json`"
+        yield Result(name="machine", status="error", detail=f"could not be read: {fault}", fix=fix)
+
+
+def python(machine: Machine) -> Iterator[Result]:
+    """Python against the bounds of Unsloth and torch."""
+    from packaging.specifiers import SpecifierSet
+
+    bounds = {name: machine.packages.requires_python(name) for name in (*REQUIRERS, "torch")}
+    refused = {name: bound for name, bound in bounds.items() if machine.python not in SpecifierSet(bound)}
+    if not refused:
+        yield Result(name="python", detail=machine.python)
+        return
+    said = ", ".join(f"{name} wants {bound}" for name, bound in refused.items())
+    fix = "make a new environment with a Python in these bounds: python3.12 -m venv .venv, then install again"
+    yield Result(name="python", status="error", detail=f"{machine.python}; {said}", fix=fix)
+
+
+def platform(machine: Machine) -> Iterator[Result]:
+    """NCCL, and with it several GPUs, exists on Linux only."""
+    detail = f"{machine.system} {machine.architecture}"
+    if machine.system == "Linux":
+        yield Result(name="platform", detail=detail)
+        return
+    where = {"Windows": "use WSL2 or a Linux machine", "Darwin": "use a Linux machine; plan and validate work here"}
+    yield Result(
+        name="platform",
+        status="warning",
+        detail=f"{detail}: torch has no NCCL here, so several GPUs can't train together",
+        fix=where.get(machine.system, "use a Linux machine"),
+        reference="torch.distributed: NCCL is built for Linux only",
+    )
+
+
+def unsloth(machine: Machine) -> Iterator[Result]:
+    """Unsloth and unsloth_zoo: there, of one release, and able to run on this machine."""
+    found = {name: machine.packages.version(name) for name in ("unsloth", "unsloth_zoo")}
+    missing = [name for name, version in found.items() if version is None]
+    if missing:
+        detail = f"{' and '.join(missing)} not installed"
+        yield Result(name="unsloth", status="error", detail=detail, fix=_install_unsloth(machine))
+        return
+    own, zoo = found["unsloth"], found["unsloth_zoo"]
+    detail = f"{own}, unsloth_zoo {zoo}"
+    assert own is not None
+    assert zoo is not None
+    if own.release != zoo.release:
+        newest = max(own, zoo)
+        fix = f'pip install --no-deps "unsloth=={newest}" "unsloth_zoo=={newest}"'
+        consequence = "the two patch the same functions and are released together"
+        yield Result(name="unsloth", status="warning", detail=f"{detail}: {consequence}", fix=fix)
+    elif machine.without_gpu and machine.packages.file("unsloth", "unsloth/_cpu_init.py") is None:
+        yield Result(
+            name="unsloth",
+            status="error",
+            detail=f"{detail}: this release has no CPU backend, and this process sees no GPU",
+            fix=_install_unsloth(machine),
+        )
+    else:
+        yield Result(name="unsloth", detail=detail)
+
+
+def versions(machine: Machine) -> Iterator[Result]:
+    """Every required package against the bounds of all that require it."""
+    wanted = _wanted(machine)
+    listed = [name for name in CORE if name in wanted]
+    for name in listed:
+        yield _version(machine, name, wanted[name])
+    others = [_version(machine, name, wanted[name]) for name in sorted(set(wanted) - set(listed))]
+    faulty = [result for result in others if result.status != "ok"]
+    for result in faulty:
+        # What only Unsloth's inference or data tools use must not stop a run.
+        yield result if _ours(machine, result.name) else replace(result, status="warning")
+    if not faulty:
+        yield Result(name="other packages", detail=f"{len(others)} within the bounds of {', '.join(REQUIRERS)}")
+
+
+def _wanted(machine: Machine) -> dict[str, list[tuple[str, Requirement]]]:
+    """Who requires what on this machine, by canonical package name.
+
+    On a CPU Unsloth runs without most of what it requires; there only the packages in this package's `cpu` extra count.
+    """
+    from packaging.utils import canonicalize_name
+
+    extra = "cpu" if machine.without_gpu else "gpu"
+    ours = {canonicalize_name(one.name) for one in machine.packages.requirements("unsloth_accel", extra)}
+    wanted: dict[str, list[tuple[str, Requirement]]] = {}
+    for requirer in REQUIRERS:
+        for one in machine.packages.requirements(requirer, extra if requirer == "unsloth_accel" else ""):
+            name = canonicalize_name(one.name)
+            needed = not machine.without_gpu or name in ours or name in ("unsloth-zoo", "huggingface-hub")
+            if needed and name != "unsloth":
+                wanted.setdefault(name, []).append((requirer, one))
+    return wanted
+
+
+def _version(machine: Machine, name: str, wanted: Sequence[tuple[str, Requirement]]) -> Result:
+    from packaging.specifiers import SpecifierSet
+
+    version = machine.packages.version(name)
+    if name == "torch" and machine.torch is not None:
+        version = machine.torch.version  # says the build too
+    bound = SpecifierSet()
+    for _, one in wanted:
+        bound &= one.specifier
+    fix = _install(machine, name, str(bound))
+    if version is None:
+        lost = OPTIONAL.get(name)
+        detail = f"not installed; {lost or 'required by ' + ' and '.join(requirer for requirer, _ in wanted)}"
+        return Result(name=name, status="warning" if lost else "error", detail=detail, fix=fix)
+    broken: dict[str, dict[str, None]] = {}
+    for requirer, one in wanted:
+        for clause in one.specifier:
+            if not clause.contains(version, prereleases=True):
+                broken.setdefault(str(clause), {})[requirer] = None
+    if not broken:
+        return Result(name=name, detail=str(version))
+    said = ", ".join(f"{' and '.join(requirers)}: {clause}" for clause, requirers in broken.items())
+    return Result(name=name, status="error", detail=f"{version} is out of bounds ({said})", fix=fix)
+
+
+def _install(machine: Machine, name: str, bound: str) -> str:
+    command = f'pip install "{name}{bound}"'
+    if name == "torch" and machine.without_gpu:
+        return f"{command}, with PIP_EXTRA_INDEX_URL set to PyTorch's CPU index if you want no CUDA build"
+    return command
+
+
+def _install_unsloth(machine: Machine) -> str:
+    if machine.without_gpu:
+        both = f"unsloth=={UNSLOTH_ON_A_CPU} unsloth_zoo=={UNSLOTH_ON_A_CPU}"
+        return f'pip install "unsloth_accel[cpu]" && pip install --no-deps {both} (`make install` does both)'
+    return 'pip install "unsloth_accel[gpu]" (`make install` in a checkout)'
+
+
+def _ours(machine: Machine, name: str) -> bool:
+    from packaging.utils import canonicalize_name
+
+    return any(canonicalize_name(one.name) == name for one in machine.packages.requirements("unsloth_accel"))

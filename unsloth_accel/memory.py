@@ -1,0 +1,276 @@
+"""MemoryEstimate: the GPU memory that a run takes on each GPU, term by term, before anything is loaded.
+
+Sizes of tensors follow from the model's shapes and from code whose file is named; they are exact. What a block's
+backward, the gathering of shards, the allocator and CUDA's context take beyond that was fitted to the cells marked
+`calibration` in benchmarks/results/memory-2xH200.json (two H200, Unsloth 2026.10.9, torch 2.11). docs/memory.md puts
+prediction and measurement side by side, for cells that were used and cells that were not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+from typing import Literal
+
+from .accelerate_config import Strategy
+from .model_spec import ModelSpec, nf4_bytes
+
+GIB = 2**30
+Checkpointing = Literal["unsloth", "true", "false"]
+
+OPTIMIZER_BYTES: dict[str, float] = {
+    "adamw_torch": 8,
+    "adamw_torch_fused": 8,
+    "adamw_hf": 8,
+    "adamw_apex_fused": 8,
+    "adamw_bnb_8bit": 2,
+    "adamw_8bit": 2,
+    "paged_adamw_8bit": 2,
+    "paged_adamw_32bit": 8,
+    "paged_adamw": 8,
+    "lion_32bit": 4,
+    "paged_lion_32bit": 4,
+    "lion_8bit": 1,
+    "paged_lion_8bit": 1,
+    "adafactor": 4,
+    "sgd": 0,
+    "adagrad": 4,
+    "rmsprop": 4,
+}
+"""Bytes of state per trained parameter: two float32 for AdamW, two bytes for the 8-bit kinds (bitsandbytes 0.50,
+optim/optimizer.py; their block scales add 3 % and tensors below 4096 elements stay at 32 bit, which LoRA's are not).
+Paged ones count in full: pages move to the host only under pressure. An unknown optimizer counts as AdamW."""
+
+BLOCK_INTERMEDIATE = 4.0
+"""Copies of (tokens × intermediate_size) alive at the peak of a block's backward: gate, up, and their gradients, all in
+Unsloth's fused MLP (unsloth/kernels/fast_lora.py). Fitted: 1.5B and 8B give 4.0."""
+BLOCK_HIDDEN: dict[Checkpointing, float] = {"unsloth": 8.25, "true": 4.5, "false": 4.5}
+"""Copies of (tokens × hidden_size) alive then; Unsloth's offloading keeps two GPU buffers and what is in flight
+(unsloth_zoo/gradient_checkpointing.py). Fitted."""
+KEPT_INTERMEDIATE = 2.0
+KEPT_HIDDEN = 7.5
+"""Without checkpointing, per block and token: gate and up; the residual twice, both norms' outputs, query, attention
+output, and the keys and values widened to all heads (fitted between 7 and 8)."""
+LOGIT_BYTES = 2.0
+"""Per logit of one chunk of Unsloth's fused cross entropy, compiled: bf16 logits. The code reckons with 16 bytes in
+eager mode to choose its chunks (unsloth_zoo/fused_losses/cross_entropy_loss.py: `_CE_BYTES_PER_LOGIT`)."""
+CHUNK_TARGET_GIB = 4.0
+"""The most that Unsloth lets one chunk take by its own reckoning; half the free memory if that is less (same file)."""
+OTHER_GIB = 0.06
+"""Rotary tables, staging buffers and workspaces; fitted."""
+NATIVE_BLOCKS = 3
+"""Gathered blocks that Unsloth's own FSDP2 holds at the peak: the current one, the prefetched one, and its all-gather's
+buffer; fitted (2.2 to 3.7)."""
+FRAGMENTATION: dict[Strategy, float] = {"single": 0.03, "ddp": 0.03, "fsdp2": 0.09, "fsdp2_native": 0.2, "fsdp1": 0.09}
+"""What torch's allocator holds beyond the peak it has given out, as a share of that; medians. Gathers on other streams
+fragment more."""
+CONTEXT_GIB = 0.82
+"""CUDA's context, kernels and cuBLAS; one process on an H200."""
+NCCL_GIB = 1.47
+"""NCCL's buffers and its own kernels; two processes on NVLink."""
+DDP_BUCKETS_GIB = 0.5
+"""DDP sends all weights from rank 0 when it wraps the model, in two buckets of 250 MiB beside the largest tensor
+(torch/nn/parallel/distributed.py: `broadcast_bucket_size`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What one process trains, in the numbers that memory and time depend on."""
+
+    spec: ModelSpec
+    lora_parameters: int
+    per_device: int
+    """Rows at once."""
+    length: int
+    """Tokens per row."""
+    checkpointing: Checkpointing = "unsloth"
+    load_in_4bit: bool = False
+    dtype_bytes: int = 2
+    """Of the base weights that are not in 4 bit: 2, or 4 for float32."""
+    optim: str = "adamw_torch"
+    on_cpu: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Of one forward and backward."""
+        return self.per_device * self.length
+
+    @property
+    def intermediate(self) -> int:
+        """Width of the MLP that one token passes."""
+        spec = self.spec
+        return max(spec.intermediate_size, 1) if not spec.num_experts else self._expert_width()
+
+    def _expert_width(self) -> int:
+        return (self.spec.moe_intermediate_size or self.spec.intermediate_size) * self.spec.experts_per_token
+
+    # Summing over all tensors takes a millisecond for a mixture of experts, and the planner asks often.
+    @cached_property
+    def weight_bytes(self) -> int:
+        return self.spec.weight_bytes(self.load_in_4bit, self.dtype_bytes)
+
+    @cached_property
+    def block_bytes(self) -> float:
+        """Of the largest decoder block."""
+        return self._block_bytes()
+
+    @cached_property
+    def outer_bytes(self) -> int:
+        """Input embeddings and lm_head, which are never in 4 bit."""
+        return (self.spec.embedding_parameters + self.spec.lm_head_parameters) * self.dtype_bytes
+
+    @cached_property
+    def largest_linear(self) -> int:
+        """Elements of the largest linear weight in a block."""
+        return max((weight.out_features * weight.in_features for weight in self.spec.linear_weights), default=0)
+
+    @property
+    def packed(self) -> bool:
+        """The base weights are in 4 bit."""
+        return self.load_in_4bit or self.spec.quantization == "bnb-4bit"
+
+    def _block_bytes(self) -> float:
+        whole = self.spec.layer_parameters * self.dtype_bytes
+        if not self.packed:
+            return whole
+        linear = sum(weight.out_features * weight.in_features for weight in self.spec.linear_weights)
+        return (
+            whole
+            - linear / max(self.spec.num_layers, 1) * self.dtype_bytes
+            + nf4_bytes(linear // max(self.spec.num_layers, 1))
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """GiB on each GPU. `terms` add up to `total`, the most that the GPU must have free."""
+
+    terms: dict[str, float]
+    loading: float
+    """Allocated by torch at the peak of loading and sharding."""
+    training: float
+    """Allocated by torch at the peak of a training step."""
+    host_gib: float = 0.0
+    """Of the machine's memory, per process: activations that Unsloth offloads to it."""
+
+    @property
+    def total(self) -> float:
+        return sum(self.terms.values())
+
+    @property
+    def allocated(self) -> float:
+        """What torch's `max_memory_allocated` will say."""
+        return max(self.loading, self.training)
+
+    def to_dict(self) -> dict[str, float]:
+        return {"total": round(self.total, 3), **{name: round(value, 3) for name, value in self.terms.items()}}
+
+
+def estimate(work: Workload, strategy: Strategy, num_processes: int, *, free_gib: float = 1e9) -> MemoryEstimate:
+    """The memory that `work` takes on each of `num_processes` GPUs under `strategy`, in GiB.
+
+    `free_gib` is the GPU's memory, which bounds the chunks of the fused loss. Terms: `weights` (frozen, in the dtype
+    they are loaded in), `lora`, `gradients` (float32 as Unsloth keeps the adapter), `optimizer`, `gradient_buckets`
+    (DDP's own copy of the gradients), `unsharded_units` (weights that FSDP has gathered at the peak), `dequantized`
+    (4-bit weights on their way through a matmul), `activations`, `logits` (the fused loss where it is the larger
+    peak), `loading_excess` (loading's peak above training's), `other`, `fragmentation`, `context`.
+    """
+    shards = num_processes if strategy in ("fsdp2", "fsdp2_native", "fsdp1") else 1
+    lora = 4 * work.lora_parameters
+    terms = {
+        "weights": work.weight_bytes / shards,
+        "lora": lora / shards,
+        "gradients": lora / shards,
+        "optimizer": OPTIMIZER_BYTES.get(work.optim, 8) * work.lora_parameters / shards,
+    }
+    if strategy == "ddp":
+        terms["gradient_buckets"] = lora
+    if shards > 1:
+        blocks = NATIVE_BLOCKS if strategy == "fsdp2_native" else 1
+        terms["unsharded_units"] = work.outer_bytes + blocks * work.block_bytes
+    if work.packed:
+        # One weight in use and the next one's buffer (unsloth/kernels/utils.py: WEIGHT_BUFFERS); fitted, 1.7 to 2.4.
+        terms["dequantized"] = 2.0 * work.largest_linear * work.dtype_bytes
+    kept, block = _activations(work)
+    terms["activations"] = kept + block
+    terms["logits"] = max(0.0, _logits(work, free_gib) - block)
+    terms["other"] = OTHER_GIB * GIB
+    training = sum(terms.values())
+    loading = _loading(work, strategy, num_processes)
+    terms["loading_excess"] = max(0.0, loading - training)
+    if not work.on_cpu:
+        held = max(loading * (1 + FRAGMENTATION["single"]), training * (1 + FRAGMENTATION[strategy]))
+        terms["fragmentation"] = held - max(loading, training)
+        terms["context"] = (CONTEXT_GIB + (NCCL_GIB if num_processes > 1 else 0.0)) * GIB
+    offloaded = work.tokens * work.spec.hidden_size * 2 * work.spec.num_layers
+    return MemoryEstimate(
+        terms={name: value / GIB for name, value in terms.items() if value > 0},
+        loading=loading / GIB,
+        training=training / GIB,
+        host_gib=offloaded / GIB if work.checkpointing == "unsloth" and not work.on_cpu else 0.0,
+    )
+
+
+def _activations(work: Workload) -> tuple[float, float]:
+    """Bytes of activations: those held from forward to backward in all blocks, and those alive inside one block."""
+    spec, tokens = work.spec, work.tokens
+    size = 4 if work.dtype_bytes == 4 else 2
+    hidden = spec.hidden_size
+    block = tokens * (BLOCK_INTERMEDIATE * work.intermediate + BLOCK_HIDDEN[work.checkpointing] * hidden) * size
+    if work.checkpointing == "unsloth" and not work.on_cpu:
+        return 0.0, block
+    if work.checkpointing != "false":
+        return float(tokens * hidden * size * spec.num_layers), block
+    keys = 2 * spec.num_kv_heads * spec.head_dim
+    per_token = KEPT_INTERMEDIATE * work.intermediate + KEPT_HIDDEN * hidden + keys
+    return tokens * per_token * size * spec.num_layers, block
+
+
+def _logits(work: Workload, free_gib: float) -> float:
+    """Bytes that the loss takes at its peak.
+
+    On a GPU one chunk of Unsloth's fused cross entropy: the chunks are counted as `get_chunk_size` counts them
+    (unsloth_zoo/fused_losses/cross_entropy_loss.py). On a CPU transformers' own loss, with all logits in the model's
+    dtype, in float32 and their gradient.
+    """
+    logits = work.tokens * work.spec.vocab_size
+    if work.on_cpu:
+        return logits * (work.dtype_bytes + 8.0)
+    target = max(min(CHUNK_TARGET_GIB, free_gib / 2), 1e-3)
+    exact = logits * 16 / GIB / target
+    chunks = 1 if exact <= 1 else min(ceil(exact / 4) * 4, work.tokens)
+    return logits / chunks * LOGIT_BYTES
+
+
+def _loading(work: Workload, strategy: Strategy, num_processes: int) -> float:
+    """Bytes allocated at the peak before the first step."""
+    lora = 4 * work.lora_parameters
+    whole = work.weight_bytes + lora
+    largest = max((tensor.numel for tensor in work.spec.tensors), default=0) * work.dtype_bytes
+    if strategy == "ddp":
+        return whole + largest + DDP_BUCKETS_GIB * GIB
+    if strategy in ("fsdp2", "fsdp1"):
+        # The whole model is loaded on every GPU, and is still there when its shards have been made.
+        return whole * (1 + 1 / num_processes)
+    if strategy == "fsdp2_native" and not work.packed:
+        # Linear weights are read as shards, everything else whole (unsloth/models/fsdp2_load.py), and the largest of
+        # these is there twice while it is cut.
+        return (work.weight_bytes - work.outer_bytes) / num_processes + work.outer_bytes + largest + lora
+    return whole
+
+
+def largest_per_device(
+    work: Workload, strategy: Strategy, num_processes: int, capacity_gib: float, sizes: Iterable[int]
+) -> int | None:
+    """The largest of `sizes` (rows at once) with which `work` fits into `capacity_gib`; None when none does."""
+    from dataclasses import replace
+
+    fitting = [
+        size
+        for size in sizes
+        if estimate(replace(work, per_device=size), strategy, num_processes, free_gib=capacity_gib).total
+        <= capacity_gib
+    ]
+    return max(fitting, default=None)

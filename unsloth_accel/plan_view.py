@@ -1,0 +1,150 @@
+"""A plan as text, as a rich table, as HTML for notebooks and as JSON."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .planner import Plan
+
+
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """See `Plan.to_dict`."""
+    speed = plan.speed
+    return {
+        "strategy": plan.strategy,
+        "num_processes": plan.num_processes,
+        "num_machines": plan.num_machines,
+        "device": plan.device,
+        "global_batch_size": plan.batch.global_size,
+        "per_device_batch_size": plan.batch.per_device,
+        "gradient_accumulation_steps": plan.batch.accumulation,
+        "mixed_precision": plan.mixed_precision,
+        "memory_gib": plan.memory.to_dict() if plan.memory else {},
+        "estimated_step_seconds": round(speed.step_seconds, 4) if speed else None,
+        "estimated_tokens_per_second": round(speed.tokens_per_second) if speed else None,
+        "reasons": list(plan.reasons),
+        "rejected": [{"strategy": option.strategy, "reason": option.reason} for option in plan.rejected],
+        "accelerate_config": plan.accelerate_config.to_dict(),
+        "launch_flags": list(plan.accelerate_config.launch_flags),
+        "environment": plan.environment,
+        "hardware": plan.hardware.to_dict(),
+        "model": model(plan),
+    }
+
+
+def model(plan: Plan) -> dict[str, Any]:
+    """What is known about the model."""
+    spec = plan.spec
+    if spec is None:
+        return {"name": plan.run.model.name}
+    return {
+        "name": spec.name,
+        "model_type": spec.model_type,
+        "parameters": spec.num_parameters,
+        "source": spec.source,
+        "decoder_layer_class": spec.decoder_layer_class,
+    }
+
+
+def as_text(plan: Plan) -> str:
+    """Aligned lines, as `launch` prints them."""
+    return "\n".join(f"  {name:<10} {text}" for name, text in lines(plan))
+
+
+def lines(plan: Plan) -> Iterator[tuple[str, str]]:
+    """What a plan says, line by line: a word and its text."""
+    yield "hardware", str(plan.hardware)
+    if plan.spec:
+        yield "model", f"{plan.spec.name}, {_count(plan.spec.num_parameters)} parameters ({plan.spec.source})"
+    yield "strategy", plan.strategy
+    machines = f" over {plan.num_machines} machines" if plan.num_machines > 1 else ""
+    yield "processes", f"{plan.num_processes} on {'the CPU' if plan.device == 'cpu' else 'GPUs'}{machines}"
+    yield "precision", plan.mixed_precision
+    yield "batch", str(plan.batch)
+    if plan.memory:
+        terms = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in _large(plan.memory.terms))
+        yield "memory", f"{plan.memory.total:.1f} GiB per {'process' if plan.device == 'cpu' else 'GPU'}: {terms}"
+    if plan.speed:
+        yield "speed", f"about {plan.speed.tokens_per_second:,.0f} tokens/s, {plan.speed.step_seconds:.2f} s per step"
+    for reason in plan.reasons:
+        yield "because", reason
+    for option in plan.rejected:
+        yield f"not {option.strategy}"[:10] if len(option.strategy) < 7 else "not", _named(option)
+
+
+def as_table(plan: Plan) -> Any:
+    """For rich consoles: what was decided, memory term by term, reasons, what was rejected."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold cyan", no_wrap=True)
+    facts.add_column()
+    for name, text in lines(plan):
+        if name in ("because", "memory") or name.startswith("not"):
+            continue
+        facts.add_row(name, Text(text, style="bold" if name == "strategy" else ""))
+    parts: list[Any] = [facts]
+    if plan.memory:
+        title = f"memory per {'process' if plan.device == 'cpu' else 'GPU'}: {plan.memory.total:.1f} GiB"
+        memory = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
+        memory.add_column(no_wrap=True)
+        memory.add_column(justify="right")
+        memory.add_column(style="cyan", no_wrap=True)
+        for name, value in plan.memory.terms.items():
+            memory.add_row(name.replace("_", " "), f"{value:.2f}", "▇" * round(30 * value / plan.memory.total))
+        parts += ["", memory]
+    parts += ["", Text("because", style="bold"), *(Text(f"  · {reason}") for reason in plan.reasons)]
+    if plan.rejected:
+        rejected = Table(title="rejected", title_justify="left", title_style="bold", box=None, show_header=False)
+        rejected.add_column(style="bold yellow", no_wrap=True)
+        rejected.add_column()
+        for option in plan.rejected:
+            rejected.add_row(option.strategy, option.reason)
+        parts += ["", rejected]
+    return Group(*parts)
+
+
+_STYLE = "text-align:left;vertical-align:top;padding:2px 12px 2px 0"
+
+
+def as_html(plan: Plan) -> str:
+    """For notebooks, with bars for memory; colours come from the notebook's theme."""
+    rows = [
+        f"<tr><th style='{_STYLE}'>{html.escape(n)}</th><td style='{_STYLE}'>{html.escape(t)}</td></tr>"
+        for n, t in lines(plan)
+        if n != "memory" and not n.startswith("not")
+    ]
+    if plan.memory:
+        bars = "".join(
+            f"<tr><td style='{_STYLE}'>{html.escape(name.replace('_', ' '))}</td>"
+            f"<td style='text-align:right;padding-right:8px'>{value:.2f}</td>"
+            f"<td style='text-align:left'><div style='height:0.7em;width:{200 * value / plan.memory.total:.0f}px;"
+            "background:#4c8dd6'></div></td></tr>"
+            for name, value in plan.memory.terms.items()
+        )
+        title = f"memory, {plan.memory.total:.1f} GiB per {'process' if plan.device == 'cpu' else 'GPU'}"
+        rows.append(f"<tr><th style='{_STYLE}'>{title}</th><td style='{_STYLE}'><table>{bars}</table></td></tr>")
+    for option in plan.rejected:
+        rows.append(
+            f"<tr><th style='{_STYLE};opacity:0.6'>not {html.escape(option.strategy)}</th>"
+            f"<td style='{_STYLE};opacity:0.6'>{html.escape(option.reason)}</td></tr>"
+        )
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _large(terms: dict[str, float]) -> list[tuple[str, float]]:
+    """The terms that matter, largest first."""
+    return sorted(((n, v) for n, v in terms.items() if v >= 0.05), key=lambda term: -term[1])
+
+
+def _named(option: Any) -> str:
+    return option.reason if len(option.strategy) < 7 else f"{option.strategy}: {option.reason}"
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f}B" if parameters >= 1e9 else f"{parameters / 1e6:.0f}M"
