@@ -117,9 +117,9 @@ Measured after the constants were fixed.
 ## Beside the peak
 
 A plan adds what torch's allocator holds beyond what it has given out ({_fragmentation()})
-and CUDA's context (0.8 GiB for one process, 2.3 GiB with NCCL on NVLink), and fills 95 % of a GPU. Other cards were not measured: a context on an
-older card is smaller, so a plan for it is on the safe side. `fsdp1` was not measured: its run trained and then could
-not save an adapter (see the file's notes); its estimate is fsdp2's.
+and CUDA's context (0.8 GiB for one process, 2.3 GiB with NCCL on NVLink), and fills 95 % of a GPU.
+Other cards were not measured: a context on an older card is smaller, so a plan for it is on the safe side. `fsdp1` was
+not measured: its run trained and then could not save an adapter (see the file's notes); its estimate is fsdp2's.
 """
 
 
@@ -172,6 +172,8 @@ def speed_page() -> str:
             )
         total += 1
         agree += predicted == actual
+    median = statistics.median(error for error, _ in errors)
+    worst, where = max(errors)
     return f"""# Speed: the planner's order and the measured one
 
 Which strategy the planner holds to be faster, beside runs with as many rows on each GPU. {_where(report)}
@@ -184,7 +186,7 @@ Made by `python -m benchmarks.memory_report` from `benchmarks/results/memory-2xH
 {chr(10).join(lines)}
 
 The order agrees in {agree} of {total} groups. Over all {len(errors)} cells the step time is off by
-{statistics.median(error for error, _ in errors):.1%} at the median and {max(errors)[0]:.0%} at worst ({max(errors)[1]}).
+{median:.1%} at the median and {worst:.0%} at worst ({where}).
 """
 
 

@@ -83,3 +83,11 @@ def test_the_readmes_mistakes_are_reported_as_shown(cli: Run, tmp_path: Path) ->
     command, *expected = shown.strip().splitlines()
     done = cli("launch", tmp_path / "run.yaml", *command.split()[4:])
     assert sorted(done.stderr.strip().splitlines()) == sorted(expected)
+
+
+def test_the_pages_of_predictions_are_what_the_results_say() -> None:
+    from benchmarks.memory_report import memory_page, speed_page
+
+    for name, page in (("memory.md", memory_page()), ("speed.md", speed_page())):
+        text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        assert text == page, "run python -m benchmarks.memory_report"

@@ -1,5 +1,7 @@
 """Every rule has a file that triggers it and the nearest one that doesn't, and its words are accelerate's own."""
 
+import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,27 @@ def test_layers_are_those_of_the_installed_transformers() -> None:
     assert names.layer_exists("NoSuchDecoderLayer") is False
     assert "Qwen3DecoderLayer" in names.layers_of("qwen3")
     assert names.layers_of("../qwen3") == ()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_references_lead_somewhere(rule: str) -> None:
+    """Files are there, and what is quoted from them stands in them, up to line breaks."""
+    reference = re.sub(r"(\w/) (?=\w)", r"\1", RULES[rule].reference)  # a path broken over two lines
+    files = re.findall(r"\w+(?:/[\w.]+)+\.py", reference)
+    assert files or "measured" in reference
+    text = ""
+    for file in files:
+        package, _, rest = file.partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            return  # Unsloth is not everywhere installed
+        path = Path(spec.origin).parent / rest
+        assert path.is_file(), file
+        text += path.read_text(encoding="utf-8")
+    squeezed = "".join(re.sub(r'"\s*\n\s*f?"', "", text).split())
+    for quoted in re.findall(r'"([^"]+)"|`([^`]+)`', reference):
+        for part in "".join(quoted).split("…"):
+            assert "".join(part.split()) in squeezed, part
 
 
 def test_the_table_of_rules_is_up_to_date() -> None:

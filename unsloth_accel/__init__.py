@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .hardware import Hardware as Hardware
     from .memory import MemoryEstimate as MemoryEstimate
     from .model_spec import ModelSpec as ModelSpec
+    from .notebook import notebook_launch as notebook_launch
     from .planner import Plan as Plan
     from .problems import ConfigError as ConfigError
     from .problems import Problem as Problem
@@ -36,6 +37,7 @@ _HOME = {
     "Problem": "problems",
     "RunConfig": "run_config",
     "adapt": "adapters.trainer",
+    "notebook_launch": "notebook",
 }
 __all__ = [*_HOME, "callbacks", "plan"]
 

@@ -18,7 +18,7 @@ from .hardware import Hardware, detect
 from .planner import Plan, plan
 from .problems import ConfigError, Problem, errors, raise_errors
 from .rules import Context, check, read
-from .run_config import is_override, load
+from .run_config import RunConfig, is_override, load
 from .validation import ADAPTER, checkpoints, input_problems, output_problems
 
 TRAINING_MODULE = "unsloth_accel.training.sft"
@@ -77,29 +77,43 @@ def for_run(request: Request, hardware: Hardware) -> tuple[Launch, Plan, list[Pr
     assert request.run_yaml is not None
     flags, overrides = _own_overrides(request.accelerate_flags)
     run = load(request.run_yaml, [*request.overrides, *overrides])
-    problems = [*input_problems(run), *output_problems(run)]
+    problems = run_problems(run)
     try:
         decided = plan(run, hardware)
     except ConfigError as error:
         raise ConfigError([*error.problems, *errors(problems)]) from None
-    if decided.strategy == "fsdp1":
-        consequence = (
-            "PEFT 0.21 finds no LoRA layer in an FSDP1 model and saves an empty adapter: the run would be lost."
-        )
-        fix = "distributed.strategy=fsdp2_native, or auto"
-        problems.append(Problem(key="distributed.strategy", value="fsdp1", consequence=consequence, fix=fix))
-    directory = Path(run.output_dir)
-    words = ["--config_file", str(directory / "accelerate.yaml"), *flags, "-m", TRAINING_MODULE]
-    words += [str(directory / "run.yaml"), *(["training.resume=true"] if run.resume else [])]
+    problems += plan_problems(decided)
+    command = launch_of(decided, flags)
     if flags:
-        parse_arguments(words)  # refuses a misspelt flag before anything is touched
-    launch = Launch(
+        parse_arguments(command.arguments)  # refuses a misspelt flag before anything is touched
+    return command, decided, problems
+
+
+def run_problems(run: RunConfig) -> list[Problem]:
+    """What is wrong with a run's model, data and output directory, whatever the plan."""
+    return [*input_problems(run), *output_problems(run)]
+
+
+def plan_problems(decided: Plan) -> list[Problem]:
+    """What would be lost by running a plan that was asked for."""
+    if decided.strategy != "fsdp1":
+        return []
+    consequence = "PEFT 0.21 finds no LoRA layer in an FSDP1 model and saves an empty adapter: the run would be lost."
+    fix = "distributed.strategy=fsdp2_native, or auto"
+    return [Problem(key="distributed.strategy", value="fsdp1", consequence=consequence, fix=fix)]
+
+
+def launch_of(decided: Plan, flags: Sequence[str] = ()) -> Launch:
+    """The launch of a plan, with accelerate's own `flags` beside it; `made_room` writes the files that it names."""
+    directory = Path(decided.run.output_dir)
+    words = ["--config_file", str(directory / "accelerate.yaml"), *flags, "-m", TRAINING_MODULE]
+    words += [str(directory / "run.yaml"), *(["training.resume=true"] if decided.run.resume else [])]
+    return Launch(
         arguments=tuple(words),
         environment=decided.environment,
         yaml=decided.accelerate_config.to_yaml(),
         output_dir=directory,
     )
-    return launch, decided, problems
 
 
 def for_script(request: Request, hardware: Hardware) -> tuple[Launch, list[Problem]]:
@@ -148,14 +162,16 @@ def launch(
     raise_errors(problems)
     for problem in problems:
         print(problem, file=sys.stderr)
-    with nullcontext() if decided is None else _made_room(decided):
+    with nullcontext() if decided is None else made_room(decided):
         (run or run_accelerate)(command)
 
 
 @contextmanager
-def _made_room(decided: Plan) -> Iterator[None]:
+def made_room(decided: Plan) -> Iterator[None]:
     """Prepare output_dir and write the two YAML files; an earlier run is put aside and deleted only when this one
     has something to show: a run that ends without checkpoint and adapter puts it back.
+
+    Raises `ConfigError` where output_dir can't be written.
     """
     directory = Path(decided.run.output_dir)
     aside = directory / ".previous"

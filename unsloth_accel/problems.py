@@ -20,6 +20,10 @@ class UnslothAccelError(Exception):
     on_every_rank = False
     """All ranks raise it alike, so that telling it once is enough."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython, and so a notebook's cell, shows instead of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:

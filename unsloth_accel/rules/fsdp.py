@@ -505,7 +505,7 @@ def fsdp1_use_orig_params(config: Document) -> Iterator[Finding]:
     and raises a ValueError when the model is prepared.
 
     Reference: measured; torch/distributed/fsdp/_flat_param.py: "Must flatten tensors with uniform
-    `requires_grad` when `use_orig_params=False`".
+    `requires_grad` when".
     """
     key = config.fsdp.get("use_orig_params")
     if config.fsdp_version == 1 and key and config.truth(key) is False:

@@ -23,7 +23,7 @@ def num_processes_missing(config: Document) -> Iterator[Finding]:
 def num_processes_impossible(config: Document) -> Iterator[Finding]:
     """torchrun ends in an assertion for 0 or fewer processes.
 
-    Reference: torch/distributed/elastic/agent/server/api.py: WorkerSpec.__post_init__, `local_world_size > 0`.
+    Reference: torch/distributed/elastic/agent/server/api.py: WorkerSpec.__post_init__, `local_world_size <= 0`.
     """
     count = config.num_processes
     if count is not None and count < 1 and count != -1:

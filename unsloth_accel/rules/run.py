@@ -111,7 +111,7 @@ def run_needs_eval_rows(config: Document) -> Iterator[Finding]:
 def run_resume_and_overwrite(config: Document) -> Iterator[Finding]:
     """resume goes on from the earlier run and overwrite deletes it.
 
-    Reference: unsloth_accel/launcher.py: _made_room.
+    Reference: unsloth_accel/launcher.py: made_room.
     """
     yield from _refused(config, "run-resume-and-overwrite")
 

@@ -1,0 +1,138 @@
+"""Which strategy is chosen, and what is said about the others."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unsloth_accel.hardware import Hardware
+from unsloth_accel.planner import Plan, plan
+from unsloth_accel.problems import ConfigError
+from unsloth_accel.run_config import from_dict
+
+
+def planned(hardware: str, name: str, size: int = 64, **changes: Any) -> Plan:
+    values: dict[str, Any] = {"model": {"name": name}, "batch": {"global_size": size}}
+    for key, more in changes.items():
+        values[key] = {**values.get(key, {}), **more}
+    return plan(from_dict(values, to_plan=True), Hardware.parse(hardware))
+
+
+def why_not(made: Plan) -> dict[str, str]:
+    return {option.strategy: option.reason for option in made.rejected}
+
+
+SMALL, LARGE = "unsloth/Llama-3.1-8B-Instruct", "unsloth/Llama-3.3-70B-Instruct"
+
+
+def test_ddp_where_it_fits() -> None:
+    made = planned("8xH100-80GB", SMALL)
+    assert (made.strategy, made.num_processes) == ("ddp", 8)
+    assert str(made.batch).startswith("64 rows per step = 8 × 1 × 8")
+    assert set(why_not(made)) == {"fsdp2", "fsdp2_native", "fsdp1", "single"}
+    assert "slower" in why_not(made)["fsdp2_native"]
+    assert "GPUs would be idle" in why_not(made)["single"]
+
+
+def test_sharding_where_it_does_not_and_four_bit_is_proposed() -> None:
+    made = planned("8xH100-80GB", LARGE)
+    assert made.strategy == "fsdp2_native"
+    assert "needs" in why_not(made)["ddp"]
+    assert "loads the whole model before it is sharded" in why_not(made)["fsdp2"]
+    assert any("model.load_in_4bit=true would let every GPU hold the model" in reason for reason in made.reasons)
+    assert made.accelerate_config.environment["UNSLOTH_FSDP2_SHARDED_LOAD"] == "1"
+    assert made.environment["UNSLOTH_FSDP2_LAYOUT"] == "sharded"
+
+
+def test_four_bit_turns_sharding_into_ddp() -> None:
+    assert planned("8xH100-80GB", LARGE, model={"load_in_4bit": True}).strategy == "ddp"
+
+
+def test_fp16_where_there_is_no_bf16() -> None:
+    made = planned("2xT4", "unsloth/Qwen3-0.6B", 16)
+    assert made.mixed_precision == "fp16"
+    assert any("no bfloat16" in reason for reason in made.reasons)
+
+
+def test_two_machines() -> None:
+    made = planned("2x8xH100-80GB", SMALL)
+    assert (made.num_processes, made.num_machines) == (16, 2)
+    config = made.accelerate_config.to_dict()
+    assert (config["num_machines"], config["num_processes"], config["main_process_port"]) == (2, 16, 29500)
+
+
+def test_nothing_fits_says_what_would() -> None:
+    with pytest.raises(ConfigError, match=r"load_in_4bit=true \(ddp would fit\), or 4 such GPUs"):
+        planned("2xT4", SMALL, 16)
+    with pytest.raises(ConfigError, match="needs more memory than there is"):
+        planned("1xT4", LARGE, 16)
+
+
+def test_fsdp1_only_when_asked_and_with_a_warning() -> None:
+    made = planned("8xH100-80GB", SMALL, distributed={"strategy": "fsdp1"})
+    assert made.strategy == "fsdp1"
+    assert any(reason.startswith("beware: ") for reason in made.reasons)
+    assert any("ddp would be faster" in reason for reason in made.reasons)
+
+
+def test_what_is_asked_for_and_cannot_fit_is_refused() -> None:
+    with pytest.raises(ConfigError, match="ddp needs"):
+        planned("8xH100-80GB", LARGE, distributed={"strategy": "ddp"})
+
+
+def test_the_decoder_layer_is_the_models_own() -> None:
+    made = planned("4xH100-80GB", "unsloth/Qwen3-8B", distributed={"strategy": "fsdp2"})
+    fsdp = made.accelerate_config.to_dict()["fsdp_config"]
+    assert fsdp["fsdp_transformer_layer_cls_to_wrap"] == "Qwen3DecoderLayer"
+
+
+def test_the_batch_grows_with_memory() -> None:
+    small, large = planned("4x4090", "unsloth/Llama-3.2-1B", 512), planned("4xH200", "unsloth/Llama-3.2-1B", 512)
+    assert small.batch.per_device < large.batch.per_device == 128
+    for made in (small, large):
+        assert made.memory is not None
+        assert made.memory.total <= 0.95 * made.hardware.devices[0].memory_gib
+
+
+def test_tokens_may_be_given_instead_of_rows() -> None:
+    made = planned("8xH100-80GB", SMALL, None, batch={"global_tokens": 131072})  # type: ignore[arg-type]
+    assert made.batch.global_size == 64
+    with pytest.raises(ConfigError, match=r"batch\.global_tokens=131072 or batch\.global_tokens=133120"):
+        planned("8xH100-80GB", SMALL, None, batch={"global_tokens": 132000})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="says the same in rows"):
+        planned("8xH100-80GB", SMALL, batch={"global_tokens": 131072})
+
+
+@settings(deadline=None)
+@given(
+    machines=st.integers(1, 3),
+    count=st.integers(1, 9),
+    card=st.sampled_from(["T4", "4090", "A100-80GB", "H200"]),
+    size=st.integers(1, 600),
+    model=st.sampled_from(["unsloth/Qwen3-0.6B", SMALL, LARGE]),
+    packed=st.booleans(),
+)
+def test_a_plan_keeps_the_batch_and_fits_or_refuses(
+    machines: int, count: int, card: str, size: int, model: str, packed: bool
+) -> None:
+    hardware = f"{machines}x{count}x{card}"
+    try:
+        made = planned(hardware, model, size, model={"load_in_4bit": packed})
+    except ConfigError:
+        return
+    batch = made.batch
+    assert batch.per_device * batch.accumulation * batch.num_processes == batch.global_size == size
+    assert made.num_processes == machines * count
+    assert made.memory is not None
+    assert made.memory.total <= 0.95 * made.hardware.devices[0].memory_gib
+    assert made.accelerate_config.to_dict()["num_processes"] == made.num_processes
+
+
+def test_unknown_size_needs_a_named_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError, match=r"or name the strategy: distributed\.strategy=ddp"):
+        planned("8xH100-80GB", "nobody/nothing")
+    made = planned("8xH100-80GB", "nobody/nothing", distributed={"strategy": "ddp"})
+    assert made.memory is None
+    assert any(reason.startswith("memory is not estimated") for reason in made.reasons)
