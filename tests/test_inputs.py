@@ -12,7 +12,7 @@ from unsloth_accel.data.rows import MOST_SHOWN, read_rows
 from unsloth_accel.hardware import Hardware
 from unsloth_accel.problems import ConfigError
 from unsloth_accel.run_config import from_dict
-from unsloth_accel.validation import accelerate_problems, checkpoints, input_problems, output_problems
+from unsloth_accel.validation import checkpoints, input_problems, output_problems
 
 CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
 
@@ -187,36 +187,3 @@ def test_checkpoints_of_an_unfinished_run_are_kept(tmp_path: Path, description: 
     assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-9", "checkpoint-10"]
     assert "checkpoints up to checkpoint-10" in str(output_problems(from_dict(description))[0])
     assert output_problems(from_dict({**description, "training": {"resume": True}})) == []
-
-
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        ({"distributed_type": "MULTI_CPU", "num_processes": 2}, "starts one process for MULTI_CPU, not 2"),
-        ({"distributed_type": "NO", "num_processes": 2}, "one process starts, not 2"),
-        ({"distributed_type": "MULTI_GPU", "num_processes": 2}, "2 processes need 2 GPUs and 0 are visible"),
-        ({"distributed_type": "MULTI_GPUS"}, "did you mean MULTI_GPU?"),
-        ({"num_processes": 2}, "distributed_type: is missing"),
-        ({"distributed_type": False, "num_processes": 1}, "YAML reads an unquoted NO as false"),
-    ],
-)
-def test_accelerate_configs_that_would_do_something_else(config: dict[str, Any], words: str) -> None:
-    (only,) = accelerate_problems(config, CPU)
-    assert words in str(only)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"distributed_type": "MULTI_CPU", "num_processes": 1},
-        {"distributed_type": "MULTI_CPU", "num_processes": 2, "mpirun_config": {"mpirun_hostfile": "hosts"}},
-        {"distributed_type": "NO", "num_processes": 1},
-        {"distributed_type": "MULTI_GPU", "num_processes": 2, "use_cpu": True},
-        {"distributed_type": "MULTI_GPU", "num_processes": 16, "num_machines": 2},
-        {"distributed_type": "FSDP", "num_processes": 8},
-        {"distributed_type": "DEEPSPEED", "num_processes": 8},
-        {"compute_environment": "AMAZON_SAGEMAKER", "distributed_type": "DATA_PARALLEL"},
-    ],
-)
-def test_accelerate_configs_that_are_left_alone(config: dict[str, Any]) -> None:
-    assert accelerate_problems(config, CPU) == []

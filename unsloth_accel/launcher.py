@@ -17,15 +17,9 @@ from .adapters.environment import OTHER_KINDS, promise_of_config, variables_for
 from .hardware import Hardware, detect
 from .planner import Plan, plan
 from .problems import ConfigError, Problem, errors, raise_errors
+from .rules import Context, check, read
 from .run_config import RunConfig, is_override, load
-from .validation import (
-    ADAPTER,
-    accelerate_problems,
-    checkpoints,
-    input_problems,
-    output_problems,
-    read_accelerate_config,
-)
+from .validation import ADAPTER, checkpoints, input_problems, output_problems
 
 TRAINING_MODULE = "unsloth_accel.training.sft"
 
@@ -132,12 +126,16 @@ def for_script(request: Request, hardware: Hardware) -> tuple[Launch, list[Probl
         raise ConfigError(Problem(key=parsed.training_script, consequence="no such script.", fix=fix))
     if parsed.config_file is None:
         return launch, []
-    config = read_accelerate_config(parsed.config_file)
-    problems = accelerate_problems(config, hardware, parsed.num_processes)
-    launch = replace(launch, yaml=Path(parsed.config_file).read_text(encoding="utf-8"))
+    given = frozenset(parsed.nondefault)
+    context = Context(hardware=hardware, num_processes=parsed.num_processes, flags=given, launching=True)
+    config = read(parsed.config_file, context, kind="accelerate")
+    problems: list[Problem] = [*check(config)]
+    if config.kind == "unreadable":
+        raise ConfigError(problems)
+    launch = replace(launch, yaml=config.text)
     if any(getattr(parsed, name) for name in OTHER_KINDS):  # then the file promises nothing
         return launch, []
-    promised = promise_of_config(config, parsed.config_file, parsed.num_processes)
+    promised = promise_of_config(config.values, parsed.config_file, parsed.num_processes)
     if promised is None:
         return launch, problems
     return replace(launch, environment=variables_for(promised, gpus=bool(hardware.devices))), problems
@@ -216,7 +214,7 @@ def _print_dry_run(command: Launch, problems: Sequence[Problem]) -> None:
     # A dry run writes nothing, so what is in the output directory only matters to the run itself.
     blocking = [problem for problem in problems if problem.key not in ("output_dir", "training.resume")]
     for problem in problems:
-        if problem not in blocking:
+        if problem not in errors(blocking):
             print(replace(problem, severity="warning"), file=sys.stderr)
     raise_errors(blocking)
 

@@ -74,12 +74,17 @@ def raise_errors(problems: Sequence[Problem]) -> None:
         raise ConfigError(found)
 
 
+def close_match(word: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that `word` is most likely a misspelling of."""
+    return next(iter(difflib.get_close_matches(word[:200], sorted(known), n=1, cutoff=0.6)), None)
+
+
 def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
     """A fix for an unknown `word`: the nearest of `known` (behind `prefix`), or all of them when none is near."""
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    close = close_match(word, known)
     if close:
-        return f"did you mean {prefix}{close[0]}?"
+        return f"did you mean {prefix}{close}?"
     if len(known) > 20:
         return "remove it, or look its name up in TRL's SFTConfig."
     return f"remove it, or use one of: {', '.join(known)}."

@@ -267,12 +267,14 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
         name = f"{prefix}{key}"
         known = [str(known) for known in schema.keys()]  # noqa: SIM118  (`in schema` leaves out required keys)
         if str(key) not in known:
-            problems.append(Problem(key=name, consequence="unknown key.", fix=nearest(str(key), known, prefix)))
+            fix = nearest(str(key), known, prefix)
+            problems.append(Problem(key=name, consequence="unknown key.", fix=fix, rule="run-unknown-key"))
             continue
         try:
             value = values[key]
         except OmegaConfBaseException as error:
-            problems.append(Problem(key=name, consequence=f"{first_line(error)}.", fix="correct the reference"))
+            consequence, fix = f"{first_line(error)}.", "correct the reference"
+            problems.append(Problem(key=name, consequence=consequence, fix=fix, rule="run-reference"))
             continue
         default = schema._get_node(key)
         if isinstance(default, DictConfig) and key != "training":
@@ -280,7 +282,9 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
                 _fill(default, value, f"{name}.", problems)
             elif value is not None:
                 fix = f"write its keys below it: {', '.join(map(str, default))}"
-                problems.append(Problem(key=name, value=value, consequence="is a section, not a value.", fix=fix))
+                consequence = "is a section, not a value."
+                rule = "run-wrong-type"
+                problems.append(Problem(key=name, value=value, consequence=consequence, fix=fix, rule=rule))
             continue
         if name == "model.gradient_checkpointing" and isinstance(value, bool):
             value = str(value).lower()  # YAML reads true and false as booleans
@@ -290,13 +294,13 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
             schema[key] = {} if key == "training" and value is None else value
         except OmegaConfBaseException:
             kind = _field_type(name)
-            consequence = f"wrong type: {kind} is needed, this is {_type_of(value)}."
-            problems.append(Problem(key=name, value=value, consequence=consequence, fix=f"give {kind}"))
+            problems.append(_wrong_type(name, value, kind))
 
 
 def _missing(schema: DictConfig, required: Sequence[str]) -> list[Problem]:
+    consequence = "is missing; nothing can be planned without it."
     return [
-        Problem(key=key, consequence="is missing; nothing can be planned without it.", fix=f"add it, or pass {key}=…")
+        Problem(key=key, consequence=consequence, fix=f"add it, or pass {key}=…", rule="run-missing-key")
         for key in required
         if OmegaConf.select(schema, key, default=None, throw_on_missing=False) in (None, "")
     ]
@@ -313,22 +317,21 @@ def _check_training(schema: DictConfig) -> list[Problem]:
         try:
             value = training[key]
         except OmegaConfBaseException as error:
-            problems.append(Problem(key=name, consequence=f"{first_line(error)}.", fix="give it a value"))
+            consequence, fix = f"{first_line(error)}.", "give it a value"
+            problems.append(Problem(key=name, consequence=consequence, fix=fix, rule="run-reference"))
             continue
         if key in _REFUSED:
             consequence, fix = _REFUSED[key]
-            problems.append(Problem(key=name, value=value, consequence=consequence, fix=fix))
+            problems.append(Problem(key=name, value=value, consequence=consequence, fix=fix, rule="run-refused"))
         elif key in _ELSEWHERE:
-            fix = f"set {_ELSEWHERE[key]} instead"
-            problems.append(Problem(key=name, value=value, consequence="has its place elsewhere in run.yaml.", fix=fix))
+            consequence, fix = "has its place elsewhere in run.yaml.", f"set {_ELSEWHERE[key]} instead"
+            problems.append(Problem(key=name, value=value, consequence=consequence, fix=fix, rule="run-elsewhere"))
         elif key not in known:
             if len(known) > len(OWN_TRAINING_KEYS):  # otherwise TRL is not installed and nothing is known
-                consequence = "unknown key: SFTConfig has no such field."
-                problems.append(Problem(key=name, consequence=consequence, fix=nearest(key, known, "training.")))
+                consequence, fix = "unknown key: SFTConfig has no such field.", nearest(key, known, "training.")
+                problems.append(Problem(key=name, consequence=consequence, fix=fix, rule="run-unknown-key"))
         elif not accepts(known[key], OmegaConf.to_container(value) if OmegaConf.is_config(value) else value):
-            kind = type_name(known[key])
-            consequence = f"wrong type: {kind} is needed, this is {_type_of(value)}."
-            problems.append(Problem(key=name, value=value, consequence=consequence, fix=f"give {kind}"))
+            problems.append(_wrong_type(name, value, type_name(known[key])))
     return problems
 
 
@@ -336,8 +339,8 @@ def _check_values(tree: DictConfig) -> list[Problem]:
     """Values of the right type that mean nothing, or contradict each other."""
     problems = []
 
-    def wrong(key: str, value: Any, consequence: str, fix: str) -> None:
-        problems.append(Problem(key=key, value=value, consequence=consequence, fix=fix))
+    def wrong(key: str, value: Any, consequence: str, fix: str, rule: str = "run-value") -> None:
+        problems.append(Problem(key=key, value=value, consequence=consequence, fix=fix, rule=rule))
 
     def given(key: str) -> Any:
         try:
@@ -365,7 +368,8 @@ def _check_values(tree: DictConfig) -> list[Problem]:
     if given("data.eval_path") is None:
         for key in ("evaluation.exact_match", "training.eval_strategy", "training.do_eval"):
             if given(key) not in (None, False, "no"):
-                wrong(key, given(key), "needs held-out rows, and data.eval_path names none.", "set data.eval_path")
+                consequence = "needs held-out rows, and data.eval_path names none."
+                wrong(key, given(key), consequence, "set data.eval_path", "run-needs-eval-rows")
     tokens, length = given("batch.global_tokens"), given("model.max_seq_length")
     if tokens is not None and given("batch.global_size") is not None:
         wrong("batch.global_tokens", tokens, "batch.global_size says the same in rows.", "give one of them")
@@ -374,8 +378,14 @@ def _check_values(tree: DictConfig) -> list[Problem]:
         works = " or ".join(f"batch.global_tokens={size}" for size in (below, below + length) if size)
         wrong("batch.global_tokens", tokens, f"is no whole number of rows of {length} tokens.", works)
     if given("training.resume") is True and given("training.overwrite") is True:
-        wrong("training.resume", True, "resume keeps the earlier run, overwrite deletes it.", "choose one of them")
+        consequence = "resume keeps the earlier run, overwrite deletes it."
+        wrong("training.resume", True, consequence, "choose one of them", "run-resume-and-overwrite")
     return problems
+
+
+def _wrong_type(key: str, value: Any, kind: str) -> Problem:
+    consequence = f"wrong type: {kind} is needed, this is {_type_of(value)}."
+    return Problem(key=key, value=value, consequence=consequence, fix=f"give {kind}", rule="run-wrong-type")
 
 
 def _field_type(name: str) -> str:

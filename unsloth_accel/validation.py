@@ -1,4 +1,4 @@
-"""Checks made before any process starts: of a run's inputs and place, and of a user's accelerate config."""
+"""Checks of a run's inputs and place, made before any process starts. Config files have their own: rules/."""
 
 from __future__ import annotations
 
@@ -9,22 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .data.rows import read_rows
-from .hardware import Hardware
 from .model_spec import ModelSpec
-from .problems import ConfigError, Problem, nearest, yaml_fault
+from .problems import ConfigError, Problem
 from .run_config import RunConfig
 
 ADAPTER = "adapter"
 """Directory inside a run's output_dir that holds the finished adapter; a run that has it is finished."""
-
-DISTRIBUTED_TYPES = (
-    *("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA", "MULTI_XPU", "MULTI_HPU"),
-    *("MULTI_NEURON", "DEEPSPEED", "FSDP", "XLA", "MEGATRON_LM"),
-)
-"""The values of accelerate 1.15's `DistributedType` (accelerate/utils/dataclasses.py)."""
 
 
 def input_problems(run: RunConfig) -> list[Problem]:
@@ -186,57 +177,3 @@ def _writable(directory: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def read_accelerate_config(path: str | Path) -> dict[str, Any]:
-    """Keys and values of an accelerate config file (YAML or JSON); raises `ConfigError` when it holds none."""
-    wrong: tuple[str, str]
-    try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        if isinstance(config, dict):
-            return config
-        wrong = ("holds no keys and values.", "write one with `unsloth-accel launch RUN.yaml --dry-run`")
-    except FileNotFoundError:
-        wrong = ("no such file.", "check the path, or use one of accelerate_configs/")
-    except (OSError, UnicodeDecodeError) as error:
-        wrong = (f"can't be read: {error}.", "give a readable YAML file")
-    except yaml.YAMLError as error:
-        wrong = (yaml_fault(error), "correct the YAML there")
-    raise ConfigError(Problem(key=str(path), consequence=wrong[0], fix=wrong[1]))
-
-
-def accelerate_problems(config: dict[str, Any], hardware: Hardware, num_processes: int | None = None) -> list[Problem]:
-    """Where an accelerate config would fail or train something else than it says, on this hardware.
-
-    `num_processes` is the command line's, which wins over the file's.
-    """
-    kind = config.get("distributed_type")
-    if kind is None:
-        fix = "add distributed_type: MULTI_GPU (or 'NO', in quotes, for one process)"
-        return [Problem(key="distributed_type", consequence="is missing; accelerate refuses the file.", fix=fix)]
-    if kind is False:
-        consequence = "YAML reads an unquoted NO as false, and accelerate knows no such type."
-        return [Problem(key="distributed_type", value=kind, consequence=consequence, fix="distributed_type: 'NO'")]
-    if kind not in DISTRIBUTED_TYPES and config.get("compute_environment") != "AMAZON_SAGEMAKER":
-        consequence, fix = "accelerate knows no such type.", nearest(str(kind), DISTRIBUTED_TYPES)
-        return [Problem(key="distributed_type", value=kind, consequence=consequence, fix=fix)]
-    problems = []
-    count = num_processes if num_processes is not None else config.get("num_processes", 1)
-    if kind == "MULTI_CPU" and count != 1 and not config.get("mpirun_config"):
-        consequence = (
-            f"`accelerate launch` starts one process for MULTI_CPU, not {count}, and says nothing: "
-            "the run would train with a fraction of its batch."
-        )
-        fix = "distributed_type: MULTI_GPU with use_cpu: true, as in accelerate_configs/cpu_ddp.yaml"
-        problems.append(Problem(key="distributed_type", value=kind, consequence=consequence, fix=fix))
-    if kind == "NO" and isinstance(count, int) and count > 1:
-        consequence = f"one process starts, not {count}."
-        fix = "distributed_type: MULTI_GPU, or num_processes: 1"
-        problems.append(Problem(key="distributed_type", value=kind, consequence=consequence, fix=fix))
-    on_one_machine = config.get("num_machines", 1) in (1, None)
-    gpus = len(hardware.devices)
-    if kind == "MULTI_GPU" and not config.get("use_cpu") and on_one_machine and isinstance(count, int) and count > gpus:
-        consequence = f"{count} processes need {count} GPUs and {gpus} are visible ({hardware.reason})."
-        fix = f"--num_processes {gpus}" if gpus > 1 else "accelerate_configs/cpu_ddp.yaml, or a machine with GPUs"
-        problems.append(Problem(key="num_processes", value=count, consequence=consequence, fix=fix))
-    return problems

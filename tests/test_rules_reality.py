@@ -1,0 +1,322 @@
+"""The rules tell the truth: their bad files go through the installed accelerate, and what they say happens."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+FILES = ROOT / "tests" / "rules"
+
+
+@dataclass
+class Launched:
+    """What `accelerate launch` made of a config, up to where it would start processes."""
+
+    several: bool
+    """torchrun would start them; otherwise one process."""
+    args: Any
+    environment: dict[str, str]
+
+
+def fixture(rule: str, name: str) -> Path:
+    (path,) = FILES.joinpath(rule).glob(f"{name}*")
+    return path
+
+
+def launch(rule: str, name: str) -> Launched:
+    """Through accelerate's own parser, validation and environment; its launchers are not called."""
+    from accelerate.commands import launch as module
+    from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+
+    args = module.launch_command_parser().parse_args(["--config_file", str(fixture(rule, name)), "script.py"])
+    args, _, _ = module._validate_launch_command(args)
+    several = any((args.use_fsdp, args.use_megatron_lm, args.multi_gpu))
+    environment = prepare_multi_gpu_env(args) if several else prepare_simple_launcher_cmd_env(args)[1]
+    return Launched(several, args, environment)
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("FSDP_", "ACCELERATE_", "PARALLELISM_CONFIG_")):
+            monkeypatch.delenv(name)
+
+
+def plugin(rule: str, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The FSDP plugin that each process would build."""
+    import torch
+    from accelerate.utils import FullyShardedDataParallelPlugin, dataclasses
+
+    # On a machine without GPUs the plugin stops at sync_module_states, which needs a device.
+    monkeypatch.setattr(dataclasses, "is_cuda_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for key, value in launch(rule, name).environment.items():
+        if key.startswith("FSDP_"):
+            monkeypatch.setenv(key, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return FullyShardedDataParallelPlugin()
+
+
+REFUSED = [
+    ("byte-order-mark", "Unexpected UTF-8 BOM"),
+    ("compute-environment-unknown", "unknown keys"),
+    ("control-character", "special characters are not allowed"),
+    ("deepspeed-json", "distributed_type"),
+    ("distributed-type-missing", "distributed_type"),
+    ("distributed-type-unknown", "is not a valid DistributedType"),
+    ("dynamo-backend-unknown", "Unknown dynamo backend"),
+    ("empty-file", "'NoneType' object has no attribute 'get'"),
+    ("fsdp-loading-without-sync", "fsdp_sync_module_states"),
+    ("gpu-ids-not-text", "has no attribute 'split'"),
+    ("gpu-ids-one", "Less than two GPU ids"),
+    ("json-syntax", "Expecting property name"),
+    ("key-not-text", "unknown keys"),
+    ("main-process-port-impossible", "port must be 0-65535"),
+    ("mixed-precision-unknown", "Unknown mixed_precision mode"),
+    ("nested-too-deeply", "recursion"),
+    ("not-a-mapping", "has no attribute 'get'"),
+    ("not-utf-8", "can't decode byte"),
+    ("num-processes-missing", "manually pass in"),
+    ("several-documents", "expected a single document"),
+    ("tab", "cannot start any token"),
+    ("training-script", "distributed_type"),
+    ("transformers-fsdp", "distributed_type"),
+    ("unknown-key", "unknown keys"),
+    ("unknown-kind", "distributed_type"),
+    ("unknown-tag", "could not determine a constructor"),
+    ("word-read-as-boolean", "'bool' object has no attribute 'lower'"),
+    ("wrong-type", "not supported between instances of 'str' and 'int'"),
+    ("yaml-syntax", "expected ',' or ']'"),
+    ("yaml-value", "month must be in"),
+]
+OTHER_FILES = ("training-script",)
+"""Their good file is a run, which is nothing for accelerate either."""
+
+
+@pytest.mark.parametrize(("rule", "words"), REFUSED)
+def test_accelerate_refuses_the_bad_file_and_takes_the_good_one(rule: str, words: str) -> None:
+    with pytest.raises(Exception) as caught:  # noqa: PT011  (of every kind, which is the point)
+        launch(rule, "bad")
+    assert words in str(caught.value)
+    if rule not in OTHER_FILES:
+        launch(rule, "good")
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("fsdp-activation-offload", "requires `activation_checkpointing=True`"),
+        ("fsdp-not-boolean", "invalid truth value none"),
+        ("fsdp-state-dict-type-impossible", "FSDP2 does not support LOCAL_STATE_DICT"),
+        ("fsdp-version-unknown", "TRUE"),
+        ("fsdp-wrap-policy-unknown", "Invalid auto wrap policy"),
+        ("fsdp1-backward-prefetch-unknown", "BACKWARDS"),
+        ("fsdp1-sharding-strategy-unknown", "FULL_SHARDED"),
+        ("fsdp2-reshard-not-boolean", "invalid truth value full_shard"),
+    ],
+)
+def test_every_process_fails_after_it_has_started(rule: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises((ValueError, KeyError), match=words):
+        plugin(rule, "bad", monkeypatch)
+    plugin(rule, "good", monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "bad", "good"),
+    [
+        ("fsdp-cpu-ram-efficient-loading", "FSDP_CPU_RAM_EFFICIENT_LOADING", "true", "false"),
+        ("fsdp-config-ignored", "ACCELERATE_USE_FSDP", None, "true"),
+        ("fsdp-config-missing", "FSDP_VERSION", "1", "2"),
+        ("fsdp-config-missing", "FSDP_AUTO_WRAP_POLICY", None, "TRANSFORMER_BASED_WRAP"),
+        ("fsdp-version-missing", "FSDP_VERSION", "1", "2"),
+        ("fsdp-layer-class-list", "FSDP_TRANSFORMER_CLS_TO_WRAP", "['LlamaDecoderLayer']", "LlamaDecoderLayer"),
+        ("fsdp-ignored-modules", "FSDP_IGNORED_MODULES", "['lm_head']", ".*lm_head"),
+        ("fp8-config-ignored", "ACCELERATE_FP8_BACKEND", None, None),
+        ("multi-gpu-on-cpu", "ACCELERATE_USE_CPU", None, None),
+        ("cpu-affinity-ignored", "ACCELERATE_CPU_AFFINITY", None, None),
+        ("parallelism-prefix", "PARALLELISM_CONFIG_DP_SHARD_SIZE", "2", "2"),
+    ],
+)
+def test_processes_are_told(rule: str, name: str, bad: str | None, good: str | None) -> None:
+    assert launch(rule, "bad").environment.get(name) == bad
+    assert launch(rule, "good").environment.get(name) == good
+
+
+@pytest.mark.parametrize(
+    ("rule", "several", "name", "value"),
+    [
+        ("multi-cpu-one-process", False, "num_processes", 2),
+        ("one-process-starts", False, "num_processes", 2),
+        ("num-processes-uneven", True, "nproc_per_node", "7"),
+        ("num-processes-impossible", True, "nproc_per_node", "0"),
+        ("rdzv-backend-ignored", True, "rdzv_backend", "static"),
+        ("same-network-ignored", True, "same_network", False),
+        ("tpu-keys-ignored", True, "downcast_bf16", False),
+        ("main-process-ip-missing", True, "rdzv_endpoint", "None:29500"),
+        ("main-process-ip-placeholder", True, "rdzv_endpoint", "$MASTER_ADDR:29500"),
+        ("nested-key-overrules", True, "num_processes", 4),
+        ("nested-unknown-key", True, "dynamo_backend", "no"),
+        ("gpu-ids-too-few", True, "nproc_per_node", "4"),
+        ("one-process-distributed", True, "nproc_per_node", "1"),
+        ("machine-rank-missing", True, "node_rank", 0),
+        ("section-not-a-mapping", True, "dynamo_backend", "no"),
+    ],
+)
+def test_the_launcher_makes_of_it(rule: str, several: bool, name: str, value: Any) -> None:
+    made = launch(rule, "bad")
+    assert made.several is several
+    assert getattr(made.args, name) == value
+
+
+def test_each_machine_chooses_its_own_port() -> None:
+    first, second = (launch("main-process-port-any", "bad").args.rdzv_endpoint for _ in range(2))
+    assert first != second
+    assert launch("main-process-port-any", "good").args.rdzv_endpoint == "10.0.0.1:29500"
+
+
+def test_a_misspelt_key_leaves_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = launch("fsdp-unknown-key", "bad")
+    assert made.args.fsdp_reshard_after_foward is True
+    assert made.args.fsdp_reshard_after_forward == "true"  # the flag's default, a text
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "value"),
+    [
+        ("fsdp-no-wrap", "auto_wrap_policy", "None"),
+        ("fsdp-wrap-policy-missing", "auto_wrap_policy", "None"),
+        ("fsdp-state-dict-type-missing", "state_dict_type", "StateDictType.SHARDED_STATE_DICT"),
+        ("fsdp2-old-keys", "use_orig_params", "None"),
+        ("fsdp2-sharding-strategy", "reshard_after_forward", "True"),
+        ("fsdp1-reshard-ignored", "sharding_strategy", "ShardingStrategy.FULL_SHARD"),
+    ],
+)
+def test_the_plugin_makes_of_it(rule: str, name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert str(getattr(plugin(rule, "bad", monkeypatch), name)) == value
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("parallelism-size-impossible", "dp_replicate_size must be at least 1"),
+        ("parallelism-cp-and-sp", "mutually exclusive"),
+        ("parallelism-product", "does not match"),
+        ("parallelism-no-shard", "no dimension for FSDP to shard across"),
+        ("parallelism-needs-fsdp2", "only compatible"),
+    ],
+)
+def test_parallelism_fails_in_every_process(rule: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.parallelism_config import ParallelismConfig
+    from accelerate.utils import DistributedType
+
+    def build(name: str) -> None:
+        made = launch(rule, name)
+        for key, value in made.environment.items():
+            if key.startswith("PARALLELISM_CONFIG_"):
+                monkeypatch.setenv(key, value)
+
+        class Accelerator:
+            multi_device = False
+            num_processes = made.args.num_processes
+            is_fsdp2 = made.environment["FSDP_VERSION"] == "2"
+            is_main_process = True
+            distributed_type = DistributedType.FSDP
+
+        ParallelismConfig()._validate_accelerator(Accelerator())
+
+    with pytest.raises(ValueError, match=words):
+        build("bad")
+    build("good")
+
+
+class _Console:
+    def print(self, text: str) -> None: ...
+
+    def print_exception(self, **kwargs: Any) -> None: ...
+
+
+def test_a_failed_run_leaves_with_status_0_under_debug(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.distributed.run
+    from accelerate.commands import launch as module
+
+    def fail(args: Any) -> None:
+        raise RuntimeError("a rank failed")
+
+    monkeypatch.setattr(torch.distributed.run, "run", fail)
+    monkeypatch.setattr(module, "is_rich_available", lambda: True)
+    # rich may be missing here; then the launcher has no console either.
+    monkeypatch.setattr(module, "get_console", _Console, raising=False)
+
+    def run(name: str) -> None:
+        file = str(fixture("debug-hides-failure", name))
+        module.launch_command(module.launch_command_parser().parse_args(["--config_file", file, "script.py"]))
+
+    run("bad")  # and nothing is raised
+    with pytest.raises(RuntimeError, match="a rank failed"):
+        run("good")
+
+
+def test_old_keys_are_dropped() -> None:
+    from accelerate.commands.config.config_args import ClusterConfig
+
+    assert ClusterConfig.from_yaml_file(str(fixture("old-key-overruled", "bad"))).mixed_precision == "bf16"
+    assert ClusterConfig.from_yaml_file(str(fixture("old-key-overruled", "good"))).mixed_precision == "fp16"
+
+
+def test_the_last_of_two_keys_wins() -> None:
+    assert launch("duplicate-key", "bad").args.num_processes == 4
+
+
+def test_yaml_reads_the_number_as_octal() -> None:
+    assert launch("yaml-number", "bad").args.num_processes == 8
+
+
+def test_fp16_does_nothing_on_a_cpu() -> None:
+    code = (
+        "import json; from accelerate import Accelerator; a = Accelerator(cpu=True, mixed_precision='fp16'); "
+        "print(json.dumps([a.native_amp, a.scaler]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == [False, None]
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("run-two-precisions", "At most one of fp16 and bf16"),
+        ("run-load-best", "requires the save and eval strategy to match"),
+        ("run-plateau-needs-evaluation", "requires an eval strategy"),
+    ],
+)
+def test_training_arguments_refuse_it(rule: str, words: str, tmp_path: Path) -> None:
+    import yaml
+    from transformers import TrainingArguments
+
+    def build(name: str) -> None:
+        fields = yaml.safe_load(fixture(rule, name).read_text(encoding="utf-8"))["training"]
+        TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **fields)
+
+    with pytest.raises(ValueError, match=words):
+        build("bad")
+    build("good")
+
+
+@pytest.mark.parametrize("rule", ["fsdp-layer-class-unknown", "fsdp-layer-class-list"])
+def test_the_class_is_not_found_when_the_model_is_prepared(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    class LlamaDecoderLayer(torch.nn.Linear):
+        """The class that the good file names."""
+
+    model = torch.nn.Sequential(LlamaDecoderLayer(2, 2))
+    with pytest.raises(ValueError, match="Could not find the transformer layer class"):
+        plugin(rule, "bad", monkeypatch).set_auto_wrap_policy(model)
+    plugin(rule, "good", monkeypatch).set_auto_wrap_policy(model)

@@ -1,0 +1,112 @@
+"""Rules about several machines: how they number themselves and find each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from .document import Document, Finding, is_whole
+from .registry import rule
+
+
+def _several(config: Document) -> bool:
+    return config.num_machines > 1 and config.local and config.type != "XLA"
+
+
+@rule("machine-rank-missing", "warning")
+def machine_rank_missing(config: Document) -> Iterator[Finding]:
+    """Every machine takes rank 0 unless --machine_rank says otherwise: all of them wait for the others.
+
+    Reference: accelerate/commands/config/config_args.py: ClusterConfig.machine_rank = 0.
+    """
+    if _several(config) and config.get("machine_rank") is None and "machine_rank" not in config.context.flags:
+        consequence = "is missing: every machine takes itself for number 0 unless --machine_rank says otherwise."
+        yield config.problem("machine_rank", consequence, "machine_rank: 0, and --machine_rank 1 on the second machine")
+
+
+@rule("machine-rank-impossible")
+def machine_rank_impossible(config: Document) -> Iterator[Finding]:
+    """Ranks go from 0 to num_machines - 1. A higher one joins a group that has no such place: rank 0 or another is
+    missing, and the machines wait until the rendezvous times out.
+
+    Reference: torch/distributed/elastic/rendezvous/static_tcp_rendezvous.py: next_rendezvous takes the rank as given.
+    """
+    rank = config.get("machine_rank")
+    if rank is None or not config.local:
+        return
+    number = int(rank) if isinstance(rank, str) and re.fullmatch(r"\d{1,9}", rank) else rank
+    if not is_whole(number) or not 0 <= number < config.num_machines:
+        consequence = f"{config.num_machines} machines have the ranks 0 to {config.num_machines - 1}: they never meet."
+        yield config.problem("machine_rank", consequence, "machine_rank: 0, counted from 0 on the others")
+
+
+@rule("num-machines-impossible")
+def num_machines_impossible(config: Document) -> Iterator[Finding]:
+    """There is at least this machine; accelerate divides by the number.
+
+    Reference: accelerate/commands/launch.py: _validate_launch_command, `args.num_processes / args.num_machines`.
+    """
+    machines = config.whole("num_machines")
+    if machines is not None and machines < 1:
+        yield config.problem("num_machines", "is no number of machines.", "num_machines: 1")
+
+
+@rule("main-process-ip-missing")
+def main_process_ip_missing(config: Document) -> Iterator[Finding]:
+    """The machines look for one called None: accelerate writes the endpoint without looking.
+
+    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env, `f"{main_process_ip}:{main_process_port}"`.
+    """
+    if _several(config) and config.get("main_process_ip") is None:
+        consequence = "is missing: the machines look for one called None."
+        yield config.problem("main_process_ip", consequence, "add the address of machine 0")
+
+
+@rule("main-process-ip-local")
+def main_process_ip_local(config: Document) -> Iterator[Finding]:
+    """Every machine is its own 127.0.0.1: they never meet, and wait until the rendezvous times out.
+
+    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env, rdzv_endpoint.
+    """
+    address = config.get("main_process_ip")
+    if _several(config) and isinstance(address, str):
+        if address.startswith("127.") or address.lower() in ("localhost", "0.0.0.0", "::1", "::"):
+            consequence = "means each machine itself, so they never meet."
+            yield config.problem("main_process_ip", consequence, "the address of machine 0 that the others reach")
+
+
+_PLACEHOLDER = re.compile(r"[$<>{}\[\]\s]|MAIN_MACHINE|MASTER_ADDR|HEAD_NODE|YOUR|EXAMPLE|PLACEHOLDER|X\.X|^XX", re.I)
+
+
+@rule("main-process-ip-placeholder", "warning")
+def main_process_ip_placeholder(config: Document) -> Iterator[Finding]:
+    """A word to be replaced is still there; YAML expands no $VARIABLE either. The name is looked up and not found.
+
+    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env, rdzv_endpoint.
+    """
+    address = config.get("main_process_ip")
+    if _several(config) and isinstance(address, str) and _PLACEHOLDER.search(address):
+        consequence = "stands for an address and is none; accelerate expands no variables."
+        yield config.problem("main_process_ip", consequence, "the address of machine 0, or --main_process_ip …")
+
+
+@rule("main-process-port-any")
+def main_process_port_any(config: Document) -> Iterator[Finding]:
+    """Port 0 is any free one: each machine chooses its own, and they never meet.
+
+    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env, `get_free_port()`.
+    """
+    if _several(config) and config.whole("main_process_port") == 0:
+        consequence = "each machine chooses a free port of its own, so they never meet."
+        yield config.problem("main_process_port", consequence, "main_process_port: 29500")
+
+
+@rule("main-process-port-impossible")
+def main_process_port_impossible(config: Document) -> Iterator[Finding]:
+    """Ports end at 65535; beyond, the socket ends in an OverflowError.
+
+    Reference: accelerate/utils/other.py: is_port_in_use, `s.connect_ex(("localhost", port))`.
+    """
+    port = config.whole("main_process_port")
+    if port is not None and not 0 <= port <= 65535:
+        yield config.problem("main_process_port", "is no port.", "29500, or 0 for any free one on one machine")
