@@ -21,7 +21,7 @@ UNSLOTH_CPU := unsloth==2026.10.9 unsloth_zoo==2026.10.9
 # PIP_EXTRA_INDEX_URL set to PyTorch's CPU index avoids them.
 TORCH_CPU := torch==2.13.0
 
-.PHONY: quickstart test lint configs install
+.PHONY: quickstart test lint configs docs install
 install: $(INSTALLED)
 
 $(INSTALLED): setup.cfg Makefile
@@ -53,3 +53,7 @@ lint: $(INSTALLED)
 
 configs: $(INSTALLED)
 	$(BIN)/python -m unsloth_accel.accelerate_config
+
+docs: $(INSTALLED)
+	$(BIN)/python -m unsloth_accel.rules
+	$(BIN)/python -m benchmarks.memory_report

@@ -45,7 +45,7 @@ class LoraConfig:
     alpha: int = 16
     """Scale: the update is multiplied by alpha / r."""
     dropout: float = 0.0
-    """Unsloth's fused kernels need 0."""
+    """0 is fastest with Unsloth."""
     target_modules: Any = "all-linear"
     """`all-linear` (the seven projections of a decoder block) or a list of module names."""
     use_rslora: bool = False
