@@ -20,6 +20,9 @@ from .promise import Promise
 from .run_config import PROJECTIONS, RunConfig
 from .speed import Speed
 
+DECISIVE = ("taken as", "link ", "network ", "MIG")
+"""Words of those findings about hardware that a plan depends on; the others are in `Hardware.reasons`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -132,6 +135,8 @@ def plan(run: RunConfig, hardware: Hardware, spec: ModelSpec | None = None) -> P
     """
     reasons: list[str] = []
     device = _device(run, hardware, reasons)
+    if device == "cuda":
+        reasons += [reason for reason in hardware.reasons if any(word in reason for word in DECISIVE)]
     count = _num_processes(run, hardware, device, reasons)
     _check_strategy(run, count, device)
     precision = _precision(run, hardware, device, reasons)
