@@ -1,5 +1,7 @@
 """Which strategy is chosen, and what is said about the others."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,3 +138,87 @@ def test_unknown_size_needs_a_named_strategy(monkeypatch: pytest.MonkeyPatch) ->
     made = planned("8xH100-80GB", "nobody/nothing", distributed={"strategy": "ddp"})
     assert made.memory is None
     assert any(reason.startswith("memory is not estimated") for reason in made.reasons)
+
+
+def test_a_quantized_checkpoint_is_loaded_in_four_bit() -> None:
+    """Otherwise Unsloth loads the 16-bit model of that name."""
+    made = planned("1xH100-80GB", "unsloth/Llama-3.3-70B-Instruct-bnb-4bit", 8)
+    assert made.run.model.load_in_4bit
+    assert made.resolved()["model"]["load_in_4bit"] is True
+    assert any(reason.startswith("4 bit: the checkpoint is quantized") for reason in made.reasons)
+
+
+def test_experts_are_trained_and_packed() -> None:
+    made = planned("8xH100-80GB", "Qwen/Qwen3-30B-A3B")
+    assert made.memory is not None
+    # 128 experts × 16 × (2048 + 1536 + 768 + 2048) in 48 blocks, beside the attention's.
+    experts = 128 * 16 * (2048 + 1536 + 768 + 2048) * 48
+    assert made.memory.terms["lora"] * 2**30 > experts * 4
+    packed = planned("1x4090", "unsloth/gpt-oss-20b", 8, model={"load_in_4bit": True})
+    assert packed.memory is not None
+    assert packed.memory.terms["weights"] < 14
+
+
+def test_embeddings_among_the_targets_are_trained_whole() -> None:
+    modules = ["q_proj", "embed_tokens", "lm_head"]
+    made = planned("8xH100-80GB", SMALL, lora={"target_modules": modules})
+    assert made.memory is not None
+    assert made.memory.terms["lora"] * 2**30 > 2 * 128256 * 4096 * 4
+    with pytest.raises(ConfigError, match="no module is left to get LoRA"):
+        planned("8xH100-80GB", SMALL, lora={"target_modules": ["lm_head"]})
+
+
+def test_all_linear_is_spelt_out() -> None:
+    modules = planned("8xH100-80GB", SMALL).resolved()["lora"]["target_modules"]
+    assert modules == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    phi = planned("8xH100-80GB", "microsoft/Phi-3.5-mini-instruct").resolved()["lora"]["target_modules"]
+    assert set(phi) == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
+
+
+def test_every_suggestion_works() -> None:
+    """What a refusal says would fit is planned without another refusal."""
+    cases: list[tuple[str, str, dict[str, Any]]] = [
+        ("2xT4", SMALL, {}),
+        ("2xT4", SMALL, {"distributed": {"strategy": "ddp"}}),
+        ("4x4090", LARGE, {}),
+        ("2xH100", SMALL, {"training": {"per_device_train_batch_size": 128}, "model": {"max_seq_length": 8192}}),
+    ]
+    seen = 0
+    for hardware, name, changes in cases:
+        with pytest.raises(ConfigError) as caught:
+            planned(hardware, name, 256, **changes)
+        fix = caught.value.problems[0].fix
+        for word in re.findall(r"[a-z_]+\.[a-z0-9_]+=[\w.]+", fix):
+            key, value = word.split("=")
+            section, field = key.split(".")
+            more = {k: dict(v) for k, v in changes.items()}
+            if field == "strategy":
+                continue  # told together with the number of GPUs
+            more.setdefault(section, {})[field] = {"true": True}.get(value) or int(value)
+            planned(hardware, name, 256, **more)
+            seen += 1
+        for count in re.findall(r"(\d+) such GPUs", fix):
+            more = {**changes, "distributed": {"strategy": "fsdp2_native"}}
+            planned(f"{count}x{hardware.split('x')[1]}", name, 256, **more)
+            seen += 1
+    assert seen >= 5
+
+
+def test_the_network_is_one_edge_of_the_ring() -> None:
+    """Two machines of 8: a sharded step sends 2 × 15/16 of the weights over the slowest edge."""
+    made = planned("2x8xH100-80GB", LARGE)
+    assert made.speed is not None
+    gathered = 2 * 15 / 16 * 70.55e9 * 2 / 12.5e9
+    assert made.speed.communication == pytest.approx(gathered, rel=0.05)
+
+
+def test_speed_is_of_the_planned_batch() -> None:
+    made = planned("2xT4", "unsloth/Qwen3-8B", None, model={"load_in_4bit": True, "max_seq_length": 8192})  # type: ignore[arg-type]
+    assert made.speed is not None
+    assert made.speed.tokens == made.batch.global_size * 8192
+
+
+def test_an_unknown_decoder_layer_is_not_guessed(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nobody"}', encoding="utf-8")
+    with pytest.raises(ConfigError):
+        planned("2xH100", str(tmp_path), distributed={"strategy": "fsdp2"})

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -107,8 +108,27 @@ def test_refusals(description: dict[str, Any]) -> None:
 
 
 def test_full_precision_when_asked(description: dict[str, Any]) -> None:
-    assert make(description, gpus(1), training={"bf16": False}).mixed_precision == "no"
-    assert make(description, gpus(1), model={"dtype": "float32"}).mixed_precision == "no"
+    assert make(description, CPU, training={"bf16": False}).mixed_precision == "no"
+    assert make(description, CPU, model={"dtype": "float32"}).mixed_precision == "no"
+    assert make(description, gpus(1, (7, 5)), model={"dtype": "float32"}).mixed_precision == "no"
+    # On a GPU Unsloth trains an adapter in mixed precision all the same, and the plan says what runs.
+    made = make(description, gpus(1), training={"bf16": False})
+    assert made.mixed_precision == "bf16"
+    assert any("mixed precision on a GPU all the same" in reason for reason in made.reasons)
+
+
+def test_precision_follows_the_models_dtype(description: dict[str, Any]) -> None:
+    assert make(description, gpus(1), model={"dtype": "float16"}).mixed_precision == "fp16"
+    assert make(description, gpus(1), model={"dtype": "bfloat16"}).mixed_precision == "bf16"
+    for hardware, model, training, words in (
+        (gpus(1), "float16", {"bf16": True}, "Unsloth refuses to train that in bf16"),
+        (gpus(1), "bfloat16", {"fp16": True}, "Unsloth refuses to train that in fp16"),
+        (gpus(1, (7, 5)), "bfloat16", {}, "has no bfloat16"),
+        (gpus(1, (7, 5)), None, {"bf16": True}, "has no bfloat16"),
+        (CPU, "float16", {}, "refuses fp16 there"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            make(description, hardware, model={"dtype": model}, training=training)
 
 
 def test_the_environment_says_what_the_yaml_cannot(description: dict[str, Any]) -> None:
@@ -120,6 +140,18 @@ def test_the_environment_says_what_the_yaml_cannot(description: dict[str, Any]) 
     assert forced["UNSLOTH_FORCE_CPU"] == "1"
     promise = json.loads(on_cpu["UNSLOTH_ACCEL_PROMISE"])
     assert promise == {"num_processes": 2, "strategy": "ddp", "device": "cpu", "made_by": "the plan"}
+
+
+def test_the_freest_gpus_are_taken(description: dict[str, Any]) -> None:
+    found = [replace(device, memory_free_gib=free) for device, free in zip(gpus(3).devices, (1, 79, 60), strict=True)]
+    hardware = replace(gpus(3), devices=tuple(found))
+    assert make(description, hardware, distributed={"num_processes": 1}).environment["CUDA_VISIBLE_DEVICES"] == "GPU-11"
+    two = make(description, hardware, distributed={"num_processes": 2})
+    assert two.environment["CUDA_VISIBLE_DEVICES"] == "GPU-11,GPU-22"
+    with pytest.raises(
+        ConfigError, match=r"GPU 0 has 1\.0 GiB free of 80\.0.*free the 79\.0 GiB that are in use on GPU 0"
+    ):
+        make(description, hardware, batch={"global_size": 9})
 
 
 def test_one_process_sees_one_gpu(description: dict[str, Any]) -> None:

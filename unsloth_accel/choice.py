@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from .accelerate_config import SHARDING, Precision, Strategy
-from .hardware import Hardware
+from .batch import divisors
+from .hardware import Device, Hardware
 from .memory import MemoryEstimate, Workload, estimate
 from .problems import ConfigError, Problem
 from .speed import Speed, estimate_speed
@@ -19,6 +20,11 @@ NEARLY = 0.9
 """DDP is taken while it reaches this share of the fastest: it has the least that can go wrong."""
 PREFERENCE: tuple[Strategy, ...] = ("single", "ddp", "fsdp2_native", "fsdp2", "fsdp1")
 """Order where speeds are unknown or equal."""
+
+
+def free_gib(device: Device) -> float:
+    """What a process can have of a GPU: what is free, or all where nobody looked."""
+    return device.memory_gib if device.memory_free_gib is None else device.memory_free_gib
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +62,17 @@ class Question:
     precision: Precision
     sizes: Sequence[int]
     """Rows at once that would keep the global batch, ascending."""
-    rows: int
-    """Of one process in one optimizer step."""
+    rows: int | None
+    """Of one process in one optimizer step; None where no global batch is given."""
+    accumulation: int | None = None
+    """As the run gives it."""
+
+    @property
+    def free_devices(self) -> str:
+        """The advice to free the fullest GPU; empty where nobody uses it."""
+        least = min(self.hardware.devices, key=free_gib)
+        used = least.memory_gib - free_gib(least)
+        return f"free the {used:.1f} GiB that are in use on GPU {least.index}" if used > 0.1 * least.memory_gib else ""
 
     def option(self, strategy: Strategy) -> Option:
         count = 1 if strategy == "single" else self.num_processes
@@ -69,7 +84,10 @@ class Question:
         fitting = [size for size in self.sizes if memory(size).total <= budget]
         size = max(fitting, default=min(self.sizes))
         work = replace(self.work, per_device=size)
-        speed = estimate_speed(work, strategy, count, max(self.rows // size, 1), self.hardware, self.precision)
+        steps = self.accumulation or 1 if self.rows is None else max(self.rows // size, 1)
+        if strategy == "single" and self.rows is not None:
+            steps *= self.num_processes  # the same rows, in one process
+        speed = estimate_speed(work, strategy, count, steps, self.hardware, self.precision)
         return Option(strategy=strategy, per_device=size, memory=memory(size), fits=bool(fitting), speed=speed)
 
 
@@ -112,7 +130,7 @@ def _asked(
     chosen = next((option for option in options if option.strategy == asked), None)
     chosen = chosen or question.option(asked)  # type: ignore[arg-type]
     if not chosen.fits and chosen.memory.total > ERROR * question.capacity_gib:
-        raise ConfigError(_nothing_fits(question, [chosen, *(o for o in options if o.fits)]))
+        raise ConfigError(_nothing_fits(question, [chosen, *(o for o in options if o.fits)], asked))
     reasons = [f"{asked}: distributed.strategy asks for it."]
     if not chosen.fits:
         reasons.append(f"tight: {_needs(chosen)}, and {_has(question)}; it may run out of memory.")
@@ -120,7 +138,10 @@ def _asked(
         reasons.append(f"beware: {FSDP1_REASON}")
     better = [o for o in options if o.fits and o.speed and chosen.speed and o.rank < chosen.rank]
     reasons += [f"{o.strategy} would be faster: {_pace(o)} against {_pace(chosen)}." for o in better[:1]]
-    rejected = [Rejected(strategy=o.strategy, reason=f"distributed.strategy is {asked}.") for o in options]
+    rejected = [
+        Rejected(strategy=o.strategy, reason=f"distributed.strategy is {asked}{'' if o.fits else f'; it {_needs(o)}'}.")
+        for o in options
+    ]
     return chosen, tuple(reasons), tuple(r for r in rejected if r.strategy != asked)
 
 
@@ -168,37 +189,68 @@ def _four_bit(question: Question, chosen: Option) -> list[str]:
     return [f"model.load_in_4bit=true would let every GPU hold the model, so DDP would do ({_needs(packed)}{pace})."]
 
 
-def _nothing_fits(question: Question, options: list[Option]) -> Problem:
-    """The refusal of a plan, with what would fit."""
-    least = min(options, key=lambda option: option.memory.total)
-    wanting = [option for option in options if not option.fits]
-    needs = "; ".join(f"{option.strategy} {_needs(option)}" for option in wanting)
-    fixes = []
-    fitting = [option.strategy for option in options if option.fits]
-    if fitting:
-        fixes.append(f"distributed.strategy={fitting[0]}")
-    if not question.work.packed:
-        packed = replace(question, work=replace(question.work, load_in_4bit=True))
-        strategies: tuple[Strategy, ...] = ("ddp", "fsdp2_native") if question.num_processes > 1 else ("single",)
-        found = next((name for name in strategies if packed.option(name).fits), None)
-        fixes += [f"model.load_in_4bit=true ({found} would fit)"] if found else []
-    more = next(
-        (
-            count
-            for count in (2, 4, 8, 16, 32, 64)
-            if count > question.num_processes and replace(question, num_processes=count).option("fsdp2_native").fits
-        ),
-        None,
-    )
-    fixes += [f"{more} such GPUs (fsdp2_native)"] if more else []
-    if least.memory.terms.get("activations", 0) > 1:
-        fixes.append("a shorter model.max_seq_length")
+def _nothing_fits(question: Question, options: list[Option], asked: str = "auto") -> Problem:
+    """The refusal of a plan, with what would fit; every suggestion has been tried."""
+    needs = "; ".join(f"{option.strategy} {_needs(option)}" for option in options if not option.fits)
     return Problem(
         key="model.name",
         value=question.work.spec.name,
         consequence=f"needs more memory than there is: {needs}; {_has(question)}.",
-        fix=", or ".join(fixes) or "a smaller model, or GPUs with more memory",
+        fix=", or ".join(_what_fits(question, options, asked)) or "a smaller model, or GPUs with more memory",
     )
+
+
+def _what_fits(question: Question, options: list[Option], asked: str) -> Iterator[str]:
+    several = question.num_processes > 1
+    names: tuple[Strategy, ...] = ("ddp", "fsdp2_native") if several else ("single",)
+    if asked != "auto":
+        yield from (f"distributed.strategy={option.strategy}" for option in options if option.fits)
+        names = (asked,)  # type: ignore[assignment]
+
+    def fits(changed: Question) -> Strategy | None:
+        return next((name for name in names if changed.option(name).fits), None)
+
+    if question.rows is not None and len(question.sizes) == 1 and question.sizes[0] > 1:
+        smaller = replace(question, sizes=divisors(question.rows))
+        found = fits(smaller)
+        if found:
+            size = smaller.option(found).per_device
+            yield f"training.per_device_train_batch_size={size} and no training.gradient_accumulation_steps"
+    if not question.work.packed:
+        found = fits(replace(question, work=replace(question.work, load_in_4bit=True)))
+        if found:
+            yield f"model.load_in_4bit=true ({found} would fit)"
+    length = 1 << (question.work.length - 1).bit_length() - 1
+    while length >= 256:
+        if fits(replace(question, work=replace(question.work, length=length))):
+            yield f"model.max_seq_length={length}"
+            break
+        length //= 2
+    if question.free_devices:
+        yield question.free_devices
+    more = _more_gpus(question)
+    if more:
+        strategy = "" if asked in ("auto", "fsdp2_native") else " with distributed.strategy=fsdp2_native"
+        yield f"{more} such GPUs (fsdp2_native){strategy}"
+
+
+def _more_gpus(question: Question) -> int | None:
+    """How many GPUs of this kind would do, with the same global batch."""
+    for count in (2, 4, 8, 16, 32, 64):
+        if count <= question.num_processes:
+            continue
+        rows = None if question.rows is None else question.rows * question.num_processes
+        if rows is not None and rows % count:
+            continue
+        sizes: Sequence[int] = question.sizes
+        if rows is not None and len(sizes) > 1:
+            sizes = divisors(rows // count)
+        elif rows is not None and rows // count % sizes[0]:
+            continue  # what the run gives for each device doesn't divide the share of so many
+        changed = replace(question, num_processes=count, sizes=sizes, rows=None if rows is None else rows // count)
+        if changed.option("fsdp2_native").fits:
+            return count
+    return None
 
 
 def _needs(option: Option) -> str:
@@ -207,6 +259,12 @@ def _needs(option: Option) -> str:
 
 
 def _has(question: Question) -> str:
+    least = min(question.hardware.devices, key=free_gib)
+    free = least.memory_free_gib
+    if free is not None and free < 0.9 * least.memory_gib:
+        return (
+            f"GPU {least.index} has {free:.1f} GiB free of {least.memory_gib:.1f}, of which a plan fills {MARGIN:.0%}"
+        )
     return f"a GPU has {question.capacity_gib:.1f} GiB, of which a plan fills {MARGIN:.0%}"
 
 

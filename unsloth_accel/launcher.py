@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from .accelerate_launch import ERRORS, Launch, parse_arguments, run_accelerate, takes_value
@@ -81,7 +82,8 @@ def for_run(request: Request, hardware: Hardware) -> tuple[Launch, Plan, list[Pr
     try:
         decided = plan(run, hardware)
     except ConfigError as error:
-        raise ConfigError([*error.problems, *errors(problems)]) from None
+        told = {problem.key for problem in errors(problems)}
+        raise ConfigError([*(p for p in error.problems if p.key not in told), *errors(problems)]) from None
     problems += plan_problems(decided)
     command = launch_of(decided, flags)
     if flags:
@@ -96,6 +98,10 @@ def run_problems(run: RunConfig) -> list[Problem]:
 
 def plan_problems(decided: Plan) -> list[Problem]:
     """What would be lost by running a plan that was asked for."""
+    if decided.strategy == "fsdp2_native" and decided.device == "cpu" and find_spec("triton") is None:
+        consequence = "Unsloth's sharding imports triton, also on a CPU, and it is not installed."
+        fix = "pip install triton, or distributed.strategy=ddp"
+        return [Problem(key="distributed.strategy", value="fsdp2_native", consequence=consequence, fix=fix)]
     if decided.strategy != "fsdp1":
         return []
     consequence = "PEFT 0.21 finds no LoRA layer in an FSDP1 model and saves an empty adapter: the run would be lost."

@@ -15,7 +15,7 @@ from math import ceil
 from typing import Literal
 
 from .accelerate_config import Strategy
-from .model_spec import ModelSpec, nf4_bytes
+from .model_spec import ModelSpec
 
 GIB = 2**30
 Checkpointing = Literal["unsloth", "true", "false"]
@@ -109,11 +109,12 @@ class Workload:
     # Summing over all tensors takes a millisecond for a mixture of experts, and the planner asks often.
     @cached_property
     def weight_bytes(self) -> int:
-        return self.spec.weight_bytes(self.load_in_4bit, self.dtype_bytes)
+        # Unsloth packs the experts too, transformers alone would not.
+        return self.spec.weight_bytes(self.load_in_4bit, self.dtype_bytes, experts_in_4bit=True)
 
     @cached_property
     def block_bytes(self) -> float:
-        """Of the largest decoder block."""
+        """Of the largest decoder block; of an average one in 4 bit."""
         return self._block_bytes()
 
     @cached_property
@@ -132,15 +133,9 @@ class Workload:
         return self.load_in_4bit or self.spec.quantization == "bnb-4bit"
 
     def _block_bytes(self) -> float:
-        whole = self.spec.layer_parameters * self.dtype_bytes
-        if not self.packed:
-            return whole
-        linear = sum(weight.out_features * weight.in_features for weight in self.spec.linear_weights)
-        return (
-            whole
-            - linear / max(self.spec.num_layers, 1) * self.dtype_bytes
-            + nf4_bytes(linear // max(self.spec.num_layers, 1))
-        )
+        if self.packed:
+            return (self.weight_bytes - self.outer_bytes) / max(self.spec.num_layers, 1)
+        return self.spec.layer_parameters * self.dtype_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +249,7 @@ def _loading(work: Workload, strategy: Strategy, num_processes: int) -> float:
     if strategy in ("fsdp2", "fsdp1"):
         # The whole model is loaded on every GPU, and is still there when its shards have been made.
         return whole * (1 + 1 / num_processes)
-    if strategy == "fsdp2_native" and not work.packed:
+    if strategy == "fsdp2_native" and not work.packed and work.spec.quantization is None:
         # Linear weights are read as shards, everything else whole (unsloth/models/fsdp2_load.py), and the largest of
         # these is there twice while it is cut.
         return (work.weight_bytes - work.outer_bytes) / num_processes + work.outer_bytes + largest + lora

@@ -47,6 +47,8 @@ def find(name: str, revision: str | None = None) -> Found:
     if not _may_be_hub_id(name):
         consequence = "is a file, not a model directory." if _is_file(path) else "no such directory."
         fix = "give the directory that holds config.json, or a hub id such as unsloth/Llama-3.2-1B-Instruct"
+        if name.endswith("models/SmolLM2-135M-Instruct"):
+            fix = "make quickstart, or python examples/prepare_smollm2.py"
         raise ConfigError(Problem(key="model.name", value=name, consequence=consequence, fix=fix))
     cached = _cached(name, revision)
     if cached:

@@ -100,14 +100,14 @@ def as_table(plan: Plan) -> Any:
         parts += ["", memory]
     reasons = Table.grid(padding=(0, 1))
     for reason in plan.reasons:
-        reasons.add_row(" ·", reason)
+        reasons.add_row(" ·", Text(reason))
     parts += ["", Text("because", style="bold"), reasons]
     if plan.rejected:
         rejected = Table(title="rejected", title_justify="left", title_style="bold", box=None, show_header=False)
         rejected.add_column(style="bold yellow", no_wrap=True)
         rejected.add_column()
         for option in plan.rejected:
-            rejected.add_row(option.strategy, option.reason)
+            rejected.add_row(option.strategy, Text(option.reason))
         parts += ["", rejected]
     return Group(*parts)
 

@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import plan_view
-from .accelerate_config import AccelerateConfig, Precision, Strategy
+from .accelerate_config import AccelerateConfig, Precision, Strategy, launch_lines
 from .adapters.environment import variables_for
 from .batch import DEFAULT_PER_DEVICE, Batch, check_divisible, divide_batch, divisors
-from .choice import Option, Question, Rejected, choose
+from .choice import ERROR, Option, Question, Rejected, choose, free_gib
 from .files import write_atomically
-from .hardware import Hardware
+from .hardware import Device, Hardware
 from .memory import MemoryEstimate, Workload
 from .model_spec import ModelSpec
+from .precision import choose_precision
 from .problems import ConfigError, Problem
 from .promise import Promise
-from .run_config import PROJECTIONS, RunConfig
+from .run_config import RunConfig
 from .speed import Speed
+from .targets import targets
 
 DECISIVE = ("taken as", "link ", "network ", "MIG")
 """Words of those findings about hardware that a plan depends on; the others are in `Hardware.reasons`."""
@@ -33,6 +35,8 @@ class Plan:
     reasons: tuple[str, ...]
     hardware: Hardware
     run: RunConfig
+    devices: tuple[Device, ...] = ()
+    """Of one machine: the GPUs that are used, those with the most free memory; none on a CPU."""
     rejected: tuple[Rejected, ...] = ()
     """The other strategies, each with the reason."""
     memory: MemoryEstimate | None = None
@@ -55,6 +59,7 @@ class Plan:
 
     @property
     def accelerate_config(self) -> AccelerateConfig:
+        # Where it is unknown, nothing that needs it is planned.
         decoder_layer = (self.spec and self.spec.decoder_layer_class) or AccelerateConfig.decoder_layers[0]
         return AccelerateConfig(
             strategy=self.strategy,
@@ -62,6 +67,7 @@ class Plan:
             device=self.device,
             mixed_precision=self.mixed_precision,
             num_machines=self.num_machines,
+            # Sharded loading is for 16-bit checkpoints; of another it loads the whole on every GPU.
             load_in_4bit=self.run.model.load_in_4bit or bool(self.spec and self.spec.quantization),
             decoder_layers=(decoder_layer,),
         )
@@ -75,11 +81,10 @@ class Plan:
         if self.device == "cpu":
             # Accelerate counts physical cores, which a container may report as too few.
             variables["OMP_NUM_THREADS"] = str(max(1, self.hardware.cpu_cores // self.num_processes))
-        elif self.num_processes < len(self.hardware.devices) or self.hardware.devices[0].mig:
+        elif len(self.devices) < len(self.hardware.devices) or self.devices[0].mig:
             # One process that sees several GPUs would be given torch's DataParallel by the Trainer; of several MIG
             # instances, newer drivers show it all.
-            chosen = self.hardware.devices[: self.num_processes]
-            variables["CUDA_VISIBLE_DEVICES"] = ",".join(device.uuid or str(device.index) for device in chosen)
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(device.uuid or str(device.index) for device in self.devices)
         return variables
 
     def resolved(self) -> dict[str, Any]:
@@ -107,11 +112,27 @@ class Plan:
         return values
 
     def write(self, directory: str | Path) -> None:
-        """Write run.yaml (every `auto` decided) and accelerate.yaml into `directory`."""
+        """Write run.yaml (every `auto` decided) and accelerate.yaml, with its launch line, into `directory`.
+
+        Raises `ConfigError` where that can't be written.
+        """
         from omegaconf import OmegaConf
 
-        write_atomically(Path(directory, "run.yaml"), OmegaConf.to_yaml(OmegaConf.create(self.resolved())))
-        self.accelerate_config.write(Path(directory, "accelerate.yaml"), "Written by unsloth-accel from run.yaml.")
+        try:
+            self._write(Path(directory), OmegaConf.to_yaml(OmegaConf.create(self.resolved())))
+        except OSError as error:
+            fix = "choose a directory that you may write"
+            consequence = f"can't be written: {error.strerror}."
+            raise ConfigError(Problem(key=str(directory), consequence=consequence, fix=fix)) from None
+
+    def _write(self, directory: Path, run_yaml: str) -> None:
+        write_atomically(Path(directory, "run.yaml"), run_yaml)
+        config = self.accelerate_config
+        comment = (
+            f"{self.strategy}, written by unsloth-accel from run.yaml. Launch this run, or your own script, with:\n\n"
+        )
+        comment += launch_lines(config, "accelerate.yaml")
+        config.write(Path(directory, "accelerate.yaml"), comment)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything decided, as JSON can hold it: what `unsloth-accel plan --json` prints."""
@@ -139,7 +160,8 @@ def plan(run: RunConfig, hardware: Hardware, spec: ModelSpec | None = None) -> P
         reasons += [reason for reason in hardware.reasons if any(word in reason for word in DECISIVE)]
     count = _num_processes(run, hardware, device, reasons)
     _check_strategy(run, count, device)
-    precision = _precision(run, hardware, device, reasons)
+    used = _freest(hardware, count) if device == "cuda" else ()
+    precision = choose_precision(run, hardware, used, reasons)
     rows = run.batch.rows(run.model.max_seq_length)
     per_device: int | None = run.training.get("per_device_train_batch_size")
     accumulation: int | None = run.training.get("gradient_accumulation_steps")
@@ -149,13 +171,19 @@ def plan(run: RunConfig, hardware: Hardware, spec: ModelSpec | None = None) -> P
     rejected: tuple[Rejected, ...] = ()
     spec = spec or _spec(run, device, count, reasons)
     if spec is not None:
-        question = _question(run, spec, hardware, device, precision, count, rows)
+        run = _spelt_out(run, spec, reasons)
+        question = _question(run, spec, replace(hardware, devices=used), precision, count, rows)
         if device == "cuda":
             chosen, why, rejected = choose(question, run.distributed.strategy)
             reasons += why
         else:
-            chosen = question.option("ddp" if count > 1 else "single")
+            chosen = question.option(_unsized_strategy(run, count))
+            _check_host(chosen, question)
     strategy = chosen.strategy if chosen else _unsized_strategy(run, count)
+    if strategy in ("fsdp2", "fsdp1") and not (spec and spec.decoder_layer_class):
+        consequence = "the class of the model's decoder layers is unknown, and FSDP must be told it."
+        fix = "distributed.strategy=ddp, or unsloth-accel config --decoder-layer CLASS for your own script"
+        raise ConfigError(Problem(key="distributed.strategy", value=strategy, consequence=consequence, fix=fix))
     if device == "cpu" or chosen is None:
         reasons.append(_plain_reason(strategy))
     batch = _batch(rows, count, per_device, accumulation, chosen, device, reasons)
@@ -170,6 +198,7 @@ def plan(run: RunConfig, hardware: Hardware, spec: ModelSpec | None = None) -> P
         speed=chosen.speed if chosen and device == "cuda" else None,
         spec=spec,
         hardware=hardware,
+        devices=used,
         run=run,
     )
 
@@ -247,6 +276,8 @@ def _spec(run: RunConfig, device: str, count: int, reasons: list[str]) -> ModelS
     try:
         spec = ModelSpec.load(run.model.name)
     except ConfigError as error:
+        if not _may_be_elsewhere(run.model.name):
+            raise  # a directory that is missing or damaged
         if device == "cuda" and run.distributed.strategy == "auto" and count > 1:
             fix = "or name the strategy: distributed.strategy=ddp while the model fits one GPU"
             problems = [replace(problem, fix=f"{problem.fix}, {fix}") for problem in error.problems]
@@ -262,7 +293,6 @@ def _question(
     run: RunConfig,
     spec: ModelSpec,
     hardware: Hardware,
-    device: str,
     precision: Precision,
     count: int,
     rows: int | None,
@@ -278,22 +308,22 @@ def _question(
         sizes = [own // accumulation]
     else:
         sizes = divisors(own)
-    if device == "cpu":
+    if not hardware.devices:
         sizes = [size for size in sizes if size <= DEFAULT_PER_DEVICE] or sizes[:1]
         capacity = hardware.host_memory_gib / count
     else:
-        capacity = min(d.memory_gib if d.memory_free_gib is None else d.memory_free_gib for d in hardware.devices)
-    full = run.model.dtype == "float32" or (device == "cpu" and precision == "no")
+        capacity = min(map(free_gib, hardware.devices))
+    full = run.model.dtype == "float32" or (not hardware.devices and precision == "no")
     work = Workload(
         spec=spec,
-        lora_parameters=trained_parameters(run, spec),
+        lora_parameters=targets(run, spec).parameters,
         per_device=sizes[0],
         length=run.model.max_seq_length,
         checkpointing=run.model.gradient_checkpointing,  # type: ignore[arg-type]
         load_in_4bit=run.model.load_in_4bit,
         dtype_bytes=4 if full else 2,
         optim=str(run.training.get("optim", "adamw_torch")),
-        on_cpu=device == "cpu",
+        on_cpu=not hardware.devices,
     )
     return Question(
         work=work,
@@ -302,46 +332,51 @@ def _question(
         num_processes=count,
         precision=precision,
         sizes=sizes,
-        rows=own if own is not None else sizes[-1] * (accumulation or 1),
+        rows=own,
+        accumulation=accumulation,
     )
 
 
-def trained_parameters(run: RunConfig, spec: ModelSpec) -> int:
-    """Parameters of the adapter that `run` trains."""
-    modules = run.lora.target_modules
-    if modules == "all-linear":
-        # What Unsloth targets then: the seven projections, as far as the architecture has them by these names.
-        present = {weight.name.rsplit(".", 1)[-1] for weight in spec.linear_weights}
-        modules = [name for name in PROJECTIONS if name in present] or "all-linear"
-    return spec.lora_parameters(modules if isinstance(modules, str) else list(modules), run.lora.r)
+def _freest(hardware: Hardware, count: int) -> tuple[Device, ...]:
+    """As many GPUs of a machine as there are processes on it: those with the most free memory, in their order."""
+    by_memory = sorted(hardware.devices, key=free_gib, reverse=True)[: count // hardware.num_machines]
+    return tuple(device for device in hardware.devices if device in by_memory)
 
 
-def _precision(run: RunConfig, hardware: Hardware, device: str, reasons: list[str]) -> Precision:
-    fields = run.training
-    if fields.get("bf16") and fields.get("fp16"):
-        consequence = "bf16 and fp16 are both on."
-        raise ConfigError(Problem(key="training.bf16", value=True, consequence=consequence, fix="turn one of them off"))
-    if fields.get("bf16") or fields.get("fp16"):
-        asked: Precision = "bf16" if fields.get("bf16") else "fp16"
-        if asked == "fp16" and device == "cpu":
-            fix = "drop training.fp16 (the plan takes bf16 where the CPU has it)"
-            consequence = "a CPU trains in bf16 or fp32; accelerate refuses fp16 there."
-            raise ConfigError(Problem(key="training.fp16", value=True, consequence=consequence, fix=fix))
-        reasons.append(f"precision {asked}: training.{asked} is set.")
-        return asked
-    # An explicit `bf16: false` means full precision; null or nothing leaves the choice to the plan.
-    if fields.get("bf16") is False or run.model.dtype == "float32":
-        reasons.append("precision no: training.bf16 is false or model.dtype is float32.")
-        return "no"
-    if device == "cpu":
-        reasons.append(f"precision: the CPU {'has' if hardware.cpu_bf16 else 'lacks'} bfloat16 instructions.")
-        return "bf16" if hardware.cpu_bf16 else "no"
-    old = [d.name for d in hardware.devices if d.compute_capability < (8, 0)]
-    if old:
-        reasons.append(f"precision fp16: {old[0]} has no bfloat16 (compute capability below 8.0).")
-        return "fp16"
-    reasons.append("precision bf16: every GPU has bfloat16, which needs no loss scaling.")
-    return "bf16"
+def _may_be_elsewhere(name: str) -> bool:
+    """Whether `name` is a hub id, whose shapes may be unknown here without being wrong."""
+    return not Path(name).exists() and name.count("/") == 1 and not name.startswith((".", "~", "/"))
+
+
+def _spelt_out(run: RunConfig, spec: ModelSpec, reasons: list[str]) -> RunConfig:
+    """`run` with the modules that get LoRA by name, and 4 bit where the checkpoint is; adds to `reasons`."""
+    found = targets(run, spec)
+    if found.whole:
+        reasons.append(f"{' and '.join(found.whole)}: trained whole, not with LoRA, as Unsloth does.")
+    if spec.num_experts:
+        reasons.append("a mixture of experts: its memory is counted from its shapes and was never measured here.")
+    length, most = run.model.max_seq_length, spec.max_position_embeddings
+    if most and length > most:
+        reasons.append(f"model.max_seq_length={length} is beyond the {most} tokens that the model was made for.")
+    model = run.model
+    if spec.quantization == "bnb-4bit" and not model.load_in_4bit:
+        # Otherwise Unsloth loads the 16-bit model of that name (unsloth/models/loader_utils.py).
+        reasons.append("4 bit: the checkpoint is quantized, so model.load_in_4bit is taken as true.")
+        model = replace(model, load_in_4bit=True)
+    return replace(run, model=model, lora=replace(run.lora, target_modules=list(found.modules)))
+
+
+def _check_host(chosen: Option, question: Question) -> None:
+    """Raise `ConfigError` when the processes need more than the machine has, by more than the estimate may be wrong."""
+    need, has = chosen.memory.total, question.capacity_gib
+    if not question.hardware.host_known or need <= ERROR * has:
+        return
+    count = question.num_processes
+    consequence = (
+        f"needs {need:.1f} GiB in each of {count} processes, and the machine has {has * count:.1f} GiB in all."
+    )
+    fix = "distributed.num_processes=1, or a smaller model" if count > 1 else "a smaller model"
+    raise ConfigError(Problem(key="model.name", value=question.work.spec.name, consequence=consequence, fix=fix))
 
 
 def _batch(
@@ -353,16 +388,18 @@ def _batch(
     device: str,
     reasons: list[str],
 ) -> Batch:
-    most = chosen.per_device if chosen and device == "cuda" else DEFAULT_PER_DEVICE
+    most = chosen.per_device if chosen else DEFAULT_PER_DEVICE
     if rows is None:
         given = per_device or min(most, DEFAULT_PER_DEVICE)
         rows = given * (accumulation or 1) * count
         if per_device is None:
-            reasons.append(f"{given} rows per device: batch.global_size says nothing, so up to {DEFAULT_PER_DEVICE}.")
+            rows_text = f"{given} row{'s' * (given != 1)} per device"
+            reasons.append(f"{rows_text}: batch.global_size says nothing, so up to {DEFAULT_PER_DEVICE}.")
         return divide_batch(rows, count, given, accumulation or 1)
     batch = divide_batch(rows, count, per_device, accumulation, most=most)
     if per_device is None and accumulation is None:
         limit = "memory allows" if chosen and device == "cuda" else f"is at most {DEFAULT_PER_DEVICE}"
         share = f"divides the {rows // count} rows of a process"
-        reasons.append(f"{batch.per_device} rows per device: the largest number that {limit} and {share}.")
+        rows_text = f"{batch.per_device} row{'s' * (batch.per_device != 1)} per device"
+        reasons.append(f"{rows_text}: the largest number that {limit} and {share}.")
     return batch

@@ -182,6 +182,7 @@ _POSITIVE = (
     "training.per_device_train_batch_size",
     "training.gradient_accumulation_steps",
 )
+MOST = 2**31
 _REQUIRED = ("model.name", "data.path", "output_dir")
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=")
 
@@ -354,6 +355,8 @@ def _check_values(tree: DictConfig) -> list[Problem]:
             wrong(key, given(key), "unknown value.", f"use one of: {words}.")
     for key in _POSITIVE:
         value = given(key)
+        if isinstance(value, int) and value > MOST:
+            wrong(key, value, f"is beyond {MOST}, which no run needs.", "give less")
         if isinstance(value, int | float) and value < 1:
             wrong(key, value, "must be at least 1.", "give 1 or more")
     if not 0 <= given("lora.dropout") < 1:

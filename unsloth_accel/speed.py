@@ -104,8 +104,7 @@ def estimate_speed(
 
 
 def _link(hardware: Hardware) -> float:
-    """10^9 bytes/s that one GPU can send to the slowest of the others."""
+    """10^9 bytes/s of the slowest edge of a ring over all GPUs: of two neighbours on different machines it is the
+    network, which only that one edge per machine crosses."""
     inside = hardware.link_gbs or 16.0
-    if hardware.num_machines == 1:
-        return inside
-    return min(inside, (hardware.network_gbs or 12.5) / max(len(hardware.devices), 1))
+    return inside if hardware.num_machines == 1 else min(inside, hardware.network_gbs or 12.5)

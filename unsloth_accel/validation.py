@@ -63,7 +63,7 @@ def _roles(row: dict[str, Any]) -> list[str]:
 
 def _epoch_problems(run: RunConfig, rows: list[dict[str, Any]]) -> list[Problem]:
     """A warning where the last step of an epoch can't hold a whole global batch."""
-    size = run.batch.global_size
+    size = run.batch.rows(run.model.max_seq_length)
     if not rows or not size or len(rows) % size == 0:
         return []
     consequence = (
@@ -77,10 +77,10 @@ def _epoch_problems(run: RunConfig, rows: list[dict[str, Any]]) -> list[Problem]
 def _model_problems(run: RunConfig) -> list[Problem]:
     name = run.model.name
     path = Path(name)
-    if run.model.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
-        consequence = "needs the package bitsandbytes, which is not installed."
-        fix = "pip install bitsandbytes, or model.load_in_4bit=false"
-        return [Problem(key="model.load_in_4bit", value=True, consequence=consequence, fix=fix)]
+    if run.model.load_in_4bit:
+        missing = _bitsandbytes_problems("model.load_in_4bit", True)
+        if missing:
+            return missing
     if not _exists(path):
         owner, _, model = name.partition("/")
         hub_id = owner and model and "/" not in model and not name.startswith((".", "~")) and not _exists(Path(owner))
@@ -106,10 +106,21 @@ def _model_problems(run: RunConfig) -> list[Problem]:
         consequence = "has a config.json and no weights (*.safetensors)."
         return [Problem(key="model.name", value=name, consequence=consequence, fix="copy the weights into it")]
     try:
-        ModelSpec.load(name)
+        spec = ModelSpec.load(name)
+        if spec.quantization == "bnb-4bit":
+            return _bitsandbytes_problems("model.name", name)
     except ConfigError as error:  # a file cut short, a shard missing, sizes that contradict each other
         return list(error.problems)
     return []
+
+
+def _bitsandbytes_problems(key: str, value: Any) -> list[Problem]:
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        return []
+    fix = "pip install bitsandbytes, or model.load_in_4bit=false"
+    return [
+        Problem(key=key, value=value, consequence="needs the package bitsandbytes, which is not installed.", fix=fix)
+    ]
 
 
 def checkpoints(directory: str | Path) -> list[Path]:

@@ -54,8 +54,8 @@ def save_run(trainer: Trainer, run: RunConfig) -> Path:
         broadcast_object_list(fault)
     if fault[0] is not None:
         raise SaveError(
-            f"the adapter was not saved to {target}: {fault[0]} Fix: make room or choose another output_dir, "
-            "then launch again with training.resume=true if the run has checkpoints."
+            f"the adapter was not saved to {target}: {fault[0]} Fix: make room there, then launch again with "
+            "training.resume=true if the run has checkpoints (for another output_dir, copy them into it first)."
         )
     return target
 

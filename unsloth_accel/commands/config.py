@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..problems import ConfigError, Problem
+from ..problems import ConfigError, Problem, raise_errors
 from .plan import add_hardware, read_run
 
 if TYPE_CHECKING:
@@ -34,10 +35,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("words", nargs="*", metavar="RUN.yaml", help="plan this run and take its config")
     add_hardware(made)
     made.add_argument("--strategy", choices=STRATEGIES)
-    made.add_argument("--gpus", type=int, metavar="N", help="GPUs of one machine (with --strategy)")
-    made.add_argument("--machines", type=int, default=1, metavar="N")
+    made.add_argument("--gpus", type=number, metavar="N", help="GPUs of one machine (with --strategy)")
+    made.add_argument("--machines", type=number, metavar="N", help="default 1")
     made.add_argument("--main-process-ip", metavar="ADDRESS", help="of the first of several machines")
-    made.add_argument("--mixed-precision", choices=["no", "fp16", "bf16"], default="bf16")
+    made.add_argument("--mixed-precision", choices=["no", "fp16", "bf16"], help="default bf16")
     layer = "class that FSDP wraps as one unit, for example Qwen3DecoderLayer; default LlamaDecoderLayer"
     made.add_argument("--decoder-layer", action="append", metavar="CLASS", help=layer)
     made.add_argument("--load-in-4bit", action="store_true", help="the model is loaded in 4 bit")
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(words: Sequence[str]) -> int:
     asked = parser().parse_intermixed_args(words)
-    from ..accelerate_config import AccelerateConfig
+    from ..accelerate_config import AccelerateConfig, launch_lines
 
     if asked.words:
         config = _planned(asked)
@@ -57,14 +58,15 @@ def run(words: Sequence[str]) -> int:
         config = AccelerateConfig(
             strategy=asked.strategy,
             num_processes=count,
-            num_machines=asked.machines,
+            num_machines=asked.machines or 1,
             main_process_ip=asked.main_process_ip,
             device="cpu" if asked.cpu else "cuda",
-            mixed_precision="no" if asked.cpu else asked.mixed_precision,
+            mixed_precision="no" if asked.cpu else asked.mixed_precision or "bf16",
             decoder_layers=tuple(asked.decoder_layer or AccelerateConfig.decoder_layers),
             load_in_4bit=asked.load_in_4bit,
         )
-    text = config.to_yaml(_comment(config, asked.out or "FILE.yaml"))
+    lines = launch_lines(config, asked.out or "FILE.yaml")
+    text = config.to_yaml(f"{config.strategy}, written by unsloth-accel config. Launch:\n\n{lines}")
     if not asked.out:
         print(text, end="")
         return 0
@@ -83,12 +85,25 @@ def _planned(asked: argparse.Namespace) -> AccelerateConfig:
     from .. import planner
     from ..hardware import Hardware
 
-    if asked.strategy:
-        fix = f"distributed.strategy={asked.strategy}"
-        problem = Problem(key="--strategy", value=asked.strategy, consequence="is the plan's to decide here.", fix=fix)
-        raise ConfigError(problem)
-    hardware = Hardware.parse(asked.hardware) if asked.hardware else Hardware.detect()
-    return planner.plan(read_run(asked.words), hardware).accelerate_config
+    decided = {
+        "--strategy": (asked.strategy, f"distributed.strategy={asked.strategy}"),
+        "--gpus": (asked.gpus, f"distributed.num_processes={asked.gpus}, or --hardware"),
+        "--machines": (asked.machines, "--hardware 2x8xH100"),
+        "--mixed-precision": (asked.mixed_precision, f"training.{asked.mixed_precision}=true"),
+        "--decoder-layer": (asked.decoder_layer, "drop it: the model's own is taken"),
+        "--load-in-4bit": (asked.load_in_4bit or None, "model.load_in_4bit=true"),
+        "--cpu": (asked.cpu or None, "distributed.device=cpu"),
+    }
+    raise_errors(
+        [
+            Problem(key=name, value=value, consequence="is the plan's to decide here.", fix=fix)
+            for name, (value, fix) in decided.items()
+            if value is not None
+        ]
+    )
+    hardware = Hardware.detect() if asked.hardware is None else Hardware.parse(asked.hardware)
+    config = planner.plan(read_run(asked.words), hardware).accelerate_config
+    return replace(config, main_process_ip=asked.main_process_ip)
 
 
 def _count(asked: argparse.Namespace) -> int:
@@ -100,10 +115,11 @@ def _count(asked: argparse.Namespace) -> int:
     if gpus is None:
         consequence = "is missing: accelerate needs the number of processes."
         raise ConfigError(Problem(key="--gpus", consequence=consequence, fix="--gpus 2"))
-    for name, value in (("--gpus", gpus), ("--machines", asked.machines)):
+    machines = 1 if asked.machines is None else asked.machines
+    for name, value in (("--gpus", gpus), ("--machines", machines)):
         if value < 1:
             raise ConfigError(Problem(key=name, value=value, consequence="is no number of them.", fix=f"{name} 2"))
-    total = gpus * asked.machines
+    total = gpus * machines
     if (asked.strategy == "single") != (total == 1):
         consequence = f"single is one process and the others need at least two; this is {total}."
         fix = "--strategy ddp" if total > 1 else "--gpus 2, or --strategy single"
@@ -115,13 +131,9 @@ def _count(asked: argparse.Namespace) -> int:
     return int(total)
 
 
-def _comment(config: AccelerateConfig, file: str) -> str:
-    """The launch line, with what the YAML can't say."""
-    variables = "".join(f"{name}={value} " for name, value in config.environment.items())
-    flags = "".join(f" {flag}" for flag in config.launch_flags)
-    ranks = [f" --machine_rank {rank}" for rank in range(config.num_machines)] if config.num_machines > 1 else [""]
-    lines = [f"    {variables}accelerate launch --config_file {file}{flags}{rank} my_script.py" for rank in ranks]
-    if config.num_machines > 1 and not config.main_process_ip:
-        lines.append("")
-        lines.append("Replace MAIN_MACHINE by the address of the first machine.")
-    return "\n".join([f"{config.strategy}, written by unsloth-accel config. Launch:", "", *lines])
+def number(text: str) -> int:
+    """For argparse; what is no sensible number of machines or GPUs is refused here."""
+    value = int(text)
+    if value > 65536:
+        raise argparse.ArgumentTypeError("must be at most 65536")
+    return value

@@ -29,8 +29,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("words", nargs="*", metavar="RUN.yaml", help="a run's description, and key=value overrides")
-    made.add_argument("--gpus", type=_positive, default=2, metavar="N", help="that share the model; default 2")
-    made.add_argument("--rows", type=_positive, metavar="N", help="rows at once on each GPU; default the run's, or 2")
+    made.add_argument("--gpus", type=count, default=2, metavar="N", help="that share the model; default 2")
+    made.add_argument("--rows", type=count, metavar="N", help="rows at once on each GPU; default the run's, or 2")
     made.add_argument("--json", action="store_true")
     return made
 
@@ -42,13 +42,13 @@ def run(words: Sequence[str]) -> int:
     from ..accelerate_config import STRATEGIES
     from ..memory import Workload, estimate
     from ..model_spec import ModelSpec
-    from ..planner import trained_parameters
+    from ..targets import targets
 
     description = read_run(asked.words)
     spec = ModelSpec.load(description.model.name)
     work = Workload(
         spec=spec,
-        lora_parameters=trained_parameters(description, spec),
+        lora_parameters=targets(description, spec).parameters,
         per_device=asked.rows or description.training.get("per_device_train_batch_size") or 2,
         length=description.model.max_seq_length,
         checkpointing=description.model.gradient_checkpointing,  # type: ignore[arg-type]
@@ -82,15 +82,16 @@ def run(words: Sequence[str]) -> int:
 
 def _print(work: Workload, found: dict[str, MemoryEstimate], gpus: int) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     spec = work.spec
-    table = Table(
-        title=f"{spec.name}: {spec.num_parameters / 1e9:.2f}B parameters ({spec.source}), "
+    title = (
+        f"{spec.name}: {spec.num_parameters / 1e9:.2f}B parameters ({spec.source}), "
         f"{work.lora_parameters / 1e6:.1f}M trained, {work.per_device} × {work.length} tokens, "
-        f"checkpointing {work.checkpointing}; GiB per GPU, on {gpus} GPU{'s' * (gpus > 1)}",
-        title_justify="left",
-        box=None,
+        f"checkpointing {work.checkpointing}; GiB per GPU, on {gpus} GPU{'s' * (gpus > 1)}"
     )
+    # A name is no markup.
+    table = Table(title=Text(title), title_justify="left", box=None)
     table.add_column("", no_wrap=True)
     for name in found:
         table.add_column(name, justify="right")
@@ -103,8 +104,9 @@ def _print(work: Workload, found: dict[str, MemoryEstimate], gpus: int) -> None:
     wide_console().print(table)
 
 
-def _positive(text: str) -> int:
+def count(text: str) -> int:
+    """A number from 1 to 65536, for argparse."""
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
+    if not 1 <= number <= 65536:
+        raise argparse.ArgumentTypeError("must be 1 to 65536")
     return number

@@ -13,6 +13,7 @@ from ..problems import ConfigError, Problem
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ..planner import Plan
     from ..run_config import RunConfig
 
 EXAMPLES = """\
@@ -50,9 +51,12 @@ def run(words: Sequence[str]) -> int:
     from ..hardware import Hardware
 
     description = read_run(asked.words)
-    hardware = Hardware.parse(asked.hardware) if asked.hardware else Hardware.detect()
+    hardware = Hardware.detect() if asked.hardware is None else Hardware.parse(asked.hardware)
     made = planner.plan(description, hardware)
-    if asked.write:
+    if asked.write is not None:
+        if not asked.write:
+            fix = "--write runs/my-run"
+            raise ConfigError(Problem(key="--write", consequence="names no directory.", fix=fix))
         made.write(asked.write)
     if asked.json:
         print(json.dumps(made.to_dict(), indent=2))
@@ -60,8 +64,16 @@ def run(words: Sequence[str]) -> int:
     console = wide_console()
     console.print(made)
     if asked.write:
-        console.print(f"\nwrote {asked.write}/accelerate.yaml and {asked.write}/run.yaml", highlight=False)
+        console.print(f"\nwrote {_written(made, asked.write)}", highlight=False, markup=False)
     return 0
+
+
+def _written(made: Plan, directory: str) -> str:
+    missing = [
+        key for key, value in (("data.path", made.run.data.path), ("output_dir", made.run.output_dir)) if not value
+    ]
+    without = f" (without {' and '.join(missing)}: add them before you launch it)" if missing else ""
+    return f"{directory}/accelerate.yaml and {directory}/run.yaml{without}"
 
 
 def wide_console() -> Console:

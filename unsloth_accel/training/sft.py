@@ -6,6 +6,7 @@ accelerate launch --config_file RUN_DIR/accelerate.yaml -m unsloth_accel.trainin
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import traceback
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth is imported)
 
-from ..accelerate_config import SHARDING
+from ..accelerate_config import SHARDING, AccelerateConfig
 from ..accelerate_launch import report_error
 from ..adapters import environment
 from ..files import write_atomically
@@ -32,6 +33,10 @@ def main(run_yaml: str, *overrides: str) -> int:
     """Train what `run_yaml` describes in this process, one of those launched; returns the exit status."""
     environment.show_own_errors_plainly()
     run = load(run_yaml, overrides)
+    if run.distributed.strategy == "fsdp2_native":
+        # `accelerate launch` with the written config alone doesn't carry them, and without them it would be DDP.
+        config = AccelerateConfig(strategy="fsdp2_native", num_processes=2, load_in_4bit=run.model.load_in_4bit)
+        os.environ |= config.environment
     try:
         train(run)
     except BaseException as error:
@@ -115,28 +120,8 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
     from ..callbacks.progress import Progress
     from ..callbacks.step_log import StepLog
 
-    name = run.model.name
-    # Absolute, so that the saved adapter finds its base model from any directory.
-    name = str(Path(name).resolve()) if Path(name).is_dir() else name
-    model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
-        model_name=name,
-        max_seq_length=run.model.max_seq_length,
-        dtype=_dtype(run.model.dtype),
-        load_in_4bit=run.model.load_in_4bit,
-        trust_remote_code=run.model.trust_remote_code,
-    )
     checkpointing = {"unsloth": "unsloth", "true": True, "false": False}[run.model.gradient_checkpointing]
-    modules = run.lora.target_modules
-    model = unsloth.FastLanguageModel.get_peft_model(
-        model,
-        r=run.lora.r,
-        lora_alpha=run.lora.alpha,
-        lora_dropout=run.lora.dropout,
-        target_modules=PROJECTIONS if modules == "all-linear" else list(modules),
-        use_rslora=run.lora.use_rslora,
-        use_gradient_checkpointing=checkpointing,
-        random_state=run.lora.random_state,
-    )
+    # Before the model: a refused field costs seconds, not the time of loading.
     fields = {
         "logging_steps": 1,
         "save_strategy": "no",
@@ -161,6 +146,27 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
     except (TypeError, ValueError) as error:
         fix = "correct the field of `training` that it names"
         raise ConfigError(Problem(key="training", consequence=f"SFTConfig refuses it: {error}", fix=fix)) from None
+    name = run.model.name
+    # Absolute, so that the saved adapter finds its base model from any directory.
+    name = str(Path(name).resolve()) if Path(name).is_dir() else name
+    model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
+        model_name=name,
+        max_seq_length=run.model.max_seq_length,
+        dtype=_dtype(run.model.dtype),
+        load_in_4bit=run.model.load_in_4bit,
+        trust_remote_code=run.model.trust_remote_code,
+    )
+    modules = run.lora.target_modules
+    model = unsloth.FastLanguageModel.get_peft_model(
+        model,
+        r=run.lora.r,
+        lora_alpha=run.lora.alpha,
+        lora_dropout=run.lora.dropout,
+        target_modules=PROJECTIONS if modules == "all-linear" else list(modules),
+        use_rslora=run.lora.use_rslora,
+        use_gradient_checkpointing=checkpointing,
+        random_state=run.lora.random_state,
+    )
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
