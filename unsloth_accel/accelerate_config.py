@@ -134,12 +134,12 @@ class AccelerateConfig:
         write_atomically(path, self.to_yaml(comment))
 
 
-def launch_lines(config: AccelerateConfig, file: str) -> str:
-    """How to launch a script with `config` in `file`, one line per machine, with what the YAML can't say."""
+def launch_lines(config: AccelerateConfig, file: str, script: str = "my_script.py") -> str:
+    """How to launch `script` with `config` in `file`, one line per machine, with what the YAML can't say."""
     variables = "".join(f"{name}={value} " for name, value in config.environment.items())
     flags = "".join(f" {flag}" for flag in config.launch_flags)
     ranks = [f" --machine_rank {rank}" for rank in range(config.num_machines)] if config.num_machines > 1 else [""]
-    lines = [f"    {variables}accelerate launch --config_file {file}{flags}{rank} my_script.py" for rank in ranks]
+    lines = [f"    {variables}accelerate launch --config_file {file}{flags}{rank} {script}" for rank in ranks]
     if config.num_machines > 1 and not config.main_process_ip:
         lines += ["", "Replace MAIN_MACHINE by the address of the first machine."]
     return "\n".join(lines)
