@@ -88,6 +88,27 @@ def test_plan_writes_both_files(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert config["mixed_precision"] == "fp16"
 
 
+def test_a_written_plan_says_what_its_yaml_cannot(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Without the variables accelerate.yaml alone is plain DDP."""
+    words = ("--hardware", "2x8xH100", "model.name=unsloth/Llama-3.3-70B-Instruct", "batch.global_size=64")
+    told = out(capsys, "plan", *words, "--write", str(tmp_path))
+    assert "without data.path and output_dir" in told
+    text = (tmp_path / "accelerate.yaml").read_text(encoding="utf-8")
+    assert "UNSLOTH_FSDP2=1 UNSLOTH_FSDP2_LAYOUT=sharded UNSLOTH_FSDP2_SHARDED_LOAD=1 accelerate launch" in text
+    assert "--machine_rank 1 -m unsloth_accel.training.sft run.yaml" in text
+
+
+def test_the_examples_of_plan_and_estimate_work(capsys: pytest.CaptureFixture[str]) -> None:
+    from unsloth_accel.commands import config, estimate
+    from unsloth_accel.commands import plan as plan_command
+
+    for module in (plan_command, estimate, config):
+        for line in module.EXAMPLES.splitlines()[1:]:
+            words = line.split()[1:]
+            if "run.yaml" not in words and "--out" not in words:
+                out(capsys, *words)
+
+
 def test_a_plan_in_a_notebook_is_a_table() -> None:
     made = plan("examples/configs/quickstart.yaml", hardware="2xT4")
     text = made._repr_html_()

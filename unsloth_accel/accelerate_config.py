@@ -233,8 +233,9 @@ rdzv_backend and same_network are ignored in this file; where they are needed, w
         AccelerateConfig(strategy="fsdp2", num_processes=16, num_machines=2, mixed_precision="bf16"),
         f"""FSDP2 through accelerate's plugin over two machines with eight GPUs each, sharded over all sixteen.
 When: as fsdp2.yaml. Weights cross the network in every step, so it wants InfiniBand or better. Replace MAIN_MACHINE
-by the first machine's address, which the others must reach on port 29500; then, on machine 0 and on machine 1:
+by the first machine's address, which the others must reach on port 29500.
 {_LAYER}
+On machine 0 and on machine 1:
 
     accelerate launch --config_file accelerate_configs/multi_node_fsdp2.yaml --machine_rank 0 my_script.py
     accelerate launch --config_file accelerate_configs/multi_node_fsdp2.yaml --machine_rank 1 my_script.py

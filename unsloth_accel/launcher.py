@@ -16,13 +16,11 @@ from pathlib import Path
 from .accelerate_launch import ERRORS, Launch, parse_arguments, run_accelerate, takes_value
 from .adapters.environment import OTHER_KINDS, promise_of_config, variables_for
 from .hardware import Hardware, detect
-from .planner import Plan, plan
+from .planner import TRAINING_MODULE, Plan, plan
 from .problems import ConfigError, Problem, errors, raise_errors
 from .rules import Context, check, read
 from .run_config import RunConfig, is_override, load
 from .validation import ADAPTER, checkpoints, input_problems, output_problems
-
-TRAINING_MODULE = "unsloth_accel.training.sft"
 
 
 @dataclass(frozen=True, kw_only=True)

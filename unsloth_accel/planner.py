@@ -22,6 +22,7 @@ from .run_config import RunConfig
 from .speed import Speed
 from .targets import targets
 
+TRAINING_MODULE = "unsloth_accel.training.sft"
 DECISIVE = ("taken as", "link ", "network ", "MIG")
 """Words of those findings about hardware that a plan depends on; the others are in `Hardware.reasons`."""
 
@@ -128,10 +129,11 @@ class Plan:
     def _write(self, directory: Path, run_yaml: str) -> None:
         write_atomically(Path(directory, "run.yaml"), run_yaml)
         config = self.accelerate_config
+        lines = launch_lines(config, "accelerate.yaml", f"-m {TRAINING_MODULE} run.yaml")
         comment = (
-            f"{self.strategy}, written by unsloth-accel from run.yaml. Launch this run, or your own script, with:\n\n"
+            f"{self.strategy}, written by unsloth-accel with run.yaml. Launch both here, or your own script in the\n"
         )
-        comment += launch_lines(config, "accelerate.yaml")
+        comment += f"place of what follows -m:\n\n{lines}"
         config.write(Path(directory, "accelerate.yaml"), comment)
 
     def to_dict(self) -> dict[str, Any]:

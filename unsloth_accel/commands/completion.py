@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 EXAMPLES = """\
 examples:
+  mkdir -p ~/.local/share/bash-completion/completions ~/.zfunc
   unsloth-accel completion bash > ~/.local/share/bash-completion/completions/unsloth-accel
   unsloth-accel completion zsh > ~/.zfunc/_unsloth-accel"""
 

@@ -20,8 +20,8 @@ EXAMPLES = """\
 examples:
   unsloth-accel plan examples/configs/quickstart.yaml
   unsloth-accel plan --hardware 8xH100-80GB model.name=unsloth/Llama-3.1-8B-Instruct batch.global_size=64
-  unsloth-accel plan --hardware 2xT4 --json model.name=unsloth/Qwen3-8B batch.global_size=16
-  unsloth-accel plan run.yaml --write runs/llama-8b"""
+  unsloth-accel plan --hardware 2xT4 --json model.name=unsloth/Qwen3-8B model.load_in_4bit=true batch.global_size=16
+  unsloth-accel plan run.yaml --write runs/llama-1b"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -94,6 +94,6 @@ def read_run(words: Sequence[str]) -> RunConfig:
         fix = "give one RUN.yaml, and key=value words such as model.name=unsloth/Llama-3.1-8B-Instruct"
         raise ConfigError(Problem(key=files[-1], consequence="is neither an override nor the one YAML file.", fix=fix))
     if not words:
-        fix = "unsloth-accel plan RUN.yaml, or model.name=… batch.global_size=…"
-        raise ConfigError(Problem(key="plan", consequence="there is no run to plan.", fix=fix))
+        fix = "give a RUN.yaml, or model.name=… batch.global_size=…"
+        raise ConfigError(Problem(key="RUN.yaml", consequence="there is no run to plan.", fix=fix))
     return load(files[0] if files else None, overrides, to_plan=True)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..model_files import known_config
 from .document import Document, Finding, is_whole
 from .names import layers_of
 from .registry import rule
@@ -108,7 +109,7 @@ def pair_layer_class(pair: Document) -> Iterator[Finding]:
 
 
 def _model_type(run: Document) -> str | None:
-    """model_type of the run's model, where that is a directory here."""
+    """model_type of the run's model, where that is a directory here or a hub id whose shape the library knows."""
     name = run.get("model.name")
     if not isinstance(name, str):
         return None
@@ -119,7 +120,8 @@ def _model_type(run: Document) -> str | None:
             continue
         found = values.get("model_type") if isinstance(values, dict) else None
         return found if isinstance(found, str) else None
-    return None
+    known = known_config(name)
+    return known["model_type"] if known else None
 
 
 @rule("pair-optimizer", "warning", on=("pair",))
