@@ -222,3 +222,10 @@ def test_an_unknown_decoder_layer_is_not_guessed(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nobody"}', encoding="utf-8")
     with pytest.raises(ConfigError):
         planned("2xH100", str(tmp_path), distributed={"strategy": "fsdp2"})
+
+
+def test_ddp_is_taken_while_it_is_nearly_as_fast() -> None:
+    """With fewer rows at once it launches more kernels, which the estimate counts; that is no reason to shard."""
+    made = planned("2xH100", "unsloth/Qwen3-32B", 64)
+    assert made.strategy == "ddp"
+    assert why_not(made)["fsdp2_native"].startswith("hardly faster: ")

@@ -165,6 +165,9 @@ def _rejected(option: Option, chosen: Option, question: Question) -> Rejected:
         if option.strategy == "fsdp2" and option.memory.terms.get("loading_excess", 0) > 0:
             why += " Every GPU loads the whole model before it is sharded."
         return Rejected(strategy=option.strategy, reason=why)
+    if option.speed and chosen.speed and option.rank < chosen.rank:
+        why = f"hardly faster: {_pace(option)} against {_pace(chosen)}, estimated; ddp has less that can go wrong."
+        return Rejected(strategy=option.strategy, reason=why)
     if option.speed and chosen.speed:
         why = f"slower: {_pace(option)} against {_pace(chosen)}, estimated"
         what = "; it gathers the weights in every step" if option.strategy in SHARDING else ""
