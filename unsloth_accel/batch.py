@@ -44,6 +44,11 @@ def divide_batch(
     return Batch(global_size=global_size, per_device=per_device, accumulation=rows // per_device, num_processes=count)
 
 
+def rows_text(count: int) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{count} row{'s' * (count != 1)}"
+
+
 def divisors(rows: int) -> list[int]:
     """Of `rows`, ascending."""
     small = [size for size in range(1, int(rows**0.5) + 1) if rows % size == 0]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from .accelerate_config import SHARDING, Precision, Strategy
-from .batch import divisors
+from .batch import divisors, rows_text
 from .hardware import Device, Hardware
 from .memory import MemoryEstimate, Workload, estimate
 from .problems import ConfigError, Problem
@@ -257,8 +257,7 @@ def _more_gpus(question: Question) -> int | None:
 
 
 def _needs(option: Option) -> str:
-    rows = f"{option.per_device} row{'s' * (option.per_device != 1)} at once"
-    return f"needs {option.memory.total:.1f} GiB per GPU with {rows}"
+    return f"needs {option.memory.total:.1f} GiB per GPU with {rows_text(option.per_device)} at once"
 
 
 def _has(question: Question) -> str:

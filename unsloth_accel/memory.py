@@ -8,7 +8,6 @@ prediction and measurement side by side, for cells that were used and cells that
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
@@ -101,10 +100,9 @@ class Workload:
     def intermediate(self) -> int:
         """Width of the MLP that one token passes."""
         spec = self.spec
-        return max(spec.intermediate_size, 1) if not spec.num_experts else self._expert_width()
-
-    def _expert_width(self) -> int:
-        return (self.spec.moe_intermediate_size or self.spec.intermediate_size) * self.spec.experts_per_token
+        if not spec.num_experts:
+            return max(spec.intermediate_size, 1)
+        return (spec.moe_intermediate_size or spec.intermediate_size) * spec.experts_per_token
 
     # Summing over all tensors takes a millisecond for a mixture of experts, and the planner asks often.
     @cached_property
@@ -115,7 +113,9 @@ class Workload:
     @cached_property
     def block_bytes(self) -> float:
         """Of the largest decoder block; of an average one in 4 bit."""
-        return self._block_bytes()
+        if self.packed:
+            return (self.weight_bytes - self.outer_bytes) / max(self.spec.num_layers, 1)
+        return self.spec.layer_parameters * self.dtype_bytes
 
     @cached_property
     def outer_bytes(self) -> int:
@@ -131,11 +131,6 @@ class Workload:
     def packed(self) -> bool:
         """The base weights are in 4 bit."""
         return self.load_in_4bit or self.spec.quantization == "bnb-4bit"
-
-    def _block_bytes(self) -> float:
-        if self.packed:
-            return (self.weight_bytes - self.outer_bytes) / max(self.spec.num_layers, 1)
-        return self.spec.layer_parameters * self.dtype_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,18 +249,3 @@ def _loading(work: Workload, strategy: Strategy, num_processes: int) -> float:
         # these is there twice while it is cut.
         return (work.weight_bytes - work.outer_bytes) / num_processes + work.outer_bytes + largest + lora
     return whole
-
-
-def largest_per_device(
-    work: Workload, strategy: Strategy, num_processes: int, capacity_gib: float, sizes: Iterable[int]
-) -> int | None:
-    """The largest of `sizes` (rows at once) with which `work` fits into `capacity_gib`; None when none does."""
-    from dataclasses import replace
-
-    fitting = [
-        size
-        for size in sizes
-        if estimate(replace(work, per_device=size), strategy, num_processes, free_gib=capacity_gib).total
-        <= capacity_gib
-    ]
-    return max(fitting, default=None)

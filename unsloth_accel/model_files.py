@@ -44,7 +44,7 @@ def find(name: str, revision: str | None = None) -> Found:
     path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
     if _is_dir(path):
         return _in_directory(path)
-    if not _may_be_hub_id(name):
+    if not may_be_hub_id(name):
         consequence = "is a file, not a model directory." if _is_file(path) else "no such directory."
         fix = "give the directory that holds config.json, or a hub id such as unsloth/Llama-3.2-1B-Instruct"
         if name.endswith("models/SmolLM2-135M-Instruct"):
@@ -200,11 +200,12 @@ def _offline() -> bool:
     return value.upper() in ("1", "ON", "YES", "TRUE")
 
 
-def _may_be_hub_id(name: str) -> bool:
+def may_be_hub_id(name: str) -> bool:
+    """Whether `name` has the form of a hub id, and is no path here: of an owner that exists, it would be one."""
     owner, _, model = name.partition("/")
     if name.startswith((".", "~", "/")) or "\0" in name or "/" in model:
         return False
-    return bool(owner and model) and not _is_dir(Path(owner))
+    return bool(owner and model) and not _is_dir(Path(owner)) and not _is_file(Path(owner))
 
 
 def _is_dir(path: Path) -> bool:

@@ -9,18 +9,19 @@ from typing import Any, Literal
 from . import plan_view
 from .accelerate_config import AccelerateConfig, Precision, Strategy, launch_lines
 from .adapters.environment import variables_for
-from .batch import DEFAULT_PER_DEVICE, Batch, check_divisible, divide_batch, divisors
+from .batch import DEFAULT_PER_DEVICE, Batch, check_divisible, divide_batch, divisors, rows_text
 from .choice import ERROR, Option, Question, Rejected, choose, free_gib
 from .files import write_atomically
 from .hardware import Device, Hardware
 from .memory import MemoryEstimate, Workload
+from .model_files import may_be_hub_id
 from .model_spec import ModelSpec
 from .precision import choose_precision
 from .problems import ConfigError, Problem
 from .promise import Promise
 from .run_config import RunConfig
 from .speed import Speed
-from .targets import targets
+from .targets import Targets, targets
 
 TRAINING_MODULE = "unsloth_accel.training.sft"
 DECISIVE = ("taken as", "link ", "network ", "MIG")
@@ -173,8 +174,9 @@ def plan(run: RunConfig, hardware: Hardware, spec: ModelSpec | None = None) -> P
     rejected: tuple[Rejected, ...] = ()
     spec = spec or _spec(run, device, count, reasons)
     if spec is not None:
-        run = _spelt_out(run, spec, reasons)
-        question = _question(run, spec, replace(hardware, devices=used), precision, count, rows)
+        trained = targets(run, spec)
+        run = _spelt_out(run, spec, trained, reasons)
+        question = _question(run, spec, trained, replace(hardware, devices=used), precision, count, rows)
         if device == "cuda":
             chosen, why, rejected = choose(question, run.distributed.strategy)
             reasons += why
@@ -278,7 +280,7 @@ def _spec(run: RunConfig, device: str, count: int, reasons: list[str]) -> ModelS
     try:
         spec = ModelSpec.load(run.model.name)
     except ConfigError as error:
-        if not _may_be_elsewhere(run.model.name):
+        if not may_be_hub_id(run.model.name):
             raise  # a directory that is missing or damaged
         if device == "cuda" and run.distributed.strategy == "auto" and count > 1:
             fix = "or name the strategy: distributed.strategy=ddp while the model fits one GPU"
@@ -294,6 +296,7 @@ def _spec(run: RunConfig, device: str, count: int, reasons: list[str]) -> ModelS
 def _question(
     run: RunConfig,
     spec: ModelSpec,
+    trained: Targets,
     hardware: Hardware,
     precision: Precision,
     count: int,
@@ -316,17 +319,7 @@ def _question(
     else:
         capacity = min(map(free_gib, hardware.devices))
     full = run.model.dtype == "float32" or (not hardware.devices and precision == "no")
-    work = Workload(
-        spec=spec,
-        lora_parameters=targets(run, spec).parameters,
-        per_device=sizes[0],
-        length=run.model.max_seq_length,
-        checkpointing=run.model.gradient_checkpointing,  # type: ignore[arg-type]
-        load_in_4bit=run.model.load_in_4bit,
-        dtype_bytes=4 if full else 2,
-        optim=str(run.training.get("optim", "adamw_torch")),
-        on_cpu=not hardware.devices,
-    )
+    work = workload(run, spec, trained, sizes[0], full=full, on_cpu=not hardware.devices)
     return Question(
         work=work,
         hardware=hardware,
@@ -339,22 +332,33 @@ def _question(
     )
 
 
+def workload(
+    run: RunConfig, spec: ModelSpec, trained: Targets, per_device: int, *, full: bool, on_cpu: bool = False
+) -> Workload:
+    """What a process of `run` trains with `per_device` rows at once; `full`: its frozen weights are float32."""
+    return Workload(
+        spec=spec,
+        lora_parameters=trained.parameters,
+        per_device=per_device,
+        length=run.model.max_seq_length,
+        checkpointing=run.model.gradient_checkpointing,  # type: ignore[arg-type]
+        load_in_4bit=run.model.load_in_4bit,
+        dtype_bytes=4 if full else 2,
+        optim=str(run.training.get("optim", "adamw_torch")),
+        on_cpu=on_cpu,
+    )
+
+
 def _freest(hardware: Hardware, count: int) -> tuple[Device, ...]:
     """As many GPUs of a machine as there are processes on it: those with the most free memory, in their order."""
     by_memory = sorted(hardware.devices, key=free_gib, reverse=True)[: count // hardware.num_machines]
     return tuple(device for device in hardware.devices if device in by_memory)
 
 
-def _may_be_elsewhere(name: str) -> bool:
-    """Whether `name` is a hub id, whose shapes may be unknown here without being wrong."""
-    return not Path(name).exists() and name.count("/") == 1 and not name.startswith((".", "~", "/"))
-
-
-def _spelt_out(run: RunConfig, spec: ModelSpec, reasons: list[str]) -> RunConfig:
+def _spelt_out(run: RunConfig, spec: ModelSpec, trained: Targets, reasons: list[str]) -> RunConfig:
     """`run` with the modules that get LoRA by name, and 4 bit where the checkpoint is; adds to `reasons`."""
-    found = targets(run, spec)
-    if found.whole:
-        reasons.append(f"{' and '.join(found.whole)}: trained whole, not with LoRA, as Unsloth does.")
+    if trained.whole:
+        reasons.append(f"{' and '.join(trained.whole)}: trained whole, not with LoRA, as Unsloth does.")
     if spec.num_experts:
         reasons.append("a mixture of experts: its memory is counted from its shapes and was never measured here.")
     length, most = run.model.max_seq_length, spec.max_position_embeddings
@@ -365,7 +369,7 @@ def _spelt_out(run: RunConfig, spec: ModelSpec, reasons: list[str]) -> RunConfig
         # Otherwise Unsloth loads the 16-bit model of that name (unsloth/models/loader_utils.py).
         reasons.append("4 bit: the checkpoint is quantized, so model.load_in_4bit is taken as true.")
         model = replace(model, load_in_4bit=True)
-    return replace(run, model=model, lora=replace(run.lora, target_modules=list(found.modules)))
+    return replace(run, model=model, lora=replace(run.lora, target_modules=list(trained.modules)))
 
 
 def _check_host(chosen: Option, question: Question) -> None:
@@ -395,13 +399,12 @@ def _batch(
         given = per_device or min(most, DEFAULT_PER_DEVICE)
         rows = given * (accumulation or 1) * count
         if per_device is None:
-            rows_text = f"{given} row{'s' * (given != 1)} per device"
-            reasons.append(f"{rows_text}: batch.global_size says nothing, so up to {DEFAULT_PER_DEVICE}.")
+            more = f"batch.global_size says nothing, so up to {DEFAULT_PER_DEVICE}."
+            reasons.append(f"{rows_text(given)} per device: {more}")
         return divide_batch(rows, count, given, accumulation or 1)
     batch = divide_batch(rows, count, per_device, accumulation, most=most)
     if per_device is None and accumulation is None:
         limit = "memory allows" if chosen and device == "cuda" else f"is at most {DEFAULT_PER_DEVICE}"
         share = f"divides the {rows // count} rows of a process"
-        rows_text = f"{batch.per_device} row{'s' * (batch.per_device != 1)} per device"
-        reasons.append(f"{rows_text}: the largest number that {limit} and {share}.")
+        reasons.append(f"{rows_text(batch.per_device)} per device: the largest number that {limit} and {share}.")
     return batch

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .data.rows import read_rows
+from .model_files import may_be_hub_id
 from .model_spec import ModelSpec
 from .problems import ConfigError, Problem
 from .run_config import RunConfig
@@ -82,9 +83,7 @@ def _model_problems(run: RunConfig) -> list[Problem]:
         if missing:
             return missing
     if not _exists(path):
-        owner, _, model = name.partition("/")
-        hub_id = owner and model and "/" not in model and not name.startswith((".", "~")) and not _exists(Path(owner))
-        if hub_id:
+        if may_be_hub_id(name):
             return []  # whether it can be had shows when it is loaded
         fix = "check the path, or give a hub id such as unsloth/Llama-3.2-1B-Instruct"
         if name.endswith("models/SmolLM2-135M-Instruct"):

@@ -40,22 +40,16 @@ def run(words: Sequence[str]) -> int:
     from dataclasses import replace
 
     from ..accelerate_config import STRATEGIES
-    from ..memory import Workload, estimate
+    from ..memory import estimate
     from ..model_spec import ModelSpec
+    from ..planner import workload
     from ..targets import targets
 
     description = read_run(asked.words)
     spec = ModelSpec.load(description.model.name)
-    work = Workload(
-        spec=spec,
-        lora_parameters=targets(description, spec).parameters,
-        per_device=asked.rows or description.training.get("per_device_train_batch_size") or 2,
-        length=description.model.max_seq_length,
-        checkpointing=description.model.gradient_checkpointing,  # type: ignore[arg-type]
-        load_in_4bit=description.model.load_in_4bit,
-        dtype_bytes=4 if description.model.dtype == "float32" else 2,
-        optim=str(description.training.get("optim", "adamw_torch")),
-    )
+    rows = asked.rows or description.training.get("per_device_train_batch_size") or 2
+    full = description.model.dtype == "float32"
+    work = workload(description, spec, targets(description, spec), rows, full=full)
     found: dict[str, MemoryEstimate] = {}
     for strategy in STRATEGIES:
         if strategy != "single" and asked.gpus == 1:
