@@ -404,7 +404,8 @@ def _batch(
         return divide_batch(rows, count, given, accumulation or 1)
     batch = divide_batch(rows, count, per_device, accumulation, most=most)
     if per_device is None and accumulation is None:
-        limit = "memory allows" if chosen and device == "cuda" else f"is at most {DEFAULT_PER_DEVICE}"
+        limits = ["memory allows"] * (chosen is not None) + [f"is at most {DEFAULT_PER_DEVICE}"] * (device == "cpu")
+        limit = ", ".join(limits) or f"is at most {DEFAULT_PER_DEVICE}"
         share = f"divides the {rows // count} rows of a process"
         reasons.append(f"{rows_text(batch.per_device)} per device: the largest number that {limit} and {share}.")
     return batch
