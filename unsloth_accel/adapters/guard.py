@@ -68,7 +68,7 @@ def check_sharded(promised: Promise, model: torch.nn.Module) -> None:
 def check_equal(tensors: Mapping[str, torch.Tensor], what: str) -> None:
     """Raise `GuardError` on every rank unless `tensors` hold the same bits on all of them.
 
-    `what` names them: "gradients". Does nothing in one process, and under FSDP and DeepSpeed, whose ranks hold
+    `what` names them: "gradients". Does nothing in one process, and under FSDP1 and DeepSpeed, whose ranks hold
     different shards by design; single sharded tensors (DTensor) are left out for the same reason.
     """
     import torch
@@ -76,7 +76,8 @@ def check_equal(tensors: Mapping[str, torch.Tensor], what: str) -> None:
     from accelerate.utils import gather
 
     state = PartialState()
-    if state.num_processes == 1 or not _distributed_type().startswith("MULTI_"):
+    kind = _distributed_type()
+    if state.num_processes == 1 or not (kind.startswith("MULTI_") or (kind == "FSDP" and _fsdp_version() == 2)):
         return
     whole = {name: tensor for name, tensor in tensors.items() if not is_sharded(tensor)}
     sums = [_checksum(tensor).to(state.device) for tensor in whole.values()]
@@ -138,6 +139,12 @@ def _distributed_type() -> str:
 
     state = AcceleratorState() if AcceleratorState._shared_state else PartialState()
     return str(state.distributed_type.value)
+
+
+def _fsdp_version() -> int:
+    from accelerate.state import AcceleratorState
+
+    return int(getattr(AcceleratorState().fsdp_plugin, "fsdp_version", 1))
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:

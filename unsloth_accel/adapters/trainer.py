@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..callbacks.guard import Guard
 from .ddp import wrap_after_evaluation
+from .fsdp import adapt_accelerator
 from .saving import let_numbered_cpus_load
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
     """
     if not any(isinstance(callback, Guard) for callback in trainer.callback_handler.callbacks):
         wrap_after_evaluation(trainer.accelerator)
+        adapt_accelerator(trainer.accelerator)
         let_numbered_cpus_load()
         trainer.add_callback(Guard())
     return trainer

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..adapters.peer import shared_bytes
+
 
 class PeakMemory(TrainerCallback):
     """Splits torch's peak into loading (everything up to the first step, sharding included) and training.
@@ -15,6 +17,7 @@ class PeakMemory(TrainerCallback):
 
     def __init__(self) -> None:
         self._loading = 0
+        self._shared = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -22,6 +25,8 @@ class PeakMemory(TrainerCallback):
         import torch
 
         if torch.cuda.is_available():
+            # Weights that FSDP2's adapter moved to memory the GPUs share: torch's allocator counts them no more.
+            self._shared = shared_bytes(kwargs.get("model"))
             self._loading = torch.cuda.max_memory_allocated()
             torch.cuda.reset_peak_memory_stats()
 
@@ -39,9 +44,9 @@ class PeakMemory(TrainerCallback):
         free, total = torch.cuda.mem_get_info()
         own = {
             "loading": self._loading,
-            "training": torch.cuda.max_memory_allocated(),
-            "reserved": torch.cuda.max_memory_reserved(),
-            "context": total - free - torch.cuda.memory_reserved(),
+            "training": torch.cuda.max_memory_allocated() + self._shared,
+            "reserved": torch.cuda.max_memory_reserved() + self._shared,
+            "context": total - free - torch.cuda.memory_reserved() - self._shared,
         }
         ranks = gather_object([own])
         return {name: round(max(rank[name] for rank in ranks) / 2**30, 3) for name in own}

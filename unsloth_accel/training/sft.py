@@ -115,6 +115,7 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
     from trl import SFTConfig, SFTTrainer
 
     _quiet_progress_bars()
+    from ..adapters.fsdp import sharded_loading
     from ..adapters.trainer import adapt
     from ..callbacks.peak_memory import PeakMemory
     from ..callbacks.progress import Progress
@@ -149,13 +150,14 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
     name = run.model.name
     # Absolute, so that the saved adapter finds its base model from any directory.
     name = str(Path(name).resolve()) if Path(name).is_dir() else name
-    model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
-        model_name=name,
-        max_seq_length=run.model.max_seq_length,
-        dtype=_dtype(run.model.dtype),
-        load_in_4bit=run.model.load_in_4bit,
-        trust_remote_code=run.model.trust_remote_code,
-    )
+    with sharded_loading(run.model.load_in_4bit):
+        model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
+            model_name=name,
+            max_seq_length=run.model.max_seq_length,
+            dtype=_dtype(run.model.dtype),
+            load_in_4bit=run.model.load_in_4bit,
+            trust_remote_code=run.model.trust_remote_code,
+        )
     modules = run.lora.target_modules
     model = unsloth.FastLanguageModel.get_peft_model(
         model,

@@ -1,0 +1,324 @@
+"""Frozen weights fetched from the other GPUs' memory by copy engines, in place of FSDP2's all-gather.
+
+FSDP2 gathers a unit by NCCL: its kernels take multiprocessors from the matrix products, the result is copied once more
+into place, and every gather holds the ranks together. Frozen weights need none of that: nobody writes them, so a rank
+may read its peers' rows at any time, straight to where they belong. The rows are put into memory that the GPUs of one
+machine share (torch's symmetric memory), and each unit's `unshard` becomes a handful of copies on a stream of its own.
+
+Blocks take turns in two sets of buffers: while one computes, the next one's weights arrive in the other. A block whose
+weights are still in its buffers (at the turn from forward to backward) isn't fetched again.
+
+Figures: docs/strategies.md. Used where all ranks sit in one machine and reach each other's memory; elsewhere, and with
+UNSLOTH_ACCEL_PEER_GATHER=0, FSDP2 gathers as always.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+SWITCH = "UNSLOTH_ACCEL_PEER_GATHER"
+"""Environment variable: 0 leaves the gathering to NCCL."""
+
+ALIGNMENT = 256
+"""Bytes; what the allocator gives, too."""
+
+
+class Units:
+    """The units of one model whose frozen weights are fetched from peers."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self.stream = torch.cuda.Stream()
+        self.holders: dict[int, Unit] = {}
+        """The block whose weights are in each set of buffers."""
+        self.buffers: dict[Any, torch.Tensor] = {}
+        self.started: torch.cuda.Event | None = None
+        """When the block that computes last got its weights; what ran before it has left its buffers by then."""
+        self.shared_bytes = 0
+        self.fetched = 0
+        """Units fetched so far, for tests and curiosity."""
+
+
+class Unit:
+    """One FSDP2 unit: a decoder block, the embedding or the output head, all frozen."""
+
+    def __init__(self, units: Units, group: Any, turn: int | None) -> None:
+        import torch
+        import torch.distributed as dist
+        import torch.distributed._symmetric_memory as symmetric
+
+        self.units, self.group, self.turn = units, group, turn
+        self.spare = False
+        self.ready: torch.cuda.Event | None = None
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        sizes = [_padded_bytes(parameter) for parameter in group.fsdp_params]
+        total = sum(sizes)
+        self.arena = symmetric.empty(total, dtype=torch.uint8, device=group.device)
+        handle = symmetric.rendezvous(self.arena, dist.group.WORLD.group_name)
+        peers = [
+            self.arena if rank == self.rank else handle.get_buffer(rank, (total,), torch.uint8)
+            for rank in range(self.world)
+        ]
+        self.rows: list[list[torch.Tensor]] = []
+        """Per parameter, the rows of every rank."""
+        self.whole: list[torch.Tensor] = []
+        """Per parameter, where the whole weight is, or was last."""
+        offset = 0
+        for parameter, size in zip(group.fsdp_params, sizes, strict=True):
+            self.rows.append(self._move(parameter, peers, offset))
+            offset += size
+        units.shared_bytes += total
+        self._unshard_by_copies()
+
+    def _move(self, parameter: Any, peers: list[torch.Tensor], offset: int) -> list[torch.Tensor]:
+        """Put this rank's rows into the shared memory; returns the views of every rank's."""
+        import torch
+
+        local = parameter.sharded_param._local_tensor
+        length = parameter._orig_size[0]
+        most = parameter.padded_sharded_param_size[0]
+        width = parameter._orig_size[1:].numel()
+        views = []
+        for rank, memory in enumerate(peers):
+            rows = max(0, min(most, length - rank * most))
+            count = rows * width * local.element_size()
+            views.append(memory[offset : offset + count].view(local.dtype))
+        with torch.no_grad():
+            views[self.rank].copy_(local.reshape(-1))
+            local.data = views[self.rank].view(local.shape)
+        parameter._sharded_param_data = local.view(-1)
+        return views
+
+    def _unshard_by_copies(self) -> None:
+        """Give the unit's parameter group its own `unshard` and what follows it (torch: FSDPParamGroup)."""
+        from torch.distributed.fsdp._fully_shard._fsdp_collectives import AllGatherResult
+        from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
+
+        group = self.group
+        to_sharded = group._to_sharded
+
+        def unshard(async_op: bool = False) -> None:
+            if group._all_gather_result is not None or group.is_unsharded:
+                return
+            backward = group._training_state == TrainingState.PRE_BACKWARD
+            if backward and not getattr(group, "unshard_in_backward", True):
+                return
+            self.fetch()
+            group._all_gather_result = AllGatherResult(None, self.ready, None, [], [], [])
+
+        def wait_for_unshard() -> None:
+            if group._all_gather_result is None:
+                return
+            self.install()
+            group._to_unsharded()
+            group._all_gather_result = None
+
+        def reshard() -> None:
+            if group.is_unsharded:
+                to_sharded()
+                self.give_back()
+
+        group.unshard, group.wait_for_unshard, group._to_sharded = unshard, wait_for_unshard, reshard
+
+    def fetch(self) -> None:
+        """Start to copy every rank's rows into place."""
+        import torch
+
+        units = self.units
+        current = torch.cuda.current_stream()
+        holder = None if self.turn is None else units.holders.get(self.turn)
+        if holder is self and not self.spare:
+            return  # still there
+        with torch.inference_mode(False), torch.no_grad():
+            if self.turn is None:
+                self._take_own_buffers()
+                units.stream.wait_stream(current)
+            elif holder is not None and holder.busy:
+                # Someone has gathered several blocks at once (generation): this one gets buffers for the time.
+                self.spare = True
+                self.whole = [torch.empty_like(buffer) for buffer in self._buffers()]
+                units.stream.wait_stream(current)
+            else:
+                self.spare = False
+                self.whole = self._buffers()
+                units.holders[self.turn] = self
+                if units.started is not None:
+                    units.stream.wait_event(units.started)
+            with torch.cuda.stream(units.stream):
+                for whole, rows in zip(self.whole, self.rows, strict=True):
+                    # Autograd must not take the same weights, fetched again, for changed ones.
+                    with torch.autograd._unsafe_preserve_version_counter(whole):
+                        _copy(whole, rows, self.rank)
+                self.ready = torch.cuda.Event()
+                self.ready.record()
+        units.fetched += 1
+
+    @property
+    def busy(self) -> bool:
+        """Whether the weights are in use, or about to be."""
+        return bool(self.group.is_unsharded or self.group._all_gather_result is not None)
+
+    def install(self) -> None:
+        """Let what the current stream computes next wait for the weights, and the modules have them."""
+        import torch
+
+        current = torch.cuda.current_stream()
+        if self.ready is not None:
+            current.wait_event(self.ready)
+        for parameter, whole in zip(self.group.fsdp_params, self.whole, strict=True):
+            if not hasattr(parameter, "_unsharded_param"):
+                parameter.all_gather_outputs = [whole]
+                with torch.inference_mode(False):
+                    parameter.init_unsharded_param()
+                parameter.all_gather_outputs = []  # FSDP2 would free them when it reshards
+            elif parameter._unsharded_param.data_ptr() != whole.data_ptr():
+                parameter._unsharded_param.data = whole.view(parameter._unsharded_param.shape)
+        if self.turn is not None:
+            self.units.started = torch.cuda.Event()
+            self.units.started.record()
+
+    def give_back(self) -> None:
+        """Free what isn't one of the two sets of buffers."""
+        if self.turn is None:
+            for whole in self.whole:
+                whole.untyped_storage().resize_(0)
+        elif self.spare:
+            self.whole = self._buffers()
+            for parameter, whole in zip(self.group.fsdp_params, self.whole, strict=True):
+                parameter._unsharded_param.data = whole.view(parameter._unsharded_param.shape)
+
+    def _take_own_buffers(self) -> None:
+        if not self.whole:
+            self.whole = [self._empty(index) for index in range(len(self.rows))]
+        for whole in self.whole:
+            whole.untyped_storage().resize_(whole.numel() * whole.element_size())
+
+    def _buffers(self) -> list[torch.Tensor]:
+        found = []
+        for index, parameter in enumerate(self.group.fsdp_params):
+            key = (self.turn, index, parameter._orig_size, parameter.param_dtype, self.rows[index][0].dtype)
+            if key not in self.units.buffers:
+                self.units.buffers[key] = self._empty(index)
+            found.append(self.units.buffers[key])
+        return found
+
+    def _empty(self, index: int) -> torch.Tensor:
+        import torch
+
+        parameter = self.group.fsdp_params[index]
+        dtype = parameter.param_dtype or self.rows[index][0].dtype
+        return torch.empty(parameter._orig_size.numel(), dtype=dtype, device=self.group.device)
+
+
+def install(model: torch.nn.Module) -> str | None:
+    """Have the frozen units of the FSDP2 model `model` fetched from peers; returns why not, or None where they are.
+
+    Every rank must call it, before the first forward pass.
+    """
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.fsdp import FSDPModule
+
+    from .fsdp import blocks
+
+    reason = _agreed(_obstacle())
+    if reason is not None:
+        return reason
+    layers = blocks(model)
+    turns = {id(layer): index % 2 for index, layer in enumerate(layers)}
+    units = Units()
+    for module in model.modules():
+        if module is model or not isinstance(module, FSDPModule):
+            continue
+        for group in groups_of(module):
+            if _can_be_fetched(group):
+                Unit(units, group, turns.get(id(module)))
+                # The rows' old place is free; without this the next unit's memory would come on top of it.
+                torch.cuda.synchronize()
+                torch.cuda.empty_cache()
+    dist.barrier()
+    torch.cuda.synchronize()
+    model.__dict__["_unsloth_accel_peer"] = units
+    return None
+
+
+def groups_of(module: Any) -> list[Any]:
+    """FSDP2's parameter groups of a module (one, until torch 2.12 a single attribute)."""
+    state = module._get_fsdp_state()
+    found = getattr(state, "_fsdp_param_groups", None)
+    if found is None:
+        found = [state._fsdp_param_group]
+    return [group for group in found if group is not None]
+
+
+def shared_bytes(model: Any) -> int:
+    """Bytes of this rank's rows that torch's allocator doesn't count, since they are in shared memory."""
+    units = getattr(model, "_unsloth_accel_peer", None)
+    return 0 if units is None else int(units.shared_bytes)
+
+
+def _obstacle() -> str | None:
+    """Why this rank can't reach its peers' memory; None where it can."""
+    import torch
+    import torch.distributed as dist
+
+    if os.environ.get(SWITCH) == "0":
+        return f"{SWITCH}=0"
+    if not torch.cuda.is_available() or not dist.is_initialized():
+        return "no GPU"
+    world, local = dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", 0))
+    if world != local:
+        return f"{world} processes, {local} of them on {socket.gethostname()}"
+    own = torch.cuda.current_device()
+    if torch.cuda.device_count() < world:
+        return "a process sees its own GPU only"
+    for other in range(world):
+        if other != own and not torch.cuda.can_device_access_peer(own, other):
+            return f"GPU {own} can't read the memory of GPU {other}"
+    try:
+        import torch.distributed._symmetric_memory as symmetric
+
+        symmetric.empty(1, dtype=torch.uint8, device=torch.device("cuda", own))
+    except Exception as error:  # whatever it is, NCCL still works
+        return f"no symmetric memory: {type(error).__name__}: {error}"
+    return None
+
+
+def _agreed(obstacle: str | None) -> str | None:
+    """The first rank's obstacle, on every rank; ranks that fetch and ranks that gather would wait for each other."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return obstacle
+    everyone: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, obstacle)
+    return next((reason for reason in everyone if reason is not None), None)
+
+
+def _can_be_fetched(group: Any) -> bool:
+    return bool(group.fsdp_params) and all(
+        not parameter.sharded_param.requires_grad and parameter.fsdp_placement.dim == 0 and not parameter.offload_to_cpu
+        for parameter in group.fsdp_params
+    )
+
+
+def _padded_bytes(parameter: Any) -> int:
+    """Bytes of one rank's rows, the same on every rank."""
+    size = parameter.padded_sharded_param_size.numel() * parameter.sharded_param._local_tensor.element_size()
+    return int(-(-size // ALIGNMENT) * ALIGNMENT)
+
+
+def _copy(whole: torch.Tensor, rows: list[torch.Tensor], first: int) -> None:
+    """Copy all ranks' `rows` one after the other into `whole`, this rank's own first."""
+    offsets = [0]
+    for part in rows:
+        offsets.append(offsets[-1] + part.numel())
+    for turn in range(len(rows)):
+        rank = (first + turn) % len(rows)
+        whole[offsets[rank] : offsets[rank + 1]].copy_(rows[rank])
