@@ -201,7 +201,8 @@ def run(cell: Cell, work: Path, environment: dict[str, str]) -> dict[str, Any]:
         done = subprocess.run(
             command, env=os.environ | environment, timeout=CELL_TIMEOUT, capture_output=True, text=True, check=False
         )
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as late:
+        (work / f"{cell.name}.log").write_bytes((late.stdout or b"") + (late.stderr or b""))
         return figures | {"error": f"not done after {CELL_TIMEOUT} s"}
     (work / f"{cell.name}.log").write_text(done.stdout + done.stderr, encoding="utf-8")
     if done.returncode:

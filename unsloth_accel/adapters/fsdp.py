@@ -80,6 +80,7 @@ def adapt_accelerator(accelerator: Accelerator) -> None:
     def prepare_sharded(*objects: Any, **options: Any) -> Any:
         import torch
         from torch.distributed.fsdp import FSDPModule
+        from unsloth.models.fsdp2_save import reduce_unsharded_trainable_grads
 
         models = [item for item in objects if isinstance(item, torch.nn.Module) and not isinstance(item, FSDPModule)]
         for model in models:
@@ -88,6 +89,8 @@ def adapt_accelerator(accelerator: Accelerator) -> None:
         prepared = prepare(*objects, **options)
         for model in models:
             _put_back_rows(model, pending)
+            # On GPUs Unsloth has done so already; then this finds nothing left to do.
+            reduce_unsharded_trainable_grads(model)
             _gather_head_for_the_loss(model)
             peer.install(model)
         return prepared
