@@ -44,16 +44,28 @@ class Units:
         self.fetched = 0
         """Units fetched so far, for tests and curiosity."""
 
+    def make_room(self) -> None:
+        """Free the buffers that no block uses now; whoever comes next takes memory for them again."""
+        for turn, holder in list(self.holders.items()):
+            if not holder.busy:
+                del self.holders[turn]
+                for buffer in holder.whole:
+                    buffer.untyped_storage().resize_(0)
+
 
 class Unit:
-    """One FSDP2 unit: a decoder block, the embedding or the output head, all frozen."""
+    """One FSDP2 unit: a decoder block, the embedding or the output head, all frozen.
 
-    def __init__(self, units: Units, group: Any, turn: int | None) -> None:
+    `turn`: which of the two sets of buffers a block takes; None for a unit that takes memory of its own while it is
+    gathered. `largest`: it is the output head, gathered when memory is scarcest, beside the loss's own.
+    """
+
+    def __init__(self, units: Units, group: Any, turn: int | None, *, largest: bool = False) -> None:
         import torch
         import torch.distributed as dist
         import torch.distributed._symmetric_memory as symmetric
 
-        self.units, self.group, self.turn = units, group, turn
+        self.units, self.group, self.turn, self.largest = units, group, turn, largest
         self.spare = False
         self.ready: torch.cuda.Event | None = None
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
@@ -135,21 +147,26 @@ class Unit:
         holder = None if self.turn is None else units.holders.get(self.turn)
         if holder is self and not self.spare:
             return  # still there
+        known = len(units.buffers)
         with torch.inference_mode(False), torch.no_grad():
             if self.turn is None:
-                self._take_own_buffers()
-                units.stream.wait_stream(current)
+                if self.largest:
+                    units.make_room()
+                self.whole = self.whole or [self._empty(index) for index in range(len(self.rows))]
             elif holder is not None and holder.busy:
                 # Someone has gathered several blocks at once (generation): this one gets buffers for the time.
                 self.spare = True
-                self.whole = [torch.empty_like(buffer) for buffer in self._buffers()]
-                units.stream.wait_stream(current)
+                self.whole = [self._empty(index) for index in range(len(self.rows))]
             else:
                 self.spare = False
                 self.whole = self._buffers()
                 units.holders[self.turn] = self
-                if units.started is not None:
-                    units.stream.wait_event(units.started)
+            new = _allocated(self.whole) or self.turn is None or self.spare or len(units.buffers) > known
+            if new or units.started is None:
+                # Memory that is new was in other hands until what the current stream has before it is done.
+                units.stream.wait_stream(current)
+            else:
+                units.stream.wait_event(units.started)
             with torch.cuda.stream(units.stream):
                 for whole, rows in zip(self.whole, self.rows, strict=True):
                     # Autograd must not take the same weights, fetched again, for changed ones.
@@ -193,12 +210,6 @@ class Unit:
             for parameter, whole in zip(self.group.fsdp_params, self.whole, strict=True):
                 parameter._unsharded_param.data = whole.view(parameter._unsharded_param.shape)
 
-    def _take_own_buffers(self) -> None:
-        if not self.whole:
-            self.whole = [self._empty(index) for index in range(len(self.rows))]
-        for whole in self.whole:
-            whole.untyped_storage().resize_(whole.numel() * whole.element_size())
-
     def _buffers(self) -> list[torch.Tensor]:
         found = []
         for index, parameter in enumerate(self.group.fsdp_params):
@@ -216,7 +227,7 @@ class Unit:
         return torch.empty(parameter._orig_size.numel(), dtype=dtype, device=self.group.device)
 
 
-def install(model: torch.nn.Module) -> str | None:
+def install(model: Any) -> str | None:
     """Have the frozen units of the FSDP2 model `model` fetched from peers; returns why not, or None where they are.
 
     Every rank must call it, before the first forward pass.
@@ -232,13 +243,13 @@ def install(model: torch.nn.Module) -> str | None:
         return reason
     layers = blocks(model)
     turns = {id(layer): index % 2 for index, layer in enumerate(layers)}
-    units = Units()
+    units, head = Units(), model.get_output_embeddings()
     for module in model.modules():
         if module is model or not isinstance(module, FSDPModule):
             continue
         for group in groups_of(module):
             if _can_be_fetched(group):
-                Unit(units, group, turns.get(id(module)))
+                Unit(units, group, turns.get(id(module)), largest=module is head)
                 # The rows' old place is free; without this the next unit's memory would come on top of it.
                 torch.cuda.synchronize()
                 torch.cuda.empty_cache()
@@ -312,6 +323,14 @@ def _padded_bytes(parameter: Any) -> int:
     """Bytes of one rank's rows, the same on every rank."""
     size = parameter.padded_sharded_param_size.numel() * parameter.sharded_param._local_tensor.element_size()
     return int(-(-size // ALIGNMENT) * ALIGNMENT)
+
+
+def _allocated(buffers: list[torch.Tensor]) -> bool:
+    """Give those of `buffers` that hold no memory theirs; returns whether any did not."""
+    empty = [buffer for buffer in buffers if not buffer.untyped_storage().size()]
+    for buffer in empty:
+        buffer.untyped_storage().resize_(buffer.numel() * buffer.element_size())
+    return bool(empty)
 
 
 def _copy(whole: torch.Tensor, rows: list[torch.Tensor], first: int) -> None:
