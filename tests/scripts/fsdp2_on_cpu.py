@@ -1,0 +1,80 @@
+"""Train a tiny LoRA model in one process, or in several under the real code of Accelerate's FSDP2.
+
+Accelerate refuses FSDP on a CPU before it looks at anything; here its state is told afterwards that it is one. What
+follows is its own: `prepare` shards with `fully_shard` over gloo. Launched by tests/test_fsdp.py, under torchrun:
+fsdp2_on_cpu.py CHECKPOINT OUT RANK_OF_LORA.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import unsloth_accel  # isort: skip
+import unsloth  # isort: skip
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from datasets import Dataset
+from torch.distributed.fsdp import FSDPModule
+from trl import SFTConfig, SFTTrainer
+
+
+def pretend_fsdp2() -> None:
+    Accelerator(cpu=True)
+    AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+        reshard_after_forward=True,
+        state_dict_type="FULL_STATE_DICT",
+        cpu_ram_efficient_loading=False,
+    )
+    for state in (AcceleratorState, PartialState):
+        state._shared_state["distributed_type"] = DistributedType.FSDP
+
+
+def main(path: str, out: str, r: str) -> None:
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
+        path, max_seq_length=96, load_in_4bit=False, dtype=torch.float32
+    )
+    model = unsloth.FastLanguageModel.get_peft_model(
+        model, r=int(r), lora_alpha=16, target_modules=["q_proj", "down_proj"], random_state=3407
+    )
+    arguments = SFTConfig(
+        output_dir=out,
+        max_steps=4,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2 if several else 4,
+        max_length=96,
+        learning_rate=1e-2,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        bf16=False,
+        use_cpu=True,
+        optim="adamw_torch",
+    )
+    if several:
+        pretend_fsdp2()
+    rows = [{"text": "abc def ghi " * (1 + (i * 7) % 6)} for i in range(64)]
+    trainer = SFTTrainer(model=model, processing_class=tokenizer, args=arguments, train_dataset=Dataset.from_list(rows))
+    unsloth_accel.adapt(trainer)
+    trainer.train()
+    unsloth_accel.save(trainer, Path(out, "adapter"))
+    if trainer.accelerator.is_main_process:
+        found = {
+            "log": [(line["loss"], line["grad_norm"]) for line in trainer.state.log_history if "loss" in line],
+            "units": sum(isinstance(module, FSDPModule) for module in model.modules()),
+            "lora_whole": not any(hasattr(p, "_local_tensor") for p in model.parameters() if p.requires_grad),
+            "frozen_sharded": all(hasattr(p, "_local_tensor") for p in model.parameters() if not p.requires_grad),
+        }
+        Path(out, "found.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
