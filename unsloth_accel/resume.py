@@ -31,6 +31,7 @@ _MUST_AGREE = {
     "data.path": ROWS,
     "train_dataset": ROWS,
     "data.train_on": "the loss would be of other tokens.",
+    "model.max_seq_length": "rows would be cut elsewhere.",
     "training.seed": f"the order of rows follows it, so {ROWS}",
     "training.data_seed": f"the order of rows follows it, so {ROWS}",
     "training.optim": "its state is of another optimizer.",
@@ -62,6 +63,7 @@ def made_with(run: RunConfig) -> dict[str, Any]:
         "model.name": _resolved(run.model.name),
         "data.path": fingerprint(run.data.path),
         "data.train_on": run.data.train_on,
+        "model.max_seq_length": run.model.max_seq_length,
         "lora.r": run.lora.r,
         "lora.alpha": run.lora.alpha,
         "lora.use_rslora": run.lora.use_rslora,
@@ -78,8 +80,8 @@ def facts_of_run(run: RunConfig) -> dict[str, Any]:
     for section, values in asdict(run).items():
         facts |= {f"{section}.{key}": value for key, value in values.items()} if isinstance(values, dict) else {}
     for key, path in (("data.path", run.data.path), ("data.eval_path", run.data.eval_path)):
-        if path:
-            facts[f"the rows in {key}"] = fingerprint(path)
+        if path:  # which may lie elsewhere on another machine
+            facts[key] = f"rows with fingerprint {fingerprint(path)}"
     return facts
 
 
