@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMOLLM2, Run
+from conftest import SMOLLM2
 
 from unsloth_accel import merging
+from unsloth_accel.commands import merge
 from unsloth_accel.problems import ConfigError
 
 
@@ -33,11 +34,11 @@ def refused(*arguments: Any, **options: Any) -> str:
 
 
 def test_a_run_and_its_adapter_mean_the_same(finished: Path) -> None:
-    merge = merging.prepare(finished)
-    assert merge == merging.prepare(finished / "adapter")
-    assert merge.target == finished / "merged"
-    assert merge.dtype == "bfloat16"  # the base is float32
-    assert merging.prepare(finished, dtype="float32").bytes == 2 * merge.bytes
+    found = merging.prepare(finished)
+    assert found == merging.prepare(finished / "adapter")
+    assert found.target == finished / "merged"
+    assert found.dtype == "bfloat16"  # the base is float32
+    assert merging.prepare(finished, dtype="float32").bytes == 2 * found.bytes
 
 
 def test_what_is_there_is_not_overwritten(finished: Path) -> None:
@@ -80,15 +81,17 @@ def test_too_little_room(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_adapter_of_a_4_bit_base_goes_into_the_original(trained_on: str, base: str, finished: Path) -> None:
     config = {"base_model_name_or_path": trained_on}
     (finished / "adapter" / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-    merge = merging.prepare(finished)
-    assert (merge.base, merge.trained_on) == (base, trained_on)
+    found = merging.prepare(finished)
+    assert (found.base, found.trained_on) == (base, trained_on)
     told = refused(finished, base="unsloth/Llama-3.2-1B-Instruct-bnb-4bit")
     assert "bnb-4bit: what is merged into them would be rounded again" in told
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["SmolLM2", "tied, with a trained lm_head"])
-def test_the_merged_model_is_base_plus_adapter(model: str, tiny: Path, tmp_path: Path, cli: Run) -> None:
+def test_the_merged_model_is_base_plus_adapter(
+    model: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The same logits in float32, which are not the base's; a head that was trained is no longer the embeddings."""
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
@@ -110,9 +113,8 @@ def test_the_merged_model_is_base_plus_adapter(model: str, tiny: Path, tmp_path:
             if parameter.requires_grad and "lora_A" not in name:
                 parameter.add_(0.005 * torch.randn_like(parameter))
     adapted.save_pretrained(tmp_path / "run" / "adapter")
-    done = cli("merge", tmp_path / "run", tmp_path / "out", "--dtype", "float32")
-    assert done.returncode == 0, done.stderr
-    assert f"base     {base}" in done.stdout
+    assert merge.run([str(tmp_path / "run"), str(tmp_path / "out"), "--dtype", "float32"]) == 0
+    assert f"base     {base}" in capsys.readouterr().out
     inputs = AutoTokenizer.from_pretrained(base)("The capital of France is", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)(inputs).logits

@@ -1,8 +1,8 @@
 """FSDP1 around a PEFT model, two gloo processes: gather the adapter, save it in shards, restore it.
 
-    torchrun --nproc_per_node 2 fsdp1_adapter.py MODEL DIRECTORY orig|flat [--without]
+    torchrun --nproc_per_node 2 fsdp1_adapter.py MODEL DIRECTORY
 
-`--without` leaves PEFT as it is, to show the fault.
+With PEFT as it is, which shows the fault, and mended; with torch's flat parameters and with the original ones.
 """
 
 import os
@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from unsloth_accel.adapters import fsdp1
 
-path, directory, kind = sys.argv[1:4]
+path, directory = sys.argv[1:3]
 torch.distributed.init_process_group("gloo")
 first = torch.distributed.get_rank() == 0
 
@@ -36,26 +36,30 @@ def adapted() -> Any:
     return model
 
 
+def check(model: Any, place: str, what: str) -> None:
+    gathered = fsdp1.gathered(model)
+    found = get_peft_model_state_dict(model.module, state_dict=gathered) if first else {}
+    saved = sum(torch.equal(found[name], expected[name]) for name in found)
+    with FSDP.state_dict_type(model, StateDictType.SHARDED_STATE_DICT):
+        dcp.save({"model": fsdp_utils._get_model_state_dict(model, adapter_only=True)}, checkpoint_id=place)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.detach().zero_()
+        state = {"model": fsdp_utils._get_model_state_dict(model, adapter_only=True)}
+        dcp.load(state, checkpoint_id=place)
+        fsdp_utils._set_model_state_dict(model, state["model"], adapter_only=True)
+    back = fsdp1.gathered(model)
+    restored = sum(torch.equal(back[name], gathered[name]) for name in back)
+    if first:
+        print(f"{what}: saved {saved}, restored {restored} of {len(expected)}", flush=True)
+
+
 expected = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(adapted()).items()}
-model = adapted()
-policy = fsdp_auto_wrap_policy(model)
-model = FSDP(model, auto_wrap_policy=policy, use_orig_params=kind == "orig", device_id=torch.device("cpu"))
-gathered = fsdp1.gathered(model)
-if "--without" not in sys.argv:
-    fsdp1.let_peft_see_through()
-if first:
-    found = get_peft_model_state_dict(model.module, state_dict=gathered)
-    equal = sum(torch.equal(found[name], expected[name]) for name in found)
-    print(f"saved {equal} of {len(expected)}", flush=True)
-with FSDP.state_dict_type(model, StateDictType.SHARDED_STATE_DICT):
-    dcp.save({"model": fsdp_utils._get_model_state_dict(model, adapter_only=True)}, checkpoint_id=directory)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.detach().zero_()
-    state = {"model": fsdp_utils._get_model_state_dict(model, adapter_only=True)}
-    dcp.load(state, checkpoint_id=directory)
-    fsdp_utils._set_model_state_dict(model, state["model"], adapter_only=True)
-restored = fsdp1.gathered(model)
-if first:
-    equal = sum(torch.equal(restored[name], gathered[name]) for name in restored)
-    print(f"restored {equal} of {len(expected)}", flush=True)
+for mended in (False, True):
+    if mended:
+        fsdp1.let_peft_see_through()
+    for kind in ("flat", "orig"):
+        model = adapted()
+        policy = fsdp_auto_wrap_policy(model)
+        model = FSDP(model, auto_wrap_policy=policy, use_orig_params=kind == "orig", device_id=torch.device("cpu"))
+        check(model, f"{directory}/{kind}-{mended}", f"{kind}, {'mended' if mended else 'PEFT alone'}")

@@ -53,6 +53,7 @@ class RateOfSchedule(TrainerCallback):
         groups = schedule.optimizer.param_groups
         for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
             group["lr"] = base * factor(schedule.last_epoch)
+        schedule._last_lr = [group["lr"] for group in groups]  # what the Trainer logs
 
 
 def _resumable(trainer: Trainer, asked: str | bool) -> Checkpoint:
