@@ -138,3 +138,17 @@ def test_a_plain_trainer_must_fit_its_checkpoint(trainer: Any) -> None:
         trainer.train(resume_from_checkpoint=True)
     assert [problem.key for problem in told.value.problems] == ["batch.global_size", "train_dataset"]
     assert trainer.resumed == []
+
+
+def test_no_step_is_made_beyond_the_last(trainer: Any) -> None:
+    """The Trainer itself makes one: it compares with max_steps after a step."""
+    epochs: list[int] = []
+    trainer._run_epoch = lambda epoch: epochs.append(epoch)
+    trainer.control = SimpleNamespace(should_training_stop=False)
+    trainer.state = SimpleNamespace(global_step=3, max_steps=4)
+    resuming._stop_at_the_end(trainer)
+    trainer._run_epoch(0)
+    assert (epochs, trainer.control.should_training_stop) == ([0], False)
+    trainer.state.global_step = 4
+    trainer._run_epoch(1)
+    assert (epochs, trainer.control.should_training_stop) == ([0], True)

@@ -96,8 +96,7 @@ def test_going_on_past_a_broken_checkpoint(described: Path, tmp_path: Path, cli:
     weights = out / "checkpoint-6" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     (out / "checkpoint-4" / "rng_state_1.pth").unlink()
-    again = ("launch", described, f"output_dir={out}", "training.resume=true", "distributed.num_processes=1")
-    done = cli(*again)
+    done = cli("launch", described, f"output_dir={out}", "training.resume=true", "distributed.num_processes=1")
     assert done.returncode == 0, done.stdout + done.stderr
     for told in (
         "checkpoint-6: adapter_model",

@@ -92,7 +92,6 @@ def run(merge: Merge) -> list[Path]:
         model = kind.from_pretrained(merge.base, dtype=getattr(torch, merge.dtype), device_map="cpu")
         adapted = PeftModel.from_pretrained(model, str(merge.adapter), torch_device="cpu")
         model = adapted.merge_and_unload(safe_merge=True)
-        _untie(model)
         has_own = (merge.adapter / "tokenizer_config.json").is_file()
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(merge.adapter) if has_own else merge.base)
         with replacing_directory(merge.target) as directory:
@@ -194,17 +193,6 @@ def _class(transformers: Any, base: str) -> Any:
     return next((found for name in names if (found := getattr(transformers, name, None))), None) or (
         transformers.AutoModelForCausalLM
     )
-
-
-def _untie(model: Any) -> None:
-    """Say in the config what merging did: a trained lm_head is no longer the input embeddings, which alone would be
-    saved."""
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is None or head.weight is embeddings.weight:
-        return
-    for config in {id(found): found for found in (model.config, model.config.get_text_config())}.values():
-        config.tie_word_embeddings = False
-    model._tied_weights_keys = None
 
 
 def _check(directory: Path, merge: Merge) -> None:

@@ -1,8 +1,10 @@
 """Starting to train: the ranks agree, and a checkpoint to go on from is whole and fits.
 
-Mends, in transformers 5.17: going on from a run whose learning rate had reached its end, with more steps, makes the
-first step at the old end, 0, since the Trainer restores the rate with the optimizer and the schedule sets it only after
-a step. Here the schedule sets it before.
+Mends, in transformers 5.17:
+- Going on from a run whose learning rate had reached its end, with more steps, makes the first step at the old end, 0,
+  since the Trainer restores the rate with the optimizer and the schedule sets it only after a step. Here before it.
+- Going on from a checkpoint with max_steps behind it makes one step more, as the Trainer looks after a step only. Here
+  it makes none, so that a run whose final save failed gets the adapter that it had.
 """
 
 from __future__ import annotations
@@ -34,7 +36,22 @@ def check_before_training(trainer: Trainer) -> None:
         return train(resume_from_checkpoint, *args, **kwargs)
 
     trainer.train = checked
+    _stop_at_the_end(trainer)
     trainer.add_callback(RateOfSchedule())
+
+
+def _stop_at_the_end(trainer: Trainer) -> None:
+    run_epoch = getattr(trainer, "_run_epoch", None)
+    if run_epoch is None:  # older transformers
+        return
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        if trainer.state.global_step >= trainer.state.max_steps:
+            trainer.control.should_training_stop = True
+            return
+        run_epoch(*args, **kwargs)
+
+    trainer._run_epoch = run
 
 
 class RateOfSchedule(TrainerCallback):
