@@ -77,6 +77,31 @@ def write_weights(directory: Path) -> None:
     (directory / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
 
 
+def write_checkpoint(path: Path, run: Any, *, ranks: int = 2, record: bool = True) -> Path:
+    """A whole checkpoint of `run` as the Trainer leaves one, its files as small as their forms allow."""
+    import zipfile
+
+    from unsloth_accel.checkpoints import RECORD, files_of
+    from unsloth_accel.resume import made_with
+
+    path.mkdir(parents=True)
+    header = json.dumps({"a.lora_A.weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    (path / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    config = {"r": run.lora.r, "lora_alpha": run.lora.alpha, "base_model_name_or_path": run.model.name}
+    modules = run.lora.target_modules
+    config["target_modules"] = modules if isinstance(modules, str) else list(modules)
+    (path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    for name in ("optimizer.pt", "scheduler.pt", *(f"rng_state_{rank}.pth" for rank in range(ranks))):
+        with zipfile.ZipFile(path / name, "w") as file:
+            file.writestr("archive/data.pkl", b"state" * 20)
+    state = {"global_step": int(path.name.rpartition("-")[2])}
+    (path / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+    if record:
+        values = {"made_with": made_with(run), "files": files_of(path)}
+        (path / RECORD).write_text(json.dumps(values), encoding="utf-8")
+    return path
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama in float32."""

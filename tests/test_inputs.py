@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run, write_yaml
+from conftest import Run, write_checkpoint, write_yaml
 
+from unsloth_accel.checkpoints import checkpoints
 from unsloth_accel.data.rows import MOST_SHOWN, read_rows
 from unsloth_accel.hardware import Hardware
 from unsloth_accel.problems import ConfigError
 from unsloth_accel.run_config import from_dict
-from unsloth_accel.validation import checkpoints, input_problems, output_problems
+from unsloth_accel.validation import input_problems, output_problems
 
 CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
 
@@ -180,10 +181,12 @@ def test_a_finished_run_is_kept(cli: Run, file: Path, tmp_path: Path, descriptio
 
 
 def test_checkpoints_of_an_unfinished_run_are_kept(tmp_path: Path, description: dict[str, Any]) -> None:
-    for name in ("checkpoint-10", "checkpoint-9", "checkpoint-x"):
-        (tmp_path / "out" / name).mkdir(parents=True)
-        (tmp_path / "out" / name / "trainer_state.json").write_text(json.dumps({}), encoding="utf-8")
+    for step in (10, 9):
+        write_checkpoint(tmp_path / "out" / f"checkpoint-{step}", from_dict(description))
+    (tmp_path / "out" / "checkpoint-x").mkdir()
     (tmp_path / "out" / "checkpoint-11").mkdir()  # cut short: without its last file
     assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-9", "checkpoint-10"]
     assert "checkpoints up to checkpoint-10" in str(output_problems(from_dict(description))[0])
-    assert output_problems(from_dict({**description, "training": {"resume": True}})) == []
+    told = output_problems(from_dict({**description, "training": {"resume": True}}))
+    assert [problem.severity for problem in told] == ["warning"]
+    assert "goes on from checkpoint-10" in told[0].consequence

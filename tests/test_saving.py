@@ -108,6 +108,24 @@ def test_a_full_disk_is_told_with_what_to_do(model: Any, tmp_path: Path) -> None
         saving.save_run(fake_trainer(model), RunConfig(output_dir=str(tmp_path)))
 
 
+def test_a_full_disk_does_not_cost_the_adapter(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where output_dir can't take it, it goes to the system's temporary directory, and the error says so."""
+    write = model.save_pretrained
+
+    def full(directory: str, **rest: Any) -> None:
+        if "elsewhere" not in directory:
+            raise OSError(28, "No space left on device")
+        write(directory, **rest)
+
+    model.save_pretrained = full
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "elsewhere"))
+    with pytest.raises(saving.SaveError, match=r"It is complete in .*elsewhere.* Fix: make room"):
+        saving.save(fake_trainer(model), tmp_path / "out")
+    assert len(list((tmp_path / "elsewhere").glob("*/adapter/adapter_model.safetensors"))) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_whole_adapter_is_saved(model: Any, tmp_path: Path) -> None:
     path = saving.save_run(fake_trainer(model), RunConfig(output_dir=str(tmp_path)))
     assert (path / "adapter_model.safetensors").is_file()

@@ -15,6 +15,7 @@ from .adapters.environment import prepare as _prepare
 if TYPE_CHECKING:
     from . import callbacks as callbacks
     from .accelerate_config import AccelerateConfig as AccelerateConfig
+    from .adapters.saving import save as save
     from .adapters.trainer import adapt as adapt
     from .hardware import Hardware as Hardware
     from .memory import MemoryEstimate as MemoryEstimate
@@ -38,6 +39,7 @@ _HOME = {
     "RunConfig": "run_config",
     "adapt": "adapters.trainer",
     "notebook_launch": "notebook",
+    "save": "adapters.saving",
 }
 __all__ = [*_HOME, "callbacks", "plan"]
 

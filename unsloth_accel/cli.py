@@ -15,6 +15,7 @@ COMMANDS = {
     "config": "print or write an accelerate config",
     "validate": "every problem of a config or run, before anything starts",
     "launch": "plan and launch a run, or launch your own script with a config",
+    "merge": "write the 16-bit model that base and adapter make, with its tokenizer",
     "estimate": "the GPU memory a model needs, per strategy and term",
     "doctor": "what is wrong with this machine or installation, and the fix",
     "completion": "shell completion for bash, zsh or tcsh",

@@ -41,6 +41,9 @@ def replacing_directory(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         os.chmod(temporary, 0o755)
+        for file in temporary.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                os.chmod(file, 0o644)  # safetensors writes files that only their owner may read
         if path.exists():
             os.rename(path, old)
         try:

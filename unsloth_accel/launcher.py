@@ -15,12 +15,14 @@ from pathlib import Path
 
 from .accelerate_launch import ERRORS, Launch, parse_arguments, run_accelerate, takes_value
 from .adapters.environment import OTHER_KINDS, promise_of_config, variables_for
+from .checkpoints import find
 from .hardware import Hardware, detect
 from .planner import TRAINING_MODULE, Plan, plan
 from .problems import ConfigError, Problem, errors, raise_errors
+from .resume import resume_problems
 from .rules import Context, check, read
-from .run_config import RunConfig, is_override, load
-from .validation import ADAPTER, checkpoints, input_problems, output_problems
+from .run_config import RunConfig, from_dict, is_override, load
+from .validation import ADAPTER, input_problems, output_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,7 @@ def plan_problems(decided: Plan) -> list[Problem]:
         fix = "pip install triton, or distributed.strategy=ddp"
         return [Problem(key="distributed.strategy", value="fsdp2_native", consequence=consequence, fix=fix)]
     if decided.strategy != "fsdp1":
-        return []
+        return resume_problems(from_dict(decided.resolved())) if decided.run.resume else []
     consequence = "PEFT 0.21 finds no LoRA layer in an FSDP1 model and saves an empty adapter: the run would be lost."
     fix = "distributed.strategy=fsdp2_native, or auto"
     return [Problem(key="distributed.strategy", value="fsdp1", consequence=consequence, fix=fix)]
@@ -195,7 +197,7 @@ def made_room(decided: Plan) -> Iterator[None]:
     try:
         yield
     finally:
-        made = (directory / ADAPTER).exists() or checkpoints(directory)
+        made = (directory / ADAPTER).exists() or any(checkpoint.has_adapter for checkpoint in find(directory))
         if aside.is_dir() and not made:
             for path in _products(directory):
                 shutil.rmtree(path, ignore_errors=True)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .checkpoints import Checkpoint, newest
 from .data.rows import read_rows
 from .model_files import may_be_hub_id
 from .model_spec import ModelSpec
@@ -122,16 +123,6 @@ def _bitsandbytes_problems(key: str, value: Any) -> list[Problem]:
     ]
 
 
-def checkpoints(directory: str | Path) -> list[Path]:
-    """The Trainer's checkpoints in a run's directory that were written to the end, oldest first.
-
-    `trainer_state.json` is the last file that the Trainer writes into a checkpoint.
-    """
-    found = [path for path in Path(directory).glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    whole = [path for path in found if (path / "trainer_state.json").is_file()]
-    return sorted(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))
-
-
 def output_problems(run: RunConfig) -> list[Problem]:
     """Why the run may not write into its output directory."""
     directory = Path(run.output_dir)
@@ -143,20 +134,31 @@ def output_problems(run: RunConfig) -> list[Problem]:
     if not _writable(existing) or not _possible(directory):
         consequence = f"can't be made or written below {existing}, so the adapter could not be saved."
         return [problem(consequence=consequence, fix="choose a directory that you may write")]
-    whole = checkpoints(directory)
+    whole, broken = newest(directory)
     if run.resume and not whole:
-        consequence = f"there is no checkpoint in {run.output_dir} to go on from."
+        consequence = f"there is no checkpoint in {run.output_dir} to go on from"
+        consequence += "".join(f"; {found.path.name}: {found.fault}" for found in broken) + "."
         fix = "remove training.resume, or set output_dir to the run that has checkpoints"
+        if broken:
+            fix = "copy the missing files back, or training.overwrite=true instead to start anew"
         return [Problem(key="training.resume", value=True, consequence=consequence, fix=fix)]
-    if run.resume or run.overwrite:
+    if run.resume and whole:
+        return [_broken(found, whole) for found in broken]
+    if run.overwrite:
         return []
-    held = f"checkpoints up to {whole[-1].name}" if whole else ""
+    held = f"checkpoints up to {(whole or broken[0]).path.name}" if whole or any(c.has_adapter for c in broken) else ""
     if (directory / ADAPTER).exists():
         held = "a finished run"
     if not held:
         return []
     fix = "training.resume=true to go on, training.overwrite=true to delete it, or another output_dir"
     return [problem(consequence=f"already holds {held}, which this run would overwrite.", fix=fix)]
+
+
+def _broken(found: Checkpoint, instead: Checkpoint) -> Problem:
+    consequence = f"{found.fault}: no run can go on from it, so this one goes on from {instead.path.name}."
+    fix = "nothing, or delete it"
+    return Problem(key=str(found.path), consequence=consequence, fix=fix, severity="warning")
 
 
 def _exists(path: Path) -> bool:

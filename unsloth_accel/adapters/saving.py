@@ -1,4 +1,4 @@
-"""Saving a finished run: the adapter and everything needed to load it and to know how it came about.
+"""Saving the adapter, whole and at once, from every strategy, with what is needed to load it and to know its making.
 
 Mends, in torch 2.13 with accelerate 1.15: in several processes on a CPU the Trainer loads a checkpoint's optimizer to
 its device, `cpu:0`, `cpu:1`, …, and torch.load knows only `cpu`, so no run resumes (torch.serialization).
@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import platform
 import shutil
+import tempfile
 from importlib import metadata
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints import ADAPTER_WEIGHTS
 from ..files import replacing_directory, write_atomically
-from ..problems import UnslothAccelError
+from ..problems import UnslothAccelError, first_line
 from ..run_config import RunConfig
+from ..safetensors_header import read_header
 from ..validation import ADAPTER
-from . import guard
+from . import fsdp1, guard
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -30,34 +34,114 @@ class SaveError(UnslothAccelError):
     on_every_rank = True
 
 
-def save_run(trainer: Trainer, run: RunConfig) -> Path:
-    """Save adapter, tokenizer, run.yaml, accelerate.yaml and versions.json to output_dir/adapter; returns that path.
+def save(trained: Any, directory: str | Path, *, tokenizer: Any = None) -> Path:
+    """Save the complete adapter of `trained`, a Trainer or a PEFT model, and its tokenizer to `directory`; returns it.
 
-    Every rank must call it. All ranks' weights are compared, then rank 0 writes to a temporary directory that takes
-    the place of an earlier one in the end, so the directory is whole or not there. Raises `SaveError` on every rank
-    when rank 0 could not write, or wrote an adapter without all its tensors.
+    Works under every strategy: shards are put together first. Every rank must call it; rank 0 writes, to a temporary
+    directory that takes `directory`'s place in the end. A Trainer's tokenizer is taken from it; for a model, as
+    `Accelerator.prepare` returned it, give it. Raises `SaveError` on every rank when rank 0 could not write, or wrote
+    an adapter without all its tensors; if there was room elsewhere the error says where the adapter lies.
     """
-    from accelerate.utils import broadcast_object_list
+    model = trained.model if hasattr(trained, "accelerator") else trained
+    tokenizer = tokenizer or getattr(trained, "processing_class", None)
+    return _save(model, tokenizer, Path(directory), {}, "make room there, then save again.")
 
-    target = Path(run.output_dir, ADAPTER)
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    guard.check_equal(guard.trainable(model), "trainable weights when saving")
-    gathered = _gathered(trainer)
-    trainer.accelerator.wait_for_everyone()
-    fault: list[str | None] = [None]
-    if trainer.accelerator.is_main_process:
+
+def save_run(trainer: Trainer, run: RunConfig) -> Path:
+    """`save` a run's adapter to output_dir/adapter, with run.yaml, accelerate.yaml and versions.json beside it."""
+    fix = (
+        "make room there, then launch again with training.resume=true if the run has checkpoints (for another "
+        "output_dir, copy them into it first)."
+    )
+    sources = {name: Path(run.output_dir, name) for name in ("run.yaml", "accelerate.yaml")}
+    return _save(trainer.model, trainer.processing_class, Path(run.output_dir, ADAPTER), sources, fix)
+
+
+def _save(model: Any, tokenizer: Any, target: Path, sources: dict[str, Path], fix: str) -> Path:
+    from accelerate import PartialState
+
+    bare = unwrapped(model)
+    guard.check_equal(guard.trainable(bare), "trainable weights when saving")
+    tensors = gathered(model)
+    fault = None
+    if PartialState().is_main_process:
         try:
-            _write(model, trainer.processing_class, run, target, gathered)
+            _write(bare, tokenizer, target, sources, tensors)
         except Exception as error:  # told to the other ranks, which wait for it
-            fault = [f"{type(error).__name__}: {error}"]
-    if trainer.accelerator.num_processes > 1:
-        broadcast_object_list(fault)
-    if fault[0] is not None:
-        raise SaveError(
-            f"the adapter was not saved to {target}: {fault[0]} Fix: make room there, then launch again with "
-            "training.resume=true if the run has checkpoints (for another output_dir, copy them into it first)."
-        )
+            fault = f"the adapter was not saved to {target}: {first_line(error)}."
+            fault += _elsewhere(bare, tokenizer, sources, tensors, error) + f" Fix: {fix}"
+    fault = next((told for told in of_every_rank(fault) if told), None)
+    if fault is not None:
+        raise SaveError(fault)
     return target
+
+
+def _elsewhere(model: Any, tokenizer: Any, sources: dict[str, Path], tensors: Any, error: Exception) -> str:
+    """Try the system's temporary directory, so that a full disk does not cost the training; says whether it worked."""
+    if isinstance(error, SaveError):  # the adapter itself is at fault, not the disk
+        return ""
+    target = Path(tempfile.mkdtemp(prefix="unsloth-accel-"), ADAPTER)
+    try:
+        _write(model, tokenizer, target, sources, tensors)
+    except Exception:
+        shutil.rmtree(target.parent, ignore_errors=True)
+        return ""
+    return f" It is complete in {target} instead: copy it before that is cleaned up."
+
+
+def of_every_rank(value: Any) -> list[Any]:
+    """What every rank gives, by rank; a collective, so that all have arrived when it returns."""
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    if PartialState().num_processes == 1:
+        return [value]
+    everyone: list[Any] = gather_object([value])
+    return everyone
+
+
+def unwrapped(model: Any) -> Any:
+    """The PEFT model inside what Accelerate made of it."""
+    from accelerate.utils import extract_model_from_parallel
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = extract_model_from_parallel(model)
+    return model.module if isinstance(model, FullyShardedDataParallel) else model
+
+
+def gathered(model: Any) -> dict[str, Any] | None:
+    """What PEFT saves of `model`, put together from all ranks' shards on the CPU of rank 0 (the others get none of
+    it); None where each rank holds everything whole.
+
+    Every rank must call it. PEFT itself would write rank 0's shards, or nothing.
+    """
+    from accelerate import PartialState
+
+    if fsdp1.is_fsdp1(model):
+        fsdp1.let_peft_see_through()
+        return fsdp1.gathered(model)
+    bare = unwrapped(model)
+    parameters = dict(bare.named_parameters(remove_duplicate=False))
+    if not any(guard.is_sharded(tensor) for tensor in parameters.values()):
+        return None
+    first = PartialState().is_main_process
+    # Rank 0 chooses for all: PEFT may look the base model up, and ranks that chose otherwise would wait for ever.
+    names = of_every_rank(_what_peft_saves(bare, parameters) if first else None)[0]
+    found: dict[str, Any] = {}
+    for name in names:
+        tensor = guard.whole(parameters[name].detach())
+        if first:
+            found[name] = tensor.cpu()
+    return found
+
+
+def _what_peft_saves(model: Any, parameters: dict[str, Any]) -> list[str]:
+    """Names of the parameters that PEFT writes for the active adapter, and of all that train."""
+    from peft import get_peft_model_state_dict
+
+    chosen = get_peft_model_state_dict(model, state_dict=parameters, adapter_name=model.active_adapter)
+    identities = {id(tensor) for tensor in chosen.values()}
+    return [name for name, tensor in parameters.items() if id(tensor) in identities or tensor.requires_grad]
 
 
 def let_numbered_cpus_load() -> None:
@@ -89,47 +173,28 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _gathered(trainer: Trainer) -> dict[str, Any] | None:
-    """The trainable tensors put together from all ranks' shards, on the CPU; None where each rank holds them whole.
-
-    Every rank must call it. PEFT would otherwise write rank 0's shards, or nothing.
-    """
-    accelerator = trainer.accelerator
-    tensors = guard.trainable(accelerator.unwrap_model(trainer.model))
-    if not any(guard.is_sharded(tensor) for tensor in tensors.values()):
-        return None
-    return {name: guard.whole(tensor).cpu() for name, tensor in tensors.items()}
-
-
-def _write(model: Any, tokenizer: Any, run: RunConfig, target: Path, gathered: dict[str, Any] | None) -> None:
+def _write(model: Any, tokenizer: Any, target: Path, sources: dict[str, Path], tensors: dict[str, Any] | None) -> None:
     import json
 
     with replacing_directory(target) as directory:
-        model.save_pretrained(str(directory), safe_serialization=True, state_dict=gathered)
-        tokenizer.save_pretrained(str(directory))
-        _check_whole(directory, model)
-        for name in ("run.yaml", "accelerate.yaml"):
-            source = Path(run.output_dir, name)
+        model.save_pretrained(str(directory), safe_serialization=True, state_dict=tensors)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(directory))
+        check_whole(directory, model, tensors)
+        for name, source in sources.items():
             if source.is_file():
                 shutil.copy(source, directory / name)
         write_atomically(directory / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
 
-def _check_whole(directory: Path, model: Any) -> None:
+def check_whole(directory: Path, model: Any, tensors: dict[str, Any] | None = None) -> None:
     """Raise `SaveError` if the file holds fewer numbers than the adapter in memory: adapters get saved empty.
 
-    More are right: PEFT adds the embeddings of a model whose vocabulary the adapter changes.
+    `tensors` is what was gathered, where this rank holds only shards. More are right: PEFT adds the embeddings of a
+    model whose vocabulary the adapter changes.
     """
-    from safetensors import safe_open
-
-    expected = sum(parameter.numel() for parameter in guard.trainable(model).values())
-    with safe_open(str(directory / "adapter_model.safetensors"), framework="pt") as file:
-        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118  (no mapping)
-    saved = 0
-    for shape in shapes:
-        size = 1
-        for length in shape:
-            size *= length
-        saved += size
-    if saved < expected:
-        raise SaveError(f"the file holds {saved} numbers, the adapter has {expected}.")
+    held = guard.trainable(model) if tensors is None else tensors
+    expected = sum(tensor.numel() for tensor in held.values())
+    saved = sum(prod(tensor.shape) for tensor in read_header(directory / ADAPTER_WEIGHTS))
+    if saved < expected or not saved:
+        raise SaveError(f"the file holds {saved} numbers, the adapter has {expected}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from ..callbacks.guard import Guard
+from .checkpointing import keep_checkpoints
 from .ddp import wrap_after_evaluation
 from .fsdp import adapt_accelerator
+from .resuming import check_before_training
 from .saving import let_numbered_cpus_load
 
 if TYPE_CHECKING:
@@ -16,15 +18,18 @@ AnyTrainer = TypeVar("AnyTrainer", bound="Trainer")
 
 
 def adapt(trainer: AnyTrainer) -> AnyTrainer:
-    """Make `trainer` safe to evaluate before it trains and to resume, guard it, and return it; once is enough.
+    """Make `trainer` safe to evaluate before it trains, to save and to resume, guard it, and return it; once is enough.
 
-    Without it `trainer.evaluate()` before `trainer.train()` turns DDP off (`adapters.ddp`). The guard stops the run,
-    with the reason, when its world is not the one that was launched or its ranks are not synchronised
-    (`unsloth_accel.callbacks.Guard`).
+    Without it `trainer.evaluate()` before `trainer.train()` turns DDP off (`adapters.ddp`), and a sharded run saves no
+    adapter in its checkpoints (`adapters.checkpointing`). The guard stops the run, with the reason, when its world is
+    not the one that was launched, its ranks are not synchronised (`unsloth_accel.callbacks.Guard`), or they were given
+    different rows, arguments or models (`adapters.agreement`).
     """
     if not any(isinstance(callback, Guard) for callback in trainer.callback_handler.callbacks):
         wrap_after_evaluation(trainer.accelerator)
         adapt_accelerator(trainer.accelerator)
         let_numbered_cpus_load()
+        keep_checkpoints(trainer)
+        check_before_training(trainer)
         trainer.add_callback(Guard())
     return trainer

@@ -18,11 +18,12 @@ import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth
 from ..accelerate_config import SHARDING, AccelerateConfig
 from ..accelerate_launch import report_error
 from ..adapters import environment
+from ..checkpoints import checkpoints
 from ..files import write_atomically
 from ..problems import ConfigError, Problem, UnslothAccelError
 from ..promise import PLANNED
+from ..resume import facts_of_run, made_with
 from ..run_config import PROJECTIONS, RunConfig, load
-from ..validation import checkpoints
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -115,6 +116,8 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
     from trl import SFTConfig, SFTTrainer
 
     _quiet_progress_bars()
+    from ..adapters.agreement import check_same
+    from ..adapters.checkpointing import describe
     from ..adapters.fsdp import sharded_loading
     from ..adapters.trainer import adapt
     from ..callbacks.peak_memory import PeakMemory
@@ -143,10 +146,11 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
     if run.distributed.device == "cpu":
         fields["use_cpu"] = True
     try:
-        arguments = SFTConfig(**fields)
+        arguments = SFTConfig(**fields)  # forms the process group
     except (TypeError, ValueError) as error:
         fix = "correct the field of `training` that it names"
         raise ConfigError(Problem(key="training", consequence=f"SFTConfig refuses it: {error}", fix=fix)) from None
+    check_same(facts_of_run(run))
     name = run.model.name
     # Absolute, so that the saved adapter finds its base model from any directory.
     name = str(Path(name).resolve()) if Path(name).is_dir() else name
@@ -185,6 +189,7 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
     trainer.add_callback(StepLog(Path(run.output_dir, "logs", "steps.jsonl")))
     if run.logging.progress:
         trainer.add_callback(Progress())
+    describe(trainer, made_with(run))
     return adapt(trainer)
 
 

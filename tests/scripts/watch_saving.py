@@ -1,0 +1,73 @@
+"""Train a run.yaml and compare, at every save, what is on disk with what the ranks hold; rank 0 can't write once.
+
+The second checkpoint fails on rank 0, as on a full disk. Prints one line for each thing that it found right.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import unsloth_accel
+from unsloth_accel.adapters import environment, guard, saving
+from unsloth_accel.checkpoints import Checkpoint
+from unsloth_accel.run_config import load
+from unsloth_accel.training import sft
+
+run = load(sys.argv[1])
+trainer = sft.build_trainer(run)
+
+import torch  # noqa: E402
+from peft import get_peft_model_state_dict  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from transformers import TrainerCallback  # noqa: E402
+
+first = environment.rank() == 0
+
+
+def compare(directory: Path, what: str) -> None:
+    """Every rank's weights, put together, against the file; a collective."""
+    model = saving.unwrapped(trainer.model)
+    held = {name: guard.whole(p.detach()).cpu() for name, p in model.named_parameters() if p.requires_grad}
+    expected = get_peft_model_state_dict(model, state_dict=held)
+    if first:
+        saved = load_file(directory / "adapter_model.safetensors")
+        assert saved.keys() == expected.keys(), (len(saved), len(expected))
+        assert all(torch.equal(saved[name], expected[name]) for name in saved), what
+        assert any(bool(tensor.abs().max()) for name, tensor in saved.items() if "lora_B" in name), (
+            "nothing was trained"
+        )
+        print(f"equal: {what}, {len(saved)} tensors", flush=True)
+
+
+class Watch(TrainerCallback):
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        directory = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        if state.global_step == 2:
+            if first:
+                assert not directory.exists(), "half a checkpoint is left"
+                print("gone: checkpoint-2", flush=True)
+            return
+        compare(directory, directory.name)
+        if first:
+            assert Checkpoint(directory).fault is None, Checkpoint(directory).fault
+            assert Checkpoint(directory).record["files"], "no record"
+
+
+write = torch.save
+
+
+def full_disk(value: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+    if trainer.state.global_step == 2 and first and "optimizer" in str(file):
+        raise OSError(28, "No space left on device")
+    write(value, file, *args, **kwargs)
+
+
+torch.save = full_disk
+trainer.add_callback(Watch())
+trainer.train()
+sharded = any(map(guard.is_sharded, trainer.model.parameters()))
+assert sharded == (run.distributed.strategy == "fsdp2_native")
+print("trained", trainer.state.global_step, flush=True)
+for what, trained in (("trainer", trainer), ("model", trainer.model)):
+    directory = unsloth_accel.save(trained, Path(run.output_dir, what), tokenizer=trainer.processing_class)
+    compare(directory, what)

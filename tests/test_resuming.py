@@ -1,0 +1,154 @@
+"""What happens to a Trainer before it trains: ranks compared, a checkpoint chosen, the learning rate set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import write_checkpoint
+from datasets import Dataset
+from transformers import get_linear_schedule_with_warmup
+
+from unsloth_accel.adapters import agreement, resuming
+from unsloth_accel.adapters.checkpointing import record
+from unsloth_accel.problems import ConfigError
+from unsloth_accel.run_config import from_dict
+
+
+def schedule_of(steps: int) -> Any:
+    parameter = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.AdamW([{"params": [parameter]}, {"params": []}], lr=0.1)
+    return get_linear_schedule_with_warmup(optimizer, 0, steps)
+
+
+def resumed(steps: int, after: int, first: int) -> Any:
+    """A schedule of `steps`, restored with its optimizer from `after` steps of one of `first`, as the Trainer does."""
+    before, schedule = schedule_of(first), schedule_of(steps)
+    for _ in range(after):
+        before.optimizer.step()
+        before.step()
+    schedule.optimizer.load_state_dict(before.optimizer.state_dict())
+    schedule.load_state_dict(before.state_dict())
+    return schedule
+
+
+def begin(schedule: Any, step: int) -> list[float]:
+    state: Any = SimpleNamespace(global_step=step)
+    nothing: Any = None
+    resuming.RateOfSchedule().on_train_begin(nothing, state, nothing, lr_scheduler=schedule)
+    return [group["lr"] for group in schedule.optimizer.param_groups]
+
+
+def test_going_on_after_the_end_follows_the_new_schedule() -> None:
+    schedule = resumed(8, after=6, first=6)
+    assert [group["lr"] for group in schedule.optimizer.param_groups] == [0.0, 0.0]  # the fault
+    assert begin(schedule, 6) == pytest.approx([0.1 * 2 / 8] * 2)
+    assert schedule.get_last_lr() == pytest.approx([0.1 * 2 / 8] * 2)
+
+
+def test_going_on_in_the_middle_changes_no_bit() -> None:
+    schedule = resumed(7, after=3, first=7)
+    before = [group["lr"] for group in schedule.optimizer.param_groups]
+    assert begin(schedule, 3) == before
+
+
+def test_a_fresh_run_is_left_alone() -> None:
+    schedule = schedule_of(5)
+    schedule.optimizer.param_groups[0]["lr"] = 7.0
+    assert begin(schedule, 0)[0] == 7.0
+
+
+def rows(*texts: str) -> Dataset:
+    return Dataset.from_list([{"text": text} for text in texts])
+
+
+def test_rows_are_known_by_number_and_content() -> None:
+    assert agreement.rows_of(rows("a", "b")) == agreement.rows_of(rows("a", "b"))
+    assert agreement.rows_of(rows("a", "b")) != agreement.rows_of(rows("b", "a"))
+    assert agreement.rows_of(rows("a", "b")) != agreement.rows_of(rows("a", "b", "b"))
+    assert agreement.rows_of([1, 2]) == "2 rows"
+    assert agreement.rows_of(iter([1])) is None
+    assert agreement.rows_of(None) is None
+    many = [str(number) for number in range(10_000)]
+    assert agreement.rows_of(rows(*many)) != agreement.rows_of(rows(*many[:-1], "other"))
+
+
+@pytest.fixture
+def trainer(description: dict[str, Any], tmp_path: Path) -> Any:
+    """As much of a Trainer as choosing a checkpoint looks at, and two checkpoints of it."""
+    run = from_dict({**description, "distributed": {"strategy": "single", "num_processes": 1}})
+    args = SimpleNamespace(
+        output_dir=str(tmp_path / "out"),
+        world_size=1,
+        train_batch_size=8,
+        gradient_accumulation_steps=1,
+        seed=42,
+        data_seed=None,
+        optim="adamw_torch",
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        to_dict=dict,
+    )
+    model = torch.nn.Linear(2, 2)
+    resumed: list[Any] = []
+    made = SimpleNamespace(
+        args=args,
+        model=model,
+        train_dataset=rows(*"abcdefgh"),
+        eval_dataset=None,
+        train=lambda checkpoint=None: resumed.append(checkpoint),
+        add_callback=lambda callback: None,
+        resumed=resumed,
+    )
+    for step in (2, 4):
+        write_checkpoint(tmp_path / "out" / f"checkpoint-{step}", run, record=False)
+        record(tmp_path / "out" / f"checkpoint-{step}", resuming.made_with(made))  # type: ignore[arg-type]
+    resuming.check_before_training(made)  # type: ignore[arg-type]
+    return made
+
+
+def test_the_newest_whole_checkpoint_is_taken(trainer: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    out = Path(trainer.args.output_dir)
+    trainer.train()
+    trainer.train(resume_from_checkpoint=True)
+    (out / "checkpoint-4" / "optimizer.pt").unlink()
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.resumed == [None, str(out / "checkpoint-4"), str(out / "checkpoint-2")]
+    assert "checkpoint-4: optimizer.pt is missing; going on from checkpoint-2" in capsys.readouterr().err
+
+
+def test_a_broken_one_that_is_asked_for_is_refused(trainer: Any) -> None:
+    out = Path(trainer.args.output_dir)
+    (out / "checkpoint-4" / "optimizer.pt").unlink()
+    with pytest.raises(ConfigError, match=r"optimizer.pt is missing.* Fix: .*checkpoint-2, the newest whole one"):
+        trainer.train(resume_from_checkpoint=str(out / "checkpoint-4"))
+    (out / "checkpoint-2" / "scheduler.pt").unlink()
+    with pytest.raises(ConfigError, match="no whole checkpoint"):
+        trainer.train(resume_from_checkpoint=True)
+    assert trainer.resumed == []
+
+
+def test_a_plain_trainer_must_fit_its_checkpoint(trainer: Any) -> None:
+    trainer.args.train_batch_size = 4
+    trainer.train_dataset = rows(*"abcdefgx")
+    with pytest.raises(ConfigError) as told:
+        trainer.train(resume_from_checkpoint=True)
+    assert [problem.key for problem in told.value.problems] == ["batch.global_size", "train_dataset"]
+    assert trainer.resumed == []
+
+
+def test_no_step_is_made_beyond_the_last(trainer: Any) -> None:
+    """The Trainer itself makes one: it compares with max_steps after a step."""
+    epochs: list[int] = []
+    trainer._run_epoch = lambda epoch: epochs.append(epoch)
+    trainer.control = SimpleNamespace(should_training_stop=False)
+    trainer.state = SimpleNamespace(global_step=3, max_steps=4)
+    resuming._stop_at_the_end(trainer)
+    trainer._run_epoch(0)
+    assert (epochs, trainer.control.should_training_stop) == ([0], False)
+    trainer.state.global_step = 4
+    trainer._run_epoch(1)
+    assert (epochs, trainer.control.should_training_stop) == ([0], True)

@@ -1,0 +1,123 @@
+"""Saving, going on and agreeing in real processes: what is on disk is what the ranks hold, for what a CPU can run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SCRIPTS, Run, adapter, cli_command, steps, variable_rows, write_yaml
+
+pytestmark = pytest.mark.slow
+STRATEGIES = ["ddp", *(["fsdp2_native"] if importlib.util.find_spec("triton") else [])]
+"""Unsloth's sharding imports triton, also on a CPU."""
+
+
+@pytest.fixture(scope="module")
+def described(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps of the tiny model, eight rows each, a checkpoint every two."""
+    place = tmp_path_factory.mktemp("described")
+    rows = variable_rows(place / "rows.jsonl", [9 + (37 * i) % 88 for i in range(64)])
+    training = {"max_steps": 6, "learning_rate": 1e-2, "bf16": False, "save_strategy": "steps", "save_steps": 2}
+    return write_yaml(
+        place / "run.yaml",
+        {
+            "model": {"name": str(tiny), "max_seq_length": 96, "dtype": "float32"},
+            "data": {"path": str(rows)},
+            "batch": {"global_size": 8},
+            "training": {**training, "per_device_train_batch_size": 4},
+            "distributed": {"num_processes": 2, "device": "cpu"},
+            "output_dir": "overridden",
+        },
+    )
+
+
+def planned(described: Path, out: Path, *overrides: str) -> tuple[list[str], dict[str, str]]:
+    """Write the run's two files to `out`; the launch flags that name them, and the strategy's variables."""
+    from unsloth_accel.hardware import detect
+    from unsloth_accel.planner import plan
+    from unsloth_accel.run_config import load
+
+    decided = plan(load(described, [f"output_dir={out}", *overrides]), detect())
+    decided.write(out)
+    return ["--config_file", str(out / "accelerate.yaml")], {**os.environ, **decided.accelerate_config.environment}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_is_saved_is_what_the_ranks_hold(strategy: str, described: Path, tmp_path: Path) -> None:
+    """At checkpoints, and with `unsloth_accel.save` of a Trainer and of a model; to the bit. A checkpoint that rank 0
+    can't write is given up, and the training is not."""
+    flags, variables = planned(described, tmp_path, f"distributed.strategy={strategy}")
+    command = cli_command("launch", *flags, SCRIPTS / "watch_saving.py", tmp_path / "run.yaml")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for what in ("checkpoint-4", "checkpoint-6", "trainer", "model"):
+        assert f"equal: {what}, 28 tensors" in done.stdout
+    assert "gone: checkpoint-2" in done.stdout
+    assert "warning: checkpoint-2 was not saved: OSError: [Errno 28] No space left on device" in done.stderr
+    assert (tmp_path / "trainer" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("difference", "told"),
+    [
+        ("data.path={other}", "data.path is 'rows with fingerprint"),
+        ("rows=60", "train_dataset is '60 rows"),
+    ],
+    ids=["another file", "other rows in a plain Trainer"],
+)
+def test_a_rank_that_differs_ends_all(difference: str, told: str, described: Path, tmp_path: Path) -> None:
+    """One error, from rank 0, before the first step; without the check the run trains, or waits for ever."""
+    other = variable_rows(tmp_path / "other.jsonl", [20] * 64)
+    flags, variables = planned(described, tmp_path / "out", "distributed.strategy=ddp")
+    command = cli_command("launch", *flags, SCRIPTS / "one_rank_differs.py", tmp_path / "out" / "run.yaml")
+    variables["DIFFERENCE"] = difference.format(other=other)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=variables)
+    assert done.returncode == 1
+    assert done.stderr.count("the ranks would not train the same run") == 1
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "step 1/" not in done.stdout
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+    if "rows=" in difference:
+        assert "training argument learning_rate is 0.02 on rank 1 and 0.01 on rank 0" in done.stderr
+
+
+def test_going_on_past_a_broken_checkpoint(described: Path, tmp_path: Path, cli: Run) -> None:
+    """Two processes stop, two checkpoints cut short; one process goes on from the whole one as if nothing had been."""
+    straight, out = tmp_path / "straight", tmp_path / "out"
+    assert cli("launch", described, f"output_dir={straight}").returncode == 0
+    shutil.copytree(straight, out)
+    shutil.rmtree(out / "adapter")
+    weights = out / "checkpoint-6" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (out / "checkpoint-4" / "rng_state_1.pth").unlink()
+    done = cli("launch", described, f"output_dir={out}", "training.resume=true", "distributed.num_processes=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for told in (
+        "checkpoint-6: adapter_model",
+        "checkpoint-4: rng_state_1.pth is missing",
+        "goes on from checkpoint-2",
+    ):
+        assert told in done.stderr
+    assert f"going on from {out / 'checkpoint-2'}" in done.stdout
+    assert [step["step"] for step in steps(out)] == [1, 2, 3, 4, 5, 6]
+    assert max(abs(a["loss"] - b["loss"]) for a, b in zip(steps(straight), steps(out), strict=True)) <= 1e-5
+    first, second = adapter(straight), adapter(out)
+    assert max(float((first[name] - second[name]).abs().max()) for name in first) <= 1e-5
+
+
+def test_an_fsdp1_adapter_is_saved_and_restored(tiny: Path, tmp_path: Path) -> None:
+    """With torch's own FSDP1; accelerate has none on a CPU. PEFT alone saves nothing and restores nothing."""
+    script = [str(SCRIPTS / "fsdp1_adapter.py"), str(tiny), str(tmp_path)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *script]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=variables)
+    assert done.returncode == 0, done.stderr
+    for kind in ("flat", "orig"):
+        assert f"{kind}, PEFT alone: saved 0, restored 0 of 8" in done.stdout
+        assert f"{kind}, mended: saved 8, restored 8 of 8" in done.stdout

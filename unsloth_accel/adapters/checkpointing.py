@@ -1,0 +1,126 @@
+"""A Trainer's checkpoints: complete under every strategy, recorded, and no reason to lose a training.
+
+Mends, in transformers 5.17 with accelerate 1.15:
+- Under FSDP with SHARDED_STATE_DICT `Trainer.save_model` writes nothing, silently, and checkpoints hold no adapter;
+  with FULL_STATE_DICT it gathers the whole model on rank 0 to write the adapter alone. Here the adapter is gathered and
+  written, whichever type is set.
+- A checkpoint that can't be written (a full disk) ends the training. Here the run goes on without that checkpoint and
+  says so: the adapter in memory is worth more. Under accelerate's FSDP only where the adapter itself can't be written;
+  when its optimizer can't, ranks wait for one another in the middle, and the run ends with the adapter on disk.
+- Nothing tells a whole checkpoint from one cut short, nor what it was made with. Here each gets a record, written last.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoints import RECORD, files_of
+from ..files import write_atomically
+from ..problems import first_line
+from ..resume import lora_facts
+from . import agreement, environment, fsdp1, guard
+from .saving import SaveError, check_whole, gathered, of_every_rank, unwrapped, versions
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+def keep_checkpoints(trainer: Trainer) -> None:
+    """Make `trainer` write whole, recorded checkpoints; once is enough."""
+    if trainer.accelerator.distributed_type.value == "FSDP":
+        fsdp1.let_peft_see_through()
+    _save_model_gathered(trainer)
+    _survive_and_record(trainer)
+
+
+def describe(trainer: Trainer, facts: Mapping[str, Any]) -> None:
+    """Add `facts` (by run.yaml's keys) to what each checkpoint of `trainer` says that it was made with."""
+    trainer._unsloth_accel_made_with = dict(facts)
+
+
+def made_with(trainer: Trainer) -> dict[str, Any]:
+    """The facts on which going on from a checkpoint of `trainer` depends, by run.yaml's keys where they have one."""
+    args = trainer.args
+    promised = environment.promise()
+    known: dict[str, Any] = {
+        "distributed.strategy": promised.strategy if promised else None,
+        "distributed.num_processes": args.world_size,
+        "batch.global_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "train_dataset": agreement.rows_of(trainer.train_dataset),
+        "training.seed": args.seed,
+        "training.data_seed": args.data_seed,
+        "training.optim": str(getattr(args.optim, "value", args.optim)),
+        "training.learning_rate": args.learning_rate,
+        "training.weight_decay": args.weight_decay,
+    }
+    known |= lora_facts(trainer.model) | getattr(trainer, "_unsloth_accel_made_with", {})
+    return {key: value for key, value in known.items() if value is not None or key == "training.data_seed"}
+
+
+def _save_model_gathered(trainer: Trainer) -> None:
+    save_model = trainer.save_model
+
+    def save(output_dir: str | None = None, _internal_call: bool = False) -> None:
+        bare = unwrapped(trainer.model)
+        sharded = fsdp1.is_fsdp1(trainer.model) or any(map(guard.is_sharded, bare.parameters()))
+        if not sharded or not hasattr(bare, "peft_config") or hasattr(bare, "_orig_mod"):
+            save_model(output_dir, _internal_call=_internal_call)
+            return
+        directory = Path(output_dir or trainer.args.output_dir)
+        tensors = gathered(trainer.model)
+        fault = None
+        if trainer.args.should_save:
+            try:
+                trainer._save(str(directory), state_dict=tensors)
+                check_whole(directory, bare, tensors)
+            except Exception as error:
+                fault = f"the adapter was not saved to {directory}: {first_line(error)}. Fix: make room there."
+        fault = next((told for told in of_every_rank(fault) if told), None)
+        if fault is not None:
+            raise SaveError(fault)
+        if trainer.args.push_to_hub and not _internal_call:
+            trainer.push_to_hub(commit_message="Model save", revision=trainer.args.hub_revision)
+
+    trainer.save_model = save
+
+
+def _survive_and_record(trainer: Trainer) -> None:
+    save_checkpoint = trainer._save_checkpoint
+
+    def save(model: Any, trial: Any) -> None:
+        directory = Path(trainer._get_output_dir(trial=trial), f"checkpoint-{trainer.state.global_step}")
+        fault = None
+        try:
+            save_checkpoint(model, trial)
+        except Exception as error:
+            # Accelerate's FSDP gathers again after a write: ranks that left at different places can't agree any more.
+            # A SaveError has been raised by all.
+            if trainer.is_fsdp_enabled and not isinstance(error, SaveError):
+                raise
+            fault = f"{directory.name} was not saved: {type(error).__name__}: {first_line(error)}"
+        faults = [told for told in of_every_rank(fault) if told]
+        if not trainer.args.should_save:
+            return
+        if not faults:
+            record(directory, made_with(trainer))
+            return
+        shutil.rmtree(directory, ignore_errors=True)  # half of one is of no use, and takes room
+        print(
+            f"unsloth_accel: warning: {faults[0]}. Training goes on; the next checkpoint, or the end, saves again. "
+            "Fix: make room in its output_dir.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    trainer._save_checkpoint = save
+
+
+def record(directory: Path, facts: Mapping[str, Any]) -> None:
+    """Write a checkpoint's record: what it was made with, and its files with their sizes in bytes."""
+    values = {"made_with": dict(facts), "files": files_of(directory), "versions": versions()}
+    write_atomically(directory / RECORD, json.dumps(values, indent=2) + "\n")

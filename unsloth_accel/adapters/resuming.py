@@ -1,0 +1,103 @@
+"""Starting to train: the ranks agree, and a checkpoint to go on from is whole and fits.
+
+Mends, in transformers 5.17:
+- Going on from a run whose learning rate had reached its end, with more steps, makes the first step at the old end, 0,
+  since the Trainer restores the rate with the optimizer and the schedule sets it only after a step. Here before it.
+- Going on from a checkpoint with max_steps behind it makes one step more, as the Trainer looks after a step only. Here
+  it makes none, so that a run whose final save failed gets the adapter that it had.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..checkpoints import Checkpoint, newest
+from ..problems import ConfigError, Problem, raise_errors
+from ..resume import difference
+from . import agreement, environment
+from .checkpointing import made_with
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+def check_before_training(trainer: Trainer) -> None:
+    """Make `trainer.train` compare the ranks first, and refuse a checkpoint that is cut short or of another run."""
+    train = trainer.train
+
+    def checked(resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        agreement.check_same(agreement.facts_of(trainer))
+        if resume_from_checkpoint:
+            resume_from_checkpoint = str(_resumable(trainer, resume_from_checkpoint).path)
+        return train(resume_from_checkpoint, *args, **kwargs)
+
+    trainer.train = checked
+    _stop_at_the_end(trainer)
+    trainer.add_callback(RateOfSchedule())
+
+
+def _stop_at_the_end(trainer: Trainer) -> None:
+    run_epoch = getattr(trainer, "_run_epoch", None)
+    if run_epoch is None:  # older transformers
+        return
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        if trainer.state.global_step >= trainer.state.max_steps:
+            trainer.control.should_training_stop = True
+            return
+        run_epoch(*args, **kwargs)
+
+    trainer._run_epoch = run
+
+
+class RateOfSchedule(TrainerCallback):
+    """Sets the learning rate of a resumed run's first step to what its schedule says for that step.
+
+    Changes no bit where the schedule is the checkpoint's own.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        schedule: Any = kwargs.get("lr_scheduler")
+        schedule = getattr(schedule, "scheduler", schedule)
+        if not state.global_step or not hasattr(schedule, "lr_lambdas"):
+            return
+        groups = schedule.optimizer.param_groups
+        for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = base * factor(schedule.last_epoch)
+        schedule._last_lr = [group["lr"] for group in groups]  # what the Trainer logs
+
+
+def _resumable(trainer: Trainer, asked: str | bool) -> Checkpoint:
+    """The checkpoint to go on from: the one asked for, or the newest whole one of output_dir for True.
+
+    Raises `ConfigError` where there is none, it is cut short, or it was made with another run.
+    """
+    key = "resume_from_checkpoint"
+    if asked is True:
+        found, broken = newest(trainer.args.output_dir)
+        told = "; ".join(f"{other.path.name}: {other.fault}" for other in broken)
+        if found is None:
+            consequence = f"no whole checkpoint is in {trainer.args.output_dir}{f' ({told})' if told else ''}."
+            raise ConfigError(Problem(key=key, value=True, consequence=consequence, fix="start without it"))
+        if broken and environment.rank() == 0:
+            print(f"unsloth_accel: warning: {told}; going on from {found.path.name}", file=sys.stderr, flush=True)
+        agreement.check_same({key: found.path.name}, "checkpoints")
+    else:
+        found = Checkpoint(Path(str(asked)))
+        if found.fault is not None:
+            whole, _ = newest(found.path.parent)
+            fix = f"{whole.path}, the newest whole one" if whole else "start without it"
+            raise ConfigError(Problem(key=key, value=str(asked), consequence=f"{found.fault}.", fix=fix))
+    problems = difference(found, made_with(trainer))
+    if environment.rank() == 0:
+        for problem in problems:
+            if problem.severity == "warning":
+                print(f"unsloth_accel: {problem}", file=sys.stderr, flush=True)
+    raise_errors(problems)
+    return found
