@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, Run, write_yaml
+from conftest import ROOT, Run, write_checkpoint, write_yaml
 
 from unsloth_accel.accelerate_config import AccelerateConfig
 from unsloth_accel.accelerate_launch import Launch, LaunchError
 from unsloth_accel.hardware import Device, Hardware
 from unsloth_accel.launcher import Request, launch, parse
 from unsloth_accel.problems import ConfigError
+from unsloth_accel.run_config import load
 
 CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
 GPU = Device(name="GPU", index=0, memory_gib=80, compute_capability=(9, 0))
@@ -159,7 +160,7 @@ def test_a_run_that_came_to_nothing_overwrites_nothing(file: Path, earlier: Path
 
 
 def test_resuming_is_told_to_the_ranks_and_not_kept(file: Path, earlier: Path) -> None:
-    (earlier / "checkpoint-3" / "trainer_state.json").write_text("{}", encoding="utf-8")
+    write_checkpoint(earlier / "checkpoint-4", load(file), record=False)
     command = launched(file, "training.resume=true")
     assert command.arguments[-1] == "training.resume=true"
     assert "resume" not in (earlier / "run.yaml").read_text(encoding="utf-8")
