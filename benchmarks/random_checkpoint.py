@@ -94,8 +94,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
     # Every other block sees a window only, so that both masks are used.
     "gemma3": {"model_type": "gemma3_text", "tie_word_embeddings": True, "sliding_window": 512},
     "qwen3_moe": {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2},
+    # With a small vision model beside it; no image processor, so it reads text only.
+    "gemma3_vl": {"model_type": "gemma3_text", "tie_word_embeddings": True, "sliding_window": 512},
 }
 """What each family adds to a shape; see `config_values` for what depends on the shape."""
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -112,9 +122,9 @@ def config_values(shape: str, family: str | None = None) -> dict[str, Any]:
         raise ValueError(f"{shape} is a {sizes['model_type']} shape, not one of {family}")
     values = {"model_type": "llama", "tie_word_embeddings": False, **sizes, **(FAMILIES[family] if family else {})}
     layers, head = values["num_hidden_layers"], values["hidden_size"] // values["num_attention_heads"]
-    if family in ("qwen3", "gemma3", "qwen3_moe"):
+    if family in ("qwen3", "gemma3", "gemma3_vl", "qwen3_moe"):
         values.setdefault("head_dim", head)  # these have one of their own, 128 or 256, where nothing is said
-    if family == "gemma3":
+    if family in ("gemma3", "gemma3_vl"):
         values["layer_types"] = [("sliding", "full")[layer % 2] + "_attention" for layer in range(layers)]
         values["query_pre_attn_scalar"] = values["head_dim"]
     if family == "qwen3_moe":
@@ -126,13 +136,15 @@ def config_values(shape: str, family: str | None = None) -> dict[str, Any]:
 def write(shape: str, directory: str | Path, seed: int = 0, family: str | None = None) -> None:
     """Write config, weights (bf16; fp32 for `tiny`) and tokenizer of `SHAPES[shape]` to `directory`."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer()
+    values = config_values(shape, family) | {"max_position_embeddings": 8192}
+    if family == "gemma3_vl":
+        values = {"model_type": "gemma3", "text_config": values, "vision_config": VISION, "mm_tokens_per_image": 4}
     config = AutoConfig.for_model(
-        **config_values(shape, family),
-        max_position_embeddings=8192,
+        **values,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -141,7 +153,8 @@ def write(shape: str, directory: str | Path, seed: int = 0, family: str | None =
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         previous = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
-        model = AutoModelForCausalLM.from_config(config)
+        kind = AutoModelForImageTextToText if family == "gemma3_vl" else AutoModelForCausalLM
+        model = kind.from_config(config)
         torch.set_default_dtype(previous)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

@@ -86,6 +86,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def random_checkpoint(directory: Path, family: str) -> Path:
+    """A random two-layer model of `family` in float32."""
+    command = [sys.executable, "-m", "benchmarks.random_checkpoint", "tiny", str(directory), "--family", family]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return directory
+
+
 @pytest.fixture
 def cli() -> Run:
     """Run `unsloth-accel` in a process of its own, in the project's directory."""

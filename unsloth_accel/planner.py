@@ -16,7 +16,7 @@ from .files import write_atomically
 from .hardware import Device, Hardware
 from .memory import MemoryEstimate, Workload
 from .model_files import may_be_hub_id
-from .model_spec import ModelSpec
+from .model_spec import TOWER, ModelSpec
 from .precision import choose_precision
 from .problems import ConfigError, Problem
 from .promise import Promise
@@ -309,6 +309,8 @@ def _spec(run: RunConfig, device: str, count: int, reasons: list[str]) -> ModelS
     try:
         spec = ModelSpec.load(run.model.name)
     except ConfigError as error:
+        if any(problem.rule == TOWER for problem in error.problems):
+            raise ConfigError(_only_text(run)) from None
         if not may_be_hub_id(run.model.name):
             raise  # a directory that is missing or damaged
         if device == "cuda" and run.distributed.strategy == "auto" and count > 1:
@@ -318,8 +320,21 @@ def _spec(run: RunConfig, device: str, count: int, reasons: list[str]) -> ModelS
         first = error.problems[0]
         reasons.append(f"memory is not estimated: {first.key}: {first.consequence}")
         return None
+    if spec.towers:
+        raise ConfigError(_only_text(run))
     reasons += [f"{problem.key}: {problem.consequence}" for problem in spec.problems]
     return spec
+
+
+def _only_text(run: RunConfig) -> Problem:
+    return Problem(
+        key="model.name",
+        value=run.model.name,
+        consequence="is a model of text and images or sound. `launch RUN.yaml` reads rows of text only: its other half "
+        "would fill every GPU and learn nothing, and Unsloth has no such models on a CPU.",
+        fix="a text model, or your own script: FastVisionModel, unsloth_accel.adapt(trainer), and `unsloth-accel "
+        "launch --config_file accelerate_configs/ddp.yaml script.py`",
+    )
 
 
 def _question(
