@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SCRIPTS, accelerate_launch, random_checkpoint
+from conftest import SCRIPTS, accelerate_launch
 from test_capabilities import NEWEST, looked
 
 from unsloth_accel.adapters import ddp_settings
@@ -98,9 +98,9 @@ def test_an_old_unsloth_is_told_the_rank_on_this_machine(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_in_two_processes(tmp_path: Path) -> None:
+def test_in_two_processes(families: Path, tmp_path: Path) -> None:
     """A dense model isn't searched; one whose vision tower no row reaches is, and stops the run where it mustn't be."""
-    dense, vision = (random_checkpoint(tmp_path / family, family) for family in ("qwen3", "gemma3_vl"))
+    dense, vision = families / "qwen3", families / "gemma3_vl"
     out, script = tmp_path / "out", SCRIPTS / "ddp_settings.py"
     done = accelerate_launch("--config_file", "accelerate_configs/cpu_ddp.yaml", script, dense, vision, out)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,12 +1,14 @@
-"""Models beyond Llama: the same run on one process and on two, through the real launch."""
+"""Models beyond Llama: the same run on one process and on two, launched by accelerate."""
 
 import json
-from importlib.util import find_spec
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run, adapter, random_checkpoint, steps, variable_rows, write_yaml
+from conftest import ROOT, SCRIPTS, accelerate_launch, variable_rows
 
 from benchmarks.random_checkpoint import FAMILIES, SHAPES, config_values
 from unsloth_accel.hardware import Hardware
@@ -21,38 +23,40 @@ VISION = {"model_type": "qwen2_5_vl", "vision_config": {"depth": 32}, "text_conf
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", TEXT)
-def test_two_processes_train_a_family_like_one(family: str, tmp_path: Path, cli: Run) -> None:
-    described = write_yaml(
-        tmp_path / "run.yaml",
-        {
-            "model": {"name": str(random_checkpoint(tmp_path / "model", family)), "max_seq_length": 96},
-            "data": {"path": str(variable_rows(tmp_path / "rows.jsonl", [9 + (37 * i) % 88 for i in range(24)]))},
-            "batch": {"global_size": 8},
-            "training": {"max_steps": 3, "learning_rate": 1e-2, "bf16": False, "per_device_train_batch_size": 4},
-            "output_dir": "overridden",
-        },
-    )
+def test_two_processes_train_each_family_like_one(families: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    for family in TEXT:
+        (models / family).symlink_to(families / family)
+    rows = variable_rows(tmp_path / "rows.jsonl", [9 + (37 * i) % 88 for i in range(24)])
+    words = [str(word) for word in (SCRIPTS / "train_families.py", models, rows)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    command = [sys.executable, *words, str(tmp_path / "one")]
+    alone = subprocess.run(command, cwd=ROOT, env=environment, timeout=300, capture_output=True, text=True)
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    done = accelerate_launch("--config_file", "accelerate_configs/cpu_ddp.yaml", *words, tmp_path / "two")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for family in TEXT:
+        one, two = trained(tmp_path / "one", family), trained(tmp_path / "two", family)
+        assert two["wrapped"] == "DistributedDataParallel"
+        # Seven projections of two layers; a mixture's experts are two tensors a layer in place of three projections.
+        assert len(one["adapter"]) == (24 if family == "qwen3_moe" else 28)
+        assert one["adapter"].keys() == two["adapter"].keys()
+        moved = max(float(tensor.abs().max()) for name, tensor in one["adapter"].items() if "lora_B" in name)
+        assert moved > 1e-3
+        far = {name: float((tensor - two["adapter"][name]).abs().max()) for name, tensor in one["adapter"].items()}
+        assert max(far.values()) <= TOLERANCE, (family, far)
+        assert len(one["steps"]) == 3
+        for a, b in zip(one["steps"], two["steps"], strict=True):
+            assert abs(a["loss"] - b["loss"]) <= TOLERANCE, family
+            assert abs(a["grad_norm"] - b["grad_norm"]) <= TOLERANCE, family
 
-    def trained(name: str, *overrides: str) -> Path:
-        done = cli("launch", described, "model.dtype=float32", f"output_dir={tmp_path / name}", *overrides)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return tmp_path / name
 
-    one, two = trained("one", "distributed.num_processes=1"), [trained("ddp")]
-    if family == "gemma3" and find_spec("triton"):  # Unsloth's sharding imports it
-        two.append(trained("native", "distributed.strategy=fsdp2_native"))
-    first = adapter(one)
-    # Seven projections of two layers; the experts of a mixture are two tensors a layer, and need no projection each.
-    assert len(first) == (24 if family == "qwen3_moe" else 28)
-    assert max(float(tensor.abs().max()) for name, tensor in first.items() if "lora_B" in name) > 1e-3
-    for run in two:
-        second = adapter(run)
-        assert first.keys() == second.keys()
-        assert max(float((first[name] - second[name]).abs().max()) for name in first) <= TOLERANCE
-        for a, b in zip(steps(one), steps(run), strict=True):
-            assert abs(a["loss"] - b["loss"]) <= TOLERANCE
-            assert abs(a["grad_norm"] - b["grad_norm"]) <= TOLERANCE
+def trained(out: Path, family: str) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    found: dict[str, Any] = json.loads((out / f"{family}.json").read_text(encoding="utf-8"))
+    return {**found, "adapter": load_file(out / family / "adapter_model.safetensors")}
 
 
 @pytest.mark.parametrize("family", [None, *TEXT])

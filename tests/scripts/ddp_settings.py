@@ -18,7 +18,9 @@ from unsloth_accel.problems import UnslothAccelError
 
 
 def trainer_of(directory: str, out: str, modules: tuple[str, ...] = ("q_proj", "v_proj"), **fields: Any) -> SFTTrainer:
-    model, tokenizer = FastLanguageModel.from_pretrained(directory, max_seq_length=64, dtype="float32")
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        directory, max_seq_length=64, dtype="float32", load_in_4bit=False
+    )
     model = FastLanguageModel.get_peft_model(model, r=4, target_modules=list(modules))
     rows = Dataset.from_list([{"text": "a text of some words" * (1 + i % 3)} for i in range(16)])
     args = SFTConfig(
@@ -65,7 +67,7 @@ def main(dense: str, vision: str, out: str) -> None:
     found: dict[str, Any] = {"dense": seen(trainer_of(dense, out)), "vision": seen(trainer_of(vision, out))}
     told = {"ddp_find_unused_parameters": True, "ddp_broadcast_buffers": True}
     found["dense, told to search and send"] = seen(trainer_of(dense, out, **told))
-    embeddings = trainer_of(dense, out, ("q_proj", "embed_tokens"))
+    embeddings = trainer_of(dense, out, ("q_proj", "embed_tokens", "lm_head"))
     gradients_in_buckets(embeddings.accelerator)
     found["trained embeddings"] = seen(embeddings)
     checkpointed = [checkpoints_reentrantly(embeddings.model)]
