@@ -1,13 +1,16 @@
 """Write a checkpoint of a given shape with random weights and a tokenizer of bytes, for tests and benchmarks.
 
     python -m benchmarks.random_checkpoint 1.5B DIRECTORY
+    python -m benchmarks.random_checkpoint 1B DIRECTORY --family gemma3
 
+A family gives a shape that names none its architecture: the same sizes as a Qwen3, a Gemma3, a mixture of experts.
 Speed, memory and parity depend on shapes, not on what the weights have learned, and nothing has to be downloaded.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         "intermediate_size": 4864,
         "vocab_size": 151936,
         "tie_word_embeddings": True,
+    },
+    "1B": {  # Llama-3.2-1B's widths and depth, with a vocabulary that keeps gathered embeddings small
+        "hidden_size": 2048,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 8192,
+        "vocab_size": 32000,
     },
     "1.5B": {
         "hidden_size": 2048,
@@ -76,23 +87,64 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 128256,
     },
 }
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama"},
+    "mistral": {"model_type": "mistral", "sliding_window": None},
+    "qwen3": {"model_type": "qwen3"},
+    # Every other block sees a window only, so that both masks are used.
+    "gemma3": {"model_type": "gemma3_text", "tie_word_embeddings": True, "sliding_window": 512},
+    "qwen3_moe": {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2},
+    # With a small vision model beside it; no image processor, so it reads text only.
+    "gemma3_vl": {"model_type": "gemma3_text", "tie_word_embeddings": True, "sliding_window": 512},
+}
+"""What each family adds to a shape; see `config_values` for what depends on the shape."""
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 
-def write(shape: str, directory: str | Path, seed: int = 0) -> None:
+def config_values(shape: str, family: str | None = None) -> dict[str, Any]:
+    """The values of config.json for `SHAPES[shape]`, as a model of `family`; by default the shape's own, or a Llama.
+
+    Raises `ValueError` for a shape that is a family's own (Qwen3-4B's) and another family.
+    """
+    sizes: Mapping[str, Any] = SHAPES[shape]
+    if family is not None and sizes.get("model_type", FAMILIES[family]["model_type"]) != FAMILIES[family]["model_type"]:
+        raise ValueError(f"{shape} is a {sizes['model_type']} shape, not one of {family}")
+    values = {"model_type": "llama", "tie_word_embeddings": False, **sizes, **(FAMILIES[family] if family else {})}
+    layers, head = values["num_hidden_layers"], values["hidden_size"] // values["num_attention_heads"]
+    if family in ("qwen3", "gemma3", "gemma3_vl", "qwen3_moe"):
+        values.setdefault("head_dim", head)  # these have one of their own, 128 or 256, where nothing is said
+    if family in ("gemma3", "gemma3_vl"):
+        values["layer_types"] = [("sliding", "full")[layer % 2] + "_attention" for layer in range(layers)]
+        values["query_pre_attn_scalar"] = values["head_dim"]
+    if family == "qwen3_moe":
+        # A token passes two experts, so it meets as much MLP as in the dense shape; four times as much is held.
+        values["moe_intermediate_size"] = values["intermediate_size"] // 2
+    return values
+
+
+def write(shape: str, directory: str | Path, seed: int = 0, family: str | None = None) -> None:
     """Write config, weights (bf16; fp32 for `tiny`) and tokenizer of `SHAPES[shape]` to `directory`."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer()
-    values: dict[str, Any] = {"model_type": "llama", "tie_word_embeddings": False, **SHAPES[shape]}
+    values = config_values(shape, family) | {"max_position_embeddings": 8192}
+    if family == "gemma3_vl":
+        values = {"model_type": "gemma3", "text_config": values, "vision_config": VISION, "mm_tokens_per_image": 4}
     config = AutoConfig.for_model(
         **values,
-        max_position_embeddings=8192,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -101,7 +153,8 @@ def write(shape: str, directory: str | Path, seed: int = 0) -> None:
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         previous = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
-        model = AutoModelForCausalLM.from_config(config)
+        kind = AutoModelForImageTextToText if family == "gemma3_vl" else AutoModelForCausalLM
+        model = kind.from_config(config)
         torch.set_default_dtype(previous)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
@@ -130,5 +183,14 @@ def byte_tokenizer() -> Any:
     return fast
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("directory")
+    parser.add_argument("--family", choices=FAMILIES, help="default: the shape's own, or llama")
+    asked = parser.parse_args()
+    write(asked.shape, asked.directory, family=asked.family)
+
+
 if __name__ == "__main__":
-    write(sys.argv[1], sys.argv[2])
+    main()

@@ -45,7 +45,6 @@ trainer = SFTTrainer(
         logging_steps=1,
         report_to="none",
         save_strategy="no",
-        ddp_find_unused_parameters=False,  # dense LoRA: every trainable tensor has a gradient in every step
     ),
 )
 trainer = unsloth_accel.adapt(trainer)  # stops the run if its processes are not the ones asked for, or not in step

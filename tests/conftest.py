@@ -111,6 +111,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer model in float32 of each family that benchmarks.random_checkpoint knows, by its name."""
+    directory = tmp_path_factory.mktemp("families")
+    code = "import sys\nfrom benchmarks.random_checkpoint import FAMILIES, write\n"
+    code += "for family in FAMILIES: write('tiny', f'{sys.argv[1]}/{family}', family=family)"
+    subprocess.run([sys.executable, "-c", code, str(directory)], cwd=ROOT, check=True, capture_output=True)
+    return directory
+
+
 @pytest.fixture
 def cli() -> Run:
     """Run `unsloth-accel` in a process of its own, in the project's directory."""

@@ -83,7 +83,7 @@ def test_plan_writes_both_files(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     out(capsys, "plan", "examples/configs/quickstart.yaml", "--hardware", "2xT4", "--write", str(tmp_path))
     run = yaml.safe_load((tmp_path / "run.yaml").read_text(encoding="utf-8"))
     config = yaml.safe_load((tmp_path / "accelerate.yaml").read_text(encoding="utf-8"))
-    assert run["distributed"] == {"strategy": "ddp", "num_processes": 2, "device": "cuda"}
+    assert run["distributed"].items() >= {"strategy": "ddp", "num_processes": 2, "device": "cuda"}.items()
     assert config["num_processes"] == 2
     assert config["mixed_precision"] == "fp16"
 

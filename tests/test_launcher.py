@@ -58,7 +58,12 @@ def test_a_run_is_written_and_launched(file: Path, tmp_path: Path) -> None:
     assert yaml.safe_load((out / "accelerate.yaml").read_text(encoding="utf-8"))["num_processes"] == 2
     written = yaml.safe_load((out / "run.yaml").read_text(encoding="utf-8"))
     assert written["training"]["per_device_train_batch_size"] == 4
-    assert written["distributed"] == {"strategy": "ddp", "num_processes": 2, "device": "cpu"}
+    assert written["distributed"] == {
+        "gradient_as_bucket_view": False,
+        "strategy": "ddp",
+        "num_processes": 2,
+        "device": "cpu",
+    }
 
 
 def test_flags_that_the_plan_decides_change_the_plan(file: Path) -> None:

@@ -47,16 +47,19 @@ __all__ = [*_HOME, "callbacks", "plan"]
 def plan(run: str | PathLike[str] | RunConfig, *overrides: str, hardware: Hardware | str | None = None) -> Plan:
     """Plan a run: `run` is a YAML file's path or a `RunConfig`; overrides are `key=value`.
 
-    `hardware` is this machine's unless it is given, as text (`8xH100-80GB`) or as `Hardware`.
+    `hardware` is this machine's unless it is given, as text (`8xH100-80GB`) or as `Hardware`; the versions installed
+    here bind a plan for this machine only.
     Raises `ConfigError` with every problem of the description, or with what would fit where the model does not.
     """
+    from .capabilities import here
     from .hardware import Hardware
     from .planner import plan as make_plan
     from .run_config import RunConfig, load
 
     if isinstance(hardware, str):
         hardware = Hardware.parse(hardware)
-    return make_plan(run if isinstance(run, RunConfig) else load(fspath(run), overrides), hardware or Hardware.detect())
+    described = run if isinstance(run, RunConfig) else load(fspath(run), overrides)
+    return make_plan(described, hardware or Hardware.detect(), capabilities=here(), elsewhere=hardware is not None)
 
 
 def __getattr__(name: str) -> Any:

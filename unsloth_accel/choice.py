@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from .accelerate_config import SHARDING, Precision, Strategy
 from .batch import divisors, rows_text
@@ -66,6 +66,8 @@ class Question:
     """Of one process in one optimizer step; None where no global batch is given."""
     accumulation: int | None = None
     """As the run gives it."""
+    unavailable: Mapping[Strategy, str] = field(default_factory=dict)
+    """Strategies that the installed versions can't run, with the reason."""
 
     @property
     def free_devices(self) -> str:
@@ -104,7 +106,7 @@ def choose(question: Question, asked: str) -> tuple[Option, tuple[str, ...], tup
     """
     several = question.num_processes > 1
     names: tuple[Strategy, ...] = ("ddp", "fsdp2_native", "fsdp2") if several else ("single",)
-    options = [question.option(name) for name in names]
+    options = [question.option(name) for name in names if name not in question.unavailable]
     if asked != "auto":
         return _asked(question, asked, options)
     fitting = sorted((option for option in options if option.fits), key=lambda option: option.rank)
@@ -119,6 +121,7 @@ def choose(question: Question, asked: str) -> tuple[Option, tuple[str, ...], tup
         reasons += _four_bit(question, chosen)
     rejected = [_rejected(option, chosen, question) for option in options if option is not chosen]
     if several:
+        rejected += _unavailable(question)
         rejected.append(Rejected(strategy="fsdp1", reason=FSDP1_REASON))
         rejected.append(Rejected(strategy="single", reason=_single(question, chosen)))
     return chosen, tuple(reasons), tuple(rejected)
@@ -142,7 +145,15 @@ def _asked(
         Rejected(strategy=o.strategy, reason=f"distributed.strategy is {asked}{'' if o.fits else f'; it {_needs(o)}'}.")
         for o in options
     ]
+    rejected += _unavailable(question) if question.num_processes > 1 else []
     return chosen, tuple(reasons), tuple(r for r in rejected if r.strategy != asked)
+
+
+def _unavailable(question: Question) -> list[Rejected]:
+    """The strategies that would count if the installed versions had them; fsdp1 has a reason of its own."""
+    return [
+        Rejected(strategy=s, reason=why) for s, why in question.unavailable.items() if s in ("fsdp2_native", "fsdp2")
+    ]
 
 
 def _why(chosen: Option, question: Question) -> str:
@@ -195,10 +206,11 @@ def _four_bit(question: Question, chosen: Option) -> list[str]:
 def _nothing_fits(question: Question, options: list[Option], asked: str = "auto") -> Problem:
     """The refusal of a plan, with what would fit; every suggestion has been tried."""
     needs = "; ".join(f"{option.strategy} {_needs(option)}" for option in options if not option.fits)
+    more = " ".join(["", *(f"{gone.strategy}: {gone.reason}" for gone in _unavailable(question))])
     return Problem(
         key="model.name",
         value=question.work.spec.name,
-        consequence=f"needs more memory than there is: {needs}; {_has(question)}.",
+        consequence=f"needs more memory than there is: {needs}; {_has(question)}.{more}",
         fix=", or ".join(_what_fits(question, options, asked)) or "a smaller model, or GPUs with more memory",
     )
 
@@ -209,6 +221,7 @@ def _what_fits(question: Question, options: list[Option], asked: str) -> Iterato
     if asked != "auto":
         yield from (f"distributed.strategy={option.strategy}" for option in options if option.fits)
         names = (asked,)  # type: ignore[assignment]
+    names = tuple(name for name in names if name not in question.unavailable)
 
     def fits(changed: Question) -> Strategy | None:
         return next((name for name in names if changed.option(name).fits), None)
@@ -231,7 +244,7 @@ def _what_fits(question: Question, options: list[Option], asked: str) -> Iterato
         length //= 2
     if question.free_devices:
         yield question.free_devices
-    more = _more_gpus(question)
+    more = None if "fsdp2_native" in question.unavailable else _more_gpus(question)
     if more:
         strategy = "" if asked in ("auto", "fsdp2_native") else " with distributed.strategy=fsdp2_native"
         yield f"{more} such GPUs (fsdp2_native){strategy}"

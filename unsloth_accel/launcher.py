@@ -10,11 +10,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 from .accelerate_launch import ERRORS, Launch, parse_arguments, run_accelerate, takes_value
 from .adapters.environment import OTHER_KINDS, promise_of_config, variables_for
+from .capabilities import here
 from .checkpoints import find
 from .hardware import Hardware, detect
 from .planner import TRAINING_MODULE, Plan, plan
@@ -80,7 +80,7 @@ def for_run(request: Request, hardware: Hardware) -> tuple[Launch, Plan, list[Pr
     run = load(request.run_yaml, [*request.overrides, *overrides])
     problems = run_problems(run)
     try:
-        decided = plan(run, hardware)
+        decided = plan(run, hardware, capabilities=here())
     except ConfigError as error:
         told = {problem.key for problem in errors(problems)}
         raise ConfigError([*(p for p in error.problems if p.key not in told), *errors(problems)]) from None
@@ -98,10 +98,6 @@ def run_problems(run: RunConfig) -> list[Problem]:
 
 def plan_problems(decided: Plan) -> list[Problem]:
     """What would be lost by running a plan that was asked for."""
-    if decided.strategy == "fsdp2_native" and decided.device == "cpu" and find_spec("triton") is None:
-        consequence = "Unsloth's sharding imports triton, also on a CPU, and it is not installed."
-        fix = "pip install triton, or distributed.strategy=ddp"
-        return [Problem(key="distributed.strategy", value="fsdp2_native", consequence=consequence, fix=fix)]
     if decided.strategy != "fsdp1":
         return resume_problems(from_dict(decided.resolved())) if decided.run.resume else []
     consequence = "PEFT 0.21 finds no LoRA layer in an FSDP1 model and saves an empty adapter: the run would be lost."
@@ -144,6 +140,9 @@ def for_script(request: Request, hardware: Hardware) -> tuple[Launch, list[Probl
     promised = promise_of_config(config.values, parsed.config_file, parsed.num_processes)
     if promised is None:
         return launch, problems
+    if promised.strategy:
+        lacking = here().problem(promised.strategy, promised.device or "cuda")  # the script may not use Unsloth
+        problems += [replace(lacking, key=parsed.config_file, severity="warning")] if lacking else []
     return replace(launch, environment=variables_for(promised, gpus=bool(hardware.devices))), problems
 
 

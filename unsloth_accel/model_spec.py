@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -90,6 +90,8 @@ class ModelSpec:
     """Every parameter; a tied lm_head is none of its own."""
     stored_bytes: int | None = None
     """Of all tensors in the checkpoint, quantization states included; None where no headers were read."""
+    towers: tuple[str, ...] = ()
+    """Keys of config.json that describe another model beside the text model, of images or sound."""
     problems: tuple[Problem, ...] = ()
     """Warnings met on the way, such as an architecture that was counted from its weights only."""
 
@@ -233,6 +235,12 @@ def nf4_bytes(numel: int) -> int:
     return -(-numel // 2) + blocks + 4 * -(-blocks // 256) + 4 * (16 + 256 + 1)
 
 
+TOWERS = ("vision_config", "audio_config", "speech_config")
+"""What transformers calls the configs of such models."""
+TOWER = "towers"
+"""`Problem.rule` of a model that has one and can't be counted."""
+
+
 def from_config(
     config: Mapping[str, Any],
     *,
@@ -249,8 +257,15 @@ def from_config(
     quantization, kept = _quantization(config, where)
     dtype = _dtype(config, stored, where)
     model_type = config["model_type"]
+    towers = tuple(key for key in TOWERS if config.get(key))
     if model_type not in ARCHITECTURES and stored and quantization is None:
-        return _from_weights(config, name, where, stored, dtype)
+        return replace(_from_weights(config, name, where, stored, dtype), towers=towers)
+    if towers:
+        consequence = f"holds another model beside the text model ({towers[0]}), which is not counted."
+        fix = "a text model, or a directory with unquantized weights"
+        raise ConfigError(
+            Problem(key=f"{where}: model_type", value=model_type, consequence=consequence, fix=fix, rule=TOWER)
+        )
     architecture = architecture_of(model_type, where)
     dims = read_dimensions(config, architecture.defaults, where)
     shapes = dict(parameters(architecture, dims))

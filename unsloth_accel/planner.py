@@ -10,12 +10,13 @@ from . import plan_view
 from .accelerate_config import AccelerateConfig, Precision, Strategy, launch_lines
 from .adapters.environment import variables_for
 from .batch import DEFAULT_PER_DEVICE, Batch, check_divisible, divide_batch, divisors, rows_text
+from .capabilities import Capabilities
 from .choice import ERROR, Option, Question, Rejected, choose, free_gib
 from .files import write_atomically
 from .hardware import Device, Hardware
 from .memory import MemoryEstimate, Workload
 from .model_files import may_be_hub_id
-from .model_spec import ModelSpec
+from .model_spec import TOWER, ModelSpec
 from .precision import choose_precision
 from .problems import ConfigError, Problem
 from .promise import Promise
@@ -151,8 +152,18 @@ class Plan:
         return plan_view.as_html(self)
 
 
-def plan(run: RunConfig, hardware: Hardware, spec: ModelSpec | None = None) -> Plan:
+def plan(
+    run: RunConfig,
+    hardware: Hardware,
+    spec: ModelSpec | None = None,
+    capabilities: Capabilities | None = None,
+    *,
+    elsewhere: bool = False,
+) -> Plan:
     """Decide how `run` runs on `hardware`; `spec` is read from `run.model.name` when it is not given.
+
+    A strategy that `capabilities` lacks is rejected; with `elsewhere`, the versions that will run are not those that
+    were looked at, so the plan takes it all the same and says so. Nothing is known where `capabilities` is None.
 
     Raises `ConfigError` where what is asked for can't be had: more processes than GPUs, a global batch that can't be
     divided, a model that does not fit, or one whose size is unknown while the strategy depends on it.
@@ -173,10 +184,16 @@ def plan(run: RunConfig, hardware: Hardware, spec: ModelSpec | None = None) -> P
     chosen: Option | None = None
     rejected: tuple[Rejected, ...] = ()
     spec = spec or _spec(run, device, count, reasons)
+    packed = run.model.load_in_4bit or bool(spec and spec.quantization == "bnb-4bit")
+    lacking = capabilities.unavailable(device, load_in_4bit=packed) if capabilities else {}
+    unavailable = {} if elsewhere else lacking
+    if capabilities and not elsewhere:
+        _check_installed(capabilities, _unsized_strategy(run, count), run, device, packed)
     if spec is not None:
         trained = targets(run, spec)
         run = _spelt_out(run, spec, trained, reasons)
         question = _question(run, spec, trained, replace(hardware, devices=used), precision, count, rows)
+        question = replace(question, unavailable=unavailable)
         if device == "cuda":
             chosen, why, rejected = choose(question, run.distributed.strategy)
             reasons += why
@@ -190,6 +207,8 @@ def plan(run: RunConfig, hardware: Hardware, spec: ModelSpec | None = None) -> P
         raise ConfigError(Problem(key="distributed.strategy", value=strategy, consequence=consequence, fix=fix))
     if device == "cpu" or chosen is None:
         reasons.append(_plain_reason(strategy))
+    if strategy in lacking:
+        reasons.append(f"beware: {strategy} needs other versions than are installed here: {lacking[strategy]}")
     batch = _batch(rows, count, per_device, accumulation, chosen, device, reasons)
     return Plan(
         strategy=strategy,
@@ -259,6 +278,16 @@ def _check_strategy(run: RunConfig, count: int, device: str) -> None:
         raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix="distributed.strategy=ddp"))
 
 
+def _check_installed(capabilities: Capabilities, strategy: Strategy, run: RunConfig, device: str, packed: bool) -> None:
+    """Raise `ConfigError` for a strategy that is asked for, or the only one, and that the versions can't run."""
+    problem = capabilities.problem(strategy, device, load_in_4bit=packed)
+    if problem is None:
+        return
+    if run.distributed.strategy == "auto":  # nobody wrote it, and there is no other
+        problem = replace(problem, key="distributed.device", value=device)
+    raise ConfigError(problem)
+
+
 def _unsized_strategy(run: RunConfig, count: int) -> Strategy:
     """The strategy where nothing is known about the model's size."""
     asked = run.distributed.strategy
@@ -280,6 +309,8 @@ def _spec(run: RunConfig, device: str, count: int, reasons: list[str]) -> ModelS
     try:
         spec = ModelSpec.load(run.model.name)
     except ConfigError as error:
+        if any(problem.rule == TOWER for problem in error.problems):
+            raise ConfigError(_only_text(run)) from None
         if not may_be_hub_id(run.model.name):
             raise  # a directory that is missing or damaged
         if device == "cuda" and run.distributed.strategy == "auto" and count > 1:
@@ -289,8 +320,21 @@ def _spec(run: RunConfig, device: str, count: int, reasons: list[str]) -> ModelS
         first = error.problems[0]
         reasons.append(f"memory is not estimated: {first.key}: {first.consequence}")
         return None
+    if spec.towers:
+        raise ConfigError(_only_text(run))
     reasons += [f"{problem.key}: {problem.consequence}" for problem in spec.problems]
     return spec
+
+
+def _only_text(run: RunConfig) -> Problem:
+    return Problem(
+        key="model.name",
+        value=run.model.name,
+        consequence="is a model of text and images or sound. `launch RUN.yaml` reads rows of text only: its other half "
+        "would fill every GPU and learn nothing, and Unsloth has no such models on a CPU.",
+        fix="a text model, or your own script: FastVisionModel, unsloth_accel.adapt(trainer), and `unsloth-accel "
+        "launch --config_file accelerate_configs/ddp.yaml script.py`",
+    )
 
 
 def _question(

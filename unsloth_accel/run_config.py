@@ -84,6 +84,9 @@ class DistributedConfig:
     """`auto` (one per visible GPU; two on a CPU) or a number."""
     device: str = "auto"
     """`auto`, `cuda` or `cpu`."""
+    gradient_as_bucket_view: bool = False
+    """DDP: keep gradients in the buffers they are averaged in, which saves one copy of the adapter (float32). The size
+    of these buffers is training.ddp_bucket_cap_mb, 25 MiB where nothing is said."""
 
 
 @dataclass

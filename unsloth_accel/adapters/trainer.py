@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+from ..callbacks.every_gradient import EveryGradient
 from ..callbacks.guard import Guard
 from .checkpointing import keep_checkpoints
 from .ddp import wrap_after_evaluation
+from .ddp_settings import choose_settings
 from .fsdp import adapt_accelerator
 from .resuming import check_before_training
 from .saving import let_numbered_cpus_load
@@ -20,16 +22,19 @@ AnyTrainer = TypeVar("AnyTrainer", bound="Trainer")
 def adapt(trainer: AnyTrainer) -> AnyTrainer:
     """Make `trainer` safe to evaluate before it trains, to save and to resume, guard it, and return it; once is enough.
 
-    Without it `trainer.evaluate()` before `trainer.train()` turns DDP off (`adapters.ddp`), and a sharded run saves no
-    adapter in its checkpoints (`adapters.checkpointing`). The guard stops the run, with the reason, when its world is
-    not the one that was launched, its ranks are not synchronised (`unsloth_accel.callbacks.Guard`), or they were given
-    different rows, arguments or models (`adapters.agreement`).
+    Without it `trainer.evaluate()` before `trainer.train()` turns DDP off (`adapters.ddp`), DDP's settings don't fit the
+    model (`adapters.ddp_settings`), FSDP2 saves less memory and time than it can (`adapters.fsdp`), and a sharded run
+    saves no adapter in its checkpoints (`adapters.checkpointing`). The guard stops the run, with the reason, when its
+    world is not the one that was launched, its ranks are not synchronised (`unsloth_accel.callbacks.Guard`), or they
+    were given different rows, arguments or models (`adapters.agreement`).
     """
     if not any(isinstance(callback, Guard) for callback in trainer.callback_handler.callbacks):
         wrap_after_evaluation(trainer.accelerator)
+        choose_settings(trainer.accelerator, trainer.args)
         adapt_accelerator(trainer.accelerator)
         let_numbered_cpus_load()
         keep_checkpoints(trainer)
         check_before_training(trainer)
+        trainer.add_callback(EveryGradient(trainer.accelerator))
         trainer.add_callback(Guard())
     return trainer

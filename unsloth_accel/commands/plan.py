@@ -48,11 +48,12 @@ def add_hardware(made: argparse.ArgumentParser) -> None:
 def run(words: Sequence[str]) -> int:
     asked = parser().parse_intermixed_args(words)
     from .. import planner
+    from ..capabilities import here
     from ..hardware import Hardware
 
     description = read_run(asked.words)
     hardware = Hardware.detect() if asked.hardware is None else Hardware.parse(asked.hardware)
-    made = planner.plan(description, hardware)
+    made = planner.plan(description, hardware, capabilities=here(), elsewhere=asked.hardware is not None)
     if asked.write is not None:
         if not asked.write:
             fix = "--write runs/my-run"

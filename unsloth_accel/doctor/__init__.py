@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from . import gpus, host, installed, known_bad, processes, surroundings
+from . import gpus, host, installed, known_bad, offers, processes, surroundings
 from .machine import Machine, this_machine
 from .processes import TIME_LIMIT
 from .result import Result, Status, collect
@@ -21,6 +21,7 @@ CHECKS: tuple[tuple[str, Callable[[Machine], Iterator[Result]]], ...] = (
     ("platform", installed.platform),
     ("unsloth", installed.unsloth),
     ("versions", installed.versions),
+    ("capabilities", offers.capabilities),
     ("known-bad pairs", known_bad.pairs),
     ("torch build", known_bad.torch_for_device),
     ("kernels", known_bad.kernels),

@@ -32,6 +32,8 @@ class Packages:
     """The installed packages, as their metadata says; nothing is imported."""
 
     def __init__(self, path: Sequence[str] | None = None, own: Path = SOURCE) -> None:
+        self.search_path = path
+        """As given; None for that of this process."""
         self._path = list(sys.path if path is None else path)
         self._own = own
 

@@ -118,6 +118,7 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
     _quiet_progress_bars()
     from ..adapters.agreement import check_same
     from ..adapters.checkpointing import describe
+    from ..adapters.ddp_settings import device_map, gradients_in_buckets
     from ..adapters.fsdp import sharded_loading
     from ..adapters.trainer import adapt
     from ..callbacks.peak_memory import PeakMemory
@@ -131,9 +132,6 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
         "save_strategy": "no",
         # Real tokens over all ranks, for tokens per second; one small gather per step.
         "include_num_input_tokens_seen": "non_padding",
-        # For dense LoRA every trainable tensor gets a gradient in every step, so DDP need not search for others; the
-        # Trainer's default for PEFT models is to search, with a warning per step.
-        "ddp_find_unused_parameters": False,
         **run.sft_fields(),
         "output_dir": run.output_dir,
         "max_length": run.model.max_seq_length,
@@ -154,6 +152,7 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
     name = run.model.name
     # Absolute, so that the saved adapter finds its base model from any directory.
     name = str(Path(name).resolve()) if Path(name).is_dir() else name
+    placed = device_map() if run.distributed.device != "cpu" else None
     with sharded_loading(run.model.load_in_4bit):
         model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
             model_name=name,
@@ -161,6 +160,7 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
             dtype=_dtype(run.model.dtype),
             load_in_4bit=run.model.load_in_4bit,
             trust_remote_code=run.model.trust_remote_code,
+            **({"device_map": placed} if placed else {}),
         )
     modules = run.lora.target_modules
     model = unsloth.FastLanguageModel.get_peft_model(
@@ -190,6 +190,8 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
     if run.logging.progress:
         trainer.add_callback(Progress())
     describe(trainer, made_with(run))
+    if run.distributed.gradient_as_bucket_view:
+        gradients_in_buckets(trainer.accelerator)
     return adapt(trainer)
 
 

@@ -1,0 +1,212 @@
+"""What installed versions can do: looked for in real releases' file and function names, and held against a plan."""
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CONFIG, ROOT
+
+from unsloth_accel.capabilities import PROBES, Capabilities, here, probe
+from unsloth_accel.doctor.offers import results
+from unsloth_accel.hardware import Device, Hardware
+from unsloth_accel.launcher import launch
+from unsloth_accel.model_spec import from_config
+from unsloth_accel.planner import Plan, plan
+from unsloth_accel.problems import ConfigError
+from unsloth_accel.run_config import from_dict
+
+RELEASES: dict[str, dict[str, Any]] = json.loads(
+    (ROOT / "tests" / "fixtures" / "unsloth_versions.json").read_text(encoding="utf-8")
+)
+NEWEST, OLDER = "2026.10.9", ["2025.12.10", "2026.8.22", "2026.9.14"]
+UNSLOTH = [one for one in PROBES if one.package in ("unsloth", "unsloth_zoo")]
+GPU = Device(name="NVIDIA H100 80GB HBM3", index=0, memory_gib=79.6, compute_capability=(9, 0))
+
+
+def install(directory: Path, version: str, *, without: str = "") -> list[str]:
+    """A directory with the files and names of a release, less those of the file `without`, as if installed there."""
+    release = RELEASES[version]
+    for path, names in release["files"].items():
+        if path != without:
+            file = directory / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("".join(f"def {name}(): ...\n" for name in names), encoding="utf-8")
+    for name, installed in (("unsloth", version), ("unsloth_zoo", release["unsloth_zoo"])):
+        info = directory / f"{name}-{installed}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {installed}\n", encoding="utf-8")
+    return [str(directory)]
+
+
+def looked(directory: Path, version: str, **changes: str) -> Capabilities:
+    return probe(install(directory, version, **changes), UNSLOTH)
+
+
+def planned(found: Capabilities, name: str, strategy: str = "auto", *, elsewhere: bool = False) -> Plan:
+    values: dict[str, Any] = {
+        "model": {"name": name},
+        "batch": {"global_size": 64},
+        "distributed": {"strategy": strategy},
+    }
+    hardware = Hardware.parse("8xH100-80GB")
+    return plan(from_dict(values, to_plan=True), hardware, capabilities=found, elsewhere=elsewhere)
+
+
+SMALL, LARGE = "unsloth/Llama-3.1-8B-Instruct", "unsloth/Llama-3.3-70B-Instruct"
+
+
+def test_the_newest_release_lacks_nothing(tmp_path: Path) -> None:
+    found = looked(tmp_path, NEWEST)
+    assert found.missing == ()
+    assert found.strategies("cuda") == ["single", "ddp", "fsdp2", "fsdp2_native", "fsdp1"]
+    assert found.strategies("cpu") == ["single", "ddp", "fsdp2_native"]
+
+
+@pytest.mark.parametrize("version", OLDER)
+def test_an_older_release_keeps_ddp(version: str, tmp_path: Path) -> None:
+    found = looked(tmp_path, version)
+    assert found.strategies("cuda")[:2] == ["single", "ddp"]
+    assert not {"fsdp2", "fsdp2_native"} & set(found.strategies("cuda"))
+    assert found.strategies("cpu") == []
+    assert f"unsloth {version} has no unsloth/models/fsdp2_native.py" in found.unavailable("cuda")["fsdp2_native"]
+
+
+def test_releases_are_told_apart_by_names(tmp_path: Path) -> None:
+    """Not by version numbers: GRPO's synchronisation came in a 2026.9, DDP's unused parameters after it."""
+    lost = {}
+    for version in (*OLDER, NEWEST):
+        lost[version] = {one.what for one in looked(tmp_path / version, version).missing}
+    assert "GRPO under DDP" in lost["2026.8.22"]
+    assert "GRPO under DDP" not in lost["2026.9.14"]
+    assert "rotary buffers kept out of DDP" in lost["2025.12.10"]
+    assert "rotary buffers kept out of DDP" not in lost["2026.8.22"]
+    assert "placement by LOCAL_RANK" not in lost["2026.9.14"]
+    assert "DDP's unused parameters" in lost["2026.9.14"]
+
+
+@pytest.mark.parametrize("one", UNSLOTH, ids=lambda one: one.what)
+def test_every_probe_of_unsloth_can_fail(one: Any, tmp_path: Path) -> None:
+    found = looked(tmp_path, NEWEST, without=f"{one.package}/{one.file}")
+    assert one.what in {lost.what for lost in found.missing}
+    assert set(one.strategies) <= set(found.unavailable(one.only or "cuda", load_in_4bit=one.only == "4bit"))
+
+
+def test_four_bit_is_looked_at_only_where_it_is_used(tmp_path: Path) -> None:
+    found = looked(tmp_path, NEWEST, without="unsloth/models/fsdp2_qlora.py")
+    assert found.unavailable("cuda") == {}
+    assert set(found.unavailable("cuda", load_in_4bit=True)) == {"fsdp2", "fsdp2_native"}
+
+
+def test_nothing_is_said_without_unsloth(tmp_path: Path) -> None:
+    found = probe([str(tmp_path)])
+    assert (found.versions, found.missing, found.unavailable("cuda")) == ({}, (), {})
+
+
+def test_what_is_installed_here() -> None:
+    """The versions that these tests run with have everything but what a CPU installation leaves out."""
+    assert {one.package for one in here().missing} <= {"triton", "bitsandbytes"}
+
+
+@pytest.mark.parametrize("one", [one for one in PROBES if one.name], ids=lambda one: one.what)
+def test_every_name_is_defined_where_it_is_looked_for(one: Any) -> None:
+    """A word that only stands in a comment would be no sign."""
+    spec = importlib.util.find_spec(one.package)
+    if spec is None or spec.origin is None:
+        assert one.package == "bitsandbytes"  # a CPU installation has none
+        return
+    names: set[str] = set()
+    for node in ast.walk(ast.parse((Path(spec.origin).parent / one.file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.alias):
+            names.add(node.name)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+    assert one.name in names
+
+
+def test_a_look_imports_nothing() -> None:
+    code = "import sys\nfrom unsloth_accel.capabilities import here\nhere()\n"
+    code += "print(sorted({'torch', 'unsloth', 'transformers', 'accelerate', 'trl', 'peft'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_plan_rejects_what_the_versions_lack(tmp_path: Path) -> None:
+    found = looked(tmp_path, "2026.8.22")
+    made = planned(found, SMALL)
+    assert made.strategy == "ddp"
+    why = {option.strategy: option.reason for option in made.rejected}
+    assert why["fsdp2_native"].startswith("unsloth 2026.8.22 has no unsloth/models/fsdp2_native.py")
+    assert why["fsdp2"].startswith("unsloth 2026.8.22 has no unsloth/models/fsdp2.py")
+    assert set(why) == {"fsdp2", "fsdp2_native", "fsdp1", "single"}
+    assert not any("fsdp2" in reason for reason in made.reasons)
+
+
+def test_a_model_that_only_sharding_would_fit(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        planned(looked(tmp_path, "2026.8.22"), LARGE)
+    (problem,) = raised.value.problems
+    assert "fsdp2_native: unsloth 2026.8.22 has no" in problem.consequence
+    assert "model.load_in_4bit=true (ddp would fit)" in problem.fix
+    assert "such GPUs" not in problem.fix
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "fsdp2_native", "fsdp1"])
+def test_what_is_asked_for_and_lacking_is_refused(strategy: str, tmp_path: Path) -> None:
+    found = looked(tmp_path, "2025.12.10")
+    with pytest.raises(ConfigError, match=r"unsloth 2025\.12\.10 has no") as raised:
+        planned(found, SMALL, strategy)
+    (problem,) = raised.value.problems
+    assert (problem.key, problem.value) == ("distributed.strategy", strategy)
+    assert problem.fix.startswith("pip install -U unsloth")
+    assert problem.fix.endswith("distributed.strategy=ddp")
+
+
+def test_elsewhere_it_is_a_note(tmp_path: Path) -> None:
+    made = planned(looked(tmp_path, "2026.8.22"), LARGE, elsewhere=True)
+    assert made.strategy == "fsdp2_native"
+    assert any("needs other versions than are installed here" in reason for reason in made.reasons)
+    assert not any("other versions" in reason for reason in planned(here(), LARGE, elsewhere=True).reasons)
+
+
+def test_on_a_cpu_it_is_refused_without_a_backend(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"model": {"name": "tiny", "max_seq_length": 64}, "batch": {"global_size": 8}}
+    hardware = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
+    spec = from_config(CONFIG, name="tiny")
+    with pytest.raises(ConfigError, match="Unsloth stops at import") as raised:
+        plan(from_dict(values, to_plan=True), hardware, spec, looked(tmp_path, "2026.9.14"))
+    assert raised.value.problems[0].key == "distributed.device"
+    assert "strategy=ddp" not in raised.value.problems[0].fix
+
+
+def test_launch_refuses_it_before_anything_starts(
+    description: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conftest import write_yaml
+
+    found = looked(tmp_path / "old", "2026.8.22")
+    monkeypatch.setattr("unsloth_accel.launcher.here", lambda: found)
+    run = write_yaml(tmp_path / "run.yaml", {**description, "distributed": {"strategy": "fsdp2_native"}})
+    two = Hardware(devices=(GPU, GPU), cpu_cores=8, host_memory_gib=64)
+    started: list[Any] = []
+    with pytest.raises(ConfigError, match="fsdp2_native"):
+        launch([str(run)], run=started.append, hardware=two)
+    assert not started
+    assert not (tmp_path / "out").exists()
+    launch([str(run), "distributed.strategy=auto"], run=started.append, hardware=two)
+    assert len(started) == 1
+
+
+def test_the_doctor_says_it(tmp_path: Path) -> None:
+    found = list(results(looked(tmp_path, "2026.8.22"), "cuda"))
+    assert found[0].detail == "unsloth 2026.8.22 can run single, ddp; not fsdp2, fsdp2_native, fsdp1"
+    by_name = {one.name: one for one in found}
+    assert by_name["GRPO under DDP"].status == "warning"
+    assert "the guard stops it" in by_name["GRPO under DDP"].detail
+    assert by_name["DDP's unused parameters"].status == "ok"
+    assert "CPU backend" not in by_name
+    assert all(one.fix for one in found if one.status != "ok")

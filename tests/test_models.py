@@ -1,0 +1,98 @@
+"""Models beyond Llama: the same run on one process and on two, launched by accelerate."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, SCRIPTS, accelerate_launch, variable_rows
+
+from benchmarks.random_checkpoint import FAMILIES, SHAPES, config_values
+from unsloth_accel.hardware import Hardware
+from unsloth_accel.model_spec import from_config
+from unsloth_accel.planner import plan
+from unsloth_accel.problems import ConfigError
+from unsloth_accel.run_config import from_dict
+
+TOLERANCE = 1e-5
+TEXT = [family for family in FAMILIES if family not in ("llama", "gemma3_vl")]
+VISION = {"model_type": "qwen2_5_vl", "vision_config": {"depth": 32}, "text_config": {"hidden_size": 2048}}
+
+
+@pytest.mark.slow
+def test_two_processes_train_each_family_like_one(families: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    for family in TEXT:
+        (models / family).symlink_to(families / family)
+    rows = variable_rows(tmp_path / "rows.jsonl", [9 + (37 * i) % 88 for i in range(24)])
+    words = [str(word) for word in (SCRIPTS / "train_families.py", models, rows)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    command = [sys.executable, *words, str(tmp_path / "one")]
+    alone = subprocess.run(command, cwd=ROOT, env=environment, timeout=300, capture_output=True, text=True)
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    done = accelerate_launch("--config_file", "accelerate_configs/cpu_ddp.yaml", *words, tmp_path / "two")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for family in TEXT:
+        one, two = trained(tmp_path / "one", family), trained(tmp_path / "two", family)
+        assert two["wrapped"] == "DistributedDataParallel"
+        # Seven projections of two layers; a mixture's experts are two tensors a layer in place of three projections.
+        assert len(one["adapter"]) == (24 if family == "qwen3_moe" else 28)
+        assert one["adapter"].keys() == two["adapter"].keys()
+        moved = max(float(tensor.abs().max()) for name, tensor in one["adapter"].items() if "lora_B" in name)
+        assert moved > 1e-3
+        far = {name: float((tensor - two["adapter"][name]).abs().max()) for name, tensor in one["adapter"].items()}
+        assert max(far.values()) <= TOLERANCE, (family, far)
+        assert len(one["steps"]) == 3
+        for a, b in zip(one["steps"], two["steps"], strict=True):
+            assert abs(a["loss"] - b["loss"]) <= TOLERANCE, family
+            assert abs(a["grad_norm"] - b["grad_norm"]) <= TOLERANCE, family
+
+
+def trained(out: Path, family: str) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    found: dict[str, Any] = json.loads((out / f"{family}.json").read_text(encoding="utf-8"))
+    return {**found, "adapter": load_file(out / family / "adapter_model.safetensors")}
+
+
+@pytest.mark.parametrize("family", [None, *TEXT])
+@pytest.mark.parametrize("shape", ["tiny", "1B"])
+def test_the_shapes_are_known(family: str | None, shape: str) -> None:
+    """A benchmark's model can be planned for from its config.json."""
+    spec = from_config(config_values(shape, family), name="random")
+    assert spec.decoder_layer_class
+    least, most = (1e3, 1e6) if shape == "tiny" else (0.9e9, 4e9)
+    assert least < spec.num_parameters < most
+
+
+def test_a_shape_of_one_family_is_not_anothers() -> None:
+    assert config_values("4B")["model_type"] == SHAPES["4B"]["model_type"] == "qwen3"
+    with pytest.raises(ValueError, match="is a qwen3 shape"):
+        config_values("4B", "mistral")
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp2_native"])
+@pytest.mark.parametrize("hardware", ["cpu", "4xH100-80GB"])
+def test_a_vision_language_model_is_refused(strategy: str, hardware: str, tmp_path: Path) -> None:
+    """By its config.json alone, and with weights that could be counted."""
+    directory = tmp_path / "model"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(VISION), encoding="utf-8")
+    values: dict[str, Any] = {
+        "model": {"name": str(directory)},
+        "batch": {"global_size": 8},
+        "distributed": {"strategy": strategy},
+    }
+    run = from_dict(values, to_plan=True)
+    header = b'{"model.visual.patch.weight":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    for weights in (b"", len(header).to_bytes(8, "little") + header + bytes(8)):
+        if weights:
+            (directory / "model.safetensors").write_bytes(weights)
+        with pytest.raises(ConfigError, match="reads rows of text only") as raised:
+            plan(run, Hardware.parse(hardware))
+        assert [problem.key for problem in raised.value.problems] == ["model.name"]
+        assert "unsloth_accel.adapt(trainer)" in raised.value.problems[0].fix
