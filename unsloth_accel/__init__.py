@@ -15,6 +15,9 @@ from .adapters.environment import prepare as _prepare
 if TYPE_CHECKING:
     from . import callbacks as callbacks
     from .accelerate_config import AccelerateConfig as AccelerateConfig
+    from .adapters.generation import generating as generating
+    from .adapters.loop import prepare as prepare
+    from .adapters.loop import save_adapter as save_adapter
     from .adapters.trainer import adapt as adapt
     from .hardware import Hardware as Hardware
     from .memory import MemoryEstimate as MemoryEstimate
@@ -37,7 +40,10 @@ _HOME = {
     "Problem": "problems",
     "RunConfig": "run_config",
     "adapt": "adapters.trainer",
+    "generating": "adapters.generation",
     "notebook_launch": "notebook",
+    "prepare": "adapters.loop",
+    "save_adapter": "adapters.loop",
 }
 __all__ = [*_HOME, "callbacks", "plan"]
 

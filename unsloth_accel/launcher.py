@@ -139,7 +139,7 @@ def for_script(request: Request, hardware: Hardware) -> tuple[Launch, list[Probl
     launch = replace(launch, yaml=config.text)
     if any(getattr(parsed, name) for name in OTHER_KINDS):  # then the file promises nothing
         return launch, []
-    promised = promise_of_config(config.values, parsed.config_file, parsed.num_processes)
+    promised = promise_of_config(config.values, parsed.config_file, parsed.num_processes, config.text)
     if promised is None:
         return launch, problems
     return replace(launch, environment=variables_for(promised, gpus=bool(hardware.devices))), problems

@@ -42,12 +42,12 @@ def save_run(trainer: Trainer, run: RunConfig) -> Path:
     target = Path(run.output_dir, ADAPTER)
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     guard.check_equal(guard.trainable(model), "trainable weights when saving")
-    gathered = _gathered(trainer)
+    tensors = gathered(model)
     trainer.accelerator.wait_for_everyone()
     fault: list[str | None] = [None]
     if trainer.accelerator.is_main_process:
         try:
-            _write(model, trainer.processing_class, run, target, gathered)
+            _write(model, trainer.processing_class, run, target, tensors)
         except Exception as error:  # told to the other ranks, which wait for it
             fault = [f"{type(error).__name__}: {error}"]
     if trainer.accelerator.num_processes > 1:
@@ -89,23 +89,22 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _gathered(trainer: Trainer) -> dict[str, Any] | None:
+def gathered(model: Any) -> dict[str, Any] | None:
     """The trainable tensors put together from all ranks' shards, on the CPU; None where each rank holds them whole.
 
     Every rank must call it. PEFT would otherwise write rank 0's shards, or nothing.
     """
-    accelerator = trainer.accelerator
-    tensors = guard.trainable(accelerator.unwrap_model(trainer.model))
+    tensors = guard.trainable(model)
     if not any(guard.is_sharded(tensor) for tensor in tensors.values()):
         return None
     return {name: guard.whole(tensor).cpu() for name, tensor in tensors.items()}
 
 
-def _write(model: Any, tokenizer: Any, run: RunConfig, target: Path, gathered: dict[str, Any] | None) -> None:
+def _write(model: Any, tokenizer: Any, run: RunConfig, target: Path, tensors: dict[str, Any] | None) -> None:
     import json
 
     with replacing_directory(target) as directory:
-        model.save_pretrained(str(directory), safe_serialization=True, state_dict=gathered)
+        model.save_pretrained(str(directory), safe_serialization=True, state_dict=tensors)
         tokenizer.save_pretrained(str(directory))
         _check_whole(directory, model)
         for name in ("run.yaml", "accelerate.yaml"):

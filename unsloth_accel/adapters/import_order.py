@@ -1,0 +1,2 @@
+def check(names): pass
+def check_accelerator(a): pass
