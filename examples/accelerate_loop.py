@@ -37,11 +37,13 @@ parser.add_argument("--accumulation", type=int, default=1, help="micro-batches p
 parser.add_argument("--learning-rate", type=float, default=1e-3)
 parser.add_argument("--max-grad-norm", type=float, default=1.0)
 parser.add_argument("--max-seq-length", type=int, default=256)
-parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="what the hardware likes best by default")
+parser.add_argument(
+    "--dtype", choices=["float32", "float16", "bfloat16"], help="what the hardware likes best by default"
+)
 options = parser.parse_args()
 
-# Strategy, processes and precision come from the config that `accelerate launch` was given. Without the seedable sampler
-# the order of rows would depend on the number of processes.
+# Strategy, processes and precision come from the config that `accelerate launch` was given. Without the seedable
+# sampler the order of rows would depend on the number of processes.
 accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=SEED))
 set_seed(SEED)
 model, tokenizer = FastLanguageModel.from_pretrained(
@@ -89,21 +91,22 @@ def epochs(loader: Any) -> Any:
         epoch += 1
 
 
-@torch.no_grad()
 def held_out_loss() -> float:
     """Mean loss per token of the held-out rows, in nats, over all ranks."""
     model.eval()
     parts = []
     for batch in eval_loader:  # one row per batch: gather_for_metrics then drops the rows that fill up the last round
         tokens = tokens_in(batch)
-        parts.append(accelerator.gather_for_metrics(torch.stack([model(**batch).loss.float() * tokens, tokens])[None]))
+        with torch.no_grad():
+            loss = model(**batch).loss.float()
+        parts.append(accelerator.gather_for_metrics(torch.stack([loss * tokens, tokens])[None]))
     model.train()
     total, count = torch.cat(parts).sum(dim=0).tolist()
     return float(total / count)
 
 
-train_loader = DataLoader(rows(options.data), batch_size=options.per_device, shuffle=True, collate_fn=collate)  # type: ignore[arg-type]
-eval_loader = DataLoader(rows(options.eval_data), batch_size=1, collate_fn=collate)  # type: ignore[arg-type]
+train_loader = DataLoader(rows(options.data), batch_size=options.per_device, shuffle=True, collate_fn=collate)
+eval_loader = DataLoader(rows(options.eval_data), batch_size=1, collate_fn=collate)
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=options.learning_rate)
 # Not given to prepare, which would step it once per process in every step.
 scheduler = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=2, num_training_steps=options.steps)
@@ -129,11 +132,8 @@ for step in range(1, options.steps + 1):
     optimizer.step()
     scheduler.step()
     optimizer.zero_grad()
-    loss = accelerator.reduce(torch.stack(losses).sum(), "sum")
-    longest = accelerator.gather(torch.tensor([batch["input_ids"].shape[1] for batch in micro_batches]).to(loss.device))
-    accelerator.print(
-        f"step {step}  loss {loss.item():.6f}  grad_norm {float(norm):.6f}  tokens {int(tokens)}  longest {longest.max()}"
-    )
+    loss = accelerator.gather(torch.stack(losses).sum()).sum()
+    accelerator.print(f"step {step}  loss {loss.item():.6f}  grad_norm {float(norm):.6f}  tokens {int(tokens)}")
     if not math.isfinite(loss.item()):
         raise SystemExit(f"the loss of step {step} is {loss.item()}")
 

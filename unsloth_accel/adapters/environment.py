@@ -120,9 +120,7 @@ OTHER_KINDS = ("cpu", "multi_gpu", "use_fsdp", "use_deepspeed", "use_megatron_lm
 """Flags of `accelerate launch` that choose another kind of launch than its config file's."""
 
 
-def promise_of_config(
-    config: Any, file: str, num_processes: int | None = None, text: str = ""
-) -> Promise | None:
+def promise_of_config(config: Any, file: str, num_processes: int | None = None, text: str = "") -> Promise | None:
     """What accelerate config `config` (read from `file`) asks for; None for the kinds this package doesn't know.
 
     `text` is the file's, whose comment may hold variables (`in_comment`).

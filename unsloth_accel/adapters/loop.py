@@ -28,7 +28,7 @@ def prepare(accelerator: Accelerator, *objects: Any) -> Any:
     promised = environment.promise()
     if promised is not None:
         guard.check_world(promised)
-    import_order.check_accelerator(accelerator)
+        import_order.check_accelerator(accelerator)
     models = [one for one in objects if isinstance(one, torch.nn.Module)]
     optimizers = [one for one in objects if isinstance(one, torch.optim.Optimizer)]
     if native.requested():
@@ -42,7 +42,7 @@ def prepare(accelerator: Accelerator, *objects: Any) -> Any:
     for model in [one for one in (prepared if len(objects) > 1 else [prepared]) if isinstance(one, torch.nn.Module)]:
         if promised is not None:
             guard.check_sharded(promised, model)
-        gather_in_generate(accelerator.unwrap_model(model))
+        gather_in_generate(accelerator, model)
         for optimizer in optimizers:
             _check_first_step(model, optimizer)
     return prepared
