@@ -10,11 +10,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 from .accelerate_launch import ERRORS, Launch, parse_arguments, run_accelerate, takes_value
-from .adapters.environment import OTHER_KINDS, promise_of_config, variables_for
+from .adapters.environment import OTHER_KINDS, missing_for, promise_of_config, variables_for
 from .hardware import Hardware, detect
 from .planner import TRAINING_MODULE, Plan, plan
 from .problems import ConfigError, Problem, errors, raise_errors
@@ -96,12 +95,9 @@ def run_problems(run: RunConfig) -> list[Problem]:
 
 def plan_problems(decided: Plan) -> list[Problem]:
     """What would be lost by running a plan that was asked for."""
-    if decided.strategy == "fsdp2_native" and decided.device == "cpu" and find_spec("triton") is None:
-        consequence = "Unsloth's sharding imports triton, also on a CPU, and it is not installed."
-        fix = "pip install triton, or distributed.strategy=ddp"
-        return [Problem(key="distributed.strategy", value="fsdp2_native", consequence=consequence, fix=fix)]
+    missing = missing_for(decided.strategy, decided.device)
     if decided.strategy != "fsdp1":
-        return []
+        return missing
     consequence = "PEFT 0.21 finds no LoRA layer in an FSDP1 model and saves an empty adapter: the run would be lost."
     fix = "distributed.strategy=fsdp2_native, or auto"
     return [Problem(key="distributed.strategy", value="fsdp1", consequence=consequence, fix=fix)]

@@ -5,6 +5,8 @@
 Mends, in accelerate 1.15:
 - MULTI_GPU with `use_cpu: true`: `accelerate launch` starts the processes but doesn't tell them to use the CPU, so a
   plain `Accelerator()` forms no group and every process trains alone. Set ACCELERATE_USE_CPU in the process itself.
+- GRPO under FSDP2, in Unsloth 2026.10.9: each rank decides by its own rows whether it packs them, and checks a packing
+  with forward passes of its own. Where every forward pass gathers weights, ranks then wait for each other for ever.
 - A config has no key for Unsloth's own sharding (an unknown key is an error), so a config file of `fsdp2_native` is
   DDP's. Its variables stand in the file's comment, from where they are set here.
 Refuses:
@@ -19,17 +21,20 @@ import os
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..problems import UnslothAccelError
+from ..problems import Problem, UnslothAccelError, raise_errors
 from ..promise import Promise, Strategy
 from . import import_order
 
 PROMISE = "UNSLOTH_ACCEL_PROMISE"
 """Environment variable: JSON of the `Promise` that `unsloth-accel launch` made for its processes."""
+ALIKE_ON_EVERY_RANK = {"UNSLOTH_GRPO_SEQ_PACKING": "0", "UNSLOTH_GRPO_PREFIX_GROUPER": "0"}
+"""What FSDP2 needs so that every rank makes the same forward passes (unsloth_zoo/rl_replacements.py)."""
 IN_COMMENT = "# unsloth_accel sets:"
 """How the line of a config file begins that holds variables, `NAME=value` each; accelerate refuses unknown keys."""
 
@@ -44,21 +49,33 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
     """Set what a launched process needs and stop one that was launched wrongly; do nothing outside a launch.
 
     A variable that is set already is left. Raises `WorldError` when the accelerate config asked for more processes than
-    were started, and `ImportOrderError` when something has read a variable already that had to be set here.
+    were started, `ConfigError` when the strategy lacks something, and `ImportOrderError` when something has read a
+    variable already that had to be set here.
     """
     promised = promise(environ)
     if promised is None:
         return
     show_own_errors_plainly()
     check_world_size(promised, environ)
+    raise_errors(missing_for(promised.strategy, promised.device))
     before = dict(environ)
-    for name, value in promised.environment.items():
+    alike = ALIKE_ON_EVERY_RANK if promised.strategy in ("fsdp2", "fsdp2_native") else {}
+    for name, value in (*promised.environment.items(), *alike.items()):
         environ.setdefault(name, value)
     if promised.device == "cpu":
         environ["ACCELERATE_USE_CPU"] = "true"
         # On a machine with GPUs Unsloth would load onto them while Accelerate trains on the CPU.
         environ.setdefault("UNSLOTH_FORCE_CPU", "1")
     import_order.check({name for name, value in environ.items() if before.get(name) != value})
+
+
+def missing_for(strategy: Strategy | None, device: str | None) -> list[Problem]:
+    """What a strategy needs and is not installed."""
+    if strategy != "fsdp2_native" or device != "cpu" or find_spec("triton") is not None:
+        return []
+    consequence = "Unsloth's sharding imports triton, also on a CPU, and it is not installed."
+    fix = "pip install triton, or distributed.strategy=ddp"
+    return [Problem(key="distributed.strategy", value="fsdp2_native", consequence=consequence, fix=fix)]
 
 
 def variables_for(promised: Promise, *, gpus: bool) -> dict[str, str]:
