@@ -77,6 +77,12 @@ try:
 except RuntimeError as error:
     seen["without"] = str(error)
 
+# First of all under inference_mode: what FSDP2 makes when it gathers for the first time, it keeps.
+wrap_generate(model)
+with torch.inference_mode():
+    seen["wrapped"] = answer() == reference
+seen["sharded after generate"] = sharded()
+
 with generating(model):
     seen["whole inside"] = not any(isinstance(parameter, DTensor) for parameter in model.parameters())
     with torch.inference_mode():
@@ -87,10 +93,6 @@ with generating(model):
         pass
     seen["still whole"] = not any(isinstance(parameter, DTensor) for parameter in model.parameters())
 seen["sharded after"] = sharded()
-wrap_generate(model)
-with torch.inference_mode():
-    seen["wrapped"] = answer() == reference
-seen["sharded after generate"] = sharded()
 
 FastLanguageModel.for_training(model)
 trained = gradients()
