@@ -139,7 +139,7 @@ def accelerate_launch(*arguments: str | Path, timeout: float = 400) -> subproces
     """Run the real `accelerate launch`, as a user without our command would."""
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *map(str, arguments)]
     # As when an installed package is imported: a script's own directory is on its path, the caller's is not.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment)
 
 

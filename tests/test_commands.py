@@ -31,6 +31,8 @@ KEYS = {
     "environment",
 }
 
+NATIVE = "UNSLOTH_FSDP2=1 UNSLOTH_FSDP2_BACKEND=native UNSLOTH_FSDP2_LAYOUT=sharded UNSLOTH_FSDP2_SHARDED_LOAD=1"
+
 
 def out(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert main(words) == 0
@@ -94,7 +96,7 @@ def test_a_written_plan_says_what_its_yaml_cannot(capsys: pytest.CaptureFixture[
     told = out(capsys, "plan", *words, "--write", str(tmp_path))
     assert "without data.path and output_dir" in told
     text = (tmp_path / "accelerate.yaml").read_text(encoding="utf-8")
-    assert "UNSLOTH_FSDP2=1 UNSLOTH_FSDP2_LAYOUT=sharded UNSLOTH_FSDP2_SHARDED_LOAD=1 accelerate launch" in text
+    assert f"{NATIVE} accelerate launch" in text
     assert "--machine_rank 1 -m unsloth_accel.training.sft run.yaml" in text
 
 
@@ -126,7 +128,7 @@ def test_config_prints_and_writes(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert out(capsys, "config", *words) == f"wrote {file}\n"
     text = file.read_text(encoding="utf-8")
     assert yaml.safe_load(text)["num_processes"] == 16
-    assert f"UNSLOTH_FSDP2=1 UNSLOTH_FSDP2_LAYOUT=sharded UNSLOTH_FSDP2_SHARDED_LOAD=1 accelerate launch {'--'}" in text
+    assert f"{NATIVE} accelerate launch {'--'}" in text
     assert "--machine_rank 1" in text
     planned = yaml.safe_load(out(capsys, "config", "examples/configs/quickstart.yaml", "--hardware", "2xT4"))
     assert planned["mixed_precision"] == "fp16"

@@ -4,13 +4,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import ROOT, SCRIPTS, accelerate_launch, cli_command, write_yaml
 
-from unsloth_accel.adapters import environment
+from unsloth_accel.accelerate_config import AccelerateConfig
+from unsloth_accel.adapters import environment, import_order
 from unsloth_accel.adapters.environment import PROMISE, WorldError
+from unsloth_accel.adapters.import_order import ImportOrderError
 from unsloth_accel.promise import Promise
 
 CPU_DDP = ROOT / "accelerate_configs" / "cpu_ddp.yaml"
@@ -226,3 +229,117 @@ def alive(output: str) -> list[int]:
     assert numbers
     time.sleep(0.5)
     return [number for number in numbers if Path(f"/proc/{number}").exists()]
+
+
+NATIVE = {
+    "UNSLOTH_FSDP2": "1",
+    "UNSLOTH_FSDP2_BACKEND": "native",
+    "UNSLOTH_FSDP2_LAYOUT": "sharded",
+    "UNSLOTH_FSDP2_SHARDED_LOAD": "1",
+}
+
+
+@pytest.fixture
+def triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unsloth's own sharding has what it needs, whatever is installed here."""
+    monkeypatch.setattr(environment, "missing_for", lambda strategy, device: [])
+
+
+@pytest.mark.usefixtures("triton")
+def test_a_native_config_carries_its_variables(tmp_path: Path) -> None:
+    """A config file of fsdp2_native is DDP's to accelerate; its comment says the rest, and a launch alone suffices."""
+    file = ROOT / "accelerate_configs" / "fsdp2_native.yaml"
+    promised = environment.from_launcher_config(
+        ["python", "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    )
+    assert promised is not None
+    assert promised.strategy == "fsdp2_native"
+    assert promised.environment == NATIVE
+    environ = {PROMISE: json.dumps(vars(promised)), "WORLD_SIZE": "2", "UNSLOTH_FSDP2_LAYOUT": "fit"}
+    environment.prepare(environ)
+    assert environ.items() >= {**NATIVE, "UNSLOTH_FSDP2_LAYOUT": "fit"}.items(), "what the user has set is left"
+    text = file.read_text(encoding="utf-8").replace("UNSLOTH_FSDP2_SHARDED_LOAD=1", "PATH=/tmp")
+    assert "PATH" not in environment.in_comment(text)
+    assert "UNSLOTH_FSDP2_SHARDED_LOAD" not in environment.in_comment(text)
+    four_bit = AccelerateConfig(strategy="fsdp2_native", num_processes=2, load_in_4bit=True)
+    assert environment.in_comment(four_bit.to_yaml("a comment")) == four_bit.environment
+    assert environment.in_comment(AccelerateConfig(strategy="ddp", num_processes=2).to_yaml()) == {}
+
+
+def test_our_launch_sets_what_a_native_config_carries(tmp_path: Path) -> None:
+    """Also for a script that does not import unsloth_accel."""
+    from unsloth_accel.hardware import Hardware
+    from unsloth_accel.launcher import launch
+
+    seen: list[Any] = []
+    config = ROOT / "accelerate_configs" / "fsdp2_native.yaml"
+    script = ROOT / "examples" / "accelerate_loop.py"
+    launch(["--config_file", str(config), str(script)], run=seen.append, hardware=Hardware.parse("2xH100-80GB"))
+    assert seen[0].environment.items() >= NATIVE.items()
+
+
+@pytest.mark.parametrize(("strategy", "alike"), [("fsdp2", True), ("ddp", False)])
+def test_sharded_ranks_make_the_same_forward_passes(strategy: Any, alike: bool) -> None:
+    """Unsloth's GRPO packs rows as each rank sees fit, which FSDP2's gathers can't stand."""
+    promised = Promise(num_processes=2, strategy=strategy)
+    environ = {PROMISE: json.dumps(vars(promised)), "WORLD_SIZE": "2"}
+    environment.prepare(environ)
+    assert ("UNSLOTH_GRPO_SEQ_PACKING" in environ) is alike
+
+
+@pytest.mark.usefixtures("triton")
+def test_unsloth_before_the_variables_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    promised = Promise(num_processes=2, strategy="fsdp2_native", environment=NATIVE)
+    environ = {PROMISE: json.dumps(vars(promised)), "WORLD_SIZE": "2"}
+    unsloth = ModuleType("unsloth")
+    monkeypatch.setitem(sys.modules, "unsloth", unsloth)
+    environment.prepare({**environ, **NATIVE})  # nothing was set too late
+    with pytest.raises(ImportOrderError, match="`import unsloth_accel` before `import unsloth`"):
+        environment.prepare(dict(environ))
+    on_cpu = {PROMISE: json.dumps(vars(Promise(num_processes=2, device="cpu"))), "WORLD_SIZE": "2"}
+    environment.prepare(dict(on_cpu))
+    unsloth.DEVICE_TYPE = "cuda"  # type: ignore[attr-defined]
+    with pytest.raises(ImportOrderError, match="has chosen cuda; this run is on a CPU"):
+        environment.prepare(dict(on_cpu))
+
+
+def test_an_accelerator_before_the_word_that_it_is_on_a_cpu() -> None:
+    program = "from accelerate import PartialState; PartialState(); import unsloth_accel"
+    promised = Promise(num_processes=2, device="cpu", strategy="ddp")
+    environ = {**os.environ, PROMISE: json.dumps(vars(promised)), "WORLD_SIZE": "2"}
+    for order, status in ((program, 1), (program.replace("PartialState(); ", ""), 0)):
+        done = subprocess.run([sys.executable, "-c", order], cwd=ROOT, capture_output=True, text=True, env=environ)
+        assert done.returncode == status
+        assert ("an Accelerator was built before unsloth_accel was imported" in done.stderr) is bool(status)
+
+
+def test_an_fsdp2_accelerator_before_unsloth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unsloth marks the plugins whose policy it has seen made (unsloth/models/fsdp2.py); the module needs triton."""
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    monkeypatch.setitem(sys.modules, "unsloth.models.fsdp2", SimpleNamespace(_POLICY_SEEN="_seen"))
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    accelerator: Any = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
+    import_order.check_accelerator(accelerator)  # without mixed precision there is no policy to be wrong
+    plugin.set_mixed_precision("bf16")
+    with pytest.raises(ImportOrderError, match="before the Accelerator is built"):
+        import_order.check_accelerator(accelerator)
+    plugin._seen = True
+    import_order.check_accelerator(accelerator)
+
+
+@pytest.mark.slow
+def test_a_trainer_that_was_imported_before_unsloth() -> None:
+    """The real Unsloth puts its own SFTTrainer into trl; who has taken it before holds TRL's."""
+    trl, unsloth = "from trl import SFTTrainer", "import unsloth"
+    for first, second, status in ((trl, unsloth, 1), (unsloth, trl, 0)):
+        program = (
+            f"import unsloth_accel; {first}; {second}\n"
+            "class Mine(SFTTrainer): pass\n"
+            "from unsloth_accel.adapters.import_order import check_trainer\n"
+            "unsloth_accel.adapters.environment.show_own_errors_plainly()\n"
+            "check_trainer(Mine.__new__(Mine))"
+        )
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
+        assert ("SFTTrainer was imported from trl before unsloth" in done.stderr) is bool(status)

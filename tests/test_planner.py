@@ -139,7 +139,8 @@ def test_the_environment_says_what_the_yaml_cannot(description: dict[str, Any]) 
     forced = make(description, gpus(2), distributed={"device": "cpu"}).environment
     assert forced["UNSLOTH_FORCE_CPU"] == "1"
     promise = json.loads(on_cpu["UNSLOTH_ACCEL_PROMISE"])
-    assert promise == {"num_processes": 2, "strategy": "ddp", "device": "cpu", "made_by": "the plan"}
+    promised = {"num_processes": 2, "strategy": "ddp", "device": "cpu", "made_by": "the plan", "environment": {}}
+    assert promise == promised
 
 
 def test_the_freest_gpus_are_taken(description: dict[str, Any]) -> None:

@@ -15,6 +15,9 @@ from .adapters.environment import prepare as _prepare
 if TYPE_CHECKING:
     from . import callbacks as callbacks
     from .accelerate_config import AccelerateConfig as AccelerateConfig
+    from .adapters.fsdp import sharded_loading as sharded_loading
+    from .adapters.generation import generating as generating
+    from .adapters.loop import prepare as prepare
     from .adapters.saving import save as save
     from .adapters.trainer import adapt as adapt
     from .hardware import Hardware as Hardware
@@ -38,8 +41,11 @@ _HOME = {
     "Problem": "problems",
     "RunConfig": "run_config",
     "adapt": "adapters.trainer",
+    "generating": "adapters.generation",
     "notebook_launch": "notebook",
     "save": "adapters.saving",
+    "sharded_loading": "adapters.fsdp",
+    "prepare": "adapters.loop",
 }
 __all__ = [*_HOME, "callbacks", "plan"]
 

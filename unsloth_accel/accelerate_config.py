@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
+from .adapters.environment import as_comment
 from .files import write_atomically
 from .promise import Strategy as Strategy
 
@@ -80,14 +81,15 @@ class AccelerateConfig:
     def environment(self) -> dict[str, str]:
         """Variables that choose Unsloth's own sharding, which accelerate's config can't express.
 
-        UNSLOTH_FSDP2 selects it under MULTI_GPU (unsloth/fsdp2_launch.py). UNSLOTH_FSDP2_LAYOUT: without it Unsloth
+        UNSLOTH_FSDP2 selects it under MULTI_GPU; without UNSLOTH_FSDP2_BACKEND a plain loop's Accelerator would shard
+        through accelerate's plugin instead (unsloth/fsdp2_launch.py). UNSLOTH_FSDP2_LAYOUT: without it Unsloth
         keeps all weights on every GPU where they fit, which is DDP under another name. UNSLOTH_FSDP2_SHARDED_LOAD lets
         each rank load only its part, without which every GPU must hold the whole model while loading; Unsloth has it
         for 16-bit weights only (unsloth/models/fsdp2_load.py).
         """
         if self.strategy != "fsdp2_native":
             return {}
-        variables = {"UNSLOTH_FSDP2": "1", "UNSLOTH_FSDP2_LAYOUT": "sharded"}
+        variables = {"UNSLOTH_FSDP2": "1", "UNSLOTH_FSDP2_BACKEND": "native", "UNSLOTH_FSDP2_LAYOUT": "sharded"}
         return variables if self.load_in_4bit else variables | {"UNSLOTH_FSDP2_SHARDED_LOAD": "1"}
 
     def _distributed_type(self) -> str:
@@ -128,6 +130,8 @@ class AccelerateConfig:
 
     def to_yaml(self, comment: str = "") -> str:
         header = "".join(f"# {line}\n" if line else "#\n" for line in comment.splitlines())
+        if self.environment:
+            header += as_comment(self.environment) + "\n"
         return header + yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def write(self, path: str | Path, comment: str = "") -> None:
@@ -187,11 +191,11 @@ faster and needs no more memory: accelerate shards 4-bit weights only where the 
     "fsdp2_native.yaml": (
         AccelerateConfig(strategy="fsdp2_native", num_processes=2, mixed_precision="bf16"),
         f"""FSDP2 by Unsloth itself: each GPU loads and keeps only its part of the weights.
-When: the model is larger than one GPU. The three variables choose it; without them this file is plain DDP.
-For a model loaded in 4 bit leave out UNSLOTH_FSDP2_SHARDED_LOAD, which Unsloth has for 16-bit weights only.
+When: the model is larger than one GPU. The script must `import unsloth_accel` first: accelerate has no key for it, so
+the variables that choose it stand in the last line of this comment. Without them this file is plain DDP.
+For a model loaded in 4 bit take out UNSLOTH_FSDP2_SHARDED_LOAD, which Unsloth has for 16-bit weights only.
 
-    UNSLOTH_FSDP2=1 UNSLOTH_FSDP2_LAYOUT=sharded UNSLOTH_FSDP2_SHARDED_LOAD=1 \\
-      accelerate launch --config_file accelerate_configs/fsdp2_native.yaml my_script.py
+    accelerate launch --config_file accelerate_configs/fsdp2_native.yaml my_script.py
 
 {_END}""",
     ),

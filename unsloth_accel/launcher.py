@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .accelerate_launch import ERRORS, Launch, parse_arguments, run_accelerate, takes_value
-from .adapters.environment import OTHER_KINDS, promise_of_config, variables_for
+from .adapters.environment import OTHER_KINDS, missing_for, promise_of_config, variables_for
 from .capabilities import here
 from .checkpoints import find
 from .hardware import Hardware, detect
@@ -99,7 +99,8 @@ def run_problems(run: RunConfig) -> list[Problem]:
 def plan_problems(decided: Plan) -> list[Problem]:
     """What would be lost by running a plan that was asked for."""
     if decided.strategy != "fsdp1":
-        return resume_problems(from_dict(decided.resolved())) if decided.run.resume else []
+        resuming = resume_problems(from_dict(decided.resolved())) if decided.run.resume else []
+        return [*missing_for(decided.strategy, decided.device), *resuming]
     consequence = "PEFT 0.21 finds no LoRA layer in an FSDP1 model and saves an empty adapter: the run would be lost."
     fix = "distributed.strategy=fsdp2_native, or auto"
     return [Problem(key="distributed.strategy", value="fsdp1", consequence=consequence, fix=fix)]
@@ -137,7 +138,7 @@ def for_script(request: Request, hardware: Hardware) -> tuple[Launch, list[Probl
     launch = replace(launch, yaml=config.text)
     if any(getattr(parsed, name) for name in OTHER_KINDS):  # then the file promises nothing
         return launch, []
-    promised = promise_of_config(config.values, parsed.config_file, parsed.num_processes)
+    promised = promise_of_config(config.values, parsed.config_file, parsed.num_processes, config.text)
     if promised is None:
         return launch, problems
     if promised.strategy:

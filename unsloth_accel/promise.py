@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 PLANNED = "the plan"
@@ -19,3 +20,5 @@ class Promise:
     """None: not said."""
     made_by: str = PLANNED
     """Who promised it: the plan, a config file's path, or WORLD_SIZE."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that each process needs before Unsloth is imported, where a config file says them."""

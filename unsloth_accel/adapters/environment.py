@@ -5,8 +5,13 @@
 Mends, in accelerate 1.15:
 - MULTI_GPU with `use_cpu: true`: `accelerate launch` starts the processes but doesn't tell them to use the CPU, so a
   plain `Accelerator()` forms no group and every process trains alone. Set ACCELERATE_USE_CPU in the process itself.
+- GRPO under FSDP2, in Unsloth 2026.10.9: each rank decides by its own rows whether it packs them, and checks a packing
+  with forward passes of its own. Where every forward pass gathers weights, ranks then wait for each other for ever.
+- A config has no key for Unsloth's own sharding (an unknown key is an error), so a config file of `fsdp2_native` is
+  DDP's. Its variables stand in the file's comment, from where they are set here.
 Refuses:
-- a config that asks for several processes and gets one (MULTI_CPU without MPI).
+- a config that asks for several processes and gets one (MULTI_CPU without MPI);
+- an import that came too late for a variable to count (`adapters.import_order`).
 """
 
 from __future__ import annotations
@@ -16,16 +21,22 @@ import os
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..problems import UnslothAccelError
+from ..problems import Problem, UnslothAccelError, raise_errors
 from ..promise import Promise, Strategy
+from . import import_order
 
 PROMISE = "UNSLOTH_ACCEL_PROMISE"
 """Environment variable: JSON of the `Promise` that `unsloth-accel launch` made for its processes."""
+ALIKE_ON_EVERY_RANK = {"UNSLOTH_GRPO_SEQ_PACKING": "0", "UNSLOTH_GRPO_PREFIX_GROUPER": "0"}
+"""What FSDP2 needs so that every rank makes the same forward passes (unsloth_zoo/rl_replacements.py)."""
+IN_COMMENT = "# unsloth_accel sets:"
+"""How the line of a config file begins that holds variables, `NAME=value` each; accelerate refuses unknown keys."""
 
 
 class WorldError(UnslothAccelError):
@@ -37,17 +48,34 @@ class WorldError(UnslothAccelError):
 def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
     """Set what a launched process needs and stop one that was launched wrongly; do nothing outside a launch.
 
-    Raises `WorldError` when the accelerate config asked for more processes than were started.
+    A variable that is set already is left. Raises `WorldError` when the accelerate config asked for more processes than
+    were started, `ConfigError` when the strategy lacks something, and `ImportOrderError` when something has read a
+    variable already that had to be set here.
     """
     promised = promise(environ)
     if promised is None:
         return
     show_own_errors_plainly()
     check_world_size(promised, environ)
+    raise_errors(missing_for(promised.strategy, promised.device))
+    before = dict(environ)
+    alike = ALIKE_ON_EVERY_RANK if promised.strategy in ("fsdp2", "fsdp2_native") else {}
+    for name, value in (*promised.environment.items(), *alike.items()):
+        environ.setdefault(name, value)
     if promised.device == "cpu":
         environ["ACCELERATE_USE_CPU"] = "true"
         # On a machine with GPUs Unsloth would load onto them while Accelerate trains on the CPU.
         environ.setdefault("UNSLOTH_FORCE_CPU", "1")
+    import_order.check({name for name, value in environ.items() if before.get(name) != value})
+
+
+def missing_for(strategy: Strategy | None, device: str | None) -> list[Problem]:
+    """What a strategy needs and is not installed."""
+    if strategy != "fsdp2_native" or device != "cpu" or find_spec("triton") is not None:
+        return []
+    consequence = "Unsloth's sharding imports triton, also on a CPU, and it is not installed."
+    fix = "pip install triton, or distributed.strategy=ddp"
+    return [Problem(key="distributed.strategy", value="fsdp2_native", consequence=consequence, fix=fix)]
 
 
 def variables_for(promised: Promise, *, gpus: bool) -> dict[str, str]:
@@ -56,7 +84,7 @@ def variables_for(promised: Promise, *, gpus: bool) -> dict[str, str]:
     `accelerate launch` exports a config's use_cpu for one process only; without it several processes never form a group
     and each trains alone (accelerate 1.15, state.py: PartialState with distributed_type NO).
     """
-    variables = {PROMISE: json.dumps(asdict(promised))}
+    variables = {PROMISE: json.dumps(asdict(promised)), **promised.environment}
     if promised.device == "cpu":
         variables["ACCELERATE_USE_CPU"] = "true"
         if gpus:
@@ -98,18 +126,22 @@ def from_launcher_config(command: Sequence[str]) -> Promise | None:
     import yaml
 
     try:
-        config = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        text = Path(file).read_text(encoding="utf-8")
+        config = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
-    return promise_of_config(config, file, _number(_option(arguments, "num_processes")))
+    return promise_of_config(config, file, _number(_option(arguments, "num_processes")), text)
 
 
 OTHER_KINDS = ("cpu", "multi_gpu", "use_fsdp", "use_deepspeed", "use_megatron_lm", "tpu")
 """Flags of `accelerate launch` that choose another kind of launch than its config file's."""
 
 
-def promise_of_config(config: Any, file: str, num_processes: int | None = None) -> Promise | None:
-    """What accelerate config `config` (read from `file`) asks for; None for the kinds this package doesn't know."""
+def promise_of_config(config: Any, file: str, num_processes: int | None = None, text: str = "") -> Promise | None:
+    """What accelerate config `config` (read from `file`) asks for; None for the kinds this package doesn't know.
+
+    `text` is the file's, whose comment may hold variables (`in_comment`).
+    """
     if not isinstance(config, dict) or config.get("distributed_type") not in ("NO", "MULTI_GPU", "MULTI_CPU", "FSDP"):
         return None
     if config.get("mpirun_config"):
@@ -121,13 +153,29 @@ def promise_of_config(config: Any, file: str, num_processes: int | None = None) 
         section = config.get("fsdp_config")
         version = section.get("fsdp_version", section.get("version")) if isinstance(section, dict) else None
         strategy = "fsdp2" if str(version) == "2" else "fsdp1"  # accelerate takes version 1 where nothing is said
+    variables = in_comment(text)
+    if variables.get("UNSLOTH_FSDP2") == "1":
+        strategy = "fsdp2_native"
     return Promise(
         num_processes=count,
         # One process is DDP or not, depending on the type; both are right.
         strategy=None if count == 1 else strategy,
         device="cpu" if on_cpu else "cuda",
         made_by=file,
+        environment=variables,
     )
+
+
+def as_comment(variables: Mapping[str, str]) -> str:
+    """The line of a config file that holds `variables`; `in_comment` reads it."""
+    return " ".join([IN_COMMENT, *(f"{name}={value}" for name, value in variables.items())])
+
+
+def in_comment(text: str) -> dict[str, str]:
+    """The variables that a config file's comment holds; only Unsloth's own, so that a file can't set just anything."""
+    words = [word for line in text.splitlines() if line.startswith(IN_COMMENT) for word in line.split()]
+    pairs = (word.partition("=") for word in words)
+    return {name: value for name, _, value in pairs if name.startswith("UNSLOTH_FSDP2") and value}
 
 
 def check_world_size(promised: Promise, environ: Mapping[str, str] = os.environ) -> None:

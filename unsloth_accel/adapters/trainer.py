@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..callbacks.every_gradient import EveryGradient
 from ..callbacks.guard import Guard
+from . import environment, import_order
 from .checkpointing import keep_checkpoints
 from .ddp import wrap_after_evaluation
 from .ddp_settings import choose_settings
 from .fsdp import adapt_accelerator
+from .generation import gather_in_generate
 from .resuming import check_before_training
 from .saving import let_numbered_cpus_load
 
@@ -22,12 +24,18 @@ AnyTrainer = TypeVar("AnyTrainer", bound="Trainer")
 def adapt(trainer: AnyTrainer) -> AnyTrainer:
     """Make `trainer` safe to evaluate before it trains, to save and to resume, guard it, and return it; once is enough.
 
-    Without it `trainer.evaluate()` before `trainer.train()` turns DDP off (`adapters.ddp`), DDP's settings don't fit the
-    model (`adapters.ddp_settings`), FSDP2 saves less memory and time than it can (`adapters.fsdp`), and a sharded run
-    saves no adapter in its checkpoints (`adapters.checkpointing`). The guard stops the run, with the reason, when its
-    world is not the one that was launched, its ranks are not synchronised (`unsloth_accel.callbacks.Guard`), or they
-    were given different rows, arguments or models (`adapters.agreement`).
+    Without it `trainer.evaluate()` before `trainer.train()` turns DDP off (`adapters.ddp`), DDP's settings don't fit
+    the model (`adapters.ddp_settings`), FSDP2 saves less memory and time than it can (`adapters.fsdp`), its model can't
+    generate (`adapters.generation`), and a sharded run saves no adapter in its checkpoints (`adapters.checkpointing`).
+    The guard stops the run, with the reason, when its world is not the one that was launched, its ranks are not
+    synchronised (`unsloth_accel.callbacks.Guard`), or they were given different rows, arguments or models
+    (`adapters.agreement`).
+
+    Raises `ImportOrderError` where unsloth was imported too late for it (`adapters.import_order`).
     """
+    if environment.promise() is not None:  # in a single process Unsloth's own warning will do
+        import_order.check_trainer(trainer)
+        import_order.check_accelerator(trainer.accelerator)
     if not any(isinstance(callback, Guard) for callback in trainer.callback_handler.callbacks):
         wrap_after_evaluation(trainer.accelerator)
         choose_settings(trainer.accelerator, trainer.args)
@@ -36,5 +44,6 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
         keep_checkpoints(trainer)
         check_before_training(trainer)
         trainer.add_callback(EveryGradient(trainer.accelerator))
+        gather_in_generate(trainer.accelerator, trainer.model)
         trainer.add_callback(Guard())
     return trainer

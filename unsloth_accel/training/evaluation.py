@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..adapters.generation import generating
 from ..data.rows import read_rows
 from ..run_config import RunConfig
 
@@ -70,27 +71,29 @@ def _answers(held: Held, trainer: SFTTrainer) -> list[dict[str, Any]]:
     _mode(model, "for_inference")
     found: list[tuple[int, dict[str, Any]]] = []
     try:
-        for start in range(0, len(mine), BATCH):
-            chosen = list(mine[start : start + BATCH])
-            inputs = tokenizer.apply_chat_template(
-                [held.questions[index][0] for index in chosen],
-                add_generation_prompt=True,
-                padding=True,
-                return_dict=True,
-                return_tensors="pt",
-            ).to(state.device)
-            with torch.inference_mode():
-                output = model.generate(
-                    **inputs,
-                    max_new_tokens=held.max_new_tokens,
-                    do_sample=False,
-                    pad_token_id=tokenizer.pad_token_id,
-                )
-            texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            for index, text in zip(chosen, texts, strict=True):
-                question, reference = held.questions[index]
-                answer = {"question": question[-1]["content"], "answer": text.strip(), "reference": reference}
-                found.append((index, {**answer, "right": text.strip() == reference.strip()}))
+        with generating(model):
+            for start in range(0, len(mine), BATCH):
+                chosen = list(mine[start : start + BATCH])
+                inputs = tokenizer.apply_chat_template(
+                    [held.questions[index][0] for index in chosen],
+                    add_generation_prompt=True,
+                    padding=True,
+                    return_dict=True,
+                    return_tensors="pt",
+                ).to(state.device)
+                with torch.inference_mode():
+                    output = model.generate(
+                        **inputs,
+                        max_new_tokens=held.max_new_tokens,
+                        do_sample=False,
+                        pad_token_id=tokenizer.pad_token_id,
+                        synced_gpus=False,  # the weights are all here, and ranks have different numbers of batches
+                    )
+                texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+                for index, text in zip(chosen, texts, strict=True):
+                    question, reference = held.questions[index]
+                    answer = {"question": question[-1]["content"], "answer": text.strip(), "reference": reference}
+                    found.append((index, {**answer, "right": text.strip() == reference.strip()}))
     finally:
         tokenizer.padding_side = side
         _mode(model, "for_training")

@@ -209,12 +209,14 @@ def summary(run: RunConfig, results: dict[str, Any], adapter: Path) -> str:
     training = results["training"]
     speed = training["tokens"] / training["seconds"] if training["seconds"] else 0.0
     lines.append(f"trained {training['steps']} steps in {training['seconds']:.0f} s ({speed:,.0f} tokens/s)")
-    for old, new in zip((before or {}).get("answers", []), (after or {}).get("answers", []), strict=True):
+    answers = (after or {}).get("answers", [])
+    earlier = before["answers"] if before else [None] * len(answers)  # none where the strategy shards
+    for old, new in zip(earlier if answers else [], answers, strict=True):
         verdict = "(right)" if new["right"] else f"(expected {new['reference']})"
         lines += [
             "",
-            f"question  {old['question']}",
-            f"  before  {_one_line(old['answer'])}",
+            f"question  {new['question']}",
+            *([f"  before  {_one_line(old['answer'])}"] if old else []),
             f"  after   {_one_line(new['answer'])}  {verdict}",
         ]
     lines += [
