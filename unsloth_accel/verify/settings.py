@@ -29,8 +29,10 @@ AGAIN = "single"
 _PER_DEVICE, _ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
 # Training fields that begin so have no place in a run of a few steps without evaluation and checkpoints. A warm-up
 # would keep the adapter where it is, and there would be little to compare.
-_DROPPED = ("eval_", "save_", "logging_", "warmup_", "hub_", "push_to_hub", "resume", "overwrite", "load_best_model")
-_DROPPED += ("metric_for_best", "greater_is_better", "do_eval", "num_train_epochs", "include_num_input_tokens_seen")
+_DROPPED = (
+    *("eval_", "do_eval", "save_", "load_best_model", "metric_for_best", "greater_is_better", "push_to_hub", "hub_"),
+    *("logging_", "warmup_", "num_train_epochs", "resume", "overwrite", "include_num_input_tokens_seen"),
+)
 _CHARACTERS = 8
 """Per token, at most, in text worth training on: rows are counted by it where they get packed."""
 
