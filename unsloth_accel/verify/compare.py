@@ -92,6 +92,7 @@ class Comparison:
     loss: float
     grad_norm: float
     moved: float
+    """Positive where the adapter moved further than that of one process."""
     adapter: float
     loss_absolute: float
     adapter_absolute: float
@@ -118,7 +119,7 @@ def compare(one: Trained, other: Trained, allowed: Tolerance) -> Comparison:
     found = Comparison(
         loss=_largest(one.loss, other.loss),
         grad_norm=_largest(one.grad_norm, other.grad_norm),
-        moved=_relative(moved, tensors.distance(start, theirs)),
+        moved=tensors.distance(start, theirs) / moved - 1 if moved else math.inf,
         adapter=tensors.distance(end, theirs) / moved if moved else math.inf,
         loss_absolute=max((abs(a - b) for a, b in zip(one.loss, other.loss, strict=False)), default=math.inf),
         adapter_absolute=tensors.largest_difference(end, theirs),
@@ -136,10 +137,11 @@ def _faults(found: Comparison, one: Trained, other: Trained, allowed: Tolerance,
         yield f"it made {len(other.loss)} steps, one process {len(one.loss)}"
     if not all(map(math.isfinite, one.loss)):
         yield "the loss of one process is not finite, so there is nothing to compare"
-    if not found.distance > LEAST_MOVED:
+    learnt = found.distance > LEAST_MOVED
+    if not learnt:
         yield (
-            f"nothing was learnt: the adapter moved by {found.distance:.1e} of its size (at least {LEAST_MOVED:.0e} is "
-            "needed to compare anything)"
+            f"nothing was learnt: the adapter of one process moved by {share(found.distance)} of its size, and below "
+            f"{share(LEAST_MOVED)} there is nothing to compare"
         )
     if not found.same_rows:
         yield "the steps did not see the same rows: their numbers of tokens differ"
@@ -148,16 +150,17 @@ def _faults(found: Comparison, one: Trained, other: Trained, allowed: Tolerance,
     if not same_names:
         yield "the saved adapters don't hold the same tensors"
     if not found.loss <= allowed.loss:
-        yield f"the loss differs by {_share(found.loss)} (tolerated: {_share(allowed.loss)})"
+        yield f"the loss differs by {share(found.loss)} (tolerated: {share(allowed.loss)})"
     if not found.grad_norm <= allowed.grad_norm:
         hint = _hint(one, other)
-        yield f"the gradient norm differs by {_share(found.grad_norm)} (tolerated: {_share(allowed.grad_norm)}){hint}"
-    if not found.moved <= allowed.moved:
-        yield f"the adapter moved {_share(found.moved)} more or less (tolerated: {_share(allowed.moved)})"
-    if not found.adapter <= allowed.adapter:
+        yield f"the gradient norm differs by {share(found.grad_norm)} (tolerated: {share(allowed.grad_norm)}){hint}"
+    if learnt and not abs(found.moved) <= allowed.moved:
+        how = "further" if found.moved > 0 else "less far"
+        yield f"the adapter moved {share(abs(found.moved))} {how} (tolerated: {share(allowed.moved)})"
+    if learnt and not found.adapter <= allowed.adapter:
         yield (
-            f"the adapter ends {_share(found.adapter)} of its way from that of one process "
-            f"(tolerated: {_share(allowed.adapter)})"
+            f"the adapters end apart by {share(found.adapter)} of the way that one process went "
+            f"(tolerated: {share(allowed.adapter)})"
         )
 
 
@@ -193,6 +196,10 @@ def _relative(ours: float, theirs: float) -> float:
     return abs(theirs - ours) / abs(ours) if ours and math.isfinite(theirs) and math.isfinite(ours) else math.inf
 
 
-def _share(value: float) -> str:
-    """`0.12 %`, and `3.1e-07` where that would be nothing."""
-    return f"{100 * value:.2g} %" if 1e-4 <= value < math.inf else f"{value:.1e}"
+def share(value: float) -> str:
+    """`0.12 %`; `3e-07` where that would be nothing."""
+    if not math.isfinite(value):
+        return "∞"
+    if abs(value) < 1e-4:
+        return f"{value:.0e}" if value else "0"
+    return f"{100 * value:.0f} %" if abs(value) >= 0.1 else f"{100 * value:.2g} %"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from .compare import share
 from .verification import Outcome, Verification
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ def table(found: Verification) -> list[list[str]]:
     allowed, single = found.tolerance, found.single
     rows = [["difference from one process", *(outcome.name for outcome in found.outcomes), "tolerated"]]
     for label, key in _DIFFERENCES:
-        cells = [_share(getattr(o.comparison, key)) if o.comparison else NOTHING for o in found.outcomes]
-        rows.append([label, *cells, _share(getattr(allowed, key))])
+        cells = [share(getattr(o.comparison, key)) if o.comparison else NOTHING for o in found.outcomes]
+        rows.append([label, *cells, share(getattr(allowed, key))])
     rows.append(["ranks hold the same adapter", *(_ranks(outcome) for outcome in found.outcomes), ""])
     rows.append(["verdict", *("not the same" if o.faults else "the same" for o in found.outcomes), ""])
     rows.append([])
@@ -62,7 +62,7 @@ def verdict(found: Verification) -> Iterator[str]:
     """Why what is not the same is not, and what was not compared."""
     for outcome in found.outcomes:
         for fault in outcome.faults:
-            yield f"{outcome.name}: not the same: {fault}."
+            yield f"{outcome.name}: not the same: {fault.rstrip('.')}."
     for name, reason in found.settings.left_out.items():
         yield f"{name}: left out: {reason}"
     for note in found.settings.notes:
@@ -114,12 +114,4 @@ def _ranks(outcome: Outcome) -> str:
 
 
 def _by_rank(values: list[float]) -> str:
-    """`17.2` where all ranks agree to a tenth, otherwise each."""
-    shown = [f"{value:.2f}" for value in values]
-    return " ".join(shown) if shown else NOTHING
-
-
-def _share(value: float) -> str:
-    if not math.isfinite(value):
-        return "∞"
-    return f"{100 * value:.2g} %" if value >= 1e-4 else f"{value:.0e}"
+    return " ".join(f"{value:.2f}" for value in values) or NOTHING

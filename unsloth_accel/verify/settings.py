@@ -199,5 +199,14 @@ def _enough(rows: list[dict[str, Any]], count: int, run: RunConfig) -> list[dict
     need, taken = count * run.model.max_seq_length * _CHARACTERS, []
     while need > 0:
         taken.append(next(repeated))
-        need -= max(len(json.dumps(taken[-1])), 1)
+        need -= max(_characters(list(taken[-1].values())), 1)
     return taken
+
+
+def _characters(value: Any) -> int:
+    """Of the text in a row's fields; a message counts with its content."""
+    if isinstance(value, dict):
+        return _characters(value.get("content"))
+    if isinstance(value, list):
+        return sum(map(_characters, value))
+    return len(value) if isinstance(value, str) else 0
