@@ -42,6 +42,7 @@ def test_the_same_rows_and_the_same_batch_everywhere(description: dict[str, Any]
     assert str(found.single.batch) == "8 rows per step = 2 × 4 × 1 (per device × accumulation × processes)"
     assert str(ddp.batch) == "8 rows per step = 2 × 2 × 2 (per device × accumulation × processes)"
     assert found.single.run.data.path == ddp.run.data.path
+    assert found.threads == 1, "two processes on two cores have one each, and so has the one process"
     assert len(found.rows) == 32, "an epoch would end, with another last batch on several processes"
     assert not (tmp_path / "v").exists()
     found.write_rows()

@@ -51,7 +51,7 @@ def planned(described: Path, tmp_path_factory: pytest.TempPathFactory) -> Settin
 @pytest.fixture(scope="module")
 def single(planned: Settings) -> Trained:
     """What one process trains; every test below holds something against it."""
-    return train(planned.single, time.sleep)
+    return train(planned.single, time.sleep, threads=planned.threads)
 
 
 def trained(planned: Settings, directory: Path, fault: str = "", **training: Any) -> Trained:
@@ -60,7 +60,7 @@ def trained(planned: Settings, directory: Path, fault: str = "", **training: Any
     run = replace(plan.run, output_dir=str(directory), training=plan.run.training | training)
     faults = os.pathsep.join([str(SCRIPTS / "faults"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | ({"TRAINING_FAULT": fault, "PYTHONPATH": faults} if fault else {})
-    return train(replace(plan, run=run), time.sleep, environment)
+    return train(replace(plan, run=run), time.sleep, environment, planned.threads)
 
 
 def compared(single: Trained, other: Trained) -> Comparison:
@@ -88,7 +88,8 @@ def test_the_command(described: Path, tmp_path: Path, cli: Run) -> None:
     assert [rank["rank"] for rank in ddp["ranks"]] == [0, 1]
     assert all(0.1 < rank[key] < 8 for rank in ddp["ranks"] for key in ("host_loading", "host_training"))
     assert ddp["difference"]["ranks_equal"]
-    assert 0 < ddp["difference"]["adapter"] < 1e-4, "equal to the bit, or not at all"
+    assert ddp["difference"]["adapter"] < 1e-4
+    assert ddp["difference"]["distance"] > 1e-3
     assert not (described.parent / "out").exists()
     assert (tmp_path / "kept" / "ddp" / "adapter" / "adapter_model.safetensors").is_file()
 

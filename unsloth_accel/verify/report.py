@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def verdict(found: Verification) -> Iterator[str]:
         yield f"{name}: left out: {reason}"
     for note in found.settings.notes:
         yield f"note: {note}."
-    yield f"{found.precision} tolerance: {found.tolerance.reason}"
+    yield textwrap.fill(f"{found.precision} tolerance: {found.tolerance.reason}.", 110, subsequent_indent="  ")
 
 
 def as_text(found: Verification) -> str:

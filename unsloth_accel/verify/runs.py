@@ -58,16 +58,23 @@ class Trained:
         return [rank[name] for rank in self.ranks if name in rank]
 
 
-def train(decided: Plan, wait: Callable[[float], None], environment: Mapping[str, str] = os.environ) -> Trained:
+def train(
+    decided: Plan,
+    wait: Callable[[float], None],
+    environment: Mapping[str, str] = os.environ,
+    threads: int | None = None,
+) -> Trained:
     """Run `decided` in processes of its own until it ends; `wait` is called meanwhile, with seconds to spend.
 
+    `threads` are those of each process on a CPU; by default they share its cores.
     Raises `LaunchError` where it failed, in the failing rank's own words. Whatever `wait` raises ends the run.
     """
     directory = Path(decided.run.output_dir)
     record = directory / "record"
     shutil.rmtree(record, ignore_errors=True)
     command = launch_of(decided)
-    command = replace(command, environment=command.environment | {RECORD: str(record)})
+    variables = {RECORD: str(record)} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    command = replace(command, environment=command.environment | variables)
     started = time.perf_counter()
     with made_room(decided), Path(directory, LOG).open("wb") as log:
         try:

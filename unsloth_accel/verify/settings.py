@@ -49,6 +49,12 @@ class Settings:
     """What is otherwise than in the run's description, and why."""
     rows: list[dict[str, Any]]
 
+    @property
+    def threads(self) -> int | None:
+        """Of each process on a CPU, the same for all: kernels sum in an order that depends on it. None on GPUs."""
+        given = [plan.environment.get("OMP_NUM_THREADS") for plan in (self.single, *self.others)]
+        return min(int(count) for count in given if count) if any(given) else None
+
     def write_rows(self) -> None:
         path = Path(self.single.run.data.path)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -73,6 +73,7 @@ class Verification:
             "model": plan.run.model.name,
             "precision": self.precision,
             "tolerance": asdict(self.tolerance),
+            "cpu_threads_per_process": self.settings.threads,
             "rows_per_step": plan.batch.global_size,
             "warm_up_steps": self.warm_up,
             "notes": list(self.settings.notes),
@@ -106,14 +107,14 @@ def verify(settings: Settings, changes: Sequence[str] = (), tell: Tell = lambda 
     allowed = tolerance(precision, changes)
     settings.write_rows()
     try:
-        single = _trained(settings.single, tell)
+        single = _trained(settings.single, tell, settings.threads)
     except LaunchError as error:
         raise LaunchError(f"one process alone fails, so there is nothing to compare with: {error}", 1) from None
     found = Verification(settings=settings, precision=precision, tolerance=allowed, single=single)
     for plan in settings.others:
         name = Path(plan.run.output_dir).name
         try:
-            trained = _trained(plan, tell)
+            trained = _trained(plan, tell, settings.threads)
             compared = compare(single, trained, allowed)
             found.outcomes.append(Outcome(plan=plan, name=name, trained=trained, comparison=compared))
         except LaunchError as error:
@@ -121,7 +122,7 @@ def verify(settings: Settings, changes: Sequence[str] = (), tell: Tell = lambda 
     return found
 
 
-def _trained(plan: Plan, tell: Tell) -> Trained:
+def _trained(plan: Plan, tell: Tell, threads: int | None) -> Trained:
     directory = Path(plan.run.output_dir)
     log = directory / "logs" / "steps.jsonl"
     steps = plan.run.training["max_steps"]
@@ -132,6 +133,6 @@ def _trained(plan: Plan, tell: Tell) -> Trained:
         tell(directory.name, min(done, steps - 1), steps, time.perf_counter() - started)
         time.sleep(seconds)
 
-    trained = train(plan, wait)
+    trained = train(plan, wait, threads=threads)
     tell(directory.name, steps, steps, time.perf_counter() - started)
     return trained
