@@ -47,7 +47,7 @@ def table(found: Verification) -> list[list[str]]:
 
 _DIFFERENCES = (
     ("loss, largest of all steps", "loss"),
-    ("gradient norm, the same", "grad_norm"),
+    ("gradient norm, largest", "grad_norm"),
     ("how far the adapter moved", "moved"),
     ("where the adapter ended", "adapter"),
 )
@@ -68,7 +68,7 @@ def verdict(found: Verification) -> Iterator[str]:
         yield f"{name}: left out: {reason}"
     for note in found.settings.notes:
         yield f"note: {note}."
-    yield textwrap.fill(f"{found.precision} tolerance: {found.tolerance.reason}.", 110, subsequent_indent="  ")
+    yield f"{found.precision} tolerance: {found.tolerance.reason}."
 
 
 def as_text(found: Verification) -> str:
@@ -79,7 +79,8 @@ def as_text(found: Verification) -> str:
     for row in rows:
         cells = (f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=False))
         lines.append("  ".join([f"{row[0] if row else '':<{widths[0]}}", *cells]).rstrip())
-    return "\n".join([*lines, "", *verdict(found)])
+    *told, reason = verdict(found)
+    return "\n".join([*lines, "", *told, textwrap.fill(reason, 110, subsequent_indent="  ")])
 
 
 def as_table(found: Verification) -> Any:

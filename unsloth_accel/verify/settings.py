@@ -95,7 +95,7 @@ def settings(
     most = min(decided.batch.per_device for decided in (*found, alone))
     share = given.global_size // count
     per_device = max(size for size in divisors(share) if size <= most)
-    accumulation = min(share // per_device, MOST_ACCUMULATION)
+    accumulation = min(share // per_device, MOST_ACCUMULATION * (1 if several else 2))
     size = per_device * accumulation * count
     if size != given.global_size:
         notes.append(f"{size} rows per step instead of {given.global_size}: it is quicker and shows the same")
