@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from unsloth_accel.cli import main
 from unsloth_accel.hardware import Device, Hardware
+from unsloth_accel.planner import plan
 from unsloth_accel.problems import ConfigError
 from unsloth_accel.run_config import from_dict
 from unsloth_accel.verify import tensors
@@ -163,12 +164,12 @@ def test_tolerances_can_be_given() -> None:
     ],
 )
 def test_each_precision_has_its_tolerance(
-    model: Any, training: Any, hardware: Hardware, expected: str, description: dict[str, Any], tmp_path: Path
+    model: Any, training: Any, hardware: Hardware, expected: str, description: dict[str, Any]
 ) -> None:
     description["model"] |= model
     description["training"] = training
-    plan = settings(from_dict(description), hardware, tmp_path, strategies=["ddp"]).single
-    assert precision_of(plan) == expected
+    description["distributed"] = {"strategy": "single"}
+    assert precision_of(plan(from_dict(description), hardware)) == expected
 
 
 @pytest.fixture
