@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT, TRAIN, write_yaml
 
 import unsloth_accel as ua
-from unsloth_accel import notebook
+from unsloth_accel import child, notebook
 from unsloth_accel.accelerate_launch import LaunchError
 from unsloth_accel.adapters import kernel
 from unsloth_accel.hardware import Device, Hardware
@@ -295,7 +295,7 @@ def test_ranks_that_do_not_listen_are_killed(
 ) -> None:
     """Every process of the launch is stopped in its tracks, so that only SIGKILL ends it."""
     out = tmp_path / "out"
-    monkeypatch.setattr(notebook, "STOPPING", ((signal.SIGINT, 0.5), (signal.SIGTERM, 0.5), (signal.SIGKILL, 10.0)))
+    monkeypatch.setattr(child, "STOPPING", ((signal.SIGINT, 0.5), (signal.SIGTERM, 0.5), (signal.SIGKILL, 10.0)))
     below: list[psutil.Process] = []
 
     def interrupt() -> None:

@@ -16,13 +16,14 @@ COMMANDS = {
     "validate": "every problem of a config or run, before anything starts",
     "launch": "plan and launch a run, or launch your own script with a config",
     "merge": "write the 16-bit model that base and adapter make, with its tokenizer",
+    "verify": "train the same rows on one process and on several, and compare",
     "estimate": "the GPU memory a model needs, per strategy and term",
     "doctor": "what is wrong with this machine or installation, and the fix",
     "completion": "shell completion for bash, zsh or tcsh",
 }
 EPILOG = """\
 unsloth-accel COMMAND --help shows its options and an example.
-exit status: 0 all well; 2 something to correct, nothing started; 1 problems found (validate, doctor);
+exit status: 0 all well; 2 something to correct, nothing started; 1 problems found (validate, doctor, verify);
 otherwise the failing rank's own"""
 
 

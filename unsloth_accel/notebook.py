@@ -11,30 +11,21 @@ import json
 import os
 import re
 import selectors
-import signal
 import subprocess
 import sys
-import threading
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .accelerate_launch import ERRORS, Launch, LaunchError
+from .accelerate_launch import Launch, LaunchError
 from .adapters.kernel import environment_for_launch, memory_problems
+from .child import Child
 from .hardware import detect
-from .launch_child import MARK, REPORT, processes, to_json
 from .launcher import Request, for_run, launch_of, made_room, plan_problems, run_problems
 from .planner import Plan
 from .problems import Problem, raise_errors
 from .validation import ADAPTER
-
-CHILD = "unsloth_accel.launch_child"
-STOPPING = ((signal.SIGINT, 15.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
-"""Signals to a launch that is to end, each with the seconds it may take before the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,95 +92,23 @@ def _prepare(
 
 
 def _run(command: Launch) -> None:
-    mark = uuid.uuid4().hex
-    environment = {**environment_for_launch(), MARK: mark, "PYTHONUNBUFFERED": "1"}
-    with _uninterrupted() as interrupts:
-        child = subprocess.Popen(
-            [sys.executable, "-m", CHILD, str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            # The interrupt of a cell goes to the kernel's whole group; the ranks are told once, by us.
-            start_new_session=True,
-        )
-    assert child.stdin is not None
-    assert child.stdout is not None
-    output = _Output(child.stdout.fileno())
-    stopped = True
+    child = Child(command, environment_for_launch(), subprocess.PIPE)
+    assert child.process.stdout is not None
+    output = _Output(child.process.stdout.fileno())
+
+    def stopping() -> None:
+        output.silent = True
+        print("\nstopping the run …", flush=True)
+
     try:
-        if interrupts:
-            raise KeyboardInterrupt
-        with suppress(BrokenPipeError):  # it could not start, and says why
-            child.stdin.write(to_json(command).encode())
-            child.stdin.close()
-        while child.poll() is None:
-            output.wait(0.5)
-        stopped = False
-    finally:
-        if stopped:
-            output.silent = True
-            print("\nstopping the run …", flush=True)
-        _stop(child, mark, output)  # of a run that has ended something is left only if its launcher was killed
-        if stopped:
+        child.run(output.wait, stopping)
+    except BaseException as error:
+        if output.silent and not isinstance(error, LaunchError):
             print("the run is stopped; all its processes have ended.", flush=True)
-        output.close()
-        child.stdout.close()
-    if child.returncode:
-        raise _failure(command, child.returncode)
-
-
-def _stop(child: subprocess.Popen[bytes], mark: str, output: _Output) -> None:
-    """End every process of the launch and wait until none is left; returns at once when there is none.
-
-    Raises `LaunchError` with the processes that survive even SIGKILL (stuck in a driver).
-    """
-    with _uninterrupted():
-        for number, patience in STOPPING:
-            left = processes(mark)
-            if not left:
-                return
-            launcher = [process for process in left if process.pid == child.pid]
-            # The launcher ends its ranks in order; the harder signals are for whatever didn't listen.
-            for process in (launcher or left) if number == signal.SIGINT else left:
-                with suppress(Exception):
-                    process.send_signal(number)
-            deadline = time.monotonic() + patience
-            while time.monotonic() < deadline and (child.poll() is None or processes(mark)):
-                output.wait(0.2)
-    alive = processes(mark)
-    if alive:
-        numbers = ", ".join(str(process.pid) for process in alive)
-        raise LaunchError(f"processes {numbers} of the run can't be ended; they may hold a GPU.", 137)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[list[int]]:
-    """Hold interrupts back, and collect them: an impatient second one must not leave ranks running.
-
-    Only the main thread is ever interrupted.
-    """
-    interrupts: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupts
-        return
-    previous = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
-    try:
-        yield interrupts
+        raise
     finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-def _failure(command: Launch, status: int) -> LaunchError:
-    assert command.output_dir is not None
-    report = command.output_dir / ERRORS / REPORT
-    if report.is_file():
-        told = json.loads(report.read_text(encoding="utf-8"))
-        return LaunchError(told["message"], told["exit_status"])
-    if status < 0:
-        name = signal.Signals(-status).name
-        return LaunchError(f"accelerate launch was ended by {name}; its ranks were ended too.", 128 - status)
-    return LaunchError(f"accelerate launch ended with exit status {status}; its own error is above.", status)
+        output.close()
+        child.process.stdout.close()
 
 
 class _Output:

@@ -124,6 +124,7 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
     from ..callbacks.peak_memory import PeakMemory
     from ..callbacks.progress import Progress
     from ..callbacks.step_log import StepLog
+    from ..verify.record import add_if_asked
 
     checkpointing = {"unsloth": "unsloth", "true": True, "false": False}[run.model.gradient_checkpointing]
     # Before the model: a refused field costs seconds, not the time of loading.
@@ -185,6 +186,7 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
 
         trainer = train_on_responses_only(trainer)
     trainer.remove_callback(PrinterCallback)
+    add_if_asked(trainer)
     trainer.add_callback(PeakMemory())
     trainer.add_callback(StepLog(Path(run.output_dir, "logs", "steps.jsonl")))
     if run.logging.progress:

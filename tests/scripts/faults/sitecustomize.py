@@ -1,0 +1,39 @@
+"""Breaks training in launched processes, for tests of what must notice: put this directory on PYTHONPATH.
+
+`TRAINING_FAULT` says how, in the ranks of a run with several processes:
+`local`: DDP's gradients stay each rank's own. `sum`: they are summed over ranks and not averaged.
+`rate`: the learning rate is 1 % higher.
+"""
+
+import os
+
+FAULT = os.environ.get("TRAINING_FAULT")
+
+if FAULT and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    import torch
+    from torch.distributed import GradBucket, all_reduce
+    from torch.nn.parallel import DistributedDataParallel
+
+    def local(state: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+        future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    def summed(state: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+        return all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
+
+    if FAULT in ("local", "sum"):
+        wrap = DistributedDataParallel.__init__
+
+        def broken(self, *arguments, **options):  # type: ignore[no-untyped-def]
+            wrap(self, *arguments, **options)
+            self.register_comm_hook(None, local if FAULT == "local" else summed)
+
+        DistributedDataParallel.__init__ = broken
+    if FAULT == "rate":
+        make = torch.optim.AdamW.__init__
+
+        def faster(self, params, lr=1e-3, **options):  # type: ignore[no-untyped-def]
+            make(self, params, lr=1.01 * lr, **options)
+
+        torch.optim.AdamW.__init__ = faster

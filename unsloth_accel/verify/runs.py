@@ -1,0 +1,101 @@
+"""Training what is to be compared: a launch in a child process, and what it left, read back."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..accelerate_launch import LaunchError
+from ..child import Child
+from ..launcher import launch_of, made_room
+from ..planner import Plan
+from ..validation import ADAPTER
+from . import RECORD, START
+
+LOG = "verify.log"
+"""File in a run's directory: everything that its processes printed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What one run left in `directory`; lists have one entry per step."""
+
+    directory: Path
+    strategy: str
+    num_processes: int
+    loss: list[float]
+    grad_norm: list[float]
+    seconds: list[float]
+    tokens: list[int]
+    """Real ones, over all ranks."""
+    ranks: list[dict[str, Any]]
+    """Each rank's own figures, as `record.Record` wrote them."""
+    wall_seconds: float = 0.0
+
+    @property
+    def adapter(self) -> Path:
+        return self.directory / ADAPTER / "adapter_model.safetensors"
+
+    @property
+    def start(self) -> Path:
+        """The adapter before training; not there where a strategy can't gather it."""
+        return self.directory / "record" / START
+
+    def tokens_per_second(self, warm_up: int) -> float:
+        """Over the steps after `warm_up`."""
+        seconds = sum(self.seconds[warm_up:])
+        return sum(self.tokens[warm_up:]) / seconds if seconds else 0.0
+
+    def memory(self, name: str) -> list[float]:
+        """GiB by rank; empty where it was not measured."""
+        return [rank[name] for rank in self.ranks if name in rank]
+
+
+def train(
+    decided: Plan,
+    wait: Callable[[float], None],
+    environment: Mapping[str, str] = os.environ,
+    threads: int | None = None,
+) -> Trained:
+    """Run `decided` in processes of its own until it ends; `wait` is called meanwhile, with seconds to spend.
+
+    `threads` are those of each process on a CPU; by default they share its cores.
+    Raises `LaunchError` where it failed, in the failing rank's own words. Whatever `wait` raises ends the run.
+    """
+    directory = Path(decided.run.output_dir)
+    record = directory / "record"
+    shutil.rmtree(record, ignore_errors=True)
+    command = launch_of(decided)
+    variables = {RECORD: str(record)} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    command = replace(command, environment=command.environment | variables)
+    started = time.perf_counter()
+    with made_room(decided), Path(directory, LOG).open("wb") as log:
+        try:
+            Child(command, environment, log.fileno()).run(wait)
+        except LaunchError as error:
+            raise LaunchError(str(error).replace("above", f"in {directory / LOG}"), error.exit_status) from None
+    return replace(read(decided, directory), wall_seconds=round(time.perf_counter() - started, 1))
+
+
+def read(decided: Plan, directory: Path) -> Trained:
+    """What a finished run left in `directory`."""
+    lines = (directory / "logs" / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [json.loads(line) for line in lines]
+    ranks = [json.loads(path.read_text(encoding="utf-8")) for path in (directory / "record").glob("rank-*.json")]
+    return Trained(
+        directory=directory,
+        strategy=decided.strategy,
+        num_processes=decided.num_processes,
+        loss=[step["loss"] for step in steps],
+        grad_norm=[step["grad_norm"] for step in steps],
+        seconds=[round(b - a, 4) for a, b in itertools.pairwise([0.0, *(step["seconds"] for step in steps)])],
+        tokens=[b - a for a, b in itertools.pairwise([0, *(step["num_input_tokens_seen"] for step in steps)])],
+        ranks=sorted(ranks, key=lambda rank: rank["rank"]),
+    )

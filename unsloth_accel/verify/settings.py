@@ -1,0 +1,218 @@
+"""From a run to short ones that can be compared: the same rows and the same batch, in one process and in several."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..accelerate_config import STRATEGIES, Strategy
+from ..batch import divisors
+from ..data.rows import read_rows
+from ..hardware import Hardware
+from ..launcher import plan_problems
+from ..planner import Plan, plan
+from ..problems import ConfigError, Problem, errors, nearest, raise_errors
+from ..run_config import BatchConfig, RunConfig
+from ..validation import input_problems
+
+STEPS = 8
+MOST_ACCUMULATION = 2
+"""Of several processes: enough to see that accumulating is right, and quick."""
+USUAL: tuple[Strategy, ...] = ("ddp", "fsdp2", "fsdp2_native")
+"""What is verified where nothing is asked for; fsdp1 is never chosen, only taken when asked for."""
+AGAIN = "single"
+"""Asked for as a strategy: the one process once more, which shows the noise of the hardware."""
+_PER_DEVICE, _ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
+# Training fields that begin so have no place in a run of a few steps without evaluation and checkpoints. A warm-up
+# would keep the adapter where it is, and there would be little to compare.
+_DROPPED = (
+    *("eval_", "do_eval", "save_", "load_best_model", "metric_for_best", "greater_is_better", "push_to_hub", "hub_"),
+    *("logging_", "warmup_", "num_train_epochs", "resume", "overwrite", "include_num_input_tokens_seen"),
+)
+_CHARACTERS = 8
+"""Per token, at most, in text worth training on: rows are counted by it where they get packed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What will run: every plan has its output_dir below one directory, and all read the same rows."""
+
+    single: Plan
+    others: tuple[Plan, ...]
+    left_out: dict[str, str]
+    """Strategies that can't run here, each with the reason."""
+    notes: tuple[str, ...]
+    """What is otherwise than in the run's description, and why."""
+    rows: list[dict[str, Any]]
+
+    @property
+    def threads(self) -> int | None:
+        """Of each process on a CPU, the same for all: kernels sum in an order that depends on it. None on GPUs."""
+        given = [plan.environment.get("OMP_NUM_THREADS") for plan in (self.single, *self.others)]
+        return min(int(count) for count in given if count) if any(given) else None
+
+    def write_rows(self) -> None:
+        path = Path(self.single.run.data.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+
+
+def settings(
+    run: RunConfig,
+    hardware: Hardware,
+    directory: Path,
+    *,
+    strategies: Sequence[str] = (),
+    steps: int = STEPS,
+    num_processes: int | None = None,
+) -> Settings:
+    """Plan short runs of `run` below `directory`: in one process, and by each of `strategies` in several.
+
+    Without `strategies`, by all usual ones that can run here. Raises `ConfigError` with every problem: what is wrong
+    with the run, a strategy that is unknown or can't run here, a batch that can't be divided. Writes nothing.
+    """
+    asked = _known(strategies)
+    short, notes = _shortened(run, steps)
+    several = [strategy for strategy in asked or USUAL if strategy != AGAIN]
+    count = _count(run, hardware, num_processes) if several else 1
+    problems = errors(input_problems(short))
+    found: list[Plan] = []
+    left_out: dict[str, str] = {}
+    for strategy in several:
+        try:
+            found.append(_checked(short, hardware, strategy, count))
+        except ConfigError as error:
+            left_out[strategy] = " ".join(problem.consequence for problem in error.problems)
+            if asked or (strategy == several[-1] and not found):
+                problems += [problem for problem in error.problems if problem not in problems]
+    raise_errors(problems)
+    given = found[0].batch if found else plan(_as(short, "single", 1), hardware).batch
+    alone = _single(short, hardware, given.global_size)
+    most = min(decided.batch.per_device for decided in (*found, alone))
+    share = given.global_size // count
+    per_device = max(size for size in divisors(share) if size <= most)
+    accumulation = min(share // per_device, MOST_ACCUMULATION * (1 if several else 2))
+    size = per_device * accumulation * count
+    if size != given.global_size:
+        notes.append(f"{size} rows per step instead of {given.global_size}: it is quicker and shows the same")
+    short.training[_PER_DEVICE] = per_device
+    short.training.pop(_ACCUMULATION, None)
+    rows = read_rows(short.data.path)
+    short = replace(
+        short, batch=BatchConfig(global_size=size), data=replace(short.data, path=str(directory / "rows.jsonl"))
+    )
+
+    def final(strategy: str, number: int, name: str) -> Plan:
+        return plan(replace(_as(short, strategy, number), output_dir=str(directory / name)), hardware)
+
+    others = [final(decided.strategy, count, decided.strategy) for decided in found]
+    if AGAIN in asked:
+        others.insert(0, final("single", 1, "again"))
+    return Settings(
+        single=final("single", 1, "single"),
+        others=tuple(others),
+        left_out=left_out,
+        notes=tuple(notes),
+        rows=_enough(rows, steps * size, short),
+    )
+
+
+def _known(strategies: Sequence[str]) -> list[str]:
+    """`strategies` once each; raises `ConfigError` for those that don't exist."""
+    asked = list(dict.fromkeys(strategies))
+    raise_errors(
+        [
+            Problem(key="--strategy", value=name, consequence="unknown strategy.", fix=nearest(name, STRATEGIES))
+            for name in asked
+            if name not in STRATEGIES
+        ]
+    )
+    return asked
+
+
+def _count(run: RunConfig, hardware: Hardware, num_processes: int | None) -> int:
+    """How many processes to compare one with; raises `ConfigError` where there are no two."""
+    on_cpu = run.distributed.device == "cpu" or not hardware.devices
+    given = num_processes or run.distributed.num_processes
+    if num_processes == 1:
+        consequence = "one process is what the others are compared with."
+        raise ConfigError(Problem(key="--num-processes", value=1, consequence=consequence, fix="2 or more"))
+    if given not in ("auto", 1):
+        return int(given)
+    if on_cpu:
+        return 2
+    if len(hardware.devices) < 2:
+        consequence = "one GPU is visible, and several processes need one each."
+        fix = "make more visible, or distributed.device=cpu to compare on the CPU"
+        raise ConfigError(Problem(key="--num-processes", consequence=consequence, fix=fix))
+    return len(hardware.devices)
+
+
+def _shortened(run: RunConfig, steps: int) -> tuple[RunConfig, list[str]]:
+    """`run` with `steps` steps and without what a comparison can't have; and what of it the reader should know."""
+    notes = []
+    training = {key: value for key, value in run.training.items() if not key.startswith(_DROPPED)}
+    training |= {"max_steps": steps, "save_strategy": "no", "overwrite": True}
+    if training.get("lr_scheduler_type") == "reduce_lr_on_plateau":
+        training["lr_scheduler_type"] = "constant"
+    lora = run.lora
+    if lora.dropout or training.pop("neftune_noise_alpha", None):
+        lora = replace(lora, dropout=0.0)
+        notes.append("no dropout and no noise: each process would draw its own")
+    return replace(
+        run,
+        lora=lora,
+        training=training,
+        data=replace(run.data, eval_path=None),
+        evaluation=replace(run.evaluation, exact_match=False),
+        logging=replace(run.logging, progress=False, report_to="none"),
+    ), notes
+
+
+def _as(run: RunConfig, strategy: str, count: int) -> RunConfig:
+    return replace(run, distributed=replace(run.distributed, strategy=strategy, num_processes=count))
+
+
+def _checked(run: RunConfig, hardware: Hardware, strategy: str, count: int) -> Plan:
+    decided = plan(_as(run, strategy, count), hardware)
+    raise_errors(plan_problems(decided))
+    return decided
+
+
+def _single(run: RunConfig, hardware: Hardware, size: int) -> Plan:
+    """One process that takes `size` rows per step; raises `ConfigError` where it can't hold the model."""
+    training = {key: value for key, value in run.training.items() if key != _ACCUMULATION}
+    run = replace(run, training=training, batch=BatchConfig(global_size=size))
+    try:
+        return plan(_as(run, "single", 1), hardware)
+    except ConfigError as error:
+        why = "one process, which the others are compared with, can't run it: "
+        raise ConfigError([replace(p, consequence=why + p.consequence) for p in error.problems]) from None
+
+
+def _enough(rows: list[dict[str, Any]], count: int, run: RunConfig) -> list[dict[str, Any]]:
+    """The first `count` rows, from the beginning again where there are fewer: no epoch ends, no last batch is short.
+
+    Rows that get packed must make `count` full ones.
+    """
+    repeated = itertools.cycle(rows)
+    if not run.training.get("packing"):
+        return list(itertools.islice(repeated, count))
+    need, taken = count * run.model.max_seq_length * _CHARACTERS, []
+    while need > 0:
+        taken.append(next(repeated))
+        need -= max(_characters(list(taken[-1].values())), 1)
+    return taken
+
+
+def _characters(value: Any) -> int:
+    """Of the text in a row's fields; a message counts with its content."""
+    if isinstance(value, dict):
+        return _characters(value.get("content"))
+    if isinstance(value, list):
+        return sum(map(_characters, value))
+    return len(value) if isinstance(value, str) else 0
