@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..adapters import environment, guard
+from ..adapters.peer import shared_bytes
 from ..files import write_atomically
 from . import RECORD, START
 
@@ -31,7 +32,7 @@ class Record(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._note_memory("loading")
+        self._note_memory("loading", kwargs["model"])
         promised = environment.promise()
         if promised is None or promised.strategy != "fsdp1":  # whose parameters are pieces without shape
             self._save_start(kwargs["model"])
@@ -40,19 +41,20 @@ class Record(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._note_memory("training")
+        self._note_memory("training", kwargs["model"])
         trained = guard.trainable(kwargs["model"])
         self.figures["sharded"] = any(map(guard.is_sharded, trained.values()))
         self.figures["adapter"] = _hash(trained)
         name = f"rank-{self.figures['rank']}.json"
         write_atomically(self.directory / name, json.dumps(self.figures, indent=1) + "\n")
 
-    def _note_memory(self, phase: str) -> None:
+    def _note_memory(self, phase: str, model: Any) -> None:
         import torch
 
         if torch.cuda.is_available():
             self.figures["gpu"] = torch.cuda.get_device_name()
-            self.figures[phase] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+            shared = shared_bytes(model) if phase == "training" else 0  # before, the allocator counted it
+            self.figures[phase] = round((torch.cuda.max_memory_allocated() + shared) / 2**30, 3)
         peak = _host_peak()
         if peak is not None:
             self.figures[f"host_{phase}"] = round(peak / 2**30, 3)
