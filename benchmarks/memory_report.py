@@ -120,7 +120,7 @@ A plan adds what torch's allocator holds beyond what it has given out ({_fragmen
 and CUDA's context (0.8 GiB for one process, 2.3 GiB with NCCL on NVLink), and fills 95 % of a GPU.
 Other cards were not measured, nor mixtures of experts, nor more than two GPUs; for these the same shares are assumed.
 `fsdp1` was not measured: its run trained and then could not save an adapter (see the file's notes); its estimate is
-fsdp2's.
+that of plain sharding, after the whole model was loaded on every GPU. `fsdp2` is as docs/fsdp2.md describes it.
 """
 
 

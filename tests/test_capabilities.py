@@ -168,7 +168,7 @@ def test_what_is_asked_for_and_lacking_is_refused(strategy: str, tmp_path: Path)
 
 def test_elsewhere_it_is_a_note(tmp_path: Path) -> None:
     made = planned(looked(tmp_path, "2026.8.22"), LARGE, elsewhere=True)
-    assert made.strategy == "fsdp2_native"
+    assert made.strategy == "fsdp2"
     assert any("needs other versions than are installed here" in reason for reason in made.reasons)
     assert not any("other versions" in reason for reason in planned(here(), LARGE, elsewhere=True).reasons)
 

@@ -39,10 +39,11 @@ def test_ddp_where_it_fits() -> None:
 
 def test_sharding_where_it_does_not_and_four_bit_is_proposed() -> None:
     made = planned("8xH100-80GB", LARGE)
-    assert made.strategy == "fsdp2_native"
+    assert made.strategy == "fsdp2"
     assert "needs" in why_not(made)["ddp"]
-    assert "loads the whole model before it is sharded" in why_not(made)["fsdp2"]
+    assert "slower" in why_not(made)["fsdp2_native"]
     assert any("model.load_in_4bit=true would let every GPU hold the model" in reason for reason in made.reasons)
+    made = planned("8xH100-80GB", LARGE, distributed={"strategy": "fsdp2_native"})
     assert made.accelerate_config.environment["UNSLOTH_FSDP2_SHARDED_LOAD"] == "1"
     assert made.environment["UNSLOTH_FSDP2_LAYOUT"] == "sharded"
 
@@ -65,8 +66,8 @@ def test_two_machines() -> None:
 
 
 def test_nothing_fits_says_what_would() -> None:
-    with pytest.raises(ConfigError, match=r"load_in_4bit=true \(ddp would fit\), or 4 such GPUs"):
-        planned("2xT4", SMALL, 16)
+    with pytest.raises(ConfigError, match=r"load_in_4bit=true \(ddp would fit\), or 4 such GPUs \(fsdp2\)"):
+        planned("2xT4", "unsloth/Qwen3-14B", 16)
     with pytest.raises(ConfigError, match="needs more memory than there is"):
         planned("1xT4", LARGE, 16)
 
@@ -178,7 +179,7 @@ def test_all_linear_is_spelt_out() -> None:
 def test_every_suggestion_works() -> None:
     """What a refusal says would fit is planned without another refusal."""
     cases: list[tuple[str, str, dict[str, Any]]] = [
-        ("2xT4", SMALL, {}),
+        ("2xT4", "unsloth/Qwen3-14B", {}),
         ("2xT4", SMALL, {"distributed": {"strategy": "ddp"}}),
         ("4x4090", LARGE, {}),
         ("2xH100", SMALL, {"training": {"per_device_train_batch_size": 128}, "model": {"max_seq_length": 8192}}),
@@ -198,7 +199,7 @@ def test_every_suggestion_works() -> None:
             planned(hardware, name, 256, **more)
             seen += 1
         for count in re.findall(r"(\d+) such GPUs", fix):
-            more = {**changes, "distributed": {"strategy": "fsdp2_native"}}
+            more = {**changes, "distributed": {"strategy": "fsdp2"}}
             planned(f"{count}x{hardware.split('x')[1]}", name, 256, **more)
             seen += 1
     assert seen >= 5

@@ -93,6 +93,7 @@ def test_plan_writes_both_files(capsys: pytest.CaptureFixture[str], tmp_path: Pa
 def test_a_written_plan_says_what_its_yaml_cannot(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Without the variables accelerate.yaml alone is plain DDP."""
     words = ("--hardware", "2x8xH100", "model.name=unsloth/Llama-3.3-70B-Instruct", "batch.global_size=64")
+    words += ("distributed.strategy=fsdp2_native",)
     told = out(capsys, "plan", *words, "--write", str(tmp_path))
     assert "without data.path and output_dir" in told
     text = (tmp_path / "accelerate.yaml").read_text(encoding="utf-8")

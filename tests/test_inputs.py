@@ -53,7 +53,6 @@ def file(tmp_path: Path, description: dict[str, Any]) -> Path:
         ("training.eval_strategy=steps", "data.eval_path names none."),
         ("training.auto_find_batch_size=true", "batch.global_size would not hold."),
         ("training.fp16=true", "accelerate refuses fp16 there."),
-        ("model.load_in_4bit=true", "needs the package bitsandbytes"),
         ("lora.dropout=5", "is no share of the activations."),
     ],
 )
@@ -190,3 +189,14 @@ def test_checkpoints_of_an_unfinished_run_are_kept(tmp_path: Path, description: 
     told = output_problems(from_dict({**description, "training": {"resume": True}}))
     assert [problem.severity for problem in told] == ["warning"]
     assert "goes on from checkpoint-10" in told[0].consequence
+
+
+def test_four_bit_needs_bitsandbytes(description: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from unsloth_accel import validation
+    from unsloth_accel.run_config import from_dict
+
+    description["model"]["load_in_4bit"] = True
+    monkeypatch.setattr(validation.importlib.util, "find_spec", lambda name: None)
+    (found,) = [p for p in validation.input_problems(from_dict(description)) if p.key == "model.load_in_4bit"]
+    assert "needs the package bitsandbytes" in found.consequence
+    assert "pip install bitsandbytes" in found.fix

@@ -22,7 +22,7 @@ WORK = Workload(spec=LLAMA, lora_parameters=TRAINED, per_device=4, length=2048)
 def test_predictions_hold_on_cells_that_were_not_used() -> None:
     """The target: median error at most 8 %, worst at most 15 %."""
     errors = [abs(found.error) for found in measured(HELD_OUT)]
-    assert len(errors) >= 12
+    assert len(errors) >= 11
     assert statistics.median(errors) <= 0.08
     assert max(errors) <= 0.15
 
@@ -56,12 +56,23 @@ def test_four_bit_is_a_third() -> None:
     assert packed["dequantized"] * GIB == 2 * 14336 * 4096 * 2
 
 
-def test_the_plugin_loads_more_than_one_gpu_does() -> None:
-    """Measured: 22.70 GiB against 17.03 (reference/measured.md and our own cells)."""
+def test_fsdp2_loads_and_trains_in_two_thirds_of_one_gpu() -> None:
+    """Measured: 9.62 and 10.65 GiB against 17.03; in 4 bit 5.68 against DDP's 7.76."""
     plugin, alone = estimate(WORK, "fsdp2", 2), estimate(WORK, "single", 1)
-    assert plugin.loading > alone.training
-    assert plugin.terms["loading_excess"] > 0
+    assert plugin.allocated < 0.65 * alone.allocated
+    assert estimate(WORK, "fsdp1", 2).loading > alone.training
     assert estimate(WORK, "fsdp2_native", 2).loading < alone.loading
+    packed = replace(WORK, load_in_4bit=True)
+    assert estimate(packed, "fsdp2", 2).allocated < 0.75 * estimate(packed, "ddp", 2).allocated
+
+
+def test_much_lora_is_sharded() -> None:
+    """Up to 1 % of the model's weights every rank keeps all of it."""
+    few, many = (estimate(replace(WORK, lora_parameters=n), "fsdp2", 2).terms for n in (10**7, 10**8))
+    assert few["lora"] * GIB == 4e7
+    assert many["lora"] * GIB == 2e8
+    assert "gradient_buckets" in few
+    assert "gradient_buckets" not in many
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -168,8 +168,9 @@ On GPUs older than Ampere (T4, V100) add --mixed_precision fp16.
     "fsdp2.yaml": (
         AccelerateConfig(strategy="fsdp2", num_processes=2, mixed_precision="bf16"),
         f"""FSDP2 through accelerate's plugin: the GPUs divide the frozen weights and gather them block by block.
-When: the script needs accelerate's own FSDP2. Each GPU still loads the whole model first, so peak memory is above
-DDP's; to train a model that is larger than one GPU take fsdp2_native.yaml.
+When: the model is larger than one GPU. The script must load it inside `with unsloth_accel.sharded_loading(…)` and use
+`unsloth_accel.adapt(trainer)` or `unsloth_accel.prepare(…)`, as examples/accelerate_loop.py does; otherwise each GPU
+loads the whole model first, and peak memory is above DDP's.
 {_LAYER}
 
     accelerate launch --config_file accelerate_configs/fsdp2.yaml my_script.py
@@ -179,9 +180,9 @@ DDP's; to train a model that is larger than one GPU take fsdp2_native.yaml.
     "fsdp2_qlora.yaml": (
         AccelerateConfig(strategy="fsdp2", num_processes=2, mixed_precision="bf16"),
         f"""FSDP2 for a model loaded in 4 bit (QLoRA), through accelerate's plugin.
-When: the script needs accelerate's own FSDP2 with load_in_4bit=True. If the 4-bit model fits one GPU, ddp.yaml is
-faster and needs no more memory: accelerate shards 4-bit weights only where the script stores them in a float dtype
-(bnb_4bit_quant_storage=torch.bfloat16), and replicates them silently otherwise.
+When: the 4-bit model is larger than one GPU; if it fits, ddp.yaml is faster. The script must load it inside
+`with unsloth_accel.sharded_loading(load_in_4bit=True)` and use `unsloth_accel.adapt(trainer)` or
+`unsloth_accel.prepare(…)`; otherwise each GPU loads the whole model first.
 {_LAYER}
 
     accelerate launch --config_file accelerate_configs/fsdp2_qlora.yaml my_script.py

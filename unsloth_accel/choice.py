@@ -18,7 +18,7 @@ ERROR = 1.15
 """What is asked for by name is refused only if the estimate is that much too large: its worst error."""
 NEARLY = 0.9
 """DDP is taken while it reaches this share of the fastest: it has the least that can go wrong."""
-PREFERENCE: tuple[Strategy, ...] = ("single", "ddp", "fsdp2_native", "fsdp2", "fsdp1")
+PREFERENCE: tuple[Strategy, ...] = ("single", "ddp", "fsdp2", "fsdp2_native", "fsdp1")
 """Order where speeds are unknown or equal."""
 
 
@@ -105,7 +105,7 @@ def choose(question: Question, asked: str) -> tuple[Option, tuple[str, ...], tup
     Raises `ConfigError` when nothing fits, with what would.
     """
     several = question.num_processes > 1
-    names: tuple[Strategy, ...] = ("ddp", "fsdp2_native", "fsdp2") if several else ("single",)
+    names: tuple[Strategy, ...] = ("ddp", "fsdp2", "fsdp2_native") if several else ("single",)
     options = [question.option(name) for name in names if name not in question.unavailable]
     if asked != "auto":
         return _asked(question, asked, options)
@@ -173,7 +173,7 @@ def _why(chosen: Option, question: Question) -> str:
 def _rejected(option: Option, chosen: Option, question: Question) -> Rejected:
     if not option.fits:
         why = f"{_needs(option)}, and {_has(question)}."
-        if option.strategy == "fsdp2" and option.memory.terms.get("loading_excess", 0) > 0:
+        if option.strategy == "fsdp2_native" and question.work.packed:
             why += " Every GPU loads the whole model before it is sharded."
         return Rejected(strategy=option.strategy, reason=why)
     if option.speed and chosen.speed and option.rank < chosen.rank:
@@ -217,7 +217,7 @@ def _nothing_fits(question: Question, options: list[Option], asked: str = "auto"
 
 def _what_fits(question: Question, options: list[Option], asked: str) -> Iterator[str]:
     several = question.num_processes > 1
-    names: tuple[Strategy, ...] = ("ddp", "fsdp2_native") if several else ("single",)
+    names: tuple[Strategy, ...] = ("ddp", "fsdp2", "fsdp2_native") if several else ("single",)
     if asked != "auto":
         yield from (f"distributed.strategy={option.strategy}" for option in options if option.fits)
         names = (asked,)  # type: ignore[assignment]
@@ -244,14 +244,17 @@ def _what_fits(question: Question, options: list[Option], asked: str) -> Iterato
         length //= 2
     if question.free_devices:
         yield question.free_devices
-    more = None if "fsdp2_native" in question.unavailable else _more_gpus(question)
-    if more:
-        strategy = "" if asked in ("auto", "fsdp2_native") else " with distributed.strategy=fsdp2_native"
-        yield f"{more} such GPUs (fsdp2_native){strategy}"
+    for sharded in ("fsdp2", "fsdp2_native"):
+        more = None if sharded in question.unavailable else _more_gpus(question, sharded)
+        if more:
+            yield f"{more} such GPUs ({sharded})" + (
+                "" if asked in ("auto", sharded) else f" with distributed.strategy={sharded}"
+            )
+            return
 
 
-def _more_gpus(question: Question) -> int | None:
-    """How many GPUs of this kind would do, with the same global batch."""
+def _more_gpus(question: Question, strategy: Strategy) -> int | None:
+    """How many GPUs of this kind would do under `strategy`, with the same global batch."""
     for count in (2, 4, 8, 16, 32, 64):
         if count <= question.num_processes:
             continue
@@ -264,7 +267,7 @@ def _more_gpus(question: Question) -> int | None:
         elif rows is not None and rows // count % sizes[0]:
             continue  # what the run gives for each device doesn't divide the share of so many
         changed = replace(question, num_processes=count, sizes=sizes, rows=None if rows is None else rows // count)
-        if changed.option("fsdp2_native").fits:
+        if changed.option(strategy).fits:
             return count
     return None
 

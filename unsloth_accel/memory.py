@@ -62,6 +62,9 @@ OTHER_GIB = 0.06
 NATIVE_BLOCKS = 3
 """Gathered blocks that Unsloth's own FSDP2 holds at the peak: the current one, the prefetched one, and its all-gather's
 buffer; fitted (2.2 to 3.7)."""
+WHOLE_LORA = 0.01
+"""Under fsdp2 LoRA weights stay whole on every rank up to this part of the model's (`adapters.fsdp`). Beyond it their
+gradients and optimizer state (16 bytes a weight in all, in float32 with Adam) would cost more than is worth it."""
 FRAGMENTATION: dict[Strategy, float] = {"single": 0.03, "ddp": 0.03, "fsdp2": 0.09, "fsdp2_native": 0.2, "fsdp1": 0.09}
 """What torch's allocator holds beyond the peak it has given out, as a share of that; medians. Gathers on other streams
 fragment more."""
@@ -122,6 +125,11 @@ class Workload:
         """Input embeddings and lm_head, which are never in 4 bit."""
         return (self.spec.embedding_parameters + self.spec.lm_head_parameters) * self.dtype_bytes
 
+    @property
+    def head_bytes(self) -> int:
+        """The output head, which is the input embeddings where the two are tied."""
+        return (self.spec.lm_head_parameters or self.spec.embedding_parameters) * self.dtype_bytes
+
     @cached_property
     def largest_linear(self) -> int:
         """Elements of the largest linear weight in a block."""
@@ -168,24 +176,32 @@ def estimate(work: Workload, strategy: Strategy, num_processes: int, *, free_gib
     peak), `loading_excess` (loading's peak above training's), `other`, `fragmentation`, `context`.
     """
     shards = num_processes if strategy in ("fsdp2", "fsdp2_native", "fsdp1") else 1
+    whole_lora = strategy == "fsdp2" and work.lora_parameters <= WHOLE_LORA * work.spec.num_parameters
     lora = 4 * work.lora_parameters
+    lora_shards = 1 if whole_lora else shards
     terms = {
         "weights": work.weight_bytes / shards,
-        "lora": lora / shards,
-        "gradients": lora / shards,
-        "optimizer": OPTIMIZER_BYTES.get(work.optim, 8) * work.lora_parameters / shards,
+        "lora": lora / lora_shards,
+        "gradients": lora / lora_shards,
+        "optimizer": OPTIMIZER_BYTES.get(work.optim, 8) * work.lora_parameters / lora_shards,
     }
-    if strategy == "ddp":
+    if strategy == "ddp" or whole_lora:
         terms["gradient_buckets"] = lora
-    if shards > 1:
+    kept, block = _activations(work)
+    logits = _logits(work, free_gib)
+    if strategy == "fsdp2":
+        # Two sets of buffers for the blocks; beside the loss one of them, and the output head (adapters/peer.py).
+        head = work.head_bytes
+        peak = max(block + 2 * work.block_bytes, logits + work.block_bytes + head)
+        terms["unsharded_units"] = peak - max(block, logits)
+    elif shards > 1:
         blocks = NATIVE_BLOCKS if strategy == "fsdp2_native" else 1
         terms["unsharded_units"] = work.outer_bytes + blocks * work.block_bytes
     if work.packed:
         # One weight in use and the next one's buffer (unsloth/kernels/utils.py: WEIGHT_BUFFERS); fitted, 1.7 to 2.4.
         terms["dequantized"] = 2.0 * work.largest_linear * work.dtype_bytes
-    kept, block = _activations(work)
     terms["activations"] = kept + block
-    terms["logits"] = max(0.0, _logits(work, free_gib) - block)
+    terms["logits"] = max(0.0, logits - block)
     terms["other"] = OTHER_GIB * GIB
     training = sum(terms.values())
     loading = _loading(work, strategy, num_processes)
@@ -241,11 +257,12 @@ def _loading(work: Workload, strategy: Strategy, num_processes: int) -> float:
     largest = max((tensor.numel for tensor in work.spec.tensors), default=0) * work.dtype_bytes
     if strategy == "ddp":
         return whole + largest + DDP_BUCKETS_GIB * GIB
-    if strategy in ("fsdp2", "fsdp1"):
+    if strategy == "fsdp1":
         # The whole model is loaded on every GPU, and is still there when its shards have been made.
         return whole * (1 + 1 / num_processes)
-    if strategy == "fsdp2_native" and not work.packed and work.spec.quantization is None:
+    in_16_bit = not work.packed and work.spec.quantization is None
+    if strategy == "fsdp2" or (strategy == "fsdp2_native" and in_16_bit):
         # Linear weights are read as shards, everything else whole (unsloth/models/fsdp2_load.py), and the largest of
-        # these is there twice while it is cut.
+        # these is there twice while it is cut. Under fsdp2 4-bit weights are cut as they are quantised (adapters/fsdp).
         return (work.weight_bytes - work.outer_bytes) / num_processes + work.outer_bytes + largest + lora
     return whole

@@ -1,6 +1,6 @@
 """FSDP2 through Accelerate's plugin, for LoRA over a frozen model.
 
-Mends, in accelerate 1.15 with torch 2.11 to 2.13 and Unsloth 2026.10.9 (figures: docs/strategies.md):
+Mends, in accelerate 1.15 with torch 2.11 to 2.13 and Unsloth 2026.10.9 (figures: docs/fsdp2.md):
 
 - Every rank loads the whole model before it is sharded, so no model trains that is larger than one GPU, and loading
   takes more memory than one GPU's training does. `sharded_loading` lets each rank keep its rows only, of 16-bit weights
@@ -22,16 +22,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ..memory import WHOLE_LORA
 from . import peer
 from .environment import world_size
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
-
-LARGEST_WHOLE = 0.01
-"""LoRA weights stay whole on every rank up to this part of the model's weights. Beyond it their gradients and optimizer
-state (16 bytes a weight in all, in float32 with Adam) would cost more memory than sharding the model saves."""
 
 
 def is_launched(environ: Mapping[str, str] = os.environ) -> bool:
@@ -209,7 +206,7 @@ def _keep_lora_whole(model: torch.nn.Module, accelerator: Accelerator) -> None:
     plugin: Any = accelerator.state.fsdp_plugin
     trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     frozen = sum(_count(weight) for weight in model.parameters() if not weight.requires_grad)
-    few = sum(weight.numel() for weight in trainable.values()) <= LARGEST_WHOLE * frozen
+    few = sum(weight.numel() for weight in trainable.values()) <= WHOLE_LORA * frozen
     if plugin.ignored_modules is not None or not few or not trainable:
         return
     owners = {name.rpartition(".")[0] for name in trainable}

@@ -8,7 +8,7 @@ machine share (torch's symmetric memory), and each unit's `unshard` becomes a ha
 Blocks take turns in two sets of buffers: while one computes, the next one's weights arrive in the other. A block whose
 weights are still in its buffers (at the turn from forward to backward) isn't fetched again.
 
-Figures: docs/strategies.md. Used where all ranks sit in one machine and reach each other's memory; elsewhere, and with
+Figures: docs/fsdp2.md. Used where all ranks sit in one machine and reach each other's memory; elsewhere, and with
 UNSLOTH_ACCEL_PEER_GATHER=0, FSDP2 gathers as always.
 """
 

@@ -1,0 +1,100 @@
+"""docs/fsdp2.md: what the adapter of accelerate's FSDP2 changes, from measured cells.
+
+    python -m benchmarks.fsdp2_report
+
+Reads benchmarks/results/fsdp2-2xH200.json (with the adapter, and one GPU in the same call), fsdp2-before-2xH200.json
+(without it) and memory-2xH200.json (the other strategies); all three were written by `python -m benchmarks.memory`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "fsdp2.md"
+ROWS = (
+    ("one GPU", "fsdp2-2xH200", "single"),
+    ("ddp", "memory-2xH200", "ddp"),
+    ("fsdp2 without the adapter", "fsdp2-before-2xH200", "fsdp2"),
+    ("fsdp2", "fsdp2-2xH200", "fsdp2"),
+    ("fsdp2_native", "memory-2xH200", "fsdp2_native"),
+)
+
+
+def cells(file: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"{file}.json").read_text(encoding="utf-8"))["cells"]
+    return found
+
+
+def table(packed: bool) -> str:
+    kind = "8B-4bit" if packed else "8B"
+    lines = [
+        "| | loading GiB | training GiB | of one GPU | s/step | of linear | loss, step 7 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, file, strategy in ROWS:
+        cell = cells(file)[f"{kind}-{strategy}-4x2048"]
+        # One GPU is measured in every call, since GPUs differ from lease to lease.
+        alone = cells("fsdp2-2xH200" if file == "fsdp2-2xH200" else "memory-2xH200")[f"{kind}-single-4x2048"]
+        memory, peak = cell["memory_gib"], max(cell["memory_gib"]["loading"], cell["memory_gib"]["training"])
+        share = peak / max(alone["memory_gib"]["loading"], alone["memory_gib"]["training"])
+        speed = alone["median_step_seconds"] / cell["median_step_seconds"]
+        lines.append(
+            f"| {name} | {memory['loading']:.2f} | {memory['training']:.2f} | {share:.2f} | "
+            f"{cell['median_step_seconds']:.3f} | {speed:.3f} | {cell['loss'][-1]:.4f} |"
+        )
+    return "\n".join(lines)
+
+
+def page() -> str:
+    report = json.loads((RESULTS / "fsdp2-2xH200.json").read_text(encoding="utf-8"))
+    versions = ", ".join(f"{name} {report['versions'][name]}" for name in ("torch", "unsloth", "accelerate", "trl"))
+    return f"""# FSDP2 through accelerate's plugin
+
+What `unsloth_accel/adapters/fsdp.py` and `peer.py` change. 8B Llama shape, random weights, LoRA r=16 on all seven
+projections, rows of 2048 tokens, 4 at once on each GPU, AdamW, Unsloth's checkpointing; two {report["gpu"][0]} with
+NVLink, {versions}. Made by `python -m benchmarks.fsdp2_report` from files that `python -m benchmarks.memory` wrote.
+
+Peaks are GiB of torch's allocator on the fullest GPU, with the rows that lie in shared memory; *of one GPU* compares
+the larger of the two with that of one GPU, *of linear* the throughput with that of as many GPUs on their own. The rows
+of all strategies but *one GPU* are the same, and so should the losses be.
+
+## 16 bit
+
+{table(packed=False)}
+
+## 4 bit
+
+{table(packed=True)}
+
+## What it does
+
+1. **Each rank loads its rows only.** 16-bit weights by Unsloth's own sharded loading; 4-bit ones are cut as soon as
+   they are quantised, or read from a checkpoint in 4 bit. (`tests/test_fsdp.py` compares their bytes after a gather.)
+2. **The output head is gathered beside the last block and freed after the loss**, whose gradient Unsloth computes at
+   once. Without the adapter it stays from before the first block until the backward pass is over.
+3. **LoRA weights stay whole on every rank**, up to 1 % of the model's; their gradients are averaged once per backward
+   pass. Without the adapter each block has an all-gather and a reduce-scatter of its few LoRA weights, which upload
+   small tables to the GPU and so wait behind the activations that are on their way back from the host (seen in a
+   profile: the compute stream stood still in each block for as long as that copy takes).
+4. **Frozen weights are fetched by copy engines** from the other GPUs' memory, into two sets of buffers that the blocks
+   use in turn. Nothing waits for another rank, and no multiprocessor is taken from the matrix products. Needs one
+   machine whose GPUs reach each other's memory; elsewhere NCCL gathers. `UNSLOTH_ACCEL_PEER_GATHER=0` switches it off.
+
+Not better: prefetching one or two more blocks (the gathers were hidden already), fewer channels for NCCL
+(`NCCL_MAX_CTAS=8`), keeping the last block gathered. Keeping every block gathered until its backward pass was faster,
+and holds the whole model. These were looked at once, in a script that is not kept.
+"""
+
+
+def main() -> int:
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
