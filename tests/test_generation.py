@@ -82,3 +82,5 @@ def test_a_run_that_shards_tells_its_answers() -> None:
     assert "after   This.  (right)" in told
     assert "before" not in told
     assert "before  This." in summary(run, {**results, "before": after}, Path("adapter"))
+    loss_only = {**results, "before": {"loss": 2.0}, "after": {"loss": 1.0}}
+    assert "2.0000 before → 1.0000 after" in summary(run, loss_only, Path("adapter"))

@@ -212,8 +212,8 @@ def summary(run: RunConfig, results: dict[str, Any], adapter: Path) -> str:
     speed = training["tokens"] / training["seconds"] if training["seconds"] else 0.0
     lines.append(f"trained {training['steps']} steps in {training['seconds']:.0f} s ({speed:,.0f} tokens/s)")
     answers = (after or {}).get("answers", [])
-    earlier = before["answers"] if before else [None] * len(answers)  # none where the strategy shards
-    for old, new in zip(earlier if answers else [], answers, strict=True):
+    earlier = before.get("answers", []) if before else [None] * len(answers)  # none where the strategy shards
+    for old, new in zip(earlier, answers, strict=True):
         verdict = "(right)" if new["right"] else f"(expected {new['reference']})"
         lines += [
             "",
