@@ -67,3 +67,11 @@ def test_four_bit_rows_are_the_whole_models_bytes(tiny: Path, tmp_path: Path) ->
 )
 def test_rows_are_loaded_in_an_fsdp2_launch_only(environ: dict[str, str], launched: bool) -> None:
     assert fsdp.is_launched(environ) is launched
+
+
+def test_rows_are_not_loaded_where_the_config_places_weights_itself() -> None:
+    launch = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "2", "FSDP_OFFLOAD_PARAMS": "false"}
+    assert fsdp.loads_rows(launch)
+    for name in ("FSDP_OFFLOAD_PARAMS", "FSDP_CPU_RAM_EFFICIENT_LOADING", "ACCELERATE_USE_PARALLELISM_CONFIG"):
+        with pytest.warns(UserWarning, match="every GPU loads the whole model"):
+            assert not fsdp.loads_rows({**launch, name: "true"})

@@ -18,13 +18,14 @@ Mends, in accelerate 1.15 with torch 2.11 to 2.13 and Unsloth 2026.10.9 (figures
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..memory import WHOLE_LORA
 from . import peer
-from .environment import world_size
+from .environment import rank, world_size
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,22 @@ def is_launched(environ: Mapping[str, str] = os.environ) -> bool:
     return chosen and world_size(environ) > 1
 
 
+OTHER_WAYS = ("FSDP_OFFLOAD_PARAMS", "FSDP_CPU_RAM_EFFICIENT_LOADING", "ACCELERATE_USE_PARALLELISM_CONFIG")
+"""Variables of `accelerate launch` for configs that place weights in a way of their own: on the host, on rank 0 first,
+or over groups of ranks. Rows that each rank loaded for itself don't fit them."""
+
+
+def loads_rows(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether each rank of this launch is to load its rows only; warns where the config stands in the way."""
+    if not is_launched(environ):
+        return False
+    other = [name for name in OTHER_WAYS if environ.get(name, "").lower() == "true"]
+    if other and not rank(environ):
+        keys = ", ".join(name.removeprefix("ACCELERATE_").lower() for name in other)
+        warnings.warn(f"every GPU loads the whole model, because of the config's {keys}.", stacklevel=2)
+    return not other
+
+
 def uses(accelerator: Accelerator) -> bool:
     """Whether `accelerator` will shard models with FSDP2."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
@@ -47,12 +64,13 @@ def uses(accelerator: Accelerator) -> bool:
 def sharded_loading(load_in_4bit: bool) -> Iterator[None]:
     """Inside, `FastLanguageModel.from_pretrained` keeps this rank's rows of the linear weights only.
 
-    Does nothing outside an FSDP2 launch, nor on a CPU. Embedding and head are loaded whole and cut when the model
-    is prepared. The model can't run before that: `adapt` the Trainer, or `unsloth_accel.prepare`.
+    Does nothing outside an FSDP2 launch, nor on a CPU, nor where the config offloads weights, has rank 0 load them, or
+    divides the ranks into groups. Embedding and head are loaded whole and cut when the model is prepared. The model
+    can't run before that: `adapt` the Trainer, or `unsloth_accel.prepare`.
     """
     import torch
 
-    if not is_launched() or not torch.cuda.is_available():
+    if not loads_rows() or not torch.cuda.is_available():
         yield
         return
     from accelerate import PartialState
@@ -150,13 +168,13 @@ def _cut(weight: Any) -> None:
     import torch.distributed as dist
     from unsloth.models import fsdp2_load
 
-    world, rank = dist.get_world_size(), dist.get_rank()
+    world, own = dist.get_world_size(), dist.get_rank()
     packed = weight.data.reshape(-1)
     per_row = weight.quant_state.dtype.itemsize // packed.element_size()
     rows = packed.numel() // per_row
-    start, stop = fsdp2_load._chunk_rows(rows, world, rank)
+    start, stop = fsdp2_load._chunk_rows(rows, world, own)
     weight.data = packed[start * per_row : stop * per_row].clone().view(-1, 1)
-    mark = {"shape": (rows, 1), "ranks": list(range(world)), "world": world, "rank": rank, "rows": (start, stop)}
+    mark = {"shape": (rows, 1), "ranks": list(range(world)), "world": world, "rank": own, "rows": (start, stop)}
     weight.__dict__[fsdp2_load._PRELOAD] = mark
 
 

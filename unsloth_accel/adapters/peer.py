@@ -313,6 +313,11 @@ def _agreed(obstacle: str | None) -> str | None:
 
 
 def _can_be_fetched(group: Any) -> bool:
+    import torch.distributed as dist
+
+    mesh = group.mesh_info.mesh
+    if mesh.ndim != 1 or mesh.size() != dist.get_world_size():  # the rows lie in groups of ranks
+        return False
     return bool(group.fsdp_params) and all(
         not parameter.sharded_param.requires_grad and parameter.fsdp_placement.dim == 0 and not parameter.offload_to_cpu
         for parameter in group.fsdp_params
