@@ -13,28 +13,32 @@ from conftest import ROOT, SCRIPTS, adapter
 from unsloth_accel.adapters import fsdp
 
 
-def torchrun(script: str, *arguments: str | Path, processes: int = 2) -> str:
+def torchrun(script: str, *arguments: str | Path, processes: int = 2, **variables: str) -> str:
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *(several if processes > 1 else []), str(SCRIPTS / script), *map(str, arguments)]
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | variables
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def train(tiny: Path, out: Path, *, r: int, processes: int) -> dict[str, Any]:
-    torchrun("fsdp2_on_cpu.py", tiny, out, str(r), processes=processes)
+def train(tiny: Path, out: Path, *, r: int, processes: int, **variables: str) -> dict[str, Any]:
+    torchrun("fsdp2_on_cpu.py", tiny, out, str(r), processes=processes, **variables)
     found: dict[str, Any] = json.loads((out / "found.json").read_text(encoding="utf-8"))
     return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("r", "whole"), [(1, True), (8, False)])
-def test_fsdp2_trains_like_one_process(tiny: Path, tmp_path: Path, r: int, whole: bool) -> None:
-    """With few LoRA weights, which stay whole, and with many, which are sharded."""
+@pytest.mark.parametrize(("r", "whole", "peers"), [(1, True, False), (1, True, True), (8, False, False)])
+def test_fsdp2_trains_like_one_process(tiny: Path, tmp_path: Path, r: int, whole: bool, peers: bool) -> None:
+    """With few LoRA weights, which stay whole, and with many, which are sharded; gathered, and fetched from peers."""
     alone = train(tiny, tmp_path / "one", r=r, processes=1)
-    shared = train(tiny, tmp_path / "two", r=r, processes=2)
+    shared = train(tiny, tmp_path / "two", r=r, processes=2, PEERS_IN_FILES="1" if peers else "0")
+    assert (shared["fetched"] > 8) is peers  # at least embedding and head, tied, in each of eight passes
+    assert shared["eval"] == pytest.approx(alone["eval"], abs=1e-5)
+    assert shared["eval"][0] == shared["eval"][1]
+    assert shared["sums"] == pytest.approx(alone["sums"], rel=1e-4)
     assert alone["units"] == 0
     assert shared["units"] >= 4
     assert shared["lora_whole"] is whole

@@ -13,6 +13,7 @@ from pathlib import Path
 import unsloth_accel  # isort: skip
 import unsloth  # isort: skip
 
+import peers_in_files
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
@@ -61,17 +62,34 @@ def main(path: str, out: str, r: str) -> None:
     )
     if several:
         pretend_fsdp2()
+    if peers_in_files.wanted():
+        peers_in_files.use(Path(out, "shared"))
     rows = [{"text": "abc def ghi " * (1 + (i * 7) % 6)} for i in range(64)]
-    trainer = SFTTrainer(model=model, processing_class=tokenizer, args=arguments, train_dataset=Dataset.from_list(rows))
+    trainer = SFTTrainer(
+        model=model,
+        processing_class=tokenizer,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(rows[:12]),
+    )
     unsloth_accel.adapt(trainer)
     trainer.train()
     unsloth_accel.save(trainer, Path(out, "adapter"))
+    frozen_sharded = all(hasattr(p, "_local_tensor") for p in model.parameters() if not p.requires_grad)
+    evaluated = trainer.evaluate()["eval_loss"]
+    with unsloth_accel.generating(trainer.model):  # all blocks at once
+        sums = {name: float(p.detach().double().abs().sum()) for name, p in trainer.model.named_parameters()}
+    again = trainer.evaluate()["eval_loss"]
+    units = getattr(model, "_unsloth_accel_peer", None)
     if trainer.accelerator.is_main_process:
         found = {
             "log": [(line["loss"], line["grad_norm"]) for line in trainer.state.log_history if "loss" in line],
+            "eval": [evaluated, again],
+            "sums": sums,
+            "fetched": units.fetched if units else 0,
             "units": sum(isinstance(module, FSDPModule) for module in model.modules()),
             "lora_whole": not any(hasattr(p, "_local_tensor") for p in model.parameters() if p.requires_grad),
-            "frozen_sharded": all(hasattr(p, "_local_tensor") for p in model.parameters() if not p.requires_grad),
+            "frozen_sharded": frozen_sharded,
         }
         Path(out, "found.json").write_text(json.dumps(found), encoding="utf-8")
 

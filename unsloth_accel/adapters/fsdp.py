@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from ..memory import WHOLE_LORA
 from . import peer
 from .environment import rank, world_size
+from .generation import INSIDE
 
 if TYPE_CHECKING:
     import torch
@@ -98,6 +99,9 @@ def adapt_accelerator(accelerator: Accelerator) -> None:
         from unsloth.models.fsdp2_save import reduce_unsharded_trainable_grads
 
         models = [item for item in objects if isinstance(item, torch.nn.Module) and not isinstance(item, FSDPModule)]
+        for optimizer in (item for item in objects if isinstance(item, torch.optim.Optimizer)):
+            for group in optimizer.param_groups:  # frozen weights get stand-ins, which an optimizer can't follow
+                group["params"] = [weight for weight in group["params"] if weight.requires_grad]
         for model in models:
             pending = _set_aside_rows(model, accelerator)
             _keep_lora_whole(model, accelerator)
@@ -257,14 +261,16 @@ def _gather_head_for_the_loss(model: Any) -> None:
 
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     layers = blocks(model)
-    if not layers or not isinstance(head, FSDPModule) or head.weight is embedding.weight or head.weight.requires_grad:
+    if not layers:
+        return
+    layers[-1].set_reshard_after_forward(True, recurse=False)
+    if not isinstance(head, FSDPModule) or head.weight is embedding.weight or head.weight.requires_grad:
         return
     if any(len(group.modules) > 1 for group in peer.groups_of(head)):
         return  # shared with the final norm, which is read before the loss
     for key, hook in list(model._forward_pre_hooks.items()):
-        if hook.__name__ == "_unsloth_gather_direct_reads":
+        if getattr(hook, "__name__", "") == "_unsloth_gather_direct_reads":
             del model._forward_pre_hooks[key]
-    layers[-1].set_reshard_after_forward(True, recurse=False)
     if isinstance(embedding, FSDPModule) and not embedding.weight.requires_grad:
         embedding.set_unshard_in_backward(False)
 
@@ -276,6 +282,9 @@ def _gather_head_for_the_loss(model: Any) -> None:
         import torch
 
         layers[-1].set_modules_to_forward_prefetch([])
+        # GRPO multiplies hidden states with the head itself, after the model has returned them.
+        if os.environ.get("UNSLOTH_RETURN_HIDDEN_STATES") == "1" or getattr(model, INSIDE, False):
+            return
         if not torch.is_grad_enabled() or not isinstance(getattr(output, "logits", None), torch.Tensor):
             head.reshard()
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch.distributed.fsdp import FSDPModule
 
-_INSIDE = "_unsloth_accel_generating"
+INSIDE = "_unsloth_accel_generating"
 _WRAPPED = "_unsloth_accel_gathers"
 
 
@@ -36,7 +36,7 @@ def generating(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     without waiting for each other, also different numbers of times.
     """
     units = _units(model)
-    if not units or getattr(model, _INSIDE, False):
+    if not units or getattr(model, INSIDE, False):
         yield model
         return
     if model in units:
@@ -46,7 +46,7 @@ def generating(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
         with native.native_fsdp2_unsharded(model):
             yield model
         return
-    setattr(model, _INSIDE, True)
+    setattr(model, INSIDE, True)
     groups = _parameter_groups(units)
     meshes = [group.post_forward_mesh_info for group in groups]
     try:
@@ -55,7 +55,7 @@ def generating(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
         _unshard(units)
         yield model
     finally:
-        delattr(model, _INSIDE)
+        delattr(model, INSIDE)
         for group, mesh in zip(groups, meshes, strict=True):
             group.post_forward_mesh_info = mesh
         for unit in units:

@@ -18,6 +18,8 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
+from ..problems import UnslothAccelError
+
 if TYPE_CHECKING:
     import torch
 
@@ -26,6 +28,12 @@ SWITCH = "UNSLOTH_ACCEL_PEER_GATHER"
 
 ALIGNMENT = 256
 """Bytes; what the allocator gives, too."""
+
+
+class PeerError(UnslothAccelError):
+    """Weights that ranks read from each other are no longer what they were."""
+
+    on_every_rank = True
 
 
 class Units:
@@ -38,8 +46,6 @@ class Units:
         self.holders: dict[int, Unit] = {}
         """The block whose weights are in each set of buffers."""
         self.buffers: dict[Any, torch.Tensor] = {}
-        self.started: torch.cuda.Event | None = None
-        """When the block that computes last got its weights; what ran before it has left its buffers by then."""
         self.shared_bytes = 0
         self.fetched = 0
         """Units fetched so far, for tests and curiosity."""
@@ -68,6 +74,9 @@ class Unit:
         self.units, self.group, self.turn, self.largest = units, group, turn, largest
         self.spare = False
         self.ready: torch.cuda.Event | None = None
+        """When the weights are there."""
+        self.released: torch.cuda.Event | None = None
+        """When what computed with them last is done."""
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         sizes = [_padded_bytes(parameter) for parameter in group.fsdp_params]
         total = sum(sizes)
@@ -142,11 +151,20 @@ class Unit:
         """Start to copy every rank's rows into place."""
         import torch
 
+        if any(parameter.sharded_param.requires_grad for parameter in self.group.fsdp_params):
+            raise PeerError(
+                "weights that were frozen when the model was prepared are trained now, and the other ranks may read "
+                f"them while they change. Fix: set what trains before prepare, or launch with {SWITCH}=0."
+            )
         units = self.units
         current = torch.cuda.current_stream()
         holder = None if self.turn is None else units.holders.get(self.turn)
         if holder is self and not self.spare:
             return  # still there
+        if holder is not None and holder.group.is_unsharded and not holder.spare and self._in_backward():
+            # Its backward pass is over, and FSDP2 has not noticed (its input needed no gradient). This block must come
+            # where it was in the forward pass: autograd has kept views of that place.
+            holder.group._to_sharded()
         known = len(units.buffers)
         with torch.inference_mode(False), torch.no_grad():
             if self.turn is None:
@@ -162,11 +180,11 @@ class Unit:
                 self.whole = self._buffers()
                 units.holders[self.turn] = self
             new = _allocated(self.whole) or self.turn is None or self.spare or len(units.buffers) > known
-            if new or units.started is None:
+            if new or holder is None or holder.released is None:
                 # Memory that is new was in other hands until what the current stream has before it is done.
                 units.stream.wait_stream(current)
             else:
-                units.stream.wait_event(units.started)
+                units.stream.wait_event(holder.released)
             with torch.cuda.stream(units.stream):
                 for whole, rows in zip(self.whole, self.rows, strict=True):
                     # Autograd must not take the same weights, fetched again, for changed ones.
@@ -196,12 +214,16 @@ class Unit:
                 parameter.all_gather_outputs = []  # FSDP2 would free them when it reshards
             elif parameter._unsharded_param.data_ptr() != whole.data_ptr():
                 parameter._unsharded_param.data = whole.view(parameter._unsharded_param.shape)
-        if self.turn is not None:
-            self.units.started = torch.cuda.Event()
-            self.units.started.record()
+
+    def _in_backward(self) -> bool:
+        return bool(self.group._training_state.name == "PRE_BACKWARD")
 
     def give_back(self) -> None:
         """Free what isn't one of the two sets of buffers."""
+        import torch
+
+        self.released = torch.cuda.Event()
+        self.released.record()
         if self.turn is None:
             for whole in self.whole:
                 whole.untyped_storage().resize_(0)
@@ -238,18 +260,22 @@ def install(model: Any) -> str | None:
 
     from .fsdp import blocks
 
-    reason = _agreed(_obstacle())
+    layers = blocks(model)
+    if any(not getattr(group, "_reshard_after_forward", True) for layer in layers for group in groups_of(layer)):
+        return "blocks stay gathered until their backward pass"
+    reason = _agreed(_obstacle()) or _agreed(_trial())
     if reason is not None:
         return reason
-    layers = blocks(model)
     turns = {id(layer): index % 2 for index, layer in enumerate(layers)}
     units, head = Units(), model.get_output_embeddings()
+    seen: set[int] = set()  # modules that are one unit together, as tied embeddings are, have one group
     for module in model.modules():
         if module is model or not isinstance(module, FSDPModule):
             continue
         for group in groups_of(module):
-            if _can_be_fetched(group):
-                Unit(units, group, turns.get(id(module)), largest=module is head)
+            if id(group) not in seen and _can_be_fetched(group):
+                seen.add(id(group))
+                Unit(units, group, turns.get(id(module)), largest=any(part is head for part in group.modules))
                 # The rows' old place is free; without this the next unit's memory would come on top of it.
                 torch.cuda.synchronize()
                 torch.cuda.empty_cache()
@@ -292,10 +318,19 @@ def _obstacle() -> str | None:
     for other in range(world):
         if other != own and not torch.cuda.can_device_access_peer(own, other):
             return f"GPU {own} can't read the memory of GPU {other}"
+    return None
+
+
+def _trial() -> str | None:
+    """Share a few bytes with the other ranks; returns why it can't be done. Every rank must call it."""
+    import torch
+    import torch.distributed as dist
+
     try:
         import torch.distributed._symmetric_memory as symmetric
 
-        symmetric.empty(1, dtype=torch.uint8, device=torch.device("cuda", own))
+        shared = symmetric.empty(ALIGNMENT, dtype=torch.uint8, device=torch.device("cuda", torch.cuda.current_device()))
+        symmetric.rendezvous(shared, dist.group.WORLD.group_name)
     except Exception as error:  # whatever it is, NCCL still works
         return f"no symmetric memory: {type(error).__name__}: {error}"
     return None
