@@ -49,6 +49,7 @@ def main(path: str, out: str, r: str) -> None:
         output_dir=out,
         max_steps=4,
         per_device_train_batch_size=2,
+        per_device_eval_batch_size=1,  # so that the mean over batches is the same on any number of processes
         gradient_accumulation_steps=2 if several else 4,
         max_length=96,
         learning_rate=1e-2,
