@@ -17,7 +17,6 @@ Refuses:
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -67,6 +66,8 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
         environ["ACCELERATE_USE_CPU"] = "true"
         # On a machine with GPUs Unsloth would load onto them while Accelerate trains on the CPU.
         environ.setdefault("UNSLOTH_FORCE_CPU", "1")
+        import logging
+
         # It misses a kernel for 4-bit weights, in every process of every run, whether 4-bit weights are in it or not.
         logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import_order.check({name for name, value in environ.items() if before.get(name) != value})
