@@ -18,6 +18,7 @@ from typing import Any
 from .checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .files import replacing_directory
 from .host import memory_gib
+from .model_files import unquantized
 from .model_spec import ModelSpec
 from .problems import ConfigError, Problem, UnslothAccelError, first_line, raise_errors
 from .safetensors_header import read_checkpoint, read_header
@@ -69,7 +70,7 @@ def prepare(
     adapter = _adapter(Path(source))
     config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     trained_on = _trained_on(adapter, config)
-    base = base or _original(trained_on)
+    base = base or (trained_on if Path(trained_on).is_dir() else unquantized(trained_on))
     spec = ModelSpec.load(base)
     target = Path(target) if target else adapter.parent / "merged"
     own = spec.dtype if DTYPES.get(spec.dtype) == 2 else "bfloat16"
@@ -128,13 +129,6 @@ def _trained_on(adapter: Path, config: dict[str, Any]) -> str:
     name = str(config["base_model_name_or_path"])
     beside = (adapter / name).resolve()
     return str(beside) if not Path(name).exists() and beside.is_dir() else name
-
-
-def _original(name: str) -> str:
-    """The hub id of what a 4-bit copy was made from (unsloth/…-unsloth-bnb-4bit, …-bnb-4bit); others as they are."""
-    if Path(name).is_dir() or not name.endswith("-bnb-4bit"):
-        return name
-    return name.removesuffix("-bnb-4bit").removesuffix("-unsloth")
 
 
 def _base_problems(merge: Merge) -> Iterator[Problem]:

@@ -74,14 +74,17 @@ def known_models() -> dict[str, dict[str, Any]]:
 
 def known_config(hub_id: str) -> dict[str, Any] | None:
     """The config of a hub id among the known shapes; `-bnb-4bit` variants have that of what was quantized."""
-    wanted = hub_id.lower()
-    suffix = next((end for end in _QUANTIZED_SUFFIXES if wanted.endswith(end)), "")
-    wanted = wanted.removesuffix(suffix)
+    wanted = unquantized(hub_id.lower())
     for model in known_models().values():
         if wanted in map(str.lower, model["hub_ids"]):
             config: dict[str, Any] = dict(model["config"])
-            return config | {"quantization_config": _BNB_4BIT} if suffix else config
+            return config if wanted == hub_id.lower() else config | {"quantization_config": _BNB_4BIT}
     return None
+
+
+def unquantized(hub_id: str) -> str:
+    """The hub id of what a 4-bit copy was made from (unsloth/…-unsloth-bnb-4bit, …-bnb-4bit); others as they are."""
+    return hub_id.removesuffix(next((end for end in _QUANTIZED_SUFFIXES if hub_id.endswith(end)), ""))
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -21,7 +21,6 @@ import os
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import asdict
-from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
@@ -75,11 +74,12 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
 
 def missing_for(strategy: Strategy | None, device: str | None) -> list[Problem]:
     """What a strategy needs and is not installed."""
-    if strategy != "fsdp2_native" or device != "cpu" or find_spec("triton") is not None:
+    if strategy != "fsdp2_native" or device != "cpu":  # anything else a script may do without Unsloth
         return []
-    consequence = "Unsloth's sharding imports triton, also on a CPU, and it is not installed."
-    fix = "pip install triton, or distributed.strategy=ddp"
-    return [Problem(key="distributed.strategy", value="fsdp2_native", consequence=consequence, fix=fix)]
+    from ..capabilities import here
+
+    lacking = here().problem(strategy, device)
+    return [lacking] if lacking else []
 
 
 def variables_for(promised: Promise, *, gpus: bool) -> dict[str, str]:

@@ -21,12 +21,14 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ..memory import WHOLE_LORA
 from . import peer
 from .environment import rank, world_size
 from .generation import INSIDE
+from .units import blocks_of, groups_of
 
 if TYPE_CHECKING:
     import torch
@@ -53,12 +55,6 @@ def loads_rows(environ: Mapping[str, str] = os.environ) -> bool:
         keys = ", ".join(name.removeprefix("ACCELERATE_").lower() for name in other)
         warnings.warn(f"every GPU loads the whole model, because of the config's {keys}.", stacklevel=2)
     return not other
-
-
-def uses(accelerator: Accelerator) -> bool:
-    """Whether `accelerator` will shard models with FSDP2."""
-    plugin = getattr(accelerator.state, "fsdp_plugin", None)
-    return plugin is not None and getattr(plugin, "fsdp_version", 1) == 2
 
 
 @contextmanager
@@ -90,7 +86,7 @@ def sharded_loading(load_in_4bit: bool) -> Iterator[None]:
 def adapt_accelerator(accelerator: Accelerator) -> None:
     """Let `accelerator.prepare` shard a model that `sharded_loading` loaded, or any other, as this module says."""
     prepare = accelerator.prepare
-    if not uses(accelerator) or getattr(prepare, "_unsloth_accel", False):
+    if not accelerator.is_fsdp2 or getattr(prepare, "_unsloth_accel", False):
         return
 
     def prepare_sharded(*objects: Any, **options: Any) -> Any:
@@ -99,32 +95,24 @@ def adapt_accelerator(accelerator: Accelerator) -> None:
         from unsloth.models.fsdp2_save import reduce_unsharded_trainable_grads
 
         models = [item for item in objects if isinstance(item, torch.nn.Module) and not isinstance(item, FSDPModule)]
+        if len(models) != 1:  # accelerate's FSDP2 prepares one model; several it refuses itself
+            return prepare(*objects, **options)
+        (model,) = models
         for optimizer in (item for item in objects if isinstance(item, torch.optim.Optimizer)):
             for group in optimizer.param_groups:  # frozen weights get stand-ins, which an optimizer can't follow
                 group["params"] = [weight for weight in group["params"] if weight.requires_grad]
-        for model in models:
-            pending = _set_aside_rows(model, accelerator)
-            _keep_lora_whole(model, accelerator)
+        pending = _set_aside_rows(model, accelerator)
+        _keep_lora_whole(model, accelerator)
         prepared = prepare(*objects, **options)
-        for model in models:
-            _put_back_rows(model, pending)
-            # On GPUs Unsloth has done so already; then this finds nothing left to do.
-            reduce_unsharded_trainable_grads(model)
-            _gather_head_for_the_loss(model)
-            peer.install(model)
+        _put_back_rows(model, pending)
+        # On GPUs Unsloth has done so already; then this finds nothing left to do.
+        reduce_unsharded_trainable_grads(model)
+        _gather_head_for_the_loss(model)
+        peer.install(model)
         return prepared
 
     prepare_sharded._unsloth_accel = True  # type: ignore[attr-defined]
     accelerator.prepare = prepare_sharded
-
-
-def blocks(model: torch.nn.Module) -> list[Any]:
-    """The FSDP2 units of `model` that are items of a list of layers, in order."""
-    import torch
-    from torch.distributed.fsdp import FSDPModule
-
-    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    return [item for layers in lists for item in layers if isinstance(item, FSDPModule)]
 
 
 @contextmanager
@@ -245,10 +233,7 @@ def _count(weight: Any) -> int:
     state = getattr(weight, "quant_state", None)
     if state is None:
         return int(weight.numel())
-    count = 1
-    for length in state.shape:
-        count *= int(length)
-    return count
+    return prod(state.shape)
 
 
 def _gather_head_for_the_loss(model: Any) -> None:
@@ -260,13 +245,13 @@ def _gather_head_for_the_loss(model: Any) -> None:
     from torch.distributed.fsdp import FSDPModule
 
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    layers = blocks(model)
+    layers = blocks_of(model)
     if not layers:
         return
     layers[-1].set_reshard_after_forward(True, recurse=False)
     if not isinstance(head, FSDPModule) or head.weight is embedding.weight or head.weight.requires_grad:
         return
-    if any(len(group.modules) > 1 for group in peer.groups_of(head)):
+    if any(len(group.modules) > 1 for group in groups_of(head)):
         return  # shared with the final norm, which is read before the loss
     for key, hook in list(model._forward_pre_hooks.items()):
         if getattr(hook, "__name__", "") == "_unsloth_gather_direct_reads":

@@ -13,8 +13,10 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from .units import groups_of, units_of
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +37,7 @@ def generating(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     Blocks may be nested; the outermost gathers and frees. Inside, `generate(…, synced_gpus=False)` lets ranks generate
     without waiting for each other, also different numbers of times.
     """
-    units = _units(model)
+    units = units_of(model)
     if not units or getattr(model, INSIDE, False):
         yield model
         return
@@ -47,7 +49,7 @@ def generating(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
             yield model
         return
     setattr(model, INSIDE, True)
-    groups = _parameter_groups(units)
+    groups = [group for unit in units for group in groups_of(unit)]
     meshes = [group.post_forward_mesh_info for group in groups]
     try:
         for group in groups:
@@ -90,31 +92,10 @@ def _gathering(root: Any, generate: Any) -> Any:
     return wrapped
 
 
-def _units(model: torch.nn.Module) -> list[FSDPModule]:
-    """The FSDP2 units of `model`, in its order."""
-    try:
-        from torch.distributed.fsdp import FSDPModule
-    except ImportError:  # torch < 2.6
-        return []
-    return [module for module in model.modules() if isinstance(module, FSDPModule)]
-
-
 def _unsloths_own(model: torch.nn.Module) -> Any:
     """Unsloth's module for its own sharding if that has sharded `model`, else None."""
     native: Any = sys.modules.get("unsloth.models.fsdp2_native")
     return native if native is not None and native.is_native_fsdp2(model) else None
-
-
-def _parameter_groups(units: list[FSDPModule]) -> list[Any]:
-    """The parameter groups of `units`."""
-    groups: list[Any] = []
-    for unit in units:
-        state: Any = unit._get_fsdp_state()
-        with suppress(AttributeError):  # torch < 2.13: at most one
-            groups += state._fsdp_param_groups
-            continue
-        groups += [state._fsdp_param_group] if state._fsdp_param_group else []
-    return groups
 
 
 def _unshard(units: list[FSDPModule]) -> None:

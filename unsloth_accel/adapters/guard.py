@@ -76,8 +76,7 @@ def check_equal(tensors: Mapping[str, torch.Tensor], what: str) -> None:
     from accelerate.utils import gather
 
     state = PartialState()
-    kind = _distributed_type()
-    if state.num_processes == 1 or not (kind.startswith("MULTI_") or (kind == "FSDP" and _fsdp_version() == 2)):
+    if state.num_processes == 1 or not (_distributed_type().startswith("MULTI_") or _is_fsdp2()):
         return
     whole = {name: tensor for name, tensor in tensors.items() if not is_sharded(tensor)}
     sums = [_checksum(tensor).to(state.device) for tensor in whole.values()]
@@ -141,10 +140,10 @@ def _distributed_type() -> str:
     return str(state.distributed_type.value)
 
 
-def _fsdp_version() -> int:
+def _is_fsdp2() -> bool:
     from accelerate.state import AcceleratorState
 
-    return int(getattr(AcceleratorState().fsdp_plugin, "fsdp_version", 1))
+    return bool(AcceleratorState._shared_state) and bool(AcceleratorState().is_fsdp2)
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:

@@ -19,6 +19,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from ..problems import UnslothAccelError
+from .units import blocks_of, groups_of, units_of
 
 if TYPE_CHECKING:
     import torch
@@ -256,11 +257,8 @@ def install(model: Any) -> str | None:
     """
     import torch
     import torch.distributed as dist
-    from torch.distributed.fsdp import FSDPModule
 
-    from .fsdp import blocks
-
-    layers = blocks(model)
+    layers = blocks_of(model)
     if any(not getattr(group, "_reshard_after_forward", True) for layer in layers for group in groups_of(layer)):
         return "blocks stay gathered until their backward pass"
     reason = _agreed(_obstacle()) or _agreed(_trial())
@@ -269,8 +267,8 @@ def install(model: Any) -> str | None:
     turns = {id(layer): index % 2 for index, layer in enumerate(layers)}
     units, head = Units(), model.get_output_embeddings()
     seen: set[int] = set()  # modules that are one unit together, as tied embeddings are, have one group
-    for module in model.modules():
-        if module is model or not isinstance(module, FSDPModule):
+    for module in units_of(model):
+        if module is model:
             continue
         for group in groups_of(module):
             if id(group) not in seen and _can_be_fetched(group):
@@ -283,15 +281,6 @@ def install(model: Any) -> str | None:
     torch.cuda.synchronize()
     model.__dict__["_unsloth_accel_peer"] = units
     return None
-
-
-def groups_of(module: Any) -> list[Any]:
-    """FSDP2's parameter groups of a module (one, until torch 2.12 a single attribute)."""
-    state = module._get_fsdp_state()
-    found = getattr(state, "_fsdp_param_groups", None)
-    if found is None:
-        found = [state._fsdp_param_group]
-    return [group for group in found if group is not None]
 
 
 def shared_bytes(model: Any) -> int:

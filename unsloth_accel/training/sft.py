@@ -35,7 +35,7 @@ def main(run_yaml: str, *overrides: str) -> int:
     environment.show_own_errors_plainly()
     run = load(run_yaml, overrides)
     if run.distributed.strategy == "fsdp2_native":
-        # `accelerate launch` with the written config alone doesn't carry them, and without them it would be DDP.
+        # Under torchrun there is no accelerate config, whose comment carries them; without them it would be DDP.
         config = AccelerateConfig(strategy="fsdp2_native", num_processes=2, load_in_4bit=run.model.load_in_4bit)
         os.environ |= config.environment
     try:

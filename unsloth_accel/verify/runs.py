@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..accelerate_launch import LaunchError
+from ..checkpoints import ADAPTER_WEIGHTS
 from ..child import Child
 from ..launcher import launch_of, made_room
 from ..planner import Plan
@@ -41,7 +42,7 @@ class Trained:
 
     @property
     def adapter(self) -> Path:
-        return self.directory / ADAPTER / "adapter_model.safetensors"
+        return self.directory / ADAPTER / ADAPTER_WEIGHTS
 
     @property
     def start(self) -> Path:

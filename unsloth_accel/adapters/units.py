@@ -1,0 +1,36 @@
+"""What FSDP2 made of a model: its units, which of them are blocks, and their parameter groups."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch.distributed.fsdp import FSDPModule
+
+
+def units_of(model: torch.nn.Module) -> list[FSDPModule]:
+    """The FSDP2 units of `model`, in its order, itself included."""
+    try:
+        from torch.distributed.fsdp import FSDPModule
+    except ImportError:  # torch < 2.6
+        return []
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def blocks_of(model: torch.nn.Module) -> list[Any]:
+    """Those units that are items of a list of layers, in order."""
+    import torch
+
+    sharded = {id(unit) for unit in units_of(model)}
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    return [item for layers in lists for item in layers if id(item) in sharded]
+
+
+def groups_of(unit: Any) -> list[Any]:
+    """FSDP2's parameter groups of a unit (before torch 2.13 at most one, in an attribute of its own)."""
+    state = unit._get_fsdp_state()
+    found = getattr(state, "_fsdp_param_groups", None)
+    if found is None:
+        found = [state._fsdp_param_group]
+    return [group for group in found if group is not None]
