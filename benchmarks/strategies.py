@@ -7,8 +7,8 @@ A cell is one launch: first PARITY steps on rows of 256 to 2048 tokens, in which
 then full rows, timed. `single` takes the rows of all GPUs in accumulation steps, so that every step is the same;
 `alone` takes those of one GPU, and is what linear scaling is measured by. The two run side by side, one per GPU; the
 rest of a group (a shape in 16 or 4 bit) follows, and is compared with its `single` as `unsloth-accel verify` compares.
-Cells that the file holds already are not run again, so that the whole may be cut into several calls: one for each
-group takes about five minutes on two H100, most of it loading.
+While a cell loads and trains, the next one imports its packages, and waits before it touches a GPU (benchmarks.worker).
+Cells that the file holds already are not run again, so that the whole may be cut into several calls.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 from benchmarks.random_checkpoint import SHAPES
+from benchmarks.worker import GATE, MODULE
 from unsloth_accel.accelerate_launch import LaunchError
 from unsloth_accel.adapters.saving import versions
 from unsloth_accel.hardware import Hardware, detect
@@ -45,8 +46,8 @@ PARITY = 8
 WARM_UP = 3
 TIMED = 5
 """Steps on variable rows; on full rows before the clock starts; and timed."""
-CELL_TIMEOUT = 240.0
-"""Seconds."""
+CELL_TIMEOUT = 300.0
+"""Seconds, the wait at the gate included."""
 ALONE = "alone"
 
 
@@ -108,9 +109,6 @@ def main() -> int:
         return 2
     hardware = replace(hardware, devices=hardware.devices[:2])
     work = Path(options.work)
-    free: Queue[int] = Queue()
-    for index in range(len(hardware.devices)):
-        free.put(index)
 
     def record(cell: Cell, figures: dict[str, Any]) -> None:
         report["cells"][cell.name] = figures
@@ -119,29 +117,43 @@ def main() -> int:
         shown = {key: figures.get(key) for key in ("step_seconds", "difference", "memory_gib", "error")}
         print(f"{time.perf_counter() - started:.0f}s {cell.name} {json.dumps(shown)}", flush=True)
 
-    def on_one_gpu(cell: Cell) -> None:
-        index = free.get()
-        device = hardware.devices[index]
-        try:
-            if time.perf_counter() - started < options.seconds:
-                alone = replace(hardware, devices=(device,))
-                record(cell, measure(cell, work, alone, os.environ | {"CUDA_VISIBLE_DEVICES": device.uuid}))
-        finally:
-            free.put(index)
-
     for shape in dict.fromkeys(cell.shape for cell in wanted):
         if not (work / shape / "config.json").is_file():
             # In a process of its own, so that this one holds no GPU memory.
             command = [sys.executable, "-m", "benchmarks.random_checkpoint", shape, str(work / shape)]
             subprocess.run(command, check=True, capture_output=True)
             print(f"{time.perf_counter() - started:.0f}s wrote {shape}", flush=True)
+    turns: list[list[Cell]] = []
     for group in dict.fromkeys(cell.group for cell in wanted):
         own = [cell for cell in wanted if cell.group == group]
-        with ThreadPoolExecutor(len(hardware.devices)) as pool:
-            list(pool.map(on_one_gpu, [cell for cell in own if cell.runs_alone]))
-        for cell in own:
-            if not cell.runs_alone and time.perf_counter() - started < options.seconds:
-                record(cell, measure(cell, work, hardware, os.environ, report["cells"].get(f"{group}-single")))
+        turns += [turn for turn in ([c for c in own if c.runs_alone], *([c] for c in own if not c.runs_alone)) if turn]
+    with ThreadPoolExecutor(2 * len(hardware.devices)) as pool:
+
+        def start(turn: list[Cell]) -> list[Future[dict[str, Any]]]:
+            """The turn's launches, which wait at their gates."""
+            begun = []
+            for cell, device in zip(turn, hardware.devices, strict=False):
+                place, gate = hardware, work / f"{cell.name}.gate"
+                gate.unlink(missing_ok=True)
+                environment = os.environ | {GATE: str(gate)}
+                if cell.runs_alone:
+                    place = replace(hardware, devices=(device,))
+                    environment["CUDA_VISIBLE_DEVICES"] = device.uuid
+                single = partial(report["cells"].get, f"{cell.group}-single")
+                begun.append(pool.submit(measure, cell, work, place, environment, single))
+            return begun
+
+        running = start(turns[0]) if turns else []
+        for number, turn in enumerate(turns):
+            for cell in turn:
+                (work / f"{cell.name}.gate").touch()
+            late = time.perf_counter() - started > options.seconds or number + 1 == len(turns)
+            following = [] if late else start(turns[number + 1])
+            for cell, done in zip(turn, running, strict=True):
+                record(cell, done.result())
+            if not following:
+                break
+            running = following
     return 0
 
 
@@ -167,10 +179,10 @@ def measure(
     work: Path,
     hardware: Hardware,
     environment: Mapping[str, str],
-    single: dict[str, Any] | None = None,
+    single_of_group: Callable[[], dict[str, Any] | None],
 ) -> dict[str, Any]:
     """Train `cell` on all of `hardware`: its step time in seconds, memory in GiB by rank, and how it differs from
-    `single`, the figures of its group; or the error that ended it."""
+    the `single` of its group; or the error that ended it."""
     figures: dict[str, Any] = {"cell": asdict(cell)}
     deadline = time.perf_counter() + CELL_TIMEOUT
 
@@ -181,7 +193,7 @@ def measure(
 
     try:
         decided = planned(cell, work, hardware)
-        done = train(decided, wait, environment)
+        done = train(decided, wait, environment, module=MODULE)
     except (LaunchError, ConfigError, TimeoutError) as error:
         return figures | {"error": str(error)[-1500:]}
     figures |= {
@@ -195,7 +207,8 @@ def measure(
         "tokens": done.tokens,
         "wall_seconds": done.wall_seconds,
     }
-    if single and "error" not in single:
+    single = single_of_group()
+    if single and cell.strategy != ALONE and "error" not in single:
         figures["difference"] = difference(cell, decided, done, single)
     return figures
 
@@ -226,7 +239,8 @@ def difference(cell: Cell, decided: Plan, done: Trained, single: dict[str, Any])
 def planned(cell: Cell, work: Path, hardware: Hardware) -> Plan:
     """The plan of `cell`, with its rows written."""
     data = work / f"rows-{cell.rows_per_step}.jsonl"
-    write_rows(data, cell.rows_per_step)
+    if not data.is_file():  # the cell before may be reading it
+        write_rows(data, cell.rows_per_step)
     strategy, processes = ("single", 1) if cell.runs_alone else (cell.strategy, cell.processes)
     values: dict[str, Any] = {
         "model": {"name": str(work / cell.shape), "max_seq_length": LENGTH, "load_in_4bit": cell.bits == 4},
@@ -249,10 +263,15 @@ def planned(cell: Cell, work: Path, hardware: Hardware) -> Plan:
 def write_rows(path: Path, per_step: int) -> None:
     """Rows of random words in the order in which they are trained: PARITY steps of variable ones, then full ones."""
     chance = random.Random(0)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # A character is a token; one more than the limit, so that full rows are cut to it and hold no padding.
     sizes = [chance.randint(LENGTH // 8, LENGTH - 1) for _ in range(PARITY * per_step)]
-    sizes += [LENGTH + 1] * ((WARM_UP + TIMED) * per_step)
+    write_texts(path, sizes + [LENGTH + 1] * ((WARM_UP + TIMED) * per_step))
+
+
+def write_texts(path: Path, sizes: Sequence[int]) -> None:
+    """One row of random words for each of `sizes`, its characters."""
+    chance = random.Random(0)
+    path.parent.mkdir(parents=True, exist_ok=True)
     rows = ({"text": "".join(chance.choices("abcdefghijklmnopqrstuvwxyz     ", k=size))} for size in sizes)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 

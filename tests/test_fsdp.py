@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, SCRIPTS, adapter
 
-from unsloth_accel.adapters import fsdp
+from unsloth_accel.adapters import fsdp, peer, whole_gradients
 
 
 def torchrun(script: str, *arguments: str | Path, processes: int = 2, **variables: str) -> str:
@@ -35,7 +35,8 @@ def test_fsdp2_trains_like_one_process(tiny: Path, tmp_path: Path, r: int, whole
     """With few LoRA weights, which stay whole, and with many, which are sharded; gathered, and fetched from peers."""
     alone = train(tiny, tmp_path / "one", r=r, processes=1)
     shared = train(tiny, tmp_path / "two", r=r, processes=2, PEERS_IN_FILES="1" if peers else "0")
-    assert (shared["fetched"] > 8) is peers  # at least embedding and head, tied, in each of eight passes
+    assert (shared["fetched"] > 8) is peers  # at least the head, in each of eight passes
+    assert shared["embedding_gathered"] is not peers
     assert shared["eval"] == pytest.approx(alone["eval"], abs=1e-5)
     assert shared["eval"][0] == shared["eval"][1]
     assert shared["sums"] == pytest.approx(alone["sums"], rel=1e-4)
@@ -57,6 +58,70 @@ def test_four_bit_rows_are_the_whole_models_bytes(tiny: Path, tmp_path: Path) ->
     said = torchrun("four_bit_rows.py", tiny, tmp_path)
     assert said.count("14 weights of") == 4
     assert said.count("of quantised intact") == 2
+
+
+@pytest.mark.parametrize("rows", [[4, 4, 2], [4, 4, 0], [10]], ids=["uneven", "none on the last", "one rank"])
+def test_an_embedding_is_looked_up_where_its_rows_are(rows: list[int]) -> None:
+    import torch
+
+    length = sum(rows)
+    table = torch.arange(length * 3, dtype=torch.float32).view(length, 3)
+    tokens = torch.tensor([[0, 3, 4], [7, length - 1, 0]])
+    found = peer._rows_of(tokens, list(table.split(rows)), length, torch.bfloat16)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, torch.nn.functional.embedding(tokens, table.bfloat16()))
+    for outside in (-1, length):
+        with pytest.raises(RuntimeError, match=f"outside of the embedding's {length} rows"):
+            peer._rows_of(torch.tensor([1, outside]), list(table.split(rows)), length, None)
+
+
+def gradients(scale: float) -> list[Any]:
+    """Parameters of several shapes and dtypes, with gradients."""
+    import torch
+
+    made = []
+    for index, shape in enumerate([(3, 2), (4,), (2, 2)]):
+        parameter = torch.nn.Parameter(torch.zeros(shape, dtype=torch.bfloat16 if index == 1 else torch.float32))
+        parameter.grad = torch.full(shape, scale * (index + 1), dtype=parameter.dtype)
+        made.append(parameter)
+    return made
+
+
+def test_whole_gradients_are_averaged_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In four copies of lists, however many tensors there are; twice, from the same buffer."""
+    import torch
+
+    copies: list[int] = []
+    copy = torch._foreach_copy_
+    monkeypatch.setattr(torch, "_foreach_copy_", lambda to, what: (copies.append(len(to)), copy(to, what)))
+    buffers: dict[Any, Any] = {}
+
+    def from_the_other(flat: torch.Tensor) -> int:
+        assert flat[-3:].tolist() == [1, 1, 1]
+        flat += 5  # what the other rank holds
+        return 2
+
+    params = gradients(1)
+    assert whole_gradients.alike(params)
+    for expected in (3, 4):  # (1 + 5) / 2, and (3 + 5) / 2
+        whole_gradients.average_alike(params, buffers, from_the_other)
+        assert params[0].grad.unique().tolist() == [expected]
+    assert params[1].grad.unique().tolist() == [((2 + 5) / 2 + 5) / 2]
+    assert copies == [3, 3, 3, 3]
+    (kept,) = buffers.values()
+    assert kept[1].numel() == 6 + 4 + 4 + 3
+
+
+def test_gradients_that_are_not_alike_are_left_to_unsloth() -> None:
+    import torch
+
+    params = gradients(1)
+    params[1].grad = None
+    assert not whole_gradients.alike(params)
+    params = gradients(1)
+    params[0].grad = torch.ones(2, 3).t()
+    assert not whole_gradients.alike(params)
+    assert not whole_gradients.alike([torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))])
 
 
 @pytest.mark.parametrize(

@@ -106,10 +106,13 @@ def plan_problems(decided: Plan) -> list[Problem]:
     return [Problem(key="distributed.strategy", value="fsdp1", consequence=consequence, fix=fix)]
 
 
-def launch_of(decided: Plan, flags: Sequence[str] = ()) -> Launch:
-    """The launch of a plan, with accelerate's own `flags` beside it; `made_room` writes the files that it names."""
+def launch_of(decided: Plan, flags: Sequence[str] = (), *, module: str = TRAINING_MODULE) -> Launch:
+    """The launch of a plan, with accelerate's own `flags` beside it; `made_room` writes the files that it names.
+
+    `module` is what each process runs, given the run's description.
+    """
     directory = Path(decided.run.output_dir)
-    words = ["--config_file", str(directory / "accelerate.yaml"), *flags, "-m", TRAINING_MODULE]
+    words = ["--config_file", str(directory / "accelerate.yaml"), *flags, "-m", module]
     words += [str(directory / "run.yaml"), *(["training.resume=true"] if decided.run.resume else [])]
     return Launch(
         arguments=tuple(words),

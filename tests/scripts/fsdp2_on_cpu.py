@@ -88,6 +88,7 @@ def main(path: str, out: str, r: str) -> None:
             "eval": [evaluated, again],
             "sums": sums,
             "fetched": units.fetched if units else 0,
+            "embedding_gathered": "forward" not in vars(model.get_input_embeddings()),
             "units": sum(isinstance(module, FSDPModule) for module in model.modules()),
             "lora_whole": not any(hasattr(p, "_local_tensor") for p in model.parameters() if p.requires_grad),
             "frozen_sharded": frozen_sharded,

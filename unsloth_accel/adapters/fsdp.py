@@ -25,7 +25,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ..memory import WHOLE_LORA
-from . import peer
+from . import peer, whole_gradients
 from .environment import rank, world_size
 from .generation import INSIDE
 from .units import blocks_of, groups_of
@@ -107,6 +107,7 @@ def adapt_accelerator(accelerator: Accelerator) -> None:
         _put_back_rows(model, pending)
         # On GPUs Unsloth has done so already; then this finds nothing left to do.
         reduce_unsharded_trainable_grads(model)
+        whole_gradients.copy_together()
         _gather_head_for_the_loss(model)
         peer.install(model)
         return prepared

@@ -6,7 +6,8 @@ may read its peers' rows at any time, straight to where they belong. The rows ar
 machine share (torch's symmetric memory), and each unit's `unshard` becomes a handful of copies on a stream of its own.
 
 Blocks take turns in two sets of buffers: while one computes, the next one's weights arrive in the other. A block whose
-weights are still in its buffers (at the turn from forward to backward) isn't fetched again.
+weights are still in its buffers (at the turn from forward to backward) isn't fetched again. The input embedding isn't
+fetched at all: its lookup reads the few rows that a batch names, where they are.
 
 Figures: docs/fsdp2.md. Used where all ranks sit in one machine and reach each other's memory; elsewhere, and with
 UNSLOTH_ACCEL_PEER_GATHER=0, FSDP2 gathers as always.
@@ -148,6 +149,28 @@ class Unit:
 
         group.unshard, group.wait_for_unshard, group._to_sharded = unshard, wait_for_unshard, reshard
 
+    def look_up_rows(self, module: Any) -> None:
+        """Let `module`, the input embedding that is this unit, read the rows of its tokens from the ranks that hold
+        them; it is gathered only for those who ask for it (`unshard`)."""
+        from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
+
+        group, gather, whole = self.group, self.group.unshard, module.forward
+        (parameter,) = group.fsdp_params
+        length, width = parameter._orig_size
+        tables = [rows.view(-1, width) for rows in self.rows[0]]
+
+        def unshard(async_op: bool = False) -> None:
+            if group._training_state == TrainingState.IDLE:  # not a forward or backward pass
+                gather(async_op)
+
+        def forward(tokens: torch.Tensor) -> torch.Tensor:
+            if group.is_unsharded:
+                found: torch.Tensor = whole(tokens)
+                return found
+            return _rows_of(tokens, tables, length, parameter.param_dtype)
+
+        group.unshard, module.forward = unshard, forward
+
     def fetch(self) -> None:
         """Start to copy every rank's rows into place."""
         import torch
@@ -273,7 +296,9 @@ def install(model: Any) -> str | None:
         for group in groups_of(module):
             if id(group) not in seen and _can_be_fetched(group):
                 seen.add(id(group))
-                Unit(units, group, turns.get(id(module)), largest=any(part is head for part in group.modules))
+                unit = Unit(units, group, turns.get(id(module)), largest=any(part is head for part in group.modules))
+                if _is_plain_lookup(module, group):
+                    unit.look_up_rows(module)
                 # The rows' old place is free; without this the next unit's memory would come on top of it.
                 torch.cuda.synchronize()
                 torch.cuda.empty_cache()
@@ -346,6 +371,39 @@ def _can_be_fetched(group: Any) -> bool:
         not parameter.sharded_param.requires_grad and parameter.fsdp_placement.dim == 0 and not parameter.offload_to_cpu
         for parameter in group.fsdp_params
     )
+
+
+def _is_plain_lookup(module: Any, group: Any) -> bool:
+    """Whether `module` is an embedding that does nothing but look up rows, and nobody else uses its weight."""
+    import torch
+
+    return (
+        isinstance(module, torch.nn.Embedding)
+        and type(module).forward is torch.nn.Embedding.forward
+        and "forward" not in vars(module)
+        and module.max_norm is None
+        and len(group.modules) == 1
+        and len(group.fsdp_params) == 1
+        and not group.fsdp_params[0]._module_info.shared_modules
+    )
+
+
+def _rows_of(tokens: torch.Tensor, tables: list[torch.Tensor], length: int, dtype: torch.dtype | None) -> torch.Tensor:
+    """The rows of `tokens`, [*tokens.shape, width], of the table that lies in `tables`, `length` rows in all."""
+    import torch
+
+    with torch.no_grad():
+        known = ((tokens >= 0) & (tokens < length)).all()
+        torch._assert_async(known, f"a token is outside of the embedding's {length} rows")
+        found, first = None, 0
+        for table in tables:
+            if not len(table):
+                continue
+            rows = torch.nn.functional.embedding((tokens - first).clamp(0, len(table) - 1), table)
+            found = rows if found is None else torch.where((tokens >= first).unsqueeze(-1), rows, found)
+            first += len(table)
+        assert found is not None
+        return found if dtype is None else found.to(dtype)
 
 
 def _padded_bytes(parameter: Any) -> int:

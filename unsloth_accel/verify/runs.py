@@ -16,7 +16,7 @@ from ..accelerate_launch import LaunchError
 from ..checkpoints import ADAPTER_WEIGHTS
 from ..child import Child
 from ..launcher import launch_of, made_room
-from ..planner import Plan
+from ..planner import TRAINING_MODULE, Plan
 from ..validation import ADAPTER
 from . import RECORD, START
 
@@ -64,16 +64,17 @@ def train(
     wait: Callable[[float], None],
     environment: Mapping[str, str] = os.environ,
     threads: int | None = None,
+    module: str = TRAINING_MODULE,
 ) -> Trained:
     """Run `decided` in processes of its own until it ends; `wait` is called meanwhile, with seconds to spend.
 
-    `threads` are those of each process on a CPU; by default they share its cores.
+    `threads` are those of each process on a CPU; by default they share its cores. `module` is started in each process.
     Raises `LaunchError` where it failed, in the failing rank's own words. Whatever `wait` raises ends the run.
     """
     directory = Path(decided.run.output_dir)
     record = directory / "record"
     shutil.rmtree(record, ignore_errors=True)
-    command = launch_of(decided)
+    command = launch_of(decided, module=module)
     variables = {RECORD: str(record)} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     command = replace(command, environment=command.environment | variables)
     started = time.perf_counter()

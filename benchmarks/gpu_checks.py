@@ -1,0 +1,509 @@
+"""What only GPUs can show and needs no clock: each strategy saves, goes on, generates, and trains like one GPU.
+
+    python -m benchmarks.gpu_checks [--out FILE.json] [--checks 'loop,family-*'] [--old NAME=DIRECTORY ...]
+    python -m benchmarks.gpu_checks [--out FILE.json] --table docs/gpu-checks.md
+
+A check is a few launches of random models on two GPUs and a verdict on what they left. Checks run side by side, since
+none is timed. `--old` names directories with packages of an older Unsloth, put before the others. Logs are in --work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.worker import GIB, MODULE
+from unsloth_accel.adapters.saving import versions
+from unsloth_accel.hardware import detect
+from unsloth_accel.planner import Plan, plan
+from unsloth_accel.run_config import from_dict
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = "benchmarks/results/gpu-checks.json"
+TIMEOUT = 330
+"""Seconds of one launch; many share the processor."""
+SIDE_BY_SIDE = 14
+"""Checks at once; each has two or four processes of about 2 GiB on a GPU."""
+SHARDING = ("fsdp2", "fsdp2_native")
+SEVERAL = ("ddp", *SHARDING)
+LOSS = 0.02
+"""Relative difference of a loss in bf16 that passes as noise where no run of `verify` is made."""
+LIMIT_GIB = 14.0
+"""Below what the 8B shape's weights take, 15 GiB."""
+CLI = ("-m", "unsloth_accel.cli")
+LAUNCH = ("-m", "accelerate.commands.launch")
+
+
+class CheckError(Exception):
+    """A check found something wrong; the text says what."""
+
+
+@dataclass
+class Place:
+    """Where one check works, and what it starts there."""
+
+    work: Path
+    name: str
+    path: tuple[str, ...] = ()
+    """Directories put before PYTHONPATH."""
+    commands: list[str] = field(default_factory=list)
+
+    @property
+    def directory(self) -> Path:
+        return self.work / self.name
+
+    def run(self, label: str, *words: str | Path, status: int = 0, variables: Mapping[str, str] | None = None) -> str:
+        """Run `python WORDS` and return what it printed; raises `CheckError` if it ends otherwise than expected."""
+        texts = [str(word) for word in words]
+        self.commands.append(f"python {' '.join(texts)}".replace(f"{self.work}/", ""))
+        log = self.directory / f"{label}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        paths = [*self.path, str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(paths),
+            # Its own, since checks with other models write files of the same names.
+            "UNSLOTH_COMPILE_LOCATION": str(self.directory / "compiled" / label),
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",
+            **(variables or {}),
+        }
+        with log.open("wb") as file:
+            command = [sys.executable, *texts]
+            try:
+                ended = subprocess.run(
+                    command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, timeout=TIMEOUT
+                ).returncode
+            except subprocess.TimeoutExpired:
+                raise CheckError(f"{label}: not done after {TIMEOUT} s") from None
+        said = log.read_text(encoding="utf-8", errors="replace")
+        if ended != status:
+            lines = [line for line in said.splitlines() if line.strip()][-12:]
+            raise CheckError(f"{label}: exit status {ended} instead of {status}: " + " | ".join(lines)[-1500:])
+        return said
+
+    def values(self, label: str, strategy: str, **changes: Any) -> dict[str, Any]:
+        """A run of 6 steps of 8 rows by `strategy`; `changes` are sections with what is otherwise."""
+        several = strategy != "single"
+        made: dict[str, Any] = {
+            "model": {"name": "llama", "max_seq_length": 512},
+            "data": {"path": str(self.work / "rows.jsonl")},
+            "batch": {"global_size": 8},
+            "distributed": {"strategy": strategy, "num_processes": 2 if several else 1},
+            "training": {"max_steps": 6, "learning_rate": 1e-3, "per_device_train_batch_size": 4},
+            "logging": {"progress": False},
+            "output_dir": str(self.directory / label),
+        }
+        for section, values in changes.items():
+            made[section] = made.get(section, {}) | values
+        made["model"]["name"] = str(self.work / made["model"]["name"])
+        return made
+
+    def description(self, label: str, strategy: str, **changes: Any) -> Path:
+        path = self.directory / f"{label}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(self.values(label, strategy, **changes)), encoding="utf-8")
+        return path
+
+    def planned(self, label: str, strategy: str, **changes: Any) -> Plan:
+        """A plan whose files are written, for launching something else with them."""
+        decided = plan(from_dict(self.values(label, strategy, **changes)), detect())
+        decided.write(self.directory / label)
+        return decided
+
+
+def losses(directory: Path) -> list[float]:
+    lines = (directory / "logs" / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def adapter(directory: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Any] = load_file(directory / "adapter_model.safetensors")
+    expect(len(tensors) > 0, "the adapter is empty")
+    expect(any(bool(t.any()) for name, t in tensors.items() if "lora_B" in name), "the adapter was not trained")
+    return tensors
+
+
+def apart(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """The distance of two adapters' B, which are zero before training, over how far the first has moved."""
+    expect(one.keys() == other.keys(), "the adapters don't hold the same tensors")
+    pairs = [(one[name].float(), other[name].float()) for name in one if "lora_B" in name]
+    far = sum(float(((a - b) ** 2).sum()) for a, b in pairs)
+    return math.sqrt(far / sum(float((a**2).sum()) for a, _ in pairs))
+
+
+def expect(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise CheckError(otherwise)
+
+
+def relative(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    expect(len(ours) == len(theirs) > 0, f"{len(theirs)} steps instead of {len(ours)}")
+    return max(abs(a - b) / abs(a) for a, b in zip(ours, theirs, strict=True))
+
+
+def saving(strategy: str, changes: dict[str, Any], state_dict: str, place: Place) -> dict[str, Any]:
+    """What lies on disk at each save is what the ranks hold, to the bit (tests/scripts/watch_saving.py)."""
+    training = {"save_strategy": "steps", "save_steps": 2}
+    decided = place.planned("run", strategy, training=training, **changes)
+    config = place.directory / "run" / "accelerate.yaml"
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace("FULL_STATE_DICT", state_dict), encoding="utf-8")
+    script, run = ROOT / "tests" / "scripts" / "watch_saving.py", place.directory / "run" / "run.yaml"
+    variables = decided.accelerate_config.environment
+    said = place.run("run", *CLI, "launch", "--config_file", config, script, run, variables=variables)
+    equal = re.findall(r"equal: (\S+), (\d+) tensors", said)
+    expect([what for what, _ in equal][-2:] == ["trainer", "model"], f"equal were only {equal}")
+    return {"equal": [what for what, _ in equal], "tensors": int(equal[0][1])}
+
+
+def resuming(strategy: str, changes: dict[str, Any], place: Place) -> dict[str, Any]:
+    """Six steps, and three that go on from the third: the same losses and the same adapter. Then in one process."""
+    training = {"save_strategy": "steps", "save_steps": 3}
+    run = place.description("run", strategy, training=training, **changes)
+    straight, out = place.directory / "straight", place.directory / "out"
+
+    def launch(label: str, to: Path, *more: str) -> None:
+        words = [f"output_dir={to}", *more]
+        if strategy != "fsdp1":
+            place.run(label, *CLI, "launch", run, *words)
+            return
+        # `launch RUN.yaml` refuses it; the same files by accelerate's own launcher.
+        place.planned("plan", strategy, training=training, **changes)
+        place.run(label, *LAUNCH, "--config_file", place.directory / "plan" / "accelerate.yaml",
+                  "-m", "unsloth_accel.training.sft", place.directory / "plan" / "run.yaml", *words)  # fmt: skip
+
+    launch("straight", straight)
+    shutil.copytree(straight, out)
+    for name in ("checkpoint-6", "adapter"):
+        shutil.rmtree(out / name)
+    (out / "results.json").unlink()
+    moved = shutil.copytree(out, place.directory / "one")
+    launch("resumed", out, "training.resume=true")
+    figures: dict[str, Any] = {
+        "loss": relative(losses(straight), losses(out)),
+        "adapter": apart(adapter(straight / "adapter"), adapter(out / "adapter")),
+    }
+    expect(
+        figures["loss"] <= LOSS / 10, f"the losses differ by {figures['loss']:.2g}: {losses(straight)}, {losses(out)}"
+    )
+    expect(figures["adapter"] <= 0.02, f"the adapters end apart by {figures['adapter']:.2g} of the way")
+    one = [f"output_dir={moved}", "training.resume=true", "distributed.strategy=single", "distributed.num_processes=1"]
+    try:
+        place.run("in-one-process", *CLI, "launch", run, *one)
+        figures["in one process"] = relative(losses(straight), losses(moved))
+        expect(
+            figures["in one process"] <= LOSS, f"in one process the losses differ by {figures['in one process']:.2g}"
+        )
+    except CheckError as error:
+        expect("exit status 2" in str(error), str(error))
+        said = (place.directory / "in-one-process.log").read_text(encoding="utf-8")
+        figures["in one process"] = next(line for line in said.splitlines() if "error:" in line)[:300]
+    return figures
+
+
+def held_out(place: Place) -> dict[str, Any]:
+    """Held-out loss and answers after training: every strategy against one GPU; answers are generated."""
+    data = {name: str(ROOT / "examples" / "data" / f"elements-{kind}.jsonl")
+            for name, kind in (("path", "train"), ("eval_path", "eval"))}  # fmt: skip
+    found: dict[str, Any] = {}
+
+    def one(strategy: str) -> None:
+        evaluation = {"exact_match": True, "samples": 2, "max_rows": 8, "max_new_tokens": 24}
+        run = place.description(strategy, strategy, data=data, evaluation=evaluation)
+        place.run(strategy, *CLI, "launch", run)
+        found[strategy] = json.loads((place.directory / strategy / "results.json").read_text(encoding="utf-8"))["after"]
+
+    at_once(one, ("single", *SEVERAL))
+    expect(all(after["rows"] == 8 for after in found.values()), f"answers: {found}")
+    figures = {
+        name: abs(after["loss"] - found["single"]["loss"]) / found["single"]["loss"] for name, after in found.items()
+    }
+    expect(max(figures.values()) <= LOSS, f"held-out losses differ: {figures}")
+    return figures
+
+
+def grpo(strategy: str, place: Place) -> dict[str, Any]:
+    """Three steps of examples/grpo.py: answers are generated between them."""
+    out = place.directory / "out"
+    words: list[str | Path] = [
+        "--model",
+        place.work / "llama",
+        "--output",
+        out,
+        "--max-steps",
+        "3",
+        "--max-new-tokens",
+        "24",
+    ]
+    config = ROOT / "accelerate_configs" / f"{strategy}.yaml"
+    said = place.run("run", *CLI, "launch", "--config_file", config, ROOT / "examples" / "grpo.py", *words)
+    steps = re.findall(r"'grad_norm': '?([0-9.e+-]+)", said)
+    return {"tensors": len(adapter(out / "adapter")), "grad_norm": [float(norm) for norm in steps]}
+
+
+def scripts(name: str, place: Place) -> dict[str, Any]:
+    """An example under every strategy by its shipped config, with accelerate's own launcher, against one process."""
+    found: dict[str, list[float]] = {}
+    adapters: dict[str, Any] = {}
+
+    def one(strategy: str) -> None:
+        out = place.directory / strategy
+        words: list[str | Path] = ["--model", place.work / "llama", "--output", out]
+        words += ["--steps" if name == "accelerate_loop" else "--max-steps", "4"]
+        config = ROOT / "accelerate_configs" / f"{strategy}.yaml"
+        launched: list[str | Path] = [*LAUNCH, "--config_file", config] if strategy != "single" else []
+        words += [] if launched else ["--accumulation", "2"]
+        only = {} if launched else {"CUDA_VISIBLE_DEVICES": detect().devices[0].uuid}
+        said = place.run(strategy, *launched, ROOT / "examples" / f"{name}.py", *words, variables=only)
+        found[strategy] = [float(loss) for loss in re.findall(r"(?:step \d+  loss |'loss': '?)([0-9.]+)", said)]
+        adapters[strategy] = adapter(out / "adapter")
+
+    at_once(one, ("single", *SEVERAL))
+    figures: dict[str, Any] = {s: relative(found["single"], found[s]) for s in SEVERAL}
+    expect(max(figures.values()) <= LOSS, f"losses differ: {found}")
+    figures["adapter"] = {s: apart(adapters["single"], adapters[s]) for s in SEVERAL}
+    return figures
+
+
+def verified(strategies: str, changes: dict[str, Any], variables: dict[str, str], place: Place) -> dict[str, Any]:
+    """`unsloth-accel verify`: is it the run of one GPU?"""
+    out = place.directory / "verified.json"
+    run = place.description("run", "auto", **changes)
+    words: list[str | Path] = [
+        "--strategy",
+        strategies,
+        "--steps",
+        "6",
+        "--json",
+        out,
+        "--keep",
+        place.directory / "kept",
+    ]
+    try:
+        place.run("verify", *CLI, "verify", run, *words, variables=variables)
+    except CheckError:
+        if not out.is_file():
+            raise
+    said = json.loads(out.read_text(encoding="utf-8"))
+    runs = {name: one for name, one in said["runs"].items() if name != "single"}
+    figures = {name: {k: one.get("difference", {}).get(k) for k in ("loss", "grad_norm", "moved", "adapter")}
+               for name, one in runs.items()}  # fmt: skip
+    faults = {name: one["faults"] for name, one in runs.items() if one["faults"]}
+    expect(not faults, f"{faults}; {figures}")
+    return figures
+
+
+def older(version: str, place: Place) -> dict[str, Any]:
+    """An older Unsloth: DDP trains like one GPU, and sharding is refused with the reason."""
+    figures: dict[str, Any] = {"refused": {}}
+    for strategy in SHARDING:
+        run = place.description(strategy, strategy)
+        said = place.run(f"refused-{strategy}", *CLI, "launch", run, status=2)
+        figures["refused"][strategy] = next(line for line in said.splitlines() if "error:" in line)[:300]
+    return figures | verified("ddp", {}, {}, place)
+
+
+def limited(strategy: str, place: Place) -> dict[str, Any]:
+    """The 8B shape on GPUs that have less memory than its weights take: one GPU can't train it, two that shard can."""
+    training = {"max_steps": 3, "per_device_train_batch_size": 1}
+    model = {"name": "8B", "max_seq_length": 512}
+    decided = place.planned("run", strategy, model=model, training=training, batch={"global_size": 2})
+    words: list[str | Path] = [
+        "--config_file",
+        place.directory / "run" / "accelerate.yaml",
+        "-m",
+        MODULE,
+        place.directory / "run" / "run.yaml",
+    ]
+    variables = {**decided.environment, GIB: str(LIMIT_GIB)}
+    if strategy == "single":
+        try:
+            place.run("run", *LAUNCH, *words, variables=variables)
+        except CheckError as error:
+            log = (place.directory / "run.log").read_text(encoding="utf-8")
+            expect("out of memory" in log.lower(), str(error))
+            return {"gib": LIMIT_GIB, "ended": "out of memory, as it should"}
+        raise CheckError(f"one GPU trained it in {LIMIT_GIB} GiB")
+    place.run("run", *LAUNCH, *words, variables=variables)
+    results = json.loads((place.directory / "run" / "results.json").read_text(encoding="utf-8"))
+    memory = results["memory_gib"]
+    expect(max(memory["loading"], memory["training"]) < LIMIT_GIB, f"it took more: {memory}")
+    return {"gib": LIMIT_GIB, "loading": memory["loading"], "training": memory["training"],
+            "loss": losses(place.directory / "run")}  # fmt: skip
+
+
+def merging(place: Place) -> dict[str, Any]:
+    """`unsloth-accel merge` of what a sharded run saved, against base + B·A·scale of one weight."""
+    from safetensors.torch import load_file
+
+    run = place.description("run", "fsdp2")
+    place.run("run", *CLI, "launch", run)
+    place.run("merge", *CLI, "merge", place.directory / "run")
+    tensors = adapter(place.directory / "run" / "adapter")
+    key = "model.layers.3.mlp.down_proj"
+    a, b = (tensors[f"base_model.model.{key}.lora_{x}.weight"].float() for x in "AB")
+    base = load_file(place.work / "llama" / "model.safetensors")[f"{key}.weight"].float()
+    merged = load_file(place.directory / "run" / "merged" / "model.safetensors")[f"{key}.weight"]
+    expected = (base + b @ a).to(merged.dtype)  # alpha / r is 1
+    expect(bool((base.to(merged.dtype) != merged).any()), "nothing was merged")
+    far = float((expected.float() - merged.float()).abs().max() / base.abs().max())
+    expect(far < 0.01, f"the merged weight is off by {far:.2g}")
+    return {"off": far, "dtype": str(merged.dtype).removeprefix("torch.")}
+
+
+def doctor(place: Place) -> dict[str, Any]:
+    """`unsloth-accel doctor` on a machine with GPUs."""
+    said = place.run("doctor", *CLI, "doctor", "--json")
+    found = json.loads(said[said.index("{") if said.lstrip().startswith("{") else said.index("[") :])
+    results = found["results"] if isinstance(found, dict) else found
+    return {one["name"]: one["detail"] for one in results if one["status"] != "ok"}
+
+
+def at_once(one: Callable[[str], None], names: Sequence[str]) -> None:
+    with ThreadPoolExecutor(len(names)) as pool:
+        for done in [pool.submit(one, name) for name in names]:
+            done.result()
+
+
+BITS4 = {"model": {"load_in_4bit": True}}
+FP16 = {"model": {"dtype": "float16"}, "training": {"fp16": True, "bf16": False}}
+Check = Callable[[Place], dict[str, Any]]
+CHECKS: dict[str, Check] = {
+    "limited-fsdp2": partial(limited, "fsdp2"),
+    "limited-single": partial(limited, "single"),
+    **{f"family-{name}": partial(verified, "ddp,fsdp2,fsdp2_native", {"model": {"name": name}}, {})
+       for name in ("llama", "mistral", "qwen3", "gemma3", "qwen3_moe")},
+    "verify-4bit": partial(verified, "ddp,fsdp2,fsdp2_native", BITS4, {}),
+    "verify-fp16": partial(verified, "ddp,fsdp2", FP16, {}),
+    "verify-without-peers": partial(verified, "fsdp2", {}, {"UNSLOTH_ACCEL_PEER_GATHER": "0"}),
+    **{f"resuming-{strategy}": partial(resuming, strategy, {}) for strategy in (*SEVERAL, "fsdp1")},
+    "resuming-fsdp2-4bit": partial(resuming, "fsdp2", BITS4),
+    **{f"saving-{strategy}": partial(saving, strategy, {}, "FULL_STATE_DICT") for strategy in (*SEVERAL, "fsdp1")},
+    "saving-fsdp2-4bit": partial(saving, "fsdp2", BITS4, "FULL_STATE_DICT"),
+    "saving-fsdp2-sharded-state": partial(saving, "fsdp2", {}, "SHARDED_STATE_DICT"),
+    **{f"grpo-{strategy}": partial(grpo, strategy) for strategy in SEVERAL},
+    "held-out": held_out,
+    "loop": partial(scripts, "accelerate_loop"),
+    "script": partial(scripts, "sft"),
+    "merging": merging,
+    "doctor": doctor,
+}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default=OUT, help="JSON; default %(default)s")
+    parser.add_argument("--checks", default="*", help="names or patterns, comma-separated; all by default")
+    parser.add_argument("--old", action="append", default=[], metavar="NAME=DIRECTORY", help="an older Unsloth")
+    parser.add_argument("--work", default="runs/gpu-checks", help="where models, data and runs go")
+    parser.add_argument("--table", metavar="FILE", help="write the Markdown page of what --out holds, and run nothing")
+    options = parser.parse_args()
+    out, work = Path(options.out), Path(options.work).absolute()
+    if options.table:
+        Path(options.table).write_text(page(json.loads(out.read_text(encoding="utf-8"))), encoding="utf-8")
+        return 0
+    paths = dict(one.split("=", 1) for one in options.old)
+    checks = CHECKS | {f"older-{version}": partial(older, version) for version in paths}
+    patterns = [pattern.strip() for pattern in options.checks.split(",")]
+    wanted = {name: check for name, check in checks.items() if any(fnmatch(name, pattern) for pattern in patterns)}
+    hardware = detect()
+    if len(hardware.devices) < 2 or not wanted:
+        print(f"no such checks, or too few GPUs: {hardware}", file=sys.stderr)
+        return 2
+    started = time.perf_counter()
+    prepare(work, "8B" if any(name.startswith("limited") for name in wanted) else None)
+    print(f"{time.perf_counter() - started:.0f}s models and rows written", flush=True)
+    report: dict[str, Any] = {
+        "command": "python -m benchmarks.gpu_checks",
+        "date": time.strftime("%Y-%m-%d"),
+        "gpu": [device.name for device in hardware.devices],
+        "versions": versions(),
+        "checks": json.loads(out.read_text(encoding="utf-8"))["checks"] if out.is_file() else {},
+    }
+
+    def one(name: str) -> bool:
+        version = name.removeprefix("older-")
+        place = Place(work, name, (paths[version],) if version in paths else ())
+        begun = time.perf_counter()
+        try:
+            found: dict[str, Any] = {"ok": True, "figures": wanted[name](place)}
+        except Exception as error:  # a check that breaks is one that fails, and the others go on
+            found = {"ok": False, "error": f"{type(error).__name__}: {error}"[:3000]}
+        report["checks"][name] = found | {"seconds": round(time.perf_counter() - begun), "commands": place.commands}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        told = json.dumps(found.get("figures", found.get("error")))[:420]
+        print(f"{time.perf_counter() - started:.0f}s {name} {'ok' if found['ok'] else 'FAILED'} {told}", flush=True)
+        return bool(found["ok"])
+
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        good = list(pool.map(one, wanted))
+    print(f"{sum(good)} of {len(good)} checks passed", flush=True)
+    return 0 if all(good) else 1
+
+
+def prepare(work: Path, large: str | None) -> None:
+    """Write the models, each in a process of its own, and the rows."""
+    from benchmarks.strategies import write_texts
+
+    work.mkdir(parents=True, exist_ok=True)
+    families = ("llama", "mistral", "qwen3", "gemma3", "qwen3_moe")
+    wanted = [("125M", name, name) for name in families] + ([(large, large, None)] if large else [])
+
+    def write(shape: str, directory: str, family: str | None) -> None:
+        if not (work / directory / "config.json").is_file():
+            words = [shape, str(work / directory), *(["--family", family] if family else [])]
+            command = [sys.executable, "-m", "benchmarks.random_checkpoint", *words]
+            subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        list(pool.map(lambda one: write(*one), wanted))
+    write_texts(work / "rows.jsonl", [60 + (97 * i) % 450 for i in range(64)])
+
+
+def page(report: dict[str, Any]) -> str:
+    """docs/gpu-checks.md."""
+    known = ", ".join(f"{name} {report['versions'][name]}" for name in ("torch", "unsloth", "accelerate", "trl"))
+    lines = [
+        "# What was checked on GPUs",
+        "",
+        f"{len(report['gpu'])} × {report['gpu'][0]}, {known}, {report['date']}. Random models of 125M parameters,",
+        "but for *limited*; made by `python -m benchmarks.gpu_checks`. Differences are relative to one GPU, or to the",
+        "straight run.",
+        "",
+        "| check | passed | seen |",
+        "|---|---|---|",
+    ]
+    for name, found in sorted(report["checks"].items()):
+        seen = _shown(found["figures"]) if found["ok"] else " ".join(found["error"].split())[:200]
+        lines.append(f"| {name} | {'yes' if found['ok'] else 'NO'} | {seen.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {_shown(one)}" for key, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    return f"{value:.2g}" if isinstance(value, float) and abs(value) < 1 else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""A run's own training in each process, with what a measurement needs around it; benchmarks launch this module.
+
+BENCHMARK_GATE=FILE: import everything, then wait for FILE before anything reaches a GPU, so that a run's start costs
+the run before it no time. BENCHMARK_GIB=N: torch's allocator gets N GiB of the GPU, as if it had no more.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth is imported)
+
+GATE = "BENCHMARK_GATE"
+GIB = "BENCHMARK_GIB"
+MODULE = "benchmarks.worker"
+
+
+def main(*words: str) -> int:
+    import unsloth  # noqa: F401  # isort: skip
+    import torch
+    import trl  # noqa: F401
+
+    from unsloth_accel.training import sft
+
+    gate = os.environ.get(GATE)
+    while gate and not Path(gate).exists():
+        time.sleep(0.05)
+    limit = os.environ.get(GIB)
+    if limit:
+        device = int(os.environ.get("LOCAL_RANK", "0"))
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(float(limit) * 2**30 / total, device)
+    return sft.main(*words)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

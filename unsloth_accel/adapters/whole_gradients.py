@@ -1,0 +1,69 @@
+"""Gradients of weights that FSDP2 leaves whole, averaged over the ranks with a few kernels.
+
+Mends, in Unsloth 2026.10.9: they are copied one by one into the buffer that is reduced, and back: 900 small copies for
+the LoRA weights of 32 blocks, after which nothing is left to compute that could hide them (docs/fsdp2.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+_MARK = "_unsloth_accel"
+
+
+def copy_together() -> None:
+    """Have Unsloth's averaging copy all gradients at once, wherever they lie alike; does nothing the second time."""
+    from unsloth.models import fsdp2_save
+
+    one_by_one = fsdp2_save._sync_replicated_grads
+    if getattr(one_by_one, _MARK, False):
+        return
+
+    def average(params: list[Any], dist: Any, mesh: Any = None, buffers: dict[Any, Any] | None = None) -> None:
+        if buffers is None or not params or not alike(params):
+            one_by_one(params, dist, mesh, buffers)
+        else:
+            average_alike(params, buffers, lambda flat: int(fsdp2_save.mesh_all_reduce(flat, mesh, dist)))
+
+    setattr(average, _MARK, True)
+    fsdp2_save._sync_replicated_grads = average
+
+
+def average_alike(params: Sequence[Any], buffers: dict[Any, Any], all_reduce: Callable[[torch.Tensor], int]) -> None:
+    """Average the gradients of `params`, which are `alike`, in place.
+
+    `all_reduce` sums a tensor over the ranks and returns how many there are; `buffers` keeps that tensor.
+    """
+    import torch
+
+    sizes = [parameter.numel() for parameter in params]
+    total, key = sum(sizes), tuple((id(parameter), parameter.numel()) for parameter in params)
+    place = (str(params[0].device), torch.float32)
+    known, flat = buffers.get(place, (None, None))
+    if known != key or flat is None:
+        flat = torch.empty(total + len(params), dtype=torch.float32, device=params[0].device)
+        buffers[place] = (key, flat)
+    # As Unsloth lays it out, with a flag for each: a rank that lacks a gradient goes its way, and must meet us.
+    flat[total:].fill_(1)
+    parts, gradients = list(flat[:total].split(sizes)), [parameter.grad.view(-1) for parameter in params]
+    torch._foreach_copy_(parts, gradients)
+    flat[:total].div_(all_reduce(flat))
+    torch._foreach_copy_(gradients, parts)
+
+
+def alike(params: Sequence[Any]) -> bool:
+    """Whether all `params` have a gradient, on one device, contiguous, in a dtype that is summed as float32."""
+    import torch
+
+    device = params[0].device
+    return all(
+        parameter.grad is not None
+        and parameter.grad.device == device
+        and parameter.dtype != torch.float64
+        and parameter.grad.is_contiguous()
+        for parameter in params
+    )
