@@ -39,7 +39,7 @@ OUT = "benchmarks/results/gpu-checks.json"
 TIMEOUT = 330
 """Seconds of one launch; many share the processor."""
 SIDE_BY_SIDE = 14
-"""Checks at once; each has two or four processes of about 2 GiB on a GPU."""
+"""Checks at once, if nothing else is said; each has two or four processes of about 2 GiB on a GPU."""
 SHARDING = ("fsdp2", "fsdp2_native")
 SEVERAL = ("ddp", *SHARDING)
 LOSS = 0.02
@@ -79,7 +79,7 @@ class Place:
             "PYTHONPATH": os.pathsep.join(paths),
             # Its own, since checks with other models write files of the same names.
             "UNSLOTH_COMPILE_LOCATION": str(self.directory / "compiled" / label),
-            "TORCHINDUCTOR_COMPILE_THREADS": "1",
+            "TORCHINDUCTOR_COMPILE_THREADS": "4",
             **(variables or {}),
         }
         with log.open("wb") as file:
@@ -167,7 +167,9 @@ def saving(strategy: str, changes: dict[str, Any], state_dict: str, place: Place
     config.write_text(text.replace("FULL_STATE_DICT", state_dict), encoding="utf-8")
     script, run = ROOT / "tests" / "scripts" / "watch_saving.py", place.directory / "run" / "run.yaml"
     variables = decided.accelerate_config.environment
-    said = place.run("run", *CLI, "launch", "--config_file", config, script, run, variables=variables)
+    # `unsloth-accel launch` refuses a sharded state dict, which loses the adapter of whoever doesn't use `adapt`.
+    starter = (*CLI, "launch") if "FULL" in state_dict else LAUNCH
+    said = place.run("run", *starter, "--config_file", config, script, run, variables=variables)
     equal = re.findall(r"equal: (\S+), (\d+) tensors", said)
     expect([what for what, _ in equal][-2:] == ["trainer", "model"], f"equal were only {equal}")
     return {"equal": [what for what, _ in equal], "tensors": int(equal[0][1])}
@@ -180,14 +182,7 @@ def resuming(strategy: str, changes: dict[str, Any], place: Place) -> dict[str, 
     straight, out = place.directory / "straight", place.directory / "out"
 
     def launch(label: str, to: Path, *more: str) -> None:
-        words = [f"output_dir={to}", *more]
-        if strategy != "fsdp1":
-            place.run(label, *CLI, "launch", run, *words)
-            return
-        # `launch RUN.yaml` refuses it; the same files by accelerate's own launcher.
-        place.planned("plan", strategy, training=training, **changes)
-        place.run(label, *LAUNCH, "--config_file", place.directory / "plan" / "accelerate.yaml",
-                  "-m", "unsloth_accel.training.sft", place.directory / "plan" / "run.yaml", *words)  # fmt: skip
+        place.run(label, *CLI, "launch", run, f"output_dir={to}", *more)
 
     launch("straight", straight)
     shutil.copytree(straight, out)
@@ -320,6 +315,19 @@ def older(version: str, place: Place) -> dict[str, Any]:
     return figures | verified("ddp", {}, {}, place)
 
 
+def memory(strategy: str, bits: int, place: Place) -> dict[str, Any]:
+    """The peak of torch's allocator and of shared rows with the 8B shape, 4 × 2048 tokens on each GPU."""
+    model = {"name": "8B", "max_seq_length": 2048, "load_in_4bit": bits == 4}
+    training = {"max_steps": 3, "per_device_train_batch_size": 4}
+    data = {"path": str(place.work / "full.jsonl")}
+    several = strategy != "single"
+    batch = {"global_size": 8 if several else 4}
+    run = place.description("run", strategy, model=model, training=training, data=data, batch=batch)
+    place.run("run", *CLI, "launch", run)
+    results = json.loads((place.directory / "run" / "results.json").read_text(encoding="utf-8"))
+    return {phase: results["memory_gib"][phase] for phase in ("loading", "training")}
+
+
 def limited(strategy: str, place: Place) -> dict[str, Any]:
     """The 8B shape on GPUs that have less memory than its weights take: one GPU can't train it, two that shard can."""
     training = {"max_steps": 3, "per_device_train_batch_size": 1}
@@ -369,11 +377,16 @@ def merging(place: Place) -> dict[str, Any]:
 
 
 def doctor(place: Place) -> dict[str, Any]:
-    """`unsloth-accel doctor` on a machine with GPUs."""
-    said = place.run("doctor", *CLI, "doctor", "--json")
-    found = json.loads(said[said.index("{") if said.lstrip().startswith("{") else said.index("[") :])
-    results = found["results"] if isinstance(found, dict) else found
-    return {one["name"]: one["detail"] for one in results if one["status"] != "ok"}
+    """`unsloth-accel doctor` on a machine with GPUs: it may find faults, and its own trials must succeed."""
+    try:
+        place.run("doctor", *CLI, "doctor", "--json")
+    except CheckError as error:
+        expect("exit status 1" in str(error), str(error))
+    said = (place.directory / "doctor.log").read_text(encoding="utf-8")
+    results = {one["name"]: one for one in json.loads(said[said.index("{") :])["results"]}
+    expect(results["all-reduce, NCCL"]["status"] == "ok", f"all-reduce: {results['all-reduce, NCCL']}")
+    told = [name for name, one in results.items() if one["status"] == "ok" and name.startswith(("GPU", "all-reduce"))]
+    return {name: results[name]["detail"] for name in told}
 
 
 def at_once(one: Callable[[str], None], names: Sequence[str]) -> None:
@@ -388,10 +401,17 @@ Check = Callable[[Place], dict[str, Any]]
 CHECKS: dict[str, Check] = {
     "limited-fsdp2": partial(limited, "fsdp2"),
     "limited-single": partial(limited, "single"),
-    **{f"family-{name}": partial(verified, "ddp,fsdp2,fsdp2_native", {"model": {"name": name}}, {})
-       for name in ("llama", "mistral", "qwen3", "gemma3", "qwen3_moe")},
-    "verify-4bit": partial(verified, "ddp,fsdp2,fsdp2_native", BITS4, {}),
+    **{f"memory-8B-{bits}bit-{strategy}": partial(memory, strategy, bits)
+       for bits in (16, 4) for strategy in ("single", "ddp", "fsdp2")},
+    # Compiled for minutes, so each strategy has its own check.
+    **{f"family-{name}-{strategy}": partial(verified, strategy, {"model": {"name": name}}, {})
+       for name in ("gemma3", "qwen3_moe") for strategy in SEVERAL},
+    **{f"family-{name}": partial(verified, ",".join(SEVERAL), {"model": {"name": name}}, {})
+       for name in ("llama", "mistral", "qwen3")},
+    "verify-4bit": partial(verified, ",".join(SEVERAL), BITS4, {}),
     "verify-fp16": partial(verified, "ddp,fsdp2", FP16, {}),
+    "verify-fsdp1": partial(verified, "fsdp1", {}, {}),
+    "verify-8bit-adam": partial(verified, "ddp,fsdp2_native", {"training": {"optim": "adamw_8bit"}}, {}),
     "verify-without-peers": partial(verified, "fsdp2", {}, {"UNSLOTH_ACCEL_PEER_GATHER": "0"}),
     **{f"resuming-{strategy}": partial(resuming, strategy, {}) for strategy in (*SEVERAL, "fsdp1")},
     "resuming-fsdp2-4bit": partial(resuming, "fsdp2", BITS4),
@@ -413,6 +433,7 @@ def main() -> int:
     parser.add_argument("--checks", default="*", help="names or patterns, comma-separated; all by default")
     parser.add_argument("--old", action="append", default=[], metavar="NAME=DIRECTORY", help="an older Unsloth")
     parser.add_argument("--work", default="runs/gpu-checks", help="where models, data and runs go")
+    parser.add_argument("--side-by-side", type=int, default=SIDE_BY_SIDE, help="checks at once; default %(default)s")
     parser.add_argument("--table", metavar="FILE", help="write the Markdown page of what --out holds, and run nothing")
     options = parser.parse_args()
     out, work = Path(options.out), Path(options.work).absolute()
@@ -428,7 +449,7 @@ def main() -> int:
         print(f"no such checks, or too few GPUs: {hardware}", file=sys.stderr)
         return 2
     started = time.perf_counter()
-    prepare(work, "8B" if any(name.startswith("limited") for name in wanted) else None)
+    prepare(work, "8B" if any(name.startswith(("limited", "memory")) for name in wanted) else None)
     print(f"{time.perf_counter() - started:.0f}s models and rows written", flush=True)
     report: dict[str, Any] = {
         "command": "python -m benchmarks.gpu_checks",
@@ -453,7 +474,7 @@ def main() -> int:
         print(f"{time.perf_counter() - started:.0f}s {name} {'ok' if found['ok'] else 'FAILED'} {told}", flush=True)
         return bool(found["ok"])
 
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+    with ThreadPoolExecutor(options.side_by_side) as pool:
         good = list(pool.map(one, wanted))
     print(f"{sum(good)} of {len(good)} checks passed", flush=True)
     return 0 if all(good) else 1
@@ -475,6 +496,7 @@ def prepare(work: Path, large: str | None) -> None:
 
     with ThreadPoolExecutor(len(wanted)) as pool:
         list(pool.map(lambda one: write(*one), wanted))
+    write_texts(work / "full.jsonl", [2049] * 32)
     write_texts(work / "rows.jsonl", [60 + (97 * i) % 450 for i in range(64)])
 
 

@@ -10,6 +10,7 @@ Speed, memory and parity depend on shapes, not on what the weights have learned,
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,10 @@ def write(shape: str, directory: str | Path, seed: int = 0, family: str | None =
         torch.set_default_dtype(previous)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    # transformers 5 writes its own name for it, which 4 doesn't know; both know this one.
+    described = Path(directory, "tokenizer_config.json")
+    values = json.loads(described.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    described.write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 
 def byte_tokenizer() -> Any:

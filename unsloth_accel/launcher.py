@@ -98,12 +98,23 @@ def run_problems(run: RunConfig) -> list[Problem]:
 
 def plan_problems(decided: Plan) -> list[Problem]:
     """What would be lost by running a plan that was asked for."""
+    resuming = resume_problems(from_dict(decided.resolved())) if decided.run.resume else []
+    return [*missing_for(decided.strategy, decided.device), *_fsdp1_problems(decided), *resuming]
+
+
+def _fsdp1_problems(decided: Plan) -> list[Problem]:
+    """What FSDP1 can't do with a run that every other strategy can."""
     if decided.strategy != "fsdp1":
-        resuming = resume_problems(from_dict(decided.resolved())) if decided.run.resume else []
-        return [*missing_for(decided.strategy, decided.device), *resuming]
-    consequence = "PEFT 0.21 finds no LoRA layer in an FSDP1 model and saves an empty adapter: the run would be lost."
-    fix = "distributed.strategy=fsdp2_native, or auto"
-    return [Problem(key="distributed.strategy", value="fsdp1", consequence=consequence, fix=fix)]
+        return []
+    run, fix = decided.run, "distributed.strategy=fsdp2, or auto"
+    found = []
+    if run.model.load_in_4bit:
+        consequence = "FSDP1 can't flatten weights in 4 bit; every process fails."
+        found.append(Problem(key="model.load_in_4bit", value=True, consequence=consequence, fix=fix))
+    if run.data.eval_path and run.evaluation.exact_match:
+        consequence = "answers can't be generated from FSDP1's flat shards; the run fails once it has trained."
+        found.append(Problem(key="evaluation.exact_match", value=True, consequence=consequence, fix=f"false, or {fix}"))
+    return found
 
 
 def launch_of(decided: Plan, flags: Sequence[str] = (), *, module: str = TRAINING_MODULE) -> Launch:

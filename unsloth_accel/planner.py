@@ -25,6 +25,8 @@ from .speed import Speed
 from .targets import Targets, targets
 
 TRAINING_MODULE = "unsloth_accel.training.sft"
+OPTIMIZER, EIGHT_BIT = "adamw_torch_fused", "adamw_8bit"
+"""What every strategy but fsdp1 can step; and Unsloth's own default, which accelerate's FSDP2 can't."""
 DECISIVE = ("taken as", "link ", "network ", "MIG")
 """Words of those findings about hardware that a plan depends on; the others are in `Hardware.reasons`."""
 
@@ -210,6 +212,7 @@ def plan(
     if strategy in lacking:
         reasons.append(f"beware: {strategy} needs other versions than are installed here: {lacking[strategy]}")
     batch = _batch(rows, count, per_device, accumulation, chosen, device, reasons)
+    run = _with_optimizer(run, strategy, device, reasons)
     return Plan(
         strategy=strategy,
         device=device,
@@ -414,6 +417,26 @@ def _spelt_out(run: RunConfig, spec: ModelSpec, trained: Targets, reasons: list[
         reasons.append("4 bit: the checkpoint is quantized, so model.load_in_4bit is taken as true.")
         model = replace(model, load_in_4bit=True)
     return replace(run, model=model, lora=replace(run.lora, target_modules=list(trained.modules)))
+
+
+def _with_optimizer(run: RunConfig, strategy: Strategy, device: str, reasons: list[str]) -> RunConfig:
+    """`run` with its optimizer by name, the same one under every strategy where nothing is said."""
+    asked = run.training.get("optim")
+    if asked == EIGHT_BIT and strategy == "fsdp2":
+        reasons.append(f"training.optim={OPTIMIZER}: Unsloth takes it in the place of {asked} under fsdp2.")
+    elif asked is None and device == "cuda":
+        # Unsloth's own default, adamw_8bit, would be another optimizer on one GPU than under fsdp2.
+        reasons.append(f"training.optim={_torchs(strategy)}: the same steps under every strategy.")
+    elif not (strategy == "fsdp1" and asked == OPTIMIZER):
+        return run
+    else:
+        reasons.append(f"training.optim={_torchs(strategy)}: FSDP1 can't save the state of {asked} (torch 2.11).")
+    return replace(run, training=run.training | {"optim": _torchs(strategy)})
+
+
+def _torchs(strategy: Strategy) -> str:
+    """Torch's AdamW, as `strategy` can step and save it."""
+    return "adamw_torch" if strategy == "fsdp1" else OPTIMIZER
 
 
 def _check_host(chosen: Option, question: Question) -> None:

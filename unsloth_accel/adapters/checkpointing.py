@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def keep_checkpoints(trainer: Trainer) -> None:
     """Make `trainer` write whole, recorded checkpoints; once is enough."""
-    if trainer.accelerator.distributed_type.value == "FSDP":
+    if guard.kind_of(trainer.accelerator) == "FSDP":
         fsdp1.let_peft_see_through()
     _save_model_gathered(trainer)
     _survive_and_record(trainer)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .guard import kind_of
+
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
@@ -19,7 +21,7 @@ def wrap_after_evaluation(accelerator: Accelerator) -> None:
     from accelerate.utils import extract_model_from_parallel
 
     prepare_model = accelerator.prepare_model
-    ddp = accelerator.distributed_type.value.startswith("MULTI_")
+    ddp = kind_of(accelerator).startswith("MULTI_")
 
     def prepare(
         model: torch.nn.Module, device_placement: bool | None = None, evaluation_mode: bool = False

@@ -15,6 +15,7 @@ from .environment import world_size
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
 
     from ..promise import Promise
 
@@ -129,6 +130,14 @@ def _smallest(count: int) -> int:
     smallest = torch.tensor(count, device=PartialState().device)
     torch.distributed.all_reduce(smallest, op=torch.distributed.ReduceOp.MIN)
     return int(smallest)
+
+
+def kind_of(accelerator: Accelerator) -> str:
+    """Accelerate's word for how `accelerator` trains: NO, MULTI_GPU, FSDP, …
+
+    Of its state: where one GPU is visible, Unsloth before 2026.9 makes `Accelerator.distributed_type` a function.
+    """
+    return str(accelerator.state.distributed_type.value)
 
 
 def _distributed_type() -> str:

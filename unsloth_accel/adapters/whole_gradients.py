@@ -1,7 +1,9 @@
 """Gradients of weights that FSDP2 leaves whole, averaged over the ranks with a few kernels.
 
 Mends, in Unsloth 2026.10.9: they are copied one by one into the buffer that is reduced, and back: 900 small copies for
-the LoRA weights of 32 blocks, after which nothing is left to compute that could hide them (docs/fsdp2.md).
+the LoRA weights of 32 blocks, after which nothing is left to compute that could hide them (docs/fsdp2.md). The buffer,
+as large as the adapter in float32, is kept from step to step; here it is given back, since memory is scarcest when
+there are no gradients yet.
 """
 
 from __future__ import annotations
@@ -24,29 +26,25 @@ def copy_together() -> None:
         return
 
     def average(params: list[Any], dist: Any, mesh: Any = None, buffers: dict[Any, Any] | None = None) -> None:
-        if buffers is None or not params or not alike(params):
+        if not params or not alike(params):
             one_by_one(params, dist, mesh, buffers)
         else:
-            average_alike(params, buffers, lambda flat: int(fsdp2_save.mesh_all_reduce(flat, mesh, dist)))
+            average_alike(params, lambda flat: int(fsdp2_save.mesh_all_reduce(flat, mesh, dist)))
 
     setattr(average, _MARK, True)
     fsdp2_save._sync_replicated_grads = average
 
 
-def average_alike(params: Sequence[Any], buffers: dict[Any, Any], all_reduce: Callable[[torch.Tensor], int]) -> None:
+def average_alike(params: Sequence[Any], all_reduce: Callable[[torch.Tensor], int]) -> None:
     """Average the gradients of `params`, which are `alike`, in place.
 
-    `all_reduce` sums a tensor over the ranks and returns how many there are; `buffers` keeps that tensor.
+    `all_reduce` sums a tensor over the ranks and returns how many there are.
     """
     import torch
 
     sizes = [parameter.numel() for parameter in params]
-    total, key = sum(sizes), tuple((id(parameter), parameter.numel()) for parameter in params)
-    place = (str(params[0].device), torch.float32)
-    known, flat = buffers.get(place, (None, None))
-    if known != key or flat is None:
-        flat = torch.empty(total + len(params), dtype=torch.float32, device=params[0].device)
-        buffers[place] = (key, flat)
+    total = sum(sizes)
+    flat = torch.empty(total + len(params), dtype=torch.float32, device=params[0].device)
     # As Unsloth lays it out, with a flag for each: a rank that lacks a gradient goes its way, and must meet us.
     flat[total:].fill_(1)
     parts, gradients = list(flat[:total].split(sizes)), [parameter.grad.view(-1) for parameter in params]

@@ -14,7 +14,7 @@ from ..batch import divisors
 from ..data.rows import read_rows
 from ..hardware import Hardware
 from ..launcher import plan_problems
-from ..planner import Plan, plan
+from ..planner import EIGHT_BIT, OPTIMIZER, Plan, plan
 from ..problems import ConfigError, Problem, errors, nearest, raise_errors
 from ..run_config import BatchConfig, RunConfig
 from ..validation import input_problems
@@ -78,6 +78,9 @@ def settings(
     asked = _known(strategies)
     short, notes = _shortened(run, steps)
     several = [strategy for strategy in asked or USUAL if strategy != AGAIN]
+    if "fsdp2" in several and short.training.get("optim") == EIGHT_BIT:
+        short.training["optim"] = OPTIMIZER
+        notes.append(f"training.optim={OPTIMIZER} in all runs: fsdp2 can't step {EIGHT_BIT}")
     count = _count(run, hardware, num_processes) if several else 1
     problems = errors(input_problems(short))
     found: list[Plan] = []
