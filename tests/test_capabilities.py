@@ -87,6 +87,8 @@ def test_releases_are_told_apart_by_names(tmp_path: Path) -> None:
     assert "rotary buffers kept out of DDP" not in lost["2026.8.22"]
     assert "placement by LOCAL_RANK" not in lost["2026.9.14"]
     assert "DDP's unused parameters" in lost["2026.9.14"]
+    assert "loss that DDP may scale" in lost["2025.12.10"]
+    assert "loss that DDP may scale" not in lost["2026.8.22"]
 
 
 @pytest.mark.parametrize("one", UNSLOTH, ids=lambda one: one.what)
@@ -123,8 +125,8 @@ def test_every_name_is_defined_where_it_is_looked_for(one: Any) -> None:
     for node in ast.walk(ast.parse((Path(spec.origin).parent / one.file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.alias):
             names.add(node.name)
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            names.add(node.target.id)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
     assert one.name in names
 
 

@@ -170,7 +170,8 @@ def test_aliases_and_merges_count_as_what_they_stand_for(config: Callable[..., P
     assert document.get("machine_rank") == 0  # the first of several merged ones
     assert document.get("debug") is True  # its own key
     problems = {problem.rule: problem for problem in check(document)}
-    assert set(problems) == {"unknown-key", "num-processes-impossible", "debug-hides-failure"}
+    assert set(problems) == {"unknown-key", "num-processes-impossible", "debug-hides-failure", "merge-conflict"}
+    assert "takes machine_rank from several mappings, as 0 and 5" in str(problems["merge-conflict"])
     assert problems["num-processes-impossible"].line == 1  # where it is written
     # An edit there would change what else uses it.
     assert repaired(document, [problems["num-processes-impossible"]])[1] == []

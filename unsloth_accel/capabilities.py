@@ -147,6 +147,15 @@ PROBES = (
         cost="GRPO's gradients are never averaged: every rank trains alone, and the guard stops it in its first step",
     ),
     Probe(
+        what="loss that DDP may scale",
+        package="unsloth_zoo",
+        file="fused_losses/cross_entropy_loss.py",
+        name="grad_scale_val",
+        # Measured on two H100 with 2025.12.10: benchmarks/results/gpu-checks-2xH100.json, older-2025.12.10.
+        cost="under DDP every gradient comes out divided by the number of GPUs: AdamW makes nearly the same steps, but "
+        "clipping acts that many times later, the gradient norm is shown too small, and SGD would be that much slower",
+    ),
+    Probe(
         what="tiled MLP under DDP",
         package="unsloth",
         file="models/_tiled_mlp_ddp.py",

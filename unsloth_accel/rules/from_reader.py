@@ -127,6 +127,16 @@ def duplicate_key(config: Document) -> Iterator[Finding]:
     yield from config.found.get("duplicate-key", ())
 
 
+@rule("merge-conflict", on=EVERY)
+def merge_conflict(config: Document) -> Iterator[Finding]:
+    """`<<` takes a key from two mappings that give it different values. PyYAML up to 6.0.3 takes that of the first in a
+    list; 6.0.4 takes the last, or the first where the key is a single character.
+
+    Reference: yaml/constructor.py: SafeConstructor.flatten_mapping, `merge_key_ids`; seen with 6.0.4.
+    """
+    yield from config.found.get("merge-conflict", ())
+
+
 @rule("alias-bomb", on=EVERY)
 def alias_bomb(config: Document) -> Iterator[Finding]:
     """Aliases that hold themselves, or each other many times over: whoever walks the values never ends.

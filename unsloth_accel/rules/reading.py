@@ -241,11 +241,11 @@ def _mapping(reader: _Reader, node: yaml.MappingNode, prefix: str, own: bool) ->
     """Keys and values of a mapping; `own` is false where an alias or a merge leads here."""
     own = own and id(node) not in reader.shared
     values: dict[str, Any] = {}
-    merged: dict[str, Any] = {}
+    merged: list[tuple[int, dict[str, Any]]] = []
     lines: dict[str, int] = {}
     for key_node, value_node in node.value:
         if key_node.tag == f"{_TAG}merge":
-            merged |= _merged(reader, value_node, prefix)
+            merged += [(key_node.start_mark.line + 1, one) for one in _merged(reader, value_node, prefix)]
             continue
         key = _key(reader, key_node)
         if key is None:
@@ -265,21 +265,29 @@ def _mapping(reader: _Reader, node: yaml.MappingNode, prefix: str, own: bool) ->
         lines[key] = line
         reader.places[f"{prefix}{key}"] = _place(reader, node, key_node, value_node, own)
         values[key] = _value(reader, value_node, f"{prefix}{key}", own)
-    return {**merged, **values}
+    taken: dict[str, Any] = {}
+    for line, one in merged:
+        for key in one.keys() & taken.keys() - values.keys():
+            if repr(one[key]) != repr(taken[key]):
+                consequence = f"takes {key} from several mappings, as {one[key]!r} and {taken[key]!r}; which of them "
+                consequence += "wins depends on the version of PyYAML."
+                reader.tell("merge-conflict", f"{prefix}<<", consequence, f"write {key} itself beside <<", line)
+        taken |= one
+    return {**taken, **values}
 
 
-def _merged(reader: _Reader, node: yaml.Node, prefix: str) -> dict[str, Any]:
-    """The keys that `<<` takes from one mapping or several, the first of which wins."""
+def _merged(reader: _Reader, node: yaml.Node, prefix: str) -> list[dict[str, Any]]:
+    """The mappings whose keys `<<` takes, the one that wins last."""
     nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
-    values: dict[str, Any] = {}
+    found = []
     for part in nodes:
         if isinstance(part, yaml.MappingNode):
-            values = {**_mapping(reader, part, prefix, own=False), **values}
+            found.append(_mapping(reader, part, prefix, own=False))
         else:
             line = node.start_mark.line + 1
             consequence = "can only take keys from a mapping; accelerate's YAML reader stops here."
             reader.tell("yaml-value", f"{prefix}<<", consequence, "point it to an anchor of a mapping", line)
-    return values
+    return found[::-1]
 
 
 def _key(reader: _Reader, node: yaml.Node) -> str | None:
