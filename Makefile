@@ -61,3 +61,5 @@ docs: $(INSTALLED)
 	$(BIN)/python -m unsloth_accel.rules
 	$(BIN)/python -m benchmarks.memory_report
 	$(BIN)/python -m benchmarks.fsdp2_report
+	$(BIN)/python -m benchmarks.strategies --table docs/strategies.md
+	$(BIN)/python -m benchmarks.gpu_checks --table docs/gpu-checks.md

@@ -49,6 +49,31 @@ def table(packed: bool) -> str:
     return "\n".join(lines)
 
 
+def newest() -> dict[str, float]:
+    """What was measured after the tables: of linear speed, GiB, and shares of one GPU's and of DDP's."""
+    found = cells("strategies-2xH100")
+    checks = json.loads((RESULTS / "gpu-checks-2xH100.json").read_text(encoding="utf-8"))["checks"]
+
+    def linear(bits: int) -> float:
+        alone, shared = (found[f"8B-{bits}bit-{strategy}"]["step_seconds"] for strategy in ("alone", "fsdp2"))
+        return float(alone / shared)
+
+    def peak(name: str) -> float:
+        return float(max(checks[f"memory-8B-{name}"]["figures"].values()))
+
+    one, half = max(found["8B-16bit-single"]["memory_gib"]["training"]), peak("16bit-fsdp2")
+    ddp, quarter = peak("4bit-ddp"), peak("4bit-fsdp2")
+    return {"linear": linear(16), "linear_4bit": linear(4), "one": one, "half": half, "of_one": half / one,
+            "ddp": ddp, "quarter": quarter, "of_ddp": quarter / ddp}  # fmt: skip
+
+
+SINCE = """\
+The tables above are from before 5. and the copying at once. Since then, on two H100 (docs/strategies.md,
+docs/gpu-checks.md), fsdp2 reaches {linear:.3f} of linear in 16 bit and {linear_4bit:.3f} in 4 bit. It takes
+{half:.2f} GiB in 16 bit, {of_one:.2f} of one GPU's {one:.2f}, and {quarter:.2f} GiB in 4 bit, {of_ddp:.2f} of DDP's
+{ddp:.2f}."""
+
+
 def page() -> str:
     report = json.loads((RESULTS / "fsdp2-2xH200.json").read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {report['versions'][name]}" for name in ("torch", "unsloth", "accelerate", "trl"))
@@ -80,9 +105,14 @@ of all strategies but *one GPU* are the same, and so should the losses be.
    pass. Without the adapter each block has an all-gather and a reduce-scatter of its few LoRA weights, which upload
    small tables to the GPU and so wait behind the activations that are on their way back from the host (seen in a
    profile: the compute stream stood still in each block for as long as that copy takes).
+   The averaging itself copies all gradients at once, not each into and out of the buffer that is reduced.
 4. **Frozen weights are fetched by copy engines** from the other GPUs' memory, into two sets of buffers that the blocks
    use in turn. Nothing waits for another rank, and no multiprocessor is taken from the matrix products. Needs one
    machine whose GPUs reach each other's memory; elsewhere NCCL gathers. `UNSLOTH_ACCEL_PEER_GATHER=0` switches it off.
+5. **The input embedding is not gathered at all**: its lookup reads the rows that a batch names from the GPUs that hold
+   them. Without the adapter every forward pass begins with gathering the whole table, with nothing to hide it behind.
+
+{SINCE.format(**newest())}
 
 Not better: prefetching one or two more blocks (the gathers were hidden already), fewer channels for NCCL
 (`NCCL_MAX_CTAS=8`), keeping the last block gathered. Keeping every block gathered until its backward pass was faster,

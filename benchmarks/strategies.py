@@ -7,21 +7,25 @@ A cell is one launch: first PARITY steps on rows of 256 to 2048 tokens, in which
 then full rows, timed. `single` takes the rows of all GPUs in accumulation steps, so that every step is the same;
 `alone` takes those of one GPU, and is what linear scaling is measured by. The two run side by side, one per GPU; the
 rest of a group (a shape in 16 or 4 bit) follows, and is compared with its `single` as `unsloth-accel verify` compares.
-While a cell loads and trains, the next one imports its packages, and waits before it touches a GPU (benchmarks.worker).
+All cells import their packages at the beginning and wait before they load anything (benchmarks.worker), so that only
+one trains at a time and nothing else runs beside it.
 Cells that the file holds already are not run again, so that the whole may be cut into several calls.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
@@ -37,17 +41,17 @@ from unsloth_accel.hardware import Hardware, detect
 from unsloth_accel.planner import Plan, plan
 from unsloth_accel.problems import ConfigError
 from unsloth_accel.run_config import from_dict
-from unsloth_accel.verify.compare import TOLERANCES, compare, largest, precision_of
+from unsloth_accel.verify.compare import compare, largest, precision_of, tolerance
 from unsloth_accel.verify.runs import Trained, read, train
 
-OUT = "benchmarks/results/strategies-2gpu.json"
+OUT = "benchmarks/results/strategies-2xH100.json"
 LENGTH = 2048
 PARITY = 8
 WARM_UP = 3
-TIMED = 5
+TIMED = 8
 """Steps on variable rows; on full rows before the clock starts; and timed."""
-CELL_TIMEOUT = 300.0
-"""Seconds, the wait at the gate included."""
+CELL_TIMEOUT = 200.0
+"""Seconds, once the gate is open."""
 ALONE = "alone"
 
 
@@ -127,34 +131,36 @@ def main() -> int:
     for group in dict.fromkeys(cell.group for cell in wanted):
         own = [cell for cell in wanted if cell.group == group]
         turns += [turn for turn in ([c for c in own if c.runs_alone], *([c] for c in own if not c.runs_alone)) if turn]
-    with ThreadPoolExecutor(2 * len(hardware.devices)) as pool:
-
-        def start(turn: list[Cell]) -> list[Future[dict[str, Any]]]:
-            """The turn's launches, which wait at their gates."""
-            begun = []
-            for cell, device in zip(turn, hardware.devices, strict=False):
-                place, gate = hardware, work / f"{cell.name}.gate"
-                gate.unlink(missing_ok=True)
-                environment = os.environ | {GATE: str(gate)}
-                if cell.runs_alone:
-                    place = replace(hardware, devices=(device,))
-                    environment["CUDA_VISIBLE_DEVICES"] = device.uuid
-                single = partial(report["cells"].get, f"{cell.group}-single")
-                begun.append(pool.submit(measure, cell, work, place, environment, single))
-            return begun
-
-        running = start(turns[0]) if turns else []
-        for number, turn in enumerate(turns):
-            for cell in turn:
-                (work / f"{cell.name}.gate").touch()
-            late = time.perf_counter() - started > options.seconds or number + 1 == len(turns)
-            following = [] if late else start(turns[number + 1])
-            for cell, done in zip(turn, running, strict=True):
-                record(cell, done.result())
-            if not following:
+    stopped = threading.Event()
+    with ThreadPoolExecutor(max(len(wanted), 1)) as pool:
+        running: dict[str, Future[dict[str, Any]]] = {}
+        shutil.rmtree(work / "gates", ignore_errors=True)
+        for cell, device in itertools.chain.from_iterable(zip(turn, hardware.devices, strict=False) for turn in turns):
+            place = replace(hardware, devices=(device,)) if cell.runs_alone else hardware
+            single = partial(report["cells"].get, f"{cell.group}-single")
+            running[cell.name] = pool.submit(measure, cell, work, place, stopped, single)
+        while not all(running[cell.name].done() or waits(cell, work) for cell in wanted):
+            time.sleep(0.5)
+        print(f"{time.perf_counter() - started:.0f}s all packages imported", flush=True)
+        for turn in turns:
+            if time.perf_counter() - started > options.seconds:
                 break
-            running = following
+            for cell in turn:
+                gate_of(cell, work).touch()
+            for cell in turn:
+                record(cell, running[cell.name].result())
+        stopped.set()
     return 0
+
+
+def gate_of(cell: Cell, work: Path) -> Path:
+    return work / "gates" / cell.name
+
+
+def waits(cell: Cell, work: Path) -> bool:
+    """Whether all processes of `cell` have imported what they need."""
+    ready = len(list(gate_of(cell, work).parent.glob(f"{cell.name}.ready-*")))
+    return ready == (1 if cell.runs_alone else cell.processes)
 
 
 def opened(out: Path, hardware: Hardware) -> dict[str, Any]:
@@ -178,17 +184,27 @@ def measure(
     cell: Cell,
     work: Path,
     hardware: Hardware,
-    environment: Mapping[str, str],
+    stopped: threading.Event,
     single_of_group: Callable[[], dict[str, Any] | None],
 ) -> dict[str, Any]:
-    """Train `cell` on all of `hardware`: its step time in seconds, memory in GiB by rank, and how it differs from
-    the `single` of its group; or the error that ended it."""
+    """Train `cell` on all of `hardware` once its gate is open: its step time in seconds, memory in GiB by rank, and how
+    it differs from the `single` of its group; or the error that ended it. `stopped` ends one that still waits."""
     figures: dict[str, Any] = {"cell": asdict(cell)}
-    deadline = time.perf_counter() + CELL_TIMEOUT
+    gate = gate_of(cell, work)
+    gate.parent.mkdir(parents=True, exist_ok=True)
+    # A compiled cache of its own: many processes that write the same one meet half a file.
+    environment = os.environ | {GATE: str(gate), "UNSLOTH_COMPILE_LOCATION": str(work / "compiled" / cell.name)}
+    if cell.runs_alone:
+        environment["CUDA_VISIBLE_DEVICES"] = hardware.devices[0].uuid
+    opened: list[float] = []
 
     def wait(seconds: float) -> None:
-        if time.perf_counter() > deadline:
+        if not opened and gate.exists():
+            opened.append(time.perf_counter())
+        if opened and time.perf_counter() > opened[0] + CELL_TIMEOUT:
             raise TimeoutError(f"not done after {CELL_TIMEOUT:.0f} s")
+        if stopped.is_set() and not opened:
+            raise TimeoutError("not started")
         time.sleep(seconds)
 
     try:
@@ -199,13 +215,14 @@ def measure(
     figures |= {
         "batch": str(decided.batch),
         "step_seconds": round(statistics.median(done.seconds[-TIMED:]), 4),
-        "tokens_per_second": round(sum(done.tokens[-TIMED:]) / sum(done.seconds[-TIMED:])),
+        # Full rows, so that every step has as many.
+        "tokens_per_second": round(done.tokens[-1] / statistics.median(done.seconds[-TIMED:])),
         "memory_gib": {key: done.memory(key) for key in ("loading", "training", "host_loading", "host_training")},
         "loss": done.loss,
         "grad_norm": done.grad_norm,
         "seconds": done.seconds,
         "tokens": done.tokens,
-        "wall_seconds": done.wall_seconds,
+        "optim": decided.run.training["optim"],
     }
     single = single_of_group()
     if single and cell.strategy != ALONE and "error" not in single:
@@ -226,7 +243,7 @@ def difference(cell: Cell, decided: Plan, done: Trained, single: dict[str, Any])
     if not (directory / "adapter").is_dir():
         return found
     precision = precision_of(decided)
-    compared = compare(read(alone, directory), done, TOLERANCES[precision])
+    compared = compare(read(alone, directory), done, tolerance(precision, device="cuda"))
     return found | {
         "moved": compared.moved,
         "adapter": compared.adapter,
@@ -282,24 +299,31 @@ HEADER = (
 )
 
 
-INTRODUCTION = f"""\
+INTRODUCTION = """\
 # Every strategy against one GPU
 
-{{gpus}}, {{known}}, {{date}}. Random weights, LoRA r=16, bf16;
+{gpus}, {known}, {date}. Random weights, LoRA r=16, bf16;
 made by `python -m benchmarks.strategies`.
 
-`single` is one GPU that takes the rows of all in accumulation steps: {PARITY} steps on rows of {LENGTH // 8} to
-{LENGTH} tokens, then {WARM_UP + TIMED} on full ones. The differences of loss and gradient norm are the largest of all
-these steps, relative to it; the adapter's is the distance between the two at the end, as a share of how far that of
-one GPU has moved. *× one GPU* is throughput on full rows over that of `single`; *of linear* is over that of as many
-GPUs that each train `alone`, without accumulation. Memory is the peak of torch's allocator, on the fullest GPU."""
+`single` is one GPU that takes the rows of all in accumulation steps: {parity} steps on rows of {shortest} to
+{longest} tokens, then {full} on full ones, of which the last {timed} are timed (medians). The differences of
+loss and gradient norm are the largest of all these steps, relative to it; the adapter's is the distance between the two
+at the end, as a share of how far that of one GPU has moved. *× one GPU* is throughput on full rows over that of
+`single`; *of linear* is over that of as many GPUs that each train `alone`, without accumulation. Memory is the peak of
+torch's allocator and of the rows in shared memory, on the fullest GPU."""
 
 
 def page(report: dict[str, Any]) -> str:
     """docs/strategies.md: a table per shape and precision."""
     gpus = f"{len(report['gpu'])} × {report['gpu'][0]}"
     known = ", ".join(f"{name} {report['versions'][name]}" for name in ("torch", "unsloth", "accelerate", "trl"))
-    lines = [INTRODUCTION.format(gpus=gpus, known=known, date=report["date"])]
+    steps, longest = report["steps"], report["settings"]["length"]
+    full = steps["warm_up"] + steps["timed"]
+    numbers = {"parity": steps["parity"], "full": full, "timed": steps["timed"]}
+    numbers |= {"shortest": longest // 8, "longest": longest}
+    lines = [INTRODUCTION.format(gpus=gpus, known=known, date=report["date"], **numbers)]
+    if report.get("note"):  # written into the file by hand: what should be known of figures that were kept
+        lines += ["", report["note"]]
     for group in dict.fromkeys(cell.group for cell in CELLS):
         own = [cell for cell in CELLS if cell.group == group and cell.name in report["cells"]]
         if own:

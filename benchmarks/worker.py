@@ -1,7 +1,8 @@
 """A run's own training in each process, with what a measurement needs around it; benchmarks launch this module.
 
-BENCHMARK_GATE=FILE: import everything, then wait for FILE before anything reaches a GPU, so that a run's start costs
-the run before it no time. BENCHMARK_GIB=N: torch's allocator gets N GiB of the GPU, as if it had no more.
+BENCHMARK_GATE=FILE: import everything, write FILE.ready-RANK, and load nothing before FILE is there, so that many runs
+start at once and train one after the other.
+BENCHMARK_GIB=N: torch's allocator gets N GiB of the GPU, as if it had no more.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ def main(*words: str) -> int:
     from unsloth_accel.training import sft
 
     gate = os.environ.get(GATE)
+    if gate:
+        Path(f"{gate}.ready-{os.environ.get('RANK', '0')}").touch()
     while gate and not Path(gate).exists():
         time.sleep(0.05)
     limit = os.environ.get(GIB)

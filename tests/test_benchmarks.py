@@ -1,13 +1,18 @@
-"""benchmarks/strategies.py: what its cells train, and the page that it writes from their figures."""
+"""benchmarks/: what their cells train, how they wait for each other, and the pages made from their figures."""
 
 import json
+import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import CONFIG, write_weights
 
-from benchmarks import strategies
+from benchmarks import gpu_checks, strategies, worker
+from benchmarks.gpu_checks import CheckError, apart
 from benchmarks.strategies import CELLS, Cell, page, planned
 from unsloth_accel.hardware import Device, Hardware
 
@@ -54,6 +59,8 @@ def test_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
         "gpu": ["H100", "H100"],
         "versions": dict.fromkeys(("torch", "unsloth", "accelerate", "trl"), "1"),
         "date": "2026-11-22",
+        "steps": {"parity": 8, "warm_up": 3, "timed": 5},
+        "settings": {"length": 2048},
         "cells": {
             "8B-4bit-single": figures(1000),
             "8B-4bit-alone": figures(1050),
@@ -63,6 +70,7 @@ def test_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     text = page(report)
     assert "2 × H100, torch 1" in text
+    assert "8 steps on rows of 256 to\n2048 tokens, then 8 on full ones, of which the last 5" in text
     assert "## 8B in 4 bit, 4 rows at once on each GPU" in text
     assert "1.5B" not in text
     assert "| ddp | 1.000 | 2,000 | 2.00 | 0.952 | 0.002 % | 0.05 % | 3 % | 10.00 | 12.50 |" in text
@@ -70,3 +78,52 @@ def test_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| fsdp2 | out of memory |" in text
     columns = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert len(columns) == 1
+
+
+def test_a_worker_waits_at_its_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[tuple[str, ...]] = []
+    stand_in = SimpleNamespace(main=lambda *words: trained.append(words) or 0)
+    monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace())  # the real ones take half a minute
+    monkeypatch.setitem(sys.modules, "trl", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "unsloth_accel.training.sft", stand_in)
+    monkeypatch.setattr("unsloth_accel.training.sft", stand_in, raising=False)
+    gate = tmp_path / "gate"
+    monkeypatch.setenv(worker.GATE, str(gate))
+    thread = threading.Thread(target=worker.main, args=("run.yaml",))
+    thread.start()
+    time.sleep(0.3)
+    assert not trained
+    gate.touch()
+    thread.join(timeout=10)
+    assert trained == [("run.yaml",)]
+    assert (tmp_path / "gate.ready-0").is_file()
+
+
+def tensors(b: list[float]) -> dict[str, Any]:
+    import torch
+
+    return {"x.lora_A.weight": torch.ones(2), "x.lora_B.weight": torch.tensor(b)}
+
+
+def test_adapters_are_compared_by_what_they_have_learned() -> None:
+    assert apart(tensors([3, 4]), tensors([3, 4])) == 0
+    assert apart(tensors([3, 4]), tensors([3, 3])) == pytest.approx(0.2)
+    with pytest.raises(CheckError, match="same tensors"):
+        apart(tensors([3, 4]), {})
+
+
+def test_the_page_of_checks() -> None:
+    report = {
+        "gpu": ["H100", "H100"],
+        "versions": dict.fromkeys(("torch", "unsloth", "accelerate", "trl"), "1"),
+        "date": "2026-11-25",
+        "checks": {
+            "older-1": {"ok": True, "figures": {"ddp": {"loss": 0.00012}, "said": ["x|y", 3]}},
+            "gone": {"ok": True, "figures": {}},
+            "loop": {"ok": False, "error": "CheckError: broke\nin two lines"},
+        },
+    }
+    lines = gpu_checks.page(report).splitlines()
+    assert lines[-2] == "| loop | NO | CheckError: broke in two lines |"
+    assert not any("gone" in line for line in lines)  # a check that is no more
+    assert lines[-1] == "| older-1 | yes | ddp: loss: 0.00012; said: x\\|y, 3 |"

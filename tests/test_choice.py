@@ -79,6 +79,45 @@ def test_fsdp1_only_when_asked_and_with_a_warning() -> None:
     assert any("ddp would be faster" in reason for reason in made.reasons)
 
 
+MIXTURE = "unsloth/Qwen3-30B-A3B"
+
+
+def test_a_mixture_is_never_divided() -> None:
+    """Unsloth's sharded loading can't read experts that are several tensors in the checkpoint."""
+    made = planned("8xH100-80GB", MIXTURE)
+    assert made.strategy == "ddp"
+    assert "several tensors of the checkpoint" in why_not(made)["fsdp2"] == why_not(made)["fsdp2_native"]
+    for strategy in ("fsdp2", "fsdp2_native"):
+        with pytest.raises(ConfigError, match=r"several tensors of the checkpoint.*Fix: distributed.strategy=ddp"):
+            planned("8xH100-80GB", MIXTURE, distributed={"strategy": strategy})
+
+
+@pytest.mark.parametrize(
+    ("strategy", "asked", "taken", "why"),
+    [
+        ("ddp", None, "adamw_torch_fused", "the same steps under every strategy"),
+        ("fsdp2", None, "adamw_torch_fused", "the same steps under every strategy"),
+        ("fsdp2", "adamw_8bit", "adamw_torch_fused", "in the place of adamw_8bit under fsdp2"),
+        ("fsdp2_native", "adamw_8bit", "adamw_8bit", ""),
+        ("ddp", "adamw_8bit", "adamw_8bit", ""),
+        ("fsdp1", None, "adamw_torch", "the same steps under every strategy"),
+        ("fsdp1", "adamw_torch_fused", "adamw_torch", "FSDP1 can't save the state of adamw_torch_fused"),
+        ("fsdp1", "sgd", "sgd", ""),
+    ],
+)
+def test_the_optimizer_is_said(strategy: str, asked: str | None, taken: str, why: str) -> None:
+    training = {"optim": asked} if asked else {}
+    made = planned("4xH100-80GB", SMALL, distributed={"strategy": strategy}, training=training)
+    assert made.resolved()["training"]["optim"] == taken
+    told = [reason for reason in made.reasons if reason.startswith("training.optim")]
+    assert len(told) == bool(why)
+    assert all(why in reason and taken in reason for reason in told)
+
+
+def test_on_a_cpu_the_optimizer_is_the_trainers_own() -> None:
+    assert "optim" not in planned("cpu", "unsloth/Llama-3.2-1B", 8).resolved()["training"]
+
+
 def test_what_is_asked_for_and_cannot_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="ddp needs"):
         planned("8xH100-80GB", LARGE, distributed={"strategy": "ddp"})

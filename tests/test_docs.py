@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import ROOT, Run, cli_command
 
-from benchmarks import fsdp2_report
+from benchmarks import fsdp2_report, gpu_checks, strategies
 from benchmarks.memory import HELD_OUT
 from benchmarks.memory_report import measured, memory_page, speed_page
 from benchmarks.tables import RESULTS, filled
@@ -96,9 +96,19 @@ def test_the_readmes_mistakes_are_reported_as_shown(cli: Run, tmp_path: Path) ->
 
 def test_the_pages_of_predictions_are_what_the_results_say() -> None:
     pages = {"memory.md": memory_page(), "speed.md": speed_page(), "fsdp2.md": fsdp2_report.page()}
+    for name, module in (("strategies.md", strategies), ("gpu-checks.md", gpu_checks)):
+        pages[name] = module.page(json.loads((ROOT / module.OUT).read_text(encoding="utf-8")))
     for name, page in pages.items():
         text = (ROOT / "docs" / name).read_text(encoding="utf-8")
         assert text == page, "run make docs"
+
+
+@pytest.mark.parametrize("file", READMES)
+def test_the_figures_of_fsdp2_are_the_measured_ones(file: str) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    paragraph = next(part for part in text.split("\n\n") if "docs/gpu-checks.md" in part)
+    measured = fsdp2_report.newest()
+    assert re.findall(r"0\.\d\d", paragraph) == [f"{measured[key]:.2f}" for key in ("of_one", "linear", "of_ddp")]
 
 
 @pytest.mark.parametrize("file", READMES)

@@ -36,6 +36,15 @@ def test_each_strategy_has_its_kind_of_run(
         guard.check_world(promised)
 
 
+def test_the_kind_is_read_where_unsloth_hides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Unsloth 2025.12 and 2026.8 do where one GPU is visible; the word is then a function."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(Accelerator, "distributed_type", lambda *_: "NO")
+    assert guard.kind_of(accelerator) == "NO"
+
+
 def test_sharding_that_was_promised_must_be_there() -> None:
     whole = SimpleNamespace(parameters=lambda: [SimpleNamespace()])
     sharded = SimpleNamespace(parameters=lambda: [SimpleNamespace(), SimpleNamespace(_local_tensor=None)])

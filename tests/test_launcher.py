@@ -181,3 +181,26 @@ def test_commands(cli: Run) -> None:
     )
     assert bad_flag.returncode == 2
     assert "Traceback" not in bad_flag.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), ""),
+        (("model.load_in_4bit=true",), "model.load_in_4bit=True: FSDP1 can't flatten weights in 4 bit"),
+        (
+            ("data.eval_path={rows}", "evaluation.exact_match=true"),
+            "answers can't be generated from FSDP1's flat shards",
+        ),
+        (("data.eval_path={rows}",), ""),
+    ],
+)
+def test_what_fsdp1_can_not_do_is_refused(words: tuple[str, ...], told: str, file: Path) -> None:
+    from unsloth_accel.launcher import plan_problems
+    from unsloth_accel.planner import plan
+    from unsloth_accel.run_config import load
+
+    run = load(file, [word.format(rows=load(file).data.path) for word in words] + ["distributed.strategy=fsdp1"])
+    problems = [str(problem) for problem in plan_problems(plan(run, TWO))]
+    assert len(problems) == bool(told)
+    assert all(told in problem and "fsdp2" in problem for problem in problems)

@@ -139,3 +139,26 @@ def test_checksums_see_values_places_and_types() -> None:
     assert guard._checksum(torch.nextafter(tensor, tensor + 1)) != guard._checksum(tensor)
     for dtype in (torch.float64, torch.bfloat16, torch.float16, torch.int8):
         assert guard._checksum(tensor.to(dtype)) != guard._checksum((tensor + 1).to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("optim", "save_strategy", "only_model", "refused"),
+    [
+        ("adamw_torch_fused", "steps", False, True),
+        ("adamw_torch_fused", "no", False, False),
+        ("adamw_torch_fused", "steps", True, False),
+        ("adamw_torch", "steps", False, False),
+    ],
+)
+def test_fsdp1_refuses_an_optimizer_whose_state_it_can_not_save(
+    optim: str, save_strategy: str, only_model: bool, refused: bool
+) -> None:
+    from unsloth_accel.adapters.fsdp1 import refuse_fused
+    from unsloth_accel.problems import ConfigError
+
+    args: Any = SimpleNamespace(optim=optim, save_strategy=save_strategy, save_only_model=only_model)
+    if not refused:
+        refuse_fused(args)
+        return
+    with pytest.raises(ConfigError, match=r"end at its first checkpoint\. Fix: optim='adamw_torch'"):
+        refuse_fused(args)

@@ -94,8 +94,8 @@ class Question:
 
 
 FSDP1_REASON = (
-    "Unsloth declines its fused LoRA kernels under FSDP1 (three times slower, measured), PEFT 0.21 saves an empty "
-    "adapter, and a resumed run restores nothing; it is never chosen, only taken when asked for."
+    "Unsloth declines its fused LoRA kernels under FSDP1 (three times slower, measured), every GPU loads the whole "
+    "model first, and transformers 5.20 removes it; it is never chosen, only taken when asked for."
 )
 
 

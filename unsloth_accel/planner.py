@@ -10,7 +10,7 @@ from . import plan_view
 from .accelerate_config import AccelerateConfig, Precision, Strategy, launch_lines
 from .adapters.environment import variables_for
 from .batch import DEFAULT_PER_DEVICE, Batch, check_divisible, divide_batch, divisors, rows_text
-from .capabilities import Capabilities
+from .capabilities import SHARDED, Capabilities
 from .choice import ERROR, Option, Question, Rejected, choose, free_gib
 from .files import write_atomically
 from .hardware import Device, Hardware
@@ -195,7 +195,7 @@ def plan(
         trained = targets(run, spec)
         run = _spelt_out(run, spec, trained, reasons)
         question = _question(run, spec, trained, replace(hardware, devices=used), precision, count, rows)
-        question = replace(question, unavailable=unavailable)
+        question = replace(question, unavailable=unavailable | _cannot_shard(spec, run))
         if device == "cuda":
             chosen, why, rejected = choose(question, run.distributed.strategy)
             reasons += why
@@ -417,6 +417,22 @@ def _spelt_out(run: RunConfig, spec: ModelSpec, trained: Targets, reasons: list[
         reasons.append("4 bit: the checkpoint is quantized, so model.load_in_4bit is taken as true.")
         model = replace(model, load_in_4bit=True)
     return replace(run, model=model, lora=replace(run.lora, target_modules=list(trained.modules)))
+
+
+def _cannot_shard(spec: ModelSpec, run: RunConfig) -> dict[Strategy, str]:
+    """The strategies that can't divide this model, each with the reason; raises `ConfigError` for one asked for."""
+    if not spec.num_experts:
+        return {}
+    # Seen on two H100 with Unsloth 2026.10.9: unsloth/models/fsdp2_load.py, "several checkpoint tensors".
+    reason = (
+        "a mixture's experts are put together from several tensors of the checkpoint, and Unsloth's sharded loading "
+        "can't read those: each GPU would have to load the whole model first."
+    )
+    if run.distributed.strategy in SHARDED:
+        fix = "distributed.strategy=ddp, and model.load_in_4bit=true if it doesn't fit"
+        problem = Problem(key="distributed.strategy", value=run.distributed.strategy, consequence=reason, fix=fix)
+        raise ConfigError(problem)
+    return dict.fromkeys(SHARDED, reason)
 
 
 def _with_optimizer(run: RunConfig, strategy: Strategy, device: str, reasons: list[str]) -> RunConfig:

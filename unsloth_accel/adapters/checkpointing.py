@@ -34,6 +34,8 @@ def keep_checkpoints(trainer: Trainer) -> None:
     """Make `trainer` write whole, recorded checkpoints; once is enough."""
     if guard.kind_of(trainer.accelerator) == "FSDP":
         fsdp1.let_peft_see_through()
+        if not trainer.accelerator.is_fsdp2:
+            fsdp1.refuse_fused(trainer.args)
     _save_model_gathered(trainer)
     _survive_and_record(trainer)
 

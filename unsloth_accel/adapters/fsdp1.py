@@ -6,16 +6,21 @@ Mends, in PEFT 0.21 with accelerate 1.15 and torch's FullyShardedDataParallel:
   `_get_tuner_state_dict_key_prefixes`), in checkpoints too.
 - On resume it takes the wrapped names for a model without PEFT's prefix, strips the prefix from what it loads, and
   restores nothing, without a word (peft/utils/save_and_load.py: `requires_prefix`; load_state_dict is not strict).
+Refuses:
+- a fused optimizer where checkpoints are saved: its step counters lie on the GPUs, and putting the ranks' states
+  together compares one GPU's with another's, which ends the run at its first checkpoint (torch 2.11,
+  torch/distributed/fsdp/_optim_utils.py: `_convert_all_state_info`; seen on two H100).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..problems import UnslothAccelError
+from ..problems import ConfigError, Problem, UnslothAccelError
 
 if TYPE_CHECKING:
     import torch
+    from transformers import TrainingArguments
 
 WRAPPED = "_fsdp_wrapped_module."
 _MARK = "_unsloth_accel"
@@ -58,6 +63,15 @@ def gathered(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def bare(name: str) -> str:
     """`name` as the model has it that is not wrapped."""
     return name.replace(WRAPPED, "")
+
+
+def refuse_fused(args: TrainingArguments) -> None:
+    """Raise `ConfigError` for a fused optimizer whose state would have to be saved."""
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    saves = str(getattr(args.save_strategy, "value", args.save_strategy)) != "no" and not args.save_only_model
+    if saves and optimizer.endswith("_fused"):
+        consequence = "FSDP1 can't put its state together: the run would end at its first checkpoint."
+        raise ConfigError(Problem(key="optim", value=optimizer, consequence=consequence, fix="optim='adamw_torch'"))
 
 
 def let_peft_see_through() -> None:

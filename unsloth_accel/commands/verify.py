@@ -76,7 +76,7 @@ def run(words: Sequence[str]) -> int:
             num_processes=asked.num_processes,
         )
         precision = precision_of(chosen.single)
-        tolerance(precision, asked.tolerance)  # refuses what is none before anything starts
+        tolerance(precision, asked.tolerance, chosen.single.device)  # refuses what is none before anything starts
         print(heading(chosen.single, precision, asked.steps), flush=True)
         with _terminated_like_interrupted():
             found = verify(chosen, asked.tolerance, _progress())

@@ -91,13 +91,13 @@ def fsdp_version_unknown(config: Document) -> Iterator[Finding]:
 @rule("fsdp1", "warning")
 def fsdp1(config: Document) -> Iterator[Finding]:
     """Unsloth declines its fused LoRA kernels (three times slower than FSDP2, measured), PEFT 0.21 saves an empty
-    adapter, a resumed run restores no adapter tensor, and transformers 5.20 removes it.
+    adapter and restores no tensor of it (which `adapt` mends), and transformers 5.20 removes it.
 
     Reference: measured (1.274 against 0.429 s per step; 0 of 24 tensors restored; 0 numbers saved on two H200);
     unsloth/models/loader_utils.py: fsdp2_keeps_fused_lora; peft/tuners/tuners_utils.py: _get_adapter_state_dict.
     """
     if config.fsdp_version == 1 and "version" in config.fsdp:
-        consequence = "three times slower than FSDP2 with Unsloth, and PEFT 0.21 saves and restores no adapter."
+        consequence = "three times slower than FSDP2 with Unsloth, and PEFT 0.21 alone saves and restores no adapter."
         fix = "fsdp_version: 2, as in accelerate_configs/fsdp2.yaml"
         yield config.problem(config.fsdp["version"], consequence, fix)
 

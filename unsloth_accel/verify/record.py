@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..adapters import environment, guard
+from ..adapters.fsdp1 import is_fsdp1
 from ..adapters.peer import shared_bytes
 from ..files import write_atomically
 from . import RECORD, START
@@ -43,8 +44,10 @@ class Record(TrainerCallback):
     ) -> None:
         self._note_memory("training", kwargs["model"])
         trained = guard.trainable(kwargs["model"])
-        self.figures["sharded"] = any(map(guard.is_sharded, trained.values()))
-        self.figures["adapter"] = _hash(trained)
+        flat = is_fsdp1(kwargs["model"])  # each rank holds pieces of its own
+        self.figures["sharded"] = flat or any(map(guard.is_sharded, trained.values()))
+        if not flat:
+            self.figures["adapter"] = _hash(trained)
         name = f"rank-{self.figures['rank']}.json"
         write_atomically(self.directory / name, json.dumps(self.figures, indent=1) + "\n")
 

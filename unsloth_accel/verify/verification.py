@@ -104,7 +104,7 @@ def verify(settings: Settings, changes: Sequence[str] = (), tell: Tell = lambda 
     which leaves nothing to compare with, and `ConfigError` for `changes` that are none.
     """
     precision = precision_of(settings.single)
-    allowed = tolerance(precision, changes)
+    allowed = tolerance(precision, changes, settings.single.device)
     settings.write_rows()
     try:
         single = _trained(settings.single, tell, settings.threads)
