@@ -91,6 +91,8 @@ def test_a_worker_waits_at_its_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv(worker.GATE, str(gate))
     thread = threading.Thread(target=worker.main, args=("run.yaml",))
     thread.start()
+    while not (tmp_path / "gate.ready-0").is_file():
+        time.sleep(0.05)
     time.sleep(0.3)
     assert not trained
     gate.touch()

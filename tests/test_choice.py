@@ -97,11 +97,12 @@ def test_a_mixture_is_never_divided() -> None:
     [
         ("ddp", None, "adamw_torch_fused", "the same steps under every strategy"),
         ("fsdp2", None, "adamw_torch_fused", "the same steps under every strategy"),
-        ("fsdp2", "adamw_8bit", "adamw_torch_fused", "in the place of adamw_8bit under fsdp2"),
+        ("fsdp2", "adamw_8bit", "adamw_torch_fused", "fsdp2 can't step the shards of adamw_8bit"),
+        ("fsdp2", "paged_adamw_8bit", "adamw_torch_fused", "fsdp2 can't step the shards of paged_adamw_8bit"),
         ("fsdp2_native", "adamw_8bit", "adamw_8bit", ""),
         ("ddp", "adamw_8bit", "adamw_8bit", ""),
         ("fsdp1", None, "adamw_torch", "the same steps under every strategy"),
-        ("fsdp1", "adamw_torch_fused", "adamw_torch", "FSDP1 can't save the state of adamw_torch_fused"),
+        ("fsdp1", "adamw_torch_fused", "adamw_torch", "fsdp1 can't save the state of adamw_torch_fused"),
         ("fsdp1", "sgd", "sgd", ""),
     ],
 )
@@ -112,6 +113,17 @@ def test_the_optimizer_is_said(strategy: str, asked: str | None, taken: str, why
     told = [reason for reason in made.reasons if reason.startswith("training.optim")]
     assert len(told) == bool(why)
     assert all(why in reason and taken in reason for reason in told)
+
+
+def test_memory_is_that_of_the_optimizer_that_steps() -> None:
+    fsdp2, native = (
+        planned("4xH100-80GB", SMALL, distributed={"strategy": strategy}, training={"optim": "adamw_8bit"}).memory
+        for strategy in ("fsdp2", "fsdp2_native")
+    )
+    assert fsdp2 is not None
+    assert native is not None
+    assert fsdp2.terms["optimizer"] == 2 * fsdp2.terms["lora"]
+    assert native.terms["optimizer"] == pytest.approx(native.terms["lora"] / 2)
 
 
 def test_on_a_cpu_the_optimizer_is_the_trainers_own() -> None:

@@ -36,7 +36,8 @@ def test_fsdp2_trains_like_one_process(tiny: Path, tmp_path: Path, r: int, whole
     alone = train(tiny, tmp_path / "one", r=r, processes=1)
     shared = train(tiny, tmp_path / "two", r=r, processes=2, PEERS_IN_FILES="1" if peers else "0")
     assert (shared["fetched"] > 8) is peers  # at least the head, in each of eight passes
-    assert shared["embedding_gathered"] is not peers
+    # Of 20 passes, 12 of them evaluation's, those with more tokens than it would pay for gather the embedding too.
+    assert 12 < shared["looked_up"] < 20 if peers else shared["looked_up"] == 0
     assert shared["eval"] == pytest.approx(alone["eval"], abs=1e-5)
     assert shared["eval"][0] == shared["eval"][1]
     assert shared["sums"] == pytest.approx(alone["sums"], rel=1e-4)

@@ -142,23 +142,27 @@ def test_checksums_see_values_places_and_types() -> None:
 
 
 @pytest.mark.parametrize(
-    ("optim", "save_strategy", "only_model", "refused"),
+    ("optim", "own", "save_strategy", "only_model", "refused"),
     [
-        ("adamw_torch_fused", "steps", False, True),
-        ("adamw_torch_fused", "no", False, False),
-        ("adamw_torch_fused", "steps", True, False),
-        ("adamw_torch", "steps", False, False),
+        ("adamw_torch_fused", None, "steps", False, True),
+        ("adamw_torch_fused", None, "no", False, False),
+        ("adamw_torch_fused", None, "steps", True, False),
+        ("adamw_torch", None, "steps", False, False),
+        ("adamw_torch", True, "steps", False, True),
+        ("adamw_torch_fused", False, "steps", False, False),
     ],
 )
 def test_fsdp1_refuses_an_optimizer_whose_state_it_can_not_save(
-    optim: str, save_strategy: str, only_model: bool, refused: bool
+    optim: str, own: bool | None, save_strategy: str, only_model: bool, refused: bool
 ) -> None:
     from unsloth_accel.adapters.fsdp1 import refuse_fused
     from unsloth_accel.problems import ConfigError
 
-    args: Any = SimpleNamespace(optim=optim, save_strategy=save_strategy, save_only_model=only_model)
+    args = SimpleNamespace(optim=optim, save_strategy=save_strategy, save_only_model=only_model)
+    given = None if own is None else torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], fused=own)
+    trainer: Any = SimpleNamespace(args=args, optimizer=given)
     if not refused:
-        refuse_fused(args)
+        refuse_fused(trainer)
         return
     with pytest.raises(ConfigError, match=r"end at its first checkpoint\. Fix: optim='adamw_torch'"):
-        refuse_fused(args)
+        refuse_fused(trainer)

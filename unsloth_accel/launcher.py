@@ -17,6 +17,7 @@ from .adapters.environment import OTHER_KINDS, missing_for, promise_of_config, v
 from .capabilities import here
 from .checkpoints import find
 from .hardware import Hardware, detect
+from .memory import BITSANDBYTES_ADAMW
 from .planner import TRAINING_MODULE, Plan, plan
 from .problems import ConfigError, Problem, errors, raise_errors
 from .resume import resume_problems
@@ -111,6 +112,10 @@ def _fsdp1_problems(decided: Plan) -> list[Problem]:
     if run.model.load_in_4bit:
         consequence = "FSDP1 can't flatten weights in 4 bit; every process fails."
         found.append(Problem(key="model.load_in_4bit", value=True, consequence=consequence, fix=fix))
+    optim = str(run.training.get("optim"))
+    if optim in BITSANDBYTES_ADAMW:
+        consequence = "whether FSDP1 can put its state together was never tried."
+        found.append(Problem(key="training.optim", value=optim, consequence=consequence, fix=f"adamw_torch, or {fix}"))
     if run.data.eval_path and run.evaluation.exact_match:
         consequence = "answers can't be generated from FSDP1's flat shards; the run fails once it has trained."
         found.append(Problem(key="evaluation.exact_match", value=True, consequence=consequence, fix=f"false, or {fix}"))

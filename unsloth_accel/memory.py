@@ -42,6 +42,25 @@ OPTIMIZER_BYTES: dict[str, float] = {
 optim/optimizer.py; their block scales add 3 % and tensors below 4096 elements stay at 32 bit, which LoRA's are not).
 Paged ones count in full: pages move to the host only under pressure. An unknown optimizer counts as AdamW."""
 
+OPTIMIZER, ON_THE_HOST = "adamw_torch_fused", "adamw_torch"
+"""Torch's AdamW; the second keeps its step counter on the host."""
+BITSANDBYTES_ADAMW = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw", "paged_adamw_32bit", "paged_adamw_8bit")
+
+
+def optimizer_for(strategy: Strategy, asked: str | None) -> str:
+    """What steps under `strategy` where `asked` is asked for, or nothing: Unsloth's own default, adamw_8bit, would be
+    another optimizer on one GPU than under fsdp2.
+
+    bitsandbytes can't step the shards of accelerate's FSDP2 (unsloth/models/rl.py: "Switching optim"); FSDP1 can't put
+    together the state of a fused optimizer (`adapters.fsdp1`).
+    """
+    if asked is None:
+        return ON_THE_HOST if strategy == "fsdp1" else OPTIMIZER
+    if strategy == "fsdp2" and asked in BITSANDBYTES_ADAMW:
+        return OPTIMIZER
+    return ON_THE_HOST if strategy == "fsdp1" and asked.endswith("_fused") else asked
+
+
 BLOCK_INTERMEDIATE = 4.0
 """Copies of (tokens × intermediate_size) alive at the peak of a block's backward: gate, up, and their gradients, all in
 Unsloth's fused MLP (unsloth/kernels/fast_lora.py). Fitted: 1.5B and 8B give 4.0."""
@@ -183,7 +202,7 @@ def estimate(work: Workload, strategy: Strategy, num_processes: int, *, free_gib
         "weights": work.weight_bytes / shards,
         "lora": lora / lora_shards,
         "gradients": lora / lora_shards,
-        "optimizer": OPTIMIZER_BYTES.get(work.optim, 8) * work.lora_parameters / lora_shards,
+        "optimizer": OPTIMIZER_BYTES.get(optimizer_for(strategy, work.optim), 8) * work.lora_parameters / lora_shards,
     }
     if strategy == "ddp" or whole_lora:
         terms["gradient_buckets"] = lora

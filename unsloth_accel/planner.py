@@ -14,7 +14,7 @@ from .capabilities import SHARDED, Capabilities
 from .choice import ERROR, Option, Question, Rejected, choose, free_gib
 from .files import write_atomically
 from .hardware import Device, Hardware
-from .memory import MemoryEstimate, Workload
+from .memory import MemoryEstimate, Workload, optimizer_for
 from .model_files import may_be_hub_id
 from .model_spec import TOWER, ModelSpec
 from .precision import choose_precision
@@ -25,8 +25,6 @@ from .speed import Speed
 from .targets import Targets, targets
 
 TRAINING_MODULE = "unsloth_accel.training.sft"
-OPTIMIZER, EIGHT_BIT = "adamw_torch_fused", "adamw_8bit"
-"""What every strategy but fsdp1 can step; and Unsloth's own default, which accelerate's FSDP2 can't."""
 DECISIVE = ("taken as", "link ", "network ", "MIG")
 """Words of those findings about hardware that a plan depends on; the others are in `Hardware.reasons`."""
 
@@ -195,7 +193,7 @@ def plan(
         trained = targets(run, spec)
         run = _spelt_out(run, spec, trained, reasons)
         question = _question(run, spec, trained, replace(hardware, devices=used), precision, count, rows)
-        question = replace(question, unavailable=unavailable | _cannot_shard(spec, run))
+        question = replace(question, unavailable=unavailable | _cannot_shard(spec, run, device))
         if device == "cuda":
             chosen, why, rejected = choose(question, run.distributed.strategy)
             reasons += why
@@ -419,14 +417,14 @@ def _spelt_out(run: RunConfig, spec: ModelSpec, trained: Targets, reasons: list[
     return replace(run, model=model, lora=replace(run.lora, target_modules=list(trained.modules)))
 
 
-def _cannot_shard(spec: ModelSpec, run: RunConfig) -> dict[Strategy, str]:
+def _cannot_shard(spec: ModelSpec, run: RunConfig, device: str) -> dict[Strategy, str]:
     """The strategies that can't divide this model, each with the reason; raises `ConfigError` for one asked for."""
-    if not spec.num_experts:
+    if not spec.num_experts or device == "cpu":
         return {}
-    # Seen on two H100 with Unsloth 2026.10.9: unsloth/models/fsdp2_load.py, "several checkpoint tensors".
+    # Seen on two H100 with Qwen3's and Unsloth 2026.10.9: unsloth/models/fsdp2_load.py, "several checkpoint tensors".
     reason = (
-        "a mixture's experts are put together from several tensors of the checkpoint, and Unsloth's sharded loading "
-        "can't read those: each GPU would have to load the whole model first."
+        "a mixture of experts: transformers puts experts together from several tensors of the checkpoint, which "
+        "Unsloth's sharded loading can't read (seen with Qwen3's), and nothing else was tried."
     )
     if run.distributed.strategy in SHARDED:
         fix = "distributed.strategy=ddp, and model.load_in_4bit=true if it doesn't fit"
@@ -438,21 +436,16 @@ def _cannot_shard(spec: ModelSpec, run: RunConfig) -> dict[Strategy, str]:
 def _with_optimizer(run: RunConfig, strategy: Strategy, device: str, reasons: list[str]) -> RunConfig:
     """`run` with its optimizer by name, the same one under every strategy where nothing is said."""
     asked = run.training.get("optim")
-    if asked == EIGHT_BIT and strategy == "fsdp2":
-        reasons.append(f"training.optim={OPTIMIZER}: Unsloth takes it in the place of {asked} under fsdp2.")
-    elif asked is None and device == "cuda":
-        # Unsloth's own default, adamw_8bit, would be another optimizer on one GPU than under fsdp2.
-        reasons.append(f"training.optim={_torchs(strategy)}: the same steps under every strategy.")
-    elif not (strategy == "fsdp1" and asked == OPTIMIZER):
+    if device == "cpu":
         return run
-    else:
-        reasons.append(f"training.optim={_torchs(strategy)}: FSDP1 can't save the state of {asked} (torch 2.11).")
-    return replace(run, training=run.training | {"optim": _torchs(strategy)})
-
-
-def _torchs(strategy: Strategy) -> str:
-    """Torch's AdamW, as `strategy` can step and save it."""
-    return "adamw_torch" if strategy == "fsdp1" else OPTIMIZER
+    taken = optimizer_for(strategy, asked)
+    if taken == asked:
+        return run
+    why = "the same steps under every strategy"
+    if asked:
+        why = f"{strategy} can't {'step the shards' if strategy == 'fsdp2' else 'save the state'} of {asked}"
+    reasons.append(f"training.optim={taken}: {why}.")
+    return replace(run, training=run.training | {"optim": taken})
 
 
 def _check_host(chosen: Option, question: Question) -> None:

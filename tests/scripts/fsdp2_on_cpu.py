@@ -19,7 +19,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from datasets import Dataset
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from trl import SFTConfig, SFTTrainer
 
 
@@ -32,6 +32,8 @@ def pretend_fsdp2() -> None:
         reshard_after_forward=True,
         state_dict_type="FULL_STATE_DICT",
         cpu_ram_efficient_loading=False,
+        # Sums in another dtype than the weights', as with bf16 on GPUs: FSDP2 then looks into every unit's gradients.
+        mixed_precision_policy=MixedPrecisionPolicy(reduce_dtype=torch.float64),
     )
     for state in (AcceleratorState, PartialState):
         state._shared_state["distributed_type"] = DistributedType.FSDP
@@ -65,7 +67,7 @@ def main(path: str, out: str, r: str) -> None:
         pretend_fsdp2()
     if peers_in_files.wanted():
         peers_in_files.use(Path(out, "shared"))
-    rows = [{"text": "abc def ghi " * (1 + (i * 7) % 6)} for i in range(64)]
+    rows = [{"text": "abc def ghi " * (1 + (i * 7) % 8)} for i in range(64)]
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
@@ -88,7 +90,7 @@ def main(path: str, out: str, r: str) -> None:
             "eval": [evaluated, again],
             "sums": sums,
             "fetched": units.fetched if units else 0,
-            "embedding_gathered": "forward" not in vars(model.get_input_embeddings()),
+            "looked_up": units.looked_up if units else 0,
             "units": sum(isinstance(module, FSDPModule) for module in model.modules()),
             "lora_whole": not any(hasattr(p, "_local_tensor") for p in model.parameters() if p.requires_grad),
             "frozen_sharded": frozen_sharded,

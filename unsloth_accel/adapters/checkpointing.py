@@ -35,7 +35,7 @@ def keep_checkpoints(trainer: Trainer) -> None:
     if guard.kind_of(trainer.accelerator) == "FSDP":
         fsdp1.let_peft_see_through()
         if not trainer.accelerator.is_fsdp2:
-            fsdp1.refuse_fused(trainer.args)
+            fsdp1.refuse_fused(trainer)
     _save_model_gathered(trainer)
     _survive_and_record(trainer)
 

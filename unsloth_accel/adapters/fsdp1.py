@@ -20,7 +20,7 @@ from ..problems import ConfigError, Problem, UnslothAccelError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import TrainingArguments
+    from transformers import Trainer
 
 WRAPPED = "_fsdp_wrapped_module."
 _MARK = "_unsloth_accel"
@@ -65,12 +65,19 @@ def bare(name: str) -> str:
     return name.replace(WRAPPED, "")
 
 
-def refuse_fused(args: TrainingArguments) -> None:
+def refuse_fused(trainer: Trainer) -> None:
     """Raise `ConfigError` for a fused optimizer whose state would have to be saved."""
+    args = trainer.args
     optimizer = str(getattr(args.optim, "value", args.optim))
+    fused = optimizer.endswith("_fused")
+    if trainer.optimizer is not None:  # made by the script
+        optimizer = type(trainer.optimizer).__name__
+        fused = any(group.get("fused") for group in trainer.optimizer.param_groups)
     saves = str(getattr(args.save_strategy, "value", args.save_strategy)) != "no" and not args.save_only_model
-    if saves and optimizer.endswith("_fused"):
-        consequence = "FSDP1 can't put its state together: the run would end at its first checkpoint."
+    if saves and fused:
+        consequence = (
+            "FSDP1 can't put the state of a fused optimizer together: the run would end at its first checkpoint."
+        )
         raise ConfigError(Problem(key="optim", value=optimizer, consequence=consequence, fix="optim='adamw_torch'"))
 
 

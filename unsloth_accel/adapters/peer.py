@@ -49,8 +49,8 @@ class Units:
         """The block whose weights are in each set of buffers."""
         self.buffers: dict[Any, torch.Tensor] = {}
         self.shared_bytes = 0
-        self.fetched = 0
-        """Units fetched so far, for tests and curiosity."""
+        self.fetched = self.looked_up = 0
+        """Units fetched and embeddings looked up in place so far, for tests and curiosity."""
 
     def make_room(self) -> None:
         """Free the buffers that no block uses now; whoever comes next takes memory for them again."""
@@ -151,7 +151,8 @@ class Unit:
 
     def look_up_rows(self, module: Any) -> None:
         """Let `module`, the input embedding that is this unit, read the rows of its tokens from the ranks that hold
-        them; it is gathered only for those who ask for it (`unshard`)."""
+        them. It is gathered for those who ask for it (`unshard`), and for batches of so many tokens that it is less to
+        read: every token's row is read from every rank, one of them the right one."""
         from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 
         group, gather, whole = self.group, self.group.unshard, module.forward
@@ -164,22 +165,25 @@ class Unit:
                 gather(async_op)
 
         def forward(tokens: torch.Tensor) -> torch.Tensor:
+            self.must_be_frozen()
+            if not group.is_unsharded and tokens.numel() * len(tables) > length:
+                gather()
+                group.wait_for_unshard()
             if group.is_unsharded:
                 found: torch.Tensor = whole(tokens)
                 return found
+            self.units.looked_up += 1
             return _rows_of(tokens, tables, length, parameter.param_dtype)
 
         group.unshard, module.forward = unshard, forward
+        # FSDP2 looks for a gradient in the gathered weight, which may never have been there.
+        parameter.to_accumulated_grad_if_needed = lambda: None
 
     def fetch(self) -> None:
         """Start to copy every rank's rows into place."""
         import torch
 
-        if any(parameter.sharded_param.requires_grad for parameter in self.group.fsdp_params):
-            raise PeerError(
-                "weights that were frozen when the model was prepared are trained now, and the other ranks may read "
-                f"them while they change. Fix: set what trains before prepare, or launch with {SWITCH}=0."
-            )
+        self.must_be_frozen()
         units = self.units
         current = torch.cuda.current_stream()
         holder = None if self.turn is None else units.holders.get(self.turn)
@@ -217,6 +221,14 @@ class Unit:
                 self.ready = torch.cuda.Event()
                 self.ready.record()
         units.fetched += 1
+
+    def must_be_frozen(self) -> None:
+        """Raise `PeerError` where the unit's weights train."""
+        if any(parameter.sharded_param.requires_grad for parameter in self.group.fsdp_params):
+            raise PeerError(
+                "weights that were frozen when the model was prepared are trained now, and the other ranks may read "
+                f"them while they change. Fix: set what trains before prepare, or launch with {SWITCH}=0."
+            )
 
     @property
     def busy(self) -> bool:

@@ -48,6 +48,8 @@ class _Reader:
     text: str = ""
     shared: set[int] = field(default_factory=set)
     """Nodes that several keys lead to, by id."""
+    told: set[int] = field(default_factory=set)
+    """Mappings whose mixed merges have been told; every alias leads there again."""
 
     def tell(self, rule: str, key: str, consequence: str, fix: str, line: int | None = None, *repairs: Repair) -> None:
         finding = Finding(key=key, consequence=consequence, fix=fix, file=self.file, line=line, repairs=repairs)
@@ -268,11 +270,14 @@ def _mapping(reader: _Reader, node: yaml.MappingNode, prefix: str, own: bool) ->
     taken: dict[str, Any] = {}
     for line, one in merged:
         for key in one.keys() & taken.keys() - values.keys():
-            if repr(one[key]) != repr(taken[key]):
-                consequence = f"takes {key} from several mappings, as {one[key]!r} and {taken[key]!r}; which of them "
-                consequence += "wins depends on the version of PyYAML."
+            if id(node) not in reader.told and repr(one[key]) != repr(taken[key]):
+                consequence = (
+                    f"takes {key} from several mappings, as {one[key]!r} and {taken[key]!r}; PyYAML's versions "
+                )
+                consequence += "don't agree on which of them wins."
                 reader.tell("merge-conflict", f"{prefix}<<", consequence, f"write {key} itself beside <<", line)
         taken |= one
+    reader.told.add(id(node))
     return {**taken, **values}
 
 

@@ -281,7 +281,9 @@ def run_optimizer(config: Document) -> Iterator[Finding]:
     Reference: unsloth/models/rl.py: "Switching optim = 'adamw_8bit' to 'adamw_torch_fused'"; unsloth/models/
     fsdp2_native.py: _BNB_LOCAL_SHARD_OPTIMS.
     """
-    if config.get("training.optim") == "adamw_8bit" and config.get("distributed.strategy") == "fsdp2":
+    from ..memory import BITSANDBYTES_ADAMW
+
+    if config.get("training.optim") in BITSANDBYTES_ADAMW and config.get("distributed.strategy") == "fsdp2":
         consequence = "is replaced by adamw_torch_fused under fsdp2."
         yield config.problem("training.optim", consequence, "training.optim: adamw_torch_fused")
 

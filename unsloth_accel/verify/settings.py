@@ -14,7 +14,8 @@ from ..batch import divisors
 from ..data.rows import read_rows
 from ..hardware import Hardware
 from ..launcher import plan_problems
-from ..planner import EIGHT_BIT, OPTIMIZER, Plan, plan
+from ..memory import optimizer_for
+from ..planner import Plan, plan
 from ..problems import ConfigError, Problem, errors, nearest, raise_errors
 from ..run_config import BatchConfig, RunConfig
 from ..validation import input_problems
@@ -78,9 +79,6 @@ def settings(
     asked = _known(strategies)
     short, notes = _shortened(run, steps)
     several = [strategy for strategy in asked or USUAL if strategy != AGAIN]
-    if "fsdp2" in several and short.training.get("optim") == EIGHT_BIT:
-        short.training["optim"] = OPTIMIZER
-        notes.append(f"training.optim={OPTIMIZER} in all runs: fsdp2 can't step {EIGHT_BIT}")
     count = _count(run, hardware, num_processes) if several else 1
     problems = errors(input_problems(short))
     found: list[Plan] = []
@@ -93,6 +91,14 @@ def settings(
             if asked or (strategy == several[-1] and not found):
                 problems += [problem for problem in error.problems if problem not in problems]
     raise_errors(problems)
+    asked_for = short.training.get("optim")
+    if (
+        asked_for
+        and (taken := optimizer_for("fsdp2", asked_for)) != asked_for
+        and "fsdp2" in (p.strategy for p in found)
+    ):
+        short.training["optim"] = taken
+        notes.append(f"training.optim={taken} in all runs: fsdp2 can't step {asked_for}")
     given = found[0].batch if found else plan(_as(short, "single", 1), hardware).batch
     alone = _single(short, hardware, given.global_size)
     most = min(decided.batch.per_device for decided in (*found, alone))
