@@ -76,7 +76,7 @@ class Place:
     def run(self, label: str, *words: str | Path, status: int = 0, variables: Mapping[str, str] | None = None) -> str:
         """Run `python WORDS` and return what it printed; raises `CheckError` if it ends otherwise than expected."""
         texts = [str(word) for word in words]
-        self.commands.append(f"python {' '.join(texts)}".replace(f"{self.work}/", ""))
+        self.commands.append(f"python {' '.join(texts)}".replace(f"{self.work}/", "").replace(f"{ROOT}/", ""))
         log = self.directory / f"{label}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         paths = [*self.path, str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -492,7 +492,9 @@ def main() -> int:
         found |= {"date": report["date"], "seconds": round(time.perf_counter() - begun), "commands": place.commands}
         with writing:
             report["checks"][name] = found
-            write_atomically(out, json.dumps(report, indent=1) + "\n")
+            # Errors name files; where this machine keeps them is nobody's business.
+            text = json.dumps(report, indent=1).replace(f"{work}/", "").replace(f"{ROOT}/", "")
+            write_atomically(out, text + "\n")
         told = json.dumps(found.get("figures", found.get("error")))[:420]
         print(f"{time.perf_counter() - started:.0f}s {name} {'ok' if found['ok'] else 'FAILED'} {told}", flush=True)
         return bool(found["ok"])
