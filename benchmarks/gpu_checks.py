@@ -36,6 +36,7 @@ from unsloth_accel.files import write_atomically
 from unsloth_accel.hardware import detect
 from unsloth_accel.planner import Plan, plan
 from unsloth_accel.run_config import from_dict
+from unsloth_accel.verify.compare import largest
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = "benchmarks/results/gpu-checks-2xH100.json"
@@ -161,7 +162,7 @@ def expect(holds: bool, otherwise: str) -> None:
 
 def relative(ours: Sequence[float], theirs: Sequence[float]) -> float:
     expect(len(ours) == len(theirs) > 0, f"{len(theirs)} steps instead of {len(ours)}")
-    return max(abs(a - b) / abs(a) for a, b in zip(ours, theirs, strict=True))
+    return largest(ours, theirs)
 
 
 def saving(strategy: str, changes: dict[str, Any], state_dict: str, place: Place) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from typing import Any
 from benchmarks.random_checkpoint import SHAPES
 from benchmarks.worker import GATE, MODULE
 from unsloth_accel.adapters.saving import versions
+from unsloth_accel.files import write_atomically
 from unsloth_accel.hardware import Hardware, detect
 from unsloth_accel.planner import Plan, plan
 from unsloth_accel.run_config import from_dict
@@ -261,8 +262,7 @@ def difference(cell: Cell, decided: Plan, done: Trained, single: dict[str, Any])
 def planned(cell: Cell, work: Path, hardware: Hardware) -> Plan:
     """The plan of `cell`, with its rows written."""
     data = work / f"rows-{cell.rows_per_step}.jsonl"
-    if not data.is_file():  # the cell before may be reading it
-        write_rows(data, cell.rows_per_step)
+    write_rows(data, cell.rows_per_step)
     strategy, processes = ("single", 1) if cell.runs_alone else (cell.strategy, cell.processes)
     values: dict[str, Any] = {
         "model": {"name": str(work / cell.shape), "max_seq_length": LENGTH, "load_in_4bit": cell.bits == 4},
@@ -293,9 +293,9 @@ def write_rows(path: Path, per_step: int) -> None:
 def write_texts(path: Path, sizes: Sequence[int]) -> None:
     """One row of random words for each of `sizes`, its characters."""
     chance = random.Random(0)
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = ({"text": "".join(chance.choices("abcdefghijklmnopqrstuvwxyz     ", k=size))} for size in sizes)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    # Cells share it, and begin side by side.
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 HEADER = (

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def keep_checkpoints(trainer: Trainer) -> None:
     """Make `trainer` write whole, recorded checkpoints; once is enough."""
-    if guard.kind_of(trainer.accelerator) == "FSDP":
+    if guard.distributed_type() == "FSDP":
         fsdp1.let_peft_see_through()
         if not trainer.accelerator.is_fsdp2:
             fsdp1.refuse_fused(trainer)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .guard import kind_of
+from .guard import distributed_type
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ def wrap_after_evaluation(accelerator: Accelerator) -> None:
     from accelerate.utils import extract_model_from_parallel
 
     prepare_model = accelerator.prepare_model
-    ddp = kind_of(accelerator).startswith("MULTI_")
+    ddp = distributed_type().startswith("MULTI_")
 
     def prepare(
         model: torch.nn.Module, device_placement: bool | None = None, evaluation_mode: bool = False

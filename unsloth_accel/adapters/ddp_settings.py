@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from ..capabilities import Capabilities, here
 from ..problems import ConfigError, Problem, UnslothAccelError
 from .environment import rank, world_size
-from .guard import is_sharded, kind_of
+from .guard import distributed_type, is_sharded
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ def choose_settings(accelerator: Accelerator, args: TrainingArguments | None = N
     if args is None and accelerator.ddp_handler is not None:
         return
     prepare_model = accelerator.prepare_model
-    ddp = kind_of(accelerator).startswith("MULTI_")
+    ddp = distributed_type().startswith("MULTI_")
     # transformers 4 replaces the handler when it wraps, and has no field for this one.
     view = bool(getattr(accelerator.ddp_handler, "gradient_as_bucket_view", False))
 
@@ -159,7 +159,7 @@ def without_gradient(accelerator: Accelerator, model: torch.nn.Module) -> list[s
     import torch
 
     handler = accelerator.ddp_handler
-    ddp = accelerator.num_processes > 1 and kind_of(accelerator).startswith("MULTI_")
+    ddp = accelerator.num_processes > 1 and distributed_type().startswith("MULTI_")
     if not ddp or handler is None or handler.find_unused_parameters or handler.static_graph:
         return []
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and not is_sharded(p)]

@@ -15,7 +15,6 @@ from .environment import world_size
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
 
     from ..promise import Promise
 
@@ -33,7 +32,7 @@ def check_world(promised: Promise) -> None:
     from accelerate import PartialState
 
     state = PartialState()
-    running = _distributed_type()
+    running = distributed_type()
     wrong = []
     if state.num_processes != promised.num_processes:
         wrong.append(f"{promised.num_processes} processes were promised, Accelerate sees {state.num_processes}")
@@ -77,7 +76,7 @@ def check_equal(tensors: Mapping[str, torch.Tensor], what: str) -> None:
     from accelerate.utils import gather
 
     state = PartialState()
-    if state.num_processes == 1 or not (_distributed_type().startswith("MULTI_") or _is_fsdp2()):
+    if state.num_processes == 1 or not (distributed_type().startswith("MULTI_") or _is_fsdp2()):
         return
     whole = {name: tensor for name, tensor in tensors.items() if not is_sharded(tensor)}
     sums = [_checksum(tensor).to(state.device) for tensor in whole.values()]
@@ -132,16 +131,12 @@ def _smallest(count: int) -> int:
     return int(smallest)
 
 
-def kind_of(accelerator: Accelerator) -> str:
-    """Accelerate's word for how `accelerator` trains: NO, MULTI_GPU, FSDP, …
+def distributed_type() -> str:
+    """Accelerate's word for how this run is distributed: NO, MULTI_GPU, FSDP, …
 
-    Of its state: where one GPU is visible, Unsloth before 2026.9 makes `Accelerator.distributed_type` a function.
+    Of the state: FSDP and DeepSpeed are known to the Accelerator's only, and where one GPU is visible Unsloth before
+    2026.9 makes `Accelerator.distributed_type` a function.
     """
-    return str(accelerator.state.distributed_type.value)
-
-
-def _distributed_type() -> str:
-    """Accelerate's word for how this run is distributed; FSDP and DeepSpeed are known to the Accelerator only."""
     from accelerate import PartialState
     from accelerate.state import AcceleratorState
 
