@@ -29,6 +29,7 @@ from typing import Any
 from ..problems import Problem, UnslothAccelError, raise_errors
 from ..promise import Promise, Strategy
 from . import import_order
+from .leaving import leave_in_peace
 
 PROMISE = "UNSLOTH_ACCEL_PROMISE"
 """Environment variable: JSON of the `Promise` that `unsloth-accel launch` made for its processes."""
@@ -55,6 +56,8 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
     if promised is None:
         return
     show_own_errors_plainly()
+    if promised.num_processes > 1:
+        leave_in_peace()
     check_world_size(promised, environ)
     raise_errors(missing_for(promised.strategy, promised.device))
     before = dict(environ)

@@ -103,8 +103,7 @@ def train(run: RunConfig) -> dict[str, Any]:
         write_atomically(Path(run.output_dir, "results.json"), json.dumps(results, indent=2) + "\n")
         print(summary(run, results, adapter), flush=True)
     if trainer.accelerator.device.type == "cuda":
-        # NCCL warns when a process leaves without this. Gloo must not be left here: torch 2.13 destroys the group
-        # together with DDP's reducer, holding the GIL that gloo's thread may want for its last tensor, and hangs.
+        # NCCL warns when a process leaves without this; gloo would hang (adapters.leaving).
         trainer.accelerator.end_training()
     return results
 
