@@ -125,7 +125,9 @@ def test_rows_without_an_answer(tmp_path: Path, description: dict[str, Any]) -> 
 
 
 def test_an_epoch_that_ends_in_a_smaller_step_is_told(description: dict[str, Any]) -> None:
-    (only,) = input_problems(from_dict({**description, "batch": {"global_size": 3}}))
+    by_number = {"global_size": 3, "balance": "rows"}
+    assert not input_problems(from_dict({**description, "batch": {"global_size": 3}}))  # no row is repeated
+    (only,) = input_problems(from_dict({**description, "batch": by_number}))
     assert only.severity == "warning"
     assert "an epoch of 8 rows ends with a step of 2" in str(only)
 

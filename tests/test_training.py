@@ -39,13 +39,13 @@ def difference(one: Path, other: Path) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows of 9 to 96 bytes, so that ranks hold different numbers of tokens."""
-    return variable_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", [9 + (37 * i) % 88 for i in range(64)])
+    """41 rows of 9 to 96 bytes: ranks hold different numbers of tokens, and an epoch ends with a step of one row."""
+    return variable_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", [9 + (37 * i) % 88 for i in range(41)])
 
 
 @pytest.fixture(scope="module")
 def described(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of six steps of the tiny model in float32; eight rows a step."""
+    """A run of six steps, one epoch, of the tiny model in float32; eight rows a step, and one in the last."""
     return write_yaml(
         tmp_path_factory.mktemp("described") / "run.yaml",
         {

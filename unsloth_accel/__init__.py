@@ -15,6 +15,7 @@ from .adapters.environment import prepare as _prepare
 if TYPE_CHECKING:
     from . import callbacks as callbacks
     from .accelerate_config import AccelerateConfig as AccelerateConfig
+    from .adapters.batches import balance_tokens as balance_tokens
     from .adapters.fsdp import sharded_loading as sharded_loading
     from .adapters.generation import generating as generating
     from .adapters.loop import prepare as prepare
@@ -41,6 +42,7 @@ _HOME = {
     "Problem": "problems",
     "RunConfig": "run_config",
     "adapt": "adapters.trainer",
+    "balance_tokens": "adapters.batches",
     "generating": "adapters.generation",
     "notebook_launch": "notebook",
     "save": "adapters.saving",

@@ -70,6 +70,9 @@ class BatchConfig:
     """Rows per optimizer step over all processes: per-device × accumulation × processes. Null: what these give."""
     global_tokens: int | None = None
     """The same in tokens, of full rows: a multiple of model.max_seq_length."""
+    balance: str = "tokens"
+    """How the rows of a step are shared out among processes: alike in `tokens`, so that none waits for the others, or
+    alike in number of `rows`, in order. The rows of each step are the same."""
 
     def rows(self, max_seq_length: int) -> int | None:
         """Rows per optimizer step; None where nothing is said."""
@@ -171,6 +174,7 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 _CHOICES = {
     "distributed.strategy": ("auto", *STRATEGIES),
     "distributed.device": ("auto", "cuda", "cpu"),
+    "batch.balance": ("tokens", "rows"),
     "data.train_on": ("all", "responses"),
     "model.gradient_checkpointing": ("unsloth", "true", "false"),
     "model.dtype": (None, "float32", "float16", "bfloat16"),

@@ -64,15 +64,15 @@ def _roles(row: dict[str, Any]) -> list[str]:
 
 
 def _epoch_problems(run: RunConfig, rows: list[dict[str, Any]]) -> list[Problem]:
-    """A warning where the last step of an epoch can't hold a whole global batch."""
+    """A warning where the last step of an epoch can't hold a whole global batch, and ranks get rows by number."""
     size = run.batch.rows(run.model.max_seq_length)
-    if not rows or not size or len(rows) % size == 0:
+    if not rows or not size or len(rows) % size == 0 or run.batch.balance == "tokens":
         return []
     consequence = (
         f"an epoch of {len(rows)} rows ends with a step of {len(rows) % size}; over several processes some rows are "
         "repeated there to give each process as many."
     )
-    fix = "nothing, if that is all right; or a number of rows that the batch divides"
+    fix = "batch.balance=tokens, which repeats none; or a number of rows that the batch divides"
     return [Problem(key="batch.global_size", value=size, consequence=consequence, fix=fix, severity="warning")]
 
 

@@ -116,6 +116,7 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
 
     _quiet_progress_bars()
     from ..adapters.agreement import check_same
+    from ..adapters.batches import Balance, balance_tokens
     from ..adapters.checkpointing import describe
     from ..adapters.ddp_settings import device_map, gradients_in_buckets
     from ..adapters.fsdp import sharded_loading
@@ -184,6 +185,9 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
         from unsloth.chat_templates import train_on_responses_only
 
         trainer = train_on_responses_only(trainer)
+    if run.batch.balance == "tokens":
+        done = balance_tokens(trainer, fields["per_device_train_batch_size"] * run.model.max_seq_length)
+        print(done if isinstance(done, Balance) else f"rows are shared out by number: {done}", flush=True)
     trainer.remove_callback(PrinterCallback)
     add_if_asked(trainer)
     trainer.add_callback(PeakMemory())

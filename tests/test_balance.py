@@ -1,0 +1,160 @@
+"""Rows shared out by tokens: the algorithm, and the batches that a rank draws."""
+
+from collections.abc import Iterator
+from itertools import product
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unsloth_accel.data.balance import cost, divide
+
+LENGTHS = st.lists(st.integers(1, 2048), min_size=1, max_size=64)
+GROUPS = st.integers(1, 12)
+
+
+def costs(lengths: list[int], groups: list[list[int]], padded: bool) -> list[int]:
+    return [cost([lengths[row] for row in group], padded=padded) for group in groups]
+
+
+@given(LENGTHS, GROUPS, st.booleans())
+def test_every_row_is_in_one_group(lengths: list[int], groups: int, padded: bool) -> None:
+    found = divide(lengths, groups, padded=padded)
+    assert len(found) == groups
+    assert sorted(row for group in found for row in group) == list(range(len(lengths)))
+    assert sum(not group for group in found) == max(0, groups - len(lengths))
+    assert found == divide(list(lengths), groups, padded=padded)
+    assert costs(lengths, found, padded) == sorted(costs(lengths, found, padded), reverse=True)
+
+
+@given(LENGTHS, GROUPS)
+def test_flat_groups_differ_by_no_more_than_the_longest_row(lengths: list[int], groups: int) -> None:
+    found = costs(lengths, divide(lengths, groups, padded=False), padded=False)
+    assert max(found) - min(found) <= max(lengths)
+
+
+@given(LENGTHS, GROUPS, st.booleans())
+def test_no_group_exceeds_full_rows_in_order(lengths: list[int], groups: int, padded: bool) -> None:
+    """What fits in memory for groups of ceil(rows / groups) full rows fits for these."""
+    found = costs(lengths, divide(lengths, groups, padded=padded), padded=padded)
+    assert max(found) <= max(lengths) * -(-len(lengths) // groups)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=7), st.integers(1, 3), st.booleans())
+def test_against_all_divisions(lengths: list[int], groups: int, padded: bool) -> None:
+    """Padded is the best of all; flat is within Graham's bound of it."""
+    best = min(
+        max(cost([n for n, to in zip(lengths, chosen, strict=True) if to == g], padded=padded) for g in range(groups))
+        for chosen in product(range(groups), repeat=len(lengths))
+    )
+    found = max(costs(lengths, divide(lengths, groups, padded=padded), padded))
+    # Every group must have a row where there are enough: as good as the best that may leave some empty.
+    assert found <= (best if padded else (4 / 3 - 1 / (3 * groups)) * best)
+
+
+@pytest.mark.parametrize(
+    ("padded", "groups"), [(False, [[0], [1, 2, 3, 4, 5]]), (True, [[1, 2, 3, 4, 5], [0]])], ids=["flat", "padded"]
+)
+def test_a_long_row_is_alone(padded: bool, groups: list[list[int]]) -> None:
+    assert divide([2000, 400, 420, 380, 390, 401], 2, padded=padded)[0 if not padded else 1] == [0]
+    assert [sorted(group) for group in divide([2000, 400, 420, 380, 390, 401], 2, padded=padded)] == groups
+
+
+class Order:
+    """A sampler whose order goes with the epoch, as accelerate's seeded one."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(range(self.rows))
+        Random(self.epoch).shuffle(order)
+        return iter(order)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+@st.composite
+def settings_of_loaders(draw: st.DrawFn) -> dict[str, Any]:
+    ranks, accumulation, per_device = draw(st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4)))
+    return {
+        "lengths": draw(st.lists(st.integers(1, 200), min_size=1, max_size=90)),
+        "rows": ranks * accumulation * per_device,
+        "ranks": ranks,
+        "accumulation": accumulation,
+        "padded": draw(st.booleans()),
+    }
+
+
+def micro_batches(values: dict[str, Any], epoch: int = 0, **more: Any) -> list[list[list[int]]]:
+    """By rank, what accelerate's loader would draw in an epoch."""
+    from unsloth_accel.adapters.batches import TokenBatches
+
+    found = []
+    for rank in range(values["ranks"]):
+        sampler = Order(len(values["lengths"]))
+        batches = TokenBatches(sampler, rank=rank, **{**values, **more})
+        sampler.set_epoch(epoch)
+        found.append(list(batches))
+        assert len(batches) == len(found[-1])
+    return found
+
+
+@settings(deadline=None)
+@given(settings_of_loaders(), st.integers(0, 3))
+def test_an_epoch_has_every_row_once(values: dict[str, Any], epoch: int) -> None:
+    """In the sampler's steps, over all ranks; what is there twice is masked; ranks run as many micro-batches."""
+    ranks = micro_batches(values, epoch)
+    assert len({len(own) for own in ranks}) == 1
+    order = Order(len(values["lengths"]))
+    order.set_epoch(epoch)
+    expected = list(order)
+    rows, accumulation = values["rows"], values["accumulation"]
+    for step in range(-(-len(expected) // rows)):
+        own = [group for rank in ranks for group in rank[step * accumulation : (step + 1) * accumulation]]
+        assert all(own)
+        assert sorted(row for group in own for row in group if row >= 0) == sorted(expected[step * rows :][:rows])
+        assert all(len(group) == 1 for group in own if group[0] < 0)
+        assert sum(group[0] < 0 for group in own) < values["ranks"] or len(own) <= values["ranks"]
+
+
+@settings(deadline=None)
+@given(settings_of_loaders())
+def test_resuming_in_the_middle_of_an_epoch(values: dict[str, Any]) -> None:
+    """accelerate skips micro-batches: the same rows follow, also on another number of ranks."""
+    whole = micro_batches(values)[0]
+    assert whole == micro_batches(values)[0]
+    alone = {**values, "ranks": 1, "accumulation": values["accumulation"] * values["ranks"]}
+    done = values["accumulation"]
+    several = [row for own in micro_batches(values) for group in own[done:] for row in group if row >= 0]
+    one = [row for group in micro_batches(alone)[0][done * values["ranks"] :] for row in group]
+    assert sorted(several) == sorted(one)
+
+
+def test_dropping_the_last_step() -> None:
+    values = {"lengths": [5] * 11, "rows": 4, "ranks": 2, "accumulation": 1, "padded": False}
+    assert [len(own) for own in micro_batches(values)] == [3, 3]
+    assert [len(own) for own in micro_batches(values, drop_last=True)] == [2, 2]
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_masked_row_teaches_nothing(flat: bool) -> None:
+    """With TRL's own collator: the rows of a batch as they are, and one that only keeps a rank in step."""
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    from unsloth_accel.adapters.batches import _Collate, _Rows
+
+    rows = _Rows([{"input_ids": [7, 8, 9], "labels": [-100, 8, 9]}, {"input_ids": [5, 6], "labels": [5, 6]}])
+    collate = _Collate(DataCollatorForLanguageModeling(pad_token_id=0, padding_free=flat))
+    assert int((collate(rows.__getitems__([0, 1]))["labels"] >= 0).sum()) == (3 if flat else 4)
+    masked = collate(rows.__getitems__([-1]))
+    assert masked["input_ids"].tolist() == [[7, 8, 9]]
+    assert masked["labels"].tolist() == [[-100, -100, -100]]

@@ -1,0 +1,91 @@
+"""The rows of one optimizer step, divided into micro-batches of as equal cost as possible.
+
+Ranks wait for each other in every step, so a step takes as long as its most expensive share. Which rows are in the step
+is not changed, only who gets them: with a loss weighted by tokens over all ranks the gradient is the same sum.
+
+A micro-batch is *flat* where rows are laid end to end without padding (TRL's `padding_free`, Unsloth's default on
+GPUs): it costs the sum of its rows' tokens. It is *padded* otherwise: number of rows × tokens of the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from heapq import heapify, heapreplace
+
+
+def divide(lengths: Sequence[int], groups: int, *, padded: bool) -> list[list[int]]:
+    """Indices into `lengths` (tokens per row), every one once, in `groups` lists, the most expensive first.
+
+    With at least as many rows as groups none is empty. Deterministic: equal input, equal output, on every rank.
+
+    Flat: longest processing time first (R. L. Graham, "Bounds on multiprocessing timing anomalies", SIAM J. Appl. Math.
+    17, 1969): the most expensive group costs at most 4/3 - 1/(3 groups) of the best possible, groups differ by at most
+    the longest row, and no group costs more than the longest row × ceil(rows / groups), so that what was planned for
+    full micro-batches of that many rows holds.
+    Padded: rows in order of length, cut into runs; the smallest cost of the most expensive run, found by bisection, is
+    the best possible over all divisions, since exchanging two rows that are out of order never lowers it.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    found = _cut(order, lengths, groups) if padded else _deal(order, lengths, groups)
+    return sorted(found, key=lambda group: -cost([lengths[row] for row in group], padded=padded))
+
+
+def share(lengths: Sequence[int], ranks: int, accumulation: int, *, padded: bool) -> list[list[list[int]]]:
+    """Indices into `lengths` by rank and then by micro-batch: `accumulation` of them for each of `ranks` ranks.
+
+    Micro-batches that ranks run at the same time cost alike, since a sharded model's ranks meet in each; and which rank
+    gets the most expensive one alternates, so that the sums over the step are alike too.
+    """
+    groups = divide(lengths, ranks * accumulation, padded=padded)
+    found: list[list[list[int]]] = [[] for _ in range(ranks)]
+    for slot in range(accumulation):
+        together = groups[slot * ranks : (slot + 1) * ranks]
+        for rank, group in enumerate(together if slot % 2 == 0 else reversed(together)):
+            found[rank].append(group)
+    return found
+
+
+def cost(lengths: Sequence[int], *, padded: bool) -> int:
+    """Tokens that a micro-batch of rows of `lengths` is computed with."""
+    return len(lengths) * max(lengths, default=0) if padded else sum(lengths)
+
+
+def _deal(order: list[int], lengths: Sequence[int], groups: int) -> list[list[int]]:
+    """Each row to the group that has least so far; of equal ones to the one with fewer rows."""
+    found: list[list[int]] = [[] for _ in range(groups)]
+    heap = [(0, 0, group) for group in range(groups)]
+    heapify(heap)
+    for row in order:
+        tokens, rows, group = heap[0]
+        found[group].append(row)
+        heapreplace(heap, (tokens + lengths[row], rows + 1, group))
+    return found
+
+
+def _cut(order: list[int], lengths: Sequence[int], groups: int) -> list[list[int]]:
+    """Runs of `order` (longest first) whose most expensive costs as little as possible."""
+    if not order:
+        return [[] for _ in range(groups)]
+    low = lengths[order[0]]
+    high = low * -(-len(order) // groups)
+    while low < high:
+        middle = (low + high) // 2
+        if len(_runs(order, lengths, groups, middle)) <= groups:
+            high = middle
+        else:
+            low = middle + 1
+    found = _runs(order, lengths, groups, low)
+    return found + [[] for _ in range(groups - len(found))]
+
+
+def _runs(order: list[int], lengths: Sequence[int], groups: int, most: int) -> list[list[int]]:
+    """Runs that cost at most `most`, each as long as it can be while a row is left for every group after it."""
+    found: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        left = len(order) - start
+        wanted = max(1, left - max(0, groups - len(found) - 1))
+        taken = min(most // max(1, lengths[order[start]]), wanted)
+        found.append(order[start : start + max(1, taken)])
+        start += max(1, taken)
+    return found
