@@ -162,9 +162,11 @@ def test_one_process_sees_one_gpu(description: dict[str, Any]) -> None:
 
 
 def test_the_written_run_is_decided(description: dict[str, Any]) -> None:
-    made = make(description, CPU, training={"overwrite": True, "max_steps": 1})
+    batch = {"global_size": 8, "balance": "rows", "on_out_of_memory": "stop"}
+    made = make(description, CPU, training={"overwrite": True, "max_steps": 1}, batch=batch)
     again = plan(from_dict(made.resolved()), CPU)
     assert again.batch == made.batch
+    assert (again.run.batch.balance, again.run.batch.on_out_of_memory) == ("rows", "stop")
     assert again.run.distributed.strategy == "ddp"
     assert not again.run.overwrite
 

@@ -21,6 +21,8 @@ from conftest import (
     write_yaml,
 )
 
+from unsloth_accel.run_config import load
+
 pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5
 
@@ -94,8 +96,9 @@ def test_two_processes_train_like_one(described: Path, straight: Path, tmp_path:
 
 
 def test_unsynchronised_ranks_fail_the_comparison(straight: Path, described: Path, tmp_path: Path, cli: Run) -> None:
-    """With DDP off and nobody watching, training ends well and is another run: the comparison must see it."""
-    run = _unsynchronised(described, tmp_path)
+    """Evaluated first, which turns DDP off where adapters/ddp.py doesn't mend it. With nobody watching,
+    training ends well and is another run: the comparison must see it."""
+    run = _written(described, tmp_path, f"data.eval_path={load(described).data.path}", "batch.on_out_of_memory=stop")
     script = SCRIPTS / "train_unsynchronised.py"
     done = cli("launch", "--config_file", run.parent / "accelerate.yaml", script, run, "--no-guard")
     assert done.returncode == 0, done.stderr
@@ -106,7 +109,7 @@ def test_unsynchronised_ranks_fail_the_comparison(straight: Path, described: Pat
 
 def test_the_guard_stops_unsynchronised_ranks(described: Path, tmp_path: Path, cli: Run) -> None:
     """The same with the guard: it stops in the first step, says why, and nothing is saved."""
-    run = _unsynchronised(described, tmp_path)
+    run = _written(described, tmp_path, f"data.eval_path={load(described).data.path}", "batch.on_out_of_memory=stop")
     script = SCRIPTS / "train_unsynchronised.py"
     done = cli("launch", "--config_file", run.parent / "accelerate.yaml", script, run)
     assert done.returncode == 1
@@ -116,14 +119,12 @@ def test_the_guard_stops_unsynchronised_ranks(described: Path, tmp_path: Path, c
     assert not list(run.parent.glob("checkpoint-*"))
 
 
-def _unsynchronised(described: Path, tmp_path: Path) -> Path:
-    """run.yaml of a run that evaluates first, which turns DDP off where adapters/ddp.py doesn't mend it."""
+def _written(described: Path, tmp_path: Path, *overrides: str) -> Path:
+    """run.yaml of a planned run, beside its accelerate.yaml."""
     from unsloth_accel.hardware import detect
     from unsloth_accel.planner import plan
-    from unsloth_accel.run_config import load
 
-    rows = load(described).data.path
-    decided = plan(load(described, [f"output_dir={tmp_path / 'run'}", f"data.eval_path={rows}"]), detect())
+    decided = plan(load(described, [f"output_dir={tmp_path / 'run'}", *overrides]), detect())
     decided.write(tmp_path / "run")
     return tmp_path / "run" / "run.yaml"
 
@@ -145,6 +146,39 @@ def test_resuming_goes_on_exactly(described: Path, straight: Path, tmp_path: Pat
     launch(described, out, "training.resume=true")
     assert difference(straight, out) == {"loss": 0.0, "grad_norm": 0.0, "adapter": 0.0}
     assert [step["step"] for step in steps(out)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(("where", "most", "halvings"), [("--backward", 2, [2]), ("--forward", 1, [2, 4])])
+def test_a_rank_out_of_memory_goes_on(
+    where: str, most: int, halvings: list[int], straight: Path, described: Path, tmp_path: Path, cli: Run
+) -> None:
+    """Rank 1 can't compute what it was given, in two micro-batches per step: smaller pieces, and the same run."""
+    run = _written(described, tmp_path, "training.per_device_train_batch_size=2")
+    script = [SCRIPTS / "out_of_memory.py", run, where, "--rows", str(most)]
+    done = cli("launch", "--config_file", run.parent / "accelerate.yaml", *script)
+    assert done.returncode == 0, done.stderr
+    assert "OUT OF MEMORY" in (run.parent / "logs" / "rank-1.log").read_text(encoding="utf-8")
+    found = difference(straight, run.parent)
+    # Sums in another order; Adam makes as much of the smallest gradients as of large ones.
+    assert found["loss"] <= TOLERANCE
+    assert found["grad_norm"] <= TOLERANCE
+    assert found["adapter"] <= 10 * TOLERANCE
+    told = json.loads((run.parent / "results.json").read_text(encoding="utf-8"))["out_of_memory"]
+    assert [one["parts"] for one in told] == halvings
+    assert {one["rank"] for one in told} == {1}
+    assert f"rank 1: out of memory in step {told[0]['step']}, with {told[0]['rows']} rows" in done.stderr
+    assert [step["num_tokens"] for step in steps(run.parent)] == [step["num_tokens"] for step in steps(straight)]
+
+
+def test_a_row_that_fits_nowhere(described: Path, tmp_path: Path, cli: Run) -> None:
+    """Every rank ends, and the one without memory says what would help."""
+    run = _written(described, tmp_path)
+    script = [SCRIPTS / "out_of_memory.py", run, "--rows", "0"]
+    done = cli("launch", "--config_file", run.parent / "accelerate.yaml", *script)
+    assert done.returncode == 1
+    assert "out of memory in step 1 with a single row of " in done.stderr
+    assert "Fix: distributed.strategy=fsdp2" in done.stderr
+    assert not (run.parent / "adapter").exists()
 
 
 def test_what_is_saved(straight: Path) -> None:

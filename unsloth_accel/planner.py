@@ -93,7 +93,8 @@ class Plan:
     def resolved(self) -> dict[str, Any]:
         """The run with every `auto` replaced by what was decided, as nested keys and values."""
         values = asdict(self.run)
-        values["batch"] = {"global_size": self.batch.global_size}
+        values["batch"] |= {"global_size": self.batch.global_size}
+        del values["batch"]["global_tokens"]  # the same, said twice
         if not self.run.data.path:  # planned from overrides alone
             del values["data"]["path"]
         if not self.run.output_dir:

@@ -73,6 +73,9 @@ class BatchConfig:
     balance: str = "tokens"
     """How the rows of a step are shared out among processes: alike in `tokens`, so that none waits for the others, or
     alike in number of `rows`, in order. The rows of each step are the same."""
+    on_out_of_memory: str = "halve"
+    """`halve`: do the step again with half as many rows at once, and go on in twice as many micro-batches; or `stop`.
+    Where the weights are divided (`fsdp2`, `fsdp2_native`, `fsdp1`) a run always stops."""
 
     def rows(self, max_seq_length: int) -> int | None:
         """Rows per optimizer step; None where nothing is said."""
@@ -175,6 +178,7 @@ _CHOICES = {
     "distributed.strategy": ("auto", *STRATEGIES),
     "distributed.device": ("auto", "cuda", "cpu"),
     "batch.balance": ("tokens", "rows"),
+    "batch.on_out_of_memory": ("halve", "stop"),
     "data.train_on": ("all", "responses"),
     "model.gradient_checkpointing": ("unsloth", "true", "false"),
     "model.dtype": (None, "float32", "float16", "bfloat16"),

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .guard import Guard as Guard
+    from .memory_watch import MemoryWatch as MemoryWatch
     from .progress import Progress as Progress
     from .step_log import StepLog as StepLog
 
-_HOME = {"Guard": "guard", "Progress": "progress", "StepLog": "step_log"}
-__all__ = ["Guard", "Progress", "StepLog"]
+_HOME = {"Guard": "guard", "MemoryWatch": "memory_watch", "Progress": "progress", "StepLog": "step_log"}
+__all__ = ["Guard", "MemoryWatch", "Progress", "StepLog"]
 
 
 def __getattr__(name: str) -> Any:

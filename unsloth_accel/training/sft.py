@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,14 +41,25 @@ def main(run_yaml: str, *overrides: str) -> int:
         os.environ |= config.environment
     try:
         train(run)
-    except BaseException as error:
+    except BaseException as caught:
+        error = _plainly(caught, run)
         status = report_error(run.output_dir, environment.rank(), error)
         if not isinstance(error, UnslothAccelError | KeyboardInterrupt):
             traceback.print_exc()
-        elif environment.rank() == 0 and not _reported():
+        elif not _reported() and (environment.rank() == 0 or not getattr(error, "on_every_rank", False)):
             print(f"unsloth_accel: {error}", file=sys.stderr, flush=True)
         return status
     return 0
+
+
+def _plainly(error: BaseException, run: RunConfig) -> BaseException:
+    """`error`, or in its place what helps where memory is out."""
+    from ..adapters.memory_care import OutOfMemory, is_lack_of_memory
+    from .memory_advice import advice
+
+    if isinstance(error, UnslothAccelError) or not is_lack_of_memory(error):
+        return error
+    return OutOfMemory(f"out of memory: {str(error).splitlines()[0]} Fix: {advice(run)}.")
 
 
 def _reported() -> bool:
@@ -64,7 +76,7 @@ def train(run: RunConfig) -> dict[str, Any]:
     print(f"loading {run.model.name}", flush=True)
     trainer = build_trainer(run)
 
-    from ..adapters.saving import save_run, versions
+    from ..adapters.saving import of_every_rank, save_run, versions
     from .evaluation import Held, evaluate
 
     results: dict[str, Any] = {}
@@ -94,6 +106,11 @@ def train(run: RunConfig) -> dict[str, Any]:
     memory = peak_memory_of(trainer)
     if memory:
         results["memory_gib"] = memory
+    halved = of_every_rank(
+        [asdict(one) for one in trainer.memory_care.halved] if hasattr(trainer, "memory_care") else []
+    )
+    if any(halved):
+        results["out_of_memory"] = [one for rank in halved for one in rank]
     # Saved before it is examined: whatever goes wrong from here on, the training is not lost.
     adapter = save_run(trainer, run)
     if held:
@@ -120,11 +137,14 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
     from ..adapters.checkpointing import describe
     from ..adapters.ddp_settings import device_map, gradients_in_buckets
     from ..adapters.fsdp import sharded_loading
+    from ..adapters.memory_care import MemoryCare, care_for_memory
     from ..adapters.trainer import adapt
+    from ..callbacks.memory_watch import MemoryWatch
     from ..callbacks.peak_memory import PeakMemory
     from ..callbacks.progress import Progress
     from ..callbacks.step_log import StepLog
     from ..verify.record import add_if_asked
+    from .memory_advice import advice
 
     checkpointing = {"unsloth": "unsloth", "true": True, "false": False}[run.model.gradient_checkpointing]
     # Before the model: a refused field costs seconds, not the time of loading.
@@ -190,6 +210,10 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
         print(done if isinstance(done, Balance) else f"rows are shared out by number: {done}", flush=True)
     trainer.remove_callback(PrinterCallback)
     add_if_asked(trainer)
+    trainer.add_callback(MemoryWatch(advice=advice(run)))
+    care = care_for_memory(trainer, advice(run, batch=False)) if run.batch.on_out_of_memory == "halve" else None
+    if isinstance(care, MemoryCare):
+        trainer.memory_care = care
     trainer.add_callback(PeakMemory())
     trainer.add_callback(StepLog(Path(run.output_dir, "logs", "steps.jsonl")))
     if run.logging.progress:

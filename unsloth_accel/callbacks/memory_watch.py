@@ -1,0 +1,93 @@
+"""MemoryWatch: says that memory runs short before it is out, and what would help."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..host import memory_gib
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What is in use, as shares of all there is (0 to 1)."""
+
+    gpu: float | None
+    """The most that torch has allocated so far, and what others use on this rank's GPU; None on a CPU."""
+    retries: int
+    """How often torch's allocator had to give back what it held to go on: what comes before out of memory."""
+    host: float
+    """Of this machine's memory, or of the container's."""
+
+
+def memory() -> Memory:
+    """This process's memory now."""
+    import psutil
+    import torch
+
+    seen = psutil.virtual_memory()
+    allowed = memory_gib()[0] * 2**30
+    # A container's processes share its limit; the ranks of one machine are alike.
+    host = max(1 - seen.available / seen.total, min(1.0, (seen.total - seen.available) / max(allowed, 1)))
+    if not torch.cuda.is_available():
+        return Memory(gpu=None, retries=0, host=host)
+    free, total = torch.cuda.mem_get_info()
+    others = total - free - torch.cuda.memory_reserved()
+    retries = torch.cuda.memory_stats().get("num_alloc_retries", 0)
+    return Memory(gpu=(torch.cuda.max_memory_allocated() + others) / total, retries=retries, host=host)
+
+
+class MemoryWatch(TrainerCallback):
+    """Looks after every step, on every rank, and warns once of each: a GPU nearly full, torch's allocator that had to
+    start over, a host nearly full (its system then kills a process without a word).
+
+    `most`: share of a GPU's memory from which on it warns, by default 0.95 as a plan fills one; `most_host` likewise.
+    `advice` says what would help. `listener` gets each warning; by default it goes to stderr.
+    """
+
+    def __init__(
+        self,
+        *,
+        most: float = 0.95,
+        most_host: float = 0.95,
+        advice: str = "a smaller per-device batch with more accumulation, or shorter rows",
+        listener: Callable[[str], None] | None = None,
+        read: Callable[[], Memory] = memory,
+    ) -> None:
+        self.most = most
+        self.most_host = most_host
+        self.advice = advice
+        self.listener = listener
+        self.read = read
+        self.warnings: list[str] = []
+        self._told: set[str] = set()
+        self._retries = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._retries = self.read().retries  # loading may have cost some
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        for kind, message in self._shortages(self.read()):
+            if kind in self._told:
+                continue
+            self._told.add(kind)
+            text = f"rank {args.process_index}, step {state.global_step}: {message}. What would help: {self.advice}."
+            self.warnings.append(text)
+            if self.listener is not None:
+                self.listener(text)
+            else:
+                print(f"unsloth_accel: {text}", file=sys.stderr, flush=True)
+
+    def _shortages(self, now: Memory) -> Iterator[tuple[str, str]]:
+        if now.gpu is not None and now.gpu >= self.most:
+            yield "gpu", f"{now.gpu:.0%} of the GPU's memory was in use; a step with longer rows may not fit"
+        if now.retries > self._retries:
+            yield "retries", "torch had to free all that it held ready to go on; the next larger step may not fit"
+        if now.host >= self.most_host:
+            yield "host", f"{now.host:.0%} of the machine's memory is in use; the system kills a process when it is out"

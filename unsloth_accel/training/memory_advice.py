@@ -1,0 +1,21 @@
+"""What would help a run that is short of memory, cheapest first."""
+
+from __future__ import annotations
+
+from ..run_config import RunConfig
+
+
+def advice(run: RunConfig, *, batch: bool = True) -> str:
+    """Changes of `run` that take less memory per process, as overrides; without `batch` none of the batch."""
+    per_device = int(run.training.get("per_device_train_batch_size", 1))
+    found = []
+    if batch and per_device > 1:
+        found.append(f"training.per_device_train_batch_size={per_device // 2} (the global batch stays)")
+    if run.model.gradient_checkpointing != "unsloth":
+        found.append("model.gradient_checkpointing=unsloth")
+    if run.distributed.strategy == "ddp":
+        found.append("distributed.strategy=fsdp2 (the GPUs divide the base model)")
+    if not run.model.load_in_4bit:
+        found.append("model.load_in_4bit=true")
+    found.append(f"model.max_seq_length below {run.model.max_seq_length}")
+    return "; or ".join(found)
