@@ -375,6 +375,30 @@ def limited(strategy: str, place: Place) -> dict[str, Any]:
             "loss": losses(place.directory / "run")}  # fmt: skip
 
 
+def halving(place: Place) -> dict[str, Any]:
+    """One of two GPUs with too little memory for 8 rows of 2048 at once, and enough for fewer: the same run, slower."""
+    model = {"name": "llama", "max_seq_length": 2048}
+
+    def trained(label: str, rows: int, limit: str | None = None) -> dict[str, Any]:
+        changes = {"model": model, "batch": {"global_size": 16}, **FULL_ROWS}
+        training = {"max_steps": 4, "per_device_train_batch_size": rows}
+        decided = place.planned(label, "ddp", training=training, **changes)
+        run = place.directory / label
+        words = ["--config_file", run / "accelerate.yaml", "-m", MODULE, run / "run.yaml"]
+        place.run(label, *LAUNCH, *words, variables=decided.environment | ({GIB: limit} if limit else {}))
+        found: dict[str, Any] = json.loads((run / "results.json").read_text(encoding="utf-8"))
+        return found
+
+    whole, fewer = (trained(label, rows)["memory_gib"]["reserved"] for label, rows in (("whole", 8), ("fewer", 2)))
+    limit = round((whole + fewer) / 2, 2)
+    told = trained("limited", 8, f"{limit}:1").get("out_of_memory", [])
+    expect(bool(told), f"{limit} GiB were enough, between {fewer} and {whole}")
+    expect({one["rank"] for one in told} == {1}, f"another rank than the one without memory halved: {told}")
+    off = relative(losses(place.directory / "whole"), losses(place.directory / "limited"))
+    expect(off < LOSS, f"losses differ by {off:.2g}")
+    return {"gib": [whole, limit, fewer], "out_of_memory": told, "loss": off}
+
+
 def merging(place: Place) -> dict[str, Any]:
     """`unsloth-accel merge` of what a sharded run saved, against base + B·A·scale of one weight."""
     from safetensors.torch import load_file
@@ -420,6 +444,7 @@ Check = Callable[[Place], dict[str, Any]]
 CHECKS: dict[str, Check] = {
     "limited-fsdp2": partial(limited, "fsdp2"),
     "limited-single": partial(limited, "single"),
+    "halving": halving,
     **{f"memory-8B-{bits}bit-{strategy}": partial(memory, strategy, bits)
        for bits in (16, 4) for strategy in ("single", "ddp", "fsdp2")},
     # Compiled for minutes: rows of one length, since each new one may be compiled anew, and a check for each strategy.

@@ -2,7 +2,7 @@
 
 BENCHMARK_GATE=FILE: import everything, write FILE.ready-RANK, and load nothing before FILE is there, so that many runs
 start at once and train one after the other.
-BENCHMARK_GIB=N: torch's allocator gets N GiB of the GPU, as if it had no more.
+BENCHMARK_GIB=N or N:RANK: torch's allocator gets N GiB of the GPU (of that rank's only), as if it had no more.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def main(*words: str) -> int:
         Path(f"{gate}.ready-{os.environ.get('RANK', '0')}").touch()
     while gate and not Path(gate).exists():
         time.sleep(0.05)
-    limit = os.environ.get(GIB)
-    if limit:
+    limit, _, only = os.environ.get(GIB, "").partition(":")
+    if limit and only in ("", os.environ.get("RANK", "0")):
         device = int(os.environ.get("LOCAL_RANK", "0"))
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(float(limit) * 2**30 / total, device)

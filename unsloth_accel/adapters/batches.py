@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 
+from ..callbacks.token_count import TokenCount
 from ..data.balance import cost, share
 
 if TYPE_CHECKING:
@@ -116,6 +117,11 @@ def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance 
         return _with_batches(prepared, batches)
 
     trainer.get_train_dataloader = balanced
+    if known and hasattr(trainer, "_track_num_input_tokens") and args.include_num_input_tokens_seen == "non_padding":
+        trainer._track_num_input_tokens = lambda inputs: None
+        trainer.add_callback(
+            TokenCount([sum(step) for step in steps if len(step) == rows or not args.dataloader_drop_last])
+        )
     before = _Spent.of(steps, padded, lambda step: _by_number(len(step), ranks, planned))
     after = _Spent.of(steps, padded, lambda step: share(step, ranks, accumulation, padded=padded))
     return Balance(
