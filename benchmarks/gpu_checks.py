@@ -384,7 +384,7 @@ def halving(place: Place) -> dict[str, Any]:
         training = {"max_steps": 4, "per_device_train_batch_size": rows}
         decided = place.planned(label, "ddp", training=training, **changes)
         run = place.directory / label
-        words = ["--config_file", run / "accelerate.yaml", "-m", MODULE, run / "run.yaml"]
+        words: list[str | Path] = ["--config_file", run / "accelerate.yaml", "-m", MODULE, run / "run.yaml"]
         place.run(label, *LAUNCH, *words, variables=decided.environment | ({GIB: limit} if limit else {}))
         found: dict[str, Any] = json.loads((run / "results.json").read_text(encoding="utf-8"))
         return found

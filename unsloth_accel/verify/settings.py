@@ -111,9 +111,7 @@ def settings(
     short.training[_PER_DEVICE] = per_device
     short.training.pop(_ACCUMULATION, None)
     rows = read_rows(short.data.path)
-    short = replace(
-        short, batch=BatchConfig(global_size=size), data=replace(short.data, path=str(directory / "rows.jsonl"))
-    )
+    short = replace(short, batch=_rows(short, size), data=replace(short.data, path=str(directory / "rows.jsonl")))
 
     def final(strategy: str, number: int, name: str) -> Plan:
         return plan(replace(_as(short, strategy, number), output_dir=str(directory / name)), hardware)
@@ -195,12 +193,17 @@ def _checked(run: RunConfig, hardware: Hardware, strategy: str, count: int) -> P
 def _single(run: RunConfig, hardware: Hardware, size: int) -> Plan:
     """One process that takes `size` rows per step; raises `ConfigError` where it can't hold the model."""
     training = {key: value for key, value in run.training.items() if key != _ACCUMULATION}
-    run = replace(run, training=training, batch=BatchConfig(global_size=size))
+    run = replace(run, training=training, batch=_rows(run, size))
     try:
         return plan(_as(run, "single", 1), hardware)
     except ConfigError as error:
         why = "one process, which the others are compared with, can't run it: "
         raise ConfigError([replace(p, consequence=why + p.consequence) for p in error.problems]) from None
+
+
+def _rows(run: RunConfig, size: int) -> BatchConfig:
+    """`run`'s batch with `size` rows per step."""
+    return replace(run.batch, global_size=size, global_tokens=None)
 
 
 def _enough(rows: list[dict[str, Any]], count: int, run: RunConfig) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Breaks training in launched processes, for tests of what must notice: put this directory on PYTHONPATH.
 
 `TRAINING_FAULT` says how, in the ranks of a run with several processes:
-`local`: DDP's gradients stay each rank's own. `sum`: they are summed over ranks and not averaged.
+`local`: gradients stay each rank's own. `sum`: they are summed over ranks and not averaged.
 `rate`: the learning rate is 1 % higher.
 """
 
@@ -30,6 +30,17 @@ if FAULT and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             self.register_comm_hook(None, local if FAULT == "local" else summed)
 
         DistributedDataParallel.__init__ = broken
+        reduce = torch.distributed.all_reduce
+
+        def reduced(tensor, *arguments, **options):  # type: ignore[no-untyped-def]
+            """Of all gradients at once, as the adapter for lack of memory has it, which then divides by the ranks."""
+            gradients = tensor.numel() > 1000 and tensor.is_floating_point()
+            work = None if gradients and FAULT == "local" else reduce(tensor, *arguments, **options)
+            if gradients:
+                tensor.mul_(torch.distributed.get_world_size())
+            return work
+
+        torch.distributed.all_reduce = reduced
     if FAULT == "rate":
         make = torch.optim.AdamW.__init__
 
