@@ -17,6 +17,7 @@ from .hardware import Device, Hardware
 from .memory import MemoryEstimate, Workload, optimizer_for
 from .model_files import may_be_hub_id
 from .model_spec import TOWER, ModelSpec
+from .packing import with_packing
 from .precision import choose_precision
 from .problems import ConfigError, Problem
 from .promise import Promise
@@ -212,6 +213,7 @@ def plan(
         reasons.append(f"beware: {strategy} needs other versions than are installed here: {lacking[strategy]}")
     batch = _batch(rows, count, per_device, accumulation, chosen, device, reasons)
     run = _with_optimizer(run, strategy, device, reasons)
+    run = with_packing(run, device, reasons)
     return Plan(
         strategy=strategy,
         device=device,

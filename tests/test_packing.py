@@ -1,0 +1,87 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unsloth_accel.data.row_lengths import row_lengths
+from unsloth_accel.hardware import Hardware
+from unsloth_accel.planner import Plan, plan
+from unsloth_accel.run_config import from_dict
+
+GPUS = Hardware.parse("2xH100-80GB")
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """400 and 1200 characters in turns: 200 tokens at the mean, by the rule."""
+    path = tmp_path / "chats.jsonl"
+    row = [
+        {"messages": [{"role": "user", "content": "x" * 100}, {"role": "assistant", "content": "y" * n}]}
+        for n in (299, 1099)
+    ]
+    path.write_text("".join(json.dumps(one) + "\n" for one in row) * 20, encoding="utf-8")
+    return path
+
+
+def planned(description: dict[str, Any], rows: Path, hardware: Hardware = GPUS, **sections: Any) -> Plan:
+    values = {**description, "data": {"path": str(rows)}, "model": {**description["model"], "max_seq_length": 1000}}
+    return plan(from_dict(values | sections), hardware)
+
+
+def test_a_batch_in_tokens_is_packed(description: dict[str, Any], rows: Path) -> None:
+    made = planned(description, rows, batch={"global_tokens": 16_000})
+    assert made.resolved()["training"]["packing"] is True
+    (reason,) = [reason for reason in made.reasons if "packing" in reason]
+    assert "about 200 tokens at the mean (estimated from 4 characters per token in 40 rows), 20% of" in reason
+    assert "16 of them make a step of 3,200 tokens; packed it has the 16,000" in reason
+    assert "1/5.0 of the steps" in reason
+
+
+def test_a_batch_in_rows_is_a_promise(description: dict[str, Any], rows: Path) -> None:
+    made = planned(description, rows)
+    assert "packing" not in made.resolved()["training"]
+    assert any("not packed: batch.global_size promises rows" in reason for reason in made.reasons)
+
+
+@pytest.mark.parametrize(
+    ("sections", "packing"),
+    [
+        ({"training": {"packing": False}, "batch": {"global_tokens": 16_000}}, False),  # the user's word
+        ({"training": {"packing": True}}, True),
+        ({"model": {"max_seq_length": 400}, "batch": {"global_tokens": 16_000}}, None),  # rows are not short
+        ({"data": {"path": ""}, "batch": {"global_tokens": 16_000}}, None),
+    ],
+)
+def test_nothing_is_decided(description: dict[str, Any], rows: Path, sections: dict[str, Any], packing: Any) -> None:
+    if "model" in sections:
+        sections["model"] = {**description["model"], **sections["model"]}
+    values = {**description, "data": {"path": str(rows)}, "model": {**description["model"], "max_seq_length": 1000}}
+    run = from_dict(values | sections, to_plan=True)
+    made = plan(run, GPUS)
+    assert made.run.training.get("packing") is packing
+    assert not any("pack" in reason for reason in made.reasons)
+
+
+def test_nothing_is_packed_on_a_cpu(description: dict[str, Any], rows: Path) -> None:
+    made = planned(
+        description,
+        rows,
+        Hardware(cpu_cores=4, host_memory_gib=16, cpu_bf16=True, reason="no driver"),
+        batch={"global_tokens": 16_000},
+    )
+    assert "packing" not in made.run.training
+
+
+def test_counted_where_the_tokenizer_is(rows: Path, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    vocabulary = {letter: number for number, letter in enumerate("xy\n")}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    found = row_lengths(rows, tmp_path, 1000)
+    assert found is not None
+    assert found.counted
+    assert found.mean == (400 + 1000) / 2  # the longer one is cut
+    assert "counted in 40 rows" in str(found)
+    assert row_lengths(tmp_path / "none.jsonl", tmp_path, 1000) is None
