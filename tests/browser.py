@@ -1,6 +1,6 @@
 """A headless Chromium, asked through its DevTools protocol: what a page looks like, logs and loads.
 
-    python tests/browser.py PAGE.html OUT.png [WIDTH] [light|dark]
+python tests/browser.py PAGE.html OUT.png [WIDTH] [light|dark]
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Reader:
 Ask = Callable[..., Awaitable[dict[str, Any]]]
 
 
-def look(page: Path, *expressions: str, reader: Reader = Reader()) -> Seen:  # noqa: B008
+def look(page: Path, *expressions: str, reader: Reader = Reader()) -> Seen:
     """Open `page` and evaluate JavaScript `expressions` in it, one after the other."""
     return look_often(page, [reader], *expressions)[0]
 
@@ -138,7 +138,10 @@ async def _one(socket: Any, page: Path, reader: Reader, expressions: tuple[str, 
         await ask(f"{domain}.enable")
     await ask(
         "Emulation.setDeviceMetricsOverride",
-        **{"width": reader.width, "height": reader.height, "deviceScaleFactor": 1, "mobile": reader.width < 600},
+        width=reader.width,
+        height=reader.height,
+        deviceScaleFactor=1,
+        mobile=reader.width < 600,
     )
     scheme = {"name": "prefers-color-scheme", "value": reader.scheme}
     await ask("Emulation.setEmulatedMedia", features=[scheme])

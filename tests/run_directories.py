@@ -39,11 +39,18 @@ def two_gpus(directory: Path, *, steps: int = 240, seed: int = 1, speed: float =
     _write(directory, decided, steps, seed=seed, speed=speed, slow=1, rate=rate)
     rank = directory / "logs" / "rank-1.jsonl"
     straggler = {"source": "straggler", "step": 120, "cause": "gpu clock", "slower_by": 0.18}
-    text = "rank 1 (node-1, GPU 1) takes 18 % longer than the others: its clock is 1,410 MHz of 1,980, throttled for heat."
-    _append(rank, {"event": "warning", "rank": 1, "time": START + 60, **straggler, "message": f"{text} Fix: look at its cooling"})
+    text = (
+        "rank 1 (node-1, GPU 1) takes 18 % longer than the others: its clock is 1,410 MHz of 1,980, throttled for heat."
+    )
+    _append(
+        rank,
+        {"event": "warning", "rank": 1, "time": START + 60, **straggler, "message": f"{text} Fix: look at its cooling"},
+    )
     for step in (150, 151, 152, 170):
         memory = {"source": "memory", "step": step, "free_gib": 3.1}
-        message = "4 % of the GPU's memory is free. Fix: training.per_device_train_batch_size=16, the global batch stays"
+        message = (
+            "4 % of the GPU's memory is free. Fix: training.per_device_train_batch_size=16, the global batch stays"
+        )
         _append(rank, {"event": "warning", "rank": 1, "time": START + 70 + step, **memory, "message": message})
     told = _summary(directory, 2, steps)
     told["stragglers"] = [{"rank": 1, "cause": "gpu clock", "slower_by": 0.18, "steps": 50}]
@@ -125,7 +132,9 @@ def hostile(directory: Path, word: str) -> Path:
     line = {"event": "warning", "rank": 1, "source": word, "step": 3, "message": f"{word} Fix: {word}", word: word}
     _append(logs / "rank-1.jsonl", {**line, "host": word})
     _append(logs / "rank-0.jsonl", {"event": "phase", "name": word, "seconds": 1})
-    _append(logs / "rank-0.jsonl", {"event": "start", "rank": 0, "host": word, "device": word, "versions": {word: word}})
+    _append(
+        logs / "rank-0.jsonl", {"event": "start", "rank": 0, "host": word, "device": word, "versions": {word: word}}
+    )
     told = json.loads((logs / "summary.json").read_text(encoding="utf-8"))
     told |= {"mfu_why": word, "stragglers": [{"rank": word, "cause": word, "slower_by": word, "steps": word}]}
     _dump(logs / "summary.json", told)
@@ -188,7 +197,9 @@ def _write(
             _line(file, {"time": now, "rank": n, "event": "phase", "name": name, "seconds": seconds})
     seen, seconds, rows = 0, 0.0, []
     for step in range(first, steps + 1):
-        own = [draw.gauss(0.30, 0.012) * (1.18 if n == slow and 100 < step < 150 else 1) / speed for n in range(len(ranks))]
+        own = [
+            draw.gauss(0.30, 0.012) * (1.18 if n == slow and 100 < step < 150 else 1) / speed for n in range(len(ranks))
+        ]
         data = [abs(draw.gauss(0.008, 0.003)) for _ in ranks]
         whole = max(a + b for a, b in zip(own, data, strict=True)) + 0.01
         now += whole
@@ -231,7 +242,9 @@ def _summary(directory: Path, ranks: int, steps: int) -> dict[str, Any]:
         parts = {f"{p}_share": sum(line[f"{p}_seconds"] for line in own) / whole for p in ("data", "compute", "wait")}
         memory = {"peak_gib": 11.2 + 0.3 * n, "reserved_gib": 12.9 + 0.3 * n} if "allocated_gib" in own[0] else {}
         tokens = sum(line["tokens"] for line in own)
-        told.append({"rank": n, "host": "node-1", "seconds_median": own[0]["seconds"], "tokens": tokens, **parts, **memory})
+        told.append(
+            {"rank": n, "host": "node-1", "seconds_median": own[0]["seconds"], "tokens": tokens, **parts, **memory}
+        )
         told[-1] |= {"host_gib": 6.4, "seconds": whole}
     seconds, tokens = told[0]["seconds"], sum(rank["tokens"] for rank in told)
     speed = tokens / seconds

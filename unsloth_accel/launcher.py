@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from .hardware import Hardware, detect
 from .memory import BITSANDBYTES_ADAMW
 from .planner import TRAINING_MODULE, Plan, plan
 from .problems import ConfigError, Problem, errors, raise_errors
+from .report.at_end import reported
 from .resume import resume_problems
 from .rules import Context, check, read
 from .run_config import RunConfig, from_dict, is_override, load
@@ -187,8 +188,12 @@ def launch(
     raise_errors(problems)
     for problem in problems:
         print(problem, file=sys.stderr)
-    with nullcontext() if decided is None else made_room(decided):
-        (run or run_accelerate)(command)
+    run = run or run_accelerate
+    if decided is None:
+        run(command)
+        return
+    with made_room(decided), reported(decided.run.output_dir):
+        run(command)
 
 
 @contextmanager

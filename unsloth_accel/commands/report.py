@@ -38,7 +38,10 @@ def run(words: Sequence[str]) -> int:
         raise ConfigError(Problem(key="RUN_DIR", value=" ".join(asked.runs), consequence=consequence, fix=fix))
     from .. import report
 
-    path = report.write_comparison(*asked.runs, asked.out) if asked.compare else report.write(*asked.runs, asked.out)
+    if asked.compare:
+        path = report.write_comparison(asked.runs[0], asked.runs[1], asked.out)
+    else:
+        path = report.write(asked.runs[0], asked.out)
     print(f"wrote {path}")
     if asked.open:
         import webbrowser

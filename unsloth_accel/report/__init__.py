@@ -1,8 +1,8 @@
 """The report of a run, or of two: one HTML page that needs nothing else, made without torch in a second.
 
 `recorded` reads what a run left, `figures` reckons, `charts` draws, `page` and `compare` fill the templates. Whatever
-a user or a model wrote is escaped (jinja2's autoescape, markupsafe in charts), and the page's own Content-Security-Policy
-lets it load nothing and run no script but its own.
+a user or a model wrote is escaped (jinja2's autoescape, markupsafe in charts), and the page's own
+Content-Security-Policy lets it load nothing and run no script but its own.
 """
 
 from __future__ import annotations

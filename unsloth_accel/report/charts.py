@@ -54,8 +54,8 @@ def line_chart(
 ) -> Markup:
     """A figure with a line per series, labelled at its end; empty where there is nothing to draw.
 
-    `mean_of` > 1 draws the single series faintly and its running mean over so many points boldly. `dots` are series of
-    few points, drawn as such.
+    `mean_of` > 1 draws each series faintly and its running mean over so many points boldly. `dots` are series of few
+    points, drawn as such.
     """
     lines, points = [one for one in series if one], [one for one in dots if one]
     drawn = [*lines, *points]
@@ -73,7 +73,7 @@ def line_chart(
         bold = one
         if one in points:
             paths.append(_dots(one, scale, colour))
-        elif mean_of > 1 and len(lines) == 1:
+        elif mean_of > 1:
             bold = running_mean(one, mean_of)
             paths += [_line(one, scale, f"{colour} faint"), _line(bold, scale, f"{colour} silent")]
         else:
@@ -110,7 +110,7 @@ def line_chart(
 
 def bars(title: str, rows: Sequence[Bar], *, note: str = "", unit: str = "", whole: float | None = None) -> Markup:
     """A figure with a stacked bar per row; `whole` is the length of the full width, by default the longest bar."""
-    whole = whole or max((math.fsum(s.value for s in row.segments) for row in rows), default=0.0)
+    whole = (whole if rows else 0.0) or max((math.fsum(s.value for s in row.segments) for row in rows), default=0.0)
     if not whole:
         return Markup("")
     made = Markup("").join(_bar(row, whole) for row in rows)
@@ -118,9 +118,9 @@ def bars(title: str, rows: Sequence[Bar], *, note: str = "", unit: str = "", who
     for row in rows:
         names |= {segment.name: segment.colour for segment in row.segments if segment.value > 0}
     keys = Markup("").join(
-        Markup('<li><svg class="key" aria-hidden="true"><rect class="{}" width="100%" height="100%"/></svg>{}</li>').format(
-            colour, name
-        )
+        Markup(
+            '<li><svg class="key" aria-hidden="true"><rect class="{}" width="100%" height="100%"/></svg>{}</li>'
+        ).format(colour, name)
         for name, colour in names.items()
     )
     return Markup(
@@ -164,7 +164,7 @@ def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    return [float(f"{index * step:.10g}") for index in range(first, last + 1)]
 
 
 @dataclass(frozen=True)
@@ -186,9 +186,9 @@ def _range(series: Sequence[Series], from_zero: bool) -> tuple[float, float, lis
     low, high = min(finite), max(finite)
     if from_zero:
         low = min(0.0, low)
-    if high - low <= abs(high) * 1e-9:
-        pad = abs(high) / 2 or 1.0
-        low, high = (low if from_zero and low == 0 else low - pad), high + pad
+    size = max(abs(low), abs(high))
+    if high - low <= size * 1e-6:  # a flat line, in the middle
+        low, high = low - (size / 2 or 1.0), high + (size / 2 or 1.0)
     ticks = nice_ticks(low, high)
     return ticks[0], ticks[-1], ticks
 
@@ -216,16 +216,24 @@ def _dots(one: Series, scale: _Scale, colour: str) -> Markup:
     return Markup('<polyline class="line thin {}" data-name="{}" points="{}"/>').format(colour, one.name, joined) + dots
 
 
-def _tags(tags: list[tuple[float, str, str, str]], room: float = 0.16) -> Markup:
+def _tags(tags: list[tuple[float, str, str, str]]) -> Markup:
     """Labels at the lines' ends, moved apart where they would cover each other."""
     placed: list[tuple[float, str, str, str]] = []
+    beside = all(len(name) < 3 for _, name, _, _ in tags)  # else it stands below its value
+    room = 0.12 if beside else 0.21
     for top, name, value, colour in sorted(tags):
         top = max(top, placed[-1][0] + room) if placed else top
         placed.append((top, name, value, colour))
     over = max(0.0, placed[-1][0] - 1.0) if placed else 0.0
-    made = Markup('<span class="tag {}" style="top:{:.1f}%"><b>{}</b>{}</span>')
+    made = Markup('<span class="tag {}{}" style="top:{:.1f}%"><b>{}</b>{}</span>')
     return Markup("").join(
-        made.format(colour, 100 * max(0.0, top - over), value, Markup("<i>{}</i>").format(name) if name else "")
+        made.format(
+            colour,
+            " beside" * beside,
+            100 * max(0.0, top - over),
+            value,
+            Markup("<i>{}</i>").format(name) if name else "",
+        )
         for top, name, value, colour in placed
     )
 
@@ -240,7 +248,7 @@ def _x_ticks(left: float, right: float, scale: _Scale, name: str) -> Markup:
     if name == "step":
         inner = [tick for tick in inner if tick == int(tick)]
     made = Markup('<span style="left:{:.1f}%">{}</span>')
-    marks = Markup("").join(made.format(scale.x(tick) / BOX * 100, short(tick)) for tick in inner)
+    marks = Markup("").join(made.format(scale.x(tick) / BOX * 100, compact(tick)) for tick in inner)
     return marks + Markup("<em>{}</em>").format(name)
 
 
@@ -308,4 +316,3 @@ def _bar(row: Bar, whole: float) -> Markup:
 
 def _short(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
-

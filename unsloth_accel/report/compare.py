@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,12 @@ from markupsafe import Markup
 
 from . import numbers
 from .charts import line_chart
-from .figures import Figures, Series, column, figures, mean, median, throughput
-from .page import headline, rendered, short_name
-from .recorded import Recorded, at, number, text
+from .curves import smoothing
+from .figures import Figures, Series, column, figures, median, throughput
+from .headline import facts, short_name
+from .page import rendered
+from .recorded import Recorded, at, number, table, text
+from .surroundings import versions
 
 NOT_SETTINGS = ("output_dir",)
 """Of run.yaml: two runs always differ in them."""
@@ -38,7 +42,7 @@ def page(a: Recorded, b: Recorded) -> str:
         "compare.html",
         title=f"{a.directory.absolute().name} against {b.directory.absolute().name}",
         sides=[
-            (letter, run.directory.absolute().name, short_name(one.model), headline(run, one), one.status)
+            (letter, run.directory.absolute().name, short_name(one.model), facts(run, one), one.status)
             for letter, run, one in zip("AB", (a, b), found, strict=True)
         ],
         verdict=verdict(a, b),
@@ -46,7 +50,7 @@ def page(a: Recorded, b: Recorded) -> str:
         charts=charts(a, b),
         rows=rows_of(a, b, *found),
         settings=differing(a, b),
-        versions=list(_differing(_versions(a), _versions(b))),
+        versions=list(_differing(versions(a), versions(b))),
     )
 
 
@@ -64,11 +68,14 @@ def verdict(a: Recorded, b: Recorded) -> str:
             said.append(f"B trains {ratio:.2f}\u00a0× the tokens/s of A{on}.")
     close = loss_difference(a, b)
     if close:
-        steps, average, largest = close
-        same = not _batch_reasons(a, b)
+        steps, level, average, largest = close
         over = f"Over the {numbers.count(steps, 'logged step')} that both have"
-        text = f"loss differs by {_difference(average)} on average and by {_difference(largest)} at most"
-        said.append(f"{over}, {text}." if same else f"{over}, {text}, but these are not steps over the same rows.")
+        higher = "higher" if level > 0 else "lower"
+        mean_loss = f"B's mean loss is {_difference(abs(level))} {higher}" if level else "the mean loss is the same"
+        single = f"single steps differ by {_difference(average)} on average, {_difference(largest)} at most"
+        said.append(f"{over}, {mean_loss}; {single}.")
+        if _batch_reasons(a, b):
+            said.append("But these are not steps over the same rows.")
     return " ".join(said) or "Too little was logged to set the two runs side by side."
 
 
@@ -78,13 +85,17 @@ def speed(run: Recorded) -> float | None:
     return median(rates[int(len(rates) * WARM_UP) :])
 
 
-def loss_difference(a: Recorded, b: Recorded) -> tuple[int, float, float] | None:
-    """How many logged steps both have, and the mean and largest difference of their losses as parts of A's."""
+def loss_difference(a: Recorded, b: Recorded) -> tuple[int, float, float, float] | None:
+    """How many logged steps both have, how far B's mean loss lies above A's, and the mean and largest difference of
+    single steps; all as parts of A's."""
     first, second = (dict(zip(s.xs, s.ys, strict=True)) for s in (_loss(a, "A"), _loss(b, "B")))
-    parts = [abs(second[step] - first[step]) / abs(first[step]) for step in first.keys() & second.keys() if first[step]]
-    parts = [part for part in parts if part == part]  # a step whose loss is not finite has no difference
-    average = mean(parts)
-    return (len(parts), average, max(parts)) if average is not None else None
+    pairs = [(first[step], second[step]) for step in first.keys() & second.keys() if first[step]]
+    pairs = [(x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
+    if not pairs:
+        return None
+    parts = [abs(y - x) / abs(x) for x, y in pairs]
+    level = math.fsum(y for _, y in pairs) / math.fsum(x for x, _ in pairs) - 1
+    return len(pairs), level, math.fsum(parts) / len(parts), max(parts)
 
 
 def not_comparable(a: Recorded, b: Recorded) -> list[str]:
@@ -95,7 +106,9 @@ def not_comparable(a: Recorded, b: Recorded) -> list[str]:
         found.append("Other models: neither loss, speed nor memory can be compared.")
     lengths = [at(run.run, "model", "max_seq_length") for run in (a, b)]
     if lengths[0] != lengths[1]:
-        found.append(f"Rows of up to {lengths[0]} tokens against {lengths[1]}: other tokens are trained, at another speed.")
+        found.append(
+            f"Rows of up to {lengths[0]} tokens against {lengths[1]}: other tokens are trained, at another speed."
+        )
     ends = [figures(run).status for run in (a, b)]
     for letter, end in zip("AB", ends, strict=True):
         if end != "finished":
@@ -116,7 +129,7 @@ def _batch_reasons(a: Recorded, b: Recorded) -> list[str]:
 
 def _keys(a: Recorded, b: Recorded, section: str) -> set[str]:
     # Held-out rows change nothing of what is trained.
-    return {*(at(a.run, section) or {}), *(at(b.run, section) or {})} - {"eval_path"}
+    return {*table(at(a.run, section)), *table(at(b.run, section))} - {"eval_path"}
 
 
 def _global_size(run: Recorded) -> Any:
@@ -128,12 +141,15 @@ def charts(a: Recorded, b: Recorded) -> list[Markup]:
     """The curves of both runs in one box each, over epochs where their steps are of other sizes."""
     x = "epoch" if _global_size(a) != _global_size(b) and all(_has(run, "epoch") for run in (a, b)) else "step"
     held = [column(run.evaluations, "eval_loss", letter, x) for letter, run in zip("AB", (a, b), strict=True)]
+    over = smoothing(min(len(run.steps) for run in (a, b)))
     wanted = (("Loss", "loss", False), ("Gradient norm", "grad_norm", True), ("Learning rate", "learning_rate", True))
     made = [
         line_chart(
             title,
             [column(run.steps, key, letter, x) for letter, run in zip("AB", (a, b), strict=True)],
             from_zero=zero,
+            mean_of=0 if key == "learning_rate" else over,
+            note=f"Faint: every logged step; bold: the running mean of {over}." if key == "loss" and over else "",
             x_name=x,
         )
         for title, key, zero in wanted
@@ -141,13 +157,17 @@ def charts(a: Recorded, b: Recorded) -> list[Markup]:
     made.insert(1, line_chart("Held-out loss", held, x_name=x))
     rates = [throughput(run) for run in (a, b)]
     both = [Series(letter, one.xs, one.ys) for letter, one in zip("AB", rates, strict=True)]
-    made.append(line_chart("Tokens per second", both, note="All ranks together, padding left out.", from_zero=True))
+    made.append(
+        line_chart(
+            "Tokens per second", both, note="All ranks together, padding left out.", from_zero=True, mean_of=over
+        )
+    )
     return [chart for chart in made if chart]
 
 
 def rows_of(a: Recorded, b: Recorded, first: Figures, second: Figures) -> list[Row]:
     """Headline figures side by side; those that neither has are left out."""
-    pairs = [
+    pairs: list[tuple[str, float | None, float | None, Callable[[float | None], str]]] = [
         ("training loss at the end", first.loss_last, second.loss_last, numbers.figure),
         ("held-out loss", first.held_loss[1], second.held_loss[1], numbers.figure),
         ("exact match", first.held_accuracy[1], second.held_accuracy[1], numbers.percent),
@@ -180,12 +200,6 @@ def _settings(run: Recorded) -> dict[str, str]:
     return found
 
 
-def _versions(run: Recorded) -> dict[str, str]:
-    starts = next((rank.start.get("versions") for rank in run.ranks if rank.start.get("versions")), {})
-    told = at(run.results, "versions") or starts
-    return {text(name): text(version) for name, version in told.items()} if isinstance(told, dict) else {}
-
-
 def _differing(a: dict[str, str], b: dict[str, str]) -> Iterator[Row]:
     for key in sorted({*a, *b}):
         if a.get(key, "") != b.get(key, ""):
@@ -210,4 +224,3 @@ def _has(run: Recorded, key: str) -> bool:
 
 def _difference(part: float) -> str:
     return "less than 0.01\u00a0%" if part < 1e-4 else numbers.percent(part, 2 if part < 0.01 else 1)
-

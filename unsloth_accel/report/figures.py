@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .recorded import Json, Rank, Recorded, at, number, text
+from .recorded import Json, Rank, Recorded, at, number, rows, table, text
 
 Status = Literal["finished", "failed", "unfinished"]
 PARTS = ("compute", "data", "wait")
@@ -94,7 +94,7 @@ class Figures:
 
 def figures(run: Recorded) -> Figures:
     """The headline figures; from summary.json and results.json where they are there, else from the logs."""
-    training, summary = at(run.results, "training") or {}, run.summary
+    training, summary = table(at(run.results, "training")), run.summary
     loss = column(run.steps, "loss", "loss")
     finite = [y for y in loss.ys if math.isfinite(y)]
     over = max(1, min(20, len(finite) // 20))
@@ -143,30 +143,22 @@ def column(lines: Iterable[Json], key: str, name: str, x: str = "step") -> Serie
 
 def throughput(run: Recorded) -> Series:
     """Real tokens per second over all ranks: of each step from the ranks' logs, else between logged steps."""
-    by_step = _by_step(run)
-    if by_step:
-        rows = [(step, sum(n for n, _ in parts), max(s for _, s in parts)) for step, parts in by_step]
-        rows = [row for row in rows if row[2] > 0]
-        return Series("tokens/s", tuple(r[0] for r in rows), tuple(tokens / s for _, tokens, s in rows))
-    rows = []
-    for before, line in itertools.pairwise(run.steps):
+    found = [(step, tokens / seconds) for step, tokens, seconds in run.totals if seconds > 0]
+    for before, line in itertools.pairwise([] if found else run.steps):
         tokens, seconds = _grown(before, line, "num_input_tokens_seen"), _grown(before, line, "seconds")
         if tokens and seconds:  # both fall where a run went on from a checkpoint
-            rows.append((number(line["step"]) or 0.0, tokens, seconds))
-    return Series("tokens/s", tuple(r[0] for r in rows), tuple(tokens / s for _, tokens, s in rows))
+            found.append((float(line["step"]), tokens / seconds))
+    return Series("tokens/s", tuple(step for step, _ in found), tuple(rate for _, rate in found))
 
 
 def step_seconds(run: Recorded) -> Series:
     """Seconds of each step: the slowest rank's, else what passed between logged steps."""
-    by_step = _by_step(run)
-    if by_step:
-        return Series("s", tuple(step for step, _ in by_step), tuple(max(s for _, s in parts) for _, parts in by_step))
-    rows = []
-    for before, line in itertools.pairwise(run.steps):
+    found = [(step, seconds) for step, _, seconds in run.totals]
+    for before, line in itertools.pairwise([] if found else run.steps):
         steps, seconds = _grown(before, line, "step"), _grown(before, line, "seconds")
         if steps and seconds:
-            rows.append((number(line["step"]) or 0.0, seconds / steps))
-    return Series("s", tuple(r[0] for r in rows), tuple(r[1] for r in rows))
+            found.append((float(line["step"]), seconds / steps))
+    return Series("s", tuple(step for step, _ in found), tuple(seconds for _, seconds in found))
 
 
 def shares(run: Recorded) -> list[Share]:
@@ -183,7 +175,7 @@ def shares(run: Recorded) -> list[Share]:
 
 def memory(run: Recorded) -> list[Measured]:
     """What each rank took at its peak; the largest of all ranks where ranks were not logged."""
-    largest = at(run.results, "memory_gib") or {}
+    largest = table(at(run.results, "memory_gib"))
     context = number(at(largest, "context"))
     found = [
         Measured(
@@ -216,8 +208,7 @@ def mean(values: list[float]) -> float | None:
 
 
 def _told_ranks(run: Recorded) -> list[Json]:
-    ranks = run.summary.get("ranks")
-    return [rank for rank in ranks if isinstance(rank, dict)] if isinstance(ranks, list) else []
+    return [rank for rank in rows(run.summary.get("ranks")) if isinstance(rank, dict)]
 
 
 def _share(rank: Rank) -> Share | None:
@@ -248,24 +239,18 @@ def _values(rank: Rank, key: str) -> Iterator[float]:
     return (value for step in rank.steps if (value := number(step.get(key))) is not None)
 
 
-def _by_step(run: Recorded) -> list[tuple[float, list[tuple[float, float]]]]:
-    """Tokens and seconds of each rank, for the steps that every rank has."""
-    found: dict[float, list[tuple[float, float]]] = {}
-    for rank in run.ranks:
-        for step in rank.steps:
-            tokens, seconds = number(step.get("tokens")), number(step.get("seconds"))
-            if tokens is not None and seconds is not None:
-                found.setdefault(float(step["step"]), []).append((tokens, seconds))
-    return sorted((step, parts) for step, parts in found.items() if len(parts) == len(run.ranks))
-
-
 def _grown(before: Json, line: Json, key: str) -> float | None:
     a, b = number(before.get(key)), number(line.get(key))
     return b - a if a is not None and b is not None and b > a else None
 
 
 def _value(value: float) -> float:
-    return float(value) if math.isfinite(value) else math.nan
+    """NaN for what no chart can show."""
+    try:
+        size = abs(float(value))
+    except OverflowError:
+        return math.nan
+    return math.nan if not size < 1e100 else 0.0 if size < 1e-100 else float(value)
 
 
 def _first(*values: Any) -> float | None:
@@ -291,7 +276,7 @@ def _model(run: Recorded) -> Any:
 
 def _cards(run: Recorded) -> str:
     names = [text(rank.start.get("device")) for rank in run.ranks if rank.start.get("device")]
-    names = names or [text(at(device, "name")) for device in at(run.plan, "hardware", "devices") or []]
+    names = names or [text(at(device, "name")) for device in rows(at(run.plan, "hardware", "devices"))]
     return " + ".join(dict.fromkeys(names))
 
 
@@ -304,15 +289,14 @@ def _steps(run: Recorded) -> int:
 
 
 def _tokens(run: Recorded) -> float | None:
-    if run.ranks:
-        return math.fsum(value for rank in run.ranks for value in _values(rank, "tokens")) or None
+    if run.totals:
+        return math.fsum(tokens for _, tokens, _ in run.totals)
     return _first(*(line.get("num_input_tokens_seen") for line in run.steps[-1:]))
 
 
 def _seconds(run: Recorded) -> float | None:
-    by_step = step_seconds(run)
-    if by_step and run.ranks:
-        return math.fsum(by_step.ys)
+    if run.totals:
+        return math.fsum(seconds for _, _, seconds in run.totals)
     return _first(*(line.get("seconds") for line in run.steps[-1:]))
 
 

@@ -27,7 +27,7 @@ def chart(predicted: Json, measured: Sequence[Measured], *, on_cpu: bool, of_gib
     rows = [row for row in (_predicted(predicted), *(_measured(one, on_cpu) for one in measured)) if row]
     each = "process" if on_cpu else "GPU"
     note = f"GiB per {each}" + (f", of which it has {gib(of_gib)}" if of_gib and not on_cpu else "")
-    return bars("Predicted and measured", rows, note=note)
+    return bars("Predicted and measured" if len(rows) > 1 else rows[0].name.title() if rows else "", rows, note=note)
 
 
 def verdict(predicted: Json, measured: Sequence[Measured], *, on_cpu: bool) -> str:

@@ -37,7 +37,8 @@ def grouped(lines: Iterable[Json]) -> list[Message]:
 
 def problems(message: str) -> list[tuple[str, str]]:
     """The lines of an error's text, each as what is wrong and its fix."""
-    return [split(line) for line in message.splitlines() if line.strip()]
+    lines = [line.replace("error: ", "", 1) if "Fix: " in line else line for line in message.splitlines()]
+    return [split(line) for line in lines if line.strip()]
 
 
 def split(message: str) -> tuple[str, str]:

@@ -14,8 +14,8 @@ def figure(value: float | None, digits: int = 4) -> str:
         return NONE
     if not math.isfinite(value):
         return "not finite"
-    if value == 0:
-        return "0"
+    if value == int(value) and abs(value) < 1e15:
+        return f"{value:,.0f}"
     size = math.floor(math.log10(abs(value)))
     if size >= digits - 1:
         return f"{value:,.0f}"

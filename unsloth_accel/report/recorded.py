@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,18 @@ class Recorded:
             found = [line for line in rows(self.summary.get("warnings")) if isinstance(line, dict)]
         return tuple(sorted(found, key=lambda line: number(line.get("time")) or 0.0))
 
+    @cached_property
+    def totals(self) -> tuple[tuple[float, float, float], ...]:
+        """Step, tokens of all ranks, seconds of the slowest one, for the steps that every rank logged."""
+        found: dict[float, list[tuple[float, float]]] = {}
+        for rank in self.ranks:
+            for step in rank.steps:
+                tokens, seconds = number(step.get("tokens")), number(step.get("seconds"))
+                if tokens is not None and seconds is not None:
+                    found.setdefault(float(step["step"]), []).append((tokens, seconds))
+        whole = [(step, parts) for step, parts in sorted(found.items()) if len(parts) == len(self.ranks)]
+        return tuple((step, sum(n for n, _ in parts), max(s for _, s in parts)) for step, parts in whole)
+
 
 def read(directory: str | Path) -> Recorded:
     """Read a run's directory; raises `ConfigError` where it is none."""
@@ -85,7 +97,7 @@ def read(directory: str | Path) -> Recorded:
         fix = "name the output_dir of a run, which holds run.yaml and logs"
         raise ConfigError(Problem(key=str(directory), consequence=consequence, fix=fix))
     ranks = tuple(sorted((_rank(path) for path in (directory / "logs").glob("rank-*.jsonl")), key=lambda r: r.number))
-    lines = list(_lines(directory / "logs" / "steps.jsonl"))
+    lines = _lines(directory / "logs" / "steps.jsonl")
     newest = checkpoints(directory)[-1:]
     trainer = _object(newest[0] / "trainer_state.json") if newest else {}
     told = [line for line in (*rows(trainer.get("log_history")), *lines) if isinstance(line, dict)]
@@ -108,8 +120,8 @@ def read(directory: str | Path) -> Recorded:
 
 
 def number(value: Any) -> float | None:
-    """`value` where it is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """`value` where it is a number that means something: neither NaN nor infinite, nor a whole number of any length."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e100:
         return None
     return float(value)
 
@@ -131,6 +143,11 @@ def rows(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def table(value: Any) -> Json:
+    """`value` where it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
 def _rank(path: Path) -> Rank:
     kinds: dict[str, list[Json]] = {}
     for line in _lines(path):
@@ -141,7 +158,7 @@ def _rank(path: Path) -> Rank:
         start=kinds.get("start", [{}])[-1],
         phases=tuple(kinds.get("phase", [])),
         steps=_by_step(kinds.get("step", [])),
-        messages=tuple([*kinds.get("warning", []), *kinds.get("error", [])]),
+        messages=(*kinds.get("warning", []), *kinds.get("error", [])),
         # An end before the newest start is that of the attempt before.
         end=_after(kinds.get("end", [{}])[-1], kinds.get("start", [{}])[-1]),
         starts=len(kinds.get("start", [])),
@@ -169,22 +186,24 @@ def _errors(directory: Path) -> tuple[Json, ...]:
     found = [_object(path) for path in directory.glob("rank-*.json")]
     found = sorted((error for error in found if error), key=lambda error: number(error.get("time")) or 0.0)
     launch = _object(directory / "launch.json")
-    return tuple([*([launch] if launch else []), *found])
+    return (*([launch] if launch else []), *found)
 
 
-def _lines(path: Path) -> Iterator[Json]:
+def _lines(path: Path) -> list[Json]:
     """The objects of a file of JSON lines; those that are none, as after a crash, are left out."""
+    lines = [line for line in _text(path).split("\n") if line.strip()]
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    value = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(value, dict):
-                    yield value
-    except OSError:
-        return
+        values = json.loads(f"[{','.join(lines)}]")  # at once, since a long run has many
+    except ValueError:
+        values = [_value(line) for line in lines]
+    return [value for value in values if isinstance(value, dict)]
+
+
+def _value(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _object(path: Path) -> Json:
