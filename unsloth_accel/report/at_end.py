@@ -9,8 +9,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..accelerate_launch import ERRORS, LaunchError
+from ..checkpoints import find
 from ..files import write_atomically
 from ..launch_child import REPORT
+from ..validation import ADAPTER
+from . import NAME
+
+ASIDE = ".previous"
+"""Below output_dir: an earlier run while another one overwrites it."""
 
 
 @contextmanager
@@ -30,12 +36,22 @@ def reported(directory: str | Path) -> Iterator[None]:
         tell(directory)
 
 
+def something_to_show(directory: Path) -> bool:
+    """Whether a run made something that can be loaded; else an earlier run that it was to overwrite is put back."""
+    return (directory / ADAPTER).exists() or any(checkpoint.has_adapter for checkpoint in find(directory))
+
+
 def tell(directory: str | Path) -> None:
-    """Make the report and print where it is, or in a line why there is none; never raises."""
+    """Make the report and print where it is, or in a line why there is none; never raises.
+
+    Where an earlier run is about to be put back, its report stays with it and this one goes beside the errors.
+    """
+    directory = Path(directory)
     try:
         from . import write
 
-        line = str(write(directory))
+        put_back = (directory / ASIDE).is_dir() and not something_to_show(directory)
+        line = str(write(directory, directory / ERRORS / NAME if put_back else None))
     except Exception as error:  # a fault of the report must not become one of the run
         line = f"not made: {type(error).__name__}: {error}. Fix: unsloth-accel report {directory}"
     print(f"report    {line}", flush=True)

@@ -17,6 +17,7 @@ from typing import Any
 from ..accelerate_launch import ERRORS
 from ..checkpoints import checkpoints
 from ..problems import ConfigError, Problem
+from . import NAME
 
 Json = dict[str, Any]
 FILES = ("run.yaml", "plan.json", "results.json", "logs", ERRORS)
@@ -183,6 +184,8 @@ def _attempts(lines: list[Json], ranks: tuple[Rank, ...]) -> int:
 
 
 def _errors(directory: Path) -> tuple[Json, ...]:
+    if (directory / NAME).exists():  # of an attempt that came to nothing: the run before it was put back
+        return ()
     found = [_object(path) for path in directory.glob("rank-*.json")]
     found = sorted((error for error in found if error), key=lambda error: number(error.get("time")) or 0.0)
     launch = _object(directory / "launch.json")
