@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import os
 import shutil
 import sys
@@ -15,6 +16,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -164,9 +167,19 @@ async def _one(socket: Any, page: Path, reader: Reader, expressions: tuple[str, 
     return seen
 
 
+def photograph(page: Path, out: Path) -> None:
+    """`page` on a desk in light and on a phone in dark, side by side in one small picture."""
+    desk, phone = (
+        Reader(width=1120, height=1240, whole=False),
+        Reader(width=390, height=1240, scheme="dark", whole=False),
+    )
+    both = [Image.open(io.BytesIO(seen.png)) for seen in look_often(page, [desk, phone])]
+    picture = Image.new("RGB", (sum(one.width for one in both), desk.height))
+    for one, left in zip(both, (0, both[0].width), strict=True):
+        picture.paste(one, (left, 0))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    picture.quantize(64, dither=Image.Dither.NONE).save(out, optimize=True)
+
+
 if __name__ == "__main__":
-    file, out, *rest = sys.argv[1:]
-    reader = Reader(width=int(rest[0]) if rest else 1280, scheme=rest[1] if len(rest) > 1 else "light")
-    found = look(Path(file), "document.documentElement.scrollWidth", "innerWidth", reader=reader)
-    Path(out).write_bytes(found.png)
-    print(found.answers, found.requests, found.complaints)
+    photograph(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -363,7 +363,7 @@ def test_what_cannot_be_compared_is_said(two: Path, tmp_path: Path) -> None:
     said = " ".join(compare.not_comparable(read(two), read(other)))
     assert "Other data: losses can't be compared." in said
     assert "64 rows per step against 128" in said
-    assert "B is failed" in said
+    assert "B failed: its last figures" in said
     verdict = compare.verdict(read(two), read(other))
     assert "not steps over the same rows" in verdict
     html = report.write_comparison(two, other).read_text(encoding="utf-8")

@@ -112,7 +112,8 @@ def not_comparable(a: Recorded, b: Recorded) -> list[str]:
     ends = [figures(run).status for run in (a, b)]
     for letter, end in zip("AB", ends, strict=True):
         if end != "finished":
-            found.append(f"{letter} is {end}: its last figures are not those of a whole run.")
+            how = "failed" if end == "failed" else "has not come to its end"
+            found.append(f"{letter} {how}: its last figures are not those of a whole run.")
     return found
 
 

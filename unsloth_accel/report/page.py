@@ -49,6 +49,7 @@ def page(run: Recorded) -> str:
         answers=answers(run),
         plan=_plan(run),
         batch=surroundings.batch(run),
+        data=surroundings.data(run),
         loading=surroundings.loading(run),
         phases=surroundings.phases(run),
         versions=surroundings.versions(run),

@@ -51,6 +51,19 @@ def batch(run: Recorded) -> list[tuple[str, str]]:
     ]
 
 
+def data(run: Recorded) -> list[tuple[str, str]]:
+    """The rows that it trained on and was examined with, and what became of them."""
+    told = [(name, text(at(run.run, "data", key))) for name, key in (("rows", "path"), ("held-out rows", "eval_path"))]
+    told.append(("trained on", text(at(run.run, "data", "train_on"))))
+    counts = table(at(run.results, "data")).items()
+    told += [
+        (name.replace("_", " "), numbers.figure(found))
+        for name, value in counts
+        if (found := number(value)) is not None
+    ]
+    return [(name, value) for name, value in told if value]
+
+
 def phases(run: Recorded) -> list[tuple[str, str]]:
     """How long each phase took on the slowest rank."""
     longest: dict[str, float] = {}
