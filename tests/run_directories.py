@@ -11,6 +11,7 @@ import json
 import math
 import random
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def hostile(directory: Path, word: str) -> Path:
     run = f"model: {{name: {json.dumps(word)}}}\n"
     (directory / "run.yaml").write_text(run, encoding="utf-8")
     (directory / "accelerate.yaml").write_text(f"# {word}\n", encoding="utf-8")
-    _dump(directory / "errors" / "rank-0.json", {"rank": 0, "message": f"{word} Fix: {word}", "time": START})
+    _dump(directory / "errors" / "rank-0.json", {"rank": 0, "message": f"{word} Fix: {word}", "time": time.time() + 9})
     return directory
 
 

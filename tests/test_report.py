@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,18 @@ def test_a_run_without_an_end_is_not_called_finished(tmp_path: Path) -> None:
     shutil.rmtree(directory / "errors")
     assert figures(read(directory)).status == "unfinished"
     assert "has not come to its end" in Tags(html_of(directory)).text
+
+
+def test_errors_of_an_earlier_attempt_do_not_count(two: Path) -> None:
+    """Without `unsloth-accel launch` nobody takes them away."""
+    error = {"rank": 0, "message": "of yesterday", "time": made.START - 86_400}
+    (two / "errors").mkdir()
+    path = two / "errors" / "rank-0.json"
+    path.write_text(json.dumps(error), encoding="utf-8")
+    assert figures(read(two)).status == "finished"
+    # A run that has results of an earlier attempt, and fails as it goes on.
+    path.write_text(json.dumps(error | {"time": time.time() + 1}), encoding="utf-8")
+    assert figures(read(two)).message == "of yesterday"
 
 
 def test_steps_that_were_trained_twice_count_once(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..accelerate_launch import ERRORS
 from ..checkpoints import checkpoints
+from ..launch_child import REPORT
 from ..problems import ConfigError, Problem
 from . import NAME
 
@@ -113,7 +114,7 @@ def read(directory: str | Path) -> Recorded:
         steps=_by_step(line for line in lines if "loss" in line),
         evaluations=_by_step(line for line in told if "eval_loss" in line),
         ranks=ranks,
-        errors=_errors(directory / ERRORS),
+        errors=_errors(directory, ranks),
         adapter=directory / "adapter" if (directory / "adapter").is_dir() else None,
         checkpoint=newest[0] if newest else None,
         attempts=_attempts(lines, ranks),
@@ -183,13 +184,22 @@ def _attempts(lines: list[Json], ranks: tuple[Rank, ...]) -> int:
     return max([1, *(rank.starts for rank in ranks), 1 + sum(b < a for a, b in itertools.pairwise(times))])
 
 
-def _errors(directory: Path) -> tuple[Json, ...]:
-    if (directory / NAME).exists():  # of an attempt that came to nothing: the run before it was put back
+def _errors(directory: Path, ranks: tuple[Rank, ...]) -> tuple[Json, ...]:
+    """Those of the newest attempt: a run that was started again without `launch` still has the earlier ones."""
+    if (directory / ERRORS / NAME).exists():  # of an attempt that came to nothing: the run before it was put back
         return ()
-    found = [_object(path) for path in directory.glob("rank-*.json")]
-    found = sorted((error for error in found if error), key=lambda error: number(error.get("time")) or 0.0)
-    launch = _object(directory / "launch.json")
-    return (*([launch] if launch else []), *found)
+    results = directory / "results.json"
+    # The first of the newest starts: a rank may fail before the last one has started.
+    since = min((_time(rank.start, unknown=0.0) for rank in ranks), default=0.0)
+    since = max(since, results.stat().st_mtime if results.is_file() else 0.0)
+    paths = [directory / ERRORS / REPORT, *(directory / ERRORS).glob("rank-*.json")]
+    found = [error for error in map(_object, paths) if error and _time(error, unknown=since) >= since]
+    return tuple(sorted(found, key=lambda error: (error.get("rank") is not None, _time(error, unknown=0.0))))
+
+
+def _time(line: Json, *, unknown: float) -> float:
+    time = number(line.get("time"))
+    return unknown if time is None else time
 
 
 def _lines(path: Path) -> list[Json]:
