@@ -178,7 +178,7 @@ def photograph(page: Path, out: Path) -> None:
     for one, left in zip(both, (0, both[0].width), strict=True):
         picture.paste(one, (left, 0))
     out.parent.mkdir(parents=True, exist_ok=True)
-    picture.quantize(64, dither=Image.Dither.NONE).save(out, optimize=True)
+    picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(out, optimize=True)
 
 
 if __name__ == "__main__":

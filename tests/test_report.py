@@ -303,6 +303,12 @@ def test_a_chart_says_what_it_shows() -> None:
     assert [row.split("<td>")[1] for row in html.split("</td></tr>")[:-1]] == ["2", "not finite", "0.5000", "1"]
 
 
+def test_a_single_point_is_seen() -> None:
+    """As a dot, in the colour of its place: a line through it would have no length."""
+    html = str(charts.line_chart("Loss", [Series("A", (1, 2), (1.0, 2.0)), Series("B", (2,), (1.5,))]))
+    assert re.findall(r'class="(line c\d|dot c\d)"', html) == ["line c1", "dot c2"]
+
+
 def test_a_running_mean() -> None:
     one = Series("x", (1, 2, 3, 4, 5), (1.0, 2.0, math.nan, 4.0, 5.0))
     assert charts.running_mean(one, 3).ys == (1.5, 1.5, 3.0, 4.5, 4.5)
@@ -413,6 +419,12 @@ def test_templates_are_installed_with_the_package() -> None:
     installed = {path for pattern in data for path in (ROOT / "unsloth_accel").glob(pattern)}
     assert installed >= set((ROOT / "unsloth_accel" / "report" / "templates").iterdir())
     assert "unsloth_accel.report" in find_packages(str(ROOT), include=["unsloth_accel*"])
+
+
+@pytest.mark.parametrize("file", ["README.md", "README_CN.md"])
+def test_the_picture_shown_is_there_and_small(file: str) -> None:
+    (picture,) = re.findall(r"!\[.+\]\((.+)\)", (ROOT / file).read_text(encoding="utf-8"))
+    assert 10_000 < (ROOT / picture).stat().st_size < 200_000
 
 
 def test_a_plan_is_written_as_json(tmp_path: Path) -> None:

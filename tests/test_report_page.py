@@ -28,8 +28,12 @@ BOXES = """[...document.querySelectorAll('h1, .cards strong, .chart svg, .bar')]
 })"""
 OVERLAPS = """[...document.querySelectorAll('.tags')].flatMap(tags => {
     const boxes = [...tags.children].map(tag => tag.getBoundingClientRect()).sort((a, b) => a.top - b.top)
-    return boxes.slice(1).filter((box, index) => box.top < boxes[index].bottom - 1)
+    const axis = tags.parentElement.querySelector('.xs em').getBoundingClientRect()
+    const over = boxes.filter(box => box.bottom > axis.top + 2 && box.right > axis.left && box.height > 16)
+    return [...boxes.slice(1).filter((box, index) => box.top < boxes[index].bottom - 1), ...over]
 }).length"""
+CUT = """[...document.querySelectorAll('.cards > div, .xs span, .notice, .row, td')]
+    .filter(element => element.scrollWidth > element.clientWidth + 1 && element.clientWidth).map(e => e.innerText)"""
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +64,14 @@ def check(seen: Seen, width: int) -> None:
 @pytest.mark.parametrize("kind", [*made.KINDS, "compared"])
 def test_every_page_fits_phone_and_desk(kind: str, pages: dict[str, Path]) -> None:
     readers = [Reader(width=width, scheme=scheme, whole=False) for width in (390, 1280) for scheme in ("light", "dark")]
-    found = look_often(pages[kind], readers, WIDTH, BACKGROUND, BOXES, OVERLAPS)
+    found = look_often(pages[kind], readers, WIDTH, BACKGROUND, BOXES, OVERLAPS, CUT)
     for reader, seen in zip(readers, found, strict=True):
         check(seen, reader.width)
         for left, right, width, height in seen.answers[2]:
             assert 0 <= left < right <= reader.width
             assert min(width, height) > 10
         assert seen.answers[3] == 0, "labels at the ends of lines cover each other"
+        assert seen.answers[4] == [], "words are wider than their place"
     light, dark = found[0], found[1]
     assert (light.answers[1], dark.answers[1]) == ("rgb(250, 249, 246)", "rgb(18, 20, 23)")
     assert dark_share(light.png) < 0.2 < 0.8 < dark_share(dark.png)

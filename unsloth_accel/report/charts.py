@@ -51,27 +51,26 @@ def line_chart(
     mean_of: int = 0,
     dots: Sequence[Series] = (),
     x_name: str = "step",
+    tall: bool = False,
 ) -> Markup:
     """A figure with a line per series, labelled at its end; empty where there is nothing to draw.
 
     `mean_of` > 1 draws each series faintly and its running mean over so many points boldly. `dots` are series of few
     points, drawn as such.
     """
-    lines, points = [one for one in series if one], [one for one in dots if one]
-    drawn = [*lines, *points]
+    drawn = [one for one in (*series, *dots) if one]
     if not drawn:
         return Markup("")
     left, right = min(min(one.xs) for one in drawn), max(max(one.xs) for one in drawn)
     if left == right:
         left, right = left - 1, right + 1
-        points, lines = [*lines, *points], []
     low, high, ticks = _range(drawn, from_zero)
     scale = _Scale(left, right, low, high)
     paths, tags = [], []
-    for index, one in enumerate([*lines, *points]):
+    for index, one in enumerate(drawn):
         colour = f"c{index % 6 + 1}"
         bold = one
-        if one in points:
+        if one in dots or len(one.xs) == 1:  # a line of one point would not be seen
             paths.append(_dots(one, scale, colour))
         elif mean_of > 1:
             bold = running_mean(one, mean_of)
@@ -92,7 +91,7 @@ def line_chart(
         '<div class="tags" aria-hidden="true">{tags}</div><div class="xs" aria-hidden="true">{xs}</div></div>'
         "{table}</figure>"
     ).format(
-        kind="chart named" if len(drawn) > 1 else "chart",
+        kind="chart" + " named" * (len(drawn) > 1) + " tall" * tall,
         x=x_name,
         range=f"{left!r} {right!r} {low!r} {high!r}",
         unit=unit,
@@ -102,7 +101,7 @@ def line_chart(
         said=f"{title}. " + " ".join(_said(one, x_name, unit) for one in drawn),
         grid=grid,
         paths=Markup("").join(paths),
-        tags=_tags(tags),
+        tags=_tags(tags, tall),
         xs=_x_ticks(left, right, scale, x_name),
         table=_table(drawn, x_name, unit),
     )
@@ -216,25 +215,22 @@ def _dots(one: Series, scale: _Scale, colour: str) -> Markup:
     return Markup('<polyline class="line thin {}" data-name="{}" points="{}"/>').format(colour, one.name, joined) + dots
 
 
-def _tags(tags: list[tuple[float, str, str, str]]) -> Markup:
-    """Labels at the lines' ends, moved apart where they would cover each other."""
-    placed: list[tuple[float, str, str, str]] = []
+def _tags(tags: list[tuple[float, str, str, str]], tall: bool) -> Markup:
+    """Labels at the lines' ends, moved apart where they would cover each other, and above the axis."""
     beside = all(len(name) < 3 for _, name, _, _ in tags)  # else it stands below its value
-    room = 0.12 if beside else 0.21
-    for top, name, value, colour in sorted(tags):
-        top = max(top, placed[-1][0] + room) if placed else top
-        placed.append((top, name, value, colour))
-    over = max(0.0, placed[-1][0] - 1.0) if placed else 0.0
+    room = (0.1 if beside else 0.17) * (1.0 if tall else 1.25)
+    tags = sorted(tags)
+    tops: list[float] = []
+    for top, *_ in tags:
+        tops.append(max(top, tops[-1] + room) if tops else max(top, 0.0))
+    lowest = 1.0 if beside else 1.0 - room / 2
+    for index in reversed(range(len(tops))):
+        tops[index] = min(tops[index], lowest)
+        lowest = tops[index] - room
     made = Markup('<span class="tag {}{}" style="top:{:.1f}%"><b>{}</b>{}</span>')
     return Markup("").join(
-        made.format(
-            colour,
-            " beside" * beside,
-            100 * max(0.0, top - over),
-            value,
-            Markup("<i>{}</i>").format(name) if name else "",
-        )
-        for top, name, value, colour in placed
+        made.format(colour, " beside" * beside, 100 * top, value, Markup("<i>{}</i>").format(name) if name else "")
+        for top, (_, name, value, colour) in zip(tops, tags, strict=True)
     )
 
 

@@ -152,6 +152,7 @@ def charts(a: Recorded, b: Recorded) -> list[Markup]:
             mean_of=0 if key == "learning_rate" else over,
             note=f"Faint: every logged step; bold: the running mean of {over}." if key == "loss" and over else "",
             x_name=x,
+            tall=key == "loss",
         )
         for title, key, zero in wanted
     ]

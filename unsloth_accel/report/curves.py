@@ -19,7 +19,7 @@ def training(run: Recorded) -> list[Markup]:
     over = smoothing(len(loss.xs))
     note = f"Every logged step, and the running mean of {over}." if over > 1 else ""
     made = [
-        line_chart("Loss", [loss], dots=[held], note=note, mean_of=over),
+        line_chart("Loss", [loss], dots=[held], note=note, mean_of=over, tall=True),
         line_chart("Learning rate", [column(run.steps, "learning_rate", "learning rate")], from_zero=True),
         line_chart("Gradient norm", [column(run.steps, "grad_norm", "gradient norm")], from_zero=True, mean_of=over),
     ]
