@@ -11,6 +11,7 @@ from unsloth_accel.accelerate_launch import Launch, LaunchError
 from unsloth_accel.hardware import Device, Hardware
 from unsloth_accel.launcher import Request, launch, parse
 from unsloth_accel.problems import ConfigError
+from unsloth_accel.report.recorded import read as read_run
 from unsloth_accel.run_config import load
 
 CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
@@ -140,17 +141,23 @@ def earlier(tmp_path: Path) -> Path:
 def test_overwriting_deletes_only_the_runs_own_files(file: Path, earlier: Path) -> None:
     def train(command: Launch) -> None:
         assert sorted(path.name for path in earlier.iterdir()) == [
-            *(".previous", "accelerate.yaml", "mine", "notes.txt", "run.yaml")
+            *(".previous", "accelerate.yaml", "mine", "notes.txt", "plan.json", "run.yaml")
         ]
         (earlier / "adapter").mkdir()
 
     launch([str(file), "training.overwrite=true"], run=train, hardware=CPU)
     left = sorted(path.name for path in earlier.iterdir())
-    assert left == ["accelerate.yaml", "adapter", "mine", "notes.txt", "run.yaml"]
+    assert left == ["accelerate.yaml", "adapter", "mine", "notes.txt", "plan.json", "report.html", "run.yaml"]
     assert not (earlier / "adapter" / "old").exists()
 
 
-def test_a_run_that_came_to_nothing_overwrites_nothing(file: Path, earlier: Path) -> None:
+def test_a_run_that_came_to_nothing_overwrites_nothing(
+    file: Path, earlier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    described = ("run.yaml", "accelerate.yaml", "plan.json", "report.html")
+    for name in described:
+        (earlier / name).write_text("{}", encoding="utf-8")
+
     def fail(command: Launch) -> None:
         (earlier / "logs").mkdir()
         raise LaunchError("a misspelt hub id", 1)
@@ -159,9 +166,25 @@ def test_a_run_that_came_to_nothing_overwrites_nothing(file: Path, earlier: Path
         launch([str(file), "training.overwrite=true"], run=fail, hardware=CPU)
     for name in ("adapter", "checkpoint-3", "logs", "mine"):
         assert (earlier / name / "old").exists()
+    assert {(earlier / name).read_text(encoding="utf-8") for name in described} == {"{}"}
+    page = earlier / "errors" / "report.html"
+    assert capsys.readouterr().out.endswith(f"\nreport    {page}\n")
+    assert "a misspelt hub id" in page.read_text(encoding="utf-8")
+    assert read_run(earlier).errors == ()
     with pytest.raises(SystemExit):
         launch([str(file), "training.overwrite=true", "--quite"], run=fail, hardware=CPU)
     assert (earlier / "adapter" / "old").exists()
+
+
+def test_a_failed_run_has_a_report(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(command: Launch) -> None:
+        raise LaunchError("rank 1 was ended by SIGKILL; out of memory is the usual reason.", 137)
+
+    with pytest.raises(LaunchError):
+        launch([str(file)], run=fail, hardware=CPU)
+    page = tmp_path / "out" / "report.html"
+    assert capsys.readouterr().out.endswith(f"\nreport    {page}\n")
+    assert "out of memory is the usual reason." in page.read_text(encoding="utf-8")
 
 
 def test_resuming_is_told_to_the_ranks_and_not_kept(file: Path, earlier: Path) -> None:

@@ -189,6 +189,10 @@ def test_what_is_saved(straight: Path) -> None:
     assert {"unsloth", "torch", "accelerate", "python"} <= versions.keys()
     assert not list(straight.glob(".adapter*")), "temporary directories are left"
     assert not (straight / "errors").exists()
+    assert json.loads((straight / "plan.json").read_text(encoding="utf-8"))["strategy"] == "ddp"
+    page = (straight / "report.html").read_text(encoding="utf-8")
+    assert '<span class="status finished">' in page
+    assert "6 steps" in page
 
 
 def test_a_field_that_sft_config_refuses(described: Path, tmp_path: Path) -> None:
@@ -210,6 +214,7 @@ def test_the_module_alone_tells_its_errors(described: Path, tmp_path: Path) -> N
         assert f"unsloth_accel: error: {'training' if 'SFT' in words else words}" in done.stderr
         assert words in done.stderr
         assert "Traceback" not in done.stderr
+    assert "SFTConfig refuses it" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("processes", [1, 2])

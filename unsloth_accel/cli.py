@@ -15,6 +15,7 @@ COMMANDS = {
     "config": "print or write an accelerate config",
     "validate": "every problem of a config or run, before anything starts",
     "launch": "plan and launch a run, or launch your own script with a config",
+    "report": "a page about a run: loss, speed, memory, warnings; or two runs compared",
     "merge": "write the 16-bit model that base and adapter make, with its tokenizer",
     "verify": "train the same rows on one process and on several, and compare",
     "estimate": "the GPU memory a model needs, per strategy and term",

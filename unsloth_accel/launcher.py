@@ -8,18 +8,19 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .accelerate_launch import ERRORS, Launch, parse_arguments, run_accelerate, takes_value
 from .adapters.environment import OTHER_KINDS, missing_for, promise_of_config, variables_for
 from .capabilities import here
-from .checkpoints import find
 from .hardware import Hardware, detect
 from .memory import BITSANDBYTES_ADAMW
 from .planner import TRAINING_MODULE, Plan, plan
 from .problems import ConfigError, Problem, errors, raise_errors
+from .report import NAME
+from .report.at_end import ASIDE, reported, something_to_show
 from .resume import resume_problems
 from .rules import Context, check, read
 from .run_config import RunConfig, from_dict, is_override, load
@@ -187,26 +188,36 @@ def launch(
     raise_errors(problems)
     for problem in problems:
         print(problem, file=sys.stderr)
-    with nullcontext() if decided is None else made_room(decided):
-        (run or run_accelerate)(command)
+    run = run or run_accelerate
+    if decided is None:
+        run(command)
+        return
+    with made_room(decided), reported(decided.run.output_dir):
+        run(command)
+
+
+DESCRIBING = ("run.yaml", "accelerate.yaml", "plan.json", NAME)
+"""Files of a run that go aside with what it made."""
 
 
 @contextmanager
 def made_room(decided: Plan) -> Iterator[None]:
-    """Prepare output_dir and write the two YAML files; an earlier run is put aside and deleted only when this one
-    has something to show: a run that ends without checkpoint and adapter puts it back.
+    """Prepare output_dir and write the plan's files; an earlier run is put aside and deleted only when this one has
+    something to show: a run that ends without checkpoint and adapter puts it back.
 
     Raises `ConfigError` where output_dir can't be written.
     """
     directory = Path(decided.run.output_dir)
-    aside = directory / ".previous"
+    aside = directory / ASIDE
     try:
         shutil.rmtree(directory / ERRORS, ignore_errors=True)
         if decided.run.overwrite:
-            if _products(directory):
+            products = _products(directory)
+            if products:
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.mkdir()
-            for path in _products(directory):
+                products += [path for name in DESCRIBING if (path := directory / name).is_file()]
+            for path in products:
                 path.rename(aside / path.name)
         decided.write(directory)
     except OSError as error:
@@ -216,8 +227,7 @@ def made_room(decided: Plan) -> Iterator[None]:
     try:
         yield
     finally:
-        made = (directory / ADAPTER).exists() or any(checkpoint.has_adapter for checkpoint in find(directory))
-        if aside.is_dir() and not made:
+        if aside.is_dir() and not something_to_show(directory):
             for path in _products(directory):
                 shutil.rmtree(path, ignore_errors=True)
             for path in aside.iterdir():

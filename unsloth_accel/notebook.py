@@ -25,6 +25,7 @@ from .hardware import detect
 from .launcher import Request, for_run, launch_of, made_room, plan_problems, run_problems
 from .planner import Plan
 from .problems import Problem, raise_errors
+from .report.at_end import reported
 from .validation import ADAPTER
 
 
@@ -58,7 +59,7 @@ def notebook_launch(
     raise_errors(problems)
     for problem in [*problems, *memory_problems()]:
         print(problem, file=sys.stderr)
-    with made_room(decided):
+    with made_room(decided), reported(decided.run.output_dir):
         _run(launch_of(decided))
     directory = Path(decided.run.output_dir).absolute()
     log = directory / "logs" / "steps.jsonl"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -117,7 +118,7 @@ class Plan:
         return values
 
     def write(self, directory: str | Path) -> None:
-        """Write run.yaml (every `auto` decided) and accelerate.yaml, with its launch line, into `directory`.
+        """Write run.yaml (every `auto` decided), accelerate.yaml, with its launch line, and plan.json into `directory`.
 
         Raises `ConfigError` where that can't be written.
         """
@@ -139,6 +140,7 @@ class Plan:
         )
         comment += f"place of what follows -m:\n\n{lines}"
         config.write(Path(directory, "accelerate.yaml"), comment)
+        write_atomically(Path(directory, "plan.json"), json.dumps(self.to_dict(), indent=2) + "\n")
 
     def to_dict(self) -> dict[str, Any]:
         """Everything decided, as JSON can hold it: what `unsloth-accel plan --json` prints."""

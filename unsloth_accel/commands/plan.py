@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("words", nargs="*", metavar="RUN.yaml", help="a run's description, and key=value overrides")
     add_hardware(made)
     made.add_argument("--json", action="store_true", help="print the plan as JSON")
-    made.add_argument("--write", metavar="DIRECTORY", help="write accelerate.yaml and run.yaml there")
+    made.add_argument("--write", metavar="DIRECTORY", help="write accelerate.yaml, run.yaml and plan.json there")
     return made
 
 

@@ -23,6 +23,7 @@ from ..checkpoints import checkpoints
 from ..files import write_atomically
 from ..problems import ConfigError, Problem, UnslothAccelError
 from ..promise import PLANNED
+from ..report.at_end import tell
 from ..resume import facts_of_run, made_with
 from ..run_config import PROJECTIONS, RunConfig, load
 
@@ -49,6 +50,9 @@ def main(run_yaml: str, *overrides: str) -> int:
         elif not _reported() and (environment.rank() == 0 or not getattr(error, "on_every_rank", False)):
             print(f"unsloth_accel: {error}", file=sys.stderr, flush=True)
         return status
+    finally:
+        if environment.rank() == 0 and not _reported():
+            tell(run.output_dir)
     return 0
 
 
@@ -63,7 +67,8 @@ def _plainly(error: BaseException, run: RunConfig) -> BaseException:
 
 
 def _reported() -> bool:
-    """Whether `unsloth-accel launch RUN.yaml` started this process: it reads the report and tells; nobody else does."""
+    """Whether `unsloth-accel launch RUN.yaml` started this process: it tells what failed and makes the run's report;
+    nobody else does."""
     promised = environment.promise()
     return promised is not None and promised.made_by == PLANNED
 

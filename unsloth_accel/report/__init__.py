@@ -1,0 +1,45 @@
+"""The report of a run, or of two: one HTML page that needs nothing else, made without torch in a second.
+
+`recorded` reads what a run left, `figures` reckons, `charts` draws, `page` and `compare` fill the templates. Whatever
+a user or a model wrote is escaped (jinja2's autoescape, markupsafe in charts), and the page's own
+Content-Security-Policy lets it load nothing and run no script but its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..files import write_atomically
+from ..problems import ConfigError, Problem
+
+NAME = "report.html"
+
+
+def write(run_dir: str | Path, out: str | Path | None = None) -> Path:
+    """Write the report of the run in `run_dir`, by default to its report.html; returns where it is.
+
+    Raises `ConfigError` where the directory is no run's, or `out` can't be written.
+    """
+    from .page import page
+    from .recorded import read
+
+    html = page(read(run_dir))
+    return _write(html, Path(out) if out else Path(run_dir, NAME))
+
+
+def write_comparison(first: str | Path, second: str | Path, out: str | Path | None = None) -> Path:
+    """Write a page that sets the second run beside the first, by default into the second's directory."""
+    from .compare import page
+    from .recorded import read
+
+    html = page(read(first), read(second))
+    return _write(html, Path(out) if out else Path(second, f"compared-with-{Path(first).absolute().name}.html"))
+
+
+def _write(html: str, path: Path) -> Path:
+    try:
+        write_atomically(path, html)
+    except OSError as error:
+        consequence, fix = f"can't be written: {error.strerror}.", "choose a file that you may write"
+        raise ConfigError(Problem(key="--out", value=str(path), consequence=consequence, fix=fix)) from None
+    return path

@@ -1,0 +1,57 @@
+"""The report that every run ends with, however it ends; a report that can't be made costs the run nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..accelerate_launch import ERRORS, LaunchError
+from ..checkpoints import find
+from ..files import write_atomically
+from ..launch_child import REPORT
+from ..validation import ADAPTER
+from . import NAME
+
+ASIDE = ".previous"
+"""Below output_dir: an earlier run while another one overwrites it."""
+
+
+@contextmanager
+def reported(directory: str | Path) -> Iterator[None]:
+    """Run a launch in this block: afterwards the report of `directory` is there, also where it raised.
+
+    A launch's own word on its failure is left beside the ranks': a rank that was killed leaves none.
+    """
+    try:
+        yield
+    except LaunchError as error:
+        told = {"message": str(error), "exit_status": error.exit_status, "time": time.time()}
+        with suppress(OSError):
+            write_atomically(Path(directory, ERRORS, REPORT), json.dumps(told))
+        raise
+    finally:
+        tell(directory)
+
+
+def something_to_show(directory: Path) -> bool:
+    """Whether a run made something that can be loaded; else an earlier run that it was to overwrite is put back."""
+    return (directory / ADAPTER).exists() or any(checkpoint.has_adapter for checkpoint in find(directory))
+
+
+def tell(directory: str | Path) -> None:
+    """Make the report and print where it is, or in a line why there is none; never raises.
+
+    Where an earlier run is about to be put back, its report stays with it and this one goes beside the errors.
+    """
+    directory = Path(directory)
+    try:
+        from . import write
+
+        put_back = (directory / ASIDE).is_dir() and not something_to_show(directory)
+        line = str(write(directory, directory / ERRORS / NAME if put_back else None))
+    except Exception as error:  # a fault of the report must not become one of the run
+        line = f"not made: {type(error).__name__}: {error}. Fix: unsloth-accel report {directory}"
+    print(f"report    {line}", flush=True)

@@ -1,0 +1,69 @@
+"""The charts of one run."""
+
+from __future__ import annotations
+
+from markupsafe import Markup
+
+from .charts import Bar, Segment, bars, line_chart
+from .figures import PARTS, Series, column, shares, throughput
+from .numbers import figure, percent
+from .recorded import Recorded, at, number
+
+_COLOURS = {"compute": "c1", "data": "c2", "wait": "c5"}
+
+
+def training(run: Recorded) -> list[Markup]:
+    """Loss first, then what explains it; those of which nothing was logged are left out."""
+    loss = column(run.steps, "loss", "training")
+    held = _held_out(run)
+    over = smoothing(len(loss.xs))
+    note = f"Every logged step, and the running mean of {over}." if over > 1 else ""
+    made = [
+        line_chart("Loss", [loss], dots=[held], note=note, mean_of=over, tall=True),
+        line_chart("Learning rate", [column(run.steps, "learning_rate", "learning rate")], from_zero=True),
+        line_chart("Gradient norm", [column(run.steps, "grad_norm", "gradient norm")], from_zero=True, mean_of=over),
+    ]
+    return [chart for chart in made if chart]
+
+
+def smoothing(points: int) -> int:
+    """Points of the running mean; 0 where there are so few that each can be seen."""
+    return points // 20 if points >= 100 else 0
+
+
+def _held_out(run: Recorded) -> Series:
+    """Held-out loss at every evaluation, before and after training included."""
+    before, after = (number(at(run.results, when, "loss")) for when in ("before", "after"))
+    lines: dict[float, float] = {} if before is None else {0.0: before}
+    for line in run.evaluations:
+        value = number(line.get("eval_loss"))
+        if value is not None:
+            lines[float(line["step"])] = value
+    if after is not None and run.steps:
+        lines[float(run.steps[-1]["step"])] = after
+    return column([{"step": step, "loss": loss} for step, loss in lines.items()], "loss", "held-out")
+
+
+def speed(run: Recorded) -> list[Markup]:
+    speed = throughput(run)
+    over = smoothing(len(speed.xs))
+    note = "All ranks together, padding left out" + (
+        f"; the bold line is the running mean of {over} steps." if over > 1 else "."
+    )
+    chart = line_chart("Tokens per second", [speed], note=note, from_zero=True, mean_of=over)
+    return [chart] if chart else []
+
+
+def step_time(run: Recorded) -> Markup:
+    drawn = [
+        Bar(
+            f"rank {share.rank}",
+            tuple(Segment(part, share.parts[part], _COLOURS[part], percent(share.parts[part])) for part in PARTS),
+            f"{figure(share.seconds, 3)} s",
+        )
+        for share in shares(run)
+    ]
+    note = (
+        "Computing on the rank itself, waiting for rows (data) or for the other ranks (wait); right, its median step."
+    )
+    return bars("Where a step's time goes", drawn, note=note, whole=1.0)

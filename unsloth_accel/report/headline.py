@@ -1,0 +1,75 @@
+"""What stands at the top of a page: the run in a line, and its key figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .figures import Figures
+from .numbers import count, duration, figure, gib, percent
+from .recorded import Recorded, at, text
+
+Card = tuple[str, str, str]
+"""A name, the figure, and what it means."""
+
+
+def short_name(model: str) -> str:
+    """A hub id as it is, a directory's last part."""
+    path = Path(model)
+    is_directory = path.is_absolute() or model.startswith((".", "~")) or len(path.parts) > 2
+    return path.name if is_directory else model or "a run"
+
+
+def facts(run: Recorded, found: Figures) -> list[str]:
+    """What ran where, in a few words each."""
+    batch = at(run.plan, "global_batch_size") or at(run.run, "batch", "global_size")
+    precision = text(at(run.plan, "mixed_precision"))
+    told = [found.strategy, found.where]
+    told += [f"{batch} rows per step"] if batch else []
+    told += ["no mixed precision" if precision == "no" else precision]
+    told += ["4-bit base"] if at(run.run, "model", "load_in_4bit") else []
+    told += [f"trained in {count(run.attempts, 'part')}"] if run.attempts > 1 else []
+    return [fact for fact in told if fact]
+
+
+def cards(found: Figures) -> Iterator[Card]:
+    """The key figures that are known."""
+    if found.loss_first is not None:
+        over = f"mean of the first and last {found.loss_over} logged steps" if found.loss_over > 1 else "first and last"
+        yield "training loss", _change(found.loss_first, found.loss_last, _three), over
+    before, after = found.held_loss
+    if after is not None:
+        yield "held-out loss", _change(before, after, _three), _when(before)
+    before, after = found.held_accuracy
+    if after is not None:
+        many = f"of {count(found.held_rows, 'held-out answer')}" if found.held_rows else _when(before)
+        yield "exact match", _change(before, after, percent), many
+    if found.tokens_per_second is not None:
+        yield "tokens per second", figure(found.tokens_per_second), _speed(found)
+    if found.seconds is not None:
+        each = f", {_three(found.step_seconds)} s each" if found.step_seconds is not None else ""
+        yield "training time", duration(found.seconds), count(found.steps, "step") + each
+    if found.peak_gib is not None:
+        yield "peak memory", gib(found.peak_gib), "allocated by torch, per GPU"
+
+
+def _speed(found: Figures) -> str:
+    parts = []
+    if found.processes > 1 and found.tokens_per_second_per_gpu is not None:
+        unit = "GPU" if found.device == "cuda" else "process"
+        parts.append(f"{figure(found.tokens_per_second_per_gpu)} per {unit}")
+    if found.mfu is not None:
+        parts.append(f"MFU {percent(found.mfu)}")
+    return ", ".join(parts) or "padding left out"
+
+
+def _change(before: float | None, after: float | None, shown: Callable[[float | None], str]) -> str:
+    return shown(after) if before is None else f"{shown(before)} → {shown(after)}"
+
+
+def _when(before: float | None) -> str:
+    return "after training" if before is None else "before and after training"
+
+
+def _three(value: float | None) -> str:
+    return figure(value, 3)

@@ -1,0 +1,73 @@
+"""Memory: what the plan predicted, term by term, above what each rank measured, in the same colours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from .charts import Bar, Segment, bars
+from .figures import Measured
+from .numbers import gib, percent
+from .recorded import Json, number
+
+_GROUPS = (
+    ("model", "c1", ("weights",)),
+    ("adapter", "c3", ("lora", "gradients", "optimizer", "gradient_buckets")),
+    ("activations", "c2", ("activations", "logits", "unsharded_units", "dequantized", "loading_excess")),
+    ("allocator", "c4", ("other", "fragmentation")),
+    ("context", "c5", ("context",)),
+)
+"""Terms of `memory.estimate` under one name. What torch allocates is the first three; what its allocator holds beyond
+that, and CUDA's and NCCL's context, are measured on their own."""
+
+
+def chart(predicted: Json, measured: Sequence[Measured], *, on_cpu: bool, of_gib: float | None) -> Markup:
+    """Bars in GiB; empty where nothing was predicted nor measured. `of_gib` is the memory of the smallest GPU."""
+    rows = [row for row in (_predicted(predicted), *(_measured(one, on_cpu) for one in measured)) if row]
+    each = "process" if on_cpu else "GPU"
+    note = f"GiB per {each}" + (f", of which it has {gib(of_gib)}" if of_gib and not on_cpu else "")
+    return bars("Predicted and measured" if len(rows) > 1 else rows[0].name.title() if rows else "", rows, note=note)
+
+
+def verdict(predicted: Json, measured: Sequence[Measured], *, on_cpu: bool) -> str:
+    """How near the prediction came to the largest rank, of what both know; empty where they share nothing."""
+    terms = {name: number(value) or 0.0 for name, value in predicted.items()}
+    if not terms:
+        return ""
+    allocated = max((one.allocated for one in measured if one.allocated is not None), default=None)
+    if on_cpu or allocated is None:
+        return ""
+    expected = sum(terms.get(name, 0.0) for _, _, names in _GROUPS[:3] for name in names) + terms.get("other", 0.0)
+    if not expected or not allocated:
+        return ""
+    off = expected / allocated - 1
+    word = "more" if off >= 0 else "less"
+    took = f"The plan expected {gib(expected)} of tensors and the largest rank took {gib(allocated)}"
+    return f"{took}: {percent(abs(off), 1)} {word} than measured."
+
+
+def _predicted(terms: Json) -> Bar | None:
+    values = {name: number(value) or 0.0 for name, value in terms.items() if name != "total"}
+    segments = [(name, colour, sum(values.pop(term, 0.0) for term in known)) for name, colour, known in _GROUPS]
+    segments.append(("other", "c6", sum(values.values())))
+    made = tuple(Segment(name, value, colour, f"{value:.1f}") for name, colour, value in segments if value > 0)
+    return Bar("predicted", made, gib(sum(segment.value for segment in made))) if made else None
+
+
+def _measured(one: Measured, on_cpu: bool) -> Bar | None:
+    name = "largest" if one.rank is None else f"rank {one.rank}"
+    if one.allocated is None:
+        if one.host is None:
+            return None
+        return Bar(name, (Segment("host memory", one.host, "c6", f"{one.host:.1f}"),), gib(one.host))
+    segments = [Segment("allocated by torch", one.allocated, "c7", f"{one.allocated:.1f}")]
+    total = one.allocated
+    if one.reserved is not None and one.reserved > one.allocated:
+        held = one.reserved - one.allocated
+        total += held
+        segments.append(Segment("allocator", held, "c4", f"{held:.1f}"))
+    if one.context:
+        total += one.context
+        segments.append(Segment("context", one.context, "c5", f"{one.context:.1f}"))
+    return Bar(name, tuple(segments), gib(total))
