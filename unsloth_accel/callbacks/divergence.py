@@ -63,8 +63,8 @@ class Divergence(TrainerCallback):
 
     - a logged loss or gradient norm is NaN or infinite (in fp16 a gradient norm `patience` times in a row: its scaler
       skips such steps), or
-    - a trainable weight is, on any rank: looked at in every step that logs or saves, since the Trainer by default
-      leaves NaN out of the loss that it logs (`logging_nan_inf_filter`), or
+    - a trainable weight is, on any rank: looked at in every step that saves. (The Trainer by default leaves NaN out of
+      the loss that it logs, `logging_nan_inf_filter`; but a weight that is NaN makes every later gradient norm so.) Or
     - `LossRule` says so.
 
     A step that is to be saved is looked at first, and nothing is saved while the loss is far above, so checkpoints
@@ -84,7 +84,7 @@ class Divergence(TrainerCallback):
         self._overflows = 0
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if control.should_log or control.should_save:
+        if control.should_save:
             self._check_weights(args, state, kwargs["model"])
             control.should_save = control.should_save and not self.rule.above
 
@@ -105,6 +105,8 @@ class Divergence(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
+        if "grad_norm" not in logs:
+            self._check_weights(args, state, kwargs["model"])
         loss, norm = float(logs["loss"]), float(logs.get("grad_norm", 0.0))
         self._overflows = 0 if math.isfinite(norm) else self._overflows + 1
         # Loss and gradient norm are of all ranks together, so that each comes to the same end here.

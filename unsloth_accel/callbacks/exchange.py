@@ -8,7 +8,7 @@ from collections.abc import Sequence
 def share(own: Sequence[float]) -> list[list[float]]:
     """The numbers of every rank, by rank; every rank must call it, with equally many.
 
-    One all-gather of some dozen numbers: call it at logs, where the Trainer reads the loss and waits anyway. Alone, or
+    One all-reduce of some dozen numbers: call it at logs, where the Trainer reads the loss and waits anyway. Alone, or
     without a process group, it is what was given.
     """
     import torch
@@ -17,8 +17,10 @@ def share(own: Sequence[float]) -> list[list[float]]:
     state = PartialState()
     if state.num_processes == 1:
         return [list(own)]
-    mine = torch.tensor(own, dtype=torch.float64, device=state.device)
-    everyone = mine.new_empty(state.num_processes * len(own))
-    torch.distributed.all_gather_into_tensor(everyone, mine)
-    rows: list[list[float]] = everyone.view(state.num_processes, -1).tolist()
+    # A sum in which each rank's row is its own: torch has renamed its gathers, and this works in every version.
+    everyone = torch.zeros(state.num_processes, len(own), dtype=torch.float64)
+    everyone[state.process_index] = torch.tensor(own, dtype=torch.float64)
+    everyone = everyone.to(state.device)
+    torch.distributed.all_reduce(everyone)
+    rows: list[list[float]] = everyone.tolist()
     return rows

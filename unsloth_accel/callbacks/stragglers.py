@@ -181,7 +181,7 @@ class Stragglers(TrainerCallback):
         if not logs or "loss" not in logs or args.world_size == 1:
             return
         steps = state.global_step - self._checked
-        if steps < self.window:
+        if steps < self.window or not self.throughput.recent:
             return
         self._checked = state.global_step
         own = list(islice(reversed(self.throughput.recent), min(steps, self.window)))
