@@ -116,6 +116,10 @@ class LoggingConfig:
     """`none`, `tensorboard`, `wandb`, `trackio`, …: the Trainer's own integrations."""
     progress: bool = True
     """Show the progress bar (rank 0)."""
+    rank_sync_steps: int = 100
+    """Compare the adapter over all ranks every so many steps and stop where it differs; 0: never."""
+    stop_on_divergence: bool = True
+    """Stop on a loss, gradient or weight that is NaN or infinite, or a loss that stays far above its median."""
 
 
 @dataclass

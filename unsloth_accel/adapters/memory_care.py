@@ -68,6 +68,8 @@ class MemoryCare:
         self.halved: list[Halved] = []
         self.parts = 1
         self.listeners: list[Callable[[Halved], None]] = []
+        self.timers: list[Callable[[str], None]] = []
+        """Called with `ready` when this rank's gradients are whole and with `averaged` when all ranks' are."""
         self._trainer = trainer
         self._advice = advice
         self._done: list[Mapping[str, Any]] = []
@@ -89,7 +91,9 @@ class MemoryCare:
         if self._trainer.accelerator.sync_gradients:
             self._done.clear()
             if several:
+                self._time("ready")
                 self._told = average([p for p in model.parameters() if p.requires_grad], self.parts)
+                self._time("averaged")
                 self._count_tokens()
         return loss
 
@@ -143,6 +147,10 @@ class MemoryCare:
         print(f"unsloth_accel: rank {rank}: {happened}", file=sys.stderr, flush=True)
         for listener in self.listeners:
             listener(happened)
+
+    def _time(self, mark: str) -> None:
+        for timer in self.timers:
+            timer(mark)
 
     def _listen(self) -> None:
         """Take over the parts that some rank needs, once its word has arrived."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..callbacks.every_gradient import EveryGradient
 from ..callbacks.guard import Guard
+from ..callbacks.order import figures_first
 from . import environment, import_order
 from .checkpointing import keep_checkpoints
 from .ddp import wrap_after_evaluation
@@ -46,4 +47,5 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
         trainer.add_callback(EveryGradient(trainer.accelerator))
         gather_in_generate(trainer.accelerator, trainer.model)
         trainer.add_callback(Guard())
+    figures_first(trainer)
     return trainer

@@ -6,13 +6,38 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .divergence import Divergence as Divergence
     from .guard import Guard as Guard
+    from .memory_figures import Memory as Memory
     from .memory_watch import MemoryWatch as MemoryWatch
+    from .observe import observe as observe
+    from .order import figures_first as figures_first
+    from .phases import phase as phase
     from .progress import Progress as Progress
+    from .rank_log import RankLog as RankLog
+    from .rank_sync import RankSync as RankSync
+    from .run_log import RunLog as RunLog
     from .step_log import StepLog as StepLog
+    from .stragglers import Stragglers as Stragglers
+    from .throughput import Throughput as Throughput
 
-_HOME = {"Guard": "guard", "MemoryWatch": "memory_watch", "Progress": "progress", "StepLog": "step_log"}
-__all__ = ["Guard", "MemoryWatch", "Progress", "StepLog"]
+_HOME = {
+    "Divergence": "divergence",
+    "Guard": "guard",
+    "Memory": "memory_figures",
+    "MemoryWatch": "memory_watch",
+    "Progress": "progress",
+    "RankLog": "rank_log",
+    "RankSync": "rank_sync",
+    "RunLog": "run_log",
+    "StepLog": "step_log",
+    "Stragglers": "stragglers",
+    "Throughput": "throughput",
+    "figures_first": "order",
+    "observe": "observe",
+    "phase": "phases",
+}
+__all__ = [*_HOME]
 
 
 def __getattr__(name: str) -> Any:

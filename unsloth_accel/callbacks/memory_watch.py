@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..host import memory_gib
+from .rank_log import RankLog
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,8 @@ class MemoryWatch(TrainerCallback):
     start over, a host nearly full (its system then kills a process without a word).
 
     `most`: share of a GPU's memory from which on it warns, by default 0.95 as a plan fills one; `most_host` likewise.
-    `advice` says what would help. `listener` gets each warning; by default it goes to stderr.
+    `advice` says what would help. `listener` gets each warning, or `log`, which
+    lets rank 0 tell it; by default it goes to stderr.
     """
 
     def __init__(
@@ -56,12 +58,14 @@ class MemoryWatch(TrainerCallback):
         most_host: float = 0.95,
         advice: str = "a smaller per-device batch with more accumulation, or shorter rows",
         listener: Callable[[str], None] | None = None,
+        log: RankLog | None = None,
         read: Callable[[], Memory] = memory,
     ) -> None:
         self.most = most
         self.most_host = most_host
         self.advice = advice
         self.listener = listener
+        self.log = log
         self.read = read
         self.warnings: list[str] = []
         self._told: set[str] = set()
@@ -77,11 +81,14 @@ class MemoryWatch(TrainerCallback):
             if kind in self._told:
                 continue
             self._told.add(kind)
-            text = f"rank {args.process_index}, step {state.global_step}: {message}. What would help: {self.advice}."
+            message = f"{message}. What would help: {self.advice}."
+            text = f"rank {args.process_index}, step {state.global_step}: {message}"
             self.warnings.append(text)
+            if self.log is not None:
+                self.log.warn("memory", message, state.global_step)
             if self.listener is not None:
                 self.listener(text)
-            else:
+            elif self.log is None:
                 print(f"unsloth_accel: {text}", file=sys.stderr, flush=True)
 
     def _shortages(self, now: Memory) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Progress: one line or bar on rank 0 with loss and tokens per second."""
+"""Progress: one line or bar on rank 0 with loss, tokens per second and the time that is left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class Progress(TrainerCallback):
     """A bar on a terminal; elsewhere (a log file, CI) a line about every tenth of the run.
 
     Tokens are real ones, over all ranks: set `include_num_input_tokens_seen="non_padding"` in the training arguments,
-    otherwise their number is not known and not shown.
+    otherwise their number is not known and not shown. The time left (off a terminal, where a bar shows it) is that of
+    the steps to go, each taken to last as the logged ones since training began, without the first, which compiles.
     """
 
     def __init__(self) -> None:
@@ -23,6 +24,8 @@ class Progress(TrainerCallback):
         self._last = (0.0, 0.0)
         self._rate: float | None = None
         self._tenth = -1
+        self._after_first: tuple[float, int] | None = None
+        self._left: float | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -30,6 +33,7 @@ class Progress(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self._last = (time.perf_counter(), float(state.num_input_tokens_seen))
+        self._after_first = self._left = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", desc="training")
 
@@ -55,10 +59,15 @@ class Progress(TrainerCallback):
         if self._bar is not None:
             self._bar.set_postfix_str(self._figures())
             return
+        if self._after_first is None:
+            self._after_first = (now, state.global_step)
+        elif state.global_step > self._after_first[1]:
+            since, step = self._after_first
+            self._left = (now - since) / (state.global_step - step) * (state.max_steps - state.global_step)
         tenth = 10 * state.global_step // state.max_steps
         if tenth > self._tenth:
             self._tenth = tenth
-            print(f"step {state.global_step}/{state.max_steps}  {self._figures()}", flush=True)
+            print(f"step {state.global_step}/{state.max_steps}  {self._figures()}{self._time_left()}", flush=True)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -67,6 +76,17 @@ class Progress(TrainerCallback):
             self._bar.close()
             self._bar = None
 
+    def _time_left(self) -> str:
+        return f"  {duration(self._left)} left" if self._left else ""
+
     def _figures(self) -> str:
         rate = "" if self._rate is None else f"  {self._rate:,.0f} tokens/s"
         return f"loss {self._loss:.4f}{rate}"
+
+
+def duration(seconds: float) -> str:
+    """As a reader takes it in: 45 s, 12 min, 3 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -19,6 +19,8 @@ import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth
 from ..accelerate_config import SHARDING, AccelerateConfig
 from ..accelerate_launch import report_error
 from ..adapters import environment
+from ..callbacks.phases import phase
+from ..callbacks.rank_log import RankLog
 from ..checkpoints import checkpoints
 from ..files import write_atomically
 from ..problems import ConfigError, Problem, UnslothAccelError
@@ -75,11 +77,19 @@ def _reported() -> bool:
 
 def train(run: RunConfig) -> dict[str, Any]:
     """Load, train, evaluate and save; returns what results.json holds."""
-    first = environment.rank() == 0
-    if not first:
+    if environment.rank() != 0:
         _speak_into(Path(run.output_dir, "logs", f"rank-{environment.rank()}.log"))
-    print(f"loading {run.model.name}", flush=True)
-    trainer = build_trainer(run)
+    newest = [str(path) for path in checkpoints(run.output_dir)[-1:]] if run.resume else []
+    log = RankLog(Path(run.output_dir, "logs"), environment.rank(), resumed=bool(newest))
+    try:
+        return _train(run, newest, log)
+    except BaseException as error:
+        log.failed(_plainly(error, run))
+        raise
+
+
+def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
+    trainer = build_trainer(run, log)
 
     from ..adapters.saving import of_every_rank, save_run, versions
     from .evaluation import Held, evaluate
@@ -89,14 +99,14 @@ def train(run: RunConfig) -> dict[str, Any]:
     if held and run.distributed.strategy in SHARDING:
         print(f"held-out rows before training are left out: {run.distributed.strategy} shards when it starts to train")
     elif held:
-        print("held-out rows, before training", flush=True)
-        results["before"] = evaluate(held, trainer)
-    newest = [str(path) for path in checkpoints(run.output_dir)[-1:]] if run.resume else []
+        with phase("evaluating", log, about="held-out rows, before training"):
+            results["before"] = evaluate(held, trainer)
     done = _progress_of(newest[0]) if newest else {"global_step": 0, "num_input_tokens_seen": 0}
     for path in newest:
         print(f"going on from {path}", flush=True)
     started = time.perf_counter()
-    outcome = trainer.train(resume_from_checkpoint=newest[0] if newest else None)
+    with phase("training", log):
+        outcome = trainer.train(resume_from_checkpoint=newest[0] if newest else None)
     results["training"] = {
         "strategy": run.distributed.strategy,
         "processes": trainer.accelerator.num_processes,
@@ -117,11 +127,12 @@ def train(run: RunConfig) -> dict[str, Any]:
     if any(halved):
         results["out_of_memory"] = [one for rank in halved for one in rank]
     # Saved before it is examined: whatever goes wrong from here on, the training is not lost.
-    adapter = save_run(trainer, run)
+    with phase("saving", log):
+        adapter = save_run(trainer, run)
     if held:
-        print("held-out rows, after training", flush=True)
-        results["after"] = evaluate(held, trainer)
-    if first:
+        with phase("evaluating", log, about="held-out rows, after training"):
+            results["after"] = evaluate(held, trainer)
+    if environment.rank() == 0:
         write_atomically(Path(run.output_dir, "results.json"), json.dumps(results, indent=2) + "\n")
         print(summary(run, results, adapter), flush=True)
     if trainer.accelerator.device.type == "cuda":
@@ -130,8 +141,8 @@ def train(run: RunConfig) -> dict[str, Any]:
     return results
 
 
-def build_trainer(run: RunConfig) -> SFTTrainer:
-    """The model with its adapter, the data and TRL's SFTTrainer, guarded and with our callbacks."""
+def build_trainer(run: RunConfig, log: RankLog | None = None) -> SFTTrainer:
+    """The model with its adapter, the data and TRL's SFTTrainer, guarded and with our callbacks, which tell `log`."""
     import unsloth  # isort: skip  (before transformers and trl, which it patches)
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
@@ -145,6 +156,7 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
     from ..adapters.memory_care import MemoryCare, care_for_memory
     from ..adapters.trainer import adapt
     from ..callbacks.memory_watch import MemoryWatch
+    from ..callbacks.observe import observe
     from ..callbacks.peak_memory import PeakMemory
     from ..callbacks.progress import Progress
     from ..callbacks.step_log import StepLog
@@ -179,7 +191,7 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
     # Absolute, so that the saved adapter finds its base model from any directory.
     name = str(Path(name).resolve()) if Path(name).is_dir() else name
     placed = device_map() if run.distributed.device != "cpu" else None
-    with sharded_loading(run.model.load_in_4bit):
+    with phase("loading", log, about=run.model.name), sharded_loading(run.model.load_in_4bit):
         model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
             model_name=name,
             max_seq_length=run.model.max_seq_length,
@@ -199,26 +211,36 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
         use_gradient_checkpointing=checkpointing,
         random_state=run.lora.random_state,
     )
-    trainer = SFTTrainer(
-        model=model,
-        processing_class=tokenizer,
-        args=arguments,
-        train_dataset=_dataset(run.data.path),
-        eval_dataset=_dataset(run.data.eval_path) if run.data.eval_path else None,
-    )
-    if run.data.train_on == "responses":
-        from unsloth.chat_templates import train_on_responses_only
+    with phase("tokenising", log, about=run.data.path):
+        trainer = SFTTrainer(
+            model=model,
+            processing_class=tokenizer,
+            args=arguments,
+            train_dataset=_dataset(run.data.path),
+            eval_dataset=_dataset(run.data.eval_path) if run.data.eval_path else None,
+        )
+        if run.data.train_on == "responses":
+            from unsloth.chat_templates import train_on_responses_only
 
-        trainer = train_on_responses_only(trainer)
+            trainer = train_on_responses_only(trainer)
     if run.batch.balance == "tokens":
         done = balance_tokens(trainer, fields["per_device_train_batch_size"] * run.model.max_seq_length)
         print(done if isinstance(done, Balance) else f"rows are shared out by number: {done}", flush=True)
     trainer.remove_callback(PrinterCallback)
     add_if_asked(trainer)
-    trainer.add_callback(MemoryWatch(advice=advice(run)))
+    log = log or RankLog(None, environment.rank())
+    trainer.add_callback(MemoryWatch(advice=advice(run), log=log))
     care = care_for_memory(trainer, advice(run, batch=False)) if run.batch.on_out_of_memory == "halve" else None
     if isinstance(care, MemoryCare):
         trainer.memory_care = care
+    observe(
+        trainer,
+        log,
+        care=care if isinstance(care, MemoryCare) else None,
+        rank_sync_steps=run.logging.rank_sync_steps,
+        stop_on_divergence=run.logging.stop_on_divergence,
+        strategy=run.distributed.strategy,
+    )
     trainer.add_callback(PeakMemory())
     trainer.add_callback(StepLog(Path(run.output_dir, "logs", "steps.jsonl")))
     if run.logging.progress:

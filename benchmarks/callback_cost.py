@@ -1,0 +1,208 @@
+"""What the callbacks cost: the same training with and without them, in turns of a few steps within one run.
+
+    python -m benchmarks.callback_cost --out benchmarks/results/callback-cost-cpu.json [--model PATH] [--steps 96]
+
+Rows are all of one length, so that steps are alike; turns in one process share its warmth, clocks and neighbours, which
+differ between runs by more than what is measured. Each turn's first step is left out. Every step is logged, the dearest
+setting. Two figures: `difference`, of the medians of steps with and without (noisy); and `inside`, the seconds that the
+callbacks' own code takes (waiting for other ranks included), by callback. `RankSync` runs in each turn here, for a run
+every hundred steps; its `inside` is divided accordingly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth is imported)
+from unsloth_accel.files import write_atomically
+
+if TYPE_CHECKING:
+    from trl import SFTTrainer
+
+TURN = 8
+RANK_SYNC_STEPS = 100
+KEPT = ("Guard", "EveryGradient", "TokenCount")
+"""Of this package, but part of what is trained or checked once."""
+EVENTS = ("on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end", "on_log")
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["--worker"]:
+        return work(sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
+    parser.add_argument("--steps", type=int, default=96)
+    parser.add_argument("--rows", type=int, default=2, help="per device and step")
+    parser.add_argument("--length", type=int, default=256, help="tokens per row, about")
+    parser.add_argument("--processes", default="auto")
+    parser.add_argument("--work", default="runs/callback-cost")
+    options = parser.parse_args()
+    from unsloth_accel.adapters.saving import versions
+    from unsloth_accel.hardware import detect
+    from unsloth_accel.planner import plan
+    from unsloth_accel.run_config import from_dict
+
+    hardware = detect()
+    count = max(2, len(hardware.devices)) if options.processes == "auto" else int(options.processes)
+    directory = Path(options.work).resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    data = directory / "rows.jsonl"
+    row = json.dumps({"text": " the" * options.length})
+    data.write_text(f"{row}\n" * (options.rows * count * options.steps), encoding="utf-8")
+    run = from_dict(
+        {
+            "model": {"name": str(Path(options.model).resolve()), "max_seq_length": options.length},
+            "data": {"path": str(data)},
+            "batch": {"global_size": options.rows * count},
+            "training": {"max_steps": options.steps, "per_device_train_batch_size": options.rows},
+            "distributed": {"num_processes": count, "strategy": "ddp" if count > 1 else "single"},
+            "logging": {"rank_sync_steps": TURN, "progress": True},
+            "output_dir": str(directory / "out"),
+        }
+    )
+    decided = plan(run, hardware)
+    decided.write(directory / "out")
+    flags = ["--config_file", str(directory / "out" / "accelerate.yaml"), "-m", "benchmarks.callback_cost"]
+    command = [sys.executable, "-m", "unsloth_accel.cli", "launch", *flags, "--worker"]
+    command.append(str(directory / "out" / "run.yaml"))
+    subprocess.run(command, check=True, env={**os.environ, **decided.accelerate_config.environment})
+    report = {
+        "command": " ".join(["python -m benchmarks.callback_cost", *(Path(word).name for word in sys.argv[1:])]),
+        "date": time.strftime("%Y-%m-%d"),
+        "gpu": [device.name for device in hardware.devices],
+        "versions": versions(),
+        "model": Path(options.model).name,
+        "processes": count,
+        "rows_per_device": options.rows,
+        "tokens_per_row": options.length,
+        **json.loads((directory / "out" / "cost.json").read_text(encoding="utf-8")),
+    }
+    write_atomically(Path(options.out), json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+    return 0
+
+
+def work(run_yaml: str) -> int:
+    """Train in one process of those launched; rank 0 writes cost.json beside the run."""
+    import unsloth  # noqa: F401  # isort: skip
+    from unsloth_accel.adapters import environment
+    from unsloth_accel.callbacks import RankLog
+    from unsloth_accel.run_config import load
+    from unsloth_accel.training import sft
+
+    run = load(run_yaml)
+    trainer = sft.build_trainer(run, RankLog(Path(run.output_dir, "logs"), environment.rank()))
+    turns = take_turns(trainer)
+    trainer.train()
+    if environment.rank() == 0:
+        write_atomically(Path(run.output_dir, "cost.json"), json.dumps(turns.report(), indent=2))
+    return 0
+
+
+class Turns:
+    """Step times with and without the callbacks, and the seconds inside of each."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[bool, list[float]] = {True: [], False: []}
+        self.inside: dict[str, float] = {}
+        self.steps_with = 0
+
+    def report(self) -> dict[str, Any]:
+        with_them, without = (statistics.median(self.seconds[on]) for on in (True, False))
+        inside = {name: seconds / self.steps_with for name, seconds in self.inside.items()}
+        if "RankSync" in inside:
+            inside["RankSync"] *= TURN / RANK_SYNC_STEPS
+        total = sum(inside.values())
+        return {
+            "steps": {"with": len(self.seconds[True]), "without": len(self.seconds[False])},
+            "median_step_seconds": {"with": round(with_them, 5), "without": round(without, 5)},
+            "difference": round(with_them / without - 1, 5),
+            "inside_seconds_per_step": {name: round(value, 7) for name, value in sorted(inside.items())},
+            "inside": round(total / without, 5),
+        }
+
+
+def take_turns(trainer: SFTTrainer) -> Turns:
+    """Have `trainer` run its first `TURN` steps with, the next without its callbacks, and so on."""
+    from transformers import TrainerCallback
+
+    from unsloth_accel.callbacks import Throughput
+
+    turns = Turns()
+    handler = trainer.callback_handler
+    everyone = list(handler.callbacks)
+    ours = [
+        callback
+        for callback in everyone
+        if type(callback).__module__.startswith("unsloth_accel.callbacks") and type(callback).__name__ not in KEPT
+    ]
+    throughput = next(callback for callback in ours if isinstance(callback, Throughput))
+    inner: list[float] = []
+
+    def timed(name: str, plain: Any) -> Any:
+        def run(*arguments: Any, **keywords: Any) -> Any:
+            started = time.perf_counter()
+            inner.append(0.0)
+            try:
+                return plain(*arguments, **keywords)
+            finally:
+                spent = time.perf_counter() - started
+                within = inner.pop()
+                turns.inside[name] = turns.inside.get(name, 0.0) + spent - within
+                if inner:
+                    inner[-1] += spent
+
+        return run
+
+    for callback in ours:
+        for event in EVENTS:
+            if event in vars(type(callback)):
+                setattr(callback, event, timed(type(callback).__name__, getattr(callback, event)))
+    # What runs outside of events: the hook before a forward pass, marks, and the lines of RunLog.
+    for method in ("_count", "_mark"):
+        setattr(throughput, method, timed("Throughput", getattr(throughput, method)))
+    throughput.listeners[:] = [timed("RunLog", listener) for listener in throughput.listeners]
+
+    class Switch(TrainerCallback):
+        started = 0.0
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            now = time.perf_counter()
+            turn, place = divmod(state.global_step - 1, TURN)
+            on = turn % 2 == 0
+            # A turn's first step belongs to both; the first turn compiles.
+            if place and turn > 1:
+                self.seconds(on, now)
+            self.started = now
+            if place == TURN - 1 and on:
+                throughput.close()
+                handler.callbacks = [callback for callback in everyone if callback not in ours] + [self]
+            elif place == TURN - 1:
+                throughput.on_train_begin(args, state, control, **kwargs)
+                handler.callbacks = [*everyone, self]
+
+        def seconds(self, on: bool, now: float) -> None:
+            turns.seconds[on].append(now - self.started)
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if (state.global_step // TURN) % 2 == 0:
+                turns.steps_with += 1
+            if state.global_step == TURN * 2:
+                turns.inside.clear()
+                turns.steps_with = 1
+
+    handler.callbacks = [*everyone, Switch()]
+    return turns
+
+
+if __name__ == "__main__":
+    sys.exit(main())

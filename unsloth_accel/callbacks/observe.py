@@ -1,0 +1,54 @@
+"""observe: all of the callbacks that watch a run, put into a Trainer together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .divergence import Divergence
+from .memory_figures import Memory
+from .order import figures_first
+from .rank_log import RankLog
+from .rank_sync import RankSync
+from .run_log import RunLog
+from .stragglers import Stragglers
+from .throughput import Throughput
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from ..adapters.memory_care import Halved, MemoryCare
+
+
+def observe(
+    trainer: Trainer,
+    log: RankLog,
+    *,
+    care: MemoryCare | None = None,
+    rank_sync_steps: int = 100,
+    stop_on_divergence: bool = True,
+    strategy: str | None = None,
+) -> RunLog:
+    """Add `Throughput`, `Memory`, `Stragglers`, `Divergence`, `RankSync` and `RunLog` to `trainer`, which share `log`.
+
+    Call it once, before training, on every rank. `rank_sync_steps` of 0 compares no weights. `care` is what
+    `adapters.memory_care.care_for_memory` returned: it tells waiting from computing, and its halvings are logged.
+    """
+    throughput = Throughput(care)
+    stragglers = Stragglers(throughput, log=log)
+    run_log = RunLog(log, throughput, stragglers, strategy=strategy)
+    if stop_on_divergence:
+        trainer.add_callback(Divergence(log=log))
+    if rank_sync_steps:
+        trainer.add_callback(RankSync(rank_sync_steps, log))
+    for callback in (throughput, Memory(), stragglers, run_log):
+        trainer.add_callback(callback)
+    if care is not None:
+        care.listeners.append(lambda halved: _note(log, halved))
+    figures_first(trainer)
+    return run_log
+
+
+def _note(log: RankLog, halved: Halved) -> None:
+    # Written, not `warn`ed: it has been told on the console already.
+    message, step = str(halved), halved.step
+    log.warnings.append(log.write("warning", source="memory", step=step, message=message, parts=halved.parts))

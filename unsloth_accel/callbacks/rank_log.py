@@ -1,0 +1,100 @@
+"""RankLog: what one rank has to tell, a line of JSON each, so that a crash loses nothing that was told before it."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+class RankLog:
+    """Appends to `directory/rank-N.jsonl`; every line has `time` (Unix seconds), `rank` and `event`.
+
+    A line is one write to a file opened for appending, so that it is there, whole, when the process dies the next
+    moment. A fresh run starts the file anew; with `resumed` lines are appended, behind one that a crash cut short.
+    Without a `directory` nothing is written, and warnings are told all the same.
+    """
+
+    def __init__(self, directory: str | Path | None, rank: int, *, resumed: bool = False) -> None:
+        self.rank = rank
+        self.path = Path(directory, f"rank-{rank}.jsonl") if directory is not None else None
+        self.warnings: list[dict[str, Any]] = []
+        """The lines of all warnings and errors of this rank, in this process."""
+        self.untold: list[str] = []
+        """Warnings that rank 0's console has not shown yet."""
+        self.steps = 0
+        """Optimizer steps that were logged."""
+        self._started = time.perf_counter()
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not resumed:
+            self.path.write_text("", encoding="utf-8")
+        elif _cut_short(self.path):
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n")
+
+    def write(self, event: str, **fields: Any) -> dict[str, Any]:
+        """Append a line and return what it holds; None and numbers that JSON doesn't know are null."""
+        return self.write_all(event, [fields])[0]
+
+    def write_all(self, event: str, many: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Append a line for each of `many`, in one write."""
+        head = {"time": round(time.time(), 3), "rank": self.rank, "event": event}
+        lines = [{**head, **{key: _plain(value) for key, value in fields.items()}} for fields in many]
+        if self.path is not None and lines:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(f"{json.dumps(line)}\n" for line in lines))
+        return lines
+
+    def warn(self, source: str, message: str, step: int, *, event: str = "warning", **fields: Any) -> None:
+        """A `warning` or `error` line; rank 0 tells it at the next log (`tell`), once."""
+        self.warnings.append(self.write(event, source=source, step=step, message=message, **fields))
+        self.untold.append(f"step {step}: {message}")
+
+    def failed(self, error: BaseException) -> None:
+        """An `end` line of this rank's run that `error` ended."""
+        seconds = time.perf_counter() - self._started
+        message = " ".join(str(error).split()) or type(error).__name__
+        self.write("end", steps=self.steps, seconds=seconds, status="failed", message=message)
+
+    def tell(self) -> None:
+        """Show on rank 0's console what all ranks have not told yet; every rank must call it."""
+        from ..adapters.saving import of_every_rank
+
+        for rank, messages in enumerate(of_every_rank(self.untold)):
+            for message in messages if self.rank == 0 else ():
+                print(f"unsloth_accel: rank {rank}, {message}", file=sys.stderr, flush=True)
+        self.untold = []
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `rank-N.jsonl`, without those that a crash cut short."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            lines.append(line)
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    """A number that any reader of JSON takes: NaN and the infinities are none."""
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value
+
+
+def _cut_short(path: Path) -> bool:
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) != b"\n"

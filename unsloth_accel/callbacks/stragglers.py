@@ -1,0 +1,252 @@
+"""Stragglers: names the rank that the others wait for, and what slows it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, Literal
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .exchange import share
+from .gpu_clock import Clock, ClockReader
+from .rank_log import RankLog
+from .throughput import Step, Throughput
+
+Cause = Literal["data", "gpu clock", "network", "unknown"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Of one rank: medians over a window of steps, in seconds, and its clock."""
+
+    data: float
+    compute: float
+    wait: float
+    """Negative where it is not known."""
+    clock_mhz: float = 0.0
+    reasons: float = 0.0
+
+    @property
+    def busy(self) -> float:
+        return self.data + self.compute
+
+
+@dataclass(frozen=True, kw_only=True)
+class Straggler:
+    """The slowest rank."""
+
+    rank: int
+    cause: Cause
+    slower_by: float
+    """Seconds per step more than the median of the others."""
+    share: float
+    """The same, of the others' time."""
+    detail: str
+
+
+def find(paces: Sequence[Pace], threshold: float = 0.1) -> Straggler | None:
+    """The rank whose loader and compute take `threshold` longer than the others' median, if one does.
+
+    Cause: `data` when more than half of what it is slower by is its loader's; `gpu clock` when its GPU is held back
+    (power, temperature) and the others' median clock is at least 5 % higher; else `unknown`: longer rows, another
+    process on its GPU, a busy host.
+    """
+    if len(paces) < 2:
+        return None
+    rank = max(range(len(paces)), key=lambda index: paces[index].busy)
+    slow, others = paces[rank], [pace for index, pace in enumerate(paces) if index != rank]
+    usual = statistics.median(pace.busy for pace in others)
+    slower = slow.busy - usual
+    if slower <= threshold * usual or slower < LEAST_SECONDS:
+        return None
+    by_data = slow.data - statistics.median(pace.data for pace in others)
+    clock, usual_clock = slow.clock_mhz, statistics.median(pace.clock_mhz for pace in others)
+    held_back = Clock(clock, int(slow.reasons)).held_back_by
+    cause: Cause = "unknown"
+    detail = "not its loader, nor its GPU's clock: longer rows, another process on its GPU, or a busy host"
+    if by_data > slower / 2:
+        cause, detail = "data", f"its loader takes {by_data:.3f} s longer: a slow disk, network or tokenizer"
+    elif 0 < clock < 0.95 * usual_clock:
+        cause = "gpu clock"
+        detail = f"its GPU runs at {clock:.0f} MHz, the others' at {usual_clock:.0f} MHz"
+        detail += f", held back by {held_back}" if held_back else ""
+    return Straggler(rank=rank, cause=cause, slower_by=slower, share=slower / usual if usual else 1.0, detail=detail)
+
+
+LEAST_SECONDS = 0.002
+"""A difference below it is noise of clocks and kernels' launches."""
+
+
+def network_share(paces: Sequence[Pace]) -> float | None:
+    """Of a step, what even the rank that waits least spends in exchanging; None where waiting is not known.
+
+    The slowest rank waits for nobody, so its wait is the exchange itself. Which rank's link is slow can't be seen.
+    """
+    least = min(paces, key=lambda pace: pace.wait)
+    if least.wait < 0 or len(paces) < 2:
+        return None
+    total = least.busy + least.wait
+    return least.wait / total if total else 0.0
+
+
+@dataclass
+class _Episode:
+    rank: int
+    cause: Cause
+    slower_by: float
+    steps: int
+
+
+class Stragglers(TrainerCallback):
+    """Compares the ranks at the first log after every `window` steps, and warns once while the same rank is slow.
+
+    Warns, too, when the exchange itself takes `most_network` of a step. What is compared is what a rank needs for
+    itself, data and compute: where `Throughput` can't tell waiting from computing (it says when), only a slow loader
+    shows. The first `warmup` steps, which compile, are left out. `found` on rank 0 holds what was found.
+    """
+
+    def __init__(
+        self,
+        throughput: Throughput | None = None,
+        *,
+        window: int = 10,
+        threshold: float = 0.1,
+        most_network: float = 0.3,
+        warmup: int = 3,
+        log: RankLog | None = None,
+    ) -> None:
+        self.throughput = throughput or Throughput()
+        self.window = window
+        self.threshold = threshold
+        self.most_network = most_network
+        self.warmup = warmup
+        self._owned = throughput is None
+        self._log = log
+        self._names: list[str] = []
+        self._clock = ClockReader()
+        self._episodes: list[_Episode] = []
+        self._open: _Episode | None = None
+        self._network_told = False
+        self._checked = 0
+
+    @property
+    def found(self) -> list[dict[str, Any]]:
+        """Each with `rank`, `cause`, `slower_by` (seconds per step) and `steps` that it lasted."""
+        return [asdict(episode) for episode in self._episodes]
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        from ..adapters.saving import of_every_rank
+
+        if self._owned:
+            self.throughput.on_train_begin(args, state, control, **kwargs)
+        if self._log is None:
+            self._log = RankLog(None, args.process_index)
+        self._checked = state.global_step + self.warmup
+        where = f"{platform.node()}, " + (f"GPU {_gpu(args)}" if args.device.type == "cuda" else "CPU")
+        self._names = of_every_rank(where)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._owned:
+            self.throughput.on_step_begin(args, state, control, **kwargs)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._owned:
+            self.throughput.on_step_end(args, state, control, **kwargs)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._owned:
+            self.throughput.close()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self._owned:
+            self.throughput.on_log(args, state, control, logs, **kwargs)
+        if not logs or "loss" not in logs or args.world_size == 1:
+            return
+        steps = state.global_step - self._checked
+        if steps < self.window or not self.throughput.recent:
+            return
+        self._checked = state.global_step
+        own = list(islice(reversed(self.throughput.recent), min(steps, self.window)))
+        paces = [Pace(**dict(zip(_FIELDS, row, strict=True))) for row in share(self._pace(own))]
+        if args.process_index == 0:
+            self._judge(paces, state.global_step, steps)
+        # Only rank 0 judges; that its warning is shown needs no other rank.
+
+    def _pace(self, steps: Sequence[Step]) -> list[float]:
+        waits = [step.wait for step in steps if step.wait is not None]
+        clock = self._clock.read()
+        return [
+            statistics.median(step.data for step in steps),
+            statistics.median(step.compute for step in steps),
+            statistics.median(waits) if waits else -1.0,
+            clock.mhz,
+            float(clock.reasons),
+        ]
+
+    def _judge(self, paces: Sequence[Pace], step: int, steps: int) -> None:
+        assert self._log is not None
+        slow = find(paces, self.threshold)
+        if slow is None:
+            self._open = None
+            self._judge_network(paces, step)
+            return
+        if self._open is not None and (self._open.rank, self._open.cause) == (slow.rank, slow.cause):
+            self._open.steps += steps
+            self._open.slower_by = max(self._open.slower_by, round(slow.slower_by, 4))
+            return
+        self._open = _Episode(slow.rank, slow.cause, round(slow.slower_by, 4), steps)
+        self._episodes.append(self._open)
+        self._tell(
+            f"rank {slow.rank} ({self._names[slow.rank]}) is slow, {slow.slower_by:.3f} s per step or {slow.share:.0%} "
+            f"more than the others, who wait for it. Cause: {slow.cause} ({slow.detail})",
+            step,
+            slow_rank=slow.rank,
+            cause=slow.cause,
+            slower_by=slow.slower_by,
+        )
+
+    def _judge_network(self, paces: Sequence[Pace], step: int) -> None:
+        share_of_step = network_share(paces)
+        if share_of_step is None or share_of_step < self.most_network or self._network_told:
+            return
+        self._network_told = True
+        self._tell(
+            f"no rank is slow, but exchanging gradients takes {share_of_step:.0%} of a step. What would help: a larger "
+            "per-device batch or more accumulation, or a faster link (`unsloth-accel doctor` measures it)",
+            step,
+            cause="network",
+        )
+
+    def _tell(self, message: str, step: int, **fields: Any) -> None:
+        assert self._log is not None
+        self._log.warn("straggler", message, step, **fields)
+        if self._log.path is None:  # nobody else shows it
+            print(f"unsloth_accel: {message}.", flush=True)
+
+
+_FIELDS = ("data", "compute", "wait", "clock_mhz", "reasons")
+
+
+def _gpu(args: TrainingArguments) -> str:
+    """Of the machine, as its user counts: behind CUDA_VISIBLE_DEVICES."""
+    index = args.device.index or 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return visible[index] if index < len(visible) and visible[index] else str(index)

@@ -1,0 +1,353 @@
+"""Throughput: real tokens per second, what a step's time goes into on each rank, and MFU.
+
+A step of a rank is split by marks: `fetched` (its last rows are there), `begin` (the Trainer starts the first forward
+pass), `ready` (its gradients are whole), `averaged` (those of all ranks are), `end`.
+
+- data: seconds in the loader (`loader_clock`).
+- compute: begin to ready, and averaged to end (clipping, optimizer).
+- wait: ready to averaged, and fetched to begin. The first is the all-reduce, in which a fast rank waits for the slowest
+  and all of them for the network; the second is the Trainer's count of all ranks' tokens, where it waits for loaders.
+- The rest of `seconds` is the Trainer's own: logs, callbacks, starting loaders. Saving and evaluating are left out.
+
+`ready` and `averaged` come from `adapters.memory_care`, which computes every micro-batch without meeting the other
+ranks. Without it DDP averages inside of the last backward pass, all ranks end that at the same moment, and FSDP meets
+in every layer: what of it is waiting can't be seen from the ranks' clocks, so there wait is not given (None) rather
+than wrong, and compute includes it.
+
+On a GPU marks are CUDA events, which cost microseconds and stop nothing; they are read one step later, or at a log,
+where the Trainer has waited for the GPU itself.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .exchange import share
+from .loader_clock import LoaderClock
+from .mfu import ModelFlops, Peak, flops_of, peak_of
+from .order import add_figures
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..adapters.memory_care import MemoryCare
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One optimizer step of this rank."""
+
+    step: int
+    seconds: float
+    data: float
+    compute: float
+    wait: float | None
+    """None where it can't be known."""
+    tokens: int
+    """Real ones, of this rank: neither padding nor rows without weight."""
+    padded_tokens: int
+    pairs: int
+    """Of real tokens with those before them in their row, and themselves."""
+
+    @property
+    def busy(self) -> float:
+        """Seconds that this rank needed for itself."""
+        return self.data + self.compute
+
+
+@dataclass
+class _Open:
+    """A step whose GPU may not be done yet."""
+
+    step: int
+    seconds: float
+    data: float
+    marks: dict[str, Any]
+    counts: Any
+    padded: int
+
+
+@dataclass
+class Totals:
+    """Of one rank, summed over steps."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    data: float = 0.0
+    compute: float = 0.0
+    wait: float = 0.0
+    tokens: int = 0
+    flops: float = 0.0
+    waits: bool = True
+    times: list[float] = field(default_factory=list)
+
+    def add(self, step: Step, flops: ModelFlops | None) -> None:
+        self.steps += 1
+        self.seconds += step.seconds
+        self.data += step.data
+        self.compute += step.compute
+        self.wait += step.wait or 0.0
+        self.waits = self.waits and step.wait is not None
+        self.tokens += step.tokens
+        self.flops += flops.of(step.tokens, step.pairs) if flops else 0.0
+        self.times.append(step.seconds)
+
+    @property
+    def median(self) -> float:
+        """Seconds of a step."""
+        return statistics.median(self.times) if self.times else 0.0
+
+    def share_of(self, name: str) -> float:
+        """Of the steps' seconds: `data`, `compute` or `wait`."""
+        return float(getattr(self, name)) / self.seconds if self.seconds else 0.0
+
+
+class Throughput(TrainerCallback):
+    """Adds to every log: `tokens_per_second` (all ranks), `tokens_per_second_per_gpu`, `step_seconds` (mean),
+    `data_share`, `compute_share`, `wait_share` (of the step, mean over ranks) and `mfu`, where known.
+
+    `care` is what `adapters.memory_care.care_for_memory` returned; with several processes `wait` needs it.
+    `listeners` get every `Step` of this rank when it can be read. `unsloth_accel.callbacks.figures_first(trainer)`
+    (part of `adapt`) lets TensorBoard and others see the figures too.
+    """
+
+    adds_figures = True
+
+    def __init__(self, care: MemoryCare | None = None) -> None:
+        self.listeners: list[Callable[[Sequence[Step]], None]] = []
+        self.recent: deque[Step] = deque(maxlen=1000)
+        """The last steps of this rank."""
+        self.total = Totals()
+        self.window = Totals()
+        """Since the last log."""
+        self.flops: ModelFlops | str = "no step was trained"
+        self.peak: Peak | str = "no step was trained"
+        self._care = care if care is not None and hasattr(care, "timers") else None
+        self._loader = LoaderClock(lambda: self._mark("fetched"))
+        self._marks: dict[str, Any] = {}
+        self._open: list[_Open] = []
+        self._counts: list[Any] = []
+        self._padded = 0
+        self._since = self._last = 0.0
+        self._on_gpu = False
+        self._alone = True
+        self._hook: Any = None
+
+    @property
+    def mfu_why(self) -> str:
+        """How MFU was computed, or why it wasn't."""
+        if isinstance(self.peak, str):
+            return self.peak
+        if isinstance(self.flops, str):
+            return self.flops
+        return f"{self.flops.formula}, real tokens, no recomputing; peak of {self.peak.source}"
+
+    def mfu(self, flops: float, gpu_seconds: float) -> float | None:
+        """The share, of `flops` in `gpu_seconds`, both over all ranks (whose cards are taken to be alike)."""
+        if isinstance(self.peak, str) or isinstance(self.flops, str) or not gpu_seconds:
+            return None
+        return flops / (gpu_seconds * self.peak.flops)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model = kwargs["model"]
+        self.total, self.window = Totals(), Totals()
+        self.recent.clear()
+        self._open.clear()
+        self._on_gpu = args.device.type == "cuda"
+        self._alone = args.world_size == 1
+        self.flops, self.peak = flops_of(model), peak_of(args, model)
+        self._hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
+        if self._care is not None and self._mark not in self._care.timers:
+            self._care.timers.append(self._mark)
+        self._loader.start()
+        self._loader.take()
+        self._since = self._last = time.perf_counter()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._mark("begin")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._mark("end")
+        now = time.perf_counter()
+        self._open.append(
+            _Open(state.global_step, now - self._since, self._loader.take(), self._marks, self._counted(), self._padded)
+        )
+        self._marks, self._padded = {}, 0
+        self._since = self._last = now
+        # The GPU is done with all steps but this one: the Trainer has read this one's gradient norm.
+        self._settle(keep=1 if self._on_gpu else 0)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        self._settle()
+        if self.window.steps:
+            add_figures(logs, state, self._figures())
+        self.window = Totals()
+        self._last = time.perf_counter()
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._leave_out()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._leave_out()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._settle()
+        self.close()
+
+    def close(self) -> None:
+        """Take the hooks away; of a run that ended by an error they would stay."""
+        self._loader.stop()
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        if self._care is not None and self._mark in self._care.timers:
+            self._care.timers.remove(self._mark)
+
+    def _figures(self) -> dict[str, float]:
+        own = self.window
+        ranks = [dict(zip(_SHARED, row, strict=True)) for row in share([float(getattr(own, name)) for name in _SHARED])]
+        seconds = max(rank["seconds"] for rank in ranks)
+        if not seconds:
+            return {}
+        tokens = sum(rank["tokens"] for rank in ranks)
+        figures = {
+            "tokens_per_second": round(tokens / seconds, 1),
+            "tokens_per_second_per_gpu": round(tokens / seconds / len(ranks), 1),
+            "step_seconds": round(seconds / own.steps, 4),
+        }
+        for name in ("data", "compute", *(("wait",) if own.waits else ())):
+            figures[f"{name}_share"] = round(sum(r[name] / r["seconds"] for r in ranks) / len(ranks), 4)
+        mfu = self.mfu(sum(rank["flops"] for rank in ranks), seconds * len(ranks))
+        return figures if mfu is None else {**figures, "mfu": round(mfu, 4)}
+
+    def _leave_out(self) -> None:
+        """What was done since the step's end, or its log, is no part of the next step."""
+        now = time.perf_counter()
+        self._since += now - self._last
+        self._last = now
+        self._loader.take()
+        self._marks = {}
+
+    def _mark(self, name: str) -> None:
+        if not self._on_gpu:
+            self._marks[name] = time.perf_counter()
+            return
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._marks[name] = event
+
+    def _count(self, model: torch.nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
+        if model.training and getattr(inputs.get("input_ids"), "ndim", 0) == 2:
+            self._counts.append(count(inputs))
+            self._padded += inputs["input_ids"].numel()
+
+    def _counted(self) -> Any:
+        """Tokens and pairs of this step: a tensor of two, on its way from the GPU."""
+        import torch
+
+        counts, self._counts = self._counts, []
+        if not counts:
+            return torch.zeros(2, dtype=torch.int64)
+        total = torch.stack(counts).sum(0)
+        if not total.is_cuda:
+            return total
+        arriving = torch.empty(2, dtype=torch.int64, pin_memory=True)
+        return arriving.copy_(total, non_blocking=True)
+
+    def _settle(self, keep: int = 0) -> None:
+        """Read all steps but the last `keep`."""
+        done = self._open[: len(self._open) - keep]
+        if not done:
+            return
+        self._open = self._open[len(done) :]
+        if self._on_gpu:
+            import torch
+
+            if keep == 0:
+                torch.cuda.current_stream().synchronize()  # at a log, whose loss was read just now: nothing is left
+        steps = [self._closed(one) for one in done]
+        flops = None if isinstance(self.flops, str) else self.flops
+        for step in steps:
+            self.recent.append(step)
+            self.total.add(step, flops)
+            self.window.add(step, flops)
+        for listener in self.listeners:
+            listener(steps)
+
+    def _closed(self, one: _Open) -> Step:
+        tokens, pairs = one.counts.tolist()
+        compute = between(one.marks, "begin", "end")
+        wait: float | None = None
+        if self._alone:
+            wait = 0.0
+        elif "averaged" in one.marks:
+            averaging = between(one.marks, "ready", "averaged")
+            compute -= averaging
+            wait = averaging + between(one.marks, "fetched", "begin")
+        return Step(
+            step=one.step,
+            seconds=one.seconds,
+            data=min(one.data, one.seconds),
+            compute=compute,
+            wait=wait,
+            tokens=int(tokens),
+            padded_tokens=one.padded,
+            pairs=int(pairs),
+        )
+
+
+_SHARED = ("seconds", "data", "compute", "wait", "tokens", "flops")
+
+
+def between(marks: Mapping[str, Any], first: str, second: str) -> float:
+    """Seconds from one mark to another, both times or both CUDA events; 0 where one is missing."""
+    if first not in marks or second not in marks:
+        return 0.0
+    if isinstance(marks[first], float):
+        return max(0.0, float(marks[second] - marks[first]))
+    return max(0.0, float(marks[first].elapsed_time(marks[second])) / 1000)
+
+
+def count(inputs: Mapping[str, Any]) -> torch.Tensor:
+    """Of one micro-batch, rows padded or laid end to end: its real tokens and their causal pairs, two int64.
+
+    Rows without a single label that counts are not real: `adapters.batches` fills the last step of an epoch with them.
+    """
+    import torch
+
+    ids, mask, labels = inputs["input_ids"], inputs.get("attention_mask"), inputs.get("labels")
+    if mask is not None and mask.shape == ids.shape:
+        lengths = mask.sum(1)
+        real = lengths if labels is None else lengths * (labels >= 0).any(1)
+        return torch.stack([real.sum(), (real * (real + 1)).sum() // 2])
+    positions = inputs.get("position_ids")
+    if positions is not None and positions.shape == ids.shape:
+        pairs = positions.sum() + ids.numel()
+    else:
+        pairs = torch.tensor(ids.shape[0] * ids.shape[1] * (ids.shape[1] + 1) // 2, device=ids.device)
+    counted = torch.stack([torch.full_like(pairs, ids.numel()), pairs])
+    return counted if labels is None else counted * (labels >= 0).any()
