@@ -12,7 +12,7 @@ class LoaderClock:
 
     Measured at the loader itself: the Trainer fetches a step's rows in one go and then meets the other ranks to count
     their tokens, so that a rank with fast rows would take its wait for a slow one for its own loading. On a GPU, too,
-    these are seconds in which it has nothing to do, since the Trainer reads a step's gradient norm before it goes on.
+    these are seconds in which it has little to do, since the Trainer looks at every loss before it goes on.
     `fetched` is called after every `next()`.
     """
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .exchange import share
 from .order import add_figures
 
+if TYPE_CHECKING:
+    import psutil
+
 _WORST = {"allocated_gib": max, "reserved_gib": max, "free_gib": min, "host_gib": max}
+
+
+@functools.cache
+def _process() -> psutil.Process:
+    import psutil
+
+    return psutil.Process()
 
 
 def memory_now() -> dict[str, float]:
@@ -19,7 +30,6 @@ def memory_now() -> dict[str, float]:
     (resetting it in every step would take it from others). `reserved_gib`: held by torch's allocator now.
     `free_gib`: left on the GPU, whoever uses the rest. `host_gib`: this process's resident memory.
     """
-    import psutil
     import torch
 
     figures = {}
@@ -29,7 +39,7 @@ def memory_now() -> dict[str, float]:
             "reserved_gib": torch.cuda.memory_reserved() / 2**30,
             "free_gib": torch.cuda.mem_get_info()[0] / 2**30,
         }
-    figures["host_gib"] = psutil.Process().memory_info().rss / 2**30
+    figures["host_gib"] = _process().memory_info().rss / 2**30
     return {name: round(value, 3) for name, value in figures.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ def memory() -> Memory:
     import torch
 
     seen = psutil.virtual_memory()
-    allowed = memory_gib()[0] * 2**30
+    allowed = _allowed()
     # A container's processes share its limit; the ranks of one machine are alike.
     host = max(1 - seen.available / seen.total, min(1.0, (seen.total - seen.available) / max(allowed, 1)))
     if not torch.cuda.is_available():
@@ -40,6 +41,12 @@ def memory() -> Memory:
     others = total - free - torch.cuda.memory_reserved()
     retries = torch.cuda.memory_stats().get("num_alloc_retries", 0)
     return Memory(gpu=(torch.cuda.max_memory_allocated() + others) / total, retries=retries, host=host)
+
+
+@functools.cache
+def _allowed() -> float:
+    """Bytes; read once, since a container's limits are files in every group around it."""
+    return memory_gib()[0] * 2**30
 
 
 class MemoryWatch(TrainerCallback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,10 @@ class StepLog(TrainerCallback):
             return
         row = {"step": state.global_step, **logs, "seconds": round(time.perf_counter() - self._start, 4)}
         row |= _peak_memory()
+        # JSON has no NaN; a loss that is one is a gap in the curve.
+        row = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+        }
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -56,6 +61,11 @@ def _step(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
+
+
+def _finite(value: Any) -> Any:
+    """`value`, or None for a NaN or an infinity, which JSON doesn't have: a gap in the curve."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _peak_memory() -> dict[str, float]:

@@ -25,6 +25,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -185,7 +186,6 @@ class Throughput(TrainerCallback):
         )
         self._marks, self._padded = {}, 0
         self._since = self._last = now
-        # The GPU is done with all steps but this one: the Trainer has read this one's gradient norm.
         self._settle(keep=1 if self._on_gpu else 0)
 
     def on_log(
@@ -280,15 +280,17 @@ class Throughput(TrainerCallback):
 
     def _settle(self, keep: int = 0) -> None:
         """Read all steps but the last `keep`."""
+        if self._on_gpu and keep == 0:
+            import torch
+
+            torch.cuda.current_stream().synchronize()  # at a log, whose loss was read just now: nothing is left
         done = self._open[: len(self._open) - keep]
+        if self._on_gpu:
+            # The Trainer waits for the GPU in most steps, but nothing makes it do so in all.
+            done = list(takewhile(lambda one: one.marks["end"].query(), done))
         if not done:
             return
         self._open = self._open[len(done) :]
-        if self._on_gpu:
-            import torch
-
-            if keep == 0:
-                torch.cuda.current_stream().synchronize()  # at a log, whose loss was read just now: nothing is left
         steps = [self._closed(one) for one in done]
         flops = None if isinstance(self.flops, str) else self.flops
         for step in steps:

@@ -233,6 +233,11 @@ def build_trainer(run: RunConfig, log: RankLog | None = None) -> SFTTrainer:
     care = care_for_memory(trainer, advice(run, batch=False)) if run.batch.on_out_of_memory == "halve" else None
     if isinstance(care, MemoryCare):
         trainer.memory_care = care
+    trainer.add_callback(PeakMemory())
+    trainer.add_callback(StepLog(Path(run.output_dir, "logs", "steps.jsonl")))
+    if run.logging.progress:
+        trainer.add_callback(Progress())
+    # Last: what stops a run has been written down by then.
     observe(
         trainer,
         log,
@@ -241,10 +246,6 @@ def build_trainer(run: RunConfig, log: RankLog | None = None) -> SFTTrainer:
         stop_on_divergence=run.logging.stop_on_divergence,
         strategy=run.distributed.strategy,
     )
-    trainer.add_callback(PeakMemory())
-    trainer.add_callback(StepLog(Path(run.output_dir, "logs", "steps.jsonl")))
-    if run.logging.progress:
-        trainer.add_callback(Progress())
     describe(trainer, made_with(run))
     if run.distributed.gradient_as_bucket_view:
         gradients_in_buckets(trainer.accelerator)
