@@ -26,7 +26,6 @@ from ..resume import facts_of_run, made_with
 from ..run_config import PROJECTIONS, RunConfig, load
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from trl import SFTTrainer
 
 
@@ -90,6 +89,7 @@ def train(run: RunConfig) -> dict[str, Any]:
         "loss": outcome.training_loss,
         "tokens": trainer.state.num_input_tokens_seen - done["num_input_tokens_seen"],
     }
+    results["data"] = trainer.data_report
     results["versions"] = versions()
     memory = peak_memory_of(trainer)
     if memory:
@@ -123,6 +123,7 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
     from ..callbacks.peak_memory import PeakMemory
     from ..callbacks.progress import Progress
     from ..callbacks.step_log import StepLog
+    from ..data.prepare import SKIP, check_collator, prepare, tell
     from ..verify.record import add_if_asked
 
     checkpointing = {"unsloth": "unsloth", "true": True, "false": False}[run.model.gradient_checkpointing]
@@ -133,6 +134,7 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
         # Real tokens over all ranks, for tokens per second; one small gather per step.
         "include_num_input_tokens_seen": "non_padding",
         **run.sft_fields(),
+        **SKIP,
         "output_dir": run.output_dir,
         "max_length": run.model.max_seq_length,
         "gradient_checkpointing": bool(checkpointing),
@@ -173,17 +175,18 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
         use_gradient_checkpointing=checkpointing,
         random_state=run.lora.random_state,
     )
+    rows = prepare(run, tokenizer)
+    if environment.rank() == 0:
+        tell(rows.notes)
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
         args=arguments,
-        train_dataset=_dataset(run.data.path),
-        eval_dataset=_dataset(run.data.eval_path) if run.data.eval_path else None,
+        train_dataset=rows.train,
+        eval_dataset=rows.held_out,
     )
-    if run.data.train_on == "responses":
-        from unsloth.chat_templates import train_on_responses_only
-
-        trainer = train_on_responses_only(trainer)
+    check_collator(trainer)
+    trainer.data_report = rows.report
     trainer.remove_callback(PrinterCallback)
     add_if_asked(trainer)
     trainer.add_callback(PeakMemory())
@@ -233,14 +236,6 @@ def summary(run: RunConfig, results: dict[str, Any], adapter: Path) -> str:
             figures = f"{before['accuracy']:.1%} before → {after['accuracy']:.1%} after"
             lines.append(f"held-out accuracy  {figures} (exact match, {rows} rows)")
     return "\n".join(lines)
-
-
-def _dataset(path: str) -> Dataset:
-    from datasets import Dataset
-
-    from ..data.rows import read_rows
-
-    return Dataset.from_list(read_rows(path))
 
 
 def _progress_of(checkpoint: str) -> dict[str, int]:
