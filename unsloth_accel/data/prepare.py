@@ -78,6 +78,7 @@ def prepare(run: RunConfig, tokenizer: Any) -> Prepared:
     held_out = _split(run, tokenizer, run.data.eval_path, "data.eval_path") if run.data.eval_path else None
     notes: tuple[str, ...] = ()
     train: Any
+    report: dict[str, Any]
     if run.data.streaming:
         from .streaming import streamed
 

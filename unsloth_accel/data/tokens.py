@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 IGNORED = -100
 """The label of a token that is not trained: torch's and transformers' `ignore_index`."""
 Batch = dict[str, list[Any]]
+_QUIET = {"verbose": False}
+"""Without the warning about rows longer than the model takes: they are counted and cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +121,9 @@ class Tokenise:
         begin = self.tokenizer.bos_token
         twice = [bool(begin) and text.startswith(begin) for text in texts]  # such text has its first token already
         if not any(twice):
-            return _lists(self.tokenizer(texts)["input_ids"])
+            return _lists(self.tokenizer(texts, verbose=False)["input_ids"])
         return [
-            list(self.tokenizer(text, add_special_tokens=not has)["input_ids"])
+            list(self.tokenizer(text, add_special_tokens=not has, verbose=False)["input_ids"])
             for text, has in zip(texts, twice, strict=True)
         ]
 
@@ -129,7 +131,9 @@ class Tokenise:
         # Arrow fills what a message lacks with nulls, which templates take for given.
         plain = [[{k: v for k, v in message.items() if v is not None} for message in chat] for chat in chats]
         try:
-            made = self.tokenizer.apply_chat_template(plain, tokenize=True, return_dict=True, **kwargs)
+            made = self.tokenizer.apply_chat_template(
+                plain, tokenize=True, return_dict=True, tokenizer_kwargs=_QUIET, **kwargs
+            )
         except Exception as error:  # templates raise what they like: "Conversation roles must alternate"
             consequence = f"the chat template refuses a row: {first_line(error)}."
             fix = "correct the rows (roles in turn, a system message only first), or give another chat template"
