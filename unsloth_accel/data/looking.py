@@ -104,7 +104,7 @@ def _shown(made: dict[str, list[Any]], index: int, rows: Rows, start: int, token
     ids = made["input_ids"][index]
     labels = made["labels"][index] if "labels" in made else ids
     # Runs, since one letter may be of several tokens; the first token is trained by nothing before it.
-    marked = [(token, label != IGNORED) for token, label in zip(ids, [IGNORED, *labels[1:]], strict=True)]
+    marked = [(token, label != IGNORED) for token, label in zip(ids, [IGNORED, *labels[1:]], strict=False)]
     parts = []
     for trains, group in itertools.groupby(marked, key=lambda pair: pair[1]):
         parts.append((tokenizer.decode([token for token, _ in group], skip_special_tokens=False), trains))
