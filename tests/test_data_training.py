@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,37 @@ def test_tokens_and_masks_are_trls_and_unsloths(unsloth_model: Any, tmp_path: Pa
     # What `preview` shows, with the tokenizer alone, is what the trainer gets.
     shown = [{"input_ids": list(r.ids), "labels": list(r.labels)} for r in look(run, 99, 99).rows if r.trained]
     assert shown == ours
+
+
+def test_rows_are_packed_once_and_only_where_the_trainer_packs(unsloth_model: Any, tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from datasets import Dataset
+
+    from unsloth_accel.data.packing import pack
+    from unsloth_accel.data.prepare import prepare
+
+    rows = [{"prompt": f"Say {'word ' * n}", "completion": f"{n} " * 9} for n in range(1, 90, 5)]
+    run = described(tmp_path, rows)
+    run.training["packing"] = True
+    made = prepare(run, unsloth_model[1])
+    trainer = SimpleNamespace(args=SimpleNamespace(packing=True), train_dataset=made.train, eval_dataset=None)
+    pack(trainer, run, made)
+    packed = trainer.train_dataset
+    assert len(packed) == made.report["packed"] < len(rows)
+    assert [sum(lengths) for lengths in packed["seq_lengths"]] == [len(ids) for ids in packed["input_ids"]]
+    assert max(map(len, packed["input_ids"])) <= LIMIT
+    for column in ("input_ids", "labels"):  # the labels go with their tokens
+        assert sorted(chain(*packed[column])) == sorted(chain(*made.train[column]))
+    trainer.train_dataset = Dataset.from_list([])  # what another process would read is there already
+    pack(trainer, run, made)
+    assert trainer.train_dataset[:] == packed[:]
+    off = SimpleNamespace(args=SimpleNamespace(packing=False), train_dataset=made.train)
+    pack(off, run, made)
+    assert off.train_dataset is made.train
+    run.training["packing_strategy"] = "wrapped"
+    with pytest.raises(ConfigError, match="neither divided nor cut"):
+        pack(off, run, made)
 
 
 def test_long_rows_dropped_and_nothing_left(unsloth_model: Any, tmp_path: Path) -> None:

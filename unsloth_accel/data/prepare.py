@@ -33,7 +33,7 @@ REPORT = "unsloth_accel.json"
 LARGE = 5_000
 """Rows from which on several processes are quicker than one; Unsloth's own number."""
 SKIP: dict[str, Any] = {"dataset_kwargs": {"skip_prepare_dataset": True}}
-"""SFTConfig's field for rows that are tokenised, cut and packed."""
+"""SFTConfig's field for rows that are tokenised already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class DataReport:
     dropped: int = 0
     """Longer than the limit, or with nothing left to learn."""
     trained: int = 0
-    """Rows that are trained; packed ones count as one."""
+    """Rows that are trained, before they are packed."""
     tokens: int = 0
     trained_tokens: int = 0
     notes: tuple[str, ...] = field(default=())
@@ -62,7 +62,10 @@ class Prepared:
     """What the trainer gets: `train` and `held_out`, both with `input_ids` and, where tokens are left out, `labels`."""
 
     train: Any
+    train_directory: Path | None = None
+    """Where they lie; None for a stream."""
     held_out: Any = None
+    held_out_directory: Path | None = None
     report: dict[str, Any]
     """For results.json."""
     notes: tuple[str, ...]
@@ -79,18 +82,26 @@ def prepare(run: RunConfig, tokenizer: Any) -> Prepared:
     notes: tuple[str, ...] = ()
     train: Any
     report: dict[str, Any]
+    directory = None
     if run.data.streaming:
         from .streaming import streamed
 
         train, report = streamed(run, tokenizer), {"streaming": True}
     else:
-        train, found = _split(run, tokenizer, run.data.path, "data.path")
+        train, found, directory = _split(run, tokenizer, run.data.path, "data.path")
         report, notes = found.figures(), (*found.notes, *_batch_notes(run, len(train)))
     if held_out is None:
-        return Prepared(train=train, report=report, notes=notes)
+        return Prepared(train=train, train_directory=directory, report=report, notes=notes)
     notes += tuple(f"held out: {note}" for note in held_out[1].notes)
     report |= {"eval": held_out[1].figures()}
-    return Prepared(train=train, held_out=held_out[0], report=report, notes=notes)
+    return Prepared(
+        train=train,
+        train_directory=directory,
+        held_out=held_out[0],
+        held_out_directory=held_out[2],
+        report=report,
+        notes=notes,
+    )
 
 
 def _batch_notes(run: RunConfig, count: int) -> tuple[str, ...]:
@@ -110,7 +121,7 @@ def no_step(count: int, size: int) -> Problem:
     return Problem(key="training.dataloader_drop_last", value=True, consequence=consequence, fix=fix)
 
 
-def _split(run: RunConfig, tokenizer: Any, path: str, key: str) -> tuple[Dataset, DataReport]:
+def _split(run: RunConfig, tokenizer: Any, path: str, key: str) -> tuple[Dataset, DataReport, Path]:
     from datasets import load_from_disk
     from filelock import FileLock
 
@@ -122,11 +133,11 @@ def _split(run: RunConfig, tokenizer: Any, path: str, key: str) -> tuple[Dataset
     values = json.loads((directory / REPORT).read_text(encoding="utf-8"))
     report = DataReport(**values | {"notes": tuple(values["notes"])})
     dataset = load_from_disk(str(directory / "rows"))
-    if not _packs(run, key):
+    if not run.training.get("packing"):
         # Says to Unsloth that no row is longer, without which it would turn padding-free batches off
         # (unsloth/models/rl.py, `_unsloth_attests`).
         dataset._unsloth_truncated_to = run.model.max_seq_length
-    return dataset, report
+    return dataset, report, directory
 
 
 def _cache(run: RunConfig) -> Path:
@@ -164,15 +175,8 @@ def _name(run: RunConfig, tokenizer: Any, path: str, key: str) -> str:
         hub = load(path, key, data)._fingerprint  # the downloaded files', where the name may have got new ones
     said = [VERSION, versions, fingerprint(path), hub, data.format, dict(data.columns), data.train_on, data.too_long]
     said += [data.subset, data.split, data.eval_split, fingerprint_of(tokenizer, Recipe.of(run, "messages"))]
-    said += [key if _packs(run, "data.path") else "", run.training.get("packing_strategy"), _packs(run, key)]
     said += [run.training.get("shuffle_dataset"), run.training.get("seed")]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
-
-
-def _packs(run: RunConfig, key: str) -> bool:
-    training = run.training
-    given = training.get("eval_packing") if key == "data.eval_path" else None
-    return bool(training.get("packing") if given is None else given)
 
 
 def _make(run: RunConfig, tokenizer: Any, path: str, key: str, directory: Path) -> None:
@@ -199,9 +203,7 @@ def _make(run: RunConfig, tokenizer: Any, path: str, key: str, directory: Path) 
     kept, report = _examine(tokens, rows, recipe, run.data.too_long == "drop", key)
     made = tokens if len(kept) == len(tokens) else tokens.select(kept)
     made = made.remove_columns(["length", "trained"])
-    if _packs(run, key):
-        made = _packed(made, run)
-    elif run.training.get("shuffle_dataset"):
+    if run.training.get("shuffle_dataset"):
         made = made.shuffle(seed=run.training.get("seed", 42))
     made.save_to_disk(str(directory / "rows"))
     values = asdict(report) | {"trained": len(made)}
@@ -268,14 +270,6 @@ def _nothing_left(lengths: list[int], recipe: Recipe, empty: int, key: str) -> P
         else "no row is left to train on: none has more than one token."
     )
     return Problem(key=key, consequence=consequence, fix="look at `unsloth-accel preview RUN.yaml`; data.train_on=all")
-
-
-def _packed(tokens: Dataset, run: RunConfig) -> Dataset:
-    from trl import pack_dataset
-
-    if run.training.get("shuffle_dataset"):
-        tokens = tokens.shuffle(seed=run.training.get("seed", 42))
-    return pack_dataset(tokens, run.model.max_seq_length, run.training.get("packing_strategy", "bfd"))
 
 
 def check_collator(trainer: Any) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..problems import ConfigError, Problem, first_line
+from .packing import DIVIDING
 
 if TYPE_CHECKING:
     from ..run_config import RunConfig
@@ -46,7 +47,7 @@ class Recipe:
         train_on = run.data.train_on
         if kind == "text" and train_on == "responses":
             raise ConfigError(responses_need_turns())
-        packing = run.training.get("packing") and run.training.get("packing_strategy") in ("wrapped", "bfd_split")
+        packing = run.training.get("packing") and run.training.get("packing_strategy") in DIVIDING
         return cls(
             kind=kind,
             responses=train_on == "responses" or (train_on == "auto" and kind == "prompt-completion"),

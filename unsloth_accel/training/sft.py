@@ -123,6 +123,7 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
     from ..callbacks.peak_memory import PeakMemory
     from ..callbacks.progress import Progress
     from ..callbacks.step_log import StepLog
+    from ..data.packing import pack
     from ..data.prepare import SKIP, check_collator, prepare, tell
     from ..verify.record import add_if_asked
 
@@ -185,6 +186,7 @@ def build_trainer(run: RunConfig) -> SFTTrainer:
         train_dataset=rows.train,
         eval_dataset=rows.held_out,
     )
+    pack(trainer, run, rows)
     check_collator(trainer)
     trainer.data_report = rows.report
     trainer.remove_callback(PrinterCallback)
