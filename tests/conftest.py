@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,10 @@ import pytest
 
 # The tests are about processes on a CPU, also on a machine that has GPUs; what they start inherits it.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+# Tokenised rows are kept there: not those of tests, and none of an earlier run of them.
+os.environ["HF_DATASETS_CACHE"] = _CACHE = tempfile.mkdtemp(prefix="unsloth-accel-tests-")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "tests" / "scripts"

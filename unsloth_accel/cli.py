@@ -14,6 +14,7 @@ COMMANDS = {
     "plan": "what would run here or elsewhere, why, and what was rejected",
     "config": "print or write an accelerate config",
     "validate": "every problem of a config or run, before anything starts",
+    "preview": "the rows as the model will see them, which tokens are trained, and their lengths",
     "launch": "plan and launch a run, or launch your own script with a config",
     "report": "a page about a run: loss, speed, memory, warnings; or two runs compared",
     "merge": "write the 16-bit model that base and adapter make, with its tokenizer",

@@ -8,14 +8,13 @@ them. Accelerate's FSDP has files of its own.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .checkpoints import Checkpoint, newest
+from .data.sources import fingerprint
 from .problems import Problem
 from .run_config import RunConfig
 from .validation import ADAPTER
@@ -31,6 +30,12 @@ _MUST_AGREE = {
     "data.path": ROWS,
     "train_dataset": ROWS,
     "data.train_on": "the loss would be of other tokens.",
+    "data.format": ROWS,
+    "data.columns": ROWS,
+    "data.too_long": ROWS,
+    "data.streaming": f"a stream has another order, so {ROWS}",
+    "data.split": ROWS,
+    "data.subset": ROWS,
     "model.max_seq_length": "rows would be cut elsewhere.",
     "training.seed": f"the order of rows follows it, so {ROWS}",
     "training.data_seed": f"the order of rows follows it, so {ROWS}",
@@ -63,6 +68,12 @@ def made_with(run: RunConfig) -> dict[str, Any]:
         "model.name": _resolved(run.model.name),
         "data.path": fingerprint(run.data.path),
         "data.train_on": run.data.train_on,
+        "data.format": run.data.format,
+        "data.columns": dict(run.data.columns),
+        "data.too_long": run.data.too_long,
+        "data.streaming": run.data.streaming,
+        "data.split": run.data.split,
+        "data.subset": run.data.subset,
         "model.max_seq_length": run.model.max_seq_length,
         "lora.r": run.lora.r,
         "lora.alpha": run.lora.alpha,
@@ -99,18 +110,6 @@ def lora_facts(model: Any) -> dict[str, Any]:
         "lora.use_rslora": config.use_rslora,
         "lora.target_modules": modules if isinstance(modules, str) else sorted(modules or ()),
     }
-
-
-def fingerprint(path: str | Path) -> str:
-    """A file's bytes in 16 hexadecimal digits of their SHA-256; empty where it can't be read."""
-    digest = hashlib.sha256()
-    try:
-        with Path(path).open("rb") as file:
-            for block in iter(partial(file.read, 2**20), b""):
-                digest.update(block)
-    except OSError:
-        return ""
-    return digest.hexdigest()[:16]
 
 
 def resume_problems(run: RunConfig) -> list[Problem]:

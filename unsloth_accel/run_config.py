@@ -18,6 +18,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .accelerate_config import STRATEGIES
+from .data.formats import FIELDS, FORMATS, OPTIONAL
 from .problems import ConfigError, Problem, first_line, nearest, raise_errors, yaml_fault
 from .training_fields import accepts, training_fields, type_name
 
@@ -57,11 +58,26 @@ class LoraConfig:
 @dataclass
 class DataConfig:
     path: str = MISSING
-    """Training rows: JSON Lines with `messages`, `prompt` + `completion`, or `text`."""
+    """Training rows: a JSON Lines, JSON, CSV, Parquet or Arrow file, a directory or glob of them, or a hub id."""
     eval_path: str | None = None
     """Held-out rows, in the same form."""
-    train_on: str = "all"
-    """`all` tokens, or only the assistant's `responses` (chat rows)."""
+    split: str = "train"
+    """Of a hub data set."""
+    eval_split: str = "test"
+    """The same for `eval_path`."""
+    subset: str | None = None
+    """Of a hub data set: its configuration's name."""
+    format: str = "auto"
+    """`auto` (told by the columns), `chat`, `prompt-completion`, `text`, `alpaca` or `sharegpt`."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Columns of other names, ours first: {messages: my_column}."""
+    train_on: str = "auto"
+    """`all` tokens; only the `responses`: assistant's messages, completions; or `auto`: completions where rows have
+    them, otherwise all."""
+    too_long: str = "cut"
+    """Rows longer than model.max_seq_length: `cut`, or `drop` them whole."""
+    streaming: bool = False
+    """Read training rows as they are needed, for those that don't fit in memory; needs training.max_steps."""
 
 
 @dataclass
@@ -164,6 +180,10 @@ _ELSEWHERE = {
     "gradient_checkpointing": "model.gradient_checkpointing",
     "resume_from_checkpoint": "training.resume",
     "disable_tqdm": "logging.progress",
+    "assistant_only_loss": "data.train_on",
+    "completion_only_loss": "data.train_on",
+    "dataset_text_field": "data.columns",
+    "dataset_kwargs": "data.format and data.train_on",
     "use_cpu": "distributed.device",
     "fsdp": "distributed.strategy",
     "fsdp_config": "distributed.strategy",
@@ -183,7 +203,9 @@ _CHOICES = {
     "distributed.device": ("auto", "cuda", "cpu"),
     "batch.balance": ("tokens", "rows"),
     "batch.on_out_of_memory": ("halve", "stop"),
-    "data.train_on": ("all", "responses"),
+    "data.format": FORMATS,
+    "data.train_on": ("auto", "all", "responses"),
+    "data.too_long": ("cut", "drop"),
     "model.gradient_checkpointing": ("unsloth", "true", "false"),
     "model.dtype": (None, "float32", "float16", "bfloat16"),
 }
@@ -199,6 +221,8 @@ _POSITIVE = (
 )
 MOST = 2**31
 _REQUIRED = ("model.name", "data.path", "output_dir")
+_MAPPINGS = ("training", "data.columns")
+"""Keys whose own keys are free."""
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=")
 
 
@@ -293,7 +317,7 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
             problems.append(Problem(key=name, consequence=consequence, fix=fix, rule="run-reference"))
             continue
         default = schema._get_node(key)
-        if isinstance(default, DictConfig) and key != "training":
+        if isinstance(default, DictConfig) and name not in _MAPPINGS:
             if isinstance(value, DictConfig):
                 _fill(default, value, f"{name}.", problems)
             elif value is not None:
@@ -307,7 +331,7 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
         if isinstance(value, int) and not isinstance(value, bool) and _field_type(name) == "float":
             value = float(value)
         try:
-            schema[key] = {} if key == "training" and value is None else value
+            schema[key] = {} if name in _MAPPINGS and value is None else value
         except OmegaConfBaseException:
             kind = _field_type(name)
             problems.append(_wrong_type(name, value, kind))
@@ -388,6 +412,21 @@ def _check_values(tree: DictConfig) -> list[Problem]:
             if given(key) not in (None, False, "no"):
                 consequence = "needs held-out rows, and data.eval_path names none."
                 wrong(key, given(key), consequence, "set data.eval_path", "run-needs-eval-rows")
+    columns = {name for form, fields in FIELDS.items() for name in (*fields, *OPTIONAL.get(form, ()))}
+    for name in given("data.columns") or ():
+        if name not in columns:
+            wrong(f"data.columns.{name}", given("data.columns")[name], "unknown column.", nearest(str(name), columns))
+    if given("data.streaming") is True:
+        if not (isinstance(steps := given("training.max_steps"), int) and steps > 0):
+            consequence = "a stream has no known end, so nobody knows when the run is over."
+            wrong("data.streaming", True, consequence, "training.max_steps=…, or data.streaming=false")
+        if given("training.packing") is True:
+            consequence = "packing needs to know all rows."
+            wrong("data.streaming", True, consequence, "training.packing=false, or data.streaming=false")
+    template = given("training.chat_template_path")
+    if isinstance(template, str) and not os.path.isfile(os.path.expanduser(template)):
+        consequence = "is no file; another model's template would come with tokens that this model lacks."
+        wrong("training.chat_template_path", template, consequence, "name a .jinja file")
     tokens, length = given("batch.global_tokens"), given("model.max_seq_length")
     if tokens is not None and given("batch.global_size") is not None:
         wrong("batch.global_tokens", tokens, "batch.global_size says the same in rows.", "give one of them")

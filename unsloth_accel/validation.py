@@ -9,8 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .batch import rows_text
 from .checkpoints import Checkpoint, newest
-from .data.rows import read_rows
+from .data.formats import has_response, roles
+from .data.prepare import no_step
+from .data.rows import Rows, read
+from .data.sources import locate
+from .data.tokens import responses_need_turns
 from .model_files import may_be_hub_id
 from .model_spec import ModelSpec
 from .problems import ConfigError, Problem
@@ -20,59 +25,79 @@ ADAPTER = "adapter"
 """Directory inside a run's output_dir that holds the finished adapter; a run that has it is finished."""
 
 
+STREAM_CHECKED = 1_000
+"""Rows of a stream that are looked at before anything starts; the others are when they are read."""
+
+
 def input_problems(run: RunConfig) -> list[Problem]:
-    """What is wrong with the model and the data of `run`."""
+    """What is wrong with the model and the data of `run`. A hub data set is looked at once it is downloaded."""
     problems = _model_problems(run)
-    rows: dict[str, list[dict[str, Any]]] = {}
+    rows: dict[str, Rows] = {}
     for key, path in (("data.path", run.data.path), ("data.eval_path", run.data.eval_path)):
         if path is None:
             continue
         try:
-            rows[key] = read_rows(path, key)
+            if not locate(path, key).hub:
+                most = STREAM_CHECKED if run.data.streaming and key == "data.path" else None
+                rows[key] = read(path, key, run.data, most)
         except ConfigError as error:
             problems += error.problems
     if run.data.train_on == "responses":
         for found in rows.values():
             problems += _responses_problems(found)
     if run.evaluation.exact_match and "data.eval_path" in rows:
-        problems += _exact_match_problems(rows["data.eval_path"])
-    return problems + _epoch_problems(run, rows.get("data.path", []))
+        problems += _exact_match_problems(rows["data.eval_path"].rows)
+    if "data.path" not in rows or run.data.streaming:
+        return problems
+    return problems + _epoch_problems(run, len(rows["data.path"].rows))
 
 
-def _responses_problems(rows: list[dict[str, Any]]) -> list[Problem]:
+def _responses_problems(found: Rows) -> list[Problem]:
     problem = partial(Problem, key="data.train_on", value="responses")
-    if "messages" not in rows[0]:
-        consequence = "needs chat rows (`messages`) to know what a response is."
-        return [problem(consequence=consequence, fix="data.train_on=all, or give rows with messages")]
-    without = [number for number, row in enumerate(rows, start=1) if "assistant" not in _roles(row)]
-    if not without:
+    if found.kind == "text":
+        return [responses_need_turns()]
+    if found.kind != "messages":
         return []
-    consequence = f"{len(without)} rows have no assistant message to learn from, the first is row {without[0]}."
-    return [problem(consequence=consequence, fix="remove them, or data.train_on=all")]
+    without = [index for index, row in enumerate(found.rows) if not has_response(row)]
+    if without:
+        what = f"{rows_text(len(without))} without an assistant's message: nothing to learn from"
+        fix = "remove them, or data.train_on=all"
+        return [problem(consequence=f"{what} ({found.places(without)}).", fix=fix)]
+    late = [index for index, row in enumerate(found.rows) if roles(row)[-1] != "assistant"]
+    if not late:
+        return []
+    what = f"{rows_text(len(late))} with a last message that is not the assistant's, which is not trained"
+    fix = "nothing, or end them with the assistant's answer"
+    return [problem(consequence=f"{what} ({found.places(late)}).", fix=fix, severity="warning")]
 
 
 def _exact_match_problems(rows: list[dict[str, Any]]) -> list[Problem]:
-    if "messages" in rows[0] and any(_roles(row)[-1] == "assistant" for row in rows):
+    if "messages" in rows[0] and any(roles(row)[-1] == "assistant" for row in rows):
         return []
     consequence = "needs held-out chat rows (`messages`) that end with an assistant's answer; there is none."
     fix = "evaluation.exact_match=false"
     return [Problem(key="evaluation.exact_match", value=True, consequence=consequence, fix=fix)]
 
 
-def _roles(row: dict[str, Any]) -> list[str]:
-    return [message["role"] for message in row["messages"]]
-
-
-def _epoch_problems(run: RunConfig, rows: list[dict[str, Any]]) -> list[Problem]:
-    """A warning where the last step of an epoch can't hold a whole global batch, and ranks get rows by number."""
+def _epoch_problems(run: RunConfig, count: int) -> list[Problem]:
+    """A warning where the last step of an epoch can't hold a whole global batch; an error where there is no step."""
     size = run.batch.rows(run.model.max_seq_length)
-    if not rows or not size or len(rows) % size == 0 or run.batch.balance == "tokens":
+    if not size or count % size == 0 or run.training.get("packing"):
         return []
-    consequence = (
-        f"an epoch of {len(rows)} rows ends with a step of {len(rows) % size}; over several processes some rows are "
-        "repeated there to give each process as many."
-    )
-    fix = "batch.balance=tokens, which repeats none; or a number of rows that the batch divides"
+    if run.training.get("dataloader_drop_last"):
+        return [no_step(count, size)] if count < size else []
+    by_tokens = run.batch.balance == "tokens"
+    if by_tokens and count > size:
+        return []
+    consequence = f"an epoch of {count} rows ends with a step of {count % size}"
+    if count < size:
+        consequence = f"{rows_text(count)} in all: every step is an epoch of {count}, and never {size}"
+    if not by_tokens:
+        consequence += "; over several processes some rows are repeated there to give each process as many"
+    consequence += "."
+    fix = "nothing, if that is all right; or a number of rows that the batch divides"
+    if not by_tokens:
+        fix += "; batch.balance=tokens repeats none"
     return [Problem(key="batch.global_size", value=size, consequence=consequence, fix=fix, severity="warning")]
 
 

@@ -1,127 +1,135 @@
-"""Rows of a JSON Lines file: read and checked without torch, with line numbers for what is wrong."""
+"""Rows as they will be trained: read and checked without torch, each known by its file and number."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import itertools
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ..problems import ConfigError, Problem, raise_errors
+from .formats import NEEDED, FormatError, canonical, form_in_words, kind_of
+from .reading import Fault, rows_of_file
+from .sources import Source, locate
 
-Kind = Literal["messages", "prompt-completion", "text"]
-_FORMS = "a `messages` list, `prompt` and `completion`, or `text`"
-_FIELDS: dict[Kind, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "prompt-completion": ("prompt", "completion"),
-    "text": ("text",),
-}
+if TYPE_CHECKING:
+    from ..run_config import DataConfig
+
 MOST_SHOWN = 20
 
 
-def read_rows(path: str | Path, key: str = "data.path") -> list[dict[str, Any]]:
-    """All rows of `path`, each a mapping of its form's fields (others are dropped); blank lines are skipped.
+@dataclass(kw_only=True)
+class Rows:
+    """Canonical rows (`formats.canonical`) in reading order, and where each stands."""
 
-    Raises `ConfigError` with every bad line (the first 20, then their number): a file that is missing, empty or not
-    UTF-8, malformed JSON, a row that is no mapping, lacks its fields or has another form than the first row.
-    `key` is the config key that names the file.
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    """Of each row in its file."""
+    files: list[tuple[int, str]] = field(default_factory=list)
+    """The index of the first row that comes from each file, and the file's name."""
+
+    @property
+    def kind(self) -> str:
+        return kind_of(self.rows[0])
+
+    def place(self, index: int) -> str:
+        """Where a row stands: its number, with its file where there are several."""
+        if len(self.files) < 2:
+            return str(self.numbers[index])
+        starts = [start for start, _ in self.files]
+        return f"{self.files[bisect_right(starts, index) - 1][1]}:{self.numbers[index]}"
+
+    def places(self, indices: Sequence[int]) -> str:
+        """`row 3`, `rows 3, 5`: the first 20, then how many more."""
+        shown = ", ".join(self.place(index) for index in indices[:MOST_SHOWN])
+        more = f" and {len(indices) - MOST_SHOWN:,} more" if len(indices) > MOST_SHOWN else ""
+        return f"row{'s' * (len(indices) != 1)} {shown}{more}"
+
+
+def read_rows(path: str | Path, key: str = "data.path", data: DataConfig | None = None) -> list[dict[str, Any]]:
+    """The rows of `read`, without their places."""
+    return read(path, key, data).rows
+
+
+def read(path: str | Path, key: str = "data.path", data: DataConfig | None = None, most: int | None = None) -> Rows:
+    """All rows that `path` names (`most`: the first), as they will be trained; blank lines are skipped.
+
+    Raises `ConfigError` with every bad row (the first 20, then their number): files that are missing or can't be read,
+    broken UTF-8, malformed JSON, a row that is no mapping, lacks its columns, has nothing to learn or has another form
+    than the first row. `key` is the config key that names the path; `data` says format and columns. A hub id is
+    downloaded.
     """
-    rows: list[dict[str, Any]] = []
-    problems: list[Problem] = []
-    first: str | None = None
-    for number, line in _lines(Path(path), key):
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            consequence = f"malformed JSON: {error.msg} at column {error.colno}."
-            problems.append(Problem(key=where, consequence=consequence, fix="write one JSON object per line"))
+    source = locate(path, key)
+    rows, problems = Rows(), []
+    for name, number, row in itertools.islice(_checked(source, key, data), most):
+        where = f"{name}:{number}"
+        if isinstance(row, Fault):
+            problems.append(Problem(key=where, consequence=row.consequence, fix=row.fix))
             continue
-        fault = "is no JSON object." if not isinstance(row, dict) else row_fault(row)
-        form = None if fault else _form(row)
-        if fault is None and first is not None and form != first:
-            fault = f"is a {form} row and the first is {first}."
-        if fault is not None:
-            problems.append(Problem(key=where, consequence=fault, fix=f"give every row {_FORMS}"))
-            continue
-        first = first or form
-        rows.append({field: row[field] for field in _FIELDS[kind_of(row) or "text"]})
+        if not rows.files or rows.files[-1][1] != name:
+            rows.files.append((len(rows.rows), name))
+        rows.rows.append(row)
+        rows.numbers.append(number)
     if len(problems) > MOST_SHOWN:
         rest = Problem(key=str(path), consequence=f"{len(problems) - MOST_SHOWN} more lines are bad.", fix="as above")
         problems = [*problems[:MOST_SHOWN], rest]
     raise_errors(problems)
-    if not rows:
+    if not rows.rows:
         fix = f"write rows into it, or name another file as {key}"
-        raise ConfigError(Problem(key=key, value=str(path), consequence="the file has no rows.", fix=fix))
+        what = "file has" if len(source.files) == 1 else "data set has"
+        raise ConfigError(Problem(key=key, value=str(path), consequence=f"the {what} no rows.", fix=fix))
     return rows
 
 
-def kind_of(row: dict[str, Any]) -> Kind | None:
-    """The form of a row by its fields, or None."""
-    if "messages" in row:
-        return "messages"
-    if "prompt" in row and "completion" in row:
-        return "prompt-completion"
-    return "text" if "text" in row else None
+def stream(path: str | Path, key: str, data: DataConfig) -> Iterator[dict[str, Any]]:
+    """The rows of `read` one by one, none kept; raises `ConfigError` at the first bad one."""
+    for name, number, row in _checked(locate(path, key), key, data, streaming=True):
+        if isinstance(row, Fault):
+            raise ConfigError(Problem(key=f"{name}:{number}", consequence=row.consequence, fix=row.fix))
+        yield row
 
 
-def _form(row: dict[str, Any]) -> str:
-    """The form of a good row in words; a conversational prompt is another form than a text one."""
-    conversational = isinstance(row.get("prompt"), list) and kind_of(row) == "prompt-completion"
-    return f"conversational {kind_of(row)}" if conversational else str(kind_of(row))
+def _checked(
+    source: Source, key: str, data: DataConfig | None, *, streaming: bool = False
+) -> Iterator[tuple[str, int, Any]]:
+    """File, number and canonical row, or the `Fault` in its place."""
+    form, columns = (data.format, data.columns) if data else ("auto", {})
+    first: str | None = None
+    for name, number, row in _raw(source, key, data, streaming=streaming):
+        if isinstance(row, Fault):
+            yield name, number, row
+            continue
+        if not isinstance(row, dict):
+            yield name, number, Fault("is no JSON object.", f"give every row {NEEDED}")
+            continue
+        try:
+            made = canonical(row, form, columns)
+        except FormatError as error:
+            yield name, number, Fault(str(error), f"give every row {NEEDED}" + _rename_hint(columns))
+            continue
+        found = form_in_words(made)
+        if first is not None and found != first:
+            fix = f"give every row {NEEDED}, the same in all"
+            yield name, number, Fault(f"is a {found} row and the first is {first}.", fix)
+            continue
+        first = first or found
+        yield name, number, made
 
 
-def row_fault(row: dict[str, Any]) -> str | None:
-    """What is wrong with a row, or None."""
-    kind = kind_of(row)
-    if kind is None:
-        missing = next(
-            (other for this, other in (("prompt", "completion"), ("completion", "prompt")) if this in row), ""
-        )
-        lacks = f"has no field {missing!r}" if missing else "has none of the needed fields"
-        return f"{lacks} (fields: {', '.join(map(str, row)) or 'none'})."
-    if kind == "messages":
-        return _messages_fault(row["messages"])
-    fields = _FIELDS[kind]
-    if len({type(row[field]) for field in fields}) > 1:
-        return "`prompt` and `completion` are not both text or both messages."
-    for field in fields:
-        if isinstance(row[field], list) and field != "text":
-            fault = _messages_fault(row[field], field)
-            if fault:
-                return fault
-        elif not isinstance(row[field], str):
-            return f"field {field!r} is {type(row[field]).__name__}, not text."
-    if not row[fields[-1]]:
-        return f"field {fields[-1]!r} is empty: there is nothing to learn from it."
-    return None
+def _rename_hint(columns: Any) -> str:
+    return "" if columns else "; columns of other names: data.columns"
 
 
-def _messages_fault(messages: Any, field: str = "messages") -> str | None:
-    if not isinstance(messages, list) or not messages:
-        return f"`{field}` is no list of messages."
-    for message in messages:
-        if not isinstance(message, dict):
-            return "a message is no JSON object."
-        for part in ("role", "content"):
-            if not isinstance(message.get(part), str):
-                return f"a message has no {part!r} text."
-    return None
-
-
-def _lines(path: Path, key: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines that hold something; raises `ConfigError` for a file that can't be read."""
-    number = 0
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line
+def _raw(source: Source, key: str, data: DataConfig | None, *, streaming: bool) -> Iterator[tuple[str, int, Any]]:
+    if not source.hub:
+        for file in source.files:
+            for number, row in rows_of_file(file, key):
+                yield str(file), number, row
         return
-    except FileNotFoundError:
-        wrong = ("no such file.", "check the path")
-    except OSError as error:
-        wrong = (f"{error.strerror}.", "name a readable JSON Lines file")
-    except UnicodeDecodeError:
-        wrong = (f"is not UTF-8 text (after line {number}).", "save the file as UTF-8")
-    raise ConfigError(Problem(key=key, value=str(path), consequence=wrong[0], fix=wrong[1]))
+    from .hub import load
+
+    loaded: Iterable[Any] = load(source.hub, key, data, streaming=streaming)
+    for number, row in enumerate(loaded, start=1):
+        yield source.hub, number, row

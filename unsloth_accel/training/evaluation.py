@@ -31,7 +31,7 @@ class Held:
         """What `run.evaluation` asks for; None when there are no held-out rows."""
         if run.data.eval_path is None or not (run.evaluation.loss or run.evaluation.exact_match):
             return None
-        rows = read_rows(run.data.eval_path, "data.eval_path") if run.evaluation.exact_match else []
+        rows = read_rows(run.data.eval_path, "data.eval_path", run.data) if run.evaluation.exact_match else []
         conversations = [row["messages"] for row in rows if row["messages"][-1]["role"] == "assistant"]
         return cls(
             loss=run.evaluation.loss,

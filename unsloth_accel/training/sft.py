@@ -30,7 +30,6 @@ from ..resume import facts_of_run, made_with
 from ..run_config import PROJECTIONS, RunConfig, load
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from trl import SFTTrainer
 
 
@@ -117,6 +116,7 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
         "loss": outcome.training_loss,
         "tokens": trainer.state.num_input_tokens_seen - done["num_input_tokens_seen"],
     }
+    results["data"] = trainer.data_report
     results["versions"] = versions()
     memory = peak_memory_of(trainer)
     if memory:
@@ -160,6 +160,9 @@ def build_trainer(run: RunConfig, log: RankLog | None = None) -> SFTTrainer:
     from ..callbacks.peak_memory import PeakMemory
     from ..callbacks.progress import Progress
     from ..callbacks.step_log import StepLog
+    from ..data.packing import pack
+    from ..data.prepare import SKIP, check_collator, prepare
+    from ..data.prepare import tell as say
     from ..verify.record import add_if_asked
     from .memory_advice import advice
 
@@ -171,6 +174,7 @@ def build_trainer(run: RunConfig, log: RankLog | None = None) -> SFTTrainer:
         # Real tokens over all ranks, for tokens per second; one small gather per step.
         "include_num_input_tokens_seen": "non_padding",
         **run.sft_fields(),
+        **SKIP,
         "output_dir": run.output_dir,
         "max_length": run.model.max_seq_length,
         "gradient_checkpointing": bool(checkpointing),
@@ -212,17 +216,19 @@ def build_trainer(run: RunConfig, log: RankLog | None = None) -> SFTTrainer:
         random_state=run.lora.random_state,
     )
     with phase("tokenising", log, about=run.data.path):
+        rows = prepare(run, tokenizer)
+        if environment.rank() == 0:
+            say(rows.notes)
         trainer = SFTTrainer(
             model=model,
             processing_class=tokenizer,
             args=arguments,
-            train_dataset=_dataset(run.data.path),
-            eval_dataset=_dataset(run.data.eval_path) if run.data.eval_path else None,
+            train_dataset=rows.train,
+            eval_dataset=rows.held_out,
         )
-        if run.data.train_on == "responses":
-            from unsloth.chat_templates import train_on_responses_only
-
-            trainer = train_on_responses_only(trainer)
+        pack(trainer, run, rows)
+        check_collator(trainer)
+        trainer.data_report = rows.report
     if run.batch.balance == "tokens":
         done = balance_tokens(trainer, fields["per_device_train_batch_size"] * run.model.max_seq_length)
         print(done if isinstance(done, Balance) else f"rows are shared out by number: {done}", flush=True)
@@ -289,14 +295,6 @@ def summary(run: RunConfig, results: dict[str, Any], adapter: Path) -> str:
             figures = f"{before['accuracy']:.1%} before → {after['accuracy']:.1%} after"
             lines.append(f"held-out accuracy  {figures} (exact match, {rows} rows)")
     return "\n".join(lines)
-
-
-def _dataset(path: str) -> Dataset:
-    from datasets import Dataset
-
-    from ..data.rows import read_rows
-
-    return Dataset.from_list(read_rows(path))
 
 
 def _progress_of(checkpoint: str) -> dict[str, int]:

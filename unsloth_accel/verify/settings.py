@@ -17,7 +17,7 @@ from ..launcher import plan_problems
 from ..memory import optimizer_for
 from ..planner import Plan, plan
 from ..problems import ConfigError, Problem, errors, nearest, raise_errors
-from ..run_config import BatchConfig, RunConfig
+from ..run_config import BatchConfig, DataConfig, RunConfig
 from ..validation import input_problems
 
 STEPS = 8
@@ -110,8 +110,8 @@ def settings(
         notes.append(f"{size} rows per step instead of {given.global_size}: it is quicker and shows the same")
     short.training[_PER_DEVICE] = per_device
     short.training.pop(_ACCUMULATION, None)
-    rows = read_rows(short.data.path)
-    short = replace(short, batch=_rows(short, size), data=replace(short.data, path=str(directory / "rows.jsonl")))
+    rows = read_rows(short.data.path, data=short.data)
+    short = replace(short, batch=_rows(short, size), data=_of_file(short, directory / "rows.jsonl"))
 
     def final(strategy: str, number: int, name: str) -> Plan:
         return plan(replace(_as(short, strategy, number), output_dir=str(directory / name)), hardware)
@@ -126,6 +126,11 @@ def settings(
         notes=tuple(notes),
         rows=_enough(rows, steps * size, short),
     )
+
+
+def _of_file(run: RunConfig, path: Path) -> DataConfig:
+    """The data of `run` where its rows, as they are trained, lie in one file."""
+    return DataConfig(path=str(path), train_on=run.data.train_on, too_long=run.data.too_long)
 
 
 def _known(strategies: Sequence[str]) -> list[str]:

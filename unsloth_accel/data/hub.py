@@ -1,0 +1,26 @@
+"""A data set of the hub, through the `datasets` library, which downloads it once and keeps it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..problems import ConfigError, Problem, first_line
+
+if TYPE_CHECKING:
+    from ..run_config import DataConfig
+
+
+def load(name: str, key: str, data: DataConfig | None, *, streaming: bool = False) -> Any:
+    """One split of it: `data.split` to train on, `data.eval_split` to evaluate; raises `ConfigError` with why not."""
+    from datasets import load_dataset
+
+    split = "train" if data is None else data.eval_split if key == "data.eval_path" else data.split
+    subset = data.subset if data else None
+    try:
+        return load_dataset(name, subset, split=split, streaming=streaming)
+    except Exception as error:  # whatever the network, the hub or a loader raises: all of it stops the run
+        consequence = f"can't be loaded: {type(error).__name__}: {first_line(error)[:300]}."
+        fix = (
+            f"check the path, or the hub id with {'data.eval_split' if 'eval' in key else 'data.split'} and data.subset"
+        )
+        raise ConfigError(Problem(key=key, value=name, consequence=consequence, fix=fix)) from None

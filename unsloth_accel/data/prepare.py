@@ -1,0 +1,298 @@
+"""Rows for the trainer: tokenised once per machine, by the first of its processes to get there; the others read them.
+
+They lie in the cache of `datasets`, under a name made of everything that decides what they are, so that other runs of
+the same rows find them too. A lock on a file keeps the others waiting, and not a barrier: it has no timeout that a
+large data set could outlast, and a process that fails releases it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..problems import ConfigError, Problem
+from .rows import Rows, read
+from .sources import fingerprint, locate
+from .tokens import Recipe, Tokenise, choose_template, fingerprint_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..run_config import RunConfig
+
+VERSION = 1
+"""Of what this module makes: another number, and nothing that an older one cached is read."""
+REPORT = "unsloth_accel.json"
+LARGE = 5_000
+"""Rows from which on several processes are quicker than one; Unsloth's own number."""
+SKIP: dict[str, Any] = {"dataset_kwargs": {"skip_prepare_dataset": True}}
+"""SFTConfig's field for rows that are tokenised already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataReport:
+    """What became of the rows of one split."""
+
+    rows: int
+    """Read."""
+    cut: int = 0
+    dropped: int = 0
+    """Longer than the limit, or with nothing left to learn."""
+    trained: int = 0
+    """Rows that are trained, before they are packed."""
+    tokens: int = 0
+    trained_tokens: int = 0
+    notes: tuple[str, ...] = field(default=())
+    """The same in words, with row numbers."""
+
+    def figures(self) -> dict[str, Any]:
+        """Without the words."""
+        return {name: value for name, value in asdict(self).items() if name != "notes"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What the trainer gets: `train` and `held_out`, both with `input_ids` and, where tokens are left out, `labels`."""
+
+    train: Any
+    train_directory: Path | None = None
+    """Where they lie; None for a stream."""
+    held_out: Any = None
+    held_out_directory: Path | None = None
+    report: dict[str, Any]
+    """For results.json."""
+    notes: tuple[str, ...]
+    """To say aloud, once."""
+
+
+def prepare(run: RunConfig, tokenizer: Any) -> Prepared:
+    """The rows of `run`, ready for the trainer; every process calls it, and one per machine does the work.
+
+    Raises `ConfigError`, the same on every process, for bad rows and where nothing is left to learn.
+    """
+    choose_template(tokenizer, run)
+    held_out = _split(run, tokenizer, run.data.eval_path, "data.eval_path") if run.data.eval_path else None
+    notes: tuple[str, ...] = ()
+    train: Any
+    report: dict[str, Any]
+    directory = None
+    if run.data.streaming:
+        from .streaming import streamed
+
+        train, report = streamed(run, tokenizer), {"streaming": True}
+    else:
+        train, found, directory = _split(run, tokenizer, run.data.path, "data.path")
+        report, notes = found.figures(), (*found.notes, *_batch_notes(run, len(train)))
+    if held_out is None:
+        return Prepared(train=train, train_directory=directory, report=report, notes=notes)
+    notes += tuple(f"held out: {note}" for note in held_out[1].notes)
+    report |= {"eval": held_out[1].figures()}
+    return Prepared(
+        train=train,
+        train_directory=directory,
+        held_out=held_out[0],
+        held_out_directory=held_out[2],
+        report=report,
+        notes=notes,
+    )
+
+
+def _batch_notes(run: RunConfig, count: int) -> tuple[str, ...]:
+    """What a set smaller than one global batch means; raises `ConfigError` where there would be no step at all."""
+    size = run.batch.rows(run.model.max_seq_length)
+    if not size or count >= size:
+        return ()
+    if run.training.get("dataloader_drop_last"):
+        raise ConfigError(no_step(count, size))
+    return (f"{count} rows to train are fewer than batch.global_size={size}: every step is an epoch of {count} rows.",)
+
+
+def no_step(count: int, size: int) -> Problem:
+    """Of rows that make no whole global batch, where smaller ones are left out."""
+    consequence = f"{count} rows are fewer than batch.global_size={size} and incomplete batches are left out: no step."
+    fix = "training.dataloader_drop_last=false, a smaller batch.global_size, or more rows"
+    return Problem(key="training.dataloader_drop_last", value=True, consequence=consequence, fix=fix)
+
+
+def _split(run: RunConfig, tokenizer: Any, path: str, key: str) -> tuple[Dataset, DataReport, Path]:
+    from datasets import load_from_disk
+    from filelock import FileLock
+
+    directory = _cache(run) / _name(run, tokenizer, path, key)
+    with FileLock(f"{directory}.lock"):
+        if not (directory / REPORT).is_file():
+            shutil.rmtree(directory, ignore_errors=True)  # of a process that was killed
+            _make(run, tokenizer, path, key, directory)
+    values = json.loads((directory / REPORT).read_text(encoding="utf-8"))
+    report = DataReport(**values | {"notes": tuple(values["notes"])})
+    dataset = load_from_disk(str(directory / "rows"))
+    if not run.training.get("packing"):
+        # Says to Unsloth that no row is longer, without which it would turn padding-free batches off
+        # (unsloth/models/rl.py, `_unsloth_attests`).
+        dataset._unsloth_truncated_to = run.model.max_seq_length
+    return dataset, report, directory
+
+
+def _cache(run: RunConfig) -> Path:
+    """Where prepared rows lie: the cache of `datasets`, or the run's own directory where that can't be written."""
+    from datasets import config
+
+    for directory in (Path(config.HF_DATASETS_CACHE, "unsloth_accel"), Path(run.output_dir, "data")):
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            probe = directory / f".{id(run)}"
+            probe.touch()
+            probe.unlink(missing_ok=True)
+        except OSError:
+            continue
+        return directory
+    fix = "set HF_DATASETS_CACHE to a directory that you may write"
+    raise ConfigError(Problem(key="output_dir", consequence="tokenised rows can't be written anywhere.", fix=fix))
+
+
+def _name(run: RunConfig, tokenizer: Any, path: str, key: str) -> str:
+    """Of the prepared rows: a digest of everything that decides what they are."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = []
+    for package in ("trl", "transformers", "tokenizers", "unsloth_zoo"):
+        try:
+            versions.append(version(package))
+        except PackageNotFoundError:
+            versions.append("")
+    data = run.data
+    hub = ""
+    if locate(path, key).hub:
+        from .hub import load
+
+        hub = load(path, key, data)._fingerprint  # the downloaded files', where the name may have got new ones
+    said = [VERSION, versions, fingerprint(path), hub, data.format, dict(data.columns), data.train_on, data.too_long]
+    said += [data.subset, data.split, data.eval_split, fingerprint_of(tokenizer, Recipe.of(run, "messages"))]
+    said += [run.training.get("shuffle_dataset"), run.training.get("seed")]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
+
+
+def _make(run: RunConfig, tokenizer: Any, path: str, key: str, directory: Path) -> None:
+    """Write the prepared rows into `directory`, the report last: it tells that all is there."""
+    from datasets import Dataset
+
+    rows = read(path, key, run.data)
+    recipe = Recipe.of(run, rows.kind)
+    tokenise = Tokenise(tokenizer, recipe)
+    print(f"tokenising {len(rows.rows):,} rows of {path}", flush=True)
+    raw = Dataset.from_list(rows.rows)
+    with _no_warning_about_hashes():
+        tokens = raw.map(
+            tokenise,
+            batched=True,
+            remove_columns=raw.column_names,
+            num_proc=_processes(run, len(raw)),
+            # What can't be pickled alike has a name of chance in each process; this one is never looked up.
+            new_fingerprint=directory.name,
+            load_from_cache_file=False,
+            cache_file_name=None,
+            desc="Tokenising",
+        )
+    kept, report = _examine(tokens, rows, recipe, run.data.too_long == "drop", key)
+    made = tokens if len(kept) == len(tokens) else tokens.select(kept)
+    made = made.remove_columns(["length", "trained"])
+    if run.training.get("shuffle_dataset"):
+        made = made.shuffle(seed=run.training.get("seed", 42))
+    made.save_to_disk(str(directory / "rows"))
+    values = asdict(report) | {"trained": len(made)}
+    (directory / REPORT).write_text(json.dumps(values), encoding="utf-8")
+
+
+def _processes(run: RunConfig, count: int) -> int | None:
+    """Processes to tokenise with: Unsloth's own rule, by cores and free memory."""
+    asked = run.training.get("dataset_num_proc")
+    if asked is None and count < LARGE:
+        return None
+    from unsloth_zoo.dataset_num_proc import get_dataset_num_proc
+
+    found: int | None = get_dataset_num_proc(asked)
+    return found
+
+
+def _examine(tokens: Dataset, rows: Rows, recipe: Recipe, drop: bool, key: str) -> tuple[list[int], DataReport]:
+    """The rows that stay, by index, and the report. Raises `ConfigError` where none stays."""
+    lengths, trained = list(tokens["length"]), list(tokens["trained"])
+    long = [index for index, length in enumerate(lengths) if length > recipe.limit]
+    gone = set(long) if drop else set()
+    empty = [index for index, count in enumerate(trained) if not count and index not in gone]
+    kept = [index for index in range(len(lengths)) if index not in gone and trained[index]]
+    cut = [index for index in long if trained[index]] if recipe.cut else []
+    notes = []
+    if drop and long:
+        notes.append(f"{_count(long)} longer than {recipe.limit} tokens dropped: {rows.places(long)}.")
+    if cut:
+        end = "beginning" if recipe.keep == "keep_end" else "end"
+        notes.append(f"{_count(cut)} longer than {recipe.limit} tokens cut at the {end}: {rows.places(cut)}.")
+    if empty:
+        late = sum(lengths[index] > recipe.limit for index in empty)
+        why = f" ({late} cut before the response begins)" if late else ""
+        notes.append(f"{_count(empty)} with nothing to learn dropped{why}: {rows.places(empty)}.")
+    if not kept:
+        raise ConfigError(_nothing_left(lengths, recipe, len(empty), key))
+    return kept, DataReport(
+        rows=len(lengths),
+        cut=len(cut),
+        dropped=len(lengths) - len(kept),
+        tokens=sum(min(lengths[index], recipe.limit) if recipe.cut else lengths[index] for index in kept),
+        trained_tokens=sum(trained[index] for index in kept),
+        notes=tuple(notes),
+    )
+
+
+def _count(indices: list[int]) -> str:
+    return f"{len(indices):,} row{'s' * (len(indices) != 1)}"
+
+
+def _nothing_left(lengths: list[int], recipe: Recipe, empty: int, key: str) -> Problem:
+    longer = sum(length > recipe.limit for length in lengths)
+    if longer * 2 >= len(lengths):
+        consequence = (
+            f"no row is left to train on: {longer:,} of {len(lengths):,} are longer than model.max_seq_length="
+            f"{recipe.limit} (the median has {sorted(lengths)[len(lengths) // 2]:,} tokens)"
+            + (", and what is kept of them holds no response." if empty else ".")
+        )
+        return Problem(key=key, consequence=consequence, fix=f"model.max_seq_length={max(lengths)}, or shorter rows")
+    consequence = (
+        "no row is left to train on: in none of them the markers of a response were found."
+        if recipe.responses
+        else "no row is left to train on: none has more than one token."
+    )
+    return Problem(key=key, consequence=consequence, fix="look at `unsloth-accel preview RUN.yaml`; data.train_on=all")
+
+
+def check_collator(trainer: Any) -> None:
+    """Raise `ConfigError` where the trainer's collator would train tokens that the rows' labels leave out."""
+    row = next(iter(trainer.train_dataset))
+    labels = row.get("labels")
+    if labels is None:
+        return
+    made = trainer.data_collator([row])["labels"].flatten().tolist()[: len(labels)]
+    if [label != -100 for label in made[1:]] == [label != -100 for label in labels[1:]]:
+        return
+    consequence = "the installed TRL does not heed labels that rows bring along: it would train on every token."
+    raise ConfigError(Problem(key="data.train_on", consequence=consequence, fix="pip install --upgrade trl unsloth"))
+
+
+def tell(notes: tuple[str, ...]) -> None:
+    """Say aloud what became of the rows."""
+    for note in notes:
+        print(f"data: {note}", flush=True)
+
+
+@contextmanager
+def _no_warning_about_hashes() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*couldn't be hashed properly.*")
+        yield

@@ -1,0 +1,82 @@
+"""Training rows that are read as they are needed, the same ones in the same step on any number of processes.
+
+Each process reads all of them and Accelerate's IterableDatasetShard gives it its part of each batch. That holds for one
+shard only: of several files Accelerate would give each process its own, which are other rows per step than one process
+sees. So the stream is one generator. It begins again where it ends, since a last batch that is shorter on some
+processes would leave the others waiting; training.max_steps ends the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+from ..problems import ConfigError, Problem
+from .formats import kind_of
+from .rows import stream
+from .tokens import Recipe, Tokenise
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+    from ..run_config import RunConfig
+
+BUFFER = 1_000
+"""Rows among which the next one is drawn: all that is ever held."""
+_BATCH = 32
+"""Rows tokenised at once."""
+
+
+def streamed(run: RunConfig, tokenizer: Any) -> IterableDataset:
+    """An endless set of tokenised rows, shuffled within a buffer by the run's seed.
+
+    Rows with nothing to learn are left out, and longer ones cut or left out, as the run says.
+    """
+    from datasets import Features, IterableDataset, Sequence, Value
+
+    first = next(stream(run.data.path, "data.path", run.data), None)
+    if first is None:
+        fix = "write rows into it, or name another file as data.path"
+        raise ConfigError(Problem(key="data.path", value=run.data.path, consequence="has no rows.", fix=fix))
+    recipe = Recipe.of(run, kind_of(first))
+    tokenise = Tokenise(tokenizer, recipe)
+    columns = ["input_ids", *(["labels"] if recipe.responses else [])]
+    features = Features({column: Sequence(Value("int64")) for column in columns})
+    dataset = IterableDataset.from_generator(partial(_tokens, run, tokenise, columns), features=features)
+    dataset._unsloth_truncated_to = recipe.limit
+    return dataset
+
+
+def _tokens(run: RunConfig, tokenise: Tokenise, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Every pass over the rows, one after another."""
+    import random
+
+    training = run.training
+    chance = random.Random(training.get("data_seed") or training.get("seed", 42))
+    while True:
+        some = False
+        rows = _shuffled(stream(run.data.path, "data.path", run.data), chance)
+        while batch := list(islice(rows, _BATCH)):
+            made = tokenise({name: [row[name] for row in batch] for name in batch[0]})
+            for index, length in enumerate(made["length"]):
+                fits = run.data.too_long == "cut" or length <= tokenise.recipe.limit
+                if fits and made["trained"][index]:
+                    some = True
+                    yield {column: made[column][index] for column in columns}
+        if not some:
+            consequence = "no row is left to train on: none has a token to learn within the limit."
+            fix = "look at `unsloth-accel preview RUN.yaml`; a larger model.max_seq_length, or data.train_on=all"
+            raise ConfigError(Problem(key="data.path", value=run.data.path, consequence=consequence, fix=fix))
+
+
+def _shuffled(rows: Iterator[dict[str, Any]], chance: Any) -> Iterator[dict[str, Any]]:
+    """Every row once, drawn from a buffer."""
+    held = list(islice(rows, BUFFER))
+    for row in rows:
+        index = chance.randrange(len(held))
+        drawn, held[index] = held[index], row
+        yield drawn
+    chance.shuffle(held)
+    yield from chain(held)
