@@ -150,10 +150,12 @@ def test_a_spike_is_not_saved_and_the_checkpoint_before_it_is_named(tmp_path: Pa
     for step in range(1, 8):
         callback.on_log(args, SimpleNamespace(global_step=step), control, {"loss": 1.0, "grad_norm": 1.0})  # type: ignore[arg-type]
     assert control.should_save
-    callback.on_log(args, SimpleNamespace(global_step=8), control, {"loss": 9.0})  # type: ignore[arg-type]
+    callback.on_log(args, SimpleNamespace(global_step=8), control, {"loss": 9.0, "grad_norm": 1.0})  # type: ignore[arg-type]
     assert not control.should_save
     with pytest.raises(divergence.DivergenceError, match=r"2 logs in a row .* last good checkpoint is .*checkpoint-6"):
-        callback.on_log(args, SimpleNamespace(global_step=9), control, {"loss": 9.0})  # type: ignore[arg-type]
+        callback.on_log(args, SimpleNamespace(global_step=9), control, {"loss": 9.0, "grad_norm": 1.0})  # type: ignore[arg-type]
+    with pytest.raises(divergence.DivergenceError, match="gradient norm is nan"):
+        callback.on_log(args, SimpleNamespace(global_step=9), control, {"loss": 1.0, "grad_norm": math.nan})  # type: ignore[arg-type]
     args.fp16 = True
     overflow = divergence.Divergence(divergence.LossRule(patience=2))
     overflow.on_log(args, SimpleNamespace(global_step=1), control, {"loss": 1.0, "grad_norm": math.inf})  # type: ignore[arg-type]
