@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,19 +149,31 @@ def test_a_spike_is_not_saved_and_the_checkpoint_before_it_is_named(tmp_path: Pa
     args: Any = SimpleNamespace(output_dir=str(tmp_path), learning_rate=1.0, fp16=False)
     control: Any = SimpleNamespace(should_save=True, should_log=True)
     for step in range(1, 8):
-        callback.on_log(args, SimpleNamespace(global_step=step), control, {"loss": 1.0, "grad_norm": 1.0})  # type: ignore[arg-type]
+        callback.on_log(args, SimpleNamespace(global_step=step), control, {"loss": 1.0, "grad_norm": 1.0})
     assert control.should_save
-    callback.on_log(args, SimpleNamespace(global_step=8), control, {"loss": 9.0, "grad_norm": 1.0})  # type: ignore[arg-type]
+    callback.on_log(args, SimpleNamespace(global_step=8), control, {"loss": 9.0, "grad_norm": 1.0})
     assert not control.should_save
     with pytest.raises(divergence.DivergenceError, match=r"2 logs in a row .* last good checkpoint is .*checkpoint-6"):
-        callback.on_log(args, SimpleNamespace(global_step=9), control, {"loss": 9.0, "grad_norm": 1.0})  # type: ignore[arg-type]
+        callback.on_log(args, SimpleNamespace(global_step=9), control, {"loss": 9.0, "grad_norm": 1.0})
+    with pytest.raises(divergence.DivergenceError, match="gradient norm is nan"):
+        callback.on_log(args, SimpleNamespace(global_step=9), control, {"loss": 1.0, "grad_norm": math.nan})
     args.fp16 = True
     overflow = divergence.Divergence(divergence.LossRule(patience=2))
-    overflow.on_log(args, SimpleNamespace(global_step=1), control, {"loss": 1.0, "grad_norm": math.inf})  # type: ignore[arg-type]
+    overflow.on_log(args, SimpleNamespace(global_step=1), control, {"loss": 1.0, "grad_norm": math.inf})
     with pytest.raises(divergence.DivergenceError, match="gradient norm is inf"):
-        overflow.on_log(args, SimpleNamespace(global_step=2), control, {"loss": 1.0, "grad_norm": math.inf})  # type: ignore[arg-type]
+        overflow.on_log(args, SimpleNamespace(global_step=2), control, {"loss": 1.0, "grad_norm": math.inf})
 
 
+@pytest.fixture
+def own_accelerator() -> Iterator[None]:
+    """A Trainer builds an Accelerator, whose state outlives it; other tests are about processes that have none."""
+    yield
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("own_accelerator")
 def test_each_callback_alone_in_a_plain_trainer(tmp_path: Path) -> None:
     """No unsloth, no launcher: figures reach what the Trainer reports, and the loader's time is the loader's."""
     import time
@@ -190,7 +203,7 @@ def test_each_callback_alone_in_a_plain_trainer(tmp_path: Path) -> None:
             output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2,
             logging_steps=2, report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no",
         ),
-        train_dataset=[[1, 2, 3, 4, 5]] * 64,  # type: ignore[arg-type]
+        train_dataset=[[1, 2, 3, 4, 5]] * 64,
         data_collator=collate,
         callbacks=[
             Recorder(),  # as the Trainer places integrations: before ours
