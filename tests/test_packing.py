@@ -7,7 +7,7 @@ import pytest
 from unsloth_accel.data.row_lengths import row_lengths
 from unsloth_accel.hardware import Hardware
 from unsloth_accel.planner import Plan, plan
-from unsloth_accel.run_config import from_dict
+from unsloth_accel.run_config import DataConfig, from_dict
 
 GPUS = Hardware.parse("2xH100-80GB")
 
@@ -79,9 +79,9 @@ def test_counted_where_the_tokenizer_is(rows: Path, tmp_path: Path) -> None:
     vocabulary = {letter: number for number, letter in enumerate("xy\n")}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    found = row_lengths(rows, tmp_path, 1000)
+    found = row_lengths(DataConfig(path=str(rows)), tmp_path, 1000)
     assert found is not None
     assert found.counted
     assert found.mean == (400 + 1000) / 2  # the longer one is cut
     assert "counted in 40 rows" in str(found)
-    assert row_lengths(tmp_path / "none.jsonl", tmp_path, 1000) is None
+    assert row_lengths(DataConfig(path="none.jsonl"), tmp_path, 1000) is None

@@ -21,7 +21,7 @@ def with_packing(run: RunConfig, device: str, reasons: list[str]) -> RunConfig:
     if device == "cpu" or not run.data.path or "packing" in run.training:
         return run
     limit = run.model.max_seq_length
-    lengths = row_lengths(run.data.path, run.model.name, limit)
+    lengths = row_lengths(run.data, run.model.name, limit)
     if lengths is None or lengths.mean >= SHORT * limit:
         return run
     share = lengths.mean / limit

@@ -1,12 +1,17 @@
-"""How long the rows of a file are, in tokens, before anything is loaded: from its first rows, without torch."""
+"""How long rows are, in tokens, before anything is loaded: from the first ones, without torch."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ..problems import ConfigError
+from .rows import read
+from .sources import locate
+
+if TYPE_CHECKING:
+    from ..run_config import DataConfig
 
 ROWS = 500
 CHARACTERS = 4.0
@@ -15,7 +20,7 @@ CHARACTERS = 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class RowLengths:
-    """Tokens of the text in a file's first rows, without what a chat template adds."""
+    """Tokens of the text in a data set's first rows, without what a chat template adds."""
 
     mean: float
     rows: int
@@ -27,16 +32,16 @@ class RowLengths:
         return f"about {self.mean:,.0f} tokens at the mean ({how} in {self.rows:,} rows)"
 
 
-def row_lengths(path: str | Path, model: str | Path, limit: int) -> RowLengths | None:
-    """Lengths of up to the first `ROWS` rows of a JSON Lines file, none counted above `limit` tokens.
+def row_lengths(data: DataConfig, model: str | Path, limit: int) -> RowLengths | None:
+    """Lengths of up to the first `ROWS` rows of `data.path`, none counted above `limit` tokens.
 
-    None where the file can't be read so; what is wrong with it is said elsewhere.
+    None for a hub id, which a plan doesn't download, and where they can't be read; what is wrong is said elsewhere.
     """
     try:
-        with Path(path).open(encoding="utf-8") as file:
-            lines = list(islice((line for line in file if line.strip()), ROWS))
-        texts = ["\n".join(_texts(json.loads(line))) for line in lines]
-    except (OSError, ValueError):
+        if locate(data.path).hub:
+            return None
+        texts = ["\n".join(_texts(row)) for row in read(data.path, data=data, most=ROWS).rows]
+    except ConfigError:
         return None
     if not texts:
         return None
@@ -51,8 +56,7 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):
-        kept = value.get("content", value.get("value")) if "role" in value or "from" in value else list(value.values())
-        return _texts(kept)
+        return _texts(value.get("content") if "role" in value else list(value.values()))
     return [text for one in value for text in _texts(one)] if isinstance(value, list) else []
 
 

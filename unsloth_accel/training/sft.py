@@ -231,7 +231,9 @@ def build_trainer(run: RunConfig, log: RankLog | None = None) -> SFTTrainer:
         trainer.data_report = rows.report
     if run.batch.balance == "tokens":
         done = balance_tokens(trainer, fields["per_device_train_batch_size"] * run.model.max_seq_length)
-        print(done if isinstance(done, Balance) else f"rows are shared out by number: {done}", flush=True)
+        said = str(done) if isinstance(done, Balance) else f"rows are shared out by number: {done}"
+        print(said, flush=True)
+        trainer.data_report["sharing out"] = said
     trainer.remove_callback(PrinterCallback)
     add_if_asked(trainer)
     log = log or RankLog(None, environment.rank())
