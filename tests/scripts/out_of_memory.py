@@ -28,8 +28,8 @@ def fail(*_: Any) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB (injected)")
 
 
-def building(run: Any) -> Any:
-    trainer = build(run)
+def building(*given: Any) -> Any:
+    trainer = build(*given)
     model = trainer.model
     weights = [parameter for name, parameter in model.named_parameters() if parameter.requires_grad]
     state = {"large": False}

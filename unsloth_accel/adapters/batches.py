@@ -18,7 +18,7 @@ from itertools import islice
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, SequentialSampler
 
 from ..callbacks.token_count import TokenCount
 from ..data.balance import cost, share
@@ -77,8 +77,10 @@ def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance 
     args = trainer.args
     loader = trainer.get_train_dataloader()
     sampler = loader.get_sampler() if hasattr(loader, "get_sampler") else None
+    if isinstance(loader.dataset, IterableDataset):
+        return "they are streamed, so their lengths are not known beforehand"
     if not isinstance(sampler, RandomSampler | SequentialSampler):
-        return f"the rows come from {type(sampler).__name__ if sampler else 'a stream'}, whose order has a meaning"
+        return f"{type(sampler).__name__} gives their order a meaning of its own"
     if not _weighs_by_tokens(trainer):
         return f"{type(trainer.model).__name__} takes no num_items_in_batch, so its loss can't be weighted by tokens"
     lengths = _lengths(loader.dataset)
