@@ -399,6 +399,21 @@ def halving(place: Place) -> dict[str, Any]:
     return {"gib": [whole, limit, fewer], "out_of_memory": told, "loss": off}
 
 
+def observed(strategy: str, place: Place) -> dict[str, Any]:
+    """What a run says of itself: rows without padding, a step's time, MFU, memory, and a report."""
+    run = place.description("run", strategy)
+    said = place.run("run", *CLI, "launch", run)
+    expect("Padding-free" in said, "Unsloth did not make batches without padding")
+    directory = place.directory / "run"
+    summary = json.loads((directory / "logs" / "summary.json").read_text(encoding="utf-8"))
+    expect(summary["mfu"] is not None and 0 < summary["mfu"] < 1, f"MFU is {summary['mfu']}: {summary['mfu_why']}")
+    expect(len(summary["ranks"]) == 2, f"ranks: {summary['ranks']}")
+    expect((directory / "report.html").stat().st_size > 10_000, "the report is empty")
+    shares = {name: summary["ranks"][1][name] for name in ("data_share", "compute_share", "wait_share")}
+    expect((shares["wait_share"] is not None) == (strategy == "ddp"), f"of the step: {shares}")
+    return {"mfu": summary["mfu"], **shares, "peak_gib": summary["ranks"][1]["peak_gib"]}
+
+
 def merging(place: Place) -> dict[str, Any]:
     """`unsloth-accel merge` of what a sharded run saved, against base + B·A·scale of one weight."""
     from safetensors.torch import load_file
@@ -445,6 +460,8 @@ CHECKS: dict[str, Check] = {
     "limited-fsdp2": partial(limited, "fsdp2"),
     "limited-single": partial(limited, "single"),
     "halving": halving,
+    **{f"observed-{strategy}": partial(observed, strategy) for strategy in SEVERAL},
+    "verify-packed": partial(verified, ",".join(SEVERAL), {"training": {"packing": True}}, {}),
     **{f"memory-8B-{bits}bit-{strategy}": partial(memory, strategy, bits)
        for bits in (16, 4) for strategy in ("single", "ddp", "fsdp2")},
     # Compiled for minutes: rows of one length, since each new one may be compiled anew, and a check for each strategy.

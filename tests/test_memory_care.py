@@ -105,3 +105,21 @@ def test_what_would_help(description: dict[str, Any], overrides: dict[str, Any],
     run = from_dict({**description, "distributed": {"strategy": "ddp"}, **overrides})
     assert advice(run).startswith(expected)
     assert "per_device" not in advice(run, batch=False)
+
+
+def test_buffers_that_were_about_to_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch notes the new size first; the next use would read beyond what there is."""
+    import sys
+    from types import SimpleNamespace
+
+    import torch
+
+    from unsloth_accel.adapters import memory_care
+
+    good, bad = torch.zeros(4), torch.zeros(4)
+    bad.untyped_storage().resize_(8)
+    module = SimpleNamespace(GPU_BUFFERS=[None, good, bad], GPU_BUFFERS_B=None)
+    monkeypatch.setitem(sys.modules, "unsloth_zoo.gradient_checkpointing", module)
+    memory_care._empty_half_grown()
+    assert good.numel() == 4
+    assert bad.numel() == 0

@@ -49,6 +49,7 @@ def test_a_batch_in_rows_is_a_promise(description: dict[str, Any], rows: Path) -
     [
         ({"training": {"packing": False}, "batch": {"global_tokens": 16_000}}, False),  # the user's word
         ({"training": {"packing": True}}, True),
+        ({"data": {"streaming": True}, "training": {"max_steps": 4}, "batch": {"global_tokens": 16_000}}, None),
         ({"model": {"max_seq_length": 400}, "batch": {"global_tokens": 16_000}}, None),  # rows are not short
         ({"data": {"path": ""}, "batch": {"global_tokens": 16_000}}, None),
     ],
@@ -56,9 +57,11 @@ def test_a_batch_in_rows_is_a_promise(description: dict[str, Any], rows: Path) -
 def test_nothing_is_decided(description: dict[str, Any], rows: Path, sections: dict[str, Any], packing: Any) -> None:
     if "model" in sections:
         sections["model"] = {**description["model"], **sections["model"]}
-    values = {**description, "data": {"path": str(rows)}, "model": {**description["model"], "max_seq_length": 1000}}
-    run = from_dict(values | sections, to_plan=True)
-    made = plan(run, GPUS)
+    sections["data"] = {"path": str(rows), **sections.get("data", {})}
+    values = {**description, "model": {**description["model"], "max_seq_length": 1000}}
+    made = plan(from_dict(values | sections, to_plan=True), GPUS)
+    if made.run.data.path:
+        assert from_dict(made.resolved()).training.get("packing") is packing, "the launched processes read it again"
     assert made.run.training.get("packing") is packing
     assert not any("pack" in reason for reason in made.reasons)
 

@@ -16,9 +16,9 @@ def with_packing(run: RunConfig, device: str, reasons: list[str]) -> RunConfig:
 
     Packed, several rows fill one of `max_seq_length` (TRL's `packing`, kept apart by Unsloth's attention). A step of
     `batch.global_size` rows would then hold several times as many of the data set's: only a batch in tokens
-    (`batch.global_tokens`) keeps its promise so, and keeps it better. On a CPU Unsloth packs nothing.
+    (`batch.global_tokens`) keeps its promise so, and better. On a CPU Unsloth packs nothing, and a stream can't be.
     """
-    if device == "cpu" or not run.data.path or "packing" in run.training:
+    if device == "cpu" or not run.data.path or run.data.streaming or "packing" in run.training:
         return run
     limit = run.model.max_seq_length
     lengths = row_lengths(run.data, run.model.name, limit)

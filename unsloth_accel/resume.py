@@ -37,6 +37,7 @@ _MUST_AGREE = {
     "data.split": ROWS,
     "data.subset": ROWS,
     "model.max_seq_length": "rows would be cut elsewhere.",
+    "training.packing": ROWS,
     "training.seed": f"the order of rows follows it, so {ROWS}",
     "training.data_seed": f"the order of rows follows it, so {ROWS}",
     "training.optim": "its state is of another optimizer.",

@@ -74,13 +74,17 @@ def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance 
     Left alone, with the reason: rows that are streamed or not tokenised yet, a sampler that gives rows another meaning
     than one row of a step (GRPO's groups, `train_sampling_strategy`), and a model that can't weigh its loss by tokens.
     """
+    from accelerate.data_loader import DataLoaderShard
+
     args = trainer.args
     loader = trainer.get_train_dataloader()
     sampler = loader.get_sampler() if hasattr(loader, "get_sampler") else None
     if isinstance(loader.dataset, IterableDataset):
         return "they are streamed, so their lengths are not known beforehand"
     if not isinstance(sampler, RandomSampler | SequentialSampler):
-        return f"{type(sampler).__name__} gives their order a meaning of its own"
+        return "their sampler gives the order a meaning of its own"
+    if not isinstance(loader, DataLoaderShard) or trainer.accelerator.split_batches:
+        return "accelerate is set to divide batches itself (dispatch_batches or split_batches)"
     if not _weighs_by_tokens(trainer):
         return f"{type(trainer.model).__name__} takes no num_items_in_batch, so its loss can't be weighted by tokens"
     lengths = _lengths(loader.dataset)
@@ -90,11 +94,13 @@ def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance 
     padded = not getattr(trainer.data_collator, "padding_free", False)
     planned = args.gradient_accumulation_steps
     rows = args.train_batch_size * planned * ranks
-    epochs = args.max_steps * rows / len(lengths) if args.max_steps > 0 else args.num_train_epochs
-    known = list(_orders(sampler, epochs))
+    each = len(lengths) // rows if args.dataloader_drop_last else ceil(len(lengths) / rows)
+    if not each:
+        return "they are fewer than a step, and a smaller one is dropped"
+    known = list(_orders(sampler, ceil(args.max_steps / each if args.max_steps > 0 else args.num_train_epochs)))
     # Where the order isn't known beforehand, any other shows about as much, and promises nothing.
     orders = known or [list(range(len(lengths)))]
-    steps = [[lengths[row] for row in step] for order in orders for step in _steps(order, rows)]
+    steps = [[lengths[row] for row in step] for order in orders for step in islice(_steps(order, rows), each)]
     most = most_tokens or args.train_batch_size * max(lengths)
     accumulation = _fewest(steps, rows, ranks, planned, most, padded) if known else planned
     args.gradient_accumulation_steps = accumulation
@@ -111,8 +117,7 @@ def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance 
             rows=rows,
             ranks=ranks,
             rank=trainer.accelerator.process_index,
-            # Read anew: a run that is out of memory takes more of them.
-            accumulation=args.gradient_accumulation_steps,
+            accumulation=accumulation,
             padded=padded,
             drop_last=args.dataloader_drop_last,
         )
@@ -121,9 +126,7 @@ def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance 
     trainer.get_train_dataloader = balanced
     if known and hasattr(trainer, "_track_num_input_tokens") and args.include_num_input_tokens_seen == "non_padding":
         trainer._track_num_input_tokens = lambda inputs: None
-        trainer.add_callback(
-            TokenCount([sum(step) for step in steps if len(step) == rows or not args.dataloader_drop_last])
-        )
+        trainer.add_callback(TokenCount([sum(step) for step in steps]))
     before = _Spent.of(steps, padded, lambda step: _by_number(len(step), ranks, planned))
     after = _Spent.of(steps, padded, lambda step: share(step, ranks, accumulation, padded=padded))
     return Balance(
@@ -262,14 +265,15 @@ def _lengths(dataset: Any) -> list[int] | None:
     return found
 
 
-def _orders(sampler: Any, epochs: float) -> Iterator[list[int]]:
-    """The order of rows in each epoch, as far as the sampler knows it beforehand."""
+def _orders(sampler: Any, epochs: int) -> Iterator[list[int]]:
+    """The order of rows in each epoch; nothing where the sampler doesn't know it beforehand."""
     if isinstance(sampler, SequentialSampler):
-        yield list(sampler)
+        yield from [list(sampler)] * epochs
+        return
     if not hasattr(sampler, "set_epoch"):
         return
     before = sampler.epoch
-    for epoch in range(ceil(epochs)):
+    for epoch in range(epochs):
         sampler.set_epoch(epoch)
         yield list(sampler)
     sampler.set_epoch(before)

@@ -15,6 +15,7 @@ Under FSDP every forward pass meets the peers, so a rank can't repeat it alone: 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -31,6 +32,16 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 MOST_HALVINGS = 10
+OWN_AVERAGING = (
+    *("ddp_static_graph", "ddp_broadcast_buffers", "ddp_bucket_cap_mb"),
+    *("static_graph", "gradient_as_bucket_view"),
+)
+"""Settings, of the Trainer and of accelerate's DDP, that mean something for DDP's own averaging only."""
+BUFFERS = {
+    "unsloth_zoo.gradient_checkpointing": ("GPU_BUFFERS", "GPU_BUFFERS_B"),
+    "unsloth.kernels.utils": ("WEIGHT_BUFFERS", "ABSMAX_BUFFERS"),
+}
+"""Tensors that Unsloth keeps and lets grow, by module: lists with one for each GPU, or None."""
 ADVICE = "shorter rows, the base model in 4 bit, or more GPUs that divide it (fsdp2)"
 
 
@@ -135,6 +146,7 @@ class MemoryCare:
 
         # A backward pass that was cut short has added to some gradients and not to others.
         model.zero_grad(set_to_none=True)
+        _empty_half_grown()
         clear_device_cache(garbage_collection=True)
         if self._tokens is not None:
             self._trainer._total_train_tokens = self._tokens
@@ -165,6 +177,8 @@ class MemoryCare:
         TRL's loss gathers figures for its log in every micro-batch, which then are those of the rank's own rows.
         """
         accelerator = self._trainer.accelerator
+        if hasattr(model, "require_forward_param_sync"):
+            model.require_forward_param_sync = False  # DDP's first forward pass would send buffers
         accelerator.gather_for_metrics = lambda value, *_, **__: value
         try:
             with model.no_sync() if hasattr(model, "no_sync") else nullcontext():
@@ -193,10 +207,14 @@ def care_for_memory(trainer: Trainer, advice: str = ADVICE) -> MemoryCare | str:
     several = trainer.accelerator.num_processes > 1
     if several and (native.requested() or not distributed_type().startswith("MULTI_")):
         return "where the weights are divided every forward pass meets the other ranks, so none can repeat it alone"
-    if several and getattr(trainer.args, "ddp_static_graph", None):
-        return "ddp_static_graph doesn't go with averaging gradients after the last micro-batch only"
+    for name in OWN_AVERAGING if several else ():
+        if getattr(trainer.args, name, None) or getattr(trainer.accelerator.ddp_handler, name, None):
+            return f"{name} is a setting of DDP's own averaging, which this replaces"
+    if os.environ.get("UNSLOTH_TOKEN_BUDGET"):
+        return "under UNSLOTH_TOKEN_BUDGET ranks meet in every micro-batch"
     care = MemoryCare(trainer, advice)
     trainer.training_step = care.training_step
+    trainer.memory_care = care
     return care
 
 
@@ -254,6 +272,15 @@ def average(params: Sequence[torch.nn.Parameter], parts: int) -> Told:
             if parameter.grad is None and had[index]:
                 parameter.grad = pieces[index].view_as(parameter).to(parameter.dtype, copy=True)
     return Told(flat[total + count :])
+
+
+def _empty_half_grown() -> None:
+    """Empty those of Unsloth's buffers that were about to grow: torch notes a new size before it takes the memory."""
+    for module, names in BUFFERS.items():
+        for name in names:
+            for buffer in getattr(sys.modules.get(module), name, None) or ():
+                if buffer is not None and buffer.numel() * buffer.element_size() > buffer.untyped_storage().nbytes():
+                    buffer.resize_(0)
 
 
 def is_lack_of_memory(error: BaseException) -> bool:

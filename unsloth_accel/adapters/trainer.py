@@ -44,7 +44,8 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
         let_numbered_cpus_load()
         keep_checkpoints(trainer)
         check_before_training(trainer)
-        trainer.add_callback(EveryGradient(trainer.accelerator))
+        if getattr(trainer, "memory_care", None) is None:  # its averaging takes a missing gradient as zero
+            trainer.add_callback(EveryGradient(trainer.accelerator))
         gather_in_generate(trainer.accelerator, trainer.model)
         trainer.add_callback(Guard())
     figures_first(trainer)

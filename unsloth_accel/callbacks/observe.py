@@ -43,7 +43,7 @@ def observe(
     for callback in (throughput, Memory(), stragglers, run_log):
         trainer.add_callback(callback)
     if care is not None:
-        care.listeners.append(lambda halved: _note(log, halved))
+        care.listeners += [lambda halved: _note(log, halved), lambda halved: throughput.forget()]
     figures_first(trainer)
     return run_log
 

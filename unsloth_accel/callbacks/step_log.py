@@ -47,12 +47,8 @@ class StepLog(TrainerCallback):
             return
         row = {"step": state.global_step, **logs, "seconds": round(time.perf_counter() - self._start, 4)}
         row |= _peak_memory()
-        # JSON has no NaN; a loss that is one is a gap in the curve.
-        row = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
-        }
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps({key: _finite(value) for key, value in row.items()}) + "\n")
 
 
 def _step(line: str) -> float:

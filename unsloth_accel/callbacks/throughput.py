@@ -179,10 +179,11 @@ class Throughput(TrainerCallback):
         self._mark("begin")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._mark("end")
+        counts = self._counted()
+        self._mark("end")  # and so behind the counts: when it has passed, they are there
         now = time.perf_counter()
         self._open.append(
-            _Open(state.global_step, now - self._since, self._loader.take(), self._marks, self._counted(), self._padded)
+            _Open(state.global_step, now - self._since, self._loader.take(), self._marks, counts, self._padded)
         )
         self._marks, self._padded = {}, 0
         self._since = self._last = now
@@ -224,6 +225,10 @@ class Throughput(TrainerCallback):
             self._hook = None
         if self._care is not None and self._mark in self._care.timers:
             self._care.timers.remove(self._mark)
+
+    def forget(self) -> None:
+        """A step is done again: its rows so far are not counted."""
+        self._counts, self._padded = [], 0
 
     def _figures(self) -> dict[str, float]:
         own = self.window

@@ -19,4 +19,5 @@ class TokenCount(TrainerCallback):
         self.tokens = tokens
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        state.num_input_tokens_seen += self.tokens[state.global_step - 1]
+        if state.global_step <= len(self.tokens):  # training may be told to go on further than it was set up for
+            state.num_input_tokens_seen += self.tokens[state.global_step - 1]

@@ -35,11 +35,19 @@ def pack(trainer: Any, run: RunConfig, rows: Prepared) -> None:
             raise ConfigError(
                 Problem(key="training.packing_strategy", value=strategy, consequence=consequence, fix=fix)
             )
+        if asked:
+            rows.report["packing"] = "turned off by Unsloth: a step has rows as they are, and so fewer tokens"
+            print(f"data: packing {rows.report['packing']}", flush=True)
         return
     limit = run.model.max_seq_length
     if rows.train_directory:
         trainer.train_dataset = packed(trainer.train_dataset, rows.train_directory, limit, strategy)
-        rows.report["packed"] = len(trainer.train_dataset)
+        rows.report["packed"] = count = len(trainer.train_dataset)
+        size = run.batch.rows(limit) or 1
+        if run.training.get("dataloader_drop_last") and count < size:
+            from .prepare import no_step
+
+            raise ConfigError(no_step(count, size))
     eval_packing = run.training.get("eval_packing")
     if rows.held_out_directory and (asked if eval_packing is None else eval_packing):
         trainer.eval_dataset = packed(trainer.eval_dataset, rows.held_out_directory, limit, strategy)

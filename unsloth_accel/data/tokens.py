@@ -173,6 +173,8 @@ def fingerprint_of(tokenizer: Any, recipe: Recipe) -> str:
     """What distinguishes the tokens that `tokenizer` makes by `recipe` from others, the same in every process."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    if backend is not None:  # using a tokenizer resets these two
+        words = {name: value for name, value in json.loads(words).items() if name not in ("truncation", "padding")}
     said = [words, tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, asdict(recipe)]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 

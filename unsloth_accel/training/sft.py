@@ -238,9 +238,11 @@ def build_trainer(run: RunConfig, log: RankLog | None = None) -> SFTTrainer:
     add_if_asked(trainer)
     log = log or RankLog(None, environment.rank())
     trainer.add_callback(MemoryWatch(advice=advice(run), log=log))
+    if run.distributed.gradient_as_bucket_view:
+        gradients_in_buckets(trainer.accelerator)
     care = care_for_memory(trainer, advice(run, batch=False)) if run.batch.on_out_of_memory == "halve" else None
-    if isinstance(care, MemoryCare):
-        trainer.memory_care = care
+    if isinstance(care, str):
+        print(f"out of memory would end the run: {care}", flush=True)
     trainer.add_callback(PeakMemory())
     trainer.add_callback(StepLog(Path(run.output_dir, "logs", "steps.jsonl")))
     if run.logging.progress:
@@ -255,8 +257,6 @@ def build_trainer(run: RunConfig, log: RankLog | None = None) -> SFTTrainer:
         strategy=run.distributed.strategy,
     )
     describe(trainer, made_with(run))
-    if run.distributed.gradient_as_bucket_view:
-        gradients_in_buckets(trainer.accelerator)
     return adapt(trainer)
 
 
