@@ -239,9 +239,10 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("quickstart") / "run"
     printed = launch(ROOT / "examples" / "configs" / "quickstart.yaml", out)
     assert "× 2 (per device × accumulation × processes)" in printed
-    last = printed.rstrip().split("\n")[-2:]
+    last = printed.rstrip().split("\n")[-3:]
     assert last[0].startswith("held-out loss")
     assert last[1].startswith("held-out accuracy")
+    assert last[2] == f"report    {out / 'report.html'}"
     return out
 
 
