@@ -175,9 +175,8 @@ class TokenBatches(Sampler[list[int]]):
             if len(step) < self.rows and self.drop_last:
                 return
             lengths = [self.lengths[row] for row in step]
-            for group in share(lengths, self.num_processes, self._micro_batches(len(step)), padded=self.padded)[
-                self.rank
-            ]:
+            shares = share(lengths, self.num_processes, self._micro_batches(len(step)), padded=self.padded)
+            for group in shares[self.rank]:
                 yield [step[row] for row in group] or [-1 - min(step, key=lambda row: (self.lengths[row], row))]
 
     def __len__(self) -> int:
@@ -188,7 +187,7 @@ class TokenBatches(Sampler[list[int]]):
 
     def _micro_batches(self, rows: int) -> int:
         """Of a step of `rows` rows, per rank: no more than give every rank a row in each, as far as rows go."""
-        return min(self.accumulation, -(-rows // self.num_processes))
+        return min(self.accumulation, ceil(rows / self.num_processes))
 
 
 class MaskedRow(dict[str, Any]):
@@ -252,10 +251,7 @@ def _weighs_by_tokens(trainer: Trainer) -> bool:
 
 def _lengths(dataset: Any) -> list[int] | None:
     """Tokens of each row, or None where rows have none yet."""
-    columns = getattr(dataset, "column_names", None)
-    if columns is None:
-        return None
-    if "input_ids" not in columns:
+    if "input_ids" not in (getattr(dataset, "column_names", None) or ()):
         return None
     import pyarrow.compute as pc
 
@@ -312,7 +308,7 @@ def _by_number(rows: int, ranks: int, accumulation: int) -> list[list[list[int]]
     each = ceil(rows / (ranks * accumulation))
     return [
         [
-            list(range(rows))[(slot * ranks + rank) * each : (slot * ranks + rank + 1) * each]
+            list(range(rows)[(slot * ranks + rank) * each : (slot * ranks + rank + 1) * each])
             for slot in range(accumulation)
         ]
         for rank in range(ranks)

@@ -40,7 +40,7 @@ def row_lengths(data: DataConfig, model: str | Path, limit: int) -> RowLengths |
     try:
         if locate(data.path).hub:
             return None
-        texts = ["\n".join(_texts(row)) for row in read(data.path, data=data, most=ROWS).rows]
+        texts = ["\n".join(texts_of(row)) for row in read(data.path, data=data, most=ROWS).rows]
     except ConfigError:
         return None
     if not texts:
@@ -51,13 +51,13 @@ def row_lengths(data: DataConfig, model: str | Path, limit: int) -> RowLengths |
     return RowLengths(mean=max(1.0, mean), rows=len(lengths), counted=counts is not None)
 
 
-def _texts(value: Any) -> list[str]:
+def texts_of(value: Any) -> list[str]:
     """The text of a row: its strings, and of a message its content."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):
-        return _texts(value.get("content") if "role" in value else list(value.values()))
-    return [text for one in value for text in _texts(one)] if isinstance(value, list) else []
+        return texts_of(value.get("content") if "role" in value else list(value.values()))
+    return [text for one in value for text in texts_of(one)] if isinstance(value, list) else []
 
 
 def _counted(texts: list[str], tokenizer: Path) -> list[float] | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..accelerate_config import STRATEGIES, Strategy
 from ..batch import divisors
+from ..data.row_lengths import texts_of
 from ..data.rows import read_rows
 from ..hardware import Hardware
 from ..launcher import plan_problems
@@ -222,14 +223,5 @@ def _enough(rows: list[dict[str, Any]], count: int, run: RunConfig) -> list[dict
     need, taken = count * run.model.max_seq_length * _CHARACTERS, []
     while need > 0:
         taken.append(next(repeated))
-        need -= max(_characters(list(taken[-1].values())), 1)
+        need -= max(sum(map(len, texts_of(taken[-1]))), 1)
     return taken
-
-
-def _characters(value: Any) -> int:
-    """Of the text in a row's fields; a message counts with its content."""
-    if isinstance(value, dict):
-        return _characters(value.get("content"))
-    if isinstance(value, list):
-        return sum(map(_characters, value))
-    return len(value) if isinstance(value, str) else 0
