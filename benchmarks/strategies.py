@@ -5,8 +5,9 @@
 
 A cell is one launch: first PARITY steps on rows of 256 to 2048 tokens, in which ranks hold different numbers of them,
 then full rows, timed. `single` takes the rows of all GPUs in accumulation steps, so that every step is the same;
-`alone` takes those of one GPU, and is what linear scaling is measured by. The two run side by side, one per GPU; the
-rest of a group (a shape in 16 or 4 bit) follows, and is compared with its `single` as `unsloth-accel verify` compares.
+`alone` and `alone_0` take those of one GPU, on the second and on the first, side by side: GPUs of one kind differ by a
+few per cent, and linear scaling is measured by what both do. The rest of a group (a shape in 16 or 4 bit) follows, and
+is compared with its `single` as `unsloth-accel verify` compares.
 All cells import their packages at the beginning and wait before they load anything (benchmarks.worker), so that only
 one trains at a time and nothing else runs beside it.
 Cells that the file holds already are not run again, so that the whole may be cut into several calls.
@@ -45,15 +46,16 @@ from unsloth_accel.verify.runs import Trained, read, train
 
 OUT = "benchmarks/results/strategies-2xH100.json"
 LENGTH = 2048
-PARITY = 8
+PARITY = 5
 WARM_UP = 3
-TIMED = 8
+TIMED = 6
 """Steps on variable rows; on full rows before the clock starts; and timed."""
 CELL_TIMEOUT = 200.0
 """Seconds, once the gate is open."""
 IMPORT_TIMEOUT = 180.0
 """Seconds in which all cells should have imported their packages; after them the first starts all the same."""
-ALONE = "alone"
+ALONE = ("alone_0", "alone")
+"""On the first and on the second GPU."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Cell:
     shape: str
     bits: int
     strategy: str
-    """One of unsloth_accel's, or `alone`."""
+    """One of unsloth_accel's, or of `ALONE`."""
     per_device: int
     processes: int = 2
 
@@ -75,14 +77,19 @@ class Cell:
 
     @property
     def runs_alone(self) -> bool:
-        return self.strategy in ("single", ALONE)
+        return self.strategy in ("single", *ALONE)
+
+    @property
+    def device(self) -> int:
+        """Which GPU it takes, if it runs alone."""
+        return int(self.strategy == ALONE[1])
 
     @property
     def rows_per_step(self) -> int:
-        return self.per_device * (1 if self.strategy == ALONE else self.processes)
+        return self.per_device * (1 if self.strategy in ALONE else self.processes)
 
 
-STRATEGIES = ("single", ALONE, "ddp", "fsdp2", "fsdp2_native")
+STRATEGIES = ("single", *ALONE, "ddp", "fsdp2", "fsdp2_native")
 CELLS = [
     Cell(shape, bits, strategy, per_device)
     for shape, per_device in (("1.5B", 8), ("8B", 4))
@@ -131,13 +138,15 @@ def main() -> int:
     turns: list[list[Cell]] = []
     for group in dict.fromkeys(cell.group for cell in wanted):
         own = [cell for cell in wanted if cell.group == group]
-        turns += [turn for turn in ([c for c in own if c.runs_alone], *([c] for c in own if not c.runs_alone)) if turn]
+        side_by_side = [cell for cell in own if cell.strategy in ALONE]
+        turns += [[cell] for cell in own if cell.strategy == "single"] + ([side_by_side] if side_by_side else [])
+        turns += [[cell] for cell in own if not cell.runs_alone]
     stopped = threading.Event()
     with ThreadPoolExecutor(max(len(wanted), 1)) as pool:
         running: dict[str, Future[dict[str, Any]]] = {}
         shutil.rmtree(work / "gates", ignore_errors=True)
-        for cell, device in itertools.chain.from_iterable(zip(turn, hardware.devices, strict=False) for turn in turns):
-            place = replace(hardware, devices=(device,)) if cell.runs_alone else hardware
+        for cell in itertools.chain.from_iterable(turns):
+            place = replace(hardware, devices=(hardware.devices[cell.device],)) if cell.runs_alone else hardware
             single = partial(report["cells"].get, f"{cell.group}-single")
             running[cell.name] = pool.submit(measure, cell, work, place, stopped, single)
         try:
@@ -231,7 +240,7 @@ def measure(
         "optim": decided.run.training["optim"],
     }
     single = single_of_group()
-    if single and cell.strategy != ALONE and "error" not in single:
+    if single and cell.strategy not in ALONE and "error" not in single:
         figures["difference"] = difference(cell, decided, done, single)
     return figures
 
@@ -314,7 +323,7 @@ made by `python -m benchmarks.strategies`.
 {longest} tokens, then {full} on full ones, of which the last {timed} are timed (medians). The differences of
 loss and gradient norm are the largest of all these steps, relative to it; the adapter's is the distance between the two
 at the end, as a share of how far that of one GPU has moved. *× one GPU* is throughput on full rows over that of
-`single`; *of linear* is over that of as many GPUs that each train `alone`, without accumulation. Memory is the peak of
+`single`; *of linear* is over that of as many GPUs that each train alone, without accumulation. Memory is the peak of
 torch's allocator and of the rows in shared memory, on the fullest GPU."""
 
 
@@ -337,12 +346,19 @@ def page(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def linear_speed(found: dict[str, dict[str, Any]], group: str) -> float | None:
+    """Tokens per second of two GPUs that each train alone; of one that does, twice."""
+    speeds = [found.get(f"{group}-{name}", {}).get("tokens_per_second") for name in ALONE]
+    known = [speed for speed in speeds if speed]
+    return 2 * statistics.mean(known) if known else None
+
+
 def table(cells: Sequence[Cell], found: dict[str, dict[str, Any]]) -> list[str]:
     """Markdown lines of one group."""
     lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
     group = cells[0].group
     single: int | None = found.get(f"{group}-single", {}).get("tokens_per_second")
-    alone: int | None = found.get(f"{group}-{ALONE}", {}).get("tokens_per_second")
+    linear = linear_speed(found, group)
     for cell in cells:
         figures = found[cell.name]
         if "error" in figures:
@@ -354,8 +370,8 @@ def table(cells: Sequence[Cell], found: dict[str, dict[str, Any]]) -> list[str]:
         cells_of_row = [
             f"{figures['step_seconds']:.3f}",
             f"{speed:,}",
-            f"{speed / single:.2f}" if single and cell.strategy != ALONE else "",
-            f"{speed / (alone * cell.processes):.3f}" if alone and not cell.runs_alone else "",
+            f"{speed / single:.2f}" if single and cell.strategy not in ALONE else "",
+            f"{speed / linear:.3f}" if linear and not cell.runs_alone else "",
             *(f"{100 * apart[key]:.2g} %" if key in apart else "" for key in ("loss", "grad_norm", "adapter")),
             *(f"{max(ranks):.2f}" if ranks else "" for ranks in memory),
         ]

@@ -29,7 +29,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_cells_are_those_of_the_evidence() -> None:
-    assert len({cell.name for cell in CELLS}) == len(CELLS) == 2 * 2 * 5
+    assert len({cell.name for cell in CELLS}) == len(CELLS) == 2 * 2 * 6
+    assert {cell.strategy: cell.device for cell in CELLS if cell.runs_alone} == {"single": 0, "alone_0": 0, "alone": 1}
     assert {(cell.shape, cell.per_device) for cell in CELLS} == {("1.5B", 8), ("8B", 4)}
 
 
@@ -68,7 +69,9 @@ def test_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
             "8B-4bit-fsdp2": {"error": "out of\nmemory"},
         },
     }
-    text = page(report)
+    text, cells = page(report), report["cells"]
+    cells["8B-4bit-alone_0"] = figures(950)  # type: ignore[index]
+    assert "| 2.00 | 1.000 |" in page(report), "linear is what both GPUs do alone"
     assert "2 × H100, torch 1" in text
     assert "8 steps on rows of 256 to\n2048 tokens, then 8 on full ones, of which the last 5" in text
     assert "## 8B in 4 bit, 4 rows at once on each GPU" in text

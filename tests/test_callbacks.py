@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -230,3 +230,34 @@ def test_the_time_left_as_a_reader_takes_it_in() -> None:
     from unsloth_accel.callbacks.progress import duration
 
     assert [duration(seconds) for seconds in (45, 89, 700, 11_100)] == ["45 s", "89 s", "12 min", "3 h 05 min"]
+
+
+def test_one_exchange_for_all_that_is_told_at_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unsloth_accel.callbacks import exchange
+
+    asked: list[list[float]] = []
+
+    def share(own: Sequence[float]) -> list[list[float]]:
+        asked.append(list(own))
+        return [list(own), [-number for number in own]]
+
+    monkeypatch.setattr(exchange, "share", share)
+    common, told = exchange.Exchange(), iter(range(10))
+    one, other = common.join(lambda: [next(told), 10]), common.join(lambda: [20])
+    assert (one(1), other(1)) == ([[0, 10], [0, -10]], [[20], [-20]])
+    assert asked == [[0, 10, 20]]
+    assert other(2) == [[20], [-20]]
+    assert one(3)[0] == [2, 10]  # not what was told for step 2, which this one never read
+    assert one(3)[0] == [3, 10]  # a second log of the same step is told anew
+    assert len(asked) == 4
+
+
+def test_memory_is_asked_of_the_machine_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unsloth_accel.callbacks import memory_reading
+
+    asked: list[float] = []
+    clock = iter([100.0, 100.9, 101.1])
+    monkeypatch.setattr(memory_reading, "_read", [])
+    monkeypatch.setattr(memory_reading.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(memory_reading, "_machine", lambda: asked.append(1.0) or len(asked))
+    assert [memory_reading.machine() for _ in range(3)] == [1, 1, 2]

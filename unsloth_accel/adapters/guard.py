@@ -79,7 +79,11 @@ def check_equal(tensors: Mapping[str, torch.Tensor], what: str) -> None:
     if state.num_processes == 1 or not (distributed_type().startswith("MULTI_") or _is_fsdp2()):
         return
     whole = {name: tensor for name, tensor in tensors.items() if not is_sharded(tensor)}
-    sums = [_checksum(tensor).to(state.device) for tensor in whole.values()]
+    weights = {
+        device: _weights(max(t.numel() for t in whole.values() if t.device == device), device)
+        for device in {tensor.device for tensor in whole.values()}
+    }
+    sums = [_checksum(tensor, weights[tensor.device]).to(state.device) for tensor in whole.values()]
     # The first entry is the number of tensors, so that ranks with other tensors differ instead of hanging.
     mine = torch.stack([torch.tensor(len(sums), device=state.device), *sums[: _smallest(len(sums))]])
     everyone = gather(mine.unsqueeze(0))
@@ -108,15 +112,20 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.grad.detach() for name, p in named if p.requires_grad and p.grad is not None}
 
 
-def _checksum(tensor: torch.Tensor) -> torch.Tensor:
+def _weights(count: int, device: torch.device) -> torch.Tensor:
+    """Of `count` positions: an odd multiplier below 2**31; products wrap around, which a checksum may."""
+    import torch
+
+    return torch.arange(count, device=device, dtype=torch.int64) * 0x5851_F42D + 1
+
+
+def _checksum(tensor: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """A 64-bit sum over the tensor's bits, weighted by position: equal tensors agree, others almost surely don't."""
     import torch
 
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     bits = tensor.contiguous().view(-1).view(integers[tensor.element_size()]).to(torch.int64)
-    # An odd multiplier below 2**31; products wrap around, which a checksum may.
-    weights = torch.arange(bits.numel(), device=bits.device, dtype=torch.int64) * 0x5851_F42D + 1
-    return (bits * weights).sum()
+    return (bits * weights[: bits.numel()]).sum()
 
 
 def _smallest(count: int) -> int:

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .exchange import share
+from .exchange import Exchange
+from .memory_reading import machine, torch_memory
 from .order import add_figures
 
-if TYPE_CHECKING:
-    import psutil
-
 _WORST = {"allocated_gib": max, "reserved_gib": max, "free_gib": min, "host_gib": max}
-
-
-@functools.cache
-def _process() -> psutil.Process:
-    import psutil
-
-    return psutil.Process()
 
 
 def memory_now() -> dict[str, float]:
@@ -28,25 +18,30 @@ def memory_now() -> dict[str, float]:
 
     `allocated_gib`: the most that torch allocated so far, since training began where `PeakMemory` watches too
     (resetting it in every step would take it from others). `reserved_gib`: held by torch's allocator now.
-    `free_gib`: left on the GPU, whoever uses the rest. `host_gib`: this process's resident memory.
+    `free_gib`: left on the GPU, by what others use of it. `host_gib`: this process's resident memory. Others' use and
+    the host's are up to a second old.
     """
-    import torch
-
-    figures = {}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    figures, own, around = {}, torch_memory(), machine()
+    if own is not None:
         figures = {
-            "allocated_gib": torch.cuda.max_memory_allocated() / 2**30,
-            "reserved_gib": torch.cuda.memory_reserved() / 2**30,
-            "free_gib": torch.cuda.mem_get_info()[0] / 2**30,
+            "allocated_gib": own.peak,
+            "reserved_gib": own.reserved,
+            "free_gib": max(0, around.total - around.others - own.reserved),
         }
-    figures["host_gib"] = _process().memory_info().rss / 2**30
-    return {name: round(value, 3) for name, value in figures.items()}
+    figures["host_gib"] = around.process
+    return {name: round(value / 2**30, 3) for name, value in figures.items()}
 
 
 class Memory(TrainerCallback):
-    """Adds `memory_now()` to every log, of the rank that is worst off: the most used, the least free."""
+    """Adds `memory_now()` to every log, of the rank that is worst off: the most used, the least free.
+
+    `exchange` is one that other callbacks use too; by default its own.
+    """
 
     adds_figures = True
+
+    def __init__(self, exchange: Exchange | None = None) -> None:
+        self._ranks = (exchange or Exchange()).join(lambda: list(memory_now().values()))
 
     def on_log(
         self,
@@ -58,7 +53,6 @@ class Memory(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        own = memory_now()
-        ranks = share(list(own.values()))
-        worst = {name: _WORST[name](column) for name, column in zip(own, zip(*ranks, strict=True), strict=True)}
+        columns = zip(*self._ranks(state.global_step), strict=True)
+        worst = {name: _WORST[name](column) for name, column in zip(memory_now(), columns, strict=True)}
         add_figures(logs, state, worst)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..host import memory_gib
+from .memory_reading import machine, torch_memory
 from .rank_log import RankLog
 
 
@@ -27,26 +26,11 @@ class Memory:
 
 
 def memory() -> Memory:
-    """This process's memory now."""
-    import psutil
-    import torch
-
-    seen = psutil.virtual_memory()
-    allowed = _allowed()
-    # A container's processes share its limit; the ranks of one machine are alike.
-    host = max(1 - seen.available / seen.total, min(1.0, (seen.total - seen.available) / max(allowed, 1)))
-    if not torch.cuda.is_available():
-        return Memory(gpu=None, retries=0, host=host)
-    free, total = torch.cuda.mem_get_info()
-    others = total - free - torch.cuda.memory_reserved()
-    retries = torch.cuda.memory_stats().get("num_alloc_retries", 0)
-    return Memory(gpu=(torch.cuda.max_memory_allocated() + others) / total, retries=retries, host=host)
-
-
-@functools.cache
-def _allowed() -> float:
-    """Bytes; read once, since a container's limits are files in every group around it."""
-    return memory_gib()[0] * 2**30
+    """This process's memory: torch's now, the rest at most a second ago."""
+    own, around = torch_memory(), machine()
+    if own is None:
+        return Memory(gpu=None, retries=0, host=around.host)
+    return Memory(gpu=(own.peak + around.others) / around.total, retries=own.retries, host=around.host)
 
 
 class MemoryWatch(TrainerCallback):

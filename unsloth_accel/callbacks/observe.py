@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .divergence import Divergence
+from .exchange import Exchange
 from .memory_figures import Memory
 from .order import figures_first
 from .rank_log import RankLog
@@ -33,14 +34,16 @@ def observe(
     Call it once, before training, on every rank. `rank_sync_steps` of 0 compares no weights. `care` is what
     `adapters.memory_care.care_for_memory` returned: it tells waiting from computing, and its halvings are logged.
     """
-    throughput = Throughput(care)
+    exchange = Exchange()
+    throughput = Throughput(care, exchange)
+    memory = Memory(exchange)
     stragglers = Stragglers(throughput, log=log)
-    run_log = RunLog(log, throughput, stragglers, strategy=strategy)
+    run_log = RunLog(log, throughput, stragglers, strategy=strategy, exchange=exchange)
     if stop_on_divergence:
         trainer.add_callback(Divergence(log=log))
     if rank_sync_steps:
         trainer.add_callback(RankSync(rank_sync_steps, log))
-    for callback in (throughput, Memory(), stragglers, run_log):
+    for callback in (throughput, memory, stragglers, run_log):
         trainer.add_callback(callback)
     if care is not None:
         care.listeners += [lambda halved: _note(log, halved), lambda halved: throughput.forget()]

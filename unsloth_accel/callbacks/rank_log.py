@@ -67,9 +67,18 @@ class RankLog:
         from ..adapters.saving import of_every_rank
 
         for rank, messages in enumerate(of_every_rank(self.untold)):
-            for message in messages if self.rank == 0 else ():
-                print(f"unsloth_accel: rank {rank}, {message}", file=sys.stderr, flush=True)
+            self._show(rank, messages)
         self.untold = []
+
+    def tell_own(self) -> None:
+        """On rank 0, show what it has not told itself; needs no other rank."""
+        if self.rank == 0:
+            self._show(0, self.untold)
+            self.untold = []
+
+    def _show(self, rank: int, messages: Sequence[str]) -> None:
+        for message in messages if self.rank == 0 else ():
+            print(f"unsloth_accel: rank {rank}, {message}", file=sys.stderr, flush=True)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

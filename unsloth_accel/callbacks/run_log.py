@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..files import write_atomically
-from .exchange import share
+from .exchange import Exchange
 from .memory_figures import memory_now
 from .rank_log import RankLog
 from .stragglers import Stragglers
@@ -23,6 +23,7 @@ class RunLog(TrainerCallback):
     log what other ranks warned of; and at the end of training lets rank 0 write `summary.json` beside.
 
     `log` is where this rank's lines go, `throughput` and `stragglers` the callbacks that measure. `strategy` is told.
+    `exchange` is one that other callbacks use too; by default its own.
     """
 
     def __init__(
@@ -32,8 +33,10 @@ class RunLog(TrainerCallback):
         stragglers: Stragglers | None = None,
         *,
         strategy: str | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         self.log = log
+        self._untold = (exchange or Exchange()).join(lambda: [float(len(log.untold))])
         self._throughput = throughput
         self._stragglers = stragglers
         self._strategy = strategy
@@ -67,8 +70,9 @@ class RunLog(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if logs and "loss" in logs and any(untold for (untold,) in share([float(len(self.log.untold))])):
+        if logs and "loss" in logs and any(untold for (untold,) in self._untold(state.global_step)):
             self.log.tell()
+        self.log.tell_own()  # what callbacks before this one found at this very log
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

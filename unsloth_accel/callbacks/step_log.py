@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .memory_reading import torch_memory
+
 
 class StepLog(TrainerCallback):
     """Writes to `path`, on rank 0, a line per log: step, the Trainer's figures, seconds, peak memory.
@@ -46,7 +48,9 @@ class StepLog(TrainerCallback):
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
         row = {"step": state.global_step, **logs, "seconds": round(time.perf_counter() - self._start, 4)}
-        row |= _peak_memory()
+        own = torch_memory()
+        if own is not None:
+            row["peak_gib"] = round(own.peak / 2**30, 3)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({key: _finite(value) for key, value in row.items()}) + "\n")
 
@@ -62,11 +66,3 @@ def _step(line: str) -> float:
 def _finite(value: Any) -> Any:
     """`value`, or None for a NaN or an infinity, which JSON doesn't have: a gap in the curve."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _peak_memory() -> dict[str, float]:
-    import torch
-
-    if not torch.cuda.is_available():
-        return {}
-    return {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3)}

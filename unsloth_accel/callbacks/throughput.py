@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .exchange import share
+from .exchange import Exchange, Numbers
 from .loader_clock import LoaderClock
 from .mfu import ModelFlops, Peak, flops_of, peak_of
 from .order import add_figures
@@ -116,12 +116,14 @@ class Throughput(TrainerCallback):
 
     `care` is what `adapters.memory_care.care_for_memory` returned; with several processes `wait` needs it.
     `listeners` get every `Step` of this rank when it can be read. `unsloth_accel.callbacks.figures_first(trainer)`
-    (part of `adapt`) lets TensorBoard and others see the figures too.
+    (part of `adapt`) lets TensorBoard and others see the figures too. `exchange` is one that other callbacks use, by
+    default its own.
     """
 
     adds_figures = True
 
-    def __init__(self, care: MemoryCare | None = None) -> None:
+    def __init__(self, care: MemoryCare | None = None, exchange: Exchange | None = None) -> None:
+        self._ranks = (exchange or Exchange()).join(self._told)
         self.listeners: list[Callable[[Sequence[Step]], None]] = []
         self.recent: deque[Step] = deque(maxlen=1000)
         """The last steps of this rank."""
@@ -199,9 +201,9 @@ class Throughput(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        self._settle()
+        ranks = self._ranks(state.global_step)
         if self.window.steps:
-            add_figures(logs, state, self._figures())
+            add_figures(logs, state, self._figures(ranks))
         self.window = Totals()
         self._last = time.perf_counter()
 
@@ -230,9 +232,13 @@ class Throughput(TrainerCallback):
         """A step is done again: its rows so far are not counted."""
         self._counts, self._padded = [], 0
 
-    def _figures(self) -> dict[str, float]:
+    def _told(self) -> list[float]:
+        self._settle()
+        return [float(getattr(self.window, name)) for name in _SHARED]
+
+    def _figures(self, numbers: Numbers) -> dict[str, float]:
         own = self.window
-        ranks = [dict(zip(_SHARED, row, strict=True)) for row in share([float(getattr(own, name)) for name in _SHARED])]
+        ranks = [dict(zip(_SHARED, row, strict=True)) for row in numbers]
         seconds = max(rank["seconds"] for rank in ranks)
         if not seconds:
             return {}

@@ -1,0 +1,102 @@
+"""What GPU and host hold, read so that it may be done in every step."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..host import memory_gib
+
+if TYPE_CHECKING:
+    import psutil
+
+SECONDS = 1.0
+"""How old what is asked of the driver and the system may be: each question costs as much as a few kernels' launches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchMemory:
+    """Of torch's allocator on this process's GPU, in bytes."""
+
+    peak: int
+    """The most that was allocated so far."""
+    reserved: int
+    """Held now."""
+    retries: int
+    """How often it had to give back what it held to go on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the driver and the system say; bytes."""
+
+    total: int
+    """Of the GPU; 0 without one."""
+    others: int
+    """In use on it beside torch's allocator: CUDA's context, NCCL's buffers, other processes."""
+    host: float
+    """In use of this machine's memory, or of the container's, from 0 to 1."""
+    process: int
+    """This process's resident memory."""
+
+
+def torch_memory() -> TorchMemory | None:
+    """Fresh; None without a GPU in use."""
+    import torch
+
+    # Nested, as torch counts it: each of torch.cuda.max_memory_allocated, memory_reserved and memory_stats makes the
+    # same dictionary, flattens it and sorts its two hundred entries.
+    stats: dict[str, Any] = torch.cuda.memory_stats_as_nested_dict() if torch.cuda.is_available() else {}
+    if not stats:
+        return None
+    return TorchMemory(
+        peak=stats["allocated_bytes"]["all"]["peak"],
+        reserved=stats["reserved_bytes"]["all"]["current"],
+        retries=stats["num_alloc_retries"],
+    )
+
+
+def machine(seconds: float = SECONDS) -> Machine:
+    """At most `seconds` old."""
+    now = time.monotonic()
+    if not _read or now - _read[0][0] > seconds:
+        _read[:] = [(now, _machine())]
+    return _read[0][1]
+
+
+_read: list[tuple[float, Machine]] = []
+
+
+def _machine() -> Machine:
+    import psutil
+    import torch
+
+    seen = psutil.virtual_memory()
+    used = seen.total - seen.available
+    total = others = 0
+    own = torch_memory()
+    if own is not None:
+        free, total = torch.cuda.mem_get_info()
+        others = total - free - own.reserved
+    return Machine(
+        total=total,
+        others=others,
+        # A container's processes share its limit; the ranks of one machine are alike.
+        host=max(used / seen.total, min(1.0, used / max(_allowed(), 1))),
+        process=_process().memory_info().rss,
+    )
+
+
+@functools.cache
+def _process() -> psutil.Process:
+    import psutil
+
+    return psutil.Process()
+
+
+@functools.cache
+def _allowed() -> float:
+    """Bytes; read once, since a container's limits are files in every group around it."""
+    return memory_gib()[0] * 2**30
