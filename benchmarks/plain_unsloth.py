@@ -52,6 +52,10 @@ def main(model_name: str, rows: str, steps: str, out: str) -> None:
         args=SFTConfig(
             output_dir=f"{out}.d",
             max_steps=int(steps),
+            # TRL's own defaults, in whose place Unsloth puts smaller batches and a log of every step.
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=1,
+            logging_steps=10,
             learning_rate=2e-4,
             save_strategy="no",
             report_to="none",

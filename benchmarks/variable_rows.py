@@ -137,6 +137,8 @@ def run(way: str, model: Path, data: Path, steps: int, count: int, directory: Pa
         logs = [json.loads(line) for line in text.splitlines()]
         clock = [log["seconds"] for log in logs]
         kept = {"peak_gib": logs[-1].get("peak_gib")}
+    if len(logs) != steps // EVERY:
+        raise SystemExit(f"{way}: {len(logs)} logs in {steps} steps, where one in every {EVERY} was asked for")
     seconds = [(later - earlier) / EVERY for earlier, later in itertools.pairwise(clock)]
     return {
         "loss": [float(log["loss"]) for log in logs],

@@ -110,6 +110,18 @@ def test_milliseconds_and_single_ranks_are_no_stragglers() -> None:
     assert find([pace(compute=9)]) is None
 
 
+@pytest.mark.parametrize(("slower_in", "straggler"), [(10, True), (9, True), (8, False), (5, False)])
+def test_rows_of_other_lengths_make_no_straggler(slower_in: int, straggler: bool) -> None:
+    """Eight of ten steps by chance is nothing; a clock that is held back shows in all of them."""
+    from dataclasses import replace
+
+    from unsloth_accel.callbacks.stragglers import find
+
+    own = (1.5,) * slower_in + (0.5,) * (10 - slower_in)
+    found = find([replace(pace(), steps=(1.0,) * 10 + (math.nan,)), replace(pace(compute=1.5), steps=(*own, 1.0))])
+    assert (found is not None) == straggler
+
+
 def test_the_network_is_what_the_slowest_rank_waits() -> None:
     from unsloth_accel.callbacks.stragglers import network_share
 

@@ -104,6 +104,26 @@ def test_four_bit_is_looked_at_only_where_it_is_used(tmp_path: Path) -> None:
     assert set(found.unavailable("cuda", load_in_4bit=True)) == {"fsdp2", "fsdp2_native"}
 
 
+@pytest.mark.parametrize(
+    ("source", "package", "lost"),
+    [
+        ("def varlen_attn(query, window_size): ...", None, True),  # torch 2.11
+        ("def varlen_attn(query, window_size, enable_gqa): ...", None, False),
+        ("def varlen_attn(query, window_size): ...", "xformers", False),
+        ("def varlen_attn(query, window_size): ...", "flash_attn", False),
+    ],
+)
+def test_attention_of_many_rows(source: str, package: str | None, lost: bool, tmp_path: Path) -> None:
+    what = "attention of many rows in one call"
+    files = {"unsloth/__init__.py": "", "torch/__init__.py": "", "torch/nn/attention/varlen.py": source}
+    for name, text in (files | ({f"{package}/__init__.py": ""} if package else {})).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    found = probe([str(tmp_path)])
+    assert (what in [one.what for one in found.missing]) == lost
+    assert found.strategies("cuda")[:2] == ["single", "ddp"]
+
+
 def test_nothing_is_said_without_unsloth(tmp_path: Path) -> None:
     found = probe([str(tmp_path)])
     assert (found.versions, found.missing, found.unavailable("cuda")) == ({}, (), {})

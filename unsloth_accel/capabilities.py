@@ -45,6 +45,8 @@ class Probe:
     mended: bool = False
     """Where this package's adapters do it themselves, and nothing is lost."""
     fix: str = NEWER
+    instead: tuple[str, ...] = ()
+    """Packages with which it isn't needed."""
 
     @property
     def place(self) -> str:
@@ -179,6 +181,17 @@ PROBES = (
         fix='pip install "torch>=2.8"',
     ),
     Probe(
+        what="attention of many rows in one call",
+        package="torch",
+        file="nn/attention/varlen.py",
+        name="enable_gqa",
+        instead=("flash_attn", "xformers"),
+        # unsloth/utils/attention_dispatch.py: _load_torch_varlen_attn, _sdpa_packed_segments.
+        cost="on GPUs, where rows are laid end to end (packed or without padding), Unsloth starts every layer's "
+        "attention once for each row, so that a step's time goes by its rows more than by its tokens",
+        fix='pip install -U "torch>=2.12", or flash-attn, or xformers',
+    ),
+    Probe(
         what="FSDP2's plugin",
         package="accelerate",
         file="utils/fsdp_utils.py",
@@ -257,10 +270,12 @@ def probe(path: Sequence[str] | None = None, probes: Iterable[Probe] = PROBES) -
     """Look into the packages of this process, or of the directories in `path`; reads files and imports nothing."""
     probes = tuple(probes)
     roots = {name: _root(name, path) for name in dict.fromkeys(one.package for one in probes)}
+    instead = {name for name in {name for one in probes for name in one.instead} if _root(name, path)}
     versions = {name: _version(name, path) for name, root in roots.items() if root}
     if roots.get("unsloth") is None:
         return Capabilities(versions=versions)
-    return Capabilities(versions=versions, missing=tuple(one for one in probes if not _found(one, roots[one.package])))
+    needed = (one for one in probes if not instead.intersection(one.instead))
+    return Capabilities(versions=versions, missing=tuple(one for one in needed if not _found(one, roots[one.package])))
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -30,6 +31,8 @@ class Pace:
     """Negative where it is not known."""
     clock_mhz: float = 0.0
     reasons: float = 0.0
+    steps: tuple[float, ...] = ()
+    """Busy seconds of each step of the window."""
 
     @property
     def busy(self) -> float:
@@ -54,7 +57,8 @@ def find(paces: Sequence[Pace], threshold: float = 0.1) -> Straggler | None:
 
     Cause: `data` when more than half of what it is slower by is its loader's; `gpu clock` when its GPU is held back
     (power, temperature) and the others' median clock is at least 5 % higher; else `unknown`: longer rows, another
-    process on its GPU, a busy host.
+    process on its GPU, a busy host. A rank that was not the slowest in most steps is none: rows of different lengths
+    make one rank slow in this step and another in the next.
     """
     if len(paces) < 2:
         return None
@@ -62,7 +66,7 @@ def find(paces: Sequence[Pace], threshold: float = 0.1) -> Straggler | None:
     slow, others = paces[rank], [pace for index, pace in enumerate(paces) if index != rank]
     usual = statistics.median(pace.busy for pace in others)
     slower = slow.busy - usual
-    if slower <= threshold * usual or slower < LEAST_SECONDS:
+    if slower <= threshold * usual or slower < LEAST_SECONDS or often_slowest(paces, rank) < LEAST_OFTEN:
         return None
     by_data = slow.data - statistics.median(pace.data for pace in others)
     clock, usual_clock = slow.clock_mhz, statistics.median(pace.clock_mhz for pace in others)
@@ -80,6 +84,14 @@ def find(paces: Sequence[Pace], threshold: float = 0.1) -> Straggler | None:
 
 LEAST_SECONDS = 0.002
 """A difference below it is noise of clocks and kernels' launches."""
+LEAST_OFTEN = 0.85
+"""Of a window's steps. Of two equal ranks one is the slowest in nine steps of ten or more in 2 % of the windows."""
+
+
+def often_slowest(paces: Sequence[Pace], rank: int) -> float:
+    """The share of steps in which `rank` needed the most time; 1 where single steps are not known."""
+    steps = [step for step in zip(*(pace.steps for pace in paces), strict=True) if all(map(math.isfinite, step))]
+    return sum(step[rank] == max(step) for step in steps) / len(steps) if steps else 1.0
 
 
 def network_share(paces: Sequence[Pace]) -> float | None:
@@ -185,7 +197,12 @@ class Stragglers(TrainerCallback):
             return
         self._checked = state.global_step
         own = list(islice(reversed(self.throughput.recent), min(steps, self.window)))
-        paces = [Pace(**dict(zip(_FIELDS, row, strict=True))) for row in share(self._pace(own))]
+        # As many on every rank, or the exchange would not fit together.
+        busy = [*(step.busy for step in own), *[math.nan] * self.window][: self.window]
+        paces = [
+            Pace(**dict(zip(_FIELDS, row[: len(_FIELDS)], strict=True)), steps=tuple(row[len(_FIELDS) :]))
+            for row in share([*self._pace(own), *busy])
+        ]
         if args.process_index == 0:
             self._judge(paces, state.global_step, steps)
         # Only rank 0 judges; that its warning is shown needs no other rank.
