@@ -59,9 +59,9 @@ def torch_memory() -> TorchMemory | None:
 
 
 def machine(seconds: float = SECONDS) -> Machine:
-    """At most `seconds` old."""
+    """At most `seconds` old, and of the GPU where there is one in use by now."""
     now = time.monotonic()
-    if not _read or now - _read[0][0] > seconds:
+    if not _read or now - _read[0][0] > seconds or (not _read[0][1].total and torch_memory() is not None):
         _read[:] = [(now, _machine())]
     return _read[0][1]
 
