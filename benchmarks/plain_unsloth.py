@@ -32,7 +32,8 @@ def main(model_name: str, rows: str, steps: str, out: str) -> None:
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             # The log read the loss, and so waited for the GPU.
-            self.logs.append({"step": state.global_step, "at": time.perf_counter(), **(logs or {})})
+            graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+            self.logs.append({"step": state.global_step, "at": time.perf_counter(), **(logs or {}), "graphs": graphs})
 
     model, tokenizer = FastLanguageModel.from_pretrained(model_name, max_seq_length=2048, load_in_4bit=False)
     model = FastLanguageModel.get_peft_model(

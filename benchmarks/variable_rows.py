@@ -132,6 +132,7 @@ def run(way: str, model: Path, data: Path, steps: int, count: int, directory: Pa
         logs = [log for log in kept.pop("logs") if "loss" in log]
         clock = [log["at"] for log in logs]
         del kept["times"]
+        kept["compiled_graphs"] = [log["graphs"] for log in logs]
     else:
         text = Path(directory, "logs", "steps.jsonl").read_text(encoding="utf-8")
         logs = [json.loads(line) for line in text.splitlines()]

@@ -3,6 +3,7 @@
 BENCHMARK_GATE=FILE: import everything, write FILE.ready-RANK, and load nothing before FILE is there, so that many runs
 start at once and train one after the other.
 BENCHMARK_GIB=N or N:RANK: torch's allocator gets N GiB of the GPU (of that rank's only), as if it had no more.
+BENCHMARK_PROFILE=FILE: write FILE-RANK.json, what each CUDA stream did in three steps (benchmarks.streams).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth
 
 GATE = "BENCHMARK_GATE"
 GIB = "BENCHMARK_GIB"
+PROFILE = "BENCHMARK_PROFILE"
 MODULE = "benchmarks.worker"
 
 
@@ -26,6 +28,10 @@ def main(*words: str) -> int:
 
     from unsloth_accel.training import sft
 
+    if os.environ.get(PROFILE):
+        from benchmarks import streams
+
+        streams.profile_every_trainer(Path(f"{os.environ[PROFILE]}-{os.environ.get('RANK', '0')}.json"))
     gate = os.environ.get(GATE)
     if gate:
         Path(f"{gate}.ready-{os.environ.get('RANK', '0')}").touch()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import CONFIG, write_weights
 
-from benchmarks import gpu_checks, strategies, worker
+from benchmarks import gpu_checks, strategies, streams, worker
 from benchmarks.gpu_checks import CheckError, apart
 from benchmarks.strategies import CELLS, Cell, page, planned
 from unsloth_accel.hardware import Device, Hardware
@@ -132,3 +132,16 @@ def test_the_page_of_checks() -> None:
     assert lines[-2] == "| loop | NO | CheckError: broke in two lines |"
     assert not any("gone" in line for line in lines)  # a check that is no more
     assert lines[-1] == "| older-1 | yes | ddp: loss: 0.00012; said: x\\|y, 3 |"
+
+
+def test_what_streams_did() -> None:
+    kernels = [
+        ("7", "matmul", 0.0, 3000.0),
+        ("7", "matmul", 2000.0, 4000.0),  # beside the first: counted once as work
+        ("7", "norm", 10_000.0, 11_000.0),
+        ("20", "copy", 0.0, 9000.0),
+    ]
+    found = streams.summary(kernels, steps=1)
+    assert list(found) == ["20", "7"]
+    assert (found["7"]["busy_ms"], found["7"]["idle_ms"]) == (5.0, 6.0)
+    assert found["7"]["kernels"] == {"matmul": {"ms": 5.0, "calls": 2.0}, "norm": {"ms": 1.0, "calls": 1.0}}

@@ -1,0 +1,92 @@
+"""What a step's time on the GPU goes into: by stream, how long it works and stands still, and its largest kernels.
+
+    BENCHMARK_PROFILE=/tmp/fsdp2 unsloth-accel launch --config_file D/accelerate.yaml -m benchmarks.worker D/run.yaml
+    python -m benchmarks.streams /tmp/ddp-0.json /tmp/fsdp2-0.json
+
+The second prints the files side by side: where a kernel takes longer beside copies, and where a stream waits.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+FIRST, STEPS = 8, 3
+"""Steps before those that are looked at, and how many those are."""
+SHOWN = 14
+"""Kernels per stream."""
+
+
+def profile_every_trainer(path: Path) -> None:
+    """Have each Trainer that is made from now on profile `STEPS` steps, and write `path`."""
+    import torch
+    from transformers import TrainerCallback, trainer
+
+    class Profile(TrainerCallback):
+        profile: Any = None
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == FIRST:
+                self.profile = torch.profiler.profile()
+                self.profile.start()
+            if state.global_step == FIRST + STEPS and self.profile is not None:
+                self.profile.stop()
+                kernels = [
+                    (str(event.device_resource_id), event.name, event.time_range.start, event.time_range.end)
+                    for event in self.profile.events()
+                    # An annotation (`Optimizer.step`) spans what it holds, and is no work of its own.
+                    if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
+                ]
+                path.write_text(json.dumps(summary(kernels), indent=1) + "\n", encoding="utf-8")
+
+    trainer.DEFAULT_CALLBACKS.append(Profile)
+
+
+def summary(kernels: Iterable[tuple[str, str, float, float]], steps: int = STEPS) -> dict[str, Any]:
+    """Of (stream, name, start, end) in microseconds: milliseconds per step, by stream, the busiest first."""
+    streams: dict[str, list[tuple[str, float, float]]] = defaultdict(list)
+    for stream, name, start, end in kernels:
+        streams[stream].append((name, start, end))
+    found: dict[str, dict[str, Any]] = {}
+    for stream, own in streams.items():
+        by_name: dict[str, list[float]] = defaultdict(list)
+        for name, start, end in own:
+            by_name[name].append(end - start)
+        busy = _union([(start, end) for _, start, end in own])
+        span = max(end for *_, end in own) - min(start for _, start, _ in own)
+        largest = sorted(by_name, key=lambda name: -sum(by_name[name]))[:SHOWN]
+        found[stream] = {
+            "busy_ms": round(busy / steps / 1000, 3),
+            "idle_ms": round((span - busy) / steps / 1000, 3),
+            "kernels": {
+                name: {"ms": round(sum(by_name[name]) / steps / 1000, 3), "calls": round(len(by_name[name]) / steps, 1)}
+                for name in largest
+            },
+        }
+    return dict(sorted(found.items(), key=lambda item: -item[1]["busy_ms"]))
+
+
+def _union(ranges: Sequence[tuple[float, float]]) -> float:
+    total, latest = 0.0, float("-inf")
+    for start, end in sorted(ranges):
+        total += max(0.0, end - max(start, latest))
+        latest = max(latest, end)
+    return total
+
+
+def main(*paths: str) -> int:
+    for path in paths:
+        print(path)
+        for stream, own in json.loads(Path(path).read_text(encoding="utf-8")).items():
+            print(f"  stream {stream}: works {own['busy_ms']:.1f} ms of a step, stands still {own['idle_ms']:.1f} ms")
+            for name, one in own["kernels"].items():
+                print(f"    {one['ms']:9.2f} ms {one['calls']:7.1f} × {name[:90]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
