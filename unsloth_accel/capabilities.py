@@ -270,7 +270,7 @@ def probe(path: Sequence[str] | None = None, probes: Iterable[Probe] = PROBES) -
     """Look into the packages of this process, or of the directories in `path`; reads files and imports nothing."""
     probes = tuple(probes)
     roots = {name: _root(name, path) for name in dict.fromkeys(one.package for one in probes)}
-    instead = {name for name in {name for one in probes for name in one.instead} if _root(name, path)}
+    instead = {name for one in probes for name in one.instead if _root(name, path)}
     versions = {name: _version(name, path) for name, root in roots.items() if root}
     if roots.get("unsloth") is None:
         return Capabilities(versions=versions)
