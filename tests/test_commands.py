@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -53,15 +54,21 @@ def test_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_plan_answers_at_once(cli: Run) -> None:
-    """0.6 s is the target; processor time, of the best of three, since tests share their machine."""
+    """0.6 s is the target; processor time, of the best of three, since tests share their machine.
+
+    On a machine that runs Python more slowly than the one it was set on, as much more; `pace` is 1 there.
+    """
     words = ("plan", "--hardware", "8xH100-80GB", "--json", MODEL, "batch.global_size=64")
-    seconds = []
+    seconds, paces = [], []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert cli(*words).returncode == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(seconds) < 0.6
+        began = time.process_time()
+        sum(number * number for number in range(1_000_000))
+        paces.append((time.process_time() - began) / 0.06)
+    assert min(seconds) < 0.6 * max(1.0, min(paces))
 
 
 def test_planning_imports_no_torch() -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 _NVIDIA = "https://www.nvidia.com"
 _PDF = f"{_NVIDIA}/content/dam/en-zz/Solutions"
@@ -186,6 +187,7 @@ def pcie_gbs(generation: int, lanes: int) -> float:
     return lanes * 0.25 * 2.0 ** (generation - 1)
 
 
+@lru_cache(maxsize=256)  # a plan asks for the same card a hundred times
 def cards_named(text: str) -> tuple[tuple[Card, ...], int | None]:
     """The cards that `text` may mean, whatever their memory, and the GB that it asks for.
 
