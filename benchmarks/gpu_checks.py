@@ -402,6 +402,27 @@ def observed(strategy: str, place: Place) -> dict[str, Any]:
     return {"mfu": summary["mfu"], **shares, "peak_gib": summary["ranks"][1]["peak_gib"]}
 
 
+def packed_attention(place: Place) -> dict[str, Any]:
+    """Attention of all rows in one call, which torch before 2.12 has from the adapter, against a call for each row."""
+    code = (
+        "import unsloth_accel, unsloth; from unsloth_accel.adapters.packed_attention import attend_at_once as at_once"
+    )
+    said = place.run("trial", "-c", f"{code}; print('once:', at_once())")
+    expect("once: None" in said, next(line for line in said.splitlines() if line.startswith("once:")))
+
+    def one(label: str) -> None:
+        variables = {"UNSLOTH_TORCH_VARLEN": "0"} if label == "row-by-row" else {}
+        place.run(label, *CLI, "launch", place.description(label, "ddp"), variables=variables)
+
+    ways = ("at-once", "row-by-row")
+    at_once(one, ways)
+    ours, theirs = (place.directory / way for way in ways)
+    figures = {"loss": relative(losses(theirs), losses(ours))}
+    figures["adapter"] = apart(adapter(theirs / "adapter"), adapter(ours / "adapter"))
+    expect(figures["loss"] <= LOSS and figures["adapter"] <= 0.1, f"not the same run: {figures}")
+    return figures
+
+
 def merging(place: Place) -> dict[str, Any]:
     """`unsloth-accel merge` of what a sharded run saved, against base + B·A·scale of one weight."""
     from safetensors.torch import load_file
@@ -468,6 +489,7 @@ CHECKS: dict[str, Check] = {
     "saving-fsdp2-sharded-state": partial(saving, "fsdp2", {}, "SHARDED_STATE_DICT"),
     **{f"grpo-{strategy}": partial(grpo, strategy) for strategy in SEVERAL},
     "held-out": held_out,
+    "packed-attention": packed_attention,
     "loop": partial(scripts, "accelerate_loop"),
     "script": partial(scripts, "sft"),
     "merging": merging,

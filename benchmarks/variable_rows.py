@@ -39,6 +39,8 @@ WAYS: dict[str, list[str]] = {
     "transformers' batch_rebalance": ["batch.balance=rows", "training.train_sampling_strategy=batch_rebalance"],
 }
 """Ways to run it here, by name, with their overrides."""
+ROW_BY_ROW = ", attention row by row"
+"""Added to a way's name: as Unsloth does it with torch before 2.12 (adapters/packed_attention.py)."""
 
 
 def main() -> int:
@@ -47,7 +49,9 @@ def main() -> int:
     parser.add_argument("--shape", default="1.5B", choices=random_checkpoint.SHAPES)
     parser.add_argument("--steps", type=int, default=80, help="a multiple of 10")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--ways", nargs="*", default=["tokens", "rows"], choices=WAYS)
+    parser.add_argument(
+        "--ways", nargs="*", default=["tokens", "rows"], choices=[*WAYS, *(way + ROW_BY_ROW for way in WAYS)]
+    )
     parser.add_argument("--work", default="runs/variable-rows")
     options = parser.parse_args()
     hardware = detect()
@@ -121,7 +125,8 @@ def run(way: str, model: Path, data: Path, steps: int, count: int, directory: Pa
         settings += [f"distributed.num_processes={count}", f"batch.global_size={PER_DEVICE * count}"]
         settings += [f"training.per_device_train_batch_size={PER_DEVICE}", f"training.max_steps={steps}"]
         settings += ["training.learning_rate=2e-4", f"training.logging_steps={EVERY}", "training.overwrite=true"]
-        settings += [f"output_dir={directory}", *WAYS[way]]
+        settings += [f"output_dir={directory}", *WAYS[way.removesuffix(ROW_BY_ROW)]]
+        environment |= {"UNSLOTH_TORCH_VARLEN": "0"} if way.endswith(ROW_BY_ROW) else {}
         command = [sys.executable, "-m", "unsloth_accel.cli", "launch", str(description), *settings]
     started = time.perf_counter()
     done = subprocess.run(command, env=environment)

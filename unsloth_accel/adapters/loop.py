@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..problems import ConfigError, Problem
 from . import environment, fsdp, guard, import_order, native
 from .generation import gather_in_generate
+from .packed_attention import attend_at_once
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,7 @@ def prepare(accelerator: Accelerator, *objects: Any) -> Any:
             raise ConfigError(Problem(key="prepare", value=f"{len(models)} models", consequence=consequence, fix=fix))
         schedulers = any(isinstance(one, torch.optim.lr_scheduler.LRScheduler) for one in objects)
         native.shard(accelerator, models[0], optimizers, schedulers)
+    attend_at_once()
     fsdp.adapt_accelerator(accelerator)
     prepared = accelerator.prepare(*objects)
     for model in [one for one in (prepared if len(objects) > 1 else [prepared]) if isinstance(one, torch.nn.Module)]:

@@ -13,6 +13,7 @@ from .ddp import wrap_after_evaluation
 from .ddp_settings import choose_settings
 from .fsdp import adapt_accelerator
 from .generation import gather_in_generate
+from .packed_attention import attend_at_once
 from .resuming import check_before_training
 from .saving import let_numbered_cpus_load
 
@@ -27,7 +28,8 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
 
     Without it `trainer.evaluate()` before `trainer.train()` turns DDP off (`adapters.ddp`), DDP's settings don't fit
     the model (`adapters.ddp_settings`), FSDP2 saves less memory and time than it can (`adapters.fsdp`), its model can't
-    generate (`adapters.generation`), and a sharded run saves no adapter in its checkpoints (`adapters.checkpointing`).
+    generate (`adapters.generation`), rows that lie end to end are attended to one by one where torch is older than 2.12
+    (`adapters.packed_attention`), and a sharded run saves no adapter in its checkpoints (`adapters.checkpointing`).
     The guard stops the run, with the reason, when its world is not the one that was launched, its ranks are not
     synchronised (`unsloth_accel.callbacks.Guard`), or they were given different rows, arguments or models
     (`adapters.agreement`).
@@ -42,6 +44,7 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
         choose_settings(trainer.accelerator, trainer.args)
         adapt_accelerator(trainer.accelerator)
         let_numbered_cpus_load()
+        attend_at_once()
         keep_checkpoints(trainer)
         check_before_training(trainer)
         if getattr(trainer, "memory_care", None) is None:  # its averaging takes a missing gradient as zero
