@@ -10,6 +10,8 @@ few per cent, and linear scaling is measured by what both do. The rest of a grou
 is compared with its `single` as `unsloth-accel verify` compares.
 All cells import their packages at the beginning and wait before they load anything (benchmarks.worker), so that only
 one trains at a time and nothing else runs beside it.
+`--cells '8B-16bit-fsdp2-without-*'` are fsdp2 that leaves away its copies of weights (benchmarks.worker): they compute
+nonsense, in the time that a step would take if those copies cost nothing, and are in no table.
 Cells that the file holds already are not run again, so that the whole may be cut into several calls.
 """
 
@@ -35,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.random_checkpoint import SHAPES
-from benchmarks.worker import GATE, MODULE
+from benchmarks.worker import GATE, MODULE, WITHOUT
 from unsloth_accel.adapters.saving import versions
 from unsloth_accel.files import write_atomically
 from unsloth_accel.hardware import Hardware, detect
@@ -66,6 +68,8 @@ class Cell:
     """One of unsloth_accel's, or of `ALONE`."""
     per_device: int
     processes: int = 2
+    without: str = ""
+    """Which of its copies fsdp2 leaves away."""
 
     @property
     def group(self) -> str:
@@ -73,7 +77,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.group}-{self.strategy}"
+        return f"{self.group}-{self.strategy}" + (f"-without-{self.without}" if self.without else "")
 
     @property
     def runs_alone(self) -> bool:
@@ -96,6 +100,8 @@ CELLS = [
     for bits in (16, 4)
     for strategy in STRATEGIES
 ]
+NONSENSE = [replace(cell, without=w) for cell in CELLS if cell.strategy == "fsdp2" for w in ("own", "peers", "all")]
+"""Only run when they are asked for."""
 
 
 def main() -> int:
@@ -115,6 +121,7 @@ def main() -> int:
     report = opened(out, hardware)
     patterns = [pattern.strip() for pattern in options.cells.split(",")]
     cells = [cell for cell in CELLS if any(fnmatch(cell.name, pattern) for pattern in patterns)]
+    cells += [cell for cell in NONSENSE if any(fnmatch(cell.name, one) for one in patterns if "without" in one)]
     wanted = [cell for cell in cells if cell.name not in report["cells"]]
     if len(hardware.devices) < 2 or not cells:
         print(f"no such cells, or too few GPUs: {hardware}", file=sys.stderr)
@@ -209,6 +216,7 @@ def measure(
     gate.parent.mkdir(parents=True, exist_ok=True)
     # A compiled cache of its own: many processes that write the same one meet half a file.
     environment = os.environ | {GATE: str(gate), "UNSLOTH_COMPILE_LOCATION": str(work / "compiled" / cell.name)}
+    environment |= {WITHOUT: cell.without} if cell.without else {}
     if cell.runs_alone:
         environment["CUDA_VISIBLE_DEVICES"] = hardware.devices[0].uuid
     opened: list[float] = []
@@ -240,7 +248,7 @@ def measure(
         "optim": decided.run.training["optim"],
     }
     single = single_of_group()
-    if single and cell.strategy not in ALONE and "error" not in single:
+    if single and cell.strategy not in ALONE and not cell.without and "error" not in single:
         figures["difference"] = difference(cell, decided, done, single)
     return figures
 
@@ -285,7 +293,7 @@ def planned(cell: Cell, work: Path, hardware: Hardware) -> Plan:
             "train_sampling_strategy": "sequential",
             "overwrite": True,
         },
-        "logging": {"progress": False},
+        "logging": {"progress": False, "stop_on_divergence": not cell.without},
         "output_dir": str(work / cell.name),
     }
     return plan(from_dict(values), hardware)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from conftest import CONFIG, write_weights
 
 from benchmarks import gpu_checks, strategies, streams, worker
@@ -145,3 +146,26 @@ def test_what_streams_did() -> None:
     assert list(found) == ["20", "7"]
     assert (found["7"]["busy_ms"], found["7"]["idle_ms"]) == (5.0, 6.0)
     assert found["7"]["kernels"] == {"matmul": {"ms": 5.0, "calls": 2.0}, "norm": {"ms": 1.0, "calls": 1.0}}
+
+
+@pytest.mark.parametrize(("which", "expected"), [("own", [9, 9, 3, 4]), ("peers", [1, 2, 9, 9]), ("all", [9, 9, 9, 9])])
+def test_copies_are_left_away_once_a_buffer_was_filled(
+    which: str, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unsloth_accel.adapters import peer
+
+    monkeypatch.setattr(peer, "_copy", peer._copy)  # put back afterwards
+    worker.leave_away(which)
+    rows = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])]
+    whole = torch.zeros(4)
+    peer._copy(whole, rows, 0)
+    assert whole.tolist() == [1, 2, 3, 4]
+    whole.fill_(9)
+    peer._copy(whole, rows, 0)
+    assert whole.tolist() == expected
+
+
+def test_nonsense_is_run_only_when_asked_for() -> None:
+    names = [cell.name for cell in strategies.NONSENSE]
+    assert "8B-16bit-fsdp2-without-own" in names
+    assert not set(names) & {cell.name for cell in CELLS}

@@ -188,8 +188,8 @@ PROBES = (
         instead=("flash_attn", "xformers"),
         # unsloth/utils/attention_dispatch.py: _load_torch_varlen_attn, _sdpa_packed_segments.
         cost="on GPUs, where rows are laid end to end (packed or without padding), Unsloth starts every layer's "
-        "attention once for each row, so that a step's time goes by its rows more than by its tokens; `adapt` has it done "
-        "in one call where torch's kernel passes a trial on the GPU",
+        "attention once for each row, so that a step's time goes by its rows more than by its tokens; `adapt` has it "
+        "done in one call where torch's kernel passes a trial on the GPU",
         fix='pip install -U "torch>=2.12", or flash-attn, or xformers',
     ),
     Probe(
