@@ -10,8 +10,9 @@ few per cent, and linear scaling is measured by what both do. The rest of a grou
 is compared with its `single` as `unsloth-accel verify` compares.
 All cells import their packages at the beginning and wait before they load anything (benchmarks.worker), so that only
 one trains at a time and nothing else runs beside it.
-`--cells '8B-16bit-fsdp2-without-*'` are fsdp2 that leaves away its copies of weights (benchmarks.worker): they compute
-nonsense, in the time that a step would take if those copies cost nothing, and are in no table.
+`--cells '8B-16bit-fsdp2-*'` are variants of fsdp2, in no table and only run when they are asked for by such a pattern:
+`-mapped`, which spares the copies of own rows (adapters/peer.py), and `-without-own`, `-peers`, `-all`, which leave away
+copies of weights (benchmarks.worker): they compute nonsense, in the time that a step would take if those cost nothing.
 Cells that the file holds already are not run again, so that the whole may be cut into several calls.
 """
 
@@ -38,6 +39,7 @@ from typing import Any
 
 from benchmarks.random_checkpoint import SHAPES
 from benchmarks.worker import GATE, MODULE, WITHOUT
+from unsloth_accel.adapters.peer import SWITCH
 from unsloth_accel.adapters.saving import versions
 from unsloth_accel.files import write_atomically
 from unsloth_accel.hardware import Hardware, detect
@@ -68,8 +70,8 @@ class Cell:
     """One of unsloth_accel's, or of `ALONE`."""
     per_device: int
     processes: int = 2
-    without: str = ""
-    """Which of its copies fsdp2 leaves away."""
+    variant: str = ""
+    """Of `VARIANTS`."""
 
     @property
     def group(self) -> str:
@@ -77,11 +79,15 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.group}-{self.strategy}" + (f"-without-{self.without}" if self.without else "")
+        return f"{self.group}-{self.strategy}" + (f"-{self.variant}" if self.variant else "")
 
     @property
     def runs_alone(self) -> bool:
         return self.strategy in ("single", *ALONE)
+
+    @property
+    def computes_nonsense(self) -> bool:
+        return self.variant.startswith("without")
 
     @property
     def device(self) -> int:
@@ -100,8 +106,9 @@ CELLS = [
     for bits in (16, 4)
     for strategy in STRATEGIES
 ]
-NONSENSE = [replace(cell, without=w) for cell in CELLS if cell.strategy == "fsdp2" for w in ("own", "peers", "all")]
-"""Only run when they are asked for."""
+VARIANTS = {"mapped": {SWITCH: "mapped"}, **{f"without-{which}": {WITHOUT: which} for which in ("own", "peers", "all")}}
+"""Variables by name."""
+VARIED = [replace(cell, variant=name) for cell in CELLS if cell.strategy == "fsdp2" for name in VARIANTS]
 
 
 def main() -> int:
@@ -121,7 +128,7 @@ def main() -> int:
     report = opened(out, hardware)
     patterns = [pattern.strip() for pattern in options.cells.split(",")]
     cells = [cell for cell in CELLS if any(fnmatch(cell.name, pattern) for pattern in patterns)]
-    cells += [cell for cell in NONSENSE if any(fnmatch(cell.name, one) for one in patterns if "without" in one)]
+    cells += [cell for cell in VARIED if any(fnmatch(cell.name, one) for one in patterns if "fsdp2-" in one)]
     wanted = [cell for cell in cells if cell.name not in report["cells"]]
     if len(hardware.devices) < 2 or not cells:
         print(f"no such cells, or too few GPUs: {hardware}", file=sys.stderr)
@@ -216,7 +223,7 @@ def measure(
     gate.parent.mkdir(parents=True, exist_ok=True)
     # A compiled cache of its own: many processes that write the same one meet half a file.
     environment = os.environ | {GATE: str(gate), "UNSLOTH_COMPILE_LOCATION": str(work / "compiled" / cell.name)}
-    environment |= {WITHOUT: cell.without} if cell.without else {}
+    environment |= VARIANTS.get(cell.variant, {})
     if cell.runs_alone:
         environment["CUDA_VISIBLE_DEVICES"] = hardware.devices[0].uuid
     opened: list[float] = []
@@ -248,7 +255,7 @@ def measure(
         "optim": decided.run.training["optim"],
     }
     single = single_of_group()
-    if single and cell.strategy not in ALONE and not cell.without and "error" not in single:
+    if single and cell.strategy not in ALONE and not cell.computes_nonsense and "error" not in single:
         figures["difference"] = difference(cell, decided, done, single)
     return figures
 
@@ -293,7 +300,7 @@ def planned(cell: Cell, work: Path, hardware: Hardware) -> Plan:
             "train_sampling_strategy": "sequential",
             "overwrite": True,
         },
-        "logging": {"progress": False, "stop_on_divergence": not cell.without},
+        "logging": {"progress": False, "stop_on_divergence": not cell.computes_nonsense},
         "output_dir": str(work / cell.name),
     }
     return plan(from_dict(values), hardware)

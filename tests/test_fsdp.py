@@ -30,11 +30,19 @@ def train(tiny: Path, out: Path, *, r: int, processes: int, **variables: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("r", "whole", "peers"), [(1, True, False), (1, True, True), (8, False, False)])
-def test_fsdp2_trains_like_one_process(tiny: Path, tmp_path: Path, r: int, whole: bool, peers: bool) -> None:
-    """With few LoRA weights, which stay whole, and with many, which are sharded; gathered, and fetched from peers."""
+@pytest.mark.parametrize(
+    ("r", "whole", "peers", "mapped"),
+    [(1, True, False, False), (1, True, True, False), (1, True, True, True), (8, False, False, False)],
+)
+def test_fsdp2_trains_like_one_process(
+    tiny: Path, tmp_path: Path, r: int, whole: bool, peers: bool, mapped: bool
+) -> None:
+    """With few LoRA weights, which stay whole, and with many, which are sharded; gathered, and fetched from peers, with
+    own rows copied and mapped."""
     alone = train(tiny, tmp_path / "one", r=r, processes=1)
-    shared = train(tiny, tmp_path / "two", r=r, processes=2, PEERS_IN_FILES="1" if peers else "0")
+    variables = {"PEERS_IN_FILES": "1" if peers else "0", peer.SWITCH: "mapped" if mapped else "1"}
+    shared = train(tiny, tmp_path / "two", r=r, processes=2, **variables)
+    assert shared["mapped"] == (14 if mapped else 0)  # two turns of seven weights
     assert (shared["fetched"] > 8) is peers  # at least the head, in each of eight passes
     # Of 20 passes, 12 of them evaluation's, those with more tokens than it would pay for gather the embedding too.
     assert 12 < shared["looked_up"] < 20 if peers else shared["looked_up"] == 0

@@ -90,6 +90,7 @@ def main(path: str, out: str, r: str) -> None:
             "eval": [evaluated, again],
             "sums": sums,
             "fetched": units.fetched if units else 0,
+            "mapped": len(units.parts) if units else 0,
             "looked_up": units.looked_up if units else 0,
             "units": sum(isinstance(module, FSDPModule) for module in model.modules()),
             "lora_whole": not any(hasattr(p, "_local_tensor") for p in model.parameters() if p.requires_grad),

@@ -4,7 +4,10 @@ What is left is its own: which rows go where, which buffers a block takes, and w
 streams can only be seen on GPUs.
 """
 
+import ctypes
+import mmap
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import torch.distributed as dist
 import torch.distributed._symmetric_memory as symmetric
 
 from unsloth_accel.adapters import peer
+from unsloth_accel.adapters.mapped_memory import bytes_at
 
 
 class Nothing:
@@ -53,10 +57,44 @@ class Shared:
         return Handle()
 
 
+class Files:
+    """Memory as `adapters.mapped_memory` has it, of files without a name and the system's own mapping of pages."""
+
+    granularity = 4096
+
+    def __init__(self) -> None:
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.libc.mmap.restype = ctypes.c_void_p
+        self.libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+
+    def create(self, size: int) -> int:
+        assert size % self.granularity == 0
+        descriptor = os.memfd_create("memory")
+        os.ftruncate(descriptor, size)
+        return descriptor
+
+    def share(self, handle: int) -> int:
+        return os.dup(handle)
+
+    def find(self, descriptor: int) -> int:
+        return os.dup(descriptor)
+
+    def map(self, parts: Sequence[tuple[int, int]]) -> torch.Tensor:
+        total = sum(size for _, size in parts)
+        start = self.libc.mmap(None, total, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        at = start
+        for handle, size in parts:
+            kind = mmap.MAP_SHARED | 0x10  # MAP_FIXED
+            assert self.libc.mmap(at, size, mmap.PROT_READ | mmap.PROT_WRITE, kind, handle, 0) == at
+            at += size
+        return bytes_at(start, total, torch.device("cpu"))
+
+
 def use(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     shared = Shared(directory)
     symmetric.empty, symmetric.rendezvous = shared.empty, shared.rendezvous
+    peer._memory = Files
     peer._obstacle = peer._trial = lambda: None
     torch.cuda.Stream = torch.cuda.Event = Nothing  # type: ignore[assignment,misc]
     torch.cuda.current_stream = lambda *_: Nothing()  # type: ignore[assignment,return-value]

@@ -9,6 +9,9 @@ Blocks take turns in two sets of buffers: while one computes, the next one's wei
 weights are still in its buffers (at the turn from forward to backward) isn't fetched again. The input embedding isn't
 fetched at all: its lookup reads the few rows that a batch names, where they are.
 
+With UNSLOTH_ACCEL_PEER_GATHER=mapped a rank's own rows aren't copied either: a block's weight is a range of addresses
+in which they are mapped between parts of the buffers, which the other ranks' rows are copied to (`mapped_memory`).
+
 Figures: docs/fsdp2.md. Used where all ranks sit in one machine and reach each other's memory; elsewhere, and with
 UNSLOTH_ACCEL_PEER_GATHER=0, FSDP2 gathers as always.
 """
@@ -17,16 +20,19 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from ..problems import UnslothAccelError
+from . import environment
+from .mapped_memory import Cuda, Handle, Mapping, MappingError, Memory
 from .units import blocks_of, groups_of, units_of
 
 if TYPE_CHECKING:
     import torch
 
 SWITCH = "UNSLOTH_ACCEL_PEER_GATHER"
-"""Environment variable: 0 leaves the gathering to NCCL."""
+"""Environment variable: 0 leaves the gathering to NCCL, `mapped` spares the copies of a rank's own rows."""
 
 ALIGNMENT = 256
 """Bytes; what the allocator gives, too."""
@@ -48,6 +54,10 @@ class Units:
         self.holders: dict[int, Unit] = {}
         """The block whose weights are in each set of buffers."""
         self.buffers: dict[Any, torch.Tensor] = {}
+        self.mapping: Mapping | None = None
+        """Where own rows are mapped, not copied."""
+        self.parts: dict[Any, tuple[Handle, int]] = {}
+        """The mapped buffers, each for the rows of one rank, with their bytes."""
         self.shared_bytes = 0
         self.fetched = self.looked_up = 0
         """Units fetched and embeddings looked up in place so far, for tests and curiosity."""
@@ -55,7 +65,7 @@ class Units:
     def make_room(self) -> None:
         """Free the buffers that no block uses now; whoever comes next takes memory for them again."""
         for turn, holder in list(self.holders.items()):
-            if not holder.busy:
+            if not holder.busy and not any(mapped is not None for mapped in holder.mapped):
                 del self.holders[turn]
                 for buffer in holder.whole:
                     buffer.untyped_storage().resize_(0)
@@ -69,9 +79,7 @@ class Unit:
     """
 
     def __init__(self, units: Units, group: Any, turn: int | None, *, largest: bool = False) -> None:
-        import torch
         import torch.distributed as dist
-        import torch.distributed._symmetric_memory as symmetric
 
         self.units, self.group, self.turn, self.largest = units, group, turn, largest
         self.spare = False
@@ -80,43 +88,87 @@ class Unit:
         self.released: torch.cuda.Event | None = None
         """When what computed with them last is done."""
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        sizes = [_padded_bytes(parameter) for parameter in group.fsdp_params]
-        total = sum(sizes)
-        self.arena = symmetric.empty(total, dtype=torch.uint8, device=group.device)
-        handle = symmetric.rendezvous(self.arena, dist.group.WORLD.group_name)
-        peers = [
-            self.arena if rank == self.rank else handle.get_buffer(rank, (total,), torch.uint8)
-            for rank in range(self.world)
-        ]
         self.rows: list[list[torch.Tensor]] = []
         """Per parameter, the rows of every rank."""
+        self.mapped: list[torch.Tensor | None] = self._map()
+        """Per parameter, the whole weight where this rank's rows are mapped into it; None where they are copied."""
         self.whole: list[torch.Tensor] = []
         """Per parameter, where the whole weight is, or was last."""
+        parameters: list[Any] = group.fsdp_params
+        sizes = [
+            0 if mapped is not None else _padded_bytes(parameter)
+            for parameter, mapped in zip(parameters, self.mapped, strict=True)
+        ]
+        peers = self._arena(sum(sizes))
         offset = 0
-        for parameter, size in zip(group.fsdp_params, sizes, strict=True):
-            self.rows.append(self._move(parameter, peers, offset))
-            offset += size
-        units.shared_bytes += total
+        for index, (parameter, size) in enumerate(zip(parameters, sizes, strict=True)):
+            if self.mapped[index] is None:
+                self.rows[index] = _rows_in(peers, parameter, offset)
+                offset += size
+            self._move(parameter, self.rows[index])
         self._unshard_by_copies()
 
-    def _move(self, parameter: Any, peers: list[torch.Tensor], offset: int) -> list[torch.Tensor]:
-        """Put this rank's rows into the shared memory; returns the views of every rank's."""
+    def _arena(self, size: int) -> list[torch.Tensor]:
+        """Memory of `size` bytes of every rank, for the rows that aren't mapped."""
+        import torch
+        import torch.distributed as dist
+        import torch.distributed._symmetric_memory as symmetric
+
+        if not size:
+            return []
+        arena = symmetric.empty(size, dtype=torch.uint8, device=self.group.device)
+        handle = symmetric.rendezvous(arena, dist.group.WORLD.group_name)
+        self.units.shared_bytes += size
+        ranks = range(self.world)
+        return [arena if rank == self.rank else handle.get_buffer(rank, (size,), torch.uint8) for rank in ranks]
+
+    def _map(self) -> list[torch.Tensor | None]:
+        """Take memory for the rows of those parameters that can be mapped, and find the peers'."""
+        parameters, mapping = self.group.fsdp_params, self.units.mapping
+        self.rows = [[] for _ in parameters]
+        whole: list[torch.Tensor | None] = [None] * len(parameters)
+        if mapping is None or self.turn is None:
+            return whole
+        memory = mapping.memory
+        cast = self.group.mp_policy.param_dtype  # parameters learn it in their first forward pass
+        chosen = [
+            index
+            for index, one in enumerate(parameters)
+            if cast in (None, one.sharded_param.dtype) and _can_be_mapped(one, self.world, memory.granularity)
+        ]
+        sizes = [_bytes_of_rows(parameters[index]) for index in chosen]
+        handles = mapping.shared(sizes)
+        for number, (index, size) in enumerate(zip(chosen, sizes, strict=True)):
+            dtype = parameters[index].sharded_param._local_tensor.dtype
+            own = (handles[self.rank][number], size)
+            parts = [own if rank == self.rank else self._part(index, rank, size) for rank in range(self.world)]
+            found = memory.map(parts).view(dtype)
+            rows = list(found.split(size // dtype.itemsize))
+            for rank in range(self.world):
+                if rank != self.rank:
+                    rows[rank] = memory.map([(handles[rank][number], size)]).view(dtype)
+            whole[index], self.rows[index] = found, rows
+            self.units.shared_bytes += size
+        return whole
+
+    def _part(self, index: int, rank: int, size: int) -> tuple[Handle, int]:
+        """The buffer for the rows of `rank` that this unit shares with the others of its turn."""
+        assert self.units.mapping is not None
+        key = (self.turn, index, rank, size)
+        if key not in self.units.parts:
+            self.units.parts[key] = (self.units.mapping.memory.create(size), size)
+            self.units.shared_bytes += size
+        return self.units.parts[key]
+
+    def _move(self, parameter: Any, rows: list[torch.Tensor]) -> None:
+        """Put this rank's rows into the memory that the others see."""
         import torch
 
         local = parameter.sharded_param._local_tensor
-        length = parameter._orig_size[0]
-        most = parameter.padded_sharded_param_size[0]
-        width = parameter._orig_size[1:].numel()
-        views = []
-        for rank, memory in enumerate(peers):
-            rows = max(0, min(most, length - rank * most))
-            count = rows * width * local.element_size()
-            views.append(memory[offset : offset + count].view(local.dtype))
         with torch.no_grad():
-            views[self.rank].copy_(local.reshape(-1))
-            local.data = views[self.rank].view(local.shape)
+            rows[self.rank].copy_(local.reshape(-1))
+            local.data = rows[self.rank].view(local.shape)
         parameter._sharded_param_data = local.view(-1)
-        return views
 
     def _unshard_by_copies(self) -> None:
         """Give the unit's parameter group its own `unshard` and what follows it (torch: FSDPParamGroup)."""
@@ -271,6 +323,10 @@ class Unit:
     def _buffers(self) -> list[torch.Tensor]:
         found = []
         for index, parameter in enumerate(self.group.fsdp_params):
+            mapped = self.mapped[index]
+            if mapped is not None:
+                found.append(mapped)
+                continue
             key = (self.turn, index, parameter._orig_size, parameter.param_dtype, self.rows[index][0].dtype)
             if key not in self.units.buffers:
                 self.units.buffers[key] = self._empty(index)
@@ -301,6 +357,7 @@ def install(model: Any) -> str | None:
         return reason
     turns = {id(layer): index % 2 for index, layer in enumerate(layers)}
     units, head = Units(), model.get_output_embeddings()
+    units.mapping = _mapping()
     seen: set[int] = set()  # modules that are one unit together, as tied embeddings are, have one group
     for module in units_of(model):
         if module is model:
@@ -314,6 +371,8 @@ def install(model: Any) -> str | None:
                 # The rows' old place is free; without this the next unit's memory would come on top of it.
                 torch.cuda.synchronize()
                 torch.cuda.empty_cache()
+    if units.mapping is not None:
+        units.mapping.close()
     dist.barrier()
     torch.cuda.synchronize()
     model.__dict__["_unsloth_accel_peer"] = units
@@ -360,6 +419,26 @@ def _trial() -> str | None:
     except Exception as error:  # whatever it is, NCCL still works
         return f"no symmetric memory: {type(error).__name__}: {error}"
     return None
+
+
+def _mapping() -> Mapping | None:
+    """What own rows are mapped with, where that is wanted and possible. Every rank must call it."""
+    if os.environ.get(SWITCH) != "mapped":
+        return None
+    try:
+        mapping = Mapping(_memory())
+        mapping.trial()
+    except MappingError as error:
+        if not environment.rank():
+            warnings.warn(f"{SWITCH}=mapped: own rows are copied all the same: {error}.", stacklevel=2)
+        return None
+    return mapping
+
+
+def _memory() -> Memory:
+    import torch
+
+    return Cuda(torch.cuda.current_device())
 
 
 def _agreed(obstacle: str | None) -> str | None:
@@ -418,10 +497,33 @@ def _rows_of(tokens: torch.Tensor, tables: list[torch.Tensor], length: int, dtyp
         return found if dtype is None else found.to(dtype)
 
 
+def _rows_in(memories: list[torch.Tensor], parameter: Any, offset: int) -> list[torch.Tensor]:
+    """Every rank's rows of `parameter`, in those memories from `offset` on."""
+    local = parameter.sharded_param._local_tensor
+    length = parameter._orig_size[0]
+    most = parameter.padded_sharded_param_size[0]
+    width = parameter._orig_size[1:].numel()
+    views = []
+    for number, memory in enumerate(memories):
+        rows = max(0, min(most, length - number * most))
+        count = rows * width * local.element_size()
+        views.append(memory[offset : offset + count].view(local.dtype))
+    return views
+
+
+def _can_be_mapped(parameter: Any, world: int, granularity: int) -> bool:
+    """Whether every rank has as many rows of `parameter`, and they fill whole pages."""
+    alike = bool(parameter._orig_size[0] == parameter.padded_sharded_param_size[0] * world)
+    return alike and _bytes_of_rows(parameter) % granularity == 0
+
+
+def _bytes_of_rows(parameter: Any) -> int:
+    return int(parameter.padded_sharded_param_size.numel() * parameter.sharded_param._local_tensor.element_size())
+
+
 def _padded_bytes(parameter: Any) -> int:
     """Bytes of one rank's rows, the same on every rank."""
-    size = parameter.padded_sharded_param_size.numel() * parameter.sharded_param._local_tensor.element_size()
-    return int(-(-size // ALIGNMENT) * ALIGNMENT)
+    return int(-(-_bytes_of_rows(parameter) // ALIGNMENT) * ALIGNMENT)
 
 
 def _allocated(buffers: list[torch.Tensor]) -> bool:
@@ -433,10 +535,12 @@ def _allocated(buffers: list[torch.Tensor]) -> bool:
 
 
 def _copy(whole: torch.Tensor, rows: list[torch.Tensor], first: int) -> None:
-    """Copy all ranks' `rows` one after the other into `whole`, this rank's own first."""
+    """Copy all ranks' `rows` one after the other into `whole`, this rank's own first, unless they are there."""
     offsets = [0]
     for part in rows:
         offsets.append(offsets[-1] + part.numel())
     for turn in range(len(rows)):
         rank = (first + turn) % len(rows)
-        whole[offsets[rank] : offsets[rank + 1]].copy_(rows[rank])
+        part = whole[offsets[rank] : offsets[rank + 1]]
+        if part.data_ptr() != rows[rank].data_ptr():
+            part.copy_(rows[rank])

@@ -1,0 +1,277 @@
+"""Memory of a GPU mapped where it is wanted, so that one weight may lie in several places, and two weights share one.
+
+An address is not a place: CUDA's driver gives out physical memory by handles and maps them to ranges of addresses, one
+beside the other, the same one several times, or into another process (CUDA driver API, "Virtual Memory Management").
+A weight whose rows are mapped from the ranks' own memory and from a buffer needs no copy of the rows that are here.
+
+`Cuda` are the driver's calls, `Exchange` passes handles between the ranks of one machine as file descriptors. What is
+mapped stays so until the process ends: peers may read it at any time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import socket
+import tempfile
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+MOST_DESCRIPTORS = 250
+"""Linux passes 253 with one message (SCM_MAX_FD)."""
+Handle = int
+"""Of physical memory."""
+
+
+class MappingError(RuntimeError):
+    """The driver, or the system, refuses."""
+
+
+class Memory(Protocol):
+    """Who gives out physical memory and maps it; sizes are bytes, multiples of `granularity`."""
+
+    granularity: int
+
+    def create(self, size: int) -> Handle:
+        """New memory, not zeroed."""
+
+    def share(self, handle: Handle) -> int:
+        """A file descriptor by which another process finds the memory; the caller closes it."""
+
+    def find(self, descriptor: int) -> Handle:
+        """The memory that another process shares; `descriptor` may be closed afterwards."""
+
+    def map(self, parts: Sequence[tuple[Handle, int]]) -> torch.Tensor:
+        """Bytes, [sum of the sizes], in which `parts`, each with its size, lie one behind the other."""
+
+
+class Cuda:
+    """The driver's virtual memory of GPU `device` of this process; raises `MappingError`."""
+
+    # cuda.h: CU_MEM_ALLOCATION_TYPE_PINNED, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, CU_MEM_LOCATION_TYPE_DEVICE,
+    # CU_MEM_ACCESS_FLAGS_PROT_READWRITE, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED.
+    PINNED, DESCRIPTOR, ON_DEVICE, READ_WRITE, RECOMMENDED = 1, 1, 1, 3, 1
+
+    class Location(ctypes.Structure):
+        _fields_ = (("type", ctypes.c_int), ("id", ctypes.c_int))
+
+    class Properties(ctypes.Structure):
+        """CUmemAllocationProp."""
+
+    class Access(ctypes.Structure):
+        """CUmemAccessDesc."""
+
+    def __init__(self, device: int) -> None:
+        try:
+            self._driver = ctypes.CDLL("libcuda.so.1")
+        except OSError as error:
+            raise MappingError(f"no CUDA driver: {error}") from None
+        self._device = device
+        place = self.Location(self.ON_DEVICE, device)
+        self._properties = self.Properties(self.PINNED, self.DESCRIPTOR, place)
+        self._access = self.Access(place, self.READ_WRITE)
+        size = ctypes.c_size_t()
+        self._call(
+            "cuMemGetAllocationGranularity", ctypes.byref(size), ctypes.byref(self._properties), self.RECOMMENDED
+        )
+        self.granularity = int(size.value)
+
+    def create(self, size: int) -> Handle:
+        handle = ctypes.c_uint64()
+        self._call(
+            "cuMemCreate",
+            ctypes.byref(handle),
+            ctypes.c_size_t(size),
+            ctypes.byref(self._properties),
+            ctypes.c_uint64(0),
+        )
+        return int(handle.value)
+
+    def share(self, handle: Handle) -> int:
+        descriptor = ctypes.c_int()
+        self._call(
+            "cuMemExportToShareableHandle",
+            ctypes.byref(descriptor),
+            ctypes.c_uint64(handle),
+            self.DESCRIPTOR,
+            ctypes.c_uint64(0),
+        )
+        return int(descriptor.value)
+
+    def find(self, descriptor: int) -> Handle:
+        handle = ctypes.c_uint64()
+        # The descriptor itself takes the place of a pointer to a handle of the system.
+        self._call("cuMemImportFromShareableHandle", ctypes.byref(handle), ctypes.c_void_p(descriptor), self.DESCRIPTOR)
+        return int(handle.value)
+
+    def map(self, parts: Sequence[tuple[Handle, int]]) -> torch.Tensor:
+        import torch
+
+        total = sum(size for _, size in parts)
+        address, none = ctypes.c_uint64(), ctypes.c_uint64(0)
+        alignment = ctypes.c_size_t(0)
+        self._call("cuMemAddressReserve", ctypes.byref(address), ctypes.c_size_t(total), alignment, none, none)
+        start = int(address.value)
+        for handle, size in parts:
+            offset = ctypes.c_size_t(0)  # into the handle's memory; the driver takes no other
+            self._call("cuMemMap", ctypes.c_uint64(start), ctypes.c_size_t(size), offset, ctypes.c_uint64(handle), none)
+            start += size
+        count = ctypes.c_size_t(1)
+        self._call("cuMemSetAccess", address, ctypes.c_size_t(total), ctypes.byref(self._access), count)
+        return bytes_at(int(address.value), total, torch.device("cuda", self._device))
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        status = getattr(self._driver, name)(*arguments)
+        if status:
+            text = ctypes.c_char_p()
+            self._driver.cuGetErrorString(status, ctypes.byref(text))
+            raise MappingError(f"{name}: {(text.value or b'unknown error').decode()} ({status})")
+
+
+class _Flags(ctypes.Structure):
+    """CUmemAllocationProp.allocFlags."""
+
+    _fields_ = (
+        ("compression_type", ctypes.c_ubyte),
+        ("gpu_direct_rdma_capable", ctypes.c_ubyte),
+        ("usage", ctypes.c_ushort),
+        ("reserved", ctypes.c_ubyte * 4),
+    )
+
+
+Cuda.Properties._fields_ = (
+    ("type", ctypes.c_int),
+    ("requested_handle_types", ctypes.c_int),
+    ("location", Cuda.Location),
+    ("win32_handle_metadata", ctypes.c_void_p),
+    ("flags", _Flags),
+)
+Cuda.Access._fields_ = (("location", Cuda.Location), ("flags", ctypes.c_int))
+
+
+def bytes_at(address: int, size: int, device: torch.device) -> torch.Tensor:
+    """`size` bytes at `address` as a tensor, which doesn't own them."""
+    import torch
+
+    storage = torch._C._construct_storage_from_data_pointer(address, device, size)
+    return torch.empty(0, dtype=torch.uint8, device=device).set_(storage, 0, (size,), (1,))
+
+
+class Exchange:
+    """Passes file descriptors between all ranks, which must sit on one machine; every rank calls everything, and
+    raises `MappingError` where any of them can't."""
+
+    def __init__(self) -> None:
+        import torch.distributed as dist
+
+        self.rank, self._world = dist.get_rank(), dist.get_world_size()
+        told = [tempfile.mkdtemp(prefix="unsloth-accel-") if not self.rank else ""]
+        dist.broadcast_object_list(told, src=0)
+        self._directory = Path(told[0])
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.settimeout(60)
+        with agreeing():
+            self._socket.bind(str(self._directory / str(self.rank)))
+
+    def all(self, descriptors: Sequence[int]) -> list[list[int]]:
+        """Every rank's `descriptors`, by rank, as this process can use them; this rank's own are the same ones."""
+        found = [list(descriptors) if rank == self.rank else [] for rank in range(self._world)]
+        # Agreed afterwards also because a message of the next call could come before one of this.
+        with agreeing():
+            if len(descriptors) > MOST_DESCRIPTORS:
+                raise MappingError(f"{len(descriptors)} descriptors at once, where {MOST_DESCRIPTORS} can be passed")
+            # Not by socket.send_fds, which forgets the address before Python 3.12.
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))]
+            for step in range(1, self._world):
+                to = str(self._directory / str((self.rank + step) % self._world))
+                self._socket.sendmsg([str(self.rank).encode()], rights, 0, to)
+            for _ in range(1, self._world):
+                sender, passed, *_ = socket.recv_fds(self._socket, 16, MOST_DESCRIPTORS)
+                found[int(sender)] = list(passed)
+        return found
+
+    def close(self) -> None:
+        import torch.distributed as dist
+
+        dist.barrier()
+        self._socket.close()
+        if not self.rank:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+
+@contextmanager
+def agreeing() -> Iterator[None]:
+    """What fails inside on one rank fails on all of them, with `MappingError`, once all are at its end."""
+    import torch.distributed as dist
+
+    own: str | None = None
+    try:
+        yield
+    except (MappingError, OSError, RuntimeError) as error:
+        own = f"rank {dist.get_rank()}: {error}"
+    everyone: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, own)
+    told = [one for one in everyone if one is not None]
+    if told:
+        raise MappingError(told[0])
+
+
+class Mapping:
+    """Memory of this rank that its peers see, and theirs; every rank calls everything alike."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self._exchange = Exchange()
+
+    def shared(self, sizes: Sequence[int]) -> list[list[Handle]]:
+        """New memory of these sizes on every rank: the handles, by rank and size, all of them for this process."""
+        own: list[Handle] = []
+        descriptors: list[int] = []
+        with agreeing():
+            own += [self.memory.create(size) for size in sizes]
+            descriptors += [self.memory.share(handle) for handle in own]
+        passed = self._exchange.all(descriptors)
+        found: list[list[Handle]] = []
+        with agreeing():
+            for rank, others in enumerate(passed):
+                found.append(own if rank == self._exchange.rank else [self.memory.find(one) for one in others])
+                if len(found[rank]) != len(sizes):
+                    raise MappingError(f"rank {rank} shares {len(found[rank])} pieces of memory, not {len(sizes)}")
+                for descriptor in others:
+                    os.close(descriptor)
+        return found
+
+    def trial(self) -> None:
+        """See whether a rank finds in its peers' memory what they wrote, and in two places what it wrote in one.
+
+        Raises `MappingError` where not.
+        """
+        import torch
+        import torch.distributed as dist
+
+        size = self.memory.granularity
+        handles = [one for (one,) in self.shared([size])]
+        rank, world = dist.get_rank(), dist.get_world_size()
+        mapped: list[torch.Tensor] = []
+        with agreeing():
+            mapped.append(self.memory.map([(handle, size) for handle in handles]))
+            mapped.append(self.memory.map([(handles[rank], size)] * 2))
+            mapped[1][:size].fill_(rank + 1)
+            if mapped[1].is_cuda:
+                torch.cuda.synchronize()
+        with agreeing():
+            everyone, twice = mapped
+            expected = torch.arange(1, world + 1, dtype=torch.uint8, device=everyone.device)
+            if not bool((everyone.view(world, size) == expected[:, None]).all()) or not bool((twice == rank + 1).all()):
+                raise MappingError("memory that is shared doesn't hold what was written to it")
+
+    def close(self) -> None:
+        """No more memory is shared; what is stays."""
+        self._exchange.close()
