@@ -11,7 +11,7 @@ is compared with its `single` as `unsloth-accel verify` compares.
 All cells import their packages at the beginning and wait before they load anything (benchmarks.worker), so that only
 one trains at a time and nothing else runs beside it.
 `--cells '8B-16bit-fsdp2-*'` are variants of fsdp2, in no table and only run when they are asked for by such a pattern:
-`-mapped`, which spares the copies of own rows (adapters/peer.py), and `-without-own`, `-peers`, `-all`, which leave away
+`-mapped`, which spares the copies of own rows (adapters/peer.py), and `-without-own`, `-peers`, `-all`, which leave out
 copies of weights (benchmarks.worker): they compute nonsense, in the time that a step would take if those cost nothing.
 Cells that the file holds already are not run again, so that the whole may be cut into several calls.
 """
