@@ -478,3 +478,35 @@ def test_a_missing_file_is_a_problem_with_a_key() -> None:
         read("nowhere")
     (problem,) = raised.value.problems
     assert (problem.key, bool(problem.fix)) == ("nowhere", True)
+
+
+def test_a_failed_run_has_a_summary_too(tmp_path: Path) -> None:
+    """Of what its ranks had logged, and of how it ended; as `launch` leaves it."""
+    directory = made.crashed(tmp_path)
+    with pytest.raises(LaunchError), reported(directory):
+        raise LaunchError("rank 1 was ended by SIGKILL; out of memory is the usual reason.", 137)
+    told = json.loads((directory / "logs" / "summary.json").read_text(encoding="utf-8"))
+    assert told["status"] == "failed"
+    assert told["message"] == "rank 1 was ended by SIGKILL; out of memory is the usual reason."
+    assert told["steps"] == 60
+    steps = [line for rank in read(directory).ranks for line in rank.steps]
+    assert told["tokens"] == sum(line["tokens"] for line in steps)
+    assert [rank["rank"] for rank in told["ranks"]] == [0, 1]
+    for rank in told["ranks"]:
+        assert rank["peak_gib"] == max(line["allocated_gib"] for line in steps if line["rank"] == rank["rank"])
+        assert sum(rank[f"{part}_share"] or 0 for part in ("data", "compute", "wait")) == pytest.approx(1, abs=0.1)
+    assert figures(read(directory)).tokens_per_second == told["tokens_per_second"]
+
+
+def test_a_run_that_fails_after_training_keeps_its_summary(two: Path) -> None:
+    before = json.loads((two / "logs" / "summary.json").read_text(encoding="utf-8"))
+    with pytest.raises(LaunchError), reported(two):
+        raise LaunchError("rank 0 failed: no space left on device", 1)
+    after = json.loads((two / "logs" / "summary.json").read_text(encoding="utf-8"))
+    assert after == before | {"status": "failed", "message": "rank 0 failed: no space left on device"}
+
+
+def test_where_nothing_was_logged_there_is_no_summary(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError), reported(tmp_path):
+        raise LaunchError("rank 0 failed: it could not load the model", 1)
+    assert not (tmp_path / "logs").exists()

@@ -51,6 +51,8 @@ class RunLog(TrainerCallback):
 
         self._started = time.perf_counter()
         self._first = state.global_step
+        if self.log.rank == 0 and self.log.path is not None:  # of an attempt before this one
+            self.log.path.with_name("summary.json").unlink(missing_ok=True)
         self.log.write(
             "start",
             host=platform.node(),
@@ -129,6 +131,8 @@ class RunLog(TrainerCallback):
         rate = tokens / stepping if stepping else 0.0
         mfu = self._throughput.mfu(sum(flops for _, _, flops, _ in everyone), stepping * len(ranks))
         return {
+            "status": "finished",
+            "message": "",
             "steps": state.global_step - self._first,
             "seconds": round(seconds, 3),
             "tokens": tokens,

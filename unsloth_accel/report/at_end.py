@@ -31,6 +31,8 @@ def reported(directory: str | Path) -> Iterator[None]:
         told = {"message": str(error), "exit_status": error.exit_status, "time": time.time()}
         with suppress(OSError):
             write_atomically(Path(directory, ERRORS, REPORT), json.dumps(told))
+        with suppress(Exception):  # what the ranks logged is there all the same
+            _summarise(Path(directory))
         raise
     finally:
         tell(directory)
@@ -39,6 +41,13 @@ def reported(directory: str | Path) -> Iterator[None]:
 def something_to_show(directory: Path) -> bool:
     """Whether a run made something that can be loaded; else an earlier run that it was to overwrite is put back."""
     return (directory / ADAPTER).exists() or any(checkpoint.has_adapter for checkpoint in find(directory))
+
+
+def _summarise(directory: Path) -> None:
+    from .unfinished import summarise
+
+    if not (directory / ASIDE).is_dir() or something_to_show(directory):
+        summarise(directory)
 
 
 def tell(directory: str | Path) -> None:
