@@ -1,9 +1,11 @@
 """The FSDP2 adapter. What needs GPUs (memory, speed, fetching from peers) is in benchmarks/; the rest runs here."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,18 @@ def torchrun(script: str, *arguments: str | Path, processes: int = 2, **variable
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def alone(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[dict[str, Any], Path]]:
+    """What one process finds with this rank of LoRA, and where it saved; trained once for each."""
+
+    @functools.cache
+    def trained(r: int) -> tuple[dict[str, Any], Path]:
+        out = tmp_path_factory.mktemp(f"one-{r}") / "out"
+        return train(tiny, out, r=r, processes=1), out
+
+    return trained
+
+
 def train(tiny: Path, out: Path, *, r: int, processes: int, **variables: str) -> dict[str, Any]:
     torchrun("fsdp2_on_cpu.py", tiny, out, str(r), processes=processes, **variables)
     found: dict[str, Any] = json.loads((out / "found.json").read_text(encoding="utf-8"))
@@ -35,31 +49,45 @@ def train(tiny: Path, out: Path, *, r: int, processes: int, **variables: str) ->
     [(1, True, False, False), (1, True, True, False), (1, True, True, True), (8, False, False, False)],
 )
 def test_fsdp2_trains_like_one_process(
-    tiny: Path, tmp_path: Path, r: int, whole: bool, peers: bool, mapped: bool
+    tiny: Path, tmp_path: Path, alone: Any, r: int, whole: bool, peers: bool, mapped: bool
 ) -> None:
     """With few LoRA weights, which stay whole, and with many, which are sharded; gathered, and fetched from peers, with
     own rows copied and mapped."""
-    alone = train(tiny, tmp_path / "one", r=r, processes=1)
+    expected, one = alone(r)
     variables = {"PEERS_IN_FILES": "1" if peers else "0", peer.SWITCH: "mapped" if mapped else "1"}
     shared = train(tiny, tmp_path / "two", r=r, processes=2, **variables)
     assert shared["mapped"] == (14 if mapped else 0)  # two turns of seven weights
     assert (shared["fetched"] > 8) is peers  # at least the head, in each of eight passes
     # Of 20 passes, 12 of them evaluation's, those with more tokens than it would pay for gather the embedding too.
     assert 12 < shared["looked_up"] < 20 if peers else shared["looked_up"] == 0
-    assert shared["eval"] == pytest.approx(alone["eval"], abs=1e-5)
+    assert shared["eval"] == pytest.approx(expected["eval"], abs=1e-5)
     assert shared["eval"][0] == shared["eval"][1]
-    assert shared["sums"] == pytest.approx(alone["sums"], rel=1e-4)
-    assert alone["units"] == 0
+    assert shared["sums"] == pytest.approx(expected["sums"], rel=1e-4)
+    assert expected["units"] == 0
     assert shared["units"] >= 4
     assert shared["lora_whole"] is whole
     assert shared["frozen_sharded"]
-    for one, two in zip(alone["log"], shared["log"], strict=True):
-        assert two == pytest.approx(one, abs=1e-5)
-    first, second = adapter(tmp_path / "one"), adapter(tmp_path / "two")
+    for wanted, seen in zip(expected["log"], shared["log"], strict=True):
+        assert seen == pytest.approx(wanted, abs=1e-5)
+    first, second = adapter(one), adapter(tmp_path / "two")
     assert first.keys() == second.keys()
     assert len(first) == 8
     assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-5
     assert max(float(tensor.abs().max()) for tensor in first.values()) > 1e-2  # it has learned
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_rank_out_of_memory_goes_on(tiny: Path, tmp_path: Path, alone: Any, where: str) -> None:
+    """Where weights are fetched from peers, no rank waits for one that does its part again, in halves."""
+    expected, one = alone(1)
+    shared = train(tiny, tmp_path / "two", r=1, processes=2, PEERS_IN_FILES="1", RANK_1_FAILS=where)
+    assert (shared["parts"], shared["reason"]) == (2, None)
+    assert shared["eval"] == pytest.approx(expected["eval"], abs=1e-5)
+    for wanted, seen in zip(expected["log"], shared["log"], strict=True):
+        assert seen == pytest.approx(wanted, abs=1e-5)
+    first, second = adapter(one), adapter(tmp_path / "two")
+    assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-4
 
 
 @pytest.mark.slow

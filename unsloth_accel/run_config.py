@@ -91,7 +91,7 @@ class BatchConfig:
     alike in number of `rows`, in order. The rows of each step are the same."""
     on_out_of_memory: str = "halve"
     """`halve`: do the step again with half as many rows at once, and go on in twice as many micro-batches; or `stop`.
-    Where the weights are divided (`fsdp2`, `fsdp2_native`, `fsdp1`) a run always stops."""
+    Where divided weights are gathered (`fsdp2_native`, `fsdp1`, `fsdp2` without peer access) a run always stops."""
 
     def rows(self, max_seq_length: int) -> int | None:
         """Rows per optimizer step; None where nothing is said."""

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import unsloth_accel  # isort: skip
 import unsloth  # isort: skip
@@ -21,6 +22,8 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from datasets import Dataset
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from trl import SFTConfig, SFTTrainer
+
+from unsloth_accel.adapters.memory_care import MemoryCare, care_for_memory
 
 
 def pretend_fsdp2() -> None:
@@ -37,6 +40,26 @@ def pretend_fsdp2() -> None:
     )
     for state in (AcceleratorState, PartialState):
         state._shared_state["distributed_type"] = DistributedType.FSDP
+
+
+def fail_above_one_row(model: torch.nn.Module, where: str) -> None:
+    """Have `model` run out of memory with more than a row at once: in its `forward` or at the end of its `backward`."""
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    layers = [module for name, module in model.named_modules() if name.endswith("layers.1.mlp")]
+    state = {"large": False}
+
+    def before(module: Any, arguments: Any, named: Any) -> None:
+        state["large"] = module.training and named["input_ids"].shape[0] > 1
+
+    def fail(here: str) -> None:
+        if state["large"] and where == here:
+            print("OUT OF MEMORY", flush=True)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB (injected)")
+
+    model.register_forward_pre_hook(before, with_kwargs=True)
+    # The first layer's is the last to get its gradient; in the last block's forward pass the first is behind.
+    weights[0].register_hook(lambda gradient: fail("backward"))
+    layers[0].register_forward_pre_hook(lambda module, arguments: fail("forward"))
 
 
 def main(path: str, out: str, r: str) -> None:
@@ -75,6 +98,11 @@ def main(path: str, out: str, r: str) -> None:
         train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(rows[:12]),
     )
+    care = None
+    if os.environ.get("RANK_1_FAILS"):
+        care = care_for_memory(trainer)
+        if os.environ["RANK"] == "1":
+            fail_above_one_row(model, os.environ["RANK_1_FAILS"])
     unsloth_accel.adapt(trainer)
     trainer.train()
     unsloth_accel.save(trainer, Path(out, "adapter"))
@@ -90,6 +118,8 @@ def main(path: str, out: str, r: str) -> None:
             "eval": [evaluated, again],
             "sums": sums,
             "fetched": units.fetched if units else 0,
+            "parts": care.parts if isinstance(care, MemoryCare) else care,
+            "reason": care.reason if isinstance(care, MemoryCare) else None,
             "mapped": len(units.parts) if units else 0,
             "looked_up": units.looked_up if units else 0,
             "units": sum(isinstance(module, FSDPModule) for module in model.modules()),

@@ -10,7 +10,9 @@ it drops the half-made gradients, frees what it can, and repeats the step's micr
 weighted by tokens, so halves add up to the same. Peers wait in the one all-reduce, which also tells them: from then on
 every rank halves its micro-batches, and the rows per step stay what they were.
 
-Under FSDP every forward pass meets the peers, so a rank can't repeat it alone: there the run ends, saying what helps.
+Under FSDP2 the same holds where weights are fetched from the peers' memory (`adapters.peer`), who need not take part in
+it; FSDP2 is brought back to where a step begins. Where weights are gathered by NCCL every forward pass meets the peers,
+so a rank can't repeat it alone: there the run ends, saying what helps.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..problems import UnslothAccelError
-from . import native
+from . import native, peer
 from .guard import distributed_type
 from .micro_batches import rows_and_tokens, split
 
@@ -42,6 +44,7 @@ BUFFERS = {
     "unsloth.kernels.utils": ("WEIGHT_BUFFERS", "ABSMAX_BUFFERS"),
 }
 """Tensors that Unsloth keeps and lets grow, by module: lists with one for each GPU, or None."""
+MEETING = "where weights are gathered every forward pass meets the other ranks, so none can repeat it alone"
 ADVICE = "shorter rows, the base model in 4 bit, or more GPUs that divide it (fsdp2)"
 
 
@@ -72,11 +75,13 @@ class Halved:
 class MemoryCare:
     """Lets a Trainer's training step survive a lack of memory.
 
-    `parts`: into how many parts each micro-batch is divided now. `halved`: what happened on this rank.
+    `parts`: into how many parts each micro-batch is divided now. `halved`: what happened on this rank. `reason`: why it
+    can't be done after all, known in the first step; None where it can.
     """
 
     def __init__(self, trainer: Trainer, advice: str = ADVICE) -> None:
         self.halved: list[Halved] = []
+        self.reason: str | None = None
         self.parts = 1
         self.listeners: list[Callable[[Halved], None]] = []
         self.timers: list[Callable[[str], None]] = []
@@ -85,6 +90,7 @@ class MemoryCare:
         self._advice = advice
         self._done: list[Mapping[str, Any]] = []
         self._plain = trainer.training_step
+        self._first = True
         self._told: Told | None = None
         self._tokens: int | None = None
 
@@ -93,6 +99,13 @@ class MemoryCare:
     ) -> torch.Tensor:
         """One micro-batch, in `parts` parts; after a step's last one the gradients of all ranks are averaged."""
         several = self._trainer.accelerator.num_processes > 1
+        if self._first:
+            self._first = False
+            self.reason = _meeting(model) if several else None
+            if self.reason is not None and self._trainer.accelerator.is_main_process:
+                print(f"out of memory would end the run: {self.reason}", flush=True)
+        if self.reason is not None:
+            return self._plain(model, inputs, num_items_in_batch, *rest)
         if not self._done:
             self._tokens = getattr(self._trainer, "_total_train_tokens", None)
             self._listen()
@@ -146,6 +159,8 @@ class MemoryCare:
 
         # A backward pass that was cut short has added to some gradients and not to others.
         model.zero_grad(set_to_none=True)
+        if hasattr(model, "unshard"):
+            peer.start_over(model)
         _empty_half_grown()
         clear_device_cache(garbage_collection=True)
         if self._tokens is not None:
@@ -180,11 +195,16 @@ class MemoryCare:
         if hasattr(model, "require_forward_param_sync"):
             model.require_forward_param_sync = False  # DDP's first forward pass would send buffers
         accelerator.gather_for_metrics = lambda value, *_, **__: value
+        divided = hasattr(model, "set_requires_gradient_sync")
+        if divided:  # Unsloth's averaging of what FSDP2 leaves whole heeds it
+            model.set_requires_gradient_sync(False)
         try:
             with model.no_sync() if hasattr(model, "no_sync") else nullcontext():
                 yield
         finally:
             del accelerator.gather_for_metrics
+            if divided:
+                model.set_requires_gradient_sync(True)
 
     def _count_tokens(self) -> None:
         """Make TRL's count of tokens that of all ranks again; Unsloth's trainer on GPUs keeps none."""
@@ -205,8 +225,10 @@ def care_for_memory(trainer: Trainer, advice: str = ADVICE) -> MemoryCare | str:
     a single row fits.
     """
     several = trainer.accelerator.num_processes > 1
-    if several and (native.requested() or not distributed_type().startswith("MULTI_")):
-        return "where the weights are divided every forward pass meets the other ranks, so none can repeat it alone"
+    if several and not distributed_type().startswith("MULTI_") and not _may_be_fetched(trainer):
+        return MEETING
+    if several and native.requested():
+        return MEETING
     for name in OWN_AVERAGING if several else ():
         if getattr(trainer.args, name, None) or getattr(trainer.accelerator.ddp_handler, name, None):
             return f"{name} is a setting of DDP's own averaging, which this replaces"
@@ -216,6 +238,22 @@ def care_for_memory(trainer: Trainer, advice: str = ADVICE) -> MemoryCare | str:
     trainer.training_step = care.training_step
     trainer.memory_care = care
     return care
+
+
+def _may_be_fetched(trainer: Trainer) -> bool:
+    """Whether the weights are divided by FSDP2, which are fetched from the peers where they can be."""
+    return bool(getattr(trainer.accelerator, "is_fsdp2", False)) and os.environ.get(peer.SWITCH) != "0"
+
+
+def _meeting(model: torch.nn.Module) -> str | None:
+    """Why ranks meet inside of a prepared model's passes; None where they don't."""
+    if not hasattr(model, "unshard"):  # whole on every rank
+        return None
+    if not peer.meets_nowhere(model):
+        return MEETING
+    if any(hasattr(parameter, "_local_tensor") for parameter in model.parameters() if parameter.requires_grad):
+        return "the adapter is divided, too, and its gradients are averaged inside of the backward pass"
+    return None
 
 
 class Told:

@@ -51,6 +51,7 @@ class Units:
         import torch
 
         self.stream = torch.cuda.Stream()
+        self.all: list[Unit] = []
         self.holders: dict[int, Unit] = {}
         """The block whose weights are in each set of buffers."""
         self.buffers: dict[Any, torch.Tensor] = {}
@@ -82,6 +83,7 @@ class Unit:
         import torch.distributed as dist
 
         self.units, self.group, self.turn, self.largest = units, group, turn, largest
+        units.all.append(self)
         self.spare = False
         self.ready: torch.cuda.Event | None = None
         """When the weights are there."""
@@ -258,7 +260,8 @@ class Unit:
             else:
                 self.spare = False
                 self.whole = self._buffers()
-                units.holders[self.turn] = self
+                # Nobody's until the copies are under way: memory may be out in between.
+                units.holders.pop(self.turn, None)
             new = _allocated(self.whole) or self.turn is None or self.spare or len(units.buffers) > known
             if new or holder is None or holder.released is None:
                 # Memory that is new was in other hands until what the current stream has before it is done.
@@ -272,6 +275,8 @@ class Unit:
                         _copy(whole, rows, self.rank)
                 self.ready = torch.cuda.Event()
                 self.ready.record()
+        if self.turn is not None and not self.spare:
+            units.holders[self.turn] = self
         units.fetched += 1
 
     def must_be_frozen(self) -> None:
@@ -320,6 +325,12 @@ class Unit:
             for parameter, whole in zip(self.group.fsdp_params, self.whole, strict=True):
                 parameter._unsharded_param.data = whole.view(parameter._unsharded_param.shape)
 
+    def forget(self) -> None:
+        """Free memory that was taken for a pass which never used it."""
+        if self.turn is None and not self.busy:
+            for whole in self.whole:
+                whole.untyped_storage().resize_(0)
+
     def _buffers(self) -> list[torch.Tensor]:
         found = []
         for index, parameter in enumerate(self.group.fsdp_params):
@@ -360,8 +371,6 @@ def install(model: Any) -> str | None:
     units.mapping = _mapping()
     seen: set[int] = set()  # modules that are one unit together, as tied embeddings are, have one group
     for module in units_of(model):
-        if module is model:
-            continue
         for group in groups_of(module):
             if id(group) not in seen and _can_be_fetched(group):
                 seen.add(id(group))
@@ -383,6 +392,40 @@ def shared_bytes(model: Any) -> int:
     """Bytes of this rank's rows that torch's allocator doesn't count, since they are in shared memory."""
     units = getattr(model, "_unsloth_accel_peer", None)
     return 0 if units is None else int(units.shared_bytes)
+
+
+def meets_nowhere(model: Any) -> bool:
+    """Whether no forward or backward pass of `model` waits for another rank: all that is divided is fetched."""
+    units: Units | None = getattr(model, "_unsloth_accel_peer", None)
+    if units is None:
+        return False
+    fetched = {id(unit.group) for unit in units.all}
+    groups = [group for module in units_of(model) for group in groups_of(module)]
+    return all(id(group) in fetched for group in groups if group.fsdp_params)
+
+
+def start_over(model: Any) -> None:
+    """Bring FSDP2 back to where a step begins, after a pass that an error ended (torch 2.13: `reset_iter_state`)."""
+    from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
+
+    if hasattr(model, "reset_iter_state"):
+        model.reset_iter_state()
+    else:
+        state = model._get_fsdp_state()
+        for one in state._state_ctx.all_states:
+            one._training_state = TrainingState.IDLE
+            one._modules_to_run_forward.clear()
+        for module in units_of(model):
+            for group in groups_of(module):
+                group._all_gather_result = None
+                group._post_forward_indices.clear()
+                group._training_state = TrainingState.IDLE
+                group._to_sharded()
+        state._comm_ctx.post_forward_order.clear()
+        state._state_ctx.iter_forward_root = None
+        state._state_ctx.post_backward_final_callback_queued = False
+    for unit in model._unsloth_accel_peer.all:
+        unit.forget()
 
 
 def _obstacle() -> str | None:
