@@ -1,11 +1,11 @@
 """Every strategy against one GPU, in 16 and 4 bit, for two model sizes: is it the same run, how fast, how much memory?
 
-    python -m benchmarks.strategies [--out FILE.json] [--cells '8B-16bit-*'] [--seconds 560]
-    python -m benchmarks.strategies [--out FILE.json] --table docs/strategies.md
+    python -m benchmarks.strategies [--gpus 4] [--out FILE.json] [--cells '8B-16bit-*'] [--seconds 560]
+    python -m benchmarks.strategies --table docs/strategies.md
 
 A cell is one launch: first PARITY steps on rows of 256 to 2048 tokens, in which ranks hold different numbers of them,
 then full rows, timed. `single` takes the rows of all GPUs in accumulation steps, so that every step is the same;
-`alone` and `alone_0` take those of one GPU, on the second and on the first, side by side: GPUs of one kind differ by a
+`alone` and `alone_0` take those of one GPU, on the last and on the first, side by side: GPUs of one kind differ by a
 few per cent, and linear scaling is measured by what both do. The rest of a group (a shape in 16 or 4 bit) follows, and
 is compared with its `single` as `unsloth-accel verify` compares.
 All cells import their packages at the beginning and wait before they load anything (benchmarks.worker), so that only
@@ -48,7 +48,7 @@ from unsloth_accel.run_config import from_dict
 from unsloth_accel.verify.compare import compare, largest, precision_of, tolerance
 from unsloth_accel.verify.runs import Trained, read, train
 
-OUT = "benchmarks/results/strategies-2xH100.json"
+RESULTS = "benchmarks/results"
 LENGTH = 2048
 PARITY = 5
 WARM_UP = 3
@@ -59,7 +59,7 @@ CELL_TIMEOUT = 200.0
 IMPORT_TIMEOUT = 180.0
 """Seconds in which all cells should have imported their packages; after them the first starts all the same."""
 ALONE = ("alone_0", "alone")
-"""On the first and on the second GPU."""
+"""On the first and on the last GPU."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Cell:
     @property
     def device(self) -> int:
         """Which GPU it takes, if it runs alone."""
-        return int(self.strategy == ALONE[1])
+        return self.processes - 1 if self.strategy == ALONE[1] else 0
 
     @property
     def rows_per_step(self) -> int:
@@ -100,40 +100,55 @@ class Cell:
 
 
 STRATEGIES = ("single", *ALONE, "ddp", "fsdp2", "fsdp2_native")
-CELLS = [
-    Cell(shape, bits, strategy, per_device)
-    for shape, per_device in (("1.5B", 8), ("8B", 4))
-    for bits in (16, 4)
-    for strategy in STRATEGIES
-]
+
+
+def cells_on(gpus: int) -> list[Cell]:
+    return [
+        Cell(shape, bits, strategy, per_device, gpus)
+        for shape, per_device in (("1.5B", 8), ("8B", 4))
+        for bits in (16, 4)
+        for strategy in STRATEGIES
+    ]
+
+
+CELLS = cells_on(2)
+"""Whose names are those of any number of GPUs."""
 VARIANTS = {"mapped": {SWITCH: "mapped"}, **{f"without-{which}": {WITHOUT: which} for which in ("own", "peers", "all")}}
 """Variables by name."""
-VARIED = [replace(cell, variant=name) for cell in CELLS if cell.strategy == "fsdp2" for name in VARIANTS]
+
+
+def varied(cells: Sequence[Cell]) -> list[Cell]:
+    return [replace(cell, variant=name) for cell in cells if cell.strategy == "fsdp2" for name in VARIANTS]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default=OUT, help="JSON; default %(default)s")
+    parser.add_argument("--gpus", type=int, help="how many; default all of this machine's")
+    parser.add_argument("--out", help=f"JSON; default {RESULTS}/strategies-GPUSxCARD.json, in --table all of these")
     parser.add_argument("--cells", default="*", help="names or patterns, comma-separated; all by default")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no cell after so many seconds")
     parser.add_argument("--work", default="runs/benchmark", help="where checkpoints, data and runs go")
-    parser.add_argument("--table", metavar="FILE", help="write the Markdown page of what --out holds, and run nothing")
+    parser.add_argument("--table", metavar="FILE", help="write the Markdown page of what was measured, and run nothing")
     options = parser.parse_args()
-    out = Path(options.out)
     if options.table:
-        Path(options.table).write_text(page(json.loads(out.read_text(encoding="utf-8"))), encoding="utf-8")
+        files = [Path(options.out)] if options.out else measured(Path())
+        reports = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        Path(options.table).write_text(page(*reports), encoding="utf-8")
         return 0
     started = time.perf_counter()
     hardware = detect()
-    report = opened(out, hardware)
+    gpus = options.gpus or len(hardware.devices)
     patterns = [pattern.strip() for pattern in options.cells.split(",")]
-    cells = [cell for cell in CELLS if any(fnmatch(cell.name, pattern) for pattern in patterns)]
-    cells += [cell for cell in VARIED if any(fnmatch(cell.name, one) for one in patterns if "fsdp2-" in one)]
-    wanted = [cell for cell in cells if cell.name not in report["cells"]]
-    if len(hardware.devices) < 2 or not cells:
-        print(f"no such cells, or too few GPUs: {hardware}", file=sys.stderr)
+    cells = [cell for cell in cells_on(gpus) if any(fnmatch(cell.name, pattern) for pattern in patterns)]
+    special = [pattern for pattern in patterns if "fsdp2-" in pattern]
+    cells += [cell for cell in varied(cells_on(gpus)) if any(fnmatch(cell.name, pattern) for pattern in special)]
+    if not 2 <= gpus <= len(hardware.devices) or not cells:
+        print(f"no such cells, or not {gpus} GPUs: {hardware}", file=sys.stderr)
         return 2
-    hardware = replace(hardware, devices=hardware.devices[:2])
+    hardware = replace(hardware, devices=hardware.devices[:gpus])
+    out = Path(options.out or f"{RESULTS}/strategies-{gpus}x{card_name(hardware)}.json")
+    report = opened(out, hardware)
+    wanted = [cell for cell in cells if cell.name not in report["cells"]]
     work = Path(options.work)
 
     def record(cell: Cell, figures: dict[str, Any]) -> None:
@@ -149,6 +164,8 @@ def main() -> int:
             command = [sys.executable, "-m", "benchmarks.random_checkpoint", shape, str(work / shape)]
             subprocess.run(command, check=True, capture_output=True)
             print(f"{time.perf_counter() - started:.0f}s wrote {shape}", flush=True)
+    for cell in wanted:
+        report["chosen"].setdefault(cell.group, planned(cell, work, hardware, "auto").strategy)
     turns: list[list[Cell]] = []
     for group in dict.fromkeys(cell.group for cell in wanted):
         own = [cell for cell in wanted if cell.group == group]
@@ -182,6 +199,17 @@ def main() -> int:
     return 0
 
 
+def measured(root: Path) -> list[Path]:
+    """The files of all numbers of GPUs, in the project's directory `root`."""
+    return sorted((root / RESULTS).glob("strategies-*x*.json"))
+
+
+def card_name(hardware: Hardware) -> str:
+    """`H100`, of the machine's first GPU."""
+    device = hardware.devices[0]
+    return device.card.model.replace(" ", "-") if device.card else device.name.replace(" ", "-")
+
+
 def gate_of(cell: Cell, work: Path) -> Path:
     return work / "gates" / cell.name
 
@@ -202,10 +230,12 @@ def opened(out: Path, hardware: Hardware) -> dict[str, Any]:
         "shapes": {cell.shape: SHAPES[cell.shape] for cell in CELLS},
         "settings": {"lora_r": 16, "learning_rate": 2e-4, "gradient_checkpointing": "unsloth", "length": LENGTH},
         "steps": {"parity": PARITY, "warm_up": WARM_UP, "timed": TIMED},
+        "chosen": {},
         "cells": {},
     }
     if out.is_file():
-        report["cells"] = json.loads(out.read_text(encoding="utf-8"))["cells"]
+        earlier = json.loads(out.read_text(encoding="utf-8"))
+        report |= {key: earlier[key] for key in ("chosen", "cells") if key in earlier}
     return report
 
 
@@ -283,15 +313,17 @@ def difference(cell: Cell, decided: Plan, done: Trained, single: dict[str, Any])
     }
 
 
-def planned(cell: Cell, work: Path, hardware: Hardware) -> Plan:
-    """The plan of `cell`, with its rows written."""
+def planned(cell: Cell, work: Path, hardware: Hardware, asked: str | None = None) -> Plan:
+    """The plan of `cell`, with its rows written; `asked` is another strategy, for all of the GPUs."""
     data = work / f"rows-{cell.rows_per_step}.jsonl"
     write_rows(data, cell.rows_per_step)
     strategy, processes = ("single", 1) if cell.runs_alone else (cell.strategy, cell.processes)
+    if asked:
+        strategy, processes = asked, cell.processes
     values: dict[str, Any] = {
         "model": {"name": str(work / cell.shape), "max_seq_length": LENGTH, "load_in_4bit": cell.bits == 4},
         "data": {"path": str(data)},
-        "batch": {"global_size": cell.rows_per_step},
+        "batch": {"global_size": cell.per_device * processes if asked else cell.rows_per_step},
         "distributed": {"strategy": strategy, "num_processes": processes},
         "training": {
             "per_device_train_batch_size": cell.per_device,
@@ -331,7 +363,7 @@ HEADER = (
 INTRODUCTION = """\
 # Every strategy against one GPU
 
-{gpus}, {known}, {date}. Random weights, LoRA r=16, bf16;
+{known}, {date}. Random weights, LoRA r=16, bf16;
 made by `python -m benchmarks.strategies`.
 
 `single` is one GPU that takes the rows of all in accumulation steps: {parity} steps on rows of {shortest} to
@@ -342,38 +374,78 @@ at the end, as a share of how far that of one GPU has moved. *× one GPU* is thr
 torch's allocator and of the rows in shared memory, on the fullest GPU."""
 
 
-def page(report: dict[str, Any]) -> str:
-    """docs/strategies.md: a table per shape and precision."""
-    gpus = f"{len(report['gpu'])} × {report['gpu'][0]}"
-    known = ", ".join(f"{name} {report['versions'][name]}" for name in ("torch", "unsloth", "accelerate", "trl"))
-    steps, longest = report["steps"], report["settings"]["length"]
+def page(*reports: dict[str, Any]) -> str:
+    """docs/strategies.md: a table per number of GPUs, shape and precision, and one of all numbers of GPUs."""
+    reports = tuple(sorted(reports, key=lambda report: len(report["gpu"])))
+    newest = reports[-1]
+    known = ", ".join(f"{name} {newest['versions'][name]}" for name in ("torch", "unsloth", "accelerate", "trl"))
+    known = "; ".join(f"{len(report['gpu'])} × {report['gpu'][0]}" for report in reports) + f", {known}"
+    steps, longest = newest["steps"], newest["settings"]["length"]
     full = steps["warm_up"] + steps["timed"]
     numbers = {"parity": steps["parity"], "full": full, "timed": steps["timed"]}
     numbers |= {"shortest": longest // 8, "longest": longest}
-    lines = [INTRODUCTION.format(gpus=gpus, known=known, date=report["date"], **numbers)]
-    if report.get("note"):  # written into the file by hand: what should be known of figures that were kept
-        lines += ["", report["note"]]
-    for group in dict.fromkeys(cell.group for cell in CELLS):
-        own = [cell for cell in CELLS if cell.group == group and cell.name in report["cells"]]
-        if own:
-            title = f"## {own[0].shape} in {own[0].bits} bit, {own[0].per_device} rows at once on each GPU"
-            lines += ["", title, "", *table(own, report["cells"])]
+    lines = [INTRODUCTION.format(known=known, date=newest["date"], **numbers)]
+    if len(reports) > 1:
+        lines += ["", "## Scaling", "", *scaling(reports)]
+    for report in reports:
+        if report.get("note"):  # written into the file by hand: what should be known of figures that were kept
+            lines += ["", report["note"]]
+        for group in dict.fromkeys(cell.group for cell in CELLS):
+            own = [cell for cell in CELLS if cell.group == group and cell.name in report["cells"]]
+            if own:
+                rows = f"{own[0].shape} in {own[0].bits} bit, {own[0].per_device} rows at once on each GPU"
+                title = f"## {len(report['gpu'])} GPUs: {rows}" if len(reports) > 1 else f"## {rows}"
+                lines += ["", title, "", *table(own, report["cells"], len(report["gpu"])), *verdict(report, group)]
     return "\n".join(lines) + "\n"
 
 
-def linear_speed(found: dict[str, dict[str, Any]], group: str) -> float | None:
-    """Tokens per second of two GPUs that each train alone; of one that does, twice."""
+def verdict(report: dict[str, Any], group: str) -> list[str]:
+    """Whether what `plan` chooses for these GPUs was the fastest that ran."""
+    chosen = report.get("chosen", {}).get(group)
+    speeds = {
+        name: speed
+        for name in STRATEGIES
+        if name not in ("single", *ALONE)
+        and (speed := report["cells"].get(f"{group}-{name}", {}).get("tokens_per_second"))
+    }
+    if chosen not in speeds:
+        return []
+    fastest = max(speeds, key=lambda name: speeds[name])
+    share = speeds[chosen] / speeds[fastest]
+    told = "the fastest that was measured" if chosen == fastest else f"{share:.3f} of the speed of `{fastest}`"
+    return ["", f"`plan` chooses `{chosen}` here: {told}."]
+
+
+def scaling(reports: Sequence[dict[str, Any]]) -> list[str]:
+    """Of linear, by number of GPUs."""
+    counts = [len(report["gpu"]) for report in reports]
+    lines = [f"| of linear, on GPUs: | {' | '.join(map(str, counts))} |", "|" + "---|" * (len(counts) + 1)]
+    for cell in CELLS:
+        if cell.runs_alone:
+            continue
+        shares = []
+        for report in reports:
+            speed = report["cells"].get(cell.name, {}).get("tokens_per_second")
+            linear = linear_speed(report["cells"], cell.group, len(report["gpu"]))
+            shares.append(f"{speed / linear:.3f}" if speed and linear else "")
+        if any(shares):
+            lines.append(f"| {cell.shape}, {cell.bits} bit, {cell.strategy} | {' | '.join(shares)} |")
+    return lines
+
+
+def linear_speed(found: dict[str, dict[str, Any]], group: str, gpus: int = 2) -> float | None:
+    """Tokens per second of `gpus` GPUs that each train alone, as those do that did."""
     speeds = [found.get(f"{group}-{name}", {}).get("tokens_per_second") for name in ALONE]
     known = [speed for speed in speeds if speed]
-    return 2 * statistics.mean(known) if known else None
+    return gpus * statistics.mean(known) if known else None
 
 
-def table(cells: Sequence[Cell], found: dict[str, dict[str, Any]]) -> list[str]:
-    """Markdown lines of one group."""
+def table(cells: Sequence[Cell], found: dict[str, dict[str, Any]], gpus: int = 2) -> list[str]:
+    """Markdown lines of one group, measured on so many GPUs."""
     lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
     group = cells[0].group
     single: int | None = found.get(f"{group}-single", {}).get("tokens_per_second")
-    linear = linear_speed(found, group)
+    linear = linear_speed(found, group, gpus)
     for cell in cells:
         figures = found[cell.name]
         if "error" in figures:

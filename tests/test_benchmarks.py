@@ -166,6 +166,56 @@ def test_copies_are_left_away_once_a_buffer_was_filled(
 
 
 def test_variants_are_no_cells_of_the_tables() -> None:
-    names = [cell.name for cell in strategies.VARIED]
+    names = [cell.name for cell in strategies.varied(CELLS)]
     assert {"8B-16bit-fsdp2-without-own", "8B-4bit-fsdp2-mapped"} < set(names)
     assert not set(names) & {cell.name for cell in CELLS}
+
+
+def test_four_gpus(work: Path) -> None:
+    """`single` takes the rows of all four, `alone` runs on the first and on the last; the plan is one for four."""
+    cells = {cell.name: cell for cell in strategies.cells_on(4)}
+    assert cells.keys() == {cell.name for cell in CELLS}
+    assert {name: cells[f"8B-4bit-{name}"].device for name in ("single", "alone_0", "alone")} == {
+        "single": 0,
+        "alone_0": 0,
+        "alone": 3,
+    }
+    tiny = Cell("tiny", 16, "single", 2, 4)
+    assert strategies.waits(tiny, work) is False
+    four = Hardware(devices=(GPU,) * 4, cpu_cores=8, host_memory_gib=64)
+    single = planned(tiny, work, Hardware(devices=(GPU,), cpu_cores=8, host_memory_gib=64))
+    ddp = planned(Cell("tiny", 16, "ddp", 2, 4), work, four)
+    chosen = planned(Cell("tiny", 16, "alone", 2, 4), work, four, "auto")
+    assert single.batch.global_size == ddp.batch.global_size == chosen.batch.global_size == 8
+    assert (single.batch.accumulation, ddp.batch.accumulation) == (4, 1)
+    assert (chosen.strategy, chosen.batch.num_processes) == ("ddp", 4)
+
+
+def test_the_page_of_several_numbers_of_gpus() -> None:
+    def figures(speed: int) -> dict[str, Any]:
+        memory = {"loading": [9.0], "training": [11.0]}
+        return {"step_seconds": 1.0, "tokens_per_second": speed, "memory_gib": memory}
+
+    def report(gpus: int, fsdp2: int) -> dict[str, Any]:
+        return {
+            "gpu": ["H100"] * gpus,
+            "versions": dict.fromkeys(("torch", "unsloth", "accelerate", "trl"), "1"),
+            "date": "2026-11-26",
+            "steps": {"parity": 8, "warm_up": 3, "timed": 5},
+            "settings": {"length": 2048},
+            "chosen": {"8B-4bit": "ddp"},
+            "cells": {
+                "8B-4bit-alone": figures(1000),
+                "8B-4bit-ddp": figures(980 * gpus),
+                "8B-4bit-fsdp2": figures(fsdp2),
+            },
+        }
+
+    text = page(report(4, 4000), report(2, 1900))
+    assert "2 × H100; 4 × H100, torch 1" in text
+    assert "| of linear, on GPUs: | 2 | 4 |" in text
+    assert "| 8B, 4 bit, ddp | 0.980 | 0.980 |" in text
+    assert "| 8B, 4 bit, fsdp2 | 0.950 | 1.000 |" in text
+    assert text.index("## 2 GPUs: 8B in 4 bit") < text.index("## 4 GPUs: 8B in 4 bit")
+    assert "`plan` chooses `ddp` here: the fastest that was measured." in text
+    assert "`plan` chooses `ddp` here: 0.980 of the speed of `fsdp2`." in text
