@@ -284,6 +284,10 @@ def measure(
         "tokens": done.tokens,
         "optim": decided.run.training["optim"],
     }
+    if cell.variant == "mapped":
+        figures["mapped_gib"] = done.memory("mapped")
+        if not figures["mapped_gib"]:
+            figures["error"] = "nothing was mapped, so this is fsdp2 as always"
     single = single_of_group()
     if single and cell.strategy not in ALONE and not cell.computes_nonsense and "error" not in single:
         figures["difference"] = difference(cell, decided, done, single)
@@ -333,7 +337,7 @@ def planned(cell: Cell, work: Path, hardware: Hardware, asked: str | None = None
             "overwrite": True,
         },
         "logging": {"progress": False, "stop_on_divergence": not cell.computes_nonsense},
-        "output_dir": str(work / cell.name),
+        "output_dir": str(work / f"{cell.processes}-gpus" / cell.name),
     }
     return plan(from_dict(values), hardware)
 

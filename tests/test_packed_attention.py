@@ -11,6 +11,7 @@ from unsloth_accel.adapters import packed_attention
 from unsloth_accel.adapters.packed_attention import DISPATCH, LENGTHS, attend_at_once, row_by_row, trial
 
 CPU = torch.device("cpu")
+GPU = torch.device("cuda", 0)
 
 
 def right(query: Any, key: Any, value: Any, *_: Any, window_size: Any, **__: Any) -> Any:
@@ -101,20 +102,20 @@ def dispatch(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_it_is_taken(dispatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_attention, "_obstacle", lambda dispatch: None)
+    monkeypatch.setattr(packed_attention, "_obstacle", lambda dispatch, device: None)
     monkeypatch.setattr(packed_attention, "trial", lambda attend, device: trial(attend, CPU))
-    assert attend_at_once() is None
+    assert attend_at_once(GPU) is None
     assert trial(dispatch._TORCH_VARLEN_ATTN, CPU) is None
     taken = dispatch._TORCH_VARLEN_ATTN
-    assert attend_at_once() is None
+    assert attend_at_once(GPU) is None
     assert dispatch._TORCH_VARLEN_ATTN is taken
 
 
 def test_a_failed_trial_changes_nothing(dispatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_attention, "_obstacle", lambda dispatch: None)
+    monkeypatch.setattr(packed_attention, "_obstacle", lambda dispatch, device: None)
     monkeypatch.setattr(packed_attention, "trial", lambda attend, device: "it computes another output")
     with pytest.warns(UserWarning, match=r"once for every row of a batch: it computes another output\."):
-        assert attend_at_once() == "it computes another output"
+        assert attend_at_once(GPU) == "it computes another output"
     assert dispatch._TORCH_VARLEN_ATTN is None
 
 
@@ -136,17 +137,20 @@ def test_where_it_cant_be(change: tuple[str, Any], told: str, dispatch: Any, mon
         monkeypatch.setenv(packed_attention.SWITCH, value)
     elif name.startswith("HAS"):
         setattr(dispatch, name, value)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "hip", now["hip"])
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: now["capability"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: now["capability"])
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: now["flash"])
-    assert told in str(attend_at_once())
+    assert told in str(attend_at_once(GPU))
     assert dispatch._TORCH_VARLEN_ATTN is None
+
+
+def test_a_run_on_the_cpu_leaves_the_gpu_alone(dispatch: Any) -> None:
+    assert attend_at_once(CPU) == "no NVIDIA GPU"
 
 
 def test_an_older_unsloth_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, DISPATCH, SimpleNamespace())  # type: ignore[arg-type]
-    assert attend_at_once() == "this Unsloth has no call for many rows"
+    assert attend_at_once(GPU) == "this Unsloth has no call for many rows"
 
 
 def test_the_names_are_unsloths() -> None:

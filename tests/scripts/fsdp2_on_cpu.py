@@ -120,7 +120,7 @@ def main(path: str, out: str, r: str) -> None:
             "fetched": units.fetched if units else 0,
             "parts": care.parts if isinstance(care, MemoryCare) else care,
             "reason": care.reason if isinstance(care, MemoryCare) else None,
-            "mapped": len(units.parts) if units else 0,
+            "mapped": units.mapped_bytes if units else 0,
             "looked_up": units.looked_up if units else 0,
             "units": sum(isinstance(module, FSDPModule) for module in model.modules()),
             "lora_whole": not any(hasattr(p, "_local_tensor") for p in model.parameters() if p.requires_grad),

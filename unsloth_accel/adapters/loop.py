@@ -38,7 +38,7 @@ def prepare(accelerator: Accelerator, *objects: Any) -> Any:
             raise ConfigError(Problem(key="prepare", value=f"{len(models)} models", consequence=consequence, fix=fix))
         schedulers = any(isinstance(one, torch.optim.lr_scheduler.LRScheduler) for one in objects)
         native.shard(accelerator, models[0], optimizers, schedulers)
-    attend_at_once()
+    attend_at_once(accelerator.device)
     fsdp.adapt_accelerator(accelerator)
     prepared = accelerator.prepare(*objects)
     for model in [one for one in (prepared if len(objects) > 1 else [prepared]) if isinstance(one, torch.nn.Module)]:

@@ -16,7 +16,7 @@ import shutil
 import socket
 import tempfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -128,7 +128,10 @@ class Cuda:
         return bytes_at(int(address.value), total, torch.device("cuda", self._device))
 
     def _call(self, name: str, *arguments: Any) -> None:
-        status = getattr(self._driver, name)(*arguments)
+        function = getattr(self._driver, name, None)
+        if function is None:
+            raise MappingError(f"this CUDA driver has no {name}")
+        status = function(*arguments)
         if status:
             text = ctypes.c_char_p()
             self._driver.cuGetErrorString(status, ctypes.byref(text))
@@ -172,13 +175,20 @@ class Exchange:
         import torch.distributed as dist
 
         self.rank, self._world = dist.get_rank(), dist.get_world_size()
-        told = [tempfile.mkdtemp(prefix="unsloth-accel-") if not self.rank else ""]
+        told = [""]
+        with agreeing():
+            if not self.rank:
+                told = [tempfile.mkdtemp(prefix="unsloth-accel-")]
         dist.broadcast_object_list(told, src=0)
         self._directory = Path(told[0])
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.settimeout(60)
-        with agreeing():
-            self._socket.bind(str(self._directory / str(self.rank)))
+        try:
+            with agreeing():
+                self._socket.bind(str(self._directory / str(self.rank)))
+        except MappingError:
+            self.close()
+            raise
 
     def all(self, descriptors: Sequence[int]) -> list[list[int]]:
         """Every rank's `descriptors`, by rank, as this process can use them; this rank's own are the same ones."""
@@ -226,8 +236,12 @@ def agreeing() -> Iterator[None]:
 class Mapping:
     """Memory of this rank that its peers see, and theirs; every rank calls everything alike."""
 
-    def __init__(self, memory: Memory) -> None:
-        self.memory = memory
+    def __init__(self, memory: Callable[[], Memory]) -> None:
+        """`memory` makes what gives out memory; raises `MappingError` where it can't, or ranks can't exchange."""
+        made: list[Memory] = []
+        with agreeing():
+            made.append(memory())
+        self.memory = made[0]
         self._exchange = Exchange()
 
     def shared(self, sizes: Sequence[int]) -> list[list[Handle]]:

@@ -20,8 +20,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .environment import rank
-
 if TYPE_CHECKING:
     import torch
 
@@ -38,8 +36,10 @@ TOLERANCE = 0.03
 Attend = Callable[..., "torch.Tensor"]
 
 
-def attend_at_once() -> str | None:
+def attend_at_once(device: torch.device) -> str | None:
     """Have Unsloth attend to all rows of a batch in one call; returns why not, or None where it does, or did already.
+
+    `device` is the one that this process trains on.
 
     Call it after Unsloth was imported and before the first forward pass.
     """
@@ -48,7 +48,7 @@ def attend_at_once() -> str | None:
         return "this Unsloth has no call for many rows"
     if dispatch._TORCH_VARLEN_ATTN is not None:
         return None
-    reason = _obstacle(dispatch)
+    reason = _obstacle(dispatch, device)
     if reason is not None:
         return reason
 
@@ -72,12 +72,9 @@ def attend_at_once() -> str | None:
         )
         return found
 
-    import torch
-
-    reason = trial(attend, torch.device("cuda"))
+    reason = trial(attend, device)
     if reason is not None:
-        if not rank():
-            warnings.warn(f"each layer's attention starts once for every row of a batch: {reason}.", stacklevel=2)
+        warnings.warn(f"each layer's attention starts once for every row of a batch: {reason}.", stacklevel=2)
         return reason
     dispatch._TORCH_VARLEN_ATTN = attend
     # Unsloth's own shortcut past torch's Python; with the names missing it isn't taken, and `attend` is the same.
@@ -85,16 +82,16 @@ def attend_at_once() -> str | None:
     return None
 
 
-def _obstacle(dispatch: Any) -> str | None:
+def _obstacle(dispatch: Any, device: torch.device) -> str | None:
     import torch
 
     if os.environ.get(SWITCH, "1").lower() in ("0", "false", "no", "off"):
         return f"{SWITCH}={os.environ[SWITCH]}"
     if getattr(dispatch, "HAS_FLASH_ATTENTION", False) or getattr(dispatch, "HAS_XFORMERS", False):
         return "flash-attn or xformers does it"
-    if not torch.cuda.is_available() or torch.version.hip is not None:
+    if device.type != "cuda" or torch.version.hip is not None:
         return "no NVIDIA GPU"
-    if torch.cuda.get_device_capability() < (8, 0):
+    if torch.cuda.get_device_capability(device) < (8, 0):
         return "the GPU is older than torch's flash attention, which needs compute capability 8.0"
     if not torch.backends.cuda.is_flash_attention_available():
         return "this torch was built without flash attention"

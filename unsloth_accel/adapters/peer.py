@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..problems import UnslothAccelError
 from . import environment
-from .mapped_memory import Cuda, Handle, Mapping, MappingError, Memory
+from .mapped_memory import Cuda, Handle, Mapping, MappingError, Memory, agreeing
 from .units import blocks_of, groups_of, units_of
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ SWITCH = "UNSLOTH_ACCEL_PEER_GATHER"
 
 ALIGNMENT = 256
 """Bytes; what the allocator gives, too."""
+
+WORTH_FREEING = 2**20
+"""Bytes."""
 
 
 class PeerError(UnslothAccelError):
@@ -60,15 +63,19 @@ class Units:
         self.parts: dict[Any, tuple[Handle, int]] = {}
         """The mapped buffers, each for the rows of one rank, with their bytes."""
         self.shared_bytes = 0
+        self.mapped_bytes = 0
+        """Of this rank's rows, those that need no copy."""
         self.fetched = self.looked_up = 0
         """Units fetched and embeddings looked up in place so far, for tests and curiosity."""
 
     def make_room(self) -> None:
         """Free the buffers that no block uses now; whoever comes next takes memory for them again."""
         for turn, holder in list(self.holders.items()):
-            if not holder.busy and not any(mapped is not None for mapped in holder.mapped):
+            own = [buffer for buffer, mapped in zip(holder.whole, holder.mapped, strict=True) if mapped is None]
+            # Where all but a norm's weights are mapped there is nothing to free, and they may stay.
+            if not holder.busy and (len(own) == len(holder.whole) or _bytes_of(own) > WORTH_FREEING):
                 del self.holders[turn]
-                for buffer in holder.whole:
+                for buffer in own:
                     buffer.untyped_storage().resize_(0)
 
 
@@ -139,18 +146,26 @@ class Unit:
             if cast in (None, one.sharded_param.dtype) and _can_be_mapped(one, self.world, memory.granularity)
         ]
         sizes = [_bytes_of_rows(parameters[index]) for index in chosen]
-        handles = mapping.shared(sizes)
-        for number, (index, size) in enumerate(zip(chosen, sizes, strict=True)):
-            dtype = parameters[index].sharded_param._local_tensor.dtype
-            own = (handles[self.rank][number], size)
-            parts = [own if rank == self.rank else self._part(index, rank, size) for rank in range(self.world)]
-            found = memory.map(parts).view(dtype)
-            rows = list(found.split(size // dtype.itemsize))
-            for rank in range(self.world):
-                if rank != self.rank:
-                    rows[rank] = memory.map([(handles[rank][number], size)]).view(dtype)
-            whole[index], self.rows[index] = found, rows
-            self.units.shared_bytes += size
+        try:
+            handles = mapping.shared(sizes)
+            with agreeing():
+                for number, (index, size) in enumerate(zip(chosen, sizes, strict=True)):
+                    dtype = parameters[index].sharded_param._local_tensor.dtype
+                    own = (handles[self.rank][number], size)
+                    parts = [own if rank == self.rank else self._part(index, rank, size) for rank in range(self.world)]
+                    found = memory.map(parts).view(dtype)
+                    rows = list(found.split(size // dtype.itemsize))
+                    for rank in range(self.world):
+                        if rank != self.rank:
+                            rows[rank] = memory.map([(handles[rank][number], size)]).view(dtype)
+                    whole[index], self.rows[index] = found, rows
+        except MappingError as error:  # on every rank
+            _tell_copied(error)
+            self.units.mapping = None
+            self.rows = [[] for _ in parameters]
+            return [None] * len(parameters)
+        self.units.mapped_bytes += sum(sizes)
+        self.units.shared_bytes += sum(sizes)
         return whole
 
     def _part(self, index: int, rank: int, size: int) -> tuple[Handle, int]:
@@ -368,7 +383,7 @@ def install(model: Any) -> str | None:
         return reason
     turns = {id(layer): index % 2 for index, layer in enumerate(layers)}
     units, head = Units(), model.get_output_embeddings()
-    units.mapping = _mapping()
+    mapping = units.mapping = _mapping()
     seen: set[int] = set()  # modules that are one unit together, as tied embeddings are, have one group
     for module in units_of(model):
         for group in groups_of(module):
@@ -380,8 +395,8 @@ def install(model: Any) -> str | None:
                 # The rows' old place is free; without this the next unit's memory would come on top of it.
                 torch.cuda.synchronize()
                 torch.cuda.empty_cache()
-    if units.mapping is not None:
-        units.mapping.close()
+    if mapping is not None:
+        mapping.close()
     dist.barrier()
     torch.cuda.synchronize()
     model.__dict__["_unsloth_accel_peer"] = units
@@ -392,6 +407,12 @@ def shared_bytes(model: Any) -> int:
     """Bytes of this rank's rows that torch's allocator doesn't count, since they are in shared memory."""
     units = getattr(model, "_unsloth_accel_peer", None)
     return 0 if units is None else int(units.shared_bytes)
+
+
+def mapped_bytes(model: Any) -> int:
+    """Bytes of this rank's rows that are mapped where they are needed, and never copied."""
+    units: Units | None = getattr(model, "_unsloth_accel_peer", None)
+    return 0 if units is None else units.mapped_bytes
 
 
 def meets_nowhere(model: Any) -> bool:
@@ -406,8 +427,14 @@ def meets_nowhere(model: Any) -> bool:
 
 def start_over(model: Any) -> None:
     """Bring FSDP2 back to where a step begins, after a pass that an error ended (torch 2.13: `reset_iter_state`)."""
+    import torch
     from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 
+    units: Units = model._unsloth_accel_peer
+    if model._get_fsdp_state()._is_root is None:
+        return  # not even a first pass has begun
+    # What is on its way must have arrived before its place is given to others.
+    torch.cuda.current_stream().wait_stream(units.stream)
     if hasattr(model, "reset_iter_state"):
         model.reset_iter_state()
     else:
@@ -424,7 +451,7 @@ def start_over(model: Any) -> None:
         state._comm_ctx.post_forward_order.clear()
         state._state_ctx.iter_forward_root = None
         state._state_ctx.post_backward_final_callback_queued = False
-    for unit in model._unsloth_accel_peer.all:
+    for unit in units.all:
         unit.forget()
 
 
@@ -468,14 +495,21 @@ def _mapping() -> Mapping | None:
     """What own rows are mapped with, where that is wanted and possible. Every rank must call it."""
     if os.environ.get(SWITCH) != "mapped":
         return None
+    mapping: Mapping | None = None
     try:
-        mapping = Mapping(_memory())
+        mapping = Mapping(_memory)
         mapping.trial()
-    except MappingError as error:
-        if not environment.rank():
-            warnings.warn(f"{SWITCH}=mapped: own rows are copied all the same: {error}.", stacklevel=2)
+    except MappingError as error:  # on every rank
+        _tell_copied(error)
+        if mapping is not None:
+            mapping.close()
         return None
     return mapping
+
+
+def _tell_copied(error: MappingError) -> None:
+    if not environment.rank():
+        warnings.warn(f"{SWITCH}=mapped: a rank's own rows are copied all the same: {error}.", stacklevel=2)
 
 
 def _memory() -> Memory:
@@ -567,6 +601,11 @@ def _bytes_of_rows(parameter: Any) -> int:
 def _padded_bytes(parameter: Any) -> int:
     """Bytes of one rank's rows, the same on every rank."""
     return int(-(-_bytes_of_rows(parameter) // ALIGNMENT) * ALIGNMENT)
+
+
+def _bytes_of(buffers: list[torch.Tensor]) -> int:
+    """Bytes that they hold now."""
+    return sum(buffer.untyped_storage().size() for buffer in buffers)
 
 
 def _allocated(buffers: list[torch.Tensor]) -> bool:

@@ -44,7 +44,7 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
         choose_settings(trainer.accelerator, trainer.args)
         adapt_accelerator(trainer.accelerator)
         let_numbered_cpus_load()
-        attend_at_once()
+        attend_at_once(trainer.accelerator.device)
         keep_checkpoints(trainer)
         check_before_training(trainer)
         if getattr(trainer, "memory_care", None) is None:  # its averaging takes a missing gradient as zero

@@ -34,7 +34,8 @@ class PeakMemory(TrainerCallback):
         """What this run took, in GiB; empty on a CPU. Every rank must call it.
 
         `loading`, `training`: allocated by torch. `reserved`: held by torch's allocator. `context`: what the GPU has
-        in use beside that allocator: CUDA's context, kernels, NCCL's buffers, and any other process.
+        in use beside that allocator: CUDA's context, kernels, NCCL's buffers, and any other process. `shared`: of
+        `training` and `reserved`, what GPUs share, which isn't that allocator's.
         """
         import torch
         from accelerate.utils import gather_object
@@ -46,6 +47,7 @@ class PeakMemory(TrainerCallback):
             "loading": self._loading,
             "training": torch.cuda.max_memory_allocated() + self._shared,
             "reserved": torch.cuda.max_memory_reserved() + self._shared,
+            "shared": self._shared,
             "context": total - free - torch.cuda.memory_reserved() - self._shared,
         }
         ranks = gather_object([own])

@@ -25,6 +25,7 @@ def reported(directory: str | Path) -> Iterator[None]:
 
     A launch's own word on its failure is left beside the ranks': a rank that was killed leaves none.
     """
+    since = time.time()
     try:
         yield
     except LaunchError as error:
@@ -32,7 +33,7 @@ def reported(directory: str | Path) -> Iterator[None]:
         with suppress(OSError):
             write_atomically(Path(directory, ERRORS, REPORT), json.dumps(told))
         with suppress(Exception):  # what the ranks logged is there all the same
-            _summarise(Path(directory))
+            _summarise(Path(directory), since, str(error))
         raise
     finally:
         tell(directory)
@@ -43,11 +44,11 @@ def something_to_show(directory: Path) -> bool:
     return (directory / ADAPTER).exists() or any(checkpoint.has_adapter for checkpoint in find(directory))
 
 
-def _summarise(directory: Path) -> None:
+def _summarise(directory: Path, since: float, message: str) -> None:
     from .unfinished import summarise
 
     if not (directory / ASIDE).is_dir() or something_to_show(directory):
-        summarise(directory)
+        summarise(directory, since, message)
 
 
 def tell(directory: str | Path) -> None:

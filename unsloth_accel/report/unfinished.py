@@ -3,68 +3,86 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from ..files import write_atomically
-from .figures import figures, memory, shares
-from .recorded import Recorded, read
+from .figures import median
+from .recorded import Json, Rank, number, read
 
 SUMMARY = Path("logs", "summary.json")
 
 
-def summarise(directory: str | Path) -> None:
-    """Write the summary of the run in `directory`; of one that failed after training, add how it ended.
+def summarise(directory: str | Path, since: float, message: str) -> None:
+    """Write the summary of a run in `directory` that was started at `since` (Unix seconds) and ended with `message`.
 
-    Does nothing where no rank has logged a step. Raises `OSError` where it can't be written.
+    Where it failed after training its summary is there, and gets how it ended. Does nothing where no rank has logged a
+    step since then: what is there may be of an earlier attempt. Raises `OSError` where it can't be written.
     """
-    run = read(directory)
-    told = figures(run)
-    ended = {"status": told.status, "message": told.message}
-    if run.summary:
-        values = {**run.summary, **ended}
-    elif any(rank.steps for rank in run.ranks):
-        values = {
-            **ended,
-            "steps": max(len(rank.steps) for rank in run.ranks),
-            "seconds": _rounded(told.seconds),
-            "tokens": told.tokens,
-            "tokens_per_second": _rounded(told.tokens_per_second),
-            "tokens_per_second_per_gpu": _rounded(told.tokens_per_second_per_gpu),
-            "mfu": None,
-            "mfu_why": "the run ended before it was computed.",
-            "step_seconds_median": _rounded(told.step_seconds, 4),
-            "ranks": _ranks(run),
-            "stragglers": [],  # named by its warnings
-            "warnings": list(run.messages),
-        }
-    else:
+    path, run = Path(directory, SUMMARY), read(directory)
+    ended = {"status": "failed", "message": message}
+    if run.summary and path.stat().st_mtime >= since:
+        write_atomically(path, json.dumps({**run.summary, **ended}, indent=2) + "\n")
         return
-    write_atomically(Path(directory, SUMMARY), json.dumps(values, indent=2) + "\n")
+    steps = {
+        rank.number: [step for step in rank.steps if (number(step.get("time")) or 0) >= since] for rank in run.ranks
+    }
+    if not any(steps.values()):
+        return
+    stepping = max(_sum(own, "seconds") or 0.0 for own in steps.values())
+    tokens = sum(int(_sum(own, "tokens") or 0) for own in steps.values())
+    rate = tokens / stepping if stepping else 0.0
+    ranks = [_figures(rank, steps[rank.number]) for rank in run.ranks]
+    values = {
+        **ended,
+        "steps": max(map(len, steps.values())),
+        "seconds": round(max(_lasted(rank, steps[rank.number]) for rank in run.ranks), 3),
+        "tokens": tokens,
+        "tokens_per_second": round(rate, 1),
+        "tokens_per_second_per_gpu": round(rate / len(run.ranks), 1),
+        "mfu": None,
+        "mfu_why": "the run ended before it was computed.",
+        "step_seconds_median": max((one["seconds_median"] for one in ranks if one["seconds_median"]), default=None),
+        "ranks": ranks,
+        "stragglers": [],  # named by its warnings
+        "warnings": [line for line in run.messages if (number(line.get("time")) or 0) >= since],
+    }
+    write_atomically(path, json.dumps(values, indent=2) + "\n")
 
 
-def _ranks(run: Recorded) -> list[dict[str, Any]]:
-    """As a finished run has them."""
-    parts = {share.rank: share for share in shares(run)}
-    peaks = {peak.rank: peak for peak in memory(run)}
-    found = []
-    for rank in run.ranks:
-        share, peak = parts.get(rank.number), peaks.get(rank.number)
-        found.append(
-            {
-                "rank": rank.number,
-                "host": rank.start.get("host"),
-                "device": rank.start.get("device"),
-                "seconds_median": _rounded(share.seconds, 4) if share else None,
-                **{f"{part}_share": _rounded(value, 4) for part, value in (share.parts if share else {}).items()},
-                "tokens": sum(int(step.get("tokens") or 0) for step in rank.steps),
-                "peak_gib": peak.allocated if peak else None,
-                "reserved_gib": peak.reserved if peak else None,
-                "host_gib": peak.host if peak else None,
-            }
-        )
-    return found
+def _figures(rank: Rank, steps: list[Json]) -> dict[str, Any]:
+    """As a finished run has them of each rank."""
+    seconds = _sum(steps, "seconds")
+    shares = {part: _sum(steps, f"{part}_seconds") for part in ("data", "compute", "wait")}
+    middle = median(_values(steps, "seconds"))
+    return {
+        "rank": rank.number,
+        "host": rank.start.get("host"),
+        "device": rank.start.get("device"),
+        "seconds_median": None if middle is None else round(middle, 4),
+        **{
+            f"{part}_share": round(spent / seconds, 4) if spent is not None and seconds else None
+            for part, spent in shares.items()
+        },
+        "tokens": int(_sum(steps, "tokens") or 0),
+        "peak_gib": max(_values(steps, "allocated_gib"), default=None),
+        "reserved_gib": max(_values(steps, "reserved_gib"), default=None),
+        "host_gib": max(_values(steps, "host_gib"), default=None),
+    }
 
 
-def _rounded(value: float | None, digits: int = 3) -> float | None:
-    return None if value is None else round(value, digits)
+def _lasted(rank: Rank, steps: list[Json]) -> float:
+    """Seconds from the start of training to the last line of a step."""
+    times, started = _values(steps, "time"), number(rank.start.get("time"))
+    return max(0.0, max(times) - started) if times and started is not None else 0.0
+
+
+def _values(steps: list[Json], key: str) -> list[float]:
+    return [value for step in steps if (value := number(step.get(key))) is not None]
+
+
+def _sum(steps: list[Json], key: str) -> float | None:
+    """None where a step doesn't say."""
+    values = _values(steps, key)
+    return math.fsum(values) if len(values) == len(steps) and steps else None

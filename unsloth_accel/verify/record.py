@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..adapters import environment, guard
 from ..adapters.fsdp1 import is_fsdp1
-from ..adapters.peer import shared_bytes
+from ..adapters.peer import mapped_bytes, shared_bytes
 from ..files import write_atomically
 from . import RECORD, START
 
@@ -23,7 +23,8 @@ class Record(TrainerCallback):
 
     Add it before `PeakMemory`, which sets torch's peak back. Memory is in GiB, per rank: `loading` is the peak up to
     the first step (sharding included), `training` the peak after it, both of torch's allocator on a GPU; `host_…` is
-    the process's resident memory. The hash is of the whole adapter, so it takes part in all ranks' gathers.
+    the process's resident memory, `mapped` what fsdp2 maps instead of copying. The hash is of the whole adapter, so it
+    takes part in all ranks' gathers.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -57,6 +58,8 @@ class Record(TrainerCallback):
         if torch.cuda.is_available():
             self.figures["gpu"] = torch.cuda.get_device_name()
             shared = shared_bytes(model) if phase == "training" else 0  # before, the allocator counted it
+            if phase == "training" and mapped_bytes(model):
+                self.figures["mapped"] = round(mapped_bytes(model) / 2**30, 3)
             self.figures[phase] = round((torch.cuda.max_memory_allocated() + shared) / 2**30, 3)
         peak = _host_peak()
         if peak is not None:
