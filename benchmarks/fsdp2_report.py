@@ -114,10 +114,15 @@ of all strategies but *one GPU* are the same, and so should the losses be.
 4. **Frozen weights are fetched by copy engines** from the other GPUs' memory, into two sets of buffers that the blocks
    use in turn. Nothing waits for another rank, and no multiprocessor is taken from the matrix products. Needs one
    machine whose GPUs reach each other's memory; elsewhere NCCL gathers. `UNSLOTH_ACCEL_PEER_GATHER=0` switches it off.
+   With `=mapped` a rank's own rows, half of all on two GPUs, are mapped into its blocks' weights and not copied at all
+   (`mapped_memory.py`); that has not run on GPUs yet and is off unless it is asked for.
 5. **The input embedding is not gathered at all**: its lookup reads the rows that a batch names from the GPUs that hold
    them. Without the adapter every forward pass begins with gathering the whole table, with nothing to hide it behind.
 
 {SINCE.format(**newest())}
+
+Since no forward or backward pass waits for another rank then, a rank that runs out of memory can do its part again
+(docs/batches.md).
 
 Not better: prefetching one or two more blocks (the gathers were hidden already), fewer channels for NCCL
 (`NCCL_MAX_CTAS=8`), keeping the last block gathered. Keeping every block gathered until its backward pass was faster,
