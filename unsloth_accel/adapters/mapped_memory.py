@@ -52,6 +52,41 @@ class Memory(Protocol):
         """Bytes, [sum of the sizes], in which `parts`, each with its size, lie one behind the other."""
 
 
+class _Location(ctypes.Structure):
+    """CUmemLocation."""
+
+    _fields_ = (("type", ctypes.c_int), ("id", ctypes.c_int))
+
+
+class _Flags(ctypes.Structure):
+    """CUmemAllocationProp.allocFlags."""
+
+    _fields_ = (
+        ("compression_type", ctypes.c_ubyte),
+        ("gpu_direct_rdma_capable", ctypes.c_ubyte),
+        ("usage", ctypes.c_ushort),
+        ("reserved", ctypes.c_ubyte * 4),
+    )
+
+
+class _Properties(ctypes.Structure):
+    """CUmemAllocationProp."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("requested_handle_types", ctypes.c_int),
+        ("location", _Location),
+        ("win32_handle_metadata", ctypes.c_void_p),
+        ("flags", _Flags),
+    )
+
+
+class _Access(ctypes.Structure):
+    """CUmemAccessDesc."""
+
+    _fields_ = (("location", _Location), ("flags", ctypes.c_int))
+
+
 class Cuda:
     """The driver's virtual memory of GPU `device` of this process; raises `MappingError`."""
 
@@ -59,24 +94,15 @@ class Cuda:
     # CU_MEM_ACCESS_FLAGS_PROT_READWRITE, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED.
     PINNED, DESCRIPTOR, ON_DEVICE, READ_WRITE, RECOMMENDED = 1, 1, 1, 3, 1
 
-    class Location(ctypes.Structure):
-        _fields_ = (("type", ctypes.c_int), ("id", ctypes.c_int))
-
-    class Properties(ctypes.Structure):
-        """CUmemAllocationProp."""
-
-    class Access(ctypes.Structure):
-        """CUmemAccessDesc."""
-
     def __init__(self, device: int) -> None:
         try:
             self._driver = ctypes.CDLL("libcuda.so.1")
         except OSError as error:
             raise MappingError(f"no CUDA driver: {error}") from None
         self._device = device
-        place = self.Location(self.ON_DEVICE, device)
-        self._properties = self.Properties(self.PINNED, self.DESCRIPTOR, place)
-        self._access = self.Access(place, self.READ_WRITE)
+        place = _Location(self.ON_DEVICE, device)
+        self._properties = _Properties(self.PINNED, self.DESCRIPTOR, place)
+        self._access = _Access(place, self.READ_WRITE)
         size = ctypes.c_size_t()
         self._call(
             "cuMemGetAllocationGranularity", ctypes.byref(size), ctypes.byref(self._properties), self.RECOMMENDED
@@ -136,27 +162,6 @@ class Cuda:
             text = ctypes.c_char_p()
             self._driver.cuGetErrorString(status, ctypes.byref(text))
             raise MappingError(f"{name}: {(text.value or b'unknown error').decode()} ({status})")
-
-
-class _Flags(ctypes.Structure):
-    """CUmemAllocationProp.allocFlags."""
-
-    _fields_ = (
-        ("compression_type", ctypes.c_ubyte),
-        ("gpu_direct_rdma_capable", ctypes.c_ubyte),
-        ("usage", ctypes.c_ushort),
-        ("reserved", ctypes.c_ubyte * 4),
-    )
-
-
-Cuda.Properties._fields_ = (
-    ("type", ctypes.c_int),
-    ("requested_handle_types", ctypes.c_int),
-    ("location", Cuda.Location),
-    ("win32_handle_metadata", ctypes.c_void_p),
-    ("flags", _Flags),
-)
-Cuda.Access._fields_ = (("location", Cuda.Location), ("flags", ctypes.c_int))
 
 
 def bytes_at(address: int, size: int, device: torch.device) -> torch.Tensor:

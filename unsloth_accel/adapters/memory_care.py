@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..problems import UnslothAccelError
 from . import native, peer
-from .guard import distributed_type
+from .guard import distributed_type, is_sharded, trainable
 from .micro_batches import rows_and_tokens, split
 
 if TYPE_CHECKING:
@@ -225,9 +225,7 @@ def care_for_memory(trainer: Trainer, advice: str = ADVICE) -> MemoryCare | str:
     a single row fits.
     """
     several = trainer.accelerator.num_processes > 1
-    if several and not distributed_type().startswith("MULTI_") and not _may_be_fetched(trainer):
-        return MEETING
-    if several and native.requested():
+    if several and (native.requested() or not (distributed_type().startswith("MULTI_") or _may_be_fetched(trainer))):
         return MEETING
     for name in OWN_AVERAGING if several else ():
         if getattr(trainer.args, name, None) or getattr(trainer.accelerator.ddp_handler, name, None):
@@ -251,7 +249,7 @@ def _meeting(model: torch.nn.Module) -> str | None:
         return None
     if not peer.meets_nowhere(model):
         return MEETING
-    if any(hasattr(parameter, "_local_tensor") for parameter in model.parameters() if parameter.requires_grad):
+    if any(map(is_sharded, trainable(model).values())):
         return "the adapter is divided, too, and its gradients are averaged inside of the backward pass"
     return None
 

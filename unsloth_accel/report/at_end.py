@@ -44,10 +44,15 @@ def something_to_show(directory: Path) -> bool:
     return (directory / ADAPTER).exists() or any(checkpoint.has_adapter for checkpoint in find(directory))
 
 
+def _put_back(directory: Path) -> bool:
+    """Whether an earlier run, aside while this one tried to overwrite it, is about to return."""
+    return (directory / ASIDE).is_dir() and not something_to_show(directory)
+
+
 def _summarise(directory: Path, since: float, message: str) -> None:
     from .unfinished import summarise
 
-    if not (directory / ASIDE).is_dir() or something_to_show(directory):
+    if not _put_back(directory):
         summarise(directory, since, message)
 
 
@@ -60,8 +65,7 @@ def tell(directory: str | Path) -> None:
     try:
         from . import write
 
-        put_back = (directory / ASIDE).is_dir() and not something_to_show(directory)
-        line = str(write(directory, directory / ERRORS / NAME if put_back else None))
+        line = str(write(directory, directory / ERRORS / NAME if _put_back(directory) else None))
     except Exception as error:  # a fault of the report must not become one of the run
         line = f"not made: {type(error).__name__}: {error}. Fix: unsloth-accel report {directory}"
     print(f"report    {line}", flush=True)

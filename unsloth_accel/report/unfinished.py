@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,7 @@ def summarise(directory: str | Path, since: float, message: str) -> None:
     if run.summary and path.stat().st_mtime >= since:
         write_atomically(path, json.dumps({**run.summary, **ended}, indent=2) + "\n")
         return
-    steps = {
-        rank.number: [step for step in rank.steps if (number(step.get("time")) or 0) >= since] for rank in run.ranks
-    }
+    steps = {rank.number: _later(rank.steps, since) for rank in run.ranks}
     if not any(steps.values()):
         return
     stepping = max(_sum(own, "seconds") or 0.0 for own in steps.values())
@@ -46,7 +45,7 @@ def summarise(directory: str | Path, since: float, message: str) -> None:
         "step_seconds_median": max((one["seconds_median"] for one in ranks if one["seconds_median"]), default=None),
         "ranks": ranks,
         "stragglers": [],  # named by its warnings
-        "warnings": [line for line in run.messages if (number(line.get("time")) or 0) >= since],
+        "warnings": _later(run.messages, since),
     }
     write_atomically(path, json.dumps(values, indent=2) + "\n")
 
@@ -76,6 +75,11 @@ def _lasted(rank: Rank, steps: list[Json]) -> float:
     """Seconds from the start of training to the last line of a step."""
     times, started = _values(steps, "time"), number(rank.start.get("time"))
     return max(0.0, max(times) - started) if times and started is not None else 0.0
+
+
+def _later(lines: Iterable[Json], since: float) -> list[Json]:
+    """Those that were written at `since` or after it."""
+    return [line for line in lines if (number(line.get("time")) or 0) >= since]
 
 
 def _values(steps: list[Json], key: str) -> list[float]:
