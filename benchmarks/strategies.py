@@ -11,8 +11,10 @@ is compared with its `single` as `unsloth-accel verify` compares.
 All cells import their packages at the beginning and wait before they load anything (benchmarks.worker), so that only
 one trains at a time and nothing else runs beside it.
 `--cells '8B-16bit-fsdp2-*'` are variants of fsdp2, in no table and only run when they are asked for by such a pattern:
-`-mapped`, which spares the copies of own rows (adapters/peer.py), and `-without-own`, `-peers`, `-all`, which leave out
-copies of weights (benchmarks.worker): they compute nonsense, in the time that a step would take if those cost nothing.
+`-mapped`, which spares the copies of own rows (adapters/peer.py), and `-kept`, which keeps every block once it was
+fetched (benchmarks.worker) and so shows what the copies cost.
+With BENCHMARK_PROFILE=DIR each cell takes some steps more, first, and writes of them DIR/CELL-RANK.json
+(benchmarks.streams).
 Cells that the file holds already are not run again, so that the whole may be cut into several calls.
 """
 
@@ -37,8 +39,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import streams
 from benchmarks.random_checkpoint import SHAPES
-from benchmarks.worker import GATE, MODULE, WITHOUT
+from benchmarks.worker import GATE, KEEP, MODULE, PROFILE
 from unsloth_accel.adapters.peer import SWITCH
 from unsloth_accel.adapters.saving import versions
 from unsloth_accel.files import write_atomically
@@ -86,10 +89,6 @@ class Cell:
         return self.strategy in ("single", *ALONE)
 
     @property
-    def computes_nonsense(self) -> bool:
-        return self.variant.startswith("without")
-
-    @property
     def device(self) -> int:
         """Which GPU it takes, if it runs alone."""
         return self.processes - 1 if self.strategy == ALONE[1] else 0
@@ -113,7 +112,12 @@ def cells_on(gpus: int) -> list[Cell]:
 
 CELLS = cells_on(2)
 """Whose names are those of any number of GPUs."""
-VARIANTS = {"mapped": {SWITCH: "mapped"}, **{f"without-{which}": {WITHOUT: which} for which in ("own", "peers", "all")}}
+VARIANTS = {
+    "mapped": {SWITCH: "mapped"},
+    "kept": {KEEP: "1"},
+    "queues": {"CUDA_DEVICE_MAX_CONNECTIONS": "32"},
+    "mapped-queues": {SWITCH: "mapped", "CUDA_DEVICE_MAX_CONNECTIONS": "32"},
+}
 """Variables by name."""
 
 
@@ -254,6 +258,8 @@ def measure(
     # A compiled cache of its own: many processes that write the same one meet half a file.
     environment = os.environ | {GATE: str(gate), "UNSLOTH_COMPILE_LOCATION": str(work / "compiled" / cell.name)}
     environment |= VARIANTS.get(cell.variant, {})
+    if PROFILE in environment:
+        environment[PROFILE] = str(Path(environment[PROFILE], cell.name))
     if cell.runs_alone:
         environment["CUDA_VISIBLE_DEVICES"] = hardware.devices[0].uuid
     opened: list[float] = []
@@ -289,7 +295,7 @@ def measure(
         if not figures["mapped_gib"]:
             figures["error"] = "nothing was mapped, so this is fsdp2 as always"
     single = single_of_group()
-    if single and cell.strategy not in ALONE and not cell.computes_nonsense and "error" not in single:
+    if single and cell.strategy not in ALONE and "error" not in single:
         figures["difference"] = difference(cell, decided, done, single)
     return figures
 
@@ -331,12 +337,12 @@ def planned(cell: Cell, work: Path, hardware: Hardware, asked: str | None = None
         "distributed": {"strategy": strategy, "num_processes": processes},
         "training": {
             "per_device_train_batch_size": cell.per_device,
-            "max_steps": PARITY + WARM_UP + TIMED,
+            "max_steps": steps(),
             "learning_rate": 2e-4,
             "train_sampling_strategy": "sequential",
             "overwrite": True,
         },
-        "logging": {"progress": False, "stop_on_divergence": not cell.computes_nonsense},
+        "logging": {"progress": False},
         "output_dir": str(work / f"{cell.processes}-gpus" / cell.name),
     }
     return plan(from_dict(values), hardware)
@@ -347,7 +353,12 @@ def write_rows(path: Path, per_step: int) -> None:
     chance = random.Random(0)
     # A character is a token; one more than the limit, so that full rows are cut to it and hold no padding.
     sizes = [chance.randint(LENGTH // 8, LENGTH - 1) for _ in range(PARITY * per_step)]
-    write_texts(path, sizes + [LENGTH + 1] * ((WARM_UP + TIMED) * per_step))
+    write_texts(path, sizes + [LENGTH + 1] * ((steps() - PARITY) * per_step))
+
+
+def steps() -> int:
+    """Of a cell; those that are profiled, and the one in which that is written down, are none of the timed ones."""
+    return PARITY + WARM_UP + (streams.STEPS + 1 if os.environ.get(PROFILE) else 0) + TIMED
 
 
 def write_texts(path: Path, sizes: Sequence[int]) -> None:

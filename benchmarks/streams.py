@@ -3,11 +3,14 @@
     BENCHMARK_PROFILE=/tmp/fsdp2 unsloth-accel launch --config_file D/accelerate.yaml -m benchmarks.worker D/run.yaml
     python -m benchmarks.streams /tmp/ddp-0.json /tmp/fsdp2-0.json
 
-The second prints the files side by side: where a kernel takes longer beside copies, and where a stream waits.
+The second prints the files side by side: where a kernel takes longer beside copies, and where a stream waits. Of the
+busiest stream's gaps it tells what another stream was done with right before each ended, which it may have waited for;
+`nothing` is the processor, which hadn't come so far.
 """
 
 from __future__ import annotations
 
+import bisect
 import json
 import sys
 from collections import defaultdict
@@ -18,7 +21,9 @@ from typing import Any
 FIRST, STEPS = 8, 3
 """Steps before those that are looked at, and how many those are."""
 SHOWN = 14
-"""Kernels per stream."""
+"""Kernels per stream, and kinds of gaps."""
+LEAST_GAP, RIGHT_BEFORE = 50.0, 40.0
+"""Microseconds: of a gap that is looked at, and from the end of what was waited for to the kernel that waited."""
 
 
 def profile_every_trainer(path: Path) -> None:
@@ -67,7 +72,32 @@ def summary(kernels: Iterable[tuple[str, str, float, float]], steps: int = STEPS
                 for name in largest
             },
         }
-    return dict(sorted(found.items(), key=lambda item: -item[1]["busy_ms"]))
+    found = dict(sorted(found.items(), key=lambda item: -item[1]["busy_ms"]))
+    busiest = next(iter(found), None)
+    if busiest is not None:
+        others = [item for stream, own in streams.items() if stream != busiest for item in own]
+        found[busiest]["gaps"] = gaps(streams[busiest], others, steps)
+    return found
+
+
+def gaps(
+    own: Sequence[tuple[str, float, float]], others: Sequence[tuple[str, float, float]], steps: int
+) -> dict[str, Any]:
+    """The gaps between kernels of one stream, in milliseconds per step, by what they ended with and what came next."""
+    ended = sorted((end, name) for name, _, end in others)
+    found: dict[str, list[float]] = defaultdict(list)
+    latest = float("inf")
+    for name, start, end in sorted(own, key=lambda one: one[1]):
+        if start - latest > LEAST_GAP:
+            place = bisect.bisect_right(ended, (start, chr(0x10FFFF))) - 1
+            waited = place >= 0 and ended[place][0] >= max(latest, start - RIGHT_BEFORE)
+            found[f"{ended[place][1] if waited else 'nothing'}, then {name[:40]}"].append(start - latest)
+        latest = end if latest == float("inf") else max(latest, end)
+    largest = sorted(found, key=lambda key: -sum(found[key]))[:SHOWN]
+    return {
+        key: {"ms": round(sum(found[key]) / steps / 1000, 3), "calls": round(len(found[key]) / steps, 1)}
+        for key in largest
+    }
 
 
 def _union(ranges: Sequence[tuple[float, float]]) -> float:
@@ -85,6 +115,8 @@ def main(*paths: str) -> int:
             print(f"  stream {stream}: works {own['busy_ms']:.1f} ms of a step, stands still {own['idle_ms']:.1f} ms")
             for name, one in own["kernels"].items():
                 print(f"    {one['ms']:9.2f} ms {one['calls']:7.1f} × {name[:90]}")
+            for name, one in own.get("gaps", {}).items():
+                print(f"    {one['ms']:9.2f} ms {one['calls']:7.1f} gaps up to {name[:90]}")
     return 0
 
 

@@ -3,8 +3,9 @@
 BENCHMARK_GATE=FILE: import everything, write FILE.ready-RANK, and load nothing before FILE is there, so that many runs
 start at once and train one after the other.
 BENCHMARK_GIB=N or N:RANK: torch's allocator gets N GiB of the GPU (of that rank's only), as if it had no more.
-BENCHMARK_WITHOUT=own, peers or all: fsdp2 leaves away the copies of this rank's rows, of its peers' or all, once each
-buffer was filled. It computes with wrong weights then, and only its time means something.
+BENCHMARK_KEEP=1: fsdp2 fetches each block once and keeps it, so that a step copies no weights: what it costs then is the
+division itself. It computes the same, and saves no memory. (Leaving copies away from the two sets of buffers tells
+nothing: with weights that are wrong or zero a GPU needs less power, and clocks higher.)
 BENCHMARK_PROFILE=FILE: write FILE-RANK.json, what each CUDA stream did in three steps (benchmarks.streams).
 """
 
@@ -21,7 +22,7 @@ import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth
 GATE = "BENCHMARK_GATE"
 GIB = "BENCHMARK_GIB"
 PROFILE = "BENCHMARK_PROFILE"
-WITHOUT = "BENCHMARK_WITHOUT"
+KEEP = "BENCHMARK_KEEP"
 MODULE = "benchmarks.worker"
 
 
@@ -36,8 +37,8 @@ def main(*words: str) -> int:
         from benchmarks import streams
 
         streams.profile_every_trainer(Path(f"{os.environ[PROFILE]}-{os.environ.get('RANK', '0')}.json"))
-    if os.environ.get(WITHOUT):
-        leave_away(os.environ[WITHOUT])
+    if os.environ.get(KEEP):
+        keep_blocks()
     gate = os.environ.get(GATE)
     if gate:
         Path(f"{gate}.ready-{os.environ.get('RANK', '0')}").touch()
@@ -51,23 +52,17 @@ def main(*words: str) -> int:
     return sft.main(*words)
 
 
-def leave_away(which: str) -> None:
+def keep_blocks() -> None:
+    """Give every block that `adapters.peer` fetches a set of buffers of its own."""
     from unsloth_accel.adapters import peer
 
-    copy, filled = peer._copy, set[int]()
+    plain = peer.Unit.__init__
 
-    def part(whole: Any, rows: list[Any], first: int) -> None:
-        if whole.data_ptr() not in filled:
-            filled.add(whole.data_ptr())
-            copy(whole, rows, first)
-            return
-        start = 0
-        for rank, own in enumerate(rows):
-            if which != "all" and (rank == first) != (which == "own"):
-                whole[start : start + own.numel()].copy_(own)
-            start += own.numel()
+    def with_own_buffers(self: Any, units: Any, group: Any, turn: int | None, *, largest: bool = False) -> None:
+        plain(self, units, group, None if turn is None else len(units.all), largest=largest)
 
-    peer._copy = part
+    peer.Unit.__init__ = with_own_buffers  # type: ignore[method-assign]
+    peer.Units.make_room = lambda self: None  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from conftest import CONFIG, write_weights
 
 from benchmarks import gpu_checks, strategies, streams, worker
@@ -146,28 +145,25 @@ def test_what_streams_did() -> None:
     assert list(found) == ["20", "7"]
     assert (found["7"]["busy_ms"], found["7"]["idle_ms"]) == (5.0, 6.0)
     assert found["7"]["kernels"] == {"matmul": {"ms": 5.0, "calls": 2.0}, "norm": {"ms": 1.0, "calls": 1.0}}
+    assert not found["20"]["gaps"]
 
 
-@pytest.mark.parametrize(("which", "expected"), [("own", [9, 9, 3, 4]), ("peers", [1, 2, 9, 9]), ("all", [9, 9, 9, 9])])
-def test_copies_are_left_away_once_a_buffer_was_filled(
-    which: str, expected: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from unsloth_accel.adapters import peer
-
-    monkeypatch.setattr(peer, "_copy", peer._copy)  # put back afterwards
-    worker.leave_away(which)
-    rows = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])]
-    whole = torch.zeros(4)
-    peer._copy(whole, rows, 0)
-    assert whole.tolist() == [1, 2, 3, 4]
-    whole.fill_(9)
-    peer._copy(whole, rows, 0)
-    assert whole.tolist() == expected
+def test_what_gaps_ended_with() -> None:
+    kernels = [
+        ("7", "matmul", 0.0, 3000.0),
+        ("7", "matmul", 4000.0, 9000.0),  # waited for a copy
+        ("7", "norm", 10_000.0, 11_000.0),  # for the processor
+        ("7", "norm", 11_010.0, 11_020.0),
+        ("20", "copy", 2500.0, 3990.0),
+        ("20", "copy", 5000.0, 5500.0),
+    ]
+    gaps = streams.summary(kernels, steps=1)["7"]["gaps"]
+    assert gaps == {"copy, then matmul": {"ms": 1.0, "calls": 1.0}, "nothing, then norm": {"ms": 1.0, "calls": 1.0}}
 
 
 def test_variants_are_no_cells_of_the_tables() -> None:
     names = [cell.name for cell in strategies.varied(CELLS)]
-    assert {"8B-16bit-fsdp2-without-own", "8B-4bit-fsdp2-mapped"} < set(names)
+    assert {"8B-16bit-fsdp2-kept", "8B-4bit-fsdp2-mapped"} < set(names)
     assert not set(names) & {cell.name for cell in CELLS}
 
 

@@ -96,6 +96,15 @@ def test_a_rank_out_of_memory_goes_on(tiny: Path, tmp_path: Path, alone: Any, wh
 
 
 @pytest.mark.slow
+def test_blocks_that_the_benchmark_keeps_are_fetched_once(tiny: Path, tmp_path: Path, alone: Any) -> None:
+    expected, _ = alone(1)
+    kept = train(tiny, tmp_path / "two", r=1, processes=2, PEERS_IN_FILES="1", BENCHMARK_KEEP="1")
+    assert kept["fetched"] == 26  # 36 where blocks take turns
+    for wanted, seen in zip(expected["log"], kept["log"], strict=True):
+        assert seen == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.slow
 def test_four_bit_rows_are_the_whole_models_bytes(tiny: Path, tmp_path: Path) -> None:
     said = torchrun("four_bit_rows.py", tiny, tmp_path)
     assert said.count("14 weights of") == 4

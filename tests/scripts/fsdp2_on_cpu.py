@@ -23,6 +23,7 @@ from datasets import Dataset
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from trl import SFTConfig, SFTTrainer
 
+from benchmarks.worker import KEEP, keep_blocks
 from unsloth_accel.adapters.memory_care import MemoryCare, care_for_memory
 
 
@@ -90,6 +91,8 @@ def main(path: str, out: str, r: str) -> None:
         pretend_fsdp2()
     if peers_in_files.wanted():
         peers_in_files.use(Path(out, "shared"))
+    if os.environ.get(KEEP):
+        keep_blocks()
     rows = [{"text": "abc def ghi " * (1 + (i * 7) % 8)} for i in range(64)]
     trainer = SFTTrainer(
         model=model,
