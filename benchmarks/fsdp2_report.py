@@ -70,6 +70,29 @@ def newest() -> dict[str, float]:
             "ddp": ddp, "quarter": quarter, "of_ddp": quarter / ddp}  # fmt: skip
 
 
+def copies() -> dict[str, float]:
+    """What the copies of weights cost: of three calls, seconds per step over DDP's in the same call."""
+    report = json.loads((RESULTS / "fsdp2-copies-2xH100.json").read_text(encoding="utf-8"))
+    names = {"": "copied", "-mapped": "mapped", "-kept": "kept", "-mapped-queues": "queues"}
+    found = {}
+    for number, call in enumerate(report["calls"], 1):
+        seconds = {name.removeprefix("8B-16bit-"): one["step_seconds"] for name, one in call["cells"].items()}
+        for ending, name in names.items():
+            if f"fsdp2{ending}" in seconds:
+                found[f"{name}_{number}"] = seconds[f"fsdp2{ending}"] / seconds["ddp"]
+    return found
+
+
+COPIES = """\
+What is left between fsdp2 and DDP was looked at in three calls on two H100, in 16 bit
+(benchmarks/results/fsdp2-copies-2xH100.json: `benchmarks.strategies --cells '8B-16bit-fsdp2-*'`). In times of DDP's in
+the same call, a step takes {copied_1:.3f} and {copied_2:.3f}; with own rows mapped {mapped_1:.3f},
+{mapped_2:.3f} and {mapped_3:.3f}; and {kept_2:.3f} where every block is kept once it was fetched,
+so that nothing is copied. So the copies from the peers are the larger part, although they take 46 ms of a step of 800
+and run beside the matrix products, which take as long as under DDP (`benchmarks.streams`); the rest is the processor,
+which each step, logged and so begun with an empty queue, must first get ahead of the GPU again.
+More of the driver's queues (CUDA_DEVICE_MAX_CONNECTIONS=32) made it slower: {queues_3:.3f}."""
+
 SINCE = """\
 The tables above are from before 5. and the copying at once. Since then, on two H100 (docs/strategies.md,
 docs/gpu-checks.md) and against GPUs that step with the same fused AdamW, fsdp2 reaches {linear:.3f} of linear in 16 bit
@@ -115,11 +138,14 @@ of all strategies but *one GPU* are the same, and so should the losses be.
    use in turn. Nothing waits for another rank, and no multiprocessor is taken from the matrix products. Needs one
    machine whose GPUs reach each other's memory; elsewhere NCCL gathers. `UNSLOTH_ACCEL_PEER_GATHER=0` switches it off.
    With `=mapped` a rank's own rows, half of all on two GPUs, are mapped into its blocks' weights and not copied at all
-   (`mapped_memory.py`); that has not run on GPUs yet and is off unless it is asked for.
+   (`mapped_memory.py`): the same losses, and a little faster (below). It is off unless it is asked for, since saving,
+   going on and running out of memory were not tried with it on GPUs yet.
 5. **The input embedding is not gathered at all**: its lookup reads the rows that a batch names from the GPUs that hold
    them. Without the adapter every forward pass begins with gathering the whole table, with nothing to hide it behind.
 
 {SINCE.format(**newest())}
+
+{COPIES.format(**copies())}
 
 Since no forward or backward pass waits for another rank then, a rank that runs out of memory can do its part again
 (docs/batches.md).

@@ -107,6 +107,8 @@ VISION = {
     "image_size": 28,
     "patch_size": 14,
 }
+END = "<|im_end|>"
+"""The token that ends a text."""
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -179,7 +181,7 @@ def byte_tokenizer() -> Any:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
+        eos_token=END,
         pad_token="<|endoftext|>",
         unk_token="<|endoftext|>",
         clean_up_tokenization_spaces=False,

@@ -115,7 +115,6 @@ CELLS = cells_on(2)
 VARIANTS = {
     "mapped": {SWITCH: "mapped"},
     "kept": {KEEP: "1"},
-    "queues": {"CUDA_DEVICE_MAX_CONNECTIONS": "32"},
     "mapped-queues": {SWITCH: "mapped", "CUDA_DEVICE_MAX_CONNECTIONS": "32"},
 }
 """Variables by name."""

@@ -61,7 +61,7 @@ def main() -> int:
     if not (model / "config.json").is_file():
         random_checkpoint.write(options.shape, model)
     data = work / "rows.jsonl"
-    lengths = write_rows(data, options.steps * PER_DEVICE * count)
+    lengths = write_rows(data, options.steps * PER_DEVICE * count, random_checkpoint.END)
     report: dict[str, Any] = {
         "command": " ".join(["python -m benchmarks.variable_rows", *(Path(word).name for word in sys.argv[1:])]),
         "date": time.strftime("%Y-%m-%d"),
@@ -89,16 +89,19 @@ def main() -> int:
     return 0
 
 
-def write_rows(path: Path, count: int) -> list[int]:
-    """`count` rows of random words; returns their lengths in bytes, of which each is a token."""
+def write_rows(path: Path, count: int, end: str) -> list[int]:
+    """`count` rows of random words, ended by the token `end`; returns their tokens, which are its bytes and that one.
+
+    Unsloth's own tokenising of plain text adds no such token, and this package's does: without it losses would differ.
+    """
     chance = random.Random(0)
     path.parent.mkdir(parents=True, exist_ok=True)
     lengths = [min(LENGTH - 2, max(64, int(chance.lognormvariate(5.6, 0.9)))) for _ in range(count)]
     with path.open("w", encoding="utf-8") as file:
         for length in lengths:
             text = "".join(chance.choices("abcdefghijklmnopqrstuvwxyz     ", k=length))
-            file.write(json.dumps({"text": text}) + "\n")
-    return lengths
+            file.write(json.dumps({"text": text + end}) + "\n")
+    return [length + 1 for length in lengths]
 
 
 def run(way: str, model: Path, data: Path, steps: int, count: int, directory: Path) -> dict[str, Any]:
@@ -161,7 +164,8 @@ def run(way: str, model: Path, data: Path, steps: int, count: int, directory: Pa
 def tokens_after(data: Path, steps: int, count: int) -> int:
     """Real tokens of the steps after the warm-up, as they come out of all rows: the order is the Trainer's."""
     rows = data.read_text(encoding="utf-8").splitlines()
-    tokens = sum(len(json.loads(row)["text"]) for row in rows[: steps * PER_DEVICE * count])
+    texts = (json.loads(row)["text"] for row in rows[: steps * PER_DEVICE * count])
+    tokens = sum(len(text.removesuffix(random_checkpoint.END)) + 1 for text in texts)
     # All rows are seen once, in a random order that both share; those of the warm-up are a random part of them.
     return tokens * (steps - WARM_UP) // steps
 

@@ -3,8 +3,8 @@
 BENCHMARK_GATE=FILE: import everything, write FILE.ready-RANK, and load nothing before FILE is there, so that many runs
 start at once and train one after the other.
 BENCHMARK_GIB=N or N:RANK: torch's allocator gets N GiB of the GPU (of that rank's only), as if it had no more.
-BENCHMARK_KEEP=1: fsdp2 fetches each block once and keeps it, so that a step copies no weights: what it costs then is the
-division itself. It computes the same, and saves no memory. (Leaving copies away from the two sets of buffers tells
+BENCHMARK_KEEP=1: fsdp2 fetches each block once and keeps it, so that a step copies no weights: what it costs then is
+the division itself. It computes the same, and saves no memory. (Leaving copies away from the two sets of buffers tells
 nothing: with weights that are wrong or zero a GPU needs less power, and clocks higher.)
 BENCHMARK_PROFILE=FILE: write FILE-RANK.json, what each CUDA stream did in three steps (benchmarks.streams).
 """

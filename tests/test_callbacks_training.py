@@ -79,7 +79,9 @@ def test_a_slow_rank_is_named_with_its_cause(tiny: Path, tmp_path: Path) -> None
     logged = [json.loads(text) for text in (tmp_path / "logs" / "steps.jsonl").read_text().splitlines()]
     assert summary["tokens"] == logged[-1]["num_input_tokens_seen"]
     reported = [json.loads(text) for text in (tmp_path / "reported.jsonl").read_text().splitlines()]
-    assert {"tokens_per_second", "data_share", "wait_share", "host_gib", "loss"} <= reported[5].keys()
+    compared = [line for line in reported if "tokens_per_second" in line]
+    assert 2 <= len(compared) < 28  # steps of a tenth of a second share an exchange
+    assert all({"data_share", "wait_share", "host_gib", "loss"} <= line.keys() for line in compared)
     assert lines(tmp_path, 1, "start")[0]["world_size"] == 2
     assert lines(tmp_path, 1, "end")[0]["status"] == "finished"
     assert {"loading", "tokenising"} <= {line["name"] for line in lines(tmp_path, 1, "phase")}

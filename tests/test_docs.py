@@ -112,6 +112,17 @@ def test_the_figures_of_fsdp2_are_the_measured_ones(file: str) -> None:
     assert re.findall(r"0\.\d\d", paragraph) == [f"{measured[key]:.2f}" for key in ("of_one", "linear", "of_ddp")]
 
 
+@pytest.mark.parametrize("file", [*READMES, "docs/batches.md"])
+def test_the_figures_of_variable_rows_are_the_measured_ones(file: str) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    paragraph = next(part for part in text.split("\n\n") if "results/variable-2xH100.json" in part)
+    report = json.loads((ROOT / "benchmarks/results/variable-2xH100.json").read_text(encoding="utf-8"))
+    ways = report["comparison"]
+    assert f"{ways['tokens']['tokens_per_second']:,}" in paragraph
+    assert f"{ways['tokens']['ratio']:.2f}" in paragraph
+    assert str(int(report["tokens_per_row"]["median"])) in paragraph
+
+
 @pytest.mark.parametrize("file", READMES)
 def test_the_plan_shown_is_the_plan_made(file: str) -> None:
     shown = next(block for block in blocks(file, "text") if block.startswith("$ unsloth-accel plan"))

@@ -28,9 +28,11 @@ from ..problems import UnslothAccelError
 from . import native, peer
 from .guard import distributed_type, is_sharded, trainable
 from .micro_batches import rows_and_tokens, split
+from .units import units_of
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed.fsdp import FSDPModule
     from transformers import Trainer
 
 MOST_HALVINGS = 10
@@ -93,6 +95,7 @@ class MemoryCare:
         self._first = True
         self._told: Told | None = None
         self._tokens: int | None = None
+        self._units: list[FSDPModule] | None = None
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None, *rest: Any
@@ -195,16 +198,18 @@ class MemoryCare:
         if hasattr(model, "require_forward_param_sync"):
             model.require_forward_param_sync = False  # DDP's first forward pass would send buffers
         accelerator.gather_for_metrics = lambda value, *_, **__: value
-        divided = hasattr(model, "set_requires_gradient_sync")
-        if divided:  # Unsloth's averaging of what FSDP2 leaves whole heeds it
-            model.set_requires_gradient_sync(False)
+        if self._units is None:
+            self._units = units_of(model)
+        for unit in self._units:  # Unsloth's averaging of what FSDP2 leaves whole heeds it
+            # One by one: FSDP2's own walk over all modules takes milliseconds, in which the GPU has nothing to do.
+            unit.set_requires_gradient_sync(False, recurse=False)
         try:
             with model.no_sync() if hasattr(model, "no_sync") else nullcontext():
                 yield
         finally:
             del accelerator.gather_for_metrics
-            if divided:
-                model.set_requires_gradient_sync(True)
+            for unit in self._units:
+                unit.set_requires_gradient_sync(True, recurse=False)
 
     def _count_tokens(self) -> None:
         """Make TRL's count of tokens that of all ranks again; Unsloth's trainer on GPUs keeps none."""

@@ -2,46 +2,78 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 
 Numbers = list[list[float]]
 """By rank."""
 
+LEAST_SECONDS = 1.0
+"""Between two exchanges: one costs about a millisecond, which steps of a fifth of a second would feel if each had one
+(benchmarks/results/callback-cost-2xH100.json)."""
+
 
 class Exchange:
-    """One collective for all that has something to tell at a log.
+    """One collective for all that has something to tell at a log, if the last is `least_seconds` ago.
 
     `join` before training, in the same order on every rank; who reads first makes every member tell.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, least_seconds: float = LEAST_SECONDS) -> None:
+        self._least_seconds = least_seconds
         self._members: list[Callable[[], Sequence[float]]] = []
-        self._told: list[Numbers] = []
+        self._told: list[Numbers | None] = []
         self._unread: set[int] = set()
-        self._at: object = None
+        self._at = 0
+        self._asked_at = self._due_at = 0
+        """Steps: of the last exchange, and the first that may have another."""
+        self._asked: float | None = None
+        """When that was, by this rank's clock."""
 
-    def join(self, tell: Callable[[], Sequence[float]]) -> Callable[[object], Numbers]:
-        """`tell` gives this rank's numbers. The function returned gives those of every rank, by rank, at a log that is
-        named by its argument, the same for all members and ranks; every rank calls it, or none."""
+    def join(self, tell: Callable[[], Sequence[float]]) -> Callable[[int], Numbers | None]:
+        """`tell` gives this rank's numbers. The function returned gives those of every rank, by rank, at the log of a
+        step; None where it is too early for an exchange. All members and ranks call it for the same steps, or none."""
         number = len(self._members)
         self._members.append(tell)
 
-        def read(at: object) -> Numbers:
-            if at != self._at or number not in self._unread:
-                self._ask()
-                self._at, self._unread = at, set(range(len(self._members)))
+        def read(step: int) -> Numbers | None:
+            if step != self._at or number not in self._unread:
+                self._told = self._ask(step) if self._is_due(step) else [None] * len(self._members)
+                self._at, self._unread = step, set(range(len(self._members)))
             self._unread.remove(number)
             return self._told[number]
 
         return read
 
-    def _ask(self) -> None:
+    def _is_due(self, step: int) -> bool:
+        return _alone() or step >= self._due_at or step < self._asked_at  # another training, from its beginning
+
+    def _ask(self, step: int) -> list[Numbers | None]:
         own = [list(tell()) for tell in self._members]
-        everyone = share([number for numbers in own for number in numbers])
-        self._told, start = [], 0
+        now = time.perf_counter()
+        since = 0.0 if self._asked is None else now - self._asked
+        everyone = share([since, *(number for numbers in own for number in numbers)])
+        # Of one clock, so that every rank comes to the same step.
+        self._due_at = step + _steps_in(self._least_seconds, max(row[0] for row in everyone), step - self._asked_at)
+        self._asked, self._asked_at = now, step
+        told: list[Numbers | None] = []
+        start = 1
         for numbers in own:
-            self._told.append([row[start : start + len(numbers)] for row in everyone])
+            told.append([row[start : start + len(numbers)] for row in everyone])
             start += len(numbers)
+        return told
+
+
+def _steps_in(seconds: float, taken: float, steps: int) -> int:
+    """How many steps take `seconds`, at the pace of `steps` in `taken` seconds; at least one."""
+    return max(1, math.ceil(seconds / (taken / steps))) if taken > 0 and steps > 0 else 1
+
+
+def _alone() -> bool:
+    from accelerate import PartialState
+
+    return bool(PartialState().num_processes == 1)
 
 
 def share(own: Sequence[float]) -> Numbers:

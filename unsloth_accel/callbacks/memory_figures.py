@@ -1,4 +1,4 @@
-"""Memory: what GPU and host hold, in every log."""
+"""Memory: what GPU and host hold, in the logs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def memory_now() -> dict[str, float]:
 
 
 class Memory(TrainerCallback):
-    """Adds `memory_now()` to every log, of the rank that is worst off: the most used, the least free.
+    """Adds `memory_now()` to a log, if the last that has it is a second ago: of the rank that is worst off, the most
+    used, the least free.
 
     `exchange` is one that other callbacks use too; by default its own.
     """
@@ -53,6 +54,9 @@ class Memory(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        columns = zip(*self._ranks(state.global_step), strict=True)
+        ranks = self._ranks(state.global_step)
+        if ranks is None:
+            return
+        columns = zip(*ranks, strict=True)
         worst = {name: _WORST[name](column) for name, column in zip(memory_now(), columns, strict=True)}
         add_figures(logs, state, worst)

@@ -72,7 +72,7 @@ class RunLog(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if logs and "loss" in logs and any(untold for (untold,) in self._untold(state.global_step)):
+        if logs and "loss" in logs and any(untold for (untold,) in self._untold(state.global_step) or ()):
             self.log.tell()
         self.log.tell_own()  # what callbacks before this one found at this very log
 

@@ -111,8 +111,9 @@ class Totals:
 
 
 class Throughput(TrainerCallback):
-    """Adds to every log: `tokens_per_second` (all ranks), `tokens_per_second_per_gpu`, `step_seconds` (mean),
-    `data_share`, `compute_share`, `wait_share` (of the step, mean over ranks) and `mfu`, where known.
+    """Adds to a log, if the last that has them is a second ago: `tokens_per_second` (all ranks),
+    `tokens_per_second_per_gpu`, `step_seconds` (mean), `data_share`, `compute_share`, `wait_share` (of the step, mean
+    over ranks) and `mfu`, where known.
 
     `care` is what `adapters.memory_care.care_for_memory` returned; with several processes `wait` needs it.
     `listeners` get every `Step` of this rank when it can be read. `unsloth_accel.callbacks.figures_first(trainer)`
@@ -129,7 +130,7 @@ class Throughput(TrainerCallback):
         """The last steps of this rank."""
         self.total = Totals()
         self.window = Totals()
-        """Since the last log."""
+        """Since the last log that has figures."""
         self.flops: ModelFlops | str = "no step was trained"
         self.peak: Peak | str = "no step was trained"
         self._care = care if care is not None and hasattr(care, "timers") else None
@@ -202,9 +203,10 @@ class Throughput(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         ranks = self._ranks(state.global_step)
-        if self.window.steps:
-            add_figures(logs, state, self._figures(ranks))
-        self.window = Totals()
+        if ranks is not None:
+            if self.window.steps:
+                add_figures(logs, state, self._figures(ranks))
+            self.window = Totals()
         self._last = time.perf_counter()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
