@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -83,21 +84,31 @@ def summary(kernels: Iterable[tuple[str, str, float, float]], steps: int = STEPS
 def gaps(
     own: Sequence[tuple[str, float, float]], others: Sequence[tuple[str, float, float]], steps: int
 ) -> dict[str, Any]:
-    """The gaps between kernels of one stream, in milliseconds per step, by what they ended with and what came next."""
+    """The gaps between kernels of one stream, in milliseconds per step, by what came before, after, and ended them."""
     ended = sorted((end, name) for name, _, end in others)
     found: dict[str, list[float]] = defaultdict(list)
-    latest = float("inf")
+    latest, before = float("inf"), ""
     for name, start, end in sorted(own, key=lambda one: one[1]):
         if start - latest > LEAST_GAP:
             place = bisect.bisect_right(ended, (start, chr(0x10FFFF))) - 1
             waited = place >= 0 and ended[place][0] >= max(latest, start - RIGHT_BEFORE)
-            found[f"{ended[place][1] if waited else 'nothing'}, then {name[:40]}"].append(start - latest)
-        latest = end if latest == float("inf") else max(latest, end)
+            what = _short(ended[place][1]) if waited else "nothing"
+            found[f"{what}, from {_short(before)} to {_short(name)}"].append(start - latest)
+        if latest == float("inf") or end > latest:
+            latest, before = end, name
     largest = sorted(found, key=lambda key: -sum(found[key]))[:SHOWN]
     return {
         key: {"ms": round(sum(found[key]) / steps / 1000, 3), "calls": round(len(found[key]) / steps, 1)}
         for key in largest
     }
+
+
+def _short(name: str) -> str:
+    """A kernel's name without namespaces and what templates add, but with the operation that a general one is for."""
+    plain = re.sub(r"\w+::|\(anonymous namespace\)|^void ", "", name)
+    kernel = re.split(r"[<(]", plain)[0]
+    operation = re.search(r"\w*(?:Functor|Op|ops)\w*|\w+_kernel_cuda|\w+_kernel_impl", plain[len(kernel) :])
+    return (kernel + (f" {operation[0]}" if operation else "")).strip()[:60]
 
 
 def _union(ranges: Sequence[tuple[float, float]]) -> float:
@@ -116,7 +127,7 @@ def main(*paths: str) -> int:
             for name, one in own["kernels"].items():
                 print(f"    {one['ms']:9.2f} ms {one['calls']:7.1f} × {name[:90]}")
             for name, one in own.get("gaps", {}).items():
-                print(f"    {one['ms']:9.2f} ms {one['calls']:7.1f} gaps up to {name[:90]}")
+                print(f"    {one['ms']:9.2f} ms {one['calls']:7.1f} gaps up to {name[:170]}")
     return 0
 
 

@@ -158,7 +158,27 @@ def test_what_gaps_ended_with() -> None:
         ("20", "copy", 5000.0, 5500.0),
     ]
     gaps = streams.summary(kernels, steps=1)["7"]["gaps"]
-    assert gaps == {"copy, then matmul": {"ms": 1.0, "calls": 1.0}, "nothing, then norm": {"ms": 1.0, "calls": 1.0}}
+    assert gaps == {
+        "copy, from matmul to matmul": {"ms": 1.0, "calls": 1.0},
+        "nothing, from matmul to norm": {"ms": 1.0, "calls": 1.0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        (
+            "void at::native::vectorized_elementwise_kernel<8, at::native::CUDAFunctor_add<c10::BFloat16>, std::array>",
+            "vectorized_elementwise_kernel CUDAFunctor_add",
+        ),
+        ("void at::native::reduce_kernel<512, 1, at::native::ReduceOp<bool, c10::and_ops>>", "reduce_kernel ReduceOp"),
+        ("ncclDevKernel_AllGather_RING_LL(ncclDevKernelArgsStorage<4096ul>)", "ncclDevKernel_AllGather_RING_LL"),
+        ("Memcpy PtoP (Device -> Device)", "Memcpy PtoP"),
+        ("_rms_layernorm_forward", "_rms_layernorm_forward"),
+    ],
+)
+def test_short_names_of_kernels(name: str, short: str) -> None:
+    assert streams._short(name) == short
 
 
 def test_variants_are_no_cells_of_the_tables() -> None:
