@@ -54,3 +54,26 @@ def test_sharding_that_was_promised_must_be_there() -> None:
         with pytest.raises(guard.GuardError, match="no weight is sharded"):
             guard.check_sharded(promised, whole)  # type: ignore[arg-type]
     guard.check_sharded(Promise(num_processes=2, strategy="ddp"), whole)  # type: ignore[arg-type]
+
+
+def test_checksums_of_many_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors of one kind are summed together, a few at once: each has the sum that it would have alone."""
+    import torch
+
+    monkeypatch.setattr(guard, "AT_ONCE", 40)
+    cpu = torch.device("cpu")
+    torch.manual_seed(0)
+    tensors = [torch.randn(4, 3) for _ in range(7)] + [
+        torch.randn(5).to(torch.bfloat16),
+        torch.randn(100),
+        torch.empty(0),
+    ]
+    tensors += [torch.randn(3, 4).t()]  # not contiguous, as many elements as the first
+    sums = guard._checksums(tensors, cpu)
+    assert sums.tolist() == [int(guard._checksums([tensor], cpu)) for tensor in tensors]
+    assert len(set(sums.tolist())) == len(tensors)
+    tensors[3] = tensors[3].clone()
+    tensors[3][1, 2] += 1e-6
+    assert (guard._checksums(tensors, cpu) != sums).nonzero().flatten().tolist() == [3]
+    tensors[3][0, 0], tensors[3][0, 1] = tensors[3][0, 1].clone(), tensors[3][0, 0].clone()
+    assert guard._checksums(tensors, cpu)[3] != sums[3]  # the same values elsewhere

@@ -7,7 +7,8 @@ the same optimizer makes the same step from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..problems import UnslothAccelError
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     import torch
 
     from ..promise import Promise
+
+
+AT_ONCE = 2**24
+"""Elements whose checksums are taken together; each is 8 bytes then, three times."""
 
 
 class GuardError(UnslothAccelError):
@@ -79,13 +84,9 @@ def check_equal(tensors: Mapping[str, torch.Tensor], what: str) -> None:
     if state.num_processes == 1 or not (distributed_type().startswith("MULTI_") or _is_fsdp2()):
         return
     whole = {name: tensor for name, tensor in tensors.items() if not is_sharded(tensor)}
-    weights = {
-        device: _weights(max(t.numel() for t in whole.values() if t.device == device), device)
-        for device in {tensor.device for tensor in whole.values()}
-    }
-    sums = [_checksum(tensor, weights[tensor.device]).to(state.device) for tensor in whole.values()]
     # The first entry is the number of tensors, so that ranks with other tensors differ instead of hanging.
-    mine = torch.stack([torch.tensor(len(sums), device=state.device), *sums[: _smallest(len(sums))]])
+    count = torch.tensor([len(whole)], device=state.device)
+    mine = torch.cat([count, _checksums(list(whole.values()), state.device)[: _smallest(len(whole))]])
     everyone = gather(mine.unsqueeze(0))
     assert isinstance(everyone, torch.Tensor)
     same = (everyone == everyone[0]).all(dim=0)
@@ -119,13 +120,25 @@ def _weights(count: int, device: torch.device) -> torch.Tensor:
     return torch.arange(count, device=device, dtype=torch.int64) * 0x5851_F42D + 1
 
 
-def _checksum(tensor: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """A 64-bit sum over the tensor's bits, weighted by position: equal tensors agree, others almost surely don't."""
+def _checksums(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Of each tensor a 64-bit sum over its bits, weighted by position, on `device`: equal ones agree, others almost
+    surely don't. Tensors that are alike are summed together, since an adapter has hundreds of small ones."""
     import torch
 
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    bits = tensor.contiguous().view(-1).view(integers[tensor.element_size()]).to(torch.int64)
-    return (bits * weights[: bits.numel()]).sum()
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for index, tensor in enumerate(tensors):
+        alike[tensor.device, tensor.dtype, tensor.numel()].append(index)
+    sums = torch.zeros(len(tensors), dtype=torch.int64, device=device)
+    for (where, _, size), indices in alike.items():
+        weights, most = _weights(size, where), max(1, AT_ONCE // max(size, 1))
+        for start in range(0, len(indices), most):
+            chosen = indices[start : start + most]
+            bits = torch.stack(
+                [tensors[i].contiguous().view(-1).view(integers[tensors[i].element_size()]) for i in chosen]
+            )
+            sums[torch.tensor(chosen, device=device)] = (bits.to(torch.int64) * weights).sum(1).to(device)
+    return sums
 
 
 def _smallest(count: int) -> int:
