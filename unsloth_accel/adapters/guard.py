@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..promise import Promise
 
 
-AT_ONCE = 2**24
+AT_ONCE = 2**20
 """Elements whose checksums are taken together; each is 8 bytes then, three times."""
 
 
