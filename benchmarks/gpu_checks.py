@@ -504,6 +504,11 @@ CHECKS: dict[str, Check] = {
     **{f"saving-{strategy}": partial(saving, strategy, {}, "FULL_STATE_DICT") for strategy in (*SEVERAL, "fsdp1")},
     "saving-fsdp2-4bit": partial(saving, "fsdp2", BITS4, "FULL_STATE_DICT"),
     "saving-fsdp2-sharded-state": partial(saving, "fsdp2", {}, "SHARDED_STATE_DICT"),
+    # The model is so small that LoRA's default rank is more than 1 % of it, and divided by fsdp2; mostly it is whole.
+    "verify-fsdp2-whole": partial(verified, "fsdp2", FEW_LORA, {}),
+    "verify-fsdp2-whole-4bit": partial(verified, "fsdp2", FEW_LORA | BITS4, {}),
+    "resuming-fsdp2-whole": partial(resuming, "fsdp2", FEW_LORA),
+    "saving-fsdp2-whole": partial(saving, "fsdp2", FEW_LORA, "FULL_STATE_DICT"),
     **{f"grpo-{strategy}": partial(grpo, strategy) for strategy in SEVERAL},
     "held-out": held_out,
     "packed-attention": packed_attention,
