@@ -64,14 +64,10 @@ def summary(kernels: Iterable[tuple[str, str, float, float]], steps: int = STEPS
             by_name[name].append(end - start)
         busy = _union([(start, end) for _, start, end in own])
         span = max(end for *_, end in own) - min(start for _, start, _ in own)
-        largest = sorted(by_name, key=lambda name: -sum(by_name[name]))[:SHOWN]
         found[stream] = {
             "busy_ms": round(busy / steps / 1000, 3),
             "idle_ms": round((span - busy) / steps / 1000, 3),
-            "kernels": {
-                name: {"ms": round(sum(by_name[name]) / steps / 1000, 3), "calls": round(len(by_name[name]) / steps, 1)}
-                for name in largest
-            },
+            "kernels": _largest(by_name, steps),
         }
     found = dict(sorted(found.items(), key=lambda item: -item[1]["busy_ms"]))
     busiest = next(iter(found), None)
@@ -87,19 +83,25 @@ def gaps(
     """The gaps between kernels of one stream, in milliseconds per step, by what came before, after, and ended them."""
     ended = sorted((end, name) for name, _, end in others)
     found: dict[str, list[float]] = defaultdict(list)
-    latest, before = float("inf"), ""
-    for name, start, end in sorted(own, key=lambda one: one[1]):
+    ordered = sorted(own, key=lambda one: one[1])
+    before, latest, _ = ordered[0]
+    for name, start, end in ordered:
         if start - latest > LEAST_GAP:
             place = bisect.bisect_right(ended, (start, chr(0x10FFFF))) - 1
             waited = place >= 0 and ended[place][0] >= max(latest, start - RIGHT_BEFORE)
             what = _short(ended[place][1]) if waited else "nothing"
             found[f"{what}, from {_short(before)} to {_short(name)}"].append(start - latest)
-        if latest == float("inf") or end > latest:
+        if end > latest:
             latest, before = end, name
-    largest = sorted(found, key=lambda key: -sum(found[key]))[:SHOWN]
+    return _largest(found, steps)
+
+
+def _largest(times: dict[str, list[float]], steps: int) -> dict[str, dict[str, float]]:
+    """Of microseconds by name: milliseconds and calls per step of those that take longest in all, in that order."""
+    largest = sorted(times, key=lambda name: -sum(times[name]))[:SHOWN]
     return {
-        key: {"ms": round(sum(found[key]) / steps / 1000, 3), "calls": round(len(found[key]) / steps, 1)}
-        for key in largest
+        name: {"ms": round(sum(times[name]) / steps / 1000, 3), "calls": round(len(times[name]) / steps, 1)}
+        for name in largest
     }
 
 

@@ -62,6 +62,8 @@ def main() -> int:
         random_checkpoint.write(options.shape, model)
     data = work / "rows.jsonl"
     lengths = write_rows(data, options.steps * PER_DEVICE * count, random_checkpoint.END)
+    # All rows are seen once, in a random order that every way shares; those of the warm-up are a random part of them.
+    tokens = sum(lengths) * (options.steps - WARM_UP) // options.steps
     report: dict[str, Any] = {
         "command": " ".join(["python -m benchmarks.variable_rows", *(Path(word).name for word in sys.argv[1:])]),
         "date": time.strftime("%Y-%m-%d"),
@@ -81,7 +83,7 @@ def main() -> int:
     }
     for number in range(options.rounds):
         for way in ["TRL's defaults", *options.ways]:
-            found = run(way, model, data, options.steps, count, work / f"{number}-{way.replace(' ', '-')}")
+            found = run(way, model, data, options.steps, count, tokens, work / f"{number}-{way.replace(' ', '-')}")
             report["runs"].append({"way": way, "round": number, **found})
             report["comparison"] = compare(report["runs"])
             write_atomically(options.out, json.dumps(report, indent=1) + "\n")
@@ -104,8 +106,9 @@ def write_rows(path: Path, count: int, end: str) -> list[int]:
     return [length + 1 for length in lengths]
 
 
-def run(way: str, model: Path, data: Path, steps: int, count: int, directory: Path) -> dict[str, Any]:
-    """One run's losses, seconds per step over each log, real tokens per second and peak memory."""
+def run(way: str, model: Path, data: Path, steps: int, count: int, tokens: int, directory: Path) -> dict[str, Any]:
+    """One run's losses, seconds per step over each log, real tokens per second and peak memory; `tokens` are those of
+    the steps after the warm-up."""
     gpus = bool(detect().devices)
     environment = dict(os.environ)
     if way == "TRL's defaults":
@@ -149,25 +152,17 @@ def run(way: str, model: Path, data: Path, steps: int, count: int, directory: Pa
     if len(logs) != steps // EVERY:
         raise SystemExit(f"{way}: {len(logs)} logs in {steps} steps, where one in every {EVERY} was asked for")
     seconds = [(later - earlier) / EVERY for earlier, later in itertools.pairwise(clock)]
+    taken = clock[-1] - clock[WARM_UP // EVERY - 1]
     return {
         "loss": [float(log["loss"]) for log in logs],
         "grad_norm": [float(log["grad_norm"]) for log in logs],
         "seconds_per_step": [round(value, 4) for value in seconds],
-        "seconds": round(clock[-1] - clock[WARM_UP // EVERY - 1], 3),
+        "seconds": round(taken, 3),
         "steps": steps - WARM_UP,
         "wall_seconds": round(time.perf_counter() - started, 1),
-        "tokens_per_second": round(tokens_after(data, steps, count) / (clock[-1] - clock[WARM_UP // EVERY - 1])),
+        "tokens_per_second": round(tokens / taken),
         **kept,
     }
-
-
-def tokens_after(data: Path, steps: int, count: int) -> int:
-    """Real tokens of the steps after the warm-up, as they come out of all rows: the order is the Trainer's."""
-    rows = data.read_text(encoding="utf-8").splitlines()
-    texts = (json.loads(row)["text"] for row in rows[: steps * PER_DEVICE * count])
-    tokens = sum(len(text.removesuffix(random_checkpoint.END)) + 1 for text in texts)
-    # All rows are seen once, in a random order that both share; those of the warm-up are a random part of them.
-    return tokens * (steps - WARM_UP) // steps
 
 
 def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -63,12 +63,9 @@ def test_checksums_of_many_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "AT_ONCE", 40)
     cpu = torch.device("cpu")
     torch.manual_seed(0)
-    tensors = [torch.randn(4, 3) for _ in range(7)] + [
-        torch.randn(5).to(torch.bfloat16),
-        torch.randn(100),
-        torch.empty(0),
-    ]
-    tensors += [torch.randn(3, 4).t()]  # not contiguous, as many elements as the first
+    others = (torch.randn(5).to(torch.bfloat16), torch.randn(100), torch.empty(0))
+    turned = torch.randn(3, 4).t()  # not contiguous, as many elements as the first
+    tensors = [*(torch.randn(4, 3) for _ in range(7)), *others, turned]
     sums = guard._checksums(tensors, cpu)
     assert sums.tolist() == [int(guard._checksums([tensor], cpu)) for tensor in tensors]
     assert len(set(sums.tolist())) == len(tensors)

@@ -95,7 +95,7 @@ class MemoryCare:
         self._first = True
         self._told: Told | None = None
         self._tokens: int | None = None
-        self._units: list[FSDPModule] | None = None
+        self._units: list[FSDPModule] = []
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None, *rest: Any
@@ -105,6 +105,7 @@ class MemoryCare:
         if self._first:
             self._first = False
             self.reason = _meeting(model) if several else None
+            self._units = units_of(model)
             if self.reason is not None and self._trainer.accelerator.is_main_process:
                 print(f"out of memory would end the run: {self.reason}", flush=True)
         if self.reason is not None:
@@ -198,8 +199,6 @@ class MemoryCare:
         if hasattr(model, "require_forward_param_sync"):
             model.require_forward_param_sync = False  # DDP's first forward pass would send buffers
         accelerator.gather_for_metrics = lambda value, *_, **__: value
-        if self._units is None:
-            self._units = units_of(model)
         for unit in self._units:  # Unsloth's averaging of what FSDP2 leaves whole heeds it
             # One by one: FSDP2's own walk over all modules takes milliseconds, in which the GPU has nothing to do.
             unit.set_requires_gradient_sync(False, recurse=False)

@@ -15,13 +15,12 @@ LEAST_SECONDS = 1.0
 
 
 class Exchange:
-    """One collective for all that has something to tell at a log, if the last is `least_seconds` ago.
+    """One collective for all that has something to tell at a log, if the last is `LEAST_SECONDS` ago.
 
     `join` before training, in the same order on every rank; who reads first makes every member tell.
     """
 
-    def __init__(self, least_seconds: float = LEAST_SECONDS) -> None:
-        self._least_seconds = least_seconds
+    def __init__(self) -> None:
         self._members: list[Callable[[], Sequence[float]]] = []
         self._told: list[Numbers | None] = []
         self._unread: set[int] = set()
@@ -55,7 +54,7 @@ class Exchange:
         since = 0.0 if self._asked is None else now - self._asked
         everyone = share([since, *(number for numbers in own for number in numbers)])
         # Of one clock, so that every rank comes to the same step.
-        self._due_at = step + _steps_in(self._least_seconds, max(row[0] for row in everyone), step - self._asked_at)
+        self._due_at = step + _steps_in(LEAST_SECONDS, max(row[0] for row in everyone), step - self._asked_at)
         self._asked, self._asked_at = now, step
         told: list[Numbers | None] = []
         start = 1
@@ -85,9 +84,9 @@ def share(own: Sequence[float]) -> Numbers:
     import torch
     from accelerate import PartialState
 
-    state = PartialState()
-    if state.num_processes == 1:
+    if _alone():
         return [list(own)]
+    state = PartialState()
     # A sum in which each rank's row is its own: torch has renamed its gathers, and this works in every version.
     everyone = torch.zeros(state.num_processes, len(own), dtype=torch.float64)
     everyone[state.process_index] = torch.tensor(own, dtype=torch.float64)
