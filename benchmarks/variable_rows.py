@@ -94,7 +94,7 @@ def main() -> int:
 def write_rows(path: Path, count: int, end: str) -> list[int]:
     """`count` rows of random words, ended by the token `end`; returns their tokens, which are its bytes and that one.
 
-    Unsloth's own tokenising of plain text adds no such token, and this package's does: without it losses would differ.
+    On GPUs Unsloth's tokenising of plain text adds no such token, and this package's does: losses would differ.
     """
     chance = random.Random(0)
     path.parent.mkdir(parents=True, exist_ok=True)
