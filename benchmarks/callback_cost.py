@@ -7,6 +7,8 @@ differ between runs by more than what is measured. Each turn's first step is lef
 setting. Two figures: `difference`, of the medians of steps with and without (noisy); and `inside`, the seconds that the
 callbacks' own code takes (waiting for other ranks included), by callback. `RankSync` runs in each turn here, for a run
 every hundred steps; its `inside` is divided accordingly.
+`each` are the steps one by one, by rank: which they are, whether with the callbacks, how long they took, and how much
+of it inside of the callbacks.
 """
 
 from __future__ import annotations
@@ -87,13 +89,15 @@ def main() -> int:
         **json.loads((directory / "out" / "cost.json").read_text(encoding="utf-8")),
     }
     write_atomically(Path(options.out), json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    print(json.dumps({key: value for key, value in report.items() if key != "each"}, indent=2))
     return 0
 
 
 def work(run_yaml: str) -> int:
     """Train in one process of those launched; rank 0 writes cost.json beside the run."""
     import unsloth  # noqa: F401  # isort: skip
+    from accelerate.utils import gather_object
+
     from unsloth_accel.adapters import environment
     from unsloth_accel.callbacks import RankLog
     from unsloth_accel.run_config import load
@@ -103,8 +107,9 @@ def work(run_yaml: str) -> int:
     trainer = sft.build_trainer(run, RankLog(Path(run.output_dir, "logs"), environment.rank()))
     turns = take_turns(trainer)
     trainer.train()
+    everyone = gather_object([turns.each])
     if environment.rank() == 0:
-        write_atomically(Path(run.output_dir, "cost.json"), json.dumps(turns.report(), indent=2))
+        write_atomically(Path(run.output_dir, "cost.json"), json.dumps(turns.report() | {"each": everyone}))
     return 0
 
 
@@ -114,6 +119,7 @@ class Turns:
     def __init__(self) -> None:
         self.seconds: dict[bool, list[float]] = {True: [], False: []}
         self.inside: dict[str, float] = {}
+        self.each: dict[str, list[float]] = {"step": [], "with": [], "seconds": [], "inside": []}
         self.steps_with = 0
 
     def report(self) -> dict[str, Any]:
@@ -173,7 +179,7 @@ def take_turns(trainer: SFTTrainer) -> Turns:
     throughput.listeners[:] = [timed("RunLog", listener) for listener in throughput.listeners]
 
     class Switch(TrainerCallback):
-        started = 0.0
+        started = inside = 0.0
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             now = time.perf_counter()
@@ -181,17 +187,17 @@ def take_turns(trainer: SFTTrainer) -> Turns:
             on = turn % 2 == 0
             # A turn's first step belongs to both; the first turn compiles.
             if place and turn > 1:
-                self.seconds(on, now)
-            self.started = now
+                seconds, inside = now - self.started, sum(turns.inside.values()) - self.inside
+                turns.seconds[on].append(seconds)
+                for column, value in zip(turns.each.values(), (state.global_step, on, seconds, inside), strict=True):
+                    column.append(round(float(value), 5))
+            self.started, self.inside = now, sum(turns.inside.values())
             if place == TURN - 1 and on:
                 throughput.close()
                 handler.callbacks = [callback for callback in everyone if callback not in ours] + [self]
             elif place == TURN - 1:
                 throughput.on_train_begin(args, state, control, **kwargs)
                 handler.callbacks = [*everyone, self]
-
-        def seconds(self, on: bool, now: float) -> None:
-            turns.seconds[on].append(now - self.started)
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if (state.global_step // TURN) % 2 == 0:

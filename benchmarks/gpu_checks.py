@@ -30,6 +30,7 @@ from typing import Any
 import yaml
 
 from benchmarks.worker import GIB, MODULE
+from unsloth_accel.adapters.peer import SWITCH as PEER_GATHER
 from unsloth_accel.adapters.saving import versions
 from unsloth_accel.capabilities import probe
 from unsloth_accel.files import write_atomically
@@ -498,7 +499,8 @@ CHECKS: dict[str, Check] = {
     "verify-accumulation": partial(verified, ",".join(SEVERAL), {"batch": {"global_size": 16}}, {}),
     "verify-fsdp1": partial(verified, "fsdp1", {}, {}),
     "verify-8bit-adam": partial(verified, "ddp,fsdp2_native", {"training": {"optim": "adamw_8bit"}}, {}),
-    "verify-without-peers": partial(verified, "fsdp2", {}, {"UNSLOTH_ACCEL_PEER_GATHER": "0"}),
+    "verify-without-peers": partial(verified, "fsdp2", {}, {PEER_GATHER: "0"}),
+    "verify-copied": partial(verified, "fsdp2", {}, {PEER_GATHER: "copied"}),
     **{f"resuming-{strategy}": partial(resuming, strategy, {}) for strategy in (*SEVERAL, "fsdp1")},
     "resuming-fsdp2-4bit": partial(resuming, "fsdp2", BITS4),
     **{f"saving-{strategy}": partial(saving, strategy, {}, "FULL_STATE_DICT") for strategy in (*SEVERAL, "fsdp1")},

@@ -11,7 +11,7 @@ is compared with its `single` as `unsloth-accel verify` compares.
 All cells import their packages at the beginning and wait before they load anything (benchmarks.worker), so that only
 one trains at a time and nothing else runs beside it.
 `--cells '8B-16bit-fsdp2-*'` are variants of fsdp2, in no table and only run when they are asked for by such a pattern:
-`-mapped`, which spares the copies of own rows (adapters/peer.py), and `-kept`, which keeps every block once it was
+`-copied`, which copies a rank's own rows, too (adapters/peer.py), and `-kept`, which keeps every block once it was
 fetched (benchmarks.worker) and so shows what the copies cost.
 With BENCHMARK_PROFILE=DIR each cell takes some steps more, first, and writes of them DIR/CELL-RANK.json
 (benchmarks.streams).
@@ -113,9 +113,8 @@ def cells_on(gpus: int) -> list[Cell]:
 CELLS = cells_on(2)
 """Whose names are those of any number of GPUs."""
 VARIANTS = {
-    "mapped": {SWITCH: "mapped"},
+    "copied": {SWITCH: "copied"},
     "kept": {KEEP: "1"},
-    "mapped-queues": {SWITCH: "mapped", "CUDA_DEVICE_MAX_CONNECTIONS": "32"},
 }
 """Variables by name."""
 
@@ -289,10 +288,9 @@ def measure(
         "tokens": done.tokens,
         "optim": decided.run.training["optim"],
     }
-    if cell.variant == "mapped":
+    if cell.strategy == "fsdp2":
+        # What the driver lets map is not in our hands, and worth a few per cent.
         figures["mapped_gib"] = done.memory("mapped")
-        if not figures["mapped_gib"]:
-            figures["error"] = "nothing was mapped, so this is fsdp2 as always"
     single = single_of_group()
     if single and cell.strategy not in ALONE and "error" not in single:
         figures["difference"] = difference(cell, decided, done, single)
@@ -357,7 +355,7 @@ def write_rows(path: Path, per_step: int) -> None:
 
 def steps() -> int:
     """Of a cell; those that are profiled, and the one in which that is written down, are none of the timed ones."""
-    return PARITY + WARM_UP + (streams.STEPS + 1 if os.environ.get(PROFILE) else 0) + TIMED
+    return PARITY + WARM_UP + (2 * streams.STEPS + 1 if os.environ.get(PROFILE) else 0) + TIMED
 
 
 def write_texts(path: Path, sizes: Sequence[int]) -> None:

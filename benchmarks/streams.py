@@ -5,7 +5,8 @@
 
 The second prints the files side by side: where a kernel takes longer beside copies, and where a stream waits. Of the
 busiest stream's gaps it tells what another stream was done with right before each ended, which it may have waited for;
-`nothing` is the processor, which hadn't come so far.
+`nothing` is the processor, which hadn't come so far. Last come the lines of Python at which the processor waited for
+the GPU, after each of which it starts from an empty queue.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import bisect
 import json
 import re
 import sys
-from collections import defaultdict
+import warnings
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ FIRST, STEPS = 8, 3
 """Steps before those that are looked at, and how many those are."""
 SHOWN = 14
 """Kernels per stream, and kinds of gaps."""
+SYNCHRONIZING = "called a synchronizing CUDA operation"
 LEAST_GAP, RIGHT_BEFORE = 50.0, 40.0
 """Microseconds: of a gap that is looked at, and from the end of what was waited for to the kernel that waited."""
 
@@ -34,6 +37,7 @@ def profile_every_trainer(path: Path) -> None:
 
     class Profile(TrainerCallback):
         profile: Any = None
+        waits: Waits | None = None
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == FIRST:
@@ -41,15 +45,51 @@ def profile_every_trainer(path: Path) -> None:
                 self.profile.start()
             if state.global_step == FIRST + STEPS and self.profile is not None:
                 self.profile.stop()
+                # In steps of their own: a warning takes time.
+                self.waits = Waits()
+                self.waits.start()
                 kernels = [
                     (str(event.device_resource_id), event.name, event.time_range.start, event.time_range.end)
                     for event in self.profile.events()
                     # An annotation (`Optimizer.step`) spans what it holds, and is no work of its own.
                     if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
                 ]
-                path.write_text(json.dumps(summary(kernels), indent=1) + "\n", encoding="utf-8")
+                self.found = summary(kernels)
+            if state.global_step == FIRST + 2 * STEPS and self.waits is not None:
+                self.found["waits"] = self.waits.stop()
+                path.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
 
     trainer.DEFAULT_CALLBACKS.append(Profile)
+
+
+class Waits:
+    """Where Python waits for the GPU, between `start` and `stop`: torch warns of each such call at its line."""
+
+    def __init__(self) -> None:
+        self.lines: Counter[str] = Counter()
+        self._plain: Any = None
+
+    def start(self) -> None:
+        import torch
+
+        self._plain = warnings.showwarning
+        setattr(warnings, "showwarning", self._show)  # noqa: B010  (its type is narrower than what it is called with)
+        warnings.filterwarnings("always", message=SYNCHRONIZING)
+        torch.cuda.set_sync_debug_mode("warn")
+
+    def stop(self, steps: int = STEPS) -> dict[str, float]:
+        """Times per step, by line, the most frequent first."""
+        import torch
+
+        torch.cuda.set_sync_debug_mode("default")
+        warnings.showwarning = self._plain
+        return {line: round(count / steps, 1) for line, count in self.lines.most_common()}
+
+    def _show(self, message: Any, category: Any, filename: str, lineno: int, *rest: Any) -> None:
+        if re.search(SYNCHRONIZING, str(message)):
+            self.lines["/".join([*Path(filename).parts[-3:]]) + f":{lineno}"] += 1
+        else:
+            self._plain(message, category, filename, lineno, *rest)
 
 
 def summary(kernels: Iterable[tuple[str, str, float, float]], steps: int = STEPS) -> dict[str, Any]:
@@ -124,12 +164,16 @@ def _union(ranges: Sequence[tuple[float, float]]) -> float:
 def main(*paths: str) -> int:
     for path in paths:
         print(path)
-        for stream, own in json.loads(Path(path).read_text(encoding="utf-8")).items():
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        waits = found.pop("waits", {})
+        for stream, own in found.items():
             print(f"  stream {stream}: works {own['busy_ms']:.1f} ms of a step, stands still {own['idle_ms']:.1f} ms")
             for name, one in own["kernels"].items():
                 print(f"    {one['ms']:9.2f} ms {one['calls']:7.1f} × {name[:90]}")
             for name, one in own.get("gaps", {}).items():
                 print(f"    {one['ms']:9.2f} ms {one['calls']:7.1f} gaps up to {name[:170]}")
+        for line, count in waits.items():
+            print(f"    {count:7.1f} waits for the GPU at {line}")
     return 0
 
 

@@ -183,7 +183,7 @@ def test_short_names_of_kernels(name: str, short: str) -> None:
 
 def test_variants_are_no_cells_of_the_tables() -> None:
     names = [cell.name for cell in strategies.varied(CELLS)]
-    assert {"8B-16bit-fsdp2-kept", "8B-4bit-fsdp2-mapped"} < set(names)
+    assert {"8B-16bit-fsdp2-kept", "8B-4bit-fsdp2-copied"} < set(names)
     assert not set(names) & {cell.name for cell in CELLS}
 
 

@@ -9,8 +9,9 @@ Blocks take turns in two sets of buffers: while one computes, the next one's wei
 weights are still in its buffers (at the turn from forward to backward) isn't fetched again. The input embedding isn't
 fetched at all: its lookup reads the few rows that a batch names, where they are.
 
-With UNSLOTH_ACCEL_PEER_GATHER=mapped a rank's own rows aren't copied either: a block's weight is a range of addresses
-in which they are mapped between parts of the buffers, which the other ranks' rows are copied to (`mapped_memory`).
+A rank's own rows aren't copied either: a block's weight is a range of addresses in which they are mapped between parts
+of the buffers, which the other ranks' rows are copied to (`mapped_memory`). Where the driver refuses that, and with
+UNSLOTH_ACCEL_PEER_GATHER=copied, they are copied like the others.
 
 Figures: docs/fsdp2.md. Used where all ranks sit in one machine and reach each other's memory; elsewhere, and with
 UNSLOTH_ACCEL_PEER_GATHER=0, FSDP2 gathers as always.
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     import torch
 
 SWITCH = "UNSLOTH_ACCEL_PEER_GATHER"
-"""Environment variable: 0 leaves the gathering to NCCL, `mapped` spares the copies of a rank's own rows."""
+"""Environment variable: 0 leaves the gathering to NCCL, `copied` copies a rank's own rows, too; `mapped`, as by
+default, maps them, and has it told where that can't be done."""
 
 ALIGNMENT = 256
 """Bytes; what the allocator gives, too."""
@@ -492,8 +494,8 @@ def _trial() -> str | None:
 
 
 def _mapping() -> Mapping | None:
-    """What own rows are mapped with, where that is wanted and possible. Every rank must call it."""
-    if os.environ.get(SWITCH) != "mapped":
+    """What own rows are mapped with, unless they are to be copied or can't be mapped. Every rank must call it."""
+    if os.environ.get(SWITCH) == "copied":
         return None
     mapping: Mapping | None = None
     try:
@@ -508,7 +510,8 @@ def _mapping() -> Mapping | None:
 
 
 def _tell_copied(error: MappingError) -> None:
-    if not environment.rank():
+    # It costs a percent or two: worth a word only to someone who asked for it.
+    if not environment.rank() and os.environ.get(SWITCH) == "mapped":
         warnings.warn(f"{SWITCH}=mapped: a rank's own rows are copied all the same: {error}.", stacklevel=2)
 
 
