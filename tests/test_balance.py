@@ -172,15 +172,3 @@ def test_the_order_of_every_epoch_is_known() -> None:
     assert len({tuple(order) for order in found}) == 3
     assert list(_orders(SequentialSampler(range(3)), 2)) == [[0, 1, 2], [0, 1, 2]]
     assert list(_orders(RandomSampler(range(3)), 2)) == []
-
-
-def test_tokens_are_counted_as_far_as_they_are_known() -> None:
-    from types import SimpleNamespace
-
-    from unsloth_accel.callbacks.token_count import TokenCount
-
-    state: Any = SimpleNamespace(global_step=0, num_input_tokens_seen=7)
-    for _ in range(3):
-        state.global_step += 1
-        TokenCount([100, 20]).on_step_end(None, state, None)  # type: ignore[arg-type]
-    assert state.num_input_tokens_seen == 127

@@ -171,7 +171,7 @@ def build_trainer(run: RunConfig, log: RankLog | None = None) -> SFTTrainer:
     fields = {
         "logging_steps": 1,
         "save_strategy": "no",
-        # Real tokens over all ranks, for tokens per second; one small gather per step.
+        # Real tokens over all ranks, for tokens per second (callbacks.token_count).
         "include_num_input_tokens_seen": "non_padding",
         **run.sft_fields(),
         **SKIP,
