@@ -70,27 +70,44 @@ def newest() -> dict[str, float]:
             "ddp": ddp, "quarter": quarter, "of_ddp": quarter / ddp}  # fmt: skip
 
 
+def step_of_ddp() -> float:
+    """Seconds of a step of fsdp2 over DDP's, in 16 bit, as measured last."""
+    found = cells("strategies-2xH100")
+    return float(found["8B-16bit-fsdp2"]["step_seconds"] / found["8B-16bit-ddp"]["step_seconds"])
+
+
 def copies() -> dict[str, float]:
-    """What the copies of weights cost: of three calls, seconds per step over DDP's in the same call."""
+    """What the copies of weights cost: of five calls, seconds per step over DDP's in the same call; and in the last one
+    how long, in milliseconds, the GPU stood still after the processor had waited for the gradients."""
     report = json.loads((RESULTS / "fsdp2-copies-2xH100.json").read_text(encoding="utf-8"))
-    names = {"": "copied", "-mapped": "mapped", "-kept": "kept", "-mapped-queues": "queues"}
     found = {}
     for number, call in enumerate(report["calls"], 1):
         seconds = {name.removeprefix("8B-16bit-"): one["step_seconds"] for name, one in call["cells"].items()}
-        for ending, name in names.items():
-            if f"fsdp2{ending}" in seconds:
-                found[f"{name}_{number}"] = seconds[f"fsdp2{ending}"] / seconds["ddp"]
+        for one in call["cells"].values():
+            cell = one["cell"]
+            if cell["strategy"] == "fsdp2":
+                rows = "mapped" if any(one.get("mapped_gib") or ()) else "copied"
+                variant = {"mapped-queues": "queues", "kept": "kept"}.get(cell["variant"], rows)
+                found[f"{variant}_{number}"] = one["step_seconds"] / seconds["ddp"]
+    for strategy in ("ddp", "fsdp2"):
+        gaps = report["calls"][-1]["streams"][f"8B-16bit-{strategy}-0"]["7"]["gaps"]
+        found[f"gap_{strategy}"] = gaps["nothing, from Memcpy DtoH to vectorized_elementwise_kernel FillFunctor"]["ms"]
     return found
 
 
 COPIES = """\
-What is left between fsdp2 and DDP was looked at in three calls on two H100, in 16 bit
+What was left between fsdp2 and DDP was looked at in five calls on two H100, in 16 bit
 (benchmarks/results/fsdp2-copies-2xH100.json: `benchmarks.strategies --cells '8B-16bit-fsdp2-*'`). In times of DDP's in
-the same call, a step takes {copied_1:.3f} and {copied_2:.3f}; with own rows mapped {mapped_1:.3f},
-{mapped_2:.3f} and {mapped_3:.3f}; and {kept_2:.3f} where every block is kept once it was fetched,
-so that nothing is copied. So the copies from the peers are the larger part, although they take 46 ms of a step of 800
-and run beside the matrix products, which take as long as under DDP (`benchmarks.streams`); the rest is the processor,
-which each step, logged and so begun with an empty queue, must first get ahead of the GPU again.
+the same call, a step took {copied_1:.3f} and {copied_2:.3f} with own rows copied; {mapped_1:.3f},
+{mapped_2:.3f}, {mapped_3:.3f}, {mapped_4:.3f} and {mapped_5:.3f} with own rows mapped; and {kept_2:.3f} and
+{kept_4:.3f} where every block is kept once it was fetched, so that nothing is copied. The copies take 46 ms of a step
+of 800 beside the matrix products, which take 1 to 2 % longer for it.
+The rest was the processor. Right after the backward pass it waited for the GPU, at the Trainer's count of tokens
+(`benchmarks.streams` names such lines), and then began clipping with an empty queue. Until its first kernel came the
+GPU stood still, under FSDP2, where accelerate goes another way, for {gap_fsdp2:.1f} ms, under DDP for {gap_ddp:.1f}.
+Since then tokens are counted when somebody reads their number (`callbacks/token_count.py`), so that clipping and the
+optimizer are in the queue before the gradients are there, and the walk through all modules that `model.train()` is
+in each micro-batch is spared (`adapters/training_mode.py`). A step takes {now:.3f} of DDP's now (docs/strategies.md).
 More of the driver's queues (CUDA_DEVICE_MAX_CONNECTIONS=32) made it slower: {queues_3:.3f}."""
 
 SINCE = """\
@@ -137,15 +154,15 @@ of all strategies but *one GPU* are the same, and so should the losses be.
 4. **Frozen weights are fetched by copy engines** from the other GPUs' memory, into two sets of buffers that the blocks
    use in turn. Nothing waits for another rank, and no multiprocessor is taken from the matrix products. Needs one
    machine whose GPUs reach each other's memory; elsewhere NCCL gathers. `UNSLOTH_ACCEL_PEER_GATHER=0` switches it off.
-   With `=mapped` a rank's own rows, half of all on two GPUs, are mapped into its blocks' weights and not copied at all
-   (`mapped_memory.py`): the same losses, and a little faster (below). It is off unless it is asked for, since saving,
-   going on and running out of memory were not tried with it on GPUs yet.
+   A rank's own rows, half of all on two GPUs, are mapped into its blocks' weights and not copied at all
+   (`mapped_memory.py`): the same losses, and a little faster (below). With `=copied`, and where the driver refuses,
+   they are copied, too.
 5. **The input embedding is not gathered at all**: its lookup reads the rows that a batch names from the GPUs that hold
    them. Without the adapter every forward pass begins with gathering the whole table, with nothing to hide it behind.
 
 {SINCE.format(**newest())}
 
-{COPIES.format(**copies())}
+{COPIES.format(now=step_of_ddp(), **copies())}
 
 Since no forward or backward pass waits for another rank then, a rank that runs out of memory can do its part again
 (docs/batches.md).

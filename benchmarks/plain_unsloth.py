@@ -77,7 +77,7 @@ def main(model_name: str, rows: str, steps: str, out: str) -> None:
             "find_unused_parameters": trainer.args.ddp_find_unused_parameters,
         }
         Path(out).write_text(json.dumps(found), encoding="utf-8")
-    if torch.distributed.is_initialized() and torch.cuda.is_available():
+    if torch.distributed.is_initialized():  # with its threads alive a process may abort at its very end
         torch.distributed.destroy_process_group()
 
 
