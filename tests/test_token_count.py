@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerControl
 
 from unsloth_accel.callbacks.token_count import LateTokenCount, TokenCount, count_late
 
@@ -48,7 +48,7 @@ def test_counts_what_the_trainer_would(mode: str, padding: int | None) -> None:
     for micro_batch in MICRO_BATCHES:
         Trainer._track_num_input_tokens(own, micro_batch)
         count.add(micro_batch)
-    count.on_train_end(late.args, late.state, SimpleNamespace())  # type: ignore[arg-type]
+    count.on_train_end(late.args, late.state, TrainerControl())
     assert late.state.num_input_tokens_seen == own.state.num_input_tokens_seen > 0
 
 
@@ -60,15 +60,26 @@ def test_ranks_meet_only_where_the_count_is_read() -> None:
     seen = []
     for step in range(1, 7):
         count.add(MICRO_BATCHES[0])
-        control: Any = SimpleNamespace(should_log=step % 2 == 0, should_save=step == 5)
+        control = TrainerControl(should_log=step % 2 == 0, should_save=step == 5)
         count.on_step_end(late.args, late.state, control)
         seen.append(late.state.num_input_tokens_seen)
     assert seen == [0, 6, 6, 12, 15, 18]
     assert gathered == [6, 6, 3, 3]
     count.add(MICRO_BATCHES[0])
-    count.on_epoch_end(late.args, late.state, SimpleNamespace(should_log=False, should_save=True))  # type: ignore[arg-type]
-    count.on_train_end(late.args, late.state, SimpleNamespace())  # type: ignore[arg-type]
+    count.on_epoch_end(late.args, late.state, TrainerControl(should_save=True))
+    count.on_train_end(late.args, late.state, TrainerControl())
     assert late.state.num_input_tokens_seen == 21
+
+
+@pytest.mark.parametrize("why", ["should_log", "should_save", "should_evaluate", "should_training_stop"])
+def test_whoever_reads_the_count_finds_it_whole(why: str) -> None:
+    late = trainer("non_padding")
+    count = LateTokenCount(late)
+    count.add(MICRO_BATCHES[0])
+    count.on_step_end(late.args, late.state, TrainerControl())
+    assert late.state.num_input_tokens_seen == 0
+    count.on_step_end(late.args, late.state, TrainerControl(**{why: True}))
+    assert late.state.num_input_tokens_seen == 6
 
 
 def test_counts_once_and_only_if_it_is_wanted() -> None:
@@ -87,6 +98,6 @@ def test_counts_once_and_only_if_it_is_wanted() -> None:
     assert late is not None
     assert other.callbacks == [late]
     other._track_num_input_tokens(MICRO_BATCHES[1])
-    late.on_train_end(other.args, other.state, SimpleNamespace())  # type: ignore[arg-type]
+    late.on_train_end(other.args, other.state, TrainerControl())
     assert other.state.num_input_tokens_seen == 8
     assert count_late(other) is None

@@ -33,9 +33,9 @@ class TokenCount(TrainerCallback):
 
 class LateTokenCount(TrainerCallback):
     """Counts as the Trainer does, but adds to `state.num_input_tokens_seen` only when somebody reads it: in steps that
-    are logged or saved, and at the end.
+    are logged, saved or evaluated after, and at the end.
 
-    Made by `count_late`. All ranks log and save in the same steps, so they meet in the same ones here.
+    Made by `count_late`. All ranks log, save and evaluate after the same steps, so they meet in the same ones here.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -58,13 +58,13 @@ class LateTokenCount(TrainerCallback):
             self._tokens = self._tokens + (ids.numel() if padding is None else (ids != padding).sum())
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if control.should_log or control.should_save:
+        if is_read(control):
             self._settle(state)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if control.should_log or control.should_save:
+        if is_read(control):
             self._settle(state)
 
     def on_train_end(
@@ -78,6 +78,11 @@ class LateTokenCount(TrainerCallback):
         own = torch.as_tensor(self._tokens, dtype=torch.int64, device=self._trainer.args.device)
         state.num_input_tokens_seen += int(self._trainer.accelerator.gather(own).sum())
         self._tokens = 0
+
+
+def is_read(control: TrainerControl) -> bool:
+    """Whether the number of tokens goes into a log or a checkpoint after this step."""
+    return any((control.should_log, control.should_save, control.should_evaluate, control.should_training_stop))
 
 
 def count_late(trainer: Trainer) -> LateTokenCount | None:
