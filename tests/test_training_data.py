@@ -133,8 +133,15 @@ def launch(run: Path, out: Path, cache: Path, *overrides: str) -> str:
     return done.stdout
 
 
+def rank_steps(out: Path) -> list[dict[str, Any]]:
+    """What the first rank wrote of its steps."""
+    lines = (out / "logs" / "rank-0.jsonl").read_text(encoding="utf-8").splitlines()
+    return [line for line in map(json.loads, lines) if line["event"] == "step"]
+
+
 def test_a_stream_of_files_trains_alike_and_rows_are_tokenised_once(tiny: Path, tmp_path: Path) -> None:
-    """Held-out rows are tokenised by one of two processes; streamed ones are the same per step on one and on two."""
+    """Held-out rows are tokenised by one of two processes; streamed ones are the same per step on one and on two. All
+    lengths are rounded up, which changes shapes and no number of tokens."""
     for part in range(2):  # as many as processes: Accelerate would give each its own
         (tmp_path / "rows").mkdir(exist_ok=True)
         variable_rows(tmp_path / "rows" / f"{part}.jsonl", [9 + (37 * i + part) % 88 for i in range(9)])
@@ -144,7 +151,13 @@ def test_a_stream_of_files_trains_alike_and_rows_are_tokenised_once(tiny: Path, 
             "model": {"name": str(tiny), "max_seq_length": 96, "dtype": "float32"},
             "data": {"path": str(tmp_path / "rows"), "streaming": True, "eval_path": str(tmp_path / "rows")},
             "batch": {"global_size": 8},
-            "training": {"max_steps": 4, "learning_rate": 1e-2, "bf16": False, "per_device_train_batch_size": 4},
+            "training": {
+                "max_steps": 4,
+                "learning_rate": 1e-2,
+                "bf16": False,
+                "per_device_train_batch_size": 4,
+                "pad_to_multiple_of": 32,
+            },
             "output_dir": "overridden",
         },
     )
@@ -157,6 +170,11 @@ def test_a_stream_of_files_trains_alike_and_rows_are_tokenised_once(tiny: Path, 
         assert ours["num_input_tokens_seen"] == other["num_input_tokens_seen"]
         assert ours["loss"] == pytest.approx(other["loss"], abs=1e-5)
         assert ours["grad_norm"] == pytest.approx(other["grad_norm"], abs=1e-5)
+    for out in (two, one):
+        assert all(step["padded_tokens"] % 32 == 0 for step in rank_steps(out))
+        assert all(step["tokens"] < step["padded_tokens"] for step in rank_steps(out))
+    real = sum(step["tokens"] for step in rank_steps(one))
+    assert real == steps(one)[-1]["num_input_tokens_seen"]
     first, second = adapter(two), adapter(one)
     assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-5
     results = json.loads((two / "results.json").read_text(encoding="utf-8"))
