@@ -42,7 +42,7 @@ from typing import Any
 from benchmarks import streams
 from benchmarks.random_checkpoint import SHAPES
 from benchmarks.worker import GATE, KEEP, MODULE, PROFILE
-from unsloth_accel.adapters.peer import SWITCH
+from unsloth_accel.adapters.peer_reach import SWITCH
 from unsloth_accel.adapters.saving import versions
 from unsloth_accel.files import write_atomically
 from unsloth_accel.hardware import Hardware, detect

@@ -54,15 +54,15 @@ def main(*words: str) -> int:
 
 def keep_blocks() -> None:
     """Give every block that `adapters.peer` fetches a set of buffers of its own."""
-    from unsloth_accel.adapters import peer
+    from unsloth_accel.adapters.peer_unit import Unit, Units
 
-    plain = peer.Unit.__init__
+    plain = Unit.__init__
 
     def with_own_buffers(self: Any, units: Any, group: Any, turn: int | None, *, largest: bool = False) -> None:
         plain(self, units, group, None if turn is None else len(units.all), largest=largest)
 
-    peer.Unit.__init__ = with_own_buffers  # type: ignore[method-assign]
-    peer.Units.make_room = lambda self: None  # type: ignore[method-assign]
+    Unit.__init__ = with_own_buffers  # type: ignore[method-assign]
+    Units.make_room = lambda self: None  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 from conftest import CONFIG, write_weights
 
 from benchmarks import gpu_checks, strategies, streams, worker
-from benchmarks.gpu_checks import CheckError, apart
+from benchmarks.checks import CheckError, apart
 from benchmarks.strategies import CELLS, Cell, page, planned
 from unsloth_accel.hardware import Device, Hardware
 

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from conftest import ROOT, SCRIPTS, adapter
 
-from unsloth_accel.adapters import fsdp, peer, whole_gradients
+from unsloth_accel.adapters import fsdp, whole_gradients
+from unsloth_accel.adapters.peer_reach import SWITCH
+from unsloth_accel.adapters.peer_rows import rows_of
 
 BLOCK = 4 * (64 * 64 * 2 + 32 * 64 * 2 + 64 * 128 * 3)
 """Bytes of the seven weights in a block of `tiny`."""
@@ -57,7 +59,7 @@ def test_fsdp2_trains_like_one_process(
     """With few LoRA weights, which stay whole, and with many, which are sharded; gathered, and fetched from peers, with
     own rows copied and mapped: in both blocks, and in the first alone, since in the second one rank can't."""
     expected, one = alone(r)
-    variables = {"PEERS_IN_FILES": "1" if peers else "0"} | ({} if mapped else {peer.SWITCH: "copied"})
+    variables = {"PEERS_IN_FILES": "1" if peers else "0"} | ({} if mapped else {SWITCH: "copied"})
     if mapped == 1:
         variables["MAPPING_FAILS"] = "20"  # the trial maps twice, each of a block's seven weights too
     shared = train(tiny, tmp_path / "two", r=r, processes=2, **variables)
@@ -118,12 +120,12 @@ def test_an_embedding_is_looked_up_where_its_rows_are(rows: list[int]) -> None:
     length = sum(rows)
     table = torch.arange(length * 3, dtype=torch.float32).view(length, 3)
     tokens = torch.tensor([[0, 3, 4], [7, length - 1, 0]])
-    found = peer._rows_of(tokens, list(table.split(rows)), length, torch.bfloat16)
+    found = rows_of(tokens, list(table.split(rows)), length, torch.bfloat16)
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, torch.nn.functional.embedding(tokens, table.bfloat16()))
     for outside in (-1, length):
         with pytest.raises(RuntimeError, match=f"outside of the embedding's {length} rows"):
-            peer._rows_of(torch.tensor([1, outside]), list(table.split(rows)), length, None)
+            rows_of(torch.tensor([1, outside]), list(table.split(rows)), length, None)
 
 
 def gradients(scale: float) -> list[Any]:

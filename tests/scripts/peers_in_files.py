@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed._symmetric_memory as symmetric
 
-from unsloth_accel.adapters import peer
+from unsloth_accel.adapters import peer_reach
 from unsloth_accel.adapters.mapped_memory import bytes_at
 
 
@@ -98,8 +98,8 @@ def use(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     shared = Shared(directory)
     symmetric.empty, symmetric.rendezvous = shared.empty, shared.rendezvous
-    peer._memory = Files
-    peer._obstacle = peer._trial = lambda: None
+    peer_reach.memory = Files
+    peer_reach.obstacle = peer_reach.trial = lambda: None
     torch.cuda.Stream = torch.cuda.Event = Nothing  # type: ignore[assignment,misc]
     torch.cuda.current_stream = lambda *_: Nothing()  # type: ignore[assignment,return-value]
     torch.cuda.stream = lambda *_: nullcontext()  # type: ignore[assignment,return-value]

@@ -28,6 +28,7 @@ from ..problems import UnslothAccelError
 from . import native, peer
 from .guard import distributed_type, is_sharded, trainable
 from .micro_batches import rows_and_tokens, split
+from .peer_reach import SWITCH
 from .units import units_of
 
 if TYPE_CHECKING:
@@ -244,7 +245,7 @@ def care_for_memory(trainer: Trainer, advice: str = ADVICE) -> MemoryCare | str:
 
 def _may_be_fetched(trainer: Trainer) -> bool:
     """Whether the weights are divided by FSDP2, which are fetched from the peers where they can be."""
-    return bool(getattr(trainer.accelerator, "is_fsdp2", False)) and os.environ.get(peer.SWITCH) != "0"
+    return bool(getattr(trainer.accelerator, "is_fsdp2", False)) and os.environ.get(SWITCH) != "0"
 
 
 def _meeting(model: torch.nn.Module) -> str | None:
