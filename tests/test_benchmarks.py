@@ -181,6 +181,16 @@ def test_short_names_of_kernels(name: str, short: str) -> None:
     assert streams._short(name) == short
 
 
+def test_lines_that_wait_for_the_gpu_are_counted_and_other_warnings_shown() -> None:
+    waits, shown = streams.Waits(), []
+    waits._plain = lambda *words: shown.append(words)
+    for line in (7, 7, 9):
+        waits._show(f"{streams.SYNCHRONIZING} (Triggered internally)", UserWarning, "/a/b/c/d.py", line)
+    waits._show("another", UserWarning, "/a/b/c/d.py", 1)
+    assert waits.lines == {"b/c/d.py:7": 2, "b/c/d.py:9": 1}
+    assert shown == [("another", UserWarning, "/a/b/c/d.py", 1)]
+
+
 def test_variants_are_no_cells_of_the_tables() -> None:
     names = [cell.name for cell in strategies.varied(CELLS)]
     assert {"8B-16bit-fsdp2-kept", "8B-4bit-fsdp2-copied"} < set(names)
