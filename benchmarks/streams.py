@@ -67,11 +67,13 @@ class Waits:
 
     def __init__(self) -> None:
         self.lines: Counter[str] = Counter()
+        self._context = warnings.catch_warnings()
         self._plain: Any = None
 
     def start(self) -> None:
         import torch
 
+        self._context.__enter__()
         self._plain = warnings.showwarning
         setattr(warnings, "showwarning", self._show)  # noqa: B010  (its type is narrower than what it is called with)
         warnings.filterwarnings("always", message=SYNCHRONIZING)
@@ -82,7 +84,7 @@ class Waits:
         import torch
 
         torch.cuda.set_sync_debug_mode("default")
-        warnings.showwarning = self._plain
+        self._context.__exit__(None, None, None)
         return {line: round(count / steps, 1) for line, count in self.lines.most_common()}
 
     def _show(self, message: Any, category: Any, filename: str, lineno: int, *rest: Any) -> None:

@@ -1,24 +1,92 @@
-"""Counting tokens without waiting for the GPU."""
+"""Counting tokens without waiting for the GPU: the Trainer's own numbers, wherever somebody reads them."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import Trainer, TrainerControl
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
 from unsloth_accel.callbacks.token_count import LateTokenCount, TokenCount, count_late
 
-MICRO_BATCHES: list[dict[str, Any]] = [
-    {"input_ids": torch.tensor([[5, 6, 0], [7, 0, 0]]), "attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]])},
-    {"input_ids": torch.tensor([[5, 6, 7, 0]])},
-    {"pixel_values": torch.zeros(1)},
-]
+PADDING = 0
+
+
+class Model(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.fails_in = -1
+        """How many passes from now."""
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: Any = None) -> Any:
+        self.fails_in -= 1
+        if not self.fails_in:
+            raise RuntimeError("an error in the middle")
+        return {"loss": (self.weight * labels.float()).mean() ** 2, "logits": labels}
+
+
+class Asks(TrainerCallback):
+    """Wants a log after step 3, and stops in step 5 if it is told to; it comes after the counting."""
+
+    def __init__(self, stop: bool) -> None:
+        self.stop = stop
+
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_log = control.should_log or state.global_step == 3
+        control.should_epoch_stop = control.should_training_stop = self.stop and state.global_step == 5
+
+
+def rows(masked: bool) -> list[dict[str, torch.Tensor]]:
+    found = []
+    for number in range(24):
+        ids = torch.tensor([1] * (1 + number % 4) + [PADDING] * (3 - number % 4))
+        found.append({"input_ids": ids, "labels": ids} | ({"attention_mask": (ids > 0).long()} if masked else {}))
+    return found
+
+
+def trainer(out: Path, mode: str | bool = "non_padding", *, masked: bool = True, stop: bool = False) -> Any:
+    arguments = TrainingArguments(
+        output_dir=str(out),
+        use_cpu=True,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        num_train_epochs=2,
+        logging_steps=5,
+        eval_strategy="steps",
+        eval_steps=4,
+        save_strategy="steps",
+        save_steps=4,
+        report_to=[],
+        disable_tqdm=True,
+        include_num_input_tokens_seen=mode,
+    )
+    made: Any = Trainer(model=Model(), args=arguments, train_dataset=rows(masked), eval_dataset=rows(masked)[:2])
+    made.processing_class = SimpleNamespace(pad_token_id=PADDING)
+    made.save_model = lambda directory, **_: Path(directory).mkdir(parents=True)
+    made.late = None
+    made.asks = Asks(stop)
+    return made
+
+
+def counting(made: Any, late: bool) -> Any:
+    made.late = count_late(made) if late else None
+    made.add_callback(made.asks)
+    return made
+
+
+def logged(made: Any) -> list[tuple[int, Any]]:
+    return [(line["step"], line.get("num_input_tokens_seen")) for line in made.state.log_history]
+
+
+def saved(out: Path, step: int) -> int:
+    text = (out / f"checkpoint-{step}" / "trainer_state.json").read_text(encoding="utf-8")
+    (line,) = (line for line in text.splitlines() if line.startswith('  "num_input_tokens_seen"'))
+    return int(line.split(":")[1].strip(" ,"))
 
 
 def test_tokens_are_counted_as_far_as_they_are_known() -> None:
-    from types import SimpleNamespace
-
     state: Any = SimpleNamespace(global_step=0, num_input_tokens_seen=7)
     for _ in range(3):
         state.global_step += 1
@@ -26,78 +94,55 @@ def test_tokens_are_counted_as_far_as_they_are_known() -> None:
     assert state.num_input_tokens_seen == 127
 
 
-def trainer(mode: str | bool, padding: int | None = 0) -> Any:
-    """As far as counting goes, with another rank that has seen as much."""
-    made = SimpleNamespace(
-        args=SimpleNamespace(include_num_input_tokens_seen=mode, device=torch.device("cpu")),
-        model=SimpleNamespace(main_input_name="input_ids"),
-        processing_class=SimpleNamespace(pad_token_id=padding),
-        accelerator=SimpleNamespace(gather=lambda own: torch.stack([own, own])),
-        state=SimpleNamespace(num_input_tokens_seen=0, global_step=0),
-        callbacks=[],
-    )
-    made.add_callback = made.callbacks.append
-    return made
-
-
-@pytest.mark.parametrize("mode", ["non_padding", "all"])
-@pytest.mark.parametrize("padding", [0, None])
-def test_counts_what_the_trainer_would(mode: str, padding: int | None) -> None:
-    own, late = trainer(mode, padding), trainer(mode, padding)
-    count = LateTokenCount(late)
-    for micro_batch in MICRO_BATCHES:
-        Trainer._track_num_input_tokens(own, micro_batch)
-        count.add(micro_batch)
-    count.on_train_end(late.args, late.state, TrainerControl())
+@pytest.mark.parametrize(("mode", "masked"), [("non_padding", True), ("non_padding", False), ("all", True)])
+@pytest.mark.parametrize("stop", [False, True])
+def test_every_log_and_checkpoint_has_the_trainers_own_number(
+    tmp_path: Path, mode: str, masked: bool, stop: bool
+) -> None:
+    own = counting(trainer(tmp_path / "own", mode, masked=masked, stop=stop), late=False)
+    late = counting(trainer(tmp_path / "late", mode, masked=masked, stop=stop), late=True)
+    own.train()
+    late.train()
+    assert logged(late) == logged(own)
+    assert [step for step, _ in logged(own)][:3] == [3, 4, 5]
     assert late.state.num_input_tokens_seen == own.state.num_input_tokens_seen > 0
+    assert saved(tmp_path / "late", 4) == saved(tmp_path / "own", 4) > 0
 
 
-def test_ranks_meet_only_where_the_count_is_read() -> None:
-    late = trainer("non_padding")
-    gathered: list[int] = []
-    late.accelerator.gather = lambda own: (gathered.append(int(own)), own)[1]
-    count = LateTokenCount(late)
-    seen = []
-    for step in range(1, 7):
-        count.add(MICRO_BATCHES[0])
-        control = TrainerControl(should_log=step % 2 == 0, should_save=step == 5)
-        count.on_step_end(late.args, late.state, control)
-        seen.append(late.state.num_input_tokens_seen)
-    assert seen == [0, 6, 6, 12, 15, 18]
-    assert gathered == [6, 6, 3, 3]
-    count.add(MICRO_BATCHES[0])
-    count.on_epoch_end(late.args, late.state, TrainerControl(should_save=True))
-    count.on_train_end(late.args, late.state, TrainerControl())
-    assert late.state.num_input_tokens_seen == 21
+def test_ranks_meet_only_where_the_count_is_read(tmp_path: Path) -> None:
+    late = counting(trainer(tmp_path), late=True)
+    met: list[int] = []
+    settle = late.late.settle
+    late.late.settle = lambda: (met.append(late.state.global_step), settle())[1]
+    late.train()
+    # A log, evaluations and checkpoints, an epoch's end, the last step, and the end of training.
+    assert met == [3, 4, 5, 6, 8, 10, 12, 12, 12]
 
 
-@pytest.mark.parametrize("why", ["should_log", "should_save", "should_evaluate", "should_training_stop"])
-def test_whoever_reads_the_count_finds_it_whole(why: str) -> None:
-    late = trainer("non_padding")
-    count = LateTokenCount(late)
-    count.add(MICRO_BATCHES[0])
-    count.on_step_end(late.args, late.state, TrainerControl())
-    assert late.state.num_input_tokens_seen == 0
-    count.on_step_end(late.args, late.state, TrainerControl(**{why: True}))
-    assert late.state.num_input_tokens_seen == 6
+def test_a_training_that_failed_counts_for_nothing(tmp_path: Path) -> None:
+    late = counting(trainer(tmp_path / "late"), late=True)
+    late.model.fails_in = 4
+    with pytest.raises(RuntimeError, match="in the middle"):
+        late.train()
+    late.train()
+    own = counting(trainer(tmp_path / "own"), late=False)
+    own.train()
+    assert late.state.num_input_tokens_seen == own.state.num_input_tokens_seen
 
 
-def test_counts_once_and_only_if_it_is_wanted() -> None:
-    for mode in ("no", False):
-        assert count_late(trainer(mode)) is None
-    one = trainer("all")
-    one._track_num_input_tokens = None  # a class's method, were it a Trainer; here something counts already
-    assert count_late(one) is None
+@pytest.mark.parametrize("inputs", [{"pixel_values": torch.zeros(1)}, [{"prompt": "a row of GRPO"}]])
+def test_inputs_without_tokens_are_warned_of_as_by_the_trainer(
+    tmp_path: Path, inputs: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    count = LateTokenCount(trainer(tmp_path))
+    warned: list[Any] = []
+    count._plain = warned.append
+    count.add(inputs)
+    assert warned == [inputs]
 
-    class Counts:
-        def _track_num_input_tokens(self, inputs: Any) -> None: ...
 
-    other: Any = Counts()
-    other.__dict__ |= vars(trainer("all"))
-    late = count_late(other)
-    assert late is not None
-    assert other.callbacks == [late]
-    other._track_num_input_tokens(MICRO_BATCHES[1])
-    late.on_train_end(other.args, other.state, TrainerControl())
-    assert other.state.num_input_tokens_seen == 8
-    assert count_late(other) is None
+def test_counts_once_and_only_if_it_is_wanted(tmp_path: Path) -> None:
+    assert count_late(trainer(tmp_path, "no")) is None
+    made = trainer(tmp_path)
+    assert count_late(made) is not None
+    assert count_late(made) is None

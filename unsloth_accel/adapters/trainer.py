@@ -17,7 +17,6 @@ from .generation import gather_in_generate
 from .packed_attention import attend_at_once
 from .resuming import check_before_training
 from .saving import let_numbered_cpus_load
-from .training_mode import look_before_walking
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -31,9 +30,8 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
     Without it `trainer.evaluate()` before `trainer.train()` turns DDP off (`adapters.ddp`), DDP's settings don't fit
     the model (`adapters.ddp_settings`), FSDP2 saves less memory and time than it can (`adapters.fsdp`), its model can't
     generate (`adapters.generation`), rows that lie end to end are attended to one by one where torch is older than 2.12
-    (`adapters.packed_attention`), the GPU waits for the processor where the Trainer counts tokens or walks through the
-    model (`callbacks.token_count`, `adapters.training_mode`), and a sharded run saves no adapter in its checkpoints
-    (`adapters.checkpointing`).
+    (`adapters.packed_attention`), the GPU waits for the processor where the Trainer counts tokens
+    (`callbacks.token_count`), and a sharded run saves no adapter in its checkpoints (`adapters.checkpointing`).
     The guard stops the run, with the reason, when its world is not the one that was launched, its ranks are not
     synchronised (`unsloth_accel.callbacks.Guard`), or they were given different rows, arguments or models
     (`adapters.agreement`).
@@ -51,7 +49,6 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
         attend_at_once(trainer.accelerator.device)
         keep_checkpoints(trainer)
         check_before_training(trainer)
-        look_before_walking(trainer)
         count_late(trainer)
         if getattr(trainer, "memory_care", None) is None:  # its averaging takes a missing gradient as zero
             trainer.add_callback(EveryGradient(trainer.accelerator))

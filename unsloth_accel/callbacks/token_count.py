@@ -32,24 +32,27 @@ class TokenCount(TrainerCallback):
 
 
 class LateTokenCount(TrainerCallback):
-    """Counts as the Trainer does, but adds to `state.num_input_tokens_seen` only when somebody reads it: in steps that
-    are logged, saved or evaluated after, and at the end.
+    """Counts as the Trainer does, but adds to `state.num_input_tokens_seen` only when somebody reads it: before what is
+    logged, saved or evaluated after a step, and at the end of an epoch and of training.
 
-    Made by `count_late`. All ranks log, save and evaluate after the same steps, so they meet in the same ones here.
+    Made by `count_late`. Ranks meet there, so whether a step is followed by any of these must be the same on each, as
+    the Trainer's own logs and checkpoints need, too.
     """
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
+        self._plain = trainer._track_num_input_tokens
         self._tokens: Any = 0
         """Of this rank since the last time; a tensor that the GPU may still be adding to, or a number."""
 
     def add(self, inputs: Mapping[str, Any]) -> None:
         """The tokens of one micro-batch, in place of the Trainer's `_track_num_input_tokens`."""
         args, tokenizer = self._trainer.args, self._trainer.processing_class
-        ids = inputs.get(getattr(self._trainer.model, "main_input_name", "input_ids"))
-        if ids is None:  # nothing that could be counted
+        name = getattr(self._trainer.model, "main_input_name", "input_ids")
+        if name not in inputs:  # nothing that could be counted, as the Trainer warns
+            self._plain(inputs)
             return
-        padding = getattr(tokenizer, "pad_token_id", None)
+        ids, padding = inputs[name], getattr(tokenizer, "pad_token_id", None)
         if args.include_num_input_tokens_seen != "non_padding":
             self._tokens = self._tokens + ids.numel()
         elif "attention_mask" in inputs:
@@ -57,41 +60,48 @@ class LateTokenCount(TrainerCallback):
         else:
             self._tokens = self._tokens + (ids.numel() if padding is None else (ids != padding).sum())
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if is_read(control):
-            self._settle(state)
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._tokens = 0  # of a training that an error ended
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if is_read(control):
-            self._settle(state)
+        self.settle()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._settle(state)
+        self.settle()
 
-    def _settle(self, state: TrainerState) -> None:
+    def settle(self) -> None:
+        """Add what all ranks have counted; each must call it."""
         import torch
 
         own = torch.as_tensor(self._tokens, dtype=torch.int64, device=self._trainer.args.device)
-        state.num_input_tokens_seen += int(self._trainer.accelerator.gather(own).sum())
+        self._trainer.state.num_input_tokens_seen += int(self._trainer.accelerator.gather(own).sum())
         self._tokens = 0
-
-
-def is_read(control: TrainerControl) -> bool:
-    """Whether the number of tokens goes into a log or a checkpoint after this step."""
-    return any((control.should_log, control.should_save, control.should_evaluate, control.should_training_stop))
 
 
 def count_late(trainer: Trainer) -> LateTokenCount | None:
     """Have `trainer` count its tokens when they are read, not in every micro-batch; None where it counts none, or
     something counts them already. Call it once, before `trainer.train()`, on every rank."""
     counts = getattr(trainer.args, "include_num_input_tokens_seen", "no") not in ("no", False)
-    if not counts or not hasattr(trainer, "_track_num_input_tokens") or "_track_num_input_tokens" in vars(trainer):
+    ways = ("_track_num_input_tokens", "_maybe_log_save_evaluate")
+    if not counts or not all(hasattr(trainer, way) for way in ways) or ways[0] in vars(trainer):
         return None
     late = LateTokenCount(trainer)
+    log_save_evaluate = trainer._maybe_log_save_evaluate
+
+    def settle_first(*arguments: Any, **named: Any) -> Any:
+        # Only here all callbacks have had their say about what follows the step.
+        control = trainer.control
+        if any((control.should_log, control.should_save, control.should_evaluate, control.should_training_stop)):
+            late.settle()
+        return log_save_evaluate(*arguments, **named)
+
     trainer._track_num_input_tokens = late.add
+    trainer._maybe_log_save_evaluate = settle_first
     trainer.add_callback(late)
     return late
