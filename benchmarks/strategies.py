@@ -289,7 +289,7 @@ def measure(
         "optim": decided.run.training["optim"],
     }
     if cell.strategy == "fsdp2":
-        # What the driver lets map is not in our hands, and worth a few per cent.
+        # What the driver lets map is not in our hands, and worth a per cent or two.
         figures["mapped_gib"] = done.memory("mapped")
     single = single_of_group()
     if single and cell.strategy not in ALONE and "error" not in single:

@@ -2,7 +2,7 @@
 
 The Trainer's own count (`include_num_input_tokens_seen`) gathers from all ranks and reads the sum, right after the
 backward pass. The processor then begins clipping and the optimizer with nothing ahead of it, while the GPU stands
-still, under FSDP2 for 15 ms before the first kernel (docs/fsdp2.md).
+still, under FSDP2 for 11 to 15 ms before the first kernel (docs/fsdp2.md).
 """
 
 from __future__ import annotations
