@@ -55,10 +55,10 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 configs: $(INSTALLED)
-	$(BIN)/python -m unsloth_accel.accelerate_config
+	$(BIN)/python -m unsloth_accel.config.accelerate_config
 
 docs: $(INSTALLED)
-	$(BIN)/python -m unsloth_accel.rules
+	$(BIN)/python -m unsloth_accel.validation.rules
 	$(BIN)/python -m benchmarks.memory_report
 	$(BIN)/python -m benchmarks.fsdp2_report
 	$(BIN)/python -m benchmarks.strategies --table docs/strategies.md

@@ -49,9 +49,9 @@ def main() -> int:
     parser.add_argument("--work", default="runs/callback-cost")
     options = parser.parse_args()
     from unsloth_accel.adapters.saving import versions
-    from unsloth_accel.hardware import detect
-    from unsloth_accel.planner import plan
-    from unsloth_accel.run_config import from_dict
+    from unsloth_accel.config.run_config import from_dict
+    from unsloth_accel.hardware.hardware import detect
+    from unsloth_accel.planning.planner import plan
 
     hardware = detect()
     count = max(2, len(hardware.devices)) if options.processes == "auto" else int(options.processes)
@@ -74,7 +74,7 @@ def main() -> int:
     decided = plan(run, hardware)
     decided.write(directory / "out")
     flags = ["--config_file", str(directory / "out" / "accelerate.yaml"), "-m", "benchmarks.callback_cost"]
-    command = [sys.executable, "-m", "unsloth_accel.cli", "launch", *flags, "--worker"]
+    command = [sys.executable, "-m", "unsloth_accel.cli.main", "launch", *flags, "--worker"]
     command.append(str(directory / "out" / "run.yaml"))
     subprocess.run(command, check=True, env={**os.environ, **decided.accelerate_config.environment})
     report = {
@@ -100,7 +100,7 @@ def work(run_yaml: str) -> int:
 
     from unsloth_accel.adapters import environment
     from unsloth_accel.callbacks import RankLog
-    from unsloth_accel.run_config import load
+    from unsloth_accel.config.run_config import load
     from unsloth_accel.training import sft
 
     run = load(run_yaml)

@@ -19,10 +19,10 @@ import yaml
 
 from benchmarks.worker import GIB, MODULE
 from unsloth_accel.capabilities import probe
-from unsloth_accel.hardware import detect
-from unsloth_accel.planner import Plan, plan
-from unsloth_accel.run_config import from_dict
-from unsloth_accel.verify.compare import largest
+from unsloth_accel.config.run_config import from_dict
+from unsloth_accel.hardware.hardware import detect
+from unsloth_accel.planning.planner import Plan, plan
+from unsloth_accel.verify.verdict import largest
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 450
@@ -33,7 +33,7 @@ LOSS = 0.02
 """Relative difference of a loss in bf16 that passes as noise where no run of `verify` is made."""
 LIMIT_GIB = 14.0
 """Below what the 8B shape's weights take, 15 GiB."""
-CLI = ("-m", "unsloth_accel.cli")
+CLI = ("-m", "unsloth_accel.cli.main")
 SCALED = "loss that DDP may scale"
 """The probe of an Unsloth whose gradients under DDP are divided by the number of GPUs."""
 LAUNCH = ("-m", "accelerate.commands.launch")
@@ -400,7 +400,7 @@ def observed(strategy: str, place: Place) -> dict[str, Any]:
 
 def packed_attention(place: Place) -> dict[str, Any]:
     """Attention of all rows in one call, which torch before 2.12 has from the adapter, against a call for each row."""
-    code = "import unsloth_accel, unsloth, torch; from unsloth_accel.adapters.packed_attention import attend_at_once"
+    code = "import unsloth_accel, unsloth, torch; from unsloth_accel.adapters.varlen_attention import attend_at_once"
     said = place.run("trial", "-c", f"{code}; print('once:', attend_at_once(torch.device('cuda')))")
     expect("once: None" in said, next(line for line in said.splitlines() if line.startswith("once:")))
 

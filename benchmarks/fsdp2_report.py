@@ -115,7 +115,7 @@ Part of the rest was the processor. Right after the backward pass it waited for 
 tokens (`benchmarks.streams` names such lines), and then began clipping with an empty queue. Until its first kernel came
 the GPU stood still, under FSDP2, where accelerate goes another way, for {gap_fsdp2_4:.1f} and {gap_fsdp2_5:.1f} ms in
 the last two calls, under DDP for {gap_ddp_4:.1f} and {gap_ddp_5:.1f}. Since then tokens are counted when somebody reads
-their number (`callbacks/token_count.py`), so that clipping and the optimizer are in the queue before the gradients are
+their number (`adapters/token_count.py`), so that clipping and the optimizer are in the queue before the gradients are
 there. In the next call a step took {now:.3f} of DDP's (docs/strategies.md); both ways were not measured in one call.
 More of the driver's queues (CUDA_DEVICE_MAX_CONNECTIONS=32) made it slower: {queues_3:.3f}."""
 
@@ -133,7 +133,7 @@ def page() -> str:
     versions = ", ".join(f"{name} {report['versions'][name]}" for name in ("torch", "unsloth", "accelerate", "trl"))
     return f"""# FSDP2 through accelerate's plugin
 
-What `unsloth_accel/adapters/fsdp.py` and `peer.py` change. 8B Llama shape, random weights, LoRA r=16 on all seven
+What the files in `unsloth_accel/adapters/fsdp2/` change. 8B Llama shape, random weights, LoRA r=16 on all seven
 projections, rows of 2048 tokens, 4 at once on each GPU, AdamW, Unsloth's checkpointing; two {report["gpu"][0]} with
 NVLink, {versions}. Made by `python -m benchmarks.fsdp2_report` from files that `python -m benchmarks.memory` wrote.
 

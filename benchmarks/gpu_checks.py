@@ -42,10 +42,10 @@ from benchmarks.checks import (
     scripts,
     verified,
 )
-from unsloth_accel.adapters.peer_reach import SWITCH as PEER_GATHER
+from unsloth_accel.adapters.fsdp2.peer_fetch.peer_reach import SWITCH as PEER_GATHER
 from unsloth_accel.adapters.saving import versions
 from unsloth_accel.files import write_atomically
-from unsloth_accel.hardware import detect
+from unsloth_accel.hardware.hardware import detect
 
 OUT = "benchmarks/results/gpu-checks-2xH100.json"
 SIDE_BY_SIDE = 14

@@ -24,10 +24,10 @@ from queue import Queue
 from typing import Any
 
 from benchmarks.random_checkpoint import SHAPES
-from unsloth_accel.accelerate_config import Strategy
 from unsloth_accel.adapters.saving import versions
-from unsloth_accel.hardware import detect
-from unsloth_accel.memory import Checkpointing
+from unsloth_accel.config.accelerate_config import Strategy
+from unsloth_accel.hardware.hardware import detect
+from unsloth_accel.planning.memory_estimate import Checkpointing
 
 STEPS = 7
 WARM_UP = 3
@@ -58,7 +58,7 @@ def single(shape: str, per_device: int, length: int, **options: Any) -> Cell:
     return Cell(shape, "single", per_device, length, num_processes=1, **options)
 
 
-# The constants of unsloth_accel/memory.py were fitted to these …
+# The constants of unsloth_accel/planning/memory_estimate.py were fitted to these …
 CALIBRATION = [
     single("8B", 4, 2048),
     single("8B", 4, 2048, load_in_4bit=True),
@@ -196,7 +196,7 @@ def run(cell: Cell, work: Path, environment: dict[str, str]) -> dict[str, Any]:
         "cell": asdict(cell),
         "command": " ".join(["unsloth-accel", "launch", description.name, *settings]).replace(f"{work}/", ""),
     }
-    command = [sys.executable, "-m", "unsloth_accel.cli", "launch", str(description), *settings]
+    command = [sys.executable, "-m", "unsloth_accel.cli.main", "launch", str(description), *settings]
     try:
         done = subprocess.run(
             command, env=os.environ | environment, timeout=CELL_TIMEOUT, capture_output=True, text=True, check=False

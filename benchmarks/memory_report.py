@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.memory import CALIBRATION, HELD_OUT, Cell
-from unsloth_accel.hardware import Hardware
-from unsloth_accel.memory import MemoryEstimate, Workload, estimate
-from unsloth_accel.model_spec import from_config
-from unsloth_accel.run_config import PROJECTIONS
-from unsloth_accel.speed import estimate_speed
+from unsloth_accel.config.run_config import PROJECTIONS
+from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.models.spec import from_config
+from unsloth_accel.planning.memory_estimate import MemoryEstimate, Workload, estimate
+from unsloth_accel.planning.speed_estimate import estimate_speed
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "memory-2xH200.json"
@@ -102,7 +102,7 @@ Random weights, full rows, LoRA on all seven projections (r=16 unless said), Ada
 Llama shapes of 1.5B, 3B and 8B, Qwen2.5's 0.5B, Qwen3's 4B.
 
 Made by `python -m benchmarks.memory_report` from `benchmarks/results/memory-2xH200.json`, which
-`python -m benchmarks.memory` wrote. The formulas and their sources are in `unsloth_accel/memory.py`.
+`python -m benchmarks.memory` wrote. The formulas and their sources are in `unsloth_accel/planning/memory_estimate.py`.
 
 ## Cells that were not used to calibrate
 
@@ -179,8 +179,8 @@ def speed_page() -> str:
 
 Which strategy the planner holds to be faster, beside runs with as many rows on each GPU. {_where(report)}
 Medians after {report["warm_up_steps"]} of {report["steps"]} steps, full rows.
-The constants of `unsloth_accel/speed.py` were fitted to the calibration cells of the same file, so the seconds are no
-independent test; the order is what the planner uses.
+The constants of `unsloth_accel/planning/speed_estimate.py` were fitted to the calibration cells of the same file, so
+the seconds are no independent test; the order is what the planner uses.
 
 Made by `python -m benchmarks.memory_report` from `benchmarks/results/memory-2xH200.json`.
 

@@ -11,8 +11,8 @@ is compared with its `single` as `unsloth-accel verify` compares.
 All cells import their packages at the beginning and wait before they load anything (benchmarks.worker), so that only
 one trains at a time and nothing else runs beside it.
 `--cells '8B-16bit-fsdp2-*'` are variants of fsdp2, in no table and only run when they are asked for by such a pattern:
-`-copied`, which copies a rank's own rows, too (adapters/peer.py), and `-kept`, which keeps every block once it was
-fetched (benchmarks.worker) and so shows what the copies cost.
+`-copied`, which copies a rank's own rows, too (adapters/fsdp2/peer_fetch), and `-kept`, which keeps every block once it
+was fetched (benchmarks.worker) and so shows what the copies cost.
 With BENCHMARK_PROFILE=DIR each cell takes some steps more, first, and writes of them DIR/CELL-RANK.json
 (benchmarks.streams).
 Cells that the file holds already are not run again, so that the whole may be cut into several calls.
@@ -42,14 +42,14 @@ from typing import Any
 from benchmarks import streams
 from benchmarks.random_checkpoint import SHAPES
 from benchmarks.worker import GATE, KEEP, MODULE, PROFILE
-from unsloth_accel.adapters.peer_reach import SWITCH
+from unsloth_accel.adapters.fsdp2.peer_fetch.peer_reach import SWITCH
 from unsloth_accel.adapters.saving import versions
+from unsloth_accel.config.run_config import from_dict
 from unsloth_accel.files import write_atomically
-from unsloth_accel.hardware import Hardware, detect
-from unsloth_accel.planner import Plan, plan
-from unsloth_accel.run_config import from_dict
-from unsloth_accel.verify.compare import compare, largest, precision_of, tolerance
+from unsloth_accel.hardware.hardware import Hardware, detect
+from unsloth_accel.planning.planner import Plan, plan
 from unsloth_accel.verify.runs import Trained, read, train
+from unsloth_accel.verify.verdict import compare, largest, precision_of, tolerance
 
 RESULTS = "benchmarks/results"
 LENGTH = 2048

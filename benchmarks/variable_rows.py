@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks import random_checkpoint
 from unsloth_accel.adapters.saving import versions
 from unsloth_accel.files import write_atomically
-from unsloth_accel.hardware import detect
+from unsloth_accel.hardware.hardware import detect
 
 LENGTH = 2048
 PER_DEVICE = 8
@@ -40,7 +40,7 @@ WAYS: dict[str, list[str]] = {
 }
 """Ways to run it here, by name, with their overrides."""
 ROW_BY_ROW = ", attention row by row"
-"""Added to a way's name: as Unsloth does it with torch before 2.12 (adapters/packed_attention.py)."""
+"""Added to a way's name: as Unsloth does it with torch before 2.12 (adapters/varlen_attention.py)."""
 
 
 def main() -> int:
@@ -133,7 +133,7 @@ def run(way: str, model: Path, data: Path, steps: int, count: int, tokens: int, 
         settings += ["training.learning_rate=2e-4", f"training.logging_steps={EVERY}", "training.overwrite=true"]
         settings += [f"output_dir={directory}", *WAYS[way.removesuffix(ROW_BY_ROW)]]
         environment |= {"UNSLOTH_TORCH_VARLEN": "0"} if way.endswith(ROW_BY_ROW) else {}
-        command = [sys.executable, "-m", "unsloth_accel.cli", "launch", str(description), *settings]
+        command = [sys.executable, "-m", "unsloth_accel.cli.main", "launch", str(description), *settings]
     started = time.perf_counter()
     done = subprocess.run(command, env=environment)
     if done.returncode:

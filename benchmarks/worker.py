@@ -53,8 +53,8 @@ def main(*words: str) -> int:
 
 
 def keep_blocks() -> None:
-    """Give every block that `adapters.peer` fetches a set of buffers of its own."""
-    from unsloth_accel.adapters.peer_unit import Unit, Units
+    """Give every block that `adapters.fsdp2.peer_fetch.fetch` fetches a set of buffers of its own."""
+    from unsloth_accel.adapters.fsdp2.peer_fetch.peer_unit import Unit, Units
 
     plain = Unit.__init__
 

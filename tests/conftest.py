@@ -69,7 +69,7 @@ def description(tmp_path: Path) -> dict[str, Any]:
 
 def write_weights(directory: Path) -> None:
     """All weights of `CONFIG`, as zeros, without torch."""
-    from unsloth_accel.model_spec import from_config
+    from unsloth_accel.models.spec import from_config
 
     header: dict[str, Any] = {}
     end = 0
@@ -88,8 +88,8 @@ def write_checkpoint(path: Path, run: Any, *, ranks: int = 2, record: bool = Tru
     """A whole checkpoint of `run` as the Trainer leaves one, its files as small as their forms allow."""
     import zipfile
 
-    from unsloth_accel.checkpoints import RECORD, files_of
-    from unsloth_accel.resume import made_with
+    from unsloth_accel.artifacts.checkpoints import RECORD, files_of
+    from unsloth_accel.artifacts.resume_facts import made_with
 
     path.mkdir(parents=True)
     header = json.dumps({"a.lora_A.weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
@@ -139,7 +139,7 @@ def cli() -> Run:
 
 
 def cli_command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "unsloth_accel.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "unsloth_accel.cli.main", *map(str, arguments)]
 
 
 def accelerate_launch(*arguments: str | Path, timeout: float = 400) -> subprocess.CompletedProcess[str]:

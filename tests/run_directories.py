@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from unsloth_accel.hardware import Hardware
-from unsloth_accel.planner import Plan, plan
-from unsloth_accel.run_config import load
+from unsloth_accel.config.run_config import load
+from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.planning.planner import Plan, plan
 
 START = 1_790_000_000.0
 MODEL = "unsloth/Llama-3.2-1B-Instruct"

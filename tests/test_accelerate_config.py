@@ -5,7 +5,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from unsloth_accel.accelerate_config import SHIPPED, AccelerateConfig, write_shipped
+from unsloth_accel.config.accelerate_config import SHIPPED, AccelerateConfig, write_shipped
 
 
 def test_shipped_files_are_the_generators_output(tmp_path: Path) -> None:

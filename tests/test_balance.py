@@ -96,7 +96,7 @@ def settings_of_loaders(draw: st.DrawFn) -> dict[str, Any]:
 
 def micro_batches(values: dict[str, Any], epoch: int = 0, **more: Any) -> list[list[list[int]]]:
     """By rank, what accelerate's loader would draw in an epoch."""
-    from unsloth_accel.adapters.batches import TokenBatches
+    from unsloth_accel.adapters.token_balance import TokenBatches
 
     found = []
     for rank in range(values["ranks"]):
@@ -150,7 +150,7 @@ def test_a_masked_row_teaches_nothing(flat: bool) -> None:
     """With TRL's own collator: the rows of a batch as they are, and one that only keeps a rank in step."""
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    from unsloth_accel.adapters.batches import _Collate, _Rows
+    from unsloth_accel.adapters.token_balance import _Collate, _Rows
 
     rows = _Rows([{"input_ids": [7, 8, 9], "labels": [-100, 8, 9]}, {"input_ids": [5, 6], "labels": [5, 6]}])
     collate = _Collate(DataCollatorForLanguageModeling(pad_token_id=0, padding_free=flat))
@@ -163,7 +163,7 @@ def test_a_masked_row_teaches_nothing(flat: bool) -> None:
 def test_the_order_of_every_epoch_is_known() -> None:
     from torch.utils.data import RandomSampler, SequentialSampler
 
-    from unsloth_accel.adapters.batches import _orders
+    from unsloth_accel.adapters.token_balance import _orders
 
     seeded = Order(5)
     seeded.set_epoch(1)

@@ -46,7 +46,7 @@ def test_a_phase_is_shown_once_and_logged_also_when_it_fails(
 def test_flops_of_lora_by_hand() -> None:
     """SmolLM2-135M: 30 layers of 576 and 1536, 9 heads of 64, 3 of keys and values, 49152 words, a tied head."""
     from unsloth_accel.callbacks.mfu import full_flops, lora_flops
-    from unsloth_accel.model_spec import ModelSpec
+    from unsloth_accel.models.spec import ModelSpec
 
     spec = ModelSpec.load("HuggingFaceTB/SmolLM2-135M-Instruct")
     block = 576 * 576 * 2 + 576 * 192 * 2 + 3 * 576 * 1536 + 2 * 576

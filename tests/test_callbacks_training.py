@@ -19,8 +19,8 @@ SLEEP = 0.15
 
 
 def train(tiny: Path, out: Path, fault: str, steps: int, **training: Any) -> subprocess.CompletedProcess[str]:
-    from unsloth_accel.hardware import detect
-    from unsloth_accel.planner import plan
+    from unsloth_accel.hardware.hardware import detect
+    from unsloth_accel.planning.planner import plan
 
     rows = variable_rows(out / "rows.jsonl", [9 + (37 * i) % 88 for i in range(64)])
     described = write_yaml(
@@ -35,7 +35,7 @@ def train(tiny: Path, out: Path, fault: str, steps: int, **training: Any) -> sub
             "output_dir": str(out),
         },
     )
-    from unsloth_accel.run_config import load
+    from unsloth_accel.config.run_config import load
 
     decided = plan(load(described), detect())
     decided.write(out)

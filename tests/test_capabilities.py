@@ -12,13 +12,13 @@ import pytest
 from conftest import CONFIG, ROOT
 
 from unsloth_accel.capabilities import PROBES, Capabilities, here, probe
-from unsloth_accel.doctor.offers import results
-from unsloth_accel.hardware import Device, Hardware
-from unsloth_accel.launcher import launch
-from unsloth_accel.model_spec import from_config
-from unsloth_accel.planner import Plan, plan
-from unsloth_accel.problems import ConfigError
-from unsloth_accel.run_config import from_dict
+from unsloth_accel.config.run_config import from_dict
+from unsloth_accel.doctor.runnable_strategies import results
+from unsloth_accel.errors import ConfigError
+from unsloth_accel.hardware.hardware import Device, Hardware
+from unsloth_accel.launch.launcher import launch
+from unsloth_accel.models.spec import from_config
+from unsloth_accel.planning.planner import Plan, plan
 
 RELEASES: dict[str, dict[str, Any]] = json.loads(
     (ROOT / "tests" / "fixtures" / "unsloth_versions.json").read_text(encoding="utf-8")
@@ -211,7 +211,7 @@ def test_launch_refuses_it_before_anything_starts(
     from conftest import write_yaml
 
     found = looked(tmp_path / "old", "2026.8.22")
-    monkeypatch.setattr("unsloth_accel.launcher.here", lambda: found)
+    monkeypatch.setattr("unsloth_accel.launch.launcher.here", lambda: found)
     run = write_yaml(tmp_path / "run.yaml", {**description, "distributed": {"strategy": "fsdp2_native"}})
     two = Hardware(devices=(GPU, GPU), cpu_cores=8, host_memory_gib=64)
     started: list[Any] = []

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from conftest import ROOT, Run, write_checkpoint, write_yaml
 
-from unsloth_accel.checkpoints import RECORD, Checkpoint, checkpoints, newest
-from unsloth_accel.hardware import Hardware
-from unsloth_accel.planner import plan
-from unsloth_accel.resume import made_with, resume_problems
-from unsloth_accel.run_config import RunConfig, from_dict
+from unsloth_accel.artifacts.checkpoints import RECORD, Checkpoint, checkpoints, newest
+from unsloth_accel.artifacts.resume_facts import made_with, resume_problems
+from unsloth_accel.config.run_config import RunConfig, from_dict
+from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.planning.planner import plan
 
 CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
 
@@ -111,7 +111,7 @@ def test_the_launch_says_which_one_it_takes(
 
 
 def test_none_whole_is_refused(description: dict[str, Any], planned: RunConfig, tmp_path: Path) -> None:
-    from unsloth_accel.validation import output_problems
+    from unsloth_accel.validation.inputs import output_problems
 
     path = write_checkpoint(tmp_path / "out" / "checkpoint-2", planned)
     (path / "optimizer.pt").unlink()
@@ -236,7 +236,8 @@ def test_what_a_run_is_made_with_survives_json(planned: RunConfig) -> None:
 
 def test_looking_at_checkpoints_imports_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys, unsloth_accel.checkpoints, unsloth_accel.resume, unsloth_accel.merging, "
-        "unsloth_accel.commands.merge; assert not {'torch', 'unsloth', 'transformers', 'peft'} & sys.modules.keys()"
+        "import sys, unsloth_accel.artifacts.checkpoints, unsloth_accel.artifacts.resume_facts\n"
+        "import unsloth_accel.artifacts.merge, unsloth_accel.cli.merge\n"
+        "assert not {'torch', 'unsloth', 'transformers', 'peft'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

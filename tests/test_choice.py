@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unsloth_accel.hardware import Hardware
-from unsloth_accel.planner import Plan, plan
-from unsloth_accel.problems import ConfigError
-from unsloth_accel.run_config import from_dict
+from unsloth_accel.config.run_config import from_dict
+from unsloth_accel.errors import ConfigError
+from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.planning.planner import Plan, plan
 
 
 def planned(hardware: str, name: str, size: int = 64, **changes: Any) -> Plan:

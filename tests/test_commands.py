@@ -14,7 +14,7 @@ import yaml
 from conftest import ROOT, Run, cli_command
 
 from unsloth_accel import plan
-from unsloth_accel.cli import COMMANDS, main
+from unsloth_accel.cli.main import COMMANDS, main
 
 MODEL = "model.name=unsloth/Llama-3.1-8B-Instruct"
 KEYS = {
@@ -109,8 +109,8 @@ def test_a_written_plan_says_what_its_yaml_cannot(capsys: pytest.CaptureFixture[
 
 
 def test_the_examples_of_plan_and_estimate_work(capsys: pytest.CaptureFixture[str]) -> None:
-    from unsloth_accel.commands import config, estimate
-    from unsloth_accel.commands import plan as plan_command
+    from unsloth_accel.cli import config, estimate
+    from unsloth_accel.cli import plan as plan_command
 
     for module in (plan_command, estimate, config):
         for line in module.EXAMPLES.splitlines()[1:]:

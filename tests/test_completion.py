@@ -10,13 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from unsloth_accel import cli
-from unsloth_accel.commands import completion
+from unsloth_accel.cli import completion
+from unsloth_accel.cli import main as cli
 
 THERE = {
-    name: summary
-    for name, summary in cli.COMMANDS.items()
-    if importlib.util.find_spec(f"unsloth_accel.commands.{name}")
+    name: summary for name, summary in cli.COMMANDS.items() if importlib.util.find_spec(f"unsloth_accel.cli.{name}")
 }
 BASH = shutil.which("bash")
 
@@ -55,7 +53,7 @@ def complete(script: Path, *words: str, directory: Path | None = None) -> list[s
 
 def options(command: str) -> set[str]:
     """The long options of a command's own parser."""
-    parser: argparse.ArgumentParser = importlib.import_module(f"unsloth_accel.commands.{command}").parser()
+    parser: argparse.ArgumentParser = importlib.import_module(f"unsloth_accel.cli.{command}").parser()
     return {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
 
 

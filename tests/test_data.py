@@ -11,15 +11,15 @@ from conftest import SMOLLM2, Run, write_yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unsloth_accel.cli import main
+from unsloth_accel.cli.main import main
+from unsloth_accel.config.run_config import DataConfig, from_dict
 from unsloth_accel.data.formats import canonical, roles
-from unsloth_accel.data.lengths import best_fit, lengths_of
+from unsloth_accel.data.length_statistics import best_fit, lengths_of
 from unsloth_accel.data.rows import MOST_SHOWN, Rows, read, read_rows
 from unsloth_accel.data.sources import fingerprint, locate
 from unsloth_accel.data.streaming import _shuffled
-from unsloth_accel.problems import ConfigError
-from unsloth_accel.run_config import DataConfig, from_dict
-from unsloth_accel.validation import input_problems
+from unsloth_accel.errors import ConfigError
+from unsloth_accel.validation.inputs import input_problems
 
 ALPACA = [{"instruction": f"Name number {i}", "input": "é" * (i % 2), "output": str(i)} for i in range(7)]
 CHAT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}

@@ -17,8 +17,8 @@ from benchmarks import fsdp2_report, gpu_checks, strategies
 from benchmarks.memory import HELD_OUT
 from benchmarks.memory_report import measured, memory_page, speed_page
 from benchmarks.tables import RESULTS, filled
-from unsloth_accel.launcher import parse
-from unsloth_accel.run_config import from_dict
+from unsloth_accel.config.run_config import from_dict
+from unsloth_accel.launch.launcher import parse
 
 READMES = ("README.md", "README_CN.md")
 
@@ -72,7 +72,7 @@ def test_every_command_exists() -> None:
         elif words[:2] == ["unsloth-accel", "launch"]:
             parse(words[2:])
         elif words[0] == "unsloth-accel":
-            importlib.import_module(f"unsloth_accel.commands.{words[1]}").parser().parse_intermixed_args(words[2:])
+            importlib.import_module(f"unsloth_accel.cli.{words[1]}").parser().parse_intermixed_args(words[2:])
         else:
             assert words[0] in ("source", "python", "accelerate", ".venv/bin/python"), command
         for word in words:

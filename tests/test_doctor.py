@@ -18,7 +18,7 @@ import psutil
 import pytest
 from conftest import ROOT, Run
 
-from unsloth_accel.commands.doctor import lines
+from unsloth_accel.cli.doctor import lines
 from unsloth_accel.doctor import (
     CHECKS,
     Machine,
@@ -30,12 +30,12 @@ from unsloth_accel.doctor import (
     installed,
     known_bad,
     processes,
-    surroundings,
+    shell_variables,
 )
 from unsloth_accel.doctor import machine as machine_module
 from unsloth_accel.doctor.machine import Nvml, Packages, read_nvml, this_machine, torch_build
 from unsloth_accel.doctor.result import collect
-from unsloth_accel.hardware import Device, Hardware
+from unsloth_accel.hardware.hardware import Device, Hardware
 
 Check = Callable[[Machine], Iterator[Result]]
 H100 = {"name": "NVIDIA H100 80GB HBM3", "memory_gib": 80.0, "compute_capability": (9, 0)}
@@ -570,7 +570,7 @@ def test_no_driver_is_a_reason_and_no_crash(monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_variables_that_hurt(place: Place, environ: dict[str, str], said: str, fix: str) -> None:
-    found = only(surroundings.variables, machine(place, environ=environ))
+    found = only(shell_variables.variables, machine(place, environ=environ))
     assert said in found.detail
     assert found.fix.startswith(fix)
 
@@ -584,15 +584,15 @@ def test_variables_that_hurt(place: Place, environ: dict[str, str], said: str, f
     ],
 )
 def test_variables_that_do_not(place: Place, environ: dict[str, str]) -> None:
-    assert bad(surroundings.variables, machine(place, environ=environ)) == []
+    assert bad(shell_variables.variables, machine(place, environ=environ)) == []
 
 
 def test_gpus_that_a_variable_slows_or_hides(place: Place) -> None:
     joined = {frozenset(("GPU-0", "GPU-1")): "NVLink"}
     slowed = machine(place, device(0), device(1), links=joined, environ={"NCCL_P2P_DISABLE": "1"})
-    assert "NVLink" in only(surroundings.variables, slowed).detail
+    assert "NVLink" in only(shell_variables.variables, slowed).detail
     forced = machine(place, device(0), environ={"UNSLOTH_FORCE_CPU": "1"})
-    assert only(surroundings.variables, forced).name == "UNSLOTH_FORCE_CPU"
+    assert only(shell_variables.variables, forced).name == "UNSLOTH_FORCE_CPU"
 
 
 @pytest.mark.parametrize(
@@ -602,22 +602,22 @@ def test_gpus_that_a_variable_slows_or_hides(place: Place) -> None:
 def test_cuda_visible_devices(place: Place, said: str, visible: int, status: str | None) -> None:
     devices = [device(i) for i in range(visible)]
     subject = machine(place, *devices, environ={"CUDA_VISIBLE_DEVICES": said}, uuids=("GPU-0", "GPU-1"))
-    found = bad(surroundings.visible_devices, subject)
+    found = bad(shell_variables.visible_devices, subject)
     assert [result.status for result in found] == ([] if status is None else [status])
 
 
 def test_a_machine_without_gpus_may_hide_them(place: Place) -> None:
-    assert list(surroundings.visible_devices(machine(place, environ={"CUDA_VISIBLE_DEVICES": ""}))) == []
+    assert list(shell_variables.visible_devices(machine(place, environ={"CUDA_VISIBLE_DEVICES": ""}))) == []
 
 
 @pytest.mark.parametrize("home", ["HF_HOME", "XDG_CACHE_HOME"])
 def test_a_default_accelerate_config_is_told(place: Place, tmp_path: Path, home: str) -> None:
     subject = machine(place, environ={home: str(tmp_path)})
-    assert bad(surroundings.default_config, subject) == []
+    assert bad(shell_variables.default_config, subject) == []
     directory = tmp_path / ("accelerate" if home == "HF_HOME" else "huggingface/accelerate")
     directory.mkdir(parents=True)
     (directory / "default_config.yaml").write_text("distributed_type: FSDP\nnum_processes: 8\n", encoding="utf-8")
-    found = only(surroundings.default_config, subject)
+    found = only(shell_variables.default_config, subject)
     assert "distributed_type: FSDP, num_processes: 8" in found.detail
     assert "--config_file" in found.fix
 
@@ -630,7 +630,7 @@ def test_the_default_config_is_where_accelerate_looks(tmp_path: Path) -> None:
             name: str(tmp_path)
         }
         said = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
-        assert Path(said.stdout.strip()) == surroundings._hugging_face_home(environ) / "accelerate"
+        assert Path(said.stdout.strip()) == shell_variables._hugging_face_home(environ) / "accelerate"
 
 
 # Host.
@@ -808,7 +808,7 @@ def test_a_failing_process_is_told(tmp_path: Path) -> None:
 
 def test_quick_reads_this_machine_without_torch() -> None:
     code = (
-        "import sys; from unsloth_accel.cli import main; status = main(['doctor', '--quick', '--json'])\n"
+        "import sys; from unsloth_accel.cli.main import main; status = main(['doctor', '--quick', '--json'])\n"
         "assert not {'torch', 'unsloth', 'accelerate', 'transformers'} & set(sys.modules), 'heavy imports'\n"
         "sys.exit(status)"
     )

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from conftest import ROOT, SCRIPTS, accelerate_launch, cli_command, write_yaml
 
-from unsloth_accel.accelerate_config import AccelerateConfig
 from unsloth_accel.adapters import environment, import_order
 from unsloth_accel.adapters.environment import PROMISE, WorldError
 from unsloth_accel.adapters.import_order import ImportOrderError
-from unsloth_accel.promise import Promise
+from unsloth_accel.config.accelerate_config import AccelerateConfig
+from unsloth_accel.config.promise import Promise
 
 CPU_DDP = ROOT / "accelerate_configs" / "cpu_ddp.yaml"
 MULTI_CPU = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_CPU", "num_processes": 2}
@@ -48,7 +48,7 @@ def test_public_names_are_there() -> None:
 
 def test_planning_imports_no_torch(tmp_path: Path) -> None:
     program = (
-        "import sys; from unsloth_accel.launcher import launch\n"
+        "import sys; from unsloth_accel.launch.launcher import launch\n"
         "launch(['examples/configs/quickstart.yaml', '--dry-run', f'output_dir={sys.argv[1]}',"
         " 'model.name=unsloth/some-model'])\n"
         "assert not {'torch', 'accelerate', 'transformers', 'unsloth'} & set(sys.modules), 'heavy import'"
@@ -117,7 +117,7 @@ def test_other_parents_promise_nothing(tmp_path: Path) -> None:
         ["bash"],
         ["python", "train.py", "--config_file", str(CPU_DDP)],
         ["timeout", "60", "accelerate", "launch", "--config_file", str(CPU_DDP), "train.py"],
-        ["python", "-m", "unsloth_accel.cli", "launch", "--config_file", str(CPU_DDP), "train.py"],
+        ["python", "-m", "unsloth_accel.cli.main", "launch", "--config_file", str(CPU_DDP), "train.py"],
         ["python", "/v/bin/accelerate", "launch", "train.py"],
         ["python", "-u", "/v/bin/accelerate", "launch", "--config_file", str(tmp_path / "none.yaml"), "train.py"],
         ["python", "-u", "/v/bin/accelerate", "launch", "--config_file", str(mpi), "train.py"],
@@ -185,7 +185,7 @@ def test_a_failing_rank_ends_all_and_its_status_arrives(how: str, status: int, w
 
 def test_the_rank_that_fell_first_is_named(tmp_path: Path) -> None:
     """Not its peer, which fell over the connection it left and had time to say so."""
-    from unsloth_accel.accelerate_launch import Launch, _failure, report_error
+    from unsloth_accel.launch.run_accelerate import Launch, _failure, report_error
 
     command = Launch(arguments=(), output_dir=tmp_path)
     report_error(tmp_path, 0, RuntimeError("connection closed by peer"))
@@ -269,8 +269,8 @@ def test_a_native_config_carries_its_variables(tmp_path: Path) -> None:
 
 def test_our_launch_sets_what_a_native_config_carries(tmp_path: Path) -> None:
     """Also for a script that does not import unsloth_accel."""
-    from unsloth_accel.hardware import Hardware
-    from unsloth_accel.launcher import launch
+    from unsloth_accel.hardware.hardware import Hardware
+    from unsloth_accel.launch.launcher import launch
 
     seen: list[Any] = []
     config = ROOT / "accelerate_configs" / "fsdp2_native.yaml"

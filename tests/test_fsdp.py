@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from conftest import ROOT, SCRIPTS, adapter
 
-from unsloth_accel.adapters import fsdp, whole_gradients
-from unsloth_accel.adapters.peer_reach import SWITCH
-from unsloth_accel.adapters.peer_rows import rows_of
+from unsloth_accel.adapters.fsdp2 import shard, whole_gradients
+from unsloth_accel.adapters.fsdp2.peer_fetch.peer_reach import SWITCH
+from unsloth_accel.adapters.fsdp2.peer_fetch.peer_rows import rows_of
 
 BLOCK = 4 * (64 * 64 * 2 + 32 * 64 * 2 + 64 * 128 * 3)
 """Bytes of the seven weights in a block of `tiny`."""
@@ -185,12 +185,12 @@ def test_gradients_that_are_not_alike_are_left_to_unsloth() -> None:
     ],
 )
 def test_rows_are_loaded_in_an_fsdp2_launch_only(environ: dict[str, str], launched: bool) -> None:
-    assert fsdp.is_launched(environ) is launched
+    assert shard.is_launched(environ) is launched
 
 
 def test_rows_are_not_loaded_where_the_config_places_weights_itself() -> None:
     launch = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "2", "FSDP_OFFLOAD_PARAMS": "false"}
-    assert fsdp.loads_rows(launch)
+    assert shard.loads_rows(launch)
     for name in ("FSDP_OFFLOAD_PARAMS", "FSDP_CPU_RAM_EFFICIENT_LOADING", "ACCELERATE_USE_PARALLELISM_CONFIG"):
         with pytest.warns(UserWarning, match="every GPU loads the whole model"):
-            assert not fsdp.loads_rows({**launch, name: "true"})
+            assert not shard.loads_rows({**launch, name: "true"})

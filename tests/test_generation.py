@@ -26,7 +26,7 @@ class Model:
 
 
 def test_only_fsdp2_wraps_generate() -> None:
-    from unsloth_accel.adapters.generation import gather_in_generate
+    from unsloth_accel.adapters.fsdp2.generation import gather_in_generate
 
     model: Any = Model(Model())
     gather_in_generate(SimpleNamespace(is_fsdp2=False), model)  # type: ignore[arg-type]

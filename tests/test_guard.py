@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from unsloth_accel.adapters import guard
-from unsloth_accel.promise import Promise
+from unsloth_accel.adapters import rank_checks
+from unsloth_accel.config.promise import Promise
 
 
 @pytest.mark.parametrize(
@@ -27,13 +27,13 @@ from unsloth_accel.promise import Promise
 def test_each_strategy_has_its_kind_of_run(
     strategy: Any, running: str, right: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "distributed_type", lambda: running)
+    monkeypatch.setattr(rank_checks, "distributed_type", lambda: running)
     promised = Promise(num_processes=1, strategy=strategy)
     if right:
-        guard.check_world(promised)
+        rank_checks.check_world(promised)
         return
-    with pytest.raises(guard.GuardError, match=f"strategy {strategy} was promised, Accelerate runs {running}"):
-        guard.check_world(promised)
+    with pytest.raises(rank_checks.GuardError, match=f"strategy {strategy} was promised, Accelerate runs {running}"):
+        rank_checks.check_world(promised)
 
 
 def test_the_kind_is_read_where_unsloth_hides_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +42,7 @@ def test_the_kind_is_read_where_unsloth_hides_it(monkeypatch: pytest.MonkeyPatch
 
     Accelerator(cpu=True)
     monkeypatch.setattr(Accelerator, "distributed_type", lambda *_: "NO")
-    assert guard.distributed_type() == "NO"
+    assert rank_checks.distributed_type() == "NO"
 
 
 def test_sharding_that_was_promised_must_be_there() -> None:
@@ -50,27 +50,27 @@ def test_sharding_that_was_promised_must_be_there() -> None:
     sharded = SimpleNamespace(parameters=lambda: [SimpleNamespace(), SimpleNamespace(_local_tensor=None)])
     for strategy in ("fsdp2", "fsdp2_native"):
         promised = Promise(num_processes=2, strategy=strategy)  # type: ignore[arg-type]
-        guard.check_sharded(promised, sharded)  # type: ignore[arg-type]
-        with pytest.raises(guard.GuardError, match="no weight is sharded"):
-            guard.check_sharded(promised, whole)  # type: ignore[arg-type]
-    guard.check_sharded(Promise(num_processes=2, strategy="ddp"), whole)  # type: ignore[arg-type]
+        rank_checks.check_sharded(promised, sharded)  # type: ignore[arg-type]
+        with pytest.raises(rank_checks.GuardError, match="no weight is sharded"):
+            rank_checks.check_sharded(promised, whole)  # type: ignore[arg-type]
+    rank_checks.check_sharded(Promise(num_processes=2, strategy="ddp"), whole)  # type: ignore[arg-type]
 
 
 def test_checksums_of_many_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors of one kind are summed together, a few at once: each has the sum that it would have alone."""
     import torch
 
-    monkeypatch.setattr(guard, "AT_ONCE", 40)
+    monkeypatch.setattr(rank_checks, "AT_ONCE", 40)
     cpu = torch.device("cpu")
     torch.manual_seed(0)
     others = (torch.randn(5).to(torch.bfloat16), torch.randn(100), torch.empty(0))
     turned = torch.randn(3, 4).t()  # not contiguous, as many elements as the first
     tensors = [*(torch.randn(4, 3) for _ in range(7)), *others, turned]
-    sums = guard._checksums(tensors, cpu)
-    assert sums.tolist() == [int(guard._checksums([tensor], cpu)) for tensor in tensors]
+    sums = rank_checks._checksums(tensors, cpu)
+    assert sums.tolist() == [int(rank_checks._checksums([tensor], cpu)) for tensor in tensors]
     assert len(set(sums.tolist())) == len(tensors)
     tensors[3] = tensors[3].clone()
     tensors[3][1, 2] += 1e-6
-    assert (guard._checksums(tensors, cpu) != sums).nonzero().flatten().tolist() == [3]
+    assert (rank_checks._checksums(tensors, cpu) != sums).nonzero().flatten().tolist() == [3]
     tensors[3][0, 0], tensors[3][0, 1] = tensors[3][0, 1].clone(), tensors[3][0, 0].clone()
-    assert guard._checksums(tensors, cpu)[3] != sums[3]  # the same values elsewhere
+    assert rank_checks._checksums(tensors, cpu)[3] != sums[3]  # the same values elsewhere

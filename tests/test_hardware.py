@@ -17,12 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unsloth_accel import host
-from unsloth_accel.cards import CARDS, card_of, cards_named, pcie_gbs, similar
-from unsloth_accel.hardware import Device, Hardware, detect
-from unsloth_accel.planner import plan
-from unsloth_accel.problems import ConfigError
-from unsloth_accel.run_config import from_dict
+from unsloth_accel.config.run_config import from_dict
+from unsloth_accel.errors import ConfigError
+from unsloth_accel.hardware import cpu_and_memory
+from unsloth_accel.hardware.gpu_table import CARDS, card_of, cards_named, pcie_gbs, similar
+from unsloth_accel.hardware.hardware import Device, Hardware, detect
+from unsloth_accel.planning.planner import plan
 
 GIB = 2**30
 
@@ -285,7 +285,7 @@ def test_similar_names() -> None:
 def test_parsing_is_light() -> None:
     code = (
         "import sys, time; start = time.perf_counter()\n"
-        "from unsloth_accel.hardware import Hardware; Hardware.parse('2x8xH100-80GB')\n"
+        "from unsloth_accel.hardware.hardware import Hardware; Hardware.parse('2x8xH100-80GB')\n"
         "took = time.perf_counter() - start\n"
         "heavy = {'torch', 'unsloth', 'accelerate', 'transformers', 'numpy', 'pynvml'} & set(sys.modules)\n"
         "print(heavy or 'light', took < 2)"
@@ -437,7 +437,7 @@ def test_one_refused_query_loses_only_its_answer(look: Look) -> None:
 
 
 def test_a_gpu_without_memory_of_its_own_has_the_hosts(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "memory_gib", lambda: (128.0, "a test"))
+    monkeypatch.setattr(cpu_and_memory, "memory_gib", lambda: (128.0, "a test"))
     assert look([Gpu(name="NVIDIA GB10", memory=None, capability=(12, 1))]).devices[0].memory_gib == 128
 
 
@@ -587,8 +587,8 @@ def test_a_run_sees_only_its_instance(look: Look, description: dict[str, Any]) -
 @pytest.fixture
 def groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, dict[str, str]], None]:
     """A machine of 16 cores and 64 GiB with these cgroup files."""
-    monkeypatch.setattr(host, "_CGROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(host, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(cpu_and_memory, "_CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(cpu_and_memory, "_OWN_GROUPS", tmp_path / "own")
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)), raising=False)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=64 * GIB))
 
@@ -603,8 +603,8 @@ def groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, di
 
 
 def test_without_cgroups_the_machine_is_the_limit(groups: Any) -> None:
-    assert host.cores() == (16, "the CPU affinity of this process")
-    assert host.memory_gib() == (64, "the machine's, from psutil")
+    assert cpu_and_memory.cores() == (16, "the CPU affinity of this process")
+    assert cpu_and_memory.memory_gib() == (64, "the machine's, from psutil")
 
 
 @pytest.mark.parametrize(
@@ -643,9 +643,9 @@ def test_without_cgroups_the_machine_is_the_limit(groups: Any) -> None:
 )
 def test_a_containers_limits_count(groups: Any, own: str, files: dict[str, str], cores: int, memory: float) -> None:
     groups(own, files)
-    assert (host.cores()[0], host.memory_gib()[0]) == (cores, memory)
-    assert ("quota" in host.cores()[1]) == (cores < 16)
-    assert ("limit" in host.memory_gib()[1]) == (memory < 64)
+    assert (cpu_and_memory.cores()[0], cpu_and_memory.memory_gib()[0]) == (cores, memory)
+    assert ("quota" in cpu_and_memory.cores()[1]) == (cores < 16)
+    assert ("limit" in cpu_and_memory.memory_gib()[1]) == (memory < 64)
 
 
 def test_detection_tells_the_containers_limits(groups: Any, look: Look) -> None:
@@ -658,9 +658,9 @@ def test_detection_tells_the_containers_limits(groups: Any, look: Look) -> None:
 
 def test_bfloat16_of_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     info = tmp_path / "cpuinfo"
-    monkeypatch.setattr(host, "_CPU_INFO", info)
-    assert host.bf16.__wrapped__() == (False, "there is no /proc/cpuinfo")
+    monkeypatch.setattr(cpu_and_memory, "_CPU_INFO", info)
+    assert cpu_and_memory.bf16.__wrapped__() == (False, "there is no /proc/cpuinfo")
     info.write_text("processor: 0\nflags\t\t: fpu avx512f amx_bf16\n")
-    assert host.bf16.__wrapped__() == (True, "amx_bf16")
+    assert cpu_and_memory.bf16.__wrapped__() == (True, "amx_bf16")
     info.write_text("processor: 0\nflags\t\t: fpu avx2\n")
-    assert not host.bf16.__wrapped__()[0]
+    assert not cpu_and_memory.bf16.__wrapped__()[0]

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from conftest import Run, write_checkpoint, write_yaml
 
-from unsloth_accel.checkpoints import checkpoints
+from unsloth_accel.artifacts.checkpoints import checkpoints
+from unsloth_accel.config.run_config import from_dict
 from unsloth_accel.data.rows import MOST_SHOWN, read_rows
-from unsloth_accel.hardware import Hardware
-from unsloth_accel.problems import ConfigError
-from unsloth_accel.run_config import from_dict
-from unsloth_accel.validation import input_problems, output_problems
+from unsloth_accel.errors import ConfigError
+from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.validation.inputs import input_problems, output_problems
 
 CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
 
@@ -194,11 +194,11 @@ def test_checkpoints_of_an_unfinished_run_are_kept(tmp_path: Path, description: 
 
 
 def test_four_bit_needs_bitsandbytes(description: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from unsloth_accel import validation
-    from unsloth_accel.run_config import from_dict
+    from unsloth_accel.config.run_config import from_dict
+    from unsloth_accel.validation import inputs
 
     description["model"]["load_in_4bit"] = True
-    monkeypatch.setattr(validation.importlib.util, "find_spec", lambda name: None)
-    (found,) = [p for p in validation.input_problems(from_dict(description)) if p.key == "model.load_in_4bit"]
+    monkeypatch.setattr(inputs.importlib.util, "find_spec", lambda name: None)
+    (found,) = [p for p in inputs.input_problems(from_dict(description)) if p.key == "model.load_in_4bit"]
     assert "needs the package bitsandbytes" in found.consequence
     assert "pip install bitsandbytes" in found.fix

@@ -6,13 +6,13 @@ import pytest
 import yaml
 from conftest import ROOT, Run, write_checkpoint, write_yaml
 
-from unsloth_accel.accelerate_config import AccelerateConfig
-from unsloth_accel.accelerate_launch import Launch, LaunchError
-from unsloth_accel.hardware import Device, Hardware
-from unsloth_accel.launcher import Request, launch, parse
-from unsloth_accel.problems import ConfigError
-from unsloth_accel.report.recorded import read as read_run
-from unsloth_accel.run_config import load
+from unsloth_accel.config.accelerate_config import AccelerateConfig
+from unsloth_accel.config.run_config import load
+from unsloth_accel.errors import ConfigError
+from unsloth_accel.hardware.hardware import Device, Hardware
+from unsloth_accel.launch.launcher import Request, launch, parse
+from unsloth_accel.launch.run_accelerate import Launch, LaunchError
+from unsloth_accel.report.run_record import read as read_run
 
 CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
 GPU = Device(name="GPU", index=0, memory_gib=80, compute_capability=(9, 0))
@@ -219,9 +219,9 @@ def test_commands(cli: Run) -> None:
     ],
 )
 def test_what_fsdp1_can_not_do_is_refused(words: tuple[str, ...], told: str, file: Path) -> None:
-    from unsloth_accel.launcher import plan_problems
-    from unsloth_accel.planner import plan
-    from unsloth_accel.run_config import load
+    from unsloth_accel.config.run_config import load
+    from unsloth_accel.launch.launcher import plan_problems
+    from unsloth_accel.planning.planner import plan
 
     run = load(file, [word.format(rows=load(file).data.path) for word in words] + ["distributed.strategy=fsdp1"])
     problems = [str(problem) for problem in plan_problems(plan(run, TWO))]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, SCRIPTS, accelerate_launch, adapter, variable_rows
 
-from unsloth_accel.accelerate_config import AccelerateConfig
+from unsloth_accel.config.accelerate_config import AccelerateConfig
 
 pytestmark = pytest.mark.slow
 LOOP = "examples/accelerate_loop.py"

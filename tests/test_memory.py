@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from benchmarks.memory import CALIBRATION, HELD_OUT
 from benchmarks.memory_report import measured
-from unsloth_accel.accelerate_config import STRATEGIES, Strategy
-from unsloth_accel.memory import GIB, Workload, estimate
-from unsloth_accel.model_spec import ModelSpec
+from unsloth_accel.config.accelerate_config import STRATEGIES, Strategy
+from unsloth_accel.models.spec import ModelSpec
+from unsloth_accel.planning.memory_estimate import GIB, Workload, estimate
 
 LLAMA = ModelSpec.load("unsloth/Llama-3.1-8B-Instruct")
 TRAINED = LLAMA.lora_parameters(["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], 16)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unsloth_accel.run_config import from_dict
+from unsloth_accel.config.run_config import from_dict
 from unsloth_accel.training.memory_advice import advice
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=12)
@@ -114,12 +114,12 @@ def test_buffers_that_were_about_to_grow(monkeypatch: pytest.MonkeyPatch) -> Non
 
     import torch
 
-    from unsloth_accel.adapters import memory_care
+    from unsloth_accel.adapters import out_of_memory
 
     good, bad = torch.zeros(4), torch.zeros(4)
     bad.untyped_storage().resize_(8)
     module = SimpleNamespace(GPU_BUFFERS=[None, good, bad], GPU_BUFFERS_B=None)
     monkeypatch.setitem(sys.modules, "unsloth_zoo.gradient_checkpointing", module)
-    memory_care._empty_half_grown()
+    out_of_memory._empty_half_grown()
     assert good.numel() == 4
     assert bad.numel() == 0

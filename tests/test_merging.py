@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from conftest import SMOLLM2
 
-from unsloth_accel import merging
-from unsloth_accel.commands import merge
-from unsloth_accel.problems import ConfigError
+from unsloth_accel.artifacts import merge as merging
+from unsloth_accel.cli import merge
+from unsloth_accel.errors import ConfigError
 
 
 @pytest.fixture

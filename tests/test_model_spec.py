@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from unsloth_accel import model_files
-from unsloth_accel.architectures import ARCHITECTURES
-from unsloth_accel.model_files import known_models
-from unsloth_accel.model_spec import ITEM_SIZES, ModelSpec, from_config, nf4_bytes
-from unsloth_accel.problems import ConfigError, Problem
+from unsloth_accel.errors import ConfigError, Problem
+from unsloth_accel.models import locate
+from unsloth_accel.models.architectures import ARCHITECTURES
+from unsloth_accel.models.locate import known_models
+from unsloth_accel.models.spec import ITEM_SIZES, ModelSpec, from_config, nf4_bytes
 
 CONFIGS = {path.stem: path for path in sorted(Path(__file__).with_name("model_configs").glob("*.json"))}
 DENSE = [name for name in CONFIGS if not name.startswith(("mixtral", "qwen3-moe"))]
@@ -600,7 +600,7 @@ def test_without_a_network_the_error_says_what_to_do(monkeypatch: pytest.MonkeyP
     with pytest.raises(ConfigError, match=r"Name or service not known.*run once online"):
         ModelSpec.load("someone/new-model")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *args, **kwargs: time.sleep(30))
-    monkeypatch.setattr(model_files, "HUB_TIMEOUT", 0.1)
+    monkeypatch.setattr(locate, "HUB_TIMEOUT", 0.1)
     started = time.monotonic()
     with pytest.raises(ConfigError, match="no answer from the hub"):
         ModelSpec.load("someone/new-model")
@@ -614,7 +614,7 @@ def test_it_needs_no_torch_and_little_time(tmp_path: Path) -> None:
     saved_model("llama", tmp_path)
     program = f"""
 import sys, time
-from unsloth_accel.model_spec import ModelSpec
+from unsloth_accel.models.spec import ModelSpec
 for name in ({str(tmp_path)!r}, "unsloth/Llama-3.3-70B-Instruct", "unsloth/Qwen3-30B-A3B"):
     spec = ModelSpec.load(name)
     spec.lora_parameters("all-linear", 16), spec.weight_bytes(True), spec.active_parameters, spec.layer_parameters

@@ -11,11 +11,11 @@ import pytest
 from conftest import ROOT, SCRIPTS, accelerate_launch, variable_rows
 
 from benchmarks.random_checkpoint import FAMILIES, SHAPES, config_values
-from unsloth_accel.hardware import Hardware
-from unsloth_accel.model_spec import from_config
-from unsloth_accel.planner import plan
-from unsloth_accel.problems import ConfigError
-from unsloth_accel.run_config import from_dict
+from unsloth_accel.config.run_config import from_dict
+from unsloth_accel.errors import ConfigError
+from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.models.spec import from_config
+from unsloth_accel.planning.planner import plan
 
 TOLERANCE = 1e-5
 TEXT = [family for family in FAMILIES if family not in ("llama", "gemma3_vl")]

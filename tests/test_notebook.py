@@ -19,12 +19,11 @@ import pytest
 from conftest import ROOT, TRAIN, write_yaml
 
 import unsloth_accel as ua
-from unsloth_accel import child, notebook
-from unsloth_accel.accelerate_launch import LaunchError
-from unsloth_accel.adapters import kernel
-from unsloth_accel.hardware import Device, Hardware
-from unsloth_accel.launch_child import MARK, processes
-from unsloth_accel.problems import ConfigError
+from unsloth_accel.errors import ConfigError
+from unsloth_accel.hardware.hardware import Device, Hardware
+from unsloth_accel.launch import child, clean_environment, notebook
+from unsloth_accel.launch.child_main import MARK, processes
+from unsloth_accel.launch.run_accelerate import LaunchError
 
 NOTEBOOK = ROOT / "examples" / "notebooks" / "plan_and_launch.ipynb"
 ENDED_WITHIN = 30.0
@@ -105,16 +104,17 @@ def test_the_launch_inherits_the_users_variables_and_no_librarys_state() -> None
         "UNSLOTH_FORCE_FLOAT32": "1",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     }
-    assert kernel.environment_for_launch({**users, **state}, {}) == users
-    assert kernel.environment_for_launch({**users, "UNSLOTH_COMPILE_DISABLE": "partial"}, users) == users
+    assert clean_environment.environment_for_launch({**users, **state}, {}) == users
+    assert clean_environment.environment_for_launch({**users, "UNSLOTH_COMPILE_DISABLE": "partial"}, users) == users
     # What the kernel was started with is the user's, but never another launch's processes.
     asked = {"UNSLOTH_FORCE_FLOAT32": "0", "MPLBACKEND": "agg", "RANK": "0"}
-    assert kernel.environment_for_launch(state, asked) == {"UNSLOTH_FORCE_FLOAT32": "0", "MPLBACKEND": "agg"}
+    assert clean_environment.environment_for_launch(state, asked) == {"UNSLOTH_FORCE_FLOAT32": "0", "MPLBACKEND": "agg"}
 
 
 def test_what_the_kernel_was_started_with() -> None:
     code = (
-        "import os; from unsloth_accel.adapters import kernel; os.environ['RANK'] = '1'; print(kernel._started_with())"
+        "import os; from unsloth_accel.launch import clean_environment as cleaned\n"
+        "os.environ['RANK'] = '1'; print(cleaned._started_with())"
     )
     environment = {"PYTHONPATH": str(ROOT), "A": "1=2"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -136,16 +136,16 @@ def test_gpu_memory_of_the_kernel_is_told(monkeypatch: pytest.MonkeyPatch) -> No
         nvmlDeviceGetComputeRunningProcesses=processes_on,
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    (problem,) = kernel.memory_problems()
+    (problem,) = clean_environment.memory_problems()
     assert str(problem).startswith("warning: 3.0 GiB on GPU 1: is held by this notebook's own process")
     cuda = SimpleNamespace(
         is_initialized=lambda: True, device_count=lambda: 2, memory_reserved=lambda index: (1 - index) * 2**31
     )
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
     nvml.nvmlDeviceGetComputeRunningProcesses = lambda index: []
-    assert [problem.key for problem in kernel.memory_problems()] == ["2.0 GiB on GPU 0"]
+    assert [problem.key for problem in clean_environment.memory_problems()] == ["2.0 GiB on GPU 0"]
     cuda.is_initialized = lambda: False
-    assert kernel.memory_problems() == []
+    assert clean_environment.memory_problems() == []
 
 
 def shown(*chunks: bytes, capsys: pytest.CaptureFixture[str]) -> str:
@@ -336,7 +336,7 @@ def test_ranks_end_with_a_killed_launcher(described: Path, tmp_path: Path) -> No
 
     def kill_launcher() -> None:
         below.extend(training_processes(psutil.Process(), out))
-        next(process for process in below if "unsloth_accel.launch_child" in process.cmdline()).kill()
+        next(process for process in below if "unsloth_accel.launch.child_main" in process.cmdline()).kill()
 
     helper = threading.Thread(target=kill_launcher)
     helper.start()

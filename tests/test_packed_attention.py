@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from unsloth_accel.adapters import packed_attention
-from unsloth_accel.adapters.packed_attention import DISPATCH, LENGTHS, attend_at_once, row_by_row, trial
+from unsloth_accel.adapters import varlen_attention
+from unsloth_accel.adapters.varlen_attention import DISPATCH, LENGTHS, attend_at_once, row_by_row, trial
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)
@@ -97,13 +97,13 @@ def dispatch(monkeypatch: pytest.MonkeyPatch) -> Any:
     names = {"_TORCH_VARLEN_ATTN": None, "_LEAN_VARLEN": False, "_LeanFlashVarlen": Lean}
     module = SimpleNamespace(**names, HAS_FLASH_ATTENTION=False, HAS_XFORMERS=False)
     monkeypatch.setitem(sys.modules, DISPATCH, module)  # type: ignore[arg-type]
-    monkeypatch.delenv(packed_attention.SWITCH, raising=False)
+    monkeypatch.delenv(varlen_attention.SWITCH, raising=False)
     return module
 
 
 def test_it_is_taken(dispatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_attention, "_obstacle", lambda dispatch, device: None)
-    monkeypatch.setattr(packed_attention, "trial", lambda attend, device: trial(attend, CPU))
+    monkeypatch.setattr(varlen_attention, "_obstacle", lambda dispatch, device: None)
+    monkeypatch.setattr(varlen_attention, "trial", lambda attend, device: trial(attend, CPU))
     assert attend_at_once(GPU) is None
     assert trial(dispatch._TORCH_VARLEN_ATTN, CPU) is None
     taken = dispatch._TORCH_VARLEN_ATTN
@@ -112,8 +112,8 @@ def test_it_is_taken(dispatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_failed_trial_changes_nothing(dispatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_attention, "_obstacle", lambda dispatch, device: None)
-    monkeypatch.setattr(packed_attention, "trial", lambda attend, device: "it computes another output")
+    monkeypatch.setattr(varlen_attention, "_obstacle", lambda dispatch, device: None)
+    monkeypatch.setattr(varlen_attention, "trial", lambda attend, device: "it computes another output")
     with pytest.warns(UserWarning, match=r"once for every row of a batch: it computes another output\."):
         assert attend_at_once(GPU) == "it computes another output"
     assert dispatch._TORCH_VARLEN_ATTN is None
@@ -134,7 +134,7 @@ def test_where_it_cant_be(change: tuple[str, Any], told: str, dispatch: Any, mon
     name, value = change
     now = {"hip": None, "capability": (9, 0), "flash": True} | {name: value}
     if name == "env":
-        monkeypatch.setenv(packed_attention.SWITCH, value)
+        monkeypatch.setenv(varlen_attention.SWITCH, value)
     elif name.startswith("HAS"):
         setattr(dispatch, name, value)
     monkeypatch.setattr(torch.version, "hip", now["hip"])

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from unsloth_accel.data.row_lengths import row_lengths
-from unsloth_accel.hardware import Hardware
-from unsloth_accel.planner import Plan, plan
-from unsloth_accel.run_config import DataConfig, from_dict
+from unsloth_accel.config.run_config import DataConfig, from_dict
+from unsloth_accel.data.length_estimate import row_lengths
+from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.planning.planner import Plan, plan
 
 GPUS = Hardware.parse("2xH100-80GB")
 

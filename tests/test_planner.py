@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unsloth_accel.batch import DEFAULT_PER_DEVICE, divide_batch
-from unsloth_accel.hardware import Device, Hardware, _visible
-from unsloth_accel.planner import Plan, plan
-from unsloth_accel.problems import ConfigError
-from unsloth_accel.run_config import from_dict
+from unsloth_accel.config.run_config import from_dict
+from unsloth_accel.errors import ConfigError
+from unsloth_accel.hardware.hardware import Device, Hardware, _visible
+from unsloth_accel.planning.batch import DEFAULT_PER_DEVICE, divide_batch
+from unsloth_accel.planning.planner import Plan, plan
 
 
 def gpus(count: int, capability: tuple[int, int] = (9, 0)) -> Hardware:

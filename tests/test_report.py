@@ -20,14 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unsloth_accel import report
-from unsloth_accel.accelerate_launch import LaunchError
-from unsloth_accel.cli import main
-from unsloth_accel.problems import ConfigError
-from unsloth_accel.report import charts, compare, memory_chart, messages, numbers
+from unsloth_accel.cli.main import main
+from unsloth_accel.errors import ConfigError
+from unsloth_accel.launch.run_accelerate import LaunchError
+from unsloth_accel.report import compare_page, memory_chart, messages, numbers, svg
 from unsloth_accel.report.at_end import reported, tell
 from unsloth_accel.report.figures import Measured, Series, column, figures, shares, throughput
-from unsloth_accel.report.page import page
-from unsloth_accel.report.recorded import read
+from unsloth_accel.report.run_page import page
+from unsloth_accel.report.run_record import read
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 7 }}"
 
@@ -210,7 +210,7 @@ def test_no_file_can_break_it(name: str, tmp_path: Path) -> None:
         path.write_text(junk, encoding="utf-8")
         run = read(directory)
         assert len(page(run)) > 9000, place
-        assert len(compare.page(run, run)) > 9000, place
+        assert len(compare_page.page(run, run)) > 9000, place
     for cut in (0, 1, len(text) // 2, len(text) - 3):
         path.write_text(text[:cut], encoding="utf-8")
         page(read(directory))
@@ -223,7 +223,7 @@ def test_no_description_can_break_it(text: str, two: Path) -> None:
     (two / "run.yaml").write_text(text, encoding="utf-8")
     run = read(two)
     assert len(page(run)) > 9000
-    assert len(compare.page(run, run)) > 9000
+    assert len(compare_page.page(run, run)) > 9000
 
 
 def places(values: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -250,7 +250,7 @@ def test_a_long_run_is_small_and_quick(tmp_path: Path) -> None:
     seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        code = "import sys; from unsloth_accel.cli import main; main(sys.argv[1:]);"
+        code = "import sys; from unsloth_accel.cli.main import main; main(sys.argv[1:]);"
         code += "print([name for name in ('torch', 'transformers', 'accelerate') if name in sys.modules])"
         command = [sys.executable, "-c", code, "report", str(directory)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -261,14 +261,14 @@ def test_a_long_run_is_small_and_quick(tmp_path: Path) -> None:
     path = directory / "report.html"
     assert path.stat().st_size < 1_000_000
     lines = re.findall(r'points="([^"]*)"', path.read_text(encoding="utf-8"))
-    assert 500 < max(len(points.split()) for points in lines) <= charts.MOST_POINTS
+    assert 500 < max(len(points.split()) for points in lines) <= svg.MOST_POINTS
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.integers(1, 60), st.integers(4, 60))
 def test_thinning_keeps_ends_and_extremes(values: list[float], times: int, most: int) -> None:
     values = values * times
     one = Series("x", tuple(map(float, range(len(values)))), tuple(values))
-    thin = charts.thinned(one, most)
+    thin = svg.thinned(one, most)
     assert len(thin.xs) <= most
     assert list(thin.xs) == sorted(set(thin.xs))
     assert (thin.xs[0], thin.xs[-1]) == (one.xs[0], one.xs[-1])
@@ -279,7 +279,7 @@ def test_thinning_keeps_ends_and_extremes(values: list[float], times: int, most:
 @given(st.floats(-1e9, 1e9), st.floats(1e-9, 1e9))
 def test_ticks_cover_and_are_few(low: float, size: float) -> None:
     high = low + max(size, abs(low) * 1e-6)
-    ticks = charts.nice_ticks(low, high)
+    ticks = svg.nice_ticks(low, high)
     slack = (high - low) * 1e-6
     assert ticks[0] <= low + slack
     assert ticks[-1] >= high - slack
@@ -289,7 +289,7 @@ def test_ticks_cover_and_are_few(low: float, size: float) -> None:
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=40))
 def test_any_values_can_be_drawn(values: list[float]) -> None:
     lines = [{"step": index, "loss": value} for index, value in enumerate(values)]
-    html = str(charts.line_chart("Loss", [column(lines, "loss", "loss")], mean_of=3))
+    html = str(svg.line_chart("Loss", [column(lines, "loss", "loss")], mean_of=3))
     assert bool(html) == any(abs(value) < 1e100 for value in values)
     assert "nan" not in html
     assert "inf" not in html
@@ -297,7 +297,7 @@ def test_any_values_can_be_drawn(values: list[float]) -> None:
 
 def test_a_chart_says_what_it_shows() -> None:
     one = Series("training", (1, 2, 3, 4), (2.0, math.nan, 0.5, 1.0))
-    html = str(charts.line_chart("Loss", [one]))
+    html = str(svg.line_chart("Loss", [one]))
     said = "training: 2 at step 1, 1 at step 4; least 0.5000 at 3, greatest 2 at 1. 1 values are not finite."
     assert said in html
     assert html.count("<polyline") == 2  # broken where a value is not finite
@@ -306,13 +306,13 @@ def test_a_chart_says_what_it_shows() -> None:
 
 def test_a_single_point_is_seen() -> None:
     """As a dot, in the colour of its place: a line through it would have no length."""
-    html = str(charts.line_chart("Loss", [Series("A", (1, 2), (1.0, 2.0)), Series("B", (2,), (1.5,))]))
+    html = str(svg.line_chart("Loss", [Series("A", (1, 2), (1.0, 2.0)), Series("B", (2,), (1.5,))]))
     assert re.findall(r'class="(line c\d|dot c\d)"', html) == ["line c1", "dot c2"]
 
 
 def test_a_running_mean() -> None:
     one = Series("x", (1, 2, 3, 4, 5), (1.0, 2.0, math.nan, 4.0, 5.0))
-    assert charts.running_mean(one, 3).ys == (1.5, 1.5, 3.0, 4.5, 4.5)
+    assert svg.running_mean(one, 3).ys == (1.5, 1.5, 3.0, 4.5, 4.5)
 
 
 def test_the_same_message_is_shown_once() -> None:
@@ -357,23 +357,23 @@ def test_a_comparison_says_what_it_may(tmp_path: Path) -> None:
     b = made.two_gpus(tmp_path / "b", seed=9, speed=1.35, rate=3e-4)
     first, second = read(a), read(b)
     assert re.search(
-        r"B trains 1\.3\d\s× the tokens/s of A\. Over the 240 logged steps", compare.verdict(first, second)
+        r"B trains 1\.3\d\s× the tokens/s of A\. Over the 240 logged steps", compare_page.verdict(first, second)
     )
-    assert [(row.name, row.a, row.b) for row in compare.differing(first, second)] == [
+    assert [(row.name, row.a, row.b) for row in compare_page.differing(first, second)] == [
         ("training.learning_rate", "0.0002", "0.0003")
     ]
-    assert compare.not_comparable(first, second) == []
+    assert compare_page.not_comparable(first, second) == []
     html = report.write_comparison(a, b).read_text(encoding="utf-8")
     assert html.count('data-name="A"') == html.count('data-name="B"') > 4
 
 
 def test_a_run_compared_with_itself_is_the_same(two: Path) -> None:
     run = read(two)
-    said = compare.verdict(run, run)
+    said = compare_page.verdict(run, run)
     assert "as many tokens/s as A, within 1\u00a0%" in said
     assert "the mean loss is the same; single steps differ by less than 0.01\u00a0%" in said
-    assert compare.differing(run, run) == []
-    assert {row.ratio for row in compare.rows_of(run, run, figures(run), figures(run))} == {"1.00 ×"}
+    assert compare_page.differing(run, run) == []
+    assert {row.ratio for row in compare_page.rows_of(run, run, figures(run), figures(run))} == {"1.00 ×"}
 
 
 def test_what_cannot_be_compared_is_said(two: Path, tmp_path: Path) -> None:
@@ -381,11 +381,11 @@ def test_what_cannot_be_compared_is_said(two: Path, tmp_path: Path) -> None:
     text = (other / "run.yaml").read_text(encoding="utf-8").replace("data/train.jsonl", "data/more.jsonl")
     (other / "run.yaml").write_text(text.replace("global_size: 64", "global_size: 128"), encoding="utf-8")
     (other / "plan.json").unlink()
-    said = " ".join(compare.not_comparable(read(two), read(other)))
+    said = " ".join(compare_page.not_comparable(read(two), read(other)))
     assert "Other data: losses can't be compared." in said
     assert "64 rows per step against 128" in said
     assert "B failed: its last figures" in said
-    verdict = compare.verdict(read(two), read(other))
+    verdict = compare_page.verdict(read(two), read(other))
     assert "not steps over the same rows" in verdict
     html = report.write_comparison(two, other).read_text(encoding="utf-8")
     assert 'data-x="epoch"' in html

@@ -161,6 +161,6 @@ def test_this_looks_at_what_happens(tmp_path: Path) -> None:
 
 
 def made_losses(directory: Path) -> list[float]:
-    from unsloth_accel.report.recorded import read
+    from unsloth_accel.report.run_record import read
 
     return [line["loss"] for line in read(directory).steps]

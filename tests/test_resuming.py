@@ -12,10 +12,10 @@ from conftest import write_checkpoint
 from datasets import Dataset
 from transformers import get_linear_schedule_with_warmup
 
-from unsloth_accel.adapters import agreement, resuming
+from unsloth_accel.adapters import rank_agreement, resuming
 from unsloth_accel.adapters.checkpointing import record
-from unsloth_accel.problems import ConfigError
-from unsloth_accel.run_config import from_dict
+from unsloth_accel.config.run_config import from_dict
+from unsloth_accel.errors import ConfigError
 
 
 def schedule_of(steps: int) -> Any:
@@ -66,14 +66,14 @@ def rows(*texts: str) -> Dataset:
 
 
 def test_rows_are_known_by_number_and_content() -> None:
-    assert agreement.rows_of(rows("a", "b")) == agreement.rows_of(rows("a", "b"))
-    assert agreement.rows_of(rows("a", "b")) != agreement.rows_of(rows("b", "a"))
-    assert agreement.rows_of(rows("a", "b")) != agreement.rows_of(rows("a", "b", "b"))
-    assert agreement.rows_of([1, 2]) == "2 rows"
-    assert agreement.rows_of(iter([1])) is None
-    assert agreement.rows_of(None) is None
+    assert rank_agreement.rows_of(rows("a", "b")) == rank_agreement.rows_of(rows("a", "b"))
+    assert rank_agreement.rows_of(rows("a", "b")) != rank_agreement.rows_of(rows("b", "a"))
+    assert rank_agreement.rows_of(rows("a", "b")) != rank_agreement.rows_of(rows("a", "b", "b"))
+    assert rank_agreement.rows_of([1, 2]) == "2 rows"
+    assert rank_agreement.rows_of(iter([1])) is None
+    assert rank_agreement.rows_of(None) is None
     many = [str(number) for number in range(10_000)]
-    assert agreement.rows_of(rows(*many)) != agreement.rows_of(rows(*many[:-1], "other"))
+    assert rank_agreement.rows_of(rows(*many)) != rank_agreement.rows_of(rows(*many[:-1], "other"))
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from unsloth_accel.accelerate_config import STRATEGIES, AccelerateConfig
-from unsloth_accel.hardware import Device, Hardware
-from unsloth_accel.rules import RULES, Context, Finding, check, names, read_text, validate
-from unsloth_accel.rules.__main__ import table
+from unsloth_accel.config.accelerate_config import STRATEGIES, AccelerateConfig
+from unsloth_accel.hardware.hardware import Device, Hardware
+from unsloth_accel.validation.rules import RULES, Context, Finding, check, names, read_text, validate
+from unsloth_accel.validation.rules.__main__ import table
 
 FILES = ROOT / "tests" / "rules"
 CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
@@ -166,7 +166,7 @@ def test_references_lead_somewhere(rule: str) -> None:
 
 def test_the_table_of_rules_is_up_to_date() -> None:
     committed = (ROOT / "docs" / "rules.md").read_text(encoding="utf-8")
-    assert committed == table(), "run python -m unsloth_accel.rules"
+    assert committed == table(), "run python -m unsloth_accel.validation.rules"
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 from conftest import write_yaml
 
-from unsloth_accel.problems import ConfigError
-from unsloth_accel.run_config import RunConfig, from_dict, is_override, load
-from unsloth_accel.training_fields import accepts, training_fields
+from unsloth_accel.config.run_config import RunConfig, from_dict, is_override, load
+from unsloth_accel.config.trainer_fields import accepts, training_fields
+from unsloth_accel.errors import ConfigError
 
 
 def problems(path: Path, *overrides: str) -> list[str]:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from unsloth_accel.adapters import guard, saving
+from unsloth_accel.adapters import rank_checks, saving
+from unsloth_accel.config.run_config import RunConfig
 from unsloth_accel.files import replacing_directory, write_atomically
-from unsloth_accel.run_config import RunConfig
 
 
 def test_text_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_a_whole_adapter_is_saved(model: Any, tmp_path: Path) -> None:
 
 
 def checksum(tensor: torch.Tensor) -> torch.Tensor:
-    return guard._checksums([tensor], tensor.device)[0]
+    return rank_checks._checksums([tensor], tensor.device)[0]
 
 
 def test_checksums_see_values_places_and_types() -> None:
@@ -160,7 +160,7 @@ def test_fsdp1_refuses_an_optimizer_whose_state_it_can_not_save(
     optim: str, own: bool | None, save_strategy: str, only_model: bool, refused: bool
 ) -> None:
     from unsloth_accel.adapters.fsdp1 import refuse_fused
-    from unsloth_accel.problems import ConfigError
+    from unsloth_accel.errors import ConfigError
 
     args = SimpleNamespace(optim=optim, save_strategy=save_strategy, save_only_model=only_model)
     given = None if own is None else torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], fused=own)

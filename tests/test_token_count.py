@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
-from unsloth_accel.callbacks.token_count import LateTokenCount, TokenCount, count_late
+from unsloth_accel.adapters.token_count import LateTokenCount, TokenCount, count_late
 
 PADDING = 0
 

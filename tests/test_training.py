@@ -21,7 +21,7 @@ from conftest import (
     write_yaml,
 )
 
-from unsloth_accel.run_config import load
+from unsloth_accel.config.run_config import load
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5
@@ -121,8 +121,8 @@ def test_the_guard_stops_unsynchronised_ranks(described: Path, tmp_path: Path, c
 
 def _written(described: Path, tmp_path: Path, *overrides: str) -> Path:
     """run.yaml of a planned run, beside its accelerate.yaml."""
-    from unsloth_accel.hardware import detect
-    from unsloth_accel.planner import plan
+    from unsloth_accel.hardware.hardware import detect
+    from unsloth_accel.planning.planner import plan
 
     decided = plan(load(described, [f"output_dir={tmp_path / 'run'}", *overrides]), detect())
     decided.write(tmp_path / "run")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from conftest import ROOT, SMOLLM2, adapter, cli_command, steps, variable_rows, write_yaml
 
-from unsloth_accel.problems import ConfigError
-from unsloth_accel.run_config import RunConfig, from_dict
+from unsloth_accel.config.run_config import RunConfig, from_dict
+from unsloth_accel.errors import ConfigError
 
 pytestmark = pytest.mark.slow
 LIMIT = 120
@@ -60,8 +60,8 @@ def theirs(model: Any, tmp_path: Path, rows: list[dict[str, Any]], *, responses:
 
 @pytest.mark.parametrize("form", ["chat", "responses", "prompt-completion", "text"])
 def test_tokens_and_masks_are_trls_and_unsloths(unsloth_model: Any, tmp_path: Path, form: str) -> None:
-    from unsloth_accel.data.looking import look
     from unsloth_accel.data.prepare import prepare
+    from unsloth_accel.data.preview import look
 
     rows: list[dict[str, Any]] = [chat(n) for n in range(0, 160, 4)]
     if form == "prompt-completion":
@@ -86,7 +86,7 @@ def test_rows_are_packed_once_and_only_where_the_trainer_packs(unsloth_model: An
 
     from datasets import Dataset
 
-    from unsloth_accel.data.packing import pack
+    from unsloth_accel.data.pack import pack
     from unsloth_accel.data.prepare import prepare
 
     rows = [{"prompt": f"Say {'word ' * n}", "completion": f"{n} " * 9} for n in range(1, 90, 5)]

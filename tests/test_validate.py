@@ -13,11 +13,11 @@ from conftest import ROOT, Run, write_yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from unsloth_accel.commands.validate import run
-from unsloth_accel.hardware import Hardware
-from unsloth_accel.launcher import launch
-from unsloth_accel.problems import ConfigError
-from unsloth_accel.rules import RULES, Finding, check, read, read_text, repaired, validate
+from unsloth_accel.cli.validate import run
+from unsloth_accel.errors import ConfigError
+from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.launch.launcher import launch
+from unsloth_accel.validation.rules import RULES, Finding, check, read, read_text, repaired, validate
 
 FILES = ROOT / "tests" / "rules"
 FOREIGN = sorted((FILES / "foreign").iterdir())
@@ -81,7 +81,7 @@ def test_exit_status(cli: Run, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_it_is_fast_because_it_imports_no_torch() -> None:
     code = (
-        "import sys; from unsloth_accel.commands.validate import run; "
+        "import sys; from unsloth_accel.cli.validate import run; "
         "run(['tests/rules/pair-optimizer/bad', 'accelerate_configs']); "
         "print([name for name in ('torch', 'accelerate', 'transformers', 'trl', 'unsloth') if name in sys.modules])"
     )

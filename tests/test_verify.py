@@ -14,16 +14,16 @@ import pytest
 from conftest import ROOT, SCRIPTS, write_yaml
 from safetensors.numpy import save_file
 
-from unsloth_accel.cli import main
-from unsloth_accel.hardware import Device, Hardware
-from unsloth_accel.planner import plan
-from unsloth_accel.problems import ConfigError
-from unsloth_accel.run_config import from_dict
+from unsloth_accel.cli.main import main
+from unsloth_accel.config.run_config import from_dict
+from unsloth_accel.errors import ConfigError
+from unsloth_accel.hardware.hardware import Device, Hardware
+from unsloth_accel.planning.planner import plan
 from unsloth_accel.verify import tensors
-from unsloth_accel.verify.compare import TOLERANCES, Comparison, compare, precision_of, share, tolerance
-from unsloth_accel.verify.report import as_table, as_text
 from unsloth_accel.verify.runs import Trained
 from unsloth_accel.verify.settings import Settings, settings
+from unsloth_accel.verify.table import as_table, as_text
+from unsloth_accel.verify.verdict import TOLERANCES, Comparison, compare, precision_of, share, tolerance
 from unsloth_accel.verify.verification import Outcome, Verification
 
 CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
@@ -263,8 +263,8 @@ def test_adapters_are_read_without_torch(tmp_path: Path) -> None:
 
 def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     program = (
-        "import sys; from unsloth_accel.commands import verify\n"
-        "from unsloth_accel.verify import verification, report\n"
+        "import sys; from unsloth_accel.cli import verify\n"
+        "from unsloth_accel.verify import verification, table\n"
         "print([n for n in ('torch', 'transformers', 'accelerate', 'unsloth', 'numpy') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -14,13 +14,13 @@ import psutil
 import pytest
 from conftest import ROOT, SCRIPTS, Run, cli_command, variable_rows, write_yaml
 
-from unsloth_accel.accelerate_launch import LaunchError
-from unsloth_accel.hardware import detect
-from unsloth_accel.run_config import load
+from unsloth_accel.config.run_config import load
+from unsloth_accel.hardware.hardware import detect
+from unsloth_accel.launch.run_accelerate import LaunchError
 from unsloth_accel.verify import START
-from unsloth_accel.verify.compare import TOLERANCES, Comparison, compare
 from unsloth_accel.verify.runs import Trained, train
 from unsloth_accel.verify.settings import Settings, settings
+from unsloth_accel.verify.verdict import TOLERANCES, Comparison, compare
 
 pytestmark = pytest.mark.slow
 STEPS = 3

@@ -14,40 +14,40 @@ from .adapters.environment import prepare as _prepare
 
 if TYPE_CHECKING:
     from . import callbacks as callbacks
-    from .accelerate_config import AccelerateConfig as AccelerateConfig
-    from .adapters.batches import balance_tokens as balance_tokens
-    from .adapters.fsdp import sharded_loading as sharded_loading
-    from .adapters.generation import generating as generating
-    from .adapters.loop import prepare as prepare
+    from .adapters.fsdp2.generation import generating as generating
+    from .adapters.fsdp2.shard import sharded_loading as sharded_loading
     from .adapters.saving import save as save
-    from .adapters.trainer import adapt as adapt
-    from .hardware import Hardware as Hardware
-    from .memory import MemoryEstimate as MemoryEstimate
-    from .model_spec import ModelSpec as ModelSpec
-    from .notebook import notebook_launch as notebook_launch
-    from .planner import Plan as Plan
-    from .problems import ConfigError as ConfigError
-    from .problems import Problem as Problem
-    from .run_config import RunConfig as RunConfig
+    from .adapters.token_balance import balance_tokens as balance_tokens
+    from .config.accelerate_config import AccelerateConfig as AccelerateConfig
+    from .config.run_config import RunConfig as RunConfig
+    from .errors import ConfigError as ConfigError
+    from .errors import Problem as Problem
+    from .hardware.hardware import Hardware as Hardware
+    from .launch.notebook import notebook_launch as notebook_launch
+    from .models.spec import ModelSpec as ModelSpec
+    from .planning.memory_estimate import MemoryEstimate as MemoryEstimate
+    from .planning.planner import Plan as Plan
+    from .training.accelerator_loop import prepare as prepare
+    from .training.adapt import adapt as adapt
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "AccelerateConfig": "accelerate_config",
-    "ConfigError": "problems",
-    "Hardware": "hardware",
-    "MemoryEstimate": "memory",
-    "ModelSpec": "model_spec",
-    "Plan": "planner",
-    "Problem": "problems",
-    "RunConfig": "run_config",
-    "adapt": "adapters.trainer",
-    "balance_tokens": "adapters.batches",
-    "generating": "adapters.generation",
-    "notebook_launch": "notebook",
+    "AccelerateConfig": "config.accelerate_config",
+    "ConfigError": "errors",
+    "Hardware": "hardware.hardware",
+    "MemoryEstimate": "planning.memory_estimate",
+    "ModelSpec": "models.spec",
+    "Plan": "planning.planner",
+    "Problem": "errors",
+    "RunConfig": "config.run_config",
+    "adapt": "training.adapt",
+    "balance_tokens": "adapters.token_balance",
+    "generating": "adapters.fsdp2.generation",
+    "notebook_launch": "launch.notebook",
+    "prepare": "training.accelerator_loop",
     "save": "adapters.saving",
-    "sharded_loading": "adapters.fsdp",
-    "prepare": "adapters.loop",
+    "sharded_loading": "adapters.fsdp2.shard",
 }
 __all__ = [*_HOME, "callbacks", "plan"]
 
@@ -60,9 +60,9 @@ def plan(run: str | PathLike[str] | RunConfig, *overrides: str, hardware: Hardwa
     Raises `ConfigError` with every problem of the description, or with what would fit where the model does not.
     """
     from .capabilities import here
-    from .hardware import Hardware
-    from .planner import plan as make_plan
-    from .run_config import RunConfig, load
+    from .config.run_config import RunConfig, load
+    from .hardware.hardware import Hardware
+    from .planning.planner import plan as make_plan
 
     if isinstance(hardware, str):
         hardware = Hardware.parse(hardware)

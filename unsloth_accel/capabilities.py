@@ -16,8 +16,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Literal
 
-from .accelerate_config import STRATEGIES, Strategy
-from .problems import Problem
+from .config.accelerate_config import STRATEGIES, Strategy
+from .errors import Problem
 
 NEWER = "pip install -U unsloth unsloth_zoo; the newest that was tried here is 2026.10.9"
 SHARDED: tuple[Strategy, ...] = ("fsdp2", "fsdp2_native")

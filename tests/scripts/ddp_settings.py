@@ -14,7 +14,7 @@ from unsloth import FastLanguageModel  # isort: skip
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from unsloth_accel.problems import UnslothAccelError
+from unsloth_accel.errors import UnslothAccelError
 
 
 def trainer_of(directory: str, out: str, modules: tuple[str, ...] = ("q_proj", "v_proj"), **fields: Any) -> SFTTrainer:

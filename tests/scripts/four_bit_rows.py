@@ -19,7 +19,7 @@ import unsloth_accel  # noqa: F401  isort: skip
 import unsloth  # noqa: F401  isort: skip
 from unsloth.models.fsdp2_qlora import fsdp2_qlora_wrap  # isort: skip
 
-from unsloth_accel.adapters import fsdp
+from unsloth_accel.adapters.fsdp2 import shard
 
 
 def load(path: str) -> torch.nn.Module:
@@ -52,18 +52,18 @@ def main(path: str, work: str) -> None:
 def check(path: str) -> None:
     whole = {name: (p.data.clone(), dequantize_4bit(p.data, p.quant_state)) for name, p in packed(load(path)).items()}
     assert len(whole) == 14, sorted(whole)  # seven projections in each of two blocks
-    with fsdp._cut_when_quantised():
+    with shard._cut_when_quantised():
         model = load(path)
     for name, weight in packed(model).items():
         assert 2 * weight.numel() == whole[name][0].numel(), name  # half of the bytes in each process
     accelerator = SimpleNamespace(device=torch.device("cpu"))
     mesh = init_device_mesh("cpu", (2,))
-    pending = fsdp._set_aside_rows(model, accelerator)
+    pending = shard._set_aside_rows(model, accelerator)
     assert len(pending) == 14
     with fsdp2_qlora_wrap(model, native=True):
         for layer in model.model.layers:
             fully_shard(layer, mesh=mesh)
-    fsdp._put_back_rows(model, pending)
+    shard._put_back_rows(model, pending)
     for layer in model.model.layers:
         layer.unshard()
     for name, weight in packed(model).items():

@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from trl import SFTConfig, SFTTrainer
 
 from benchmarks.worker import KEEP, keep_blocks
-from unsloth_accel.adapters.memory_care import MemoryCare, care_for_memory
+from unsloth_accel.adapters.out_of_memory import MemoryCare, care_for_memory
 
 
 def pretend_fsdp2() -> None:

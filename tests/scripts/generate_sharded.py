@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from unsloth_accel.adapters.generation import generating, wrap_generate
+from unsloth_accel.adapters.fsdp2.generation import generating, wrap_generate
 # isort: on
 
 directory = sys.argv[1]

@@ -1,4 +1,4 @@
-"""Lets `adapters.peer` run without GPUs: ranks share files in the place of GPU memory, and streams don't exist.
+"""Lets `fsdp2.peer_fetch` run without GPUs: ranks share files in the place of GPU memory, and streams don't exist.
 
 What is left is its own: which rows go where, which buffers a block takes, and what FSDP2 makes of it. Order between
 streams can only be seen on GPUs.
@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed._symmetric_memory as symmetric
 
-from unsloth_accel.adapters import peer_reach
-from unsloth_accel.adapters.mapped_memory import bytes_at
+from unsloth_accel.adapters.fsdp2.peer_fetch import peer_reach
+from unsloth_accel.adapters.fsdp2.peer_fetch.mapped_memory import bytes_at
 
 
 class Nothing:
@@ -58,7 +58,7 @@ class Shared:
 
 
 class Files:
-    """Memory as `adapters.mapped_memory` has it, of files without a name and the system's own mapping of pages."""
+    """Memory as `peer_fetch.mapped_memory` has it, of files without a name and the system's own mapping of pages."""
 
     granularity = 4096
 

@@ -4,7 +4,7 @@ import os
 import sys
 
 import unsloth_accel  # noqa: F401
-from unsloth_accel.adapters import environment, guard
+from unsloth_accel.adapters import environment, rank_checks
 
 if "--forget" in sys.argv:
     os.environ.pop("ACCELERATE_USE_CPU")
@@ -14,7 +14,7 @@ from accelerate import Accelerator
 accelerator = Accelerator()
 promised = environment.promise()
 assert promised is not None
-guard.check_world(promised)
+rank_checks.check_world(promised)
 print(
     f"rank {accelerator.process_index} of {accelerator.num_processes} on {accelerator.device.type}\n",
     end="",

@@ -3,11 +3,12 @@
 import sys
 
 import unsloth_accel  # noqa: F401
-from unsloth_accel.adapters import guard, trainer
+from unsloth_accel.adapters import rank_checks
+from unsloth_accel.training import adapt as trainer
 
 trainer.wrap_after_evaluation = lambda accelerator: None
 if "--no-guard" in sys.argv:
-    guard.check_equal = lambda tensors, what: None
+    rank_checks.check_equal = lambda tensors, what: None
 
 from unsloth_accel.training import sft  # noqa: E402
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import unsloth_accel
-from unsloth_accel.adapters import environment, guard, saving
-from unsloth_accel.checkpoints import Checkpoint
-from unsloth_accel.run_config import load
+from unsloth_accel.adapters import environment, rank_checks, saving
+from unsloth_accel.artifacts.checkpoints import Checkpoint
+from unsloth_accel.config.run_config import load
 from unsloth_accel.training import sft
 
 run = load(sys.argv[1])
@@ -29,7 +29,7 @@ full_at_2 = not trainer.is_fsdp_enabled
 def compare(directory: Path, what: str) -> None:
     """Every rank's weights, put together, against the file; a collective."""
     model = saving.unwrapped(trainer.model)
-    held = {name: guard.whole(p.detach()).cpu() for name, p in model.named_parameters() if p.requires_grad}
+    held = {name: rank_checks.whole(p.detach()).cpu() for name, p in model.named_parameters() if p.requires_grad}
     if run.distributed.strategy == "fsdp1":  # flat shards: put together by what is tested alone in fsdp1_adapter.py
         held = saving.gathered(trainer.model) or {}
     expected = get_peft_model_state_dict(model, state_dict=held)
@@ -69,7 +69,7 @@ def full_disk(value: Any, file: Any, *args: Any, **kwargs: Any) -> None:
 torch.save = full_disk
 trainer.add_callback(Watch())
 trainer.train()
-sharded = any(map(guard.is_sharded, trainer.model.parameters()))
+sharded = any(map(rank_checks.is_sharded, trainer.model.parameters()))
 assert sharded == (run.distributed.strategy in ("fsdp2", "fsdp2_native"))
 print("trained", trainer.state.global_step, flush=True)
 for what, trained in (("trainer", trainer), ("model", trainer.model)):

@@ -19,11 +19,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints import RECORD, files_of
+from ..artifacts.checkpoints import RECORD, files_of
+from ..artifacts.resume_facts import lora_facts
+from ..errors import first_line
 from ..files import write_atomically
-from ..problems import first_line
-from ..resume import lora_facts
-from . import agreement, environment, fsdp1, guard
+from . import environment, fsdp1, rank_agreement, rank_checks
 from .saving import SaveError, check_whole, gathered, of_every_rank, unwrapped, versions
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def keep_checkpoints(trainer: Trainer) -> None:
     """Make `trainer` write whole, recorded checkpoints; once is enough."""
-    if guard.distributed_type() == "FSDP":
+    if rank_checks.distributed_type() == "FSDP":
         fsdp1.let_peft_see_through()
         if not trainer.accelerator.is_fsdp2:
             fsdp1.refuse_fused(trainer)
@@ -53,7 +53,7 @@ def made_with(trainer: Trainer) -> dict[str, Any]:
         "distributed.strategy": promised.strategy if promised else None,
         "distributed.num_processes": args.world_size,
         "batch.global_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "train_dataset": agreement.rows_of(trainer.train_dataset),
+        "train_dataset": rank_agreement.rows_of(trainer.train_dataset),
         "training.seed": args.seed,
         "training.data_seed": args.data_seed,
         "training.optim": str(getattr(args.optim, "value", args.optim)),
@@ -69,7 +69,7 @@ def _save_model_gathered(trainer: Trainer) -> None:
 
     def save(output_dir: str | None = None, _internal_call: bool = False) -> None:
         bare = unwrapped(trainer.model)
-        sharded = fsdp1.is_fsdp1(trainer.model) or any(map(guard.is_sharded, bare.parameters()))
+        sharded = fsdp1.is_fsdp1(trainer.model) or any(map(rank_checks.is_sharded, bare.parameters()))
         if not sharded or not hasattr(bare, "peft_config") or hasattr(bare, "_orig_mod"):
             save_model(output_dir, _internal_call=_internal_call)
             return

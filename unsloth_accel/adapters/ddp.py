@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .guard import distributed_type
+from .rank_checks import distributed_type
 
 if TYPE_CHECKING:
     import torch

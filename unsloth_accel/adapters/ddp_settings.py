@@ -22,9 +22,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..capabilities import Capabilities, here
-from ..problems import ConfigError, Problem, UnslothAccelError
+from ..errors import ConfigError, Problem, UnslothAccelError
 from .environment import rank, world_size
-from .guard import distributed_type, is_sharded
+from .rank_checks import distributed_type, is_sharded
 
 if TYPE_CHECKING:
     import torch

@@ -26,10 +26,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..problems import Problem, UnslothAccelError, raise_errors
-from ..promise import Promise, Strategy
+from ..config.promise import Promise, Strategy
+from ..errors import Problem, UnslothAccelError, raise_errors
 from . import import_order
-from .leaving import leave_in_peace
+from .gloo_exit import leave_in_peace
 
 PROMISE = "UNSLOTH_ACCEL_PROMISE"
 """Environment variable: JSON of the `Promise` that `unsloth-accel launch` made for its processes."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..problems import ConfigError, Problem, UnslothAccelError
+from ..errors import ConfigError, Problem, UnslothAccelError
 
 if TYPE_CHECKING:
     import torch

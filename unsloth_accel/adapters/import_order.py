@@ -16,7 +16,7 @@ import sys
 from collections.abc import Set
 from typing import TYPE_CHECKING, Any
 
-from ..problems import UnslothAccelError
+from ..errors import UnslothAccelError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

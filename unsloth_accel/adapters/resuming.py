@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..checkpoints import Checkpoint, newest
-from ..problems import ConfigError, Problem, raise_errors
-from ..resume import difference
-from . import agreement, environment
+from ..artifacts.checkpoints import Checkpoint, newest
+from ..artifacts.resume_facts import difference
+from ..errors import ConfigError, Problem, raise_errors
+from . import environment, rank_agreement
 from .checkpointing import made_with
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def check_before_training(trainer: Trainer) -> None:
     train = trainer.train
 
     def checked(resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        agreement.check_same(agreement.facts_of(trainer))
+        rank_agreement.check_same(rank_agreement.facts_of(trainer))
         if resume_from_checkpoint:
             resume_from_checkpoint = str(_resumable(trainer, resume_from_checkpoint).path)
         return train(resume_from_checkpoint, *args, **kwargs)
@@ -87,7 +87,7 @@ def _resumable(trainer: Trainer, asked: str | bool) -> Checkpoint:
             raise ConfigError(Problem(key=key, value=True, consequence=consequence, fix="start without it"))
         if broken and environment.rank() == 0:
             print(f"unsloth_accel: warning: {told}; going on from {found.path.name}", file=sys.stderr, flush=True)
-        agreement.check_same({key: found.path.name}, "checkpoints")
+        rank_agreement.check_same({key: found.path.name}, "checkpoints")
     else:
         found = Checkpoint(Path(str(asked)))
         if found.fault is not None:

@@ -14,13 +14,13 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints import ADAPTER_WEIGHTS
+from ..artifacts.checkpoints import ADAPTER_WEIGHTS
+from ..config.run_config import RunConfig
+from ..errors import UnslothAccelError, first_line
 from ..files import replacing_directory, write_atomically
-from ..problems import UnslothAccelError, first_line
-from ..run_config import RunConfig
-from ..safetensors_header import read_header
-from ..validation import ADAPTER
-from . import fsdp1, guard
+from ..models.safetensors_header import read_header
+from ..validation.inputs import ADAPTER
+from . import fsdp1, rank_checks
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -61,7 +61,7 @@ def _save(model: Any, tokenizer: Any, target: Path, sources: dict[str, Path], fi
     from accelerate import PartialState
 
     bare = unwrapped(model)
-    guard.check_equal(guard.trainable(bare), "trainable weights when saving")
+    rank_checks.check_equal(rank_checks.trainable(bare), "trainable weights when saving")
     tensors = gathered(model)
     fault = None
     if PartialState().is_main_process:
@@ -122,14 +122,14 @@ def gathered(model: Any) -> dict[str, Any] | None:
         return fsdp1.gathered(model)
     bare = unwrapped(model)
     parameters = dict(bare.named_parameters(remove_duplicate=False))
-    if not any(guard.is_sharded(tensor) for tensor in parameters.values()):
+    if not any(rank_checks.is_sharded(tensor) for tensor in parameters.values()):
         return None
     first = PartialState().is_main_process
     # Rank 0 chooses for all: PEFT may look the base model up, and ranks that chose otherwise would wait for ever.
     names = of_every_rank(_what_peft_saves(bare, parameters) if first else None)[0]
     found: dict[str, Any] = {}
     for name in names:
-        tensor = guard.whole(parameters[name].detach())
+        tensor = rank_checks.whole(parameters[name].detach())
         if first:
             found[name] = tensor.cpu()
     return found
@@ -193,7 +193,7 @@ def check_whole(directory: Path, model: Any, tensors: dict[str, Any] | None = No
     `tensors` is what was gathered, where this rank holds only shards. More are right: PEFT adds the embeddings of a
     model whose vocabulary the adapter changes.
     """
-    held = guard.trainable(model) if tensors is None else tensors
+    held = rank_checks.trainable(model) if tensors is None else tensors
     expected = sum(tensor.numel() for tensor in held.values())
     saved = sum(prod(tensor.shape) for tensor in read_header(directory / ADAPTER_WEIGHTS))
     if saved < expected or not saved:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..adapters.guard import is_sharded
-from ..checkpoints import checkpoints
-from ..problems import UnslothAccelError
+from ..adapters.rank_checks import is_sharded
+from ..artifacts.checkpoints import checkpoints
+from ..errors import UnslothAccelError
 from .rank_log import RankLog
 
 if TYPE_CHECKING:

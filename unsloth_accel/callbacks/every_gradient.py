@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from ..adapters.ddp_settings import without_gradient
-from ..adapters.guard import GuardError
+from ..adapters.rank_checks import GuardError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..adapters import environment, guard
+from ..adapters import environment, rank_checks
 
 if TYPE_CHECKING:
-    from ..promise import Promise
+    from ..config.promise import Promise
 
 
 class Guard(TrainerCallback):
@@ -29,20 +29,22 @@ class Guard(TrainerCallback):
         self._first = True
         promised = self.promised or environment.promise()
         if promised is not None:
-            guard.check_world(promised)
-            guard.check_sharded(promised, kwargs["model"])
+            rank_checks.check_world(promised)
+            rank_checks.check_sharded(promised, kwargs["model"])
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # Gradients, and not only weights: a warm-up may start at learning rate 0, where weights can't yet differ.
         if self._first:
-            guard.check_equal(guard.gradients(kwargs["model"]), "gradients of the first step")
+            rank_checks.check_equal(rank_checks.gradients(kwargs["model"]), "gradients of the first step")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._first:
-            guard.check_equal(guard.trainable(kwargs["model"]), "trainable weights after the first step")
+            rank_checks.check_equal(rank_checks.trainable(kwargs["model"]), "trainable weights after the first step")
             self._first = False
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        guard.check_equal(guard.trainable(kwargs["model"]), f"trainable weights at step {state.global_step}")
+        rank_checks.check_equal(
+            rank_checks.trainable(kwargs["model"]), f"trainable weights at step {state.global_step}"
+        )

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..host import memory_gib
+from ..hardware.cpu_and_memory import memory_gib
 
 if TYPE_CHECKING:
     import psutil

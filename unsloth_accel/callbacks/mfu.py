@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..cards import card_of
-from ..model_spec import ModelSpec, from_config
-from ..problems import ConfigError
+from ..errors import ConfigError
+from ..hardware.gpu_table import card_of
+from ..models.spec import ModelSpec, from_config
 
 if TYPE_CHECKING:
     import torch
@@ -108,14 +108,14 @@ def peak_of(args: TrainingArguments, model: torch.nn.Module) -> Peak | str:
     properties = torch.cuda.get_device_properties(args.device)
     card = card_of(properties.name, properties.total_memory / 2**30)
     if card is None:
-        return f"the peak rate of {properties.name} is not known (unsloth_accel.cards)"
+        return f"the peak rate of {properties.name} is not known (unsloth_accel.hardware.gpu_table)"
     own = getattr(model, "dtype", None)
     if args.bf16 or own is torch.bfloat16:
         rate, precision = card.bf16_tflops, "bf16"
     elif args.fp16 or own is torch.float16:
         rate, precision = card.fp16_tflops, "fp16"
     else:
-        return f"the peak rate of {card.name} in float32 is not known (unsloth_accel.cards)"
+        return f"the peak rate of {card.name} in float32 is not known (unsloth_accel.hardware.gpu_table)"
     if not rate:
         return f"{card.name} has no {precision}"
     return Peak(flops=rate * 1e12, source=f"{card.name}: {rate:g} TFLOP/s dense {precision} ({card.source})")

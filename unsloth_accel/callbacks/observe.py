@@ -17,7 +17,7 @@ from .throughput import Throughput
 if TYPE_CHECKING:
     from transformers import Trainer
 
-    from ..adapters.memory_care import Halved, MemoryCare
+    from ..adapters.out_of_memory import Halved, MemoryCare
 
 
 def observe(
@@ -32,7 +32,7 @@ def observe(
     """Add `Throughput`, `Memory`, `Stragglers`, `Divergence`, `RankSync` and `RunLog` to `trainer`, which share `log`.
 
     Call it once, before training, on every rank. `rank_sync_steps` of 0 compares no weights. `care` is what
-    `adapters.memory_care.care_for_memory` returned: it tells waiting from computing, and its halvings are logged.
+    `adapters.out_of_memory.care_for_memory` returned: it tells waiting from computing, and its halvings are logged.
     """
     exchange = Exchange()
     throughput = Throughput(care, exchange)

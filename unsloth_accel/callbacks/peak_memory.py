@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..adapters.peer import shared_bytes
+from ..adapters.fsdp2.peer_fetch.fetch import shared_bytes
 
 
 class PeakMemory(TrainerCallback):

@@ -6,15 +6,15 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..adapters import guard
+from ..adapters import rank_checks
 from .rank_log import RankLog
 
 
 class RankSync(TrainerCallback):
     """Compares checksums of the trainable weights over all ranks, every `every` steps.
 
-    Raises `GuardError` on every rank. Bits are compared, not values (`adapters.guard`), so there is no tolerance and no
-    false alarm. Weights that are divided between the ranks are left out: nobody else holds the same part.
+    Raises `GuardError` on every rank. Bits are compared, not values (`adapters.rank_checks`), so there is no tolerance
+    and no false alarm. Weights that are divided between the ranks are left out: nobody else holds the same part.
     `log` gets the error as a line.
     """
 
@@ -35,8 +35,8 @@ class RankSync(TrainerCallback):
             return
         what = f"trainable weights after step {state.global_step} (last seen equal after step {self._equal})"
         try:
-            guard.check_equal(guard.trainable(kwargs["model"]), what)
-        except guard.GuardError as error:
+            rank_checks.check_equal(rank_checks.trainable(kwargs["model"]), what)
+        except rank_checks.GuardError as error:
             if self._log is not None:
                 self._log.warn("rank_sync", str(error), state.global_step, event="error")
             raise

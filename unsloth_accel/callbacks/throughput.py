@@ -9,7 +9,7 @@ pass), `ready` (its gradients are whole), `averaged` (those of all ranks are), `
   and all of them for the network; the second is the Trainer's count of all ranks' tokens, where it waits for loaders.
 - The rest of `seconds` is the Trainer's own: logs, callbacks, starting loaders. Saving and evaluating are left out.
 
-`ready` and `averaged` come from `adapters.memory_care`, which computes every micro-batch without meeting the other
+`ready` and `averaged` come from `adapters.out_of_memory`, which computes every micro-batch without meeting the other
 ranks. Without it DDP averages inside of the last backward pass, all ranks end that at the same moment, and FSDP meets
 in every layer: what of it is waiting can't be seen from the ranks' clocks, so there wait is not given (None) rather
 than wrong, and compute includes it.
@@ -38,7 +38,7 @@ from .order import add_figures
 if TYPE_CHECKING:
     import torch
 
-    from ..adapters.memory_care import MemoryCare
+    from ..adapters.out_of_memory import MemoryCare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class Throughput(TrainerCallback):
     `tokens_per_second_per_gpu`, `step_seconds` (mean), `data_share`, `compute_share`, `wait_share` (of the step, mean
     over ranks) and `mfu`, where known.
 
-    `care` is what `adapters.memory_care.care_for_memory` returned; with several processes `wait` needs it.
+    `care` is what `adapters.out_of_memory.care_for_memory` returned; with several processes `wait` needs it.
     `listeners` get every `Step` of this rank when it can be read. `unsloth_accel.callbacks.figures_first(trainer)`
     (part of `adapt`) lets TensorBoard and others see the figures too. `exchange` is one that other callbacks use, by
     default its own.
@@ -350,7 +350,8 @@ def between(marks: Mapping[str, Any], first: str, second: str) -> float:
 def count(inputs: Mapping[str, Any]) -> torch.Tensor:
     """Of one micro-batch, rows padded or laid end to end: its real tokens and their causal pairs, two int64.
 
-    Rows without a single label that counts are not real: `adapters.batches` fills the last step of an epoch with them.
+    Rows without a single label that counts are not real: `adapters.token_balance` fills the last step of an epoch with
+    them.
     """
     import torch
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..problems import ConfigError, Problem, first_line
+from ..errors import ConfigError, Problem, first_line
 
 if TYPE_CHECKING:
-    from ..run_config import DataConfig
+    from ..config.run_config import DataConfig
 
 
 def load(name: str, key: str, data: DataConfig | None, *, streaming: bool = False) -> Any:

@@ -17,15 +17,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..problems import ConfigError, Problem
+from ..errors import ConfigError, Problem
 from .rows import Rows, read
 from .sources import fingerprint, locate
-from .tokens import Recipe, Tokenise, choose_template, fingerprint_of
+from .tokenise import Recipe, Tokenise, choose_template, fingerprint_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from ..run_config import RunConfig
+    from ..config.run_config import RunConfig
 
 VERSION = 1
 """Of what this module makes: another number, and nothing that an older one cached is read."""

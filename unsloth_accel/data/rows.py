@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..problems import ConfigError, Problem, raise_errors
+from ..errors import ConfigError, Problem, raise_errors
+from .file_readers import Fault, rows_of_file
 from .formats import NEEDED, FormatError, canonical, form_in_words, kind_of
-from .reading import Fault, rows_of_file
 from .sources import Source, locate
 
 if TYPE_CHECKING:
-    from ..run_config import DataConfig
+    from ..config.run_config import DataConfig
 
 MOST_SHOWN = 20
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ..model_files import may_be_hub_id
-from ..problems import ConfigError, Problem
+from ..errors import ConfigError, Problem
+from ..models.locate import may_be_hub_id
 
 KINDS = {
     ".jsonl": "jsonl",

@@ -13,15 +13,15 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
-from ..problems import ConfigError, Problem
+from ..errors import ConfigError, Problem
 from .formats import kind_of
 from .rows import stream
-from .tokens import Recipe, Tokenise
+from .tokenise import Recipe, Tokenise
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-    from ..run_config import RunConfig
+    from ..config.run_config import RunConfig
 
 BUFFER = 1_000
 """Rows among which the next one is drawn: all that is ever held."""

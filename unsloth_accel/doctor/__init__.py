@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from . import gpus, host, installed, known_bad, offers, processes, surroundings
+from . import (
+    gpus,
+    host,
+    installed,
+    known_bad,
+    processes,
+    runnable_strategies,
+    shell_variables,
+)
 from .machine import Machine, this_machine
 from .processes import TIME_LIMIT
 from .result import Result, Status, collect
@@ -21,7 +29,7 @@ CHECKS: tuple[tuple[str, Callable[[Machine], Iterator[Result]]], ...] = (
     ("platform", installed.platform),
     ("unsloth", installed.unsloth),
     ("versions", installed.versions),
-    ("capabilities", offers.capabilities),
+    ("capabilities", runnable_strategies.capabilities),
     ("known-bad pairs", known_bad.pairs),
     ("torch build", known_bad.torch_for_device),
     ("kernels", known_bad.kernels),
@@ -30,9 +38,9 @@ CHECKS: tuple[tuple[str, Callable[[Machine], Iterator[Result]]], ...] = (
     ("GPUs", gpus.gpus),
     ("GPU kinds", gpus.kinds),
     ("GPU links", gpus.links),
-    ("CUDA_VISIBLE_DEVICES", surroundings.visible_devices),
-    ("environment", surroundings.variables),
-    ("accelerate config", surroundings.default_config),
+    ("CUDA_VISIBLE_DEVICES", shell_variables.visible_devices),
+    ("environment", shell_variables.variables),
+    ("accelerate config", shell_variables.default_config),
     ("disk", host.disk),
     ("/dev/shm", host.shared_memory),
     ("open files", host.open_files),

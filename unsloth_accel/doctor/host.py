@@ -8,10 +8,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..host import memory_gib
+from ..hardware.cpu_and_memory import memory_gib
 from .machine import Machine
 from .result import Result, Status
-from .surroundings import hub_cache
+from .shell_variables import hub_cache
 
 GIB = 2**30
 NO_ROOM_GIB = 1.0

@@ -12,9 +12,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from ..hardware import Hardware, detect
-from ..nvml import _ask, _text
-from ..problems import first_line
+from ..errors import first_line
+from ..hardware.hardware import Hardware, detect
+from ..hardware.nvml import _ask, _text
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..accelerate_config import AccelerateConfig
+from ..config.accelerate_config import AccelerateConfig
 from .machine import Machine
 from .result import Result
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from ..problems import first_line
+from ..errors import first_line
 
 Status = Literal["ok", "warning", "error"]
 Subject = TypeVar("Subject")

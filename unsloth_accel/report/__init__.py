@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..errors import ConfigError, Problem
 from ..files import write_atomically
-from ..problems import ConfigError, Problem
 
 NAME = "report.html"
 
@@ -20,8 +20,8 @@ def write(run_dir: str | Path, out: str | Path | None = None) -> Path:
 
     Raises `ConfigError` where the directory is no run's, or `out` can't be written.
     """
-    from .page import page
-    from .recorded import read
+    from .run_page import page
+    from .run_record import read
 
     html = page(read(run_dir))
     return _write(html, Path(out) if out else Path(run_dir, NAME))
@@ -29,8 +29,8 @@ def write(run_dir: str | Path, out: str | Path | None = None) -> Path:
 
 def write_comparison(first: str | Path, second: str | Path, out: str | Path | None = None) -> Path:
     """Write a page that sets the second run beside the first, by default into the second's directory."""
-    from .compare import page
-    from .recorded import read
+    from .compare_page import page
+    from .run_record import read
 
     html = page(read(first), read(second))
     return _write(html, Path(out) if out else Path(second, f"compared-with-{Path(first).absolute().name}.html"))

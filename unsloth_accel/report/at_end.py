@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..accelerate_launch import ERRORS, LaunchError
-from ..checkpoints import find
+from ..artifacts.checkpoints import find
 from ..files import write_atomically
-from ..launch_child import REPORT
-from ..validation import ADAPTER
+from ..launch.child_main import REPORT
+from ..launch.run_accelerate import ERRORS, LaunchError
+from ..validation.inputs import ADAPTER
 from . import NAME
 
 ASIDE = ".previous"

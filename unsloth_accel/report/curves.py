@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from .charts import Bar, Segment, bars, line_chart
 from .figures import PARTS, Series, column, shares, throughput
 from .numbers import figure, percent
-from .recorded import Recorded, at, number
+from .run_record import Recorded, at, number
+from .svg import Bar, Segment, bars, line_chart
 
 _COLOURS = {"compute": "c1", "data": "c2", "wait": "c5"}
 

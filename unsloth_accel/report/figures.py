@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .recorded import Json, Rank, Recorded, at, number, rows, table, text
+from .run_record import Json, Rank, Recorded, at, number, rows, table, text
 
 Status = Literal["finished", "failed", "unfinished"]
 PARTS = ("compute", "data", "wait")

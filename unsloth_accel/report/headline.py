@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .figures import Figures
 from .numbers import count, duration, figure, gib, percent
-from .recorded import Recorded, at, text
+from .run_record import Recorded, at, text
 
 Card = tuple[str, str, str]
 """A name, the figure, and what it means."""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from .charts import Bar, Segment, bars
 from .figures import Measured
 from .numbers import gib, percent
-from .recorded import Json, number
+from .run_record import Json, number
+from .svg import Bar, Segment, bars
 
 _GROUPS = (
     ("model", "c1", ("weights",)),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from .recorded import Json, number, text
+from .run_record import Json, number, text
 
 MOST = 40
 """Kinds of message that are shown."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..files import write_atomically
 from .figures import median
-from .recorded import Json, Rank, number, read
+from .run_record import Json, Rank, number, read
 
 SUMMARY = Path("logs", "summary.json")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..adapters.generation import generating
+from ..adapters.fsdp2.generation import generating
+from ..config.run_config import RunConfig
 from ..data.rows import read_rows
-from ..run_config import RunConfig
 
 if TYPE_CHECKING:
     from trl import SFTTrainer

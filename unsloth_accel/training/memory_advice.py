@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..run_config import RunConfig
+from ..config.run_config import RunConfig
 
 
 def advice(run: RunConfig, *, batch: bool = True) -> str:

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth is imported)
 
-from ..accelerate_config import SHARDING, AccelerateConfig
-from ..accelerate_launch import report_error
 from ..adapters import environment
+from ..artifacts.checkpoints import checkpoints
+from ..artifacts.resume_facts import facts_of_run, made_with
 from ..callbacks.phases import phase
 from ..callbacks.rank_log import RankLog
-from ..checkpoints import checkpoints
+from ..config.accelerate_config import SHARDING, AccelerateConfig
+from ..config.promise import PLANNED
+from ..config.run_config import PROJECTIONS, RunConfig, load
+from ..errors import ConfigError, Problem, UnslothAccelError
 from ..files import write_atomically
-from ..problems import ConfigError, Problem, UnslothAccelError
-from ..promise import PLANNED
+from ..launch.run_accelerate import report_error
 from ..report.at_end import tell
-from ..resume import facts_of_run, made_with
-from ..run_config import PROJECTIONS, RunConfig, load
 
 if TYPE_CHECKING:
     from trl import SFTTrainer
@@ -59,7 +59,7 @@ def main(run_yaml: str, *overrides: str) -> int:
 
 def _plainly(error: BaseException, run: RunConfig) -> BaseException:
     """`error`, or in its place what helps where memory is out."""
-    from ..adapters.memory_care import OutOfMemory, is_lack_of_memory
+    from ..adapters.out_of_memory import OutOfMemory, is_lack_of_memory
     from .memory_advice import advice
 
     if isinstance(error, UnslothAccelError) or not is_lack_of_memory(error):
@@ -136,7 +136,7 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
         write_atomically(Path(run.output_dir, "results.json"), json.dumps(results, indent=2) + "\n")
         print(summary(run, results, adapter), flush=True)
     if trainer.accelerator.device.type == "cuda":
-        # NCCL warns when a process leaves without this; gloo would hang (adapters.leaving).
+        # NCCL warns when a process leaves without this; gloo would hang (adapters.gloo_exit).
         trainer.accelerator.end_training()
     return results
 
@@ -148,22 +148,22 @@ def build_trainer(run: RunConfig, log: RankLog | None = None) -> SFTTrainer:
     from trl import SFTConfig, SFTTrainer
 
     _quiet_progress_bars()
-    from ..adapters.agreement import check_same
-    from ..adapters.batches import Balance, balance_tokens
     from ..adapters.checkpointing import describe
     from ..adapters.ddp_settings import device_map, gradients_in_buckets
-    from ..adapters.fsdp import sharded_loading
-    from ..adapters.memory_care import MemoryCare, care_for_memory
-    from ..adapters.trainer import adapt
+    from ..adapters.fsdp2.shard import sharded_loading
+    from ..adapters.out_of_memory import MemoryCare, care_for_memory
+    from ..adapters.rank_agreement import check_same
+    from ..adapters.token_balance import Balance, balance_tokens
     from ..callbacks.memory_watch import MemoryWatch
     from ..callbacks.observe import observe
     from ..callbacks.peak_memory import PeakMemory
     from ..callbacks.progress import Progress
     from ..callbacks.step_log import StepLog
-    from ..data.packing import pack
+    from ..callbacks.verify_record import add_if_asked
+    from ..data.pack import pack
     from ..data.prepare import SKIP, check_collator, prepare
     from ..data.prepare import tell as say
-    from ..verify.record import add_if_asked
+    from .adapt import adapt
     from .memory_advice import advice
 
     checkpointing = {"unsloth": "unsloth", "true": True, "false": False}[run.model.gradient_checkpointing]
@@ -171,7 +171,7 @@ def build_trainer(run: RunConfig, log: RankLog | None = None) -> SFTTrainer:
     fields = {
         "logging_steps": 1,
         "save_strategy": "no",
-        # Real tokens over all ranks, for tokens per second (callbacks.token_count).
+        # Real tokens over all ranks, for tokens per second (adapters.token_count).
         "include_num_input_tokens_seen": "non_padding",
         **run.sft_fields(),
         **SKIP,

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..accelerate_launch import LaunchError
-from ..checkpoints import ADAPTER_WEIGHTS
-from ..child import Child
-from ..launcher import launch_of, made_room
-from ..planner import TRAINING_MODULE, Plan
-from ..validation import ADAPTER
+from ..artifacts.checkpoints import ADAPTER_WEIGHTS
+from ..launch.child import Child
+from ..launch.launcher import launch_of, made_room
+from ..launch.run_accelerate import LaunchError
+from ..planning.planner import TRAINING_MODULE, Plan
+from ..validation.inputs import ADAPTER
 from . import RECORD, START
 
 LOG = "verify.log"

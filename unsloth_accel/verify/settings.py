@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..accelerate_config import STRATEGIES, Strategy
-from ..batch import divisors
-from ..data.row_lengths import texts_of
+from ..config.accelerate_config import STRATEGIES, Strategy
+from ..config.run_config import BatchConfig, DataConfig, RunConfig
+from ..data.length_estimate import texts_of
 from ..data.rows import read_rows
-from ..hardware import Hardware
-from ..launcher import plan_problems
-from ..memory import optimizer_for
-from ..planner import Plan, plan
-from ..problems import ConfigError, Problem, errors, nearest, raise_errors
-from ..run_config import BatchConfig, DataConfig, RunConfig
-from ..validation import input_problems
+from ..errors import ConfigError, Problem, errors, nearest, raise_errors
+from ..hardware.hardware import Hardware
+from ..launch.launcher import plan_problems
+from ..planning.batch import divisors
+from ..planning.memory_estimate import optimizer_for
+from ..planning.planner import Plan, plan
+from ..validation.inputs import input_problems
 
 STEPS = 8
 MOST_ACCUMULATION = 2

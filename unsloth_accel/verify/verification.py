@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..accelerate_launch import LaunchError
 from ..adapters.saving import versions
-from ..planner import Plan
-from .compare import Comparison, Tolerance, compare, precision_of, tolerance
+from ..launch.run_accelerate import LaunchError
+from ..planning.planner import Plan
 from .runs import Trained, train
 from .settings import Settings
+from .verdict import Comparison, Tolerance, compare, precision_of, tolerance
 
 Tell = Callable[[str, int, int, float], None]
 """Called while a run goes on: its name, steps done, steps in all, seconds so far."""

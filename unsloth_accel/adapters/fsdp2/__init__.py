@@ -1,0 +1,1 @@
+"""FSDP2 for LoRA over a frozen model: loading by shard, sharding, gathering and generating."""

@@ -1,0 +1,106 @@
+"""All ranks train the same thing: compared before the first step, since ranks that differ hang, or train in silence.
+
+A rank with other rows or another learning rate looks healthy: DDP averages whatever it gets. One with another number of
+steps, or another model, waits for ever in a collective that its peers never reach.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .rank_checks import GuardError
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+SAMPLED = 4096
+"""Rows of a data set that are compared, evenly spread; each costs about 20 µs."""
+_OWN = {
+    *("output_dir", "logging_dir", "run_name", "report_to", "hub_model_id", "hub_token", "push_to_hub"),
+    *("local_rank", "disable_tqdm", "log_level", "log_level_replica", "dataloader_num_workers", "dataset_num_proc"),
+    *("logging_first_step", "trackio_space_id", "project", "resume_from_checkpoint"),
+}
+"""Training arguments in which ranks may differ: where and how each reports, and how it reads its rows."""
+
+
+def check_same(facts: Mapping[str, Any], what: str = "") -> None:
+    """Raise `GuardError` on every rank unless `facts` are the same on all; `what` names where they come from.
+
+    Every rank must call it. Does nothing in one process.
+    """
+    from accelerate import PartialState
+
+    from .saving import of_every_rank
+
+    if PartialState().num_processes == 1:
+        return
+    everyone: list[dict[str, str]] = of_every_rank({key: repr(value) for key, value in facts.items()})
+    first = everyone[0]
+    wrong = []
+    for rank, other in enumerate(everyone):
+        for key in sorted(first.keys() | other.keys()):
+            ours, theirs = first.get(key, "nothing"), other.get(key, "nothing")
+            if ours != theirs:
+                wrong.append(f"{key} is {_short(theirs)} on rank {rank} and {_short(ours)} on rank 0")
+    if not wrong:
+        return
+    more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+    raise GuardError(
+        f"the ranks would not train the same run: {'; '.join(wrong[:5])}{more}. Fix: give every rank the same "
+        f"{what or 'data and configuration'}, and on several machines the same files.",
+        on_every_rank=True,
+    )
+
+
+def facts_of(trainer: Trainer) -> dict[str, Any]:
+    """What every rank of `trainer` must share: its rows, its training arguments, its model's parameters."""
+    facts = {f"training argument {key}": value for key, value in _plain(trainer.args.to_dict()).items()}
+    rows = rows_of(trainer.train_dataset)
+    if rows is not None:
+        facts["train_dataset"] = rows
+    held_out = rows_of(trainer.eval_dataset)
+    if held_out is not None:
+        facts["eval_dataset"] = held_out
+    named = [(name, tuple(p.shape), p.requires_grad) for name, p in trainer.model.named_parameters()]
+    facts["number of trainable parameters"] = sum(1 for *_, trains in named if trains)
+    facts["model (names and shapes of parameters)"] = _digest(repr(named))
+    return facts
+
+
+def rows_of(dataset: Any) -> str | None:
+    """The number of rows in a data set and a fingerprint of them; None where reading it would change it (streams)."""
+    if dataset is None or not hasattr(dataset, "__len__"):
+        return None
+    count = len(dataset)
+    if not hasattr(dataset, "with_format") or not count:  # another kind may draw its rows at random
+        return f"{count} rows"
+    chosen = sorted({index * (count - 1) // max(1, min(SAMPLED, count) - 1) for index in range(min(SAMPLED, count))})
+    rows = dataset.with_format(None).select(chosen)
+    return f"{count} rows (fingerprint {_digest(*(repr(row) for row in rows))})"
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `values` that can be compared between processes: numbers, texts, lists and mappings of them."""
+    found = {}
+    for key, value in values.items():
+        if key in _OWN:
+            continue
+        try:
+            found[key] = json.loads(json.dumps(value, sort_keys=True))
+        except (TypeError, ValueError):
+            continue
+    return found
+
+
+def _digest(*texts: str) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
+
+
+def _short(text: str, limit: int = 100) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -1,0 +1,330 @@
+"""Token-balanced batches in a Hugging Face Trainer: each step's rows, shared out by tokens instead of by number.
+
+Without it every rank gets the same number of rows in the order of the sampler, so that in each step all ranks wait for
+the one with the longest, and rows of one step that would fit into one micro-batch are spread over several.
+
+The rows of every step, their order over the epoch, shuffling, resuming in the middle of an epoch and the loss stay the
+Trainer's own: its sampler is asked for the order, its prepared loader is rebuilt with another batch sampler (as
+accelerate's `skip_first_batches` does), and the Trainer weighs the loss by the tokens of all ranks. So one process and
+several still train alike. Only the last step of an epoch differs, for the better: accelerate repeats rows in it to give
+every rank as many, here each row is in the epoch once, and a rank without any gets a row without labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, SequentialSampler
+
+from ..data.balance import cost, share
+from .token_count import TokenCount
+
+if TYPE_CHECKING:
+    from accelerate.data_loader import DataLoaderShard
+    from transformers import Trainer
+
+KEPT = (
+    *("num_workers", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "generator"),
+    *("prefetch_factor", "persistent_workers", "pin_memory_device"),
+)
+"""Arguments of torch's DataLoader, beside data set, sampler and collate function, that the Trainer's loader keeps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balance:
+    """What balancing does to a run, from the lengths and the order of all its rows."""
+
+    padded: bool
+    """Whether rows are padded to the longest of their micro-batch, or laid end to end."""
+    accumulation: int
+    """Micro-batches per rank and step."""
+    planned_accumulation: int
+    speedup: float
+    """How much faster steps are than with rows by number, if time goes with the tokens of the slowest rank."""
+    waiting: float
+    """Share of that time for which the average rank waits."""
+    waiting_before: float
+    padding: float
+    """Computed tokens for each real one, less one."""
+    padding_before: float
+
+    def __str__(self) -> str:
+        text = (
+            f"rows shared out by tokens: steps {self.speedup:.2f} × as fast as by number, if time goes with tokens "
+            f"(ranks wait {self.waiting:.1%} instead of {self.waiting_before:.1%} of it"
+        )
+        if self.padded:
+            text += f", padding {self.padding:.0%} instead of {self.padding_before:.0%}"
+        if self.accumulation != self.planned_accumulation:
+            text += f", {self.accumulation} micro-batches per step instead of {self.planned_accumulation}, as they fit"
+        return f"{text})"
+
+
+def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance | str:
+    """Have `trainer` share out the rows of each step by tokens; returns what that does, or why it can't be done.
+
+    Call it once, before `trainer.train()`, on every rank. Where all steps' rows fit into fewer micro-batches than were
+    asked for, none of more than `most_tokens` tokens, `trainer.args` gets fewer, larger ones; the rows per step stay.
+    By default that is what the longest row takes in a full per-device batch.
+
+    Left alone, with the reason: rows that are streamed or not tokenised yet, a sampler that gives rows another meaning
+    than one row of a step (GRPO's groups, `train_sampling_strategy`), and a model that can't weigh its loss by tokens.
+    """
+    from accelerate.data_loader import DataLoaderShard
+
+    args = trainer.args
+    loader = trainer.get_train_dataloader()
+    sampler = loader.get_sampler() if hasattr(loader, "get_sampler") else None
+    if isinstance(loader.dataset, IterableDataset):
+        return "they are streamed, so their lengths are not known beforehand"
+    if not isinstance(sampler, RandomSampler | SequentialSampler):
+        return "their sampler gives the order a meaning of its own"
+    if not isinstance(loader, DataLoaderShard) or trainer.accelerator.split_batches:
+        return "accelerate is set to divide batches itself (dispatch_batches or split_batches)"
+    if not _weighs_by_tokens(trainer):
+        return f"{type(trainer.model).__name__} takes no num_items_in_batch, so its loss can't be weighted by tokens"
+    lengths = _lengths(loader.dataset)
+    if lengths is None:
+        return "the rows are not tokenised yet, so their lengths are not known"
+    ranks = trainer.accelerator.num_processes
+    padded = not getattr(trainer.data_collator, "padding_free", False)
+    planned = args.gradient_accumulation_steps
+    rows = args.train_batch_size * planned * ranks
+    each = len(lengths) // rows if args.dataloader_drop_last else ceil(len(lengths) / rows)
+    if not each:
+        return "they are fewer than a step, and a smaller one is dropped"
+    known = list(_orders(sampler, ceil(args.max_steps / each if args.max_steps > 0 else args.num_train_epochs)))
+    # Where the order isn't known beforehand, any other shows about as much, and promises nothing.
+    orders = known or [list(range(len(lengths)))]
+    steps = [[lengths[row] for row in step] for order in orders for step in islice(_steps(order, rows), each)]
+    most = most_tokens or args.train_batch_size * max(lengths)
+    accumulation = _fewest(steps, rows, ranks, planned, most, padded) if known else planned
+    args.gradient_accumulation_steps = accumulation
+    args.per_device_train_batch_size = rows // (ranks * accumulation * max(1, args.n_gpu))
+    trainer._train_batch_size = args.train_batch_size
+
+    plain = trainer.get_train_dataloader
+
+    def balanced() -> DataLoader[Any]:
+        prepared: Any = plain()
+        batches = TokenBatches(
+            prepared.get_sampler(),
+            lengths,
+            rows=rows,
+            ranks=ranks,
+            rank=trainer.accelerator.process_index,
+            accumulation=accumulation,
+            padded=padded,
+            drop_last=args.dataloader_drop_last,
+        )
+        return _with_batches(prepared, batches)
+
+    trainer.get_train_dataloader = balanced
+    if known and hasattr(trainer, "_track_num_input_tokens") and args.include_num_input_tokens_seen == "non_padding":
+        trainer._track_num_input_tokens = lambda inputs: None
+        trainer.add_callback(TokenCount([sum(step) for step in steps]))
+    before = _Spent.of(steps, padded, lambda step: _by_number(len(step), ranks, planned))
+    after = _Spent.of(steps, padded, lambda step: share(step, ranks, accumulation, padded=padded))
+    return Balance(
+        padded=padded,
+        accumulation=accumulation,
+        planned_accumulation=planned,
+        speedup=before.slowest / after.slowest,
+        waiting=1 - after.mean / after.slowest,
+        waiting_before=1 - before.mean / before.slowest,
+        padding=after.mean / after.real - 1,
+        padding_before=before.mean / before.real - 1,
+    )
+
+
+class TokenBatches(Sampler[list[int]]):
+    """One rank's micro-batches: lists of row numbers, `accumulation` for every `rows` rows of `sampler`'s order.
+
+    The order must be the same on every rank. A micro-batch of a rank that has no row left in the last step of an epoch
+    holds the shortest row of that step, as -1 - its number: `MaskedRow` makes it count for nothing.
+    """
+
+    def __init__(
+        self,
+        sampler: Any,
+        lengths: Sequence[int],
+        *,
+        rows: int,
+        ranks: int,
+        rank: int,
+        accumulation: int,
+        padded: bool,
+        drop_last: bool = False,
+    ) -> None:
+        self.sampler = sampler  # accelerate's loaders reach through this name to set the epoch
+        self.lengths = lengths
+        self.rows = rows
+        self.num_processes = ranks
+        self.rank = rank
+        self.accumulation = accumulation
+        self.padded = padded
+        self.drop_last = drop_last
+        self.batch_size = rows // (ranks * accumulation)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in _steps(self.sampler, self.rows):
+            if len(step) < self.rows and self.drop_last:
+                return
+            lengths = [self.lengths[row] for row in step]
+            shares = share(lengths, self.num_processes, self._micro_batches(len(step)), padded=self.padded)
+            for group in shares[self.rank]:
+                yield [step[row] for row in group] or [-1 - min(step, key=lambda row: (self.lengths[row], row))]
+
+    def __len__(self) -> int:
+        """Micro-batches of an epoch."""
+        steps, left = divmod(len(self.sampler), self.rows)
+        last = self._micro_batches(left) if left and not self.drop_last else 0
+        return steps * self.accumulation + last
+
+    def _micro_batches(self, rows: int) -> int:
+        """Of a step of `rows` rows, per rank: no more than give every rank a row in each, as far as rows go."""
+        return min(self.accumulation, ceil(rows / self.num_processes))
+
+
+class MaskedRow(dict[str, Any]):
+    """A row that is computed, for the ranks must run in step, and not learned from."""
+
+
+class _Rows(Dataset[Any]):
+    """`rows` with negative numbers for rows that are not to be learned from."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.rows[row] if row >= 0 else MaskedRow(self.rows[-1 - row])
+
+    def __getitems__(self, rows: list[int]) -> list[Any]:
+        several = getattr(self.rows, "__getitems__", None)
+        if several is None or rows[0] < 0:
+            return [self[row] for row in rows]
+        found: list[Any] = several(rows)
+        return found
+
+
+class _Collate:
+    """`collate`, without labels for a micro-batch of a `MaskedRow`."""
+
+    def __init__(self, collate: Any) -> None:
+        self.collate = collate
+
+    def __call__(self, rows: list[Any]) -> Any:
+        batch = self.collate(rows)
+        if isinstance(rows[0], MaskedRow):
+            for name in ("labels", "shift_labels"):
+                if name in batch:
+                    batch[name].fill_(-100)
+        return batch
+
+
+def _with_batches(prepared: DataLoaderShard, batches: TokenBatches) -> DataLoader[Any]:
+    """The loader that accelerate prepared, with other batches."""
+    from accelerate.data_loader import DataLoaderShard
+
+    return DataLoaderShard(
+        _Rows(prepared.dataset),
+        batch_sampler=batches,
+        collate_fn=_Collate(prepared.collate_fn),
+        device=prepared.device,
+        rng_types=prepared.rng_types,
+        synchronized_generator=prepared.synchronized_generator,
+        _non_blocking=prepared._non_blocking,
+        **{name: getattr(prepared, name) for name in KEPT},
+    )
+
+
+def _weighs_by_tokens(trainer: Trainer) -> bool:
+    return bool(trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None)
+
+
+def _lengths(dataset: Any) -> list[int] | None:
+    """Tokens of each row, or None where rows have none yet."""
+    if "input_ids" not in (getattr(dataset, "column_names", None) or ()):
+        return None
+    import pyarrow.compute as pc
+
+    found: list[int] = []
+    for table in dataset.select_columns("input_ids").with_format("arrow").iter(10_000):
+        found += pc.list_value_length(table["input_ids"]).to_pylist()
+    return found
+
+
+def _orders(sampler: Any, epochs: int) -> Iterator[list[int]]:
+    """The order of rows in each epoch; nothing where the sampler doesn't know it beforehand."""
+    if isinstance(sampler, SequentialSampler):
+        yield from [list(sampler)] * epochs
+        return
+    if not hasattr(sampler, "set_epoch"):
+        return
+    before = sampler.epoch
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)
+        yield list(sampler)
+    sampler.set_epoch(before)
+
+
+def _steps(order: Iterable[int], rows: int) -> Iterator[list[int]]:
+    """`order` in pieces of `rows`, the last one perhaps shorter."""
+    rest = iter(order)
+    while step := list(islice(rest, rows)):
+        yield step
+
+
+def _fewest(steps: list[list[int]], rows: int, ranks: int, planned: int, most: int, padded: bool) -> int:
+    """The smallest number of micro-batches, up to `planned`, of which none costs more than `most` tokens.
+
+    `steps` are the lengths of the rows of every step of the run.
+    """
+    for accumulation in range(1, planned):
+        if rows % (ranks * accumulation):
+            continue
+        if all(
+            max(map(max, _costs(step, share(step, ranks, accumulation, padded=padded), padded))) <= most
+            for step in steps
+        ):
+            return accumulation
+    return planned
+
+
+def _costs(lengths: list[int], shares: list[list[list[int]]], padded: bool) -> list[list[int]]:
+    """Tokens of each rank's micro-batches."""
+    return [[cost([lengths[row] for row in group], padded=padded) for group in own] for own in shares]
+
+
+def _by_number(rows: int, ranks: int, accumulation: int) -> list[list[list[int]]]:
+    """What accelerate gives each rank: micro-batches of as many rows, in order, in turn."""
+    each = ceil(rows / (ranks * accumulation))
+    return [
+        [
+            list(range(rows)[(slot * ranks + rank) * each : (slot * ranks + rank + 1) * each])
+            for slot in range(accumulation)
+        ]
+        for rank in range(ranks)
+    ]
+
+
+@dataclass(frozen=True)
+class _Spent:
+    """Tokens over all steps: of the slowest rank of each, of the average one, and those of them that are no padding."""
+
+    slowest: int
+    mean: float
+    real: float
+
+    @classmethod
+    def of(cls, steps: list[list[int]], padded: bool, shares: Callable[[list[int]], list[list[list[int]]]]) -> _Spent:
+        ranks = [[sum(own) for own in _costs(step, shares(step), padded)] for step in steps]
+        real = sum(sum(step) / len(own) for step, own in zip(steps, ranks, strict=True))
+        return cls(sum(map(max, ranks)), sum(sum(own) / len(own) for own in ranks), real)

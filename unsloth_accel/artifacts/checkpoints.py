@@ -1,0 +1,169 @@
+"""The Trainer's checkpoints of a run, read without torch: which are whole, and what each was made with.
+
+A whole checkpoint has a record, `unsloth_accel.json`, written after everything else: every file with its size, and
+the facts on which going on exactly depends. One without a record (of a plain Trainer) is judged by its files' forms.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..models.safetensors_header import read_header
+
+RECORD = "unsloth_accel.json"
+STATE = "trainer_state.json"
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer_dcp", "optimizer_0")
+"""By the Trainer, by accelerate's FSDP as one file or in shards, by Unsloth in shards."""
+_RANDOM = re.compile(r"rng_state(?:_(\d+))?\.pth")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint directory, `…/checkpoint-STEP`."""
+
+    path: Path
+
+    @property
+    def step(self) -> int:
+        return int(self.path.name.rpartition("-")[2])
+
+    @cached_property
+    def fault(self) -> str | None:
+        """Why no run can go on from it, as a clause; None where it is whole."""
+        return _state_fault(self) or _record_fault(self) or _form_fault(self.path) or _missing(self.path)
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether it holds weights that can be loaded, even if no run can go on from it."""
+        weights = self.path / ADAPTER_WEIGHTS
+        return weights.is_file() and _file_fault(weights) is None
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What its record says; empty where it has none that can be read."""
+        return _read_json(self.path / RECORD)
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """The facts that its run was made with, by run.yaml's keys; empty where they were not recorded."""
+        facts = self.record.get("made_with")
+        return facts if isinstance(facts, dict) else {}
+
+    @property
+    def adapter_config(self) -> dict[str, Any]:
+        """PEFT's adapter_config.json; empty where there is none that can be read."""
+        return _read_json(self.path / ADAPTER_CONFIG)
+
+
+def find(directory: str | Path) -> list[Checkpoint]:
+    """All checkpoints in a run's directory, whole or not, oldest first."""
+    found = [path for path in Path(directory).glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted((Checkpoint(path) for path in found if path.is_dir()), key=lambda checkpoint: checkpoint.step)
+
+
+def checkpoints(directory: str | Path) -> list[Path]:
+    """Those in a run's directory from which a run can go on, oldest first."""
+    return [checkpoint.path for checkpoint in find(directory) if checkpoint.fault is None]
+
+
+def newest(directory: str | Path) -> tuple[Checkpoint | None, list[Checkpoint]]:
+    """The newest whole checkpoint in a run's directory, and the broken ones that are newer than it, newest first."""
+    broken: list[Checkpoint] = []
+    for checkpoint in reversed(find(directory)):
+        if checkpoint.fault is None:
+            return checkpoint, broken
+        broken.append(checkpoint)
+    return None, broken
+
+
+def files_of(path: Path) -> dict[str, int]:
+    """Every file below a checkpoint by its relative name, with its size in bytes; the record itself is left out."""
+    found = {file.relative_to(path).as_posix(): file.stat().st_size for file in path.rglob("*") if file.is_file()}
+    return {name: size for name, size in sorted(found.items()) if name != RECORD}
+
+
+def _state_fault(checkpoint: Checkpoint) -> str | None:
+    path = checkpoint.path / STATE
+    if not path.is_file():
+        return f"{STATE}, which the Trainer writes last, is missing"
+    step = _read_json(path).get("global_step")
+    if not isinstance(step, int):
+        return f"{STATE} is damaged or cut short"
+    return None if step == checkpoint.step else f"{STATE} is of step {step}"
+
+
+def _record_fault(checkpoint: Checkpoint) -> str | None:
+    if not (checkpoint.path / RECORD).is_file():
+        return None
+    files = checkpoint.record.get("files")
+    if not isinstance(files, dict):
+        return f"{RECORD} is damaged or cut short"
+    for name, size in files.items():
+        file = checkpoint.path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} of its {size} bytes"
+    return None
+
+
+def _form_fault(path: Path) -> str | None:
+    return next((fault for file in sorted(path.rglob("*")) if (fault := _file_fault(file))), None)
+
+
+def _file_fault(file: Path) -> str | None:
+    """What its form tells: safetensors' header gives the size, and what torch.save writes ends with its index."""
+    if not file.is_file():
+        return None
+    if file.suffix == ".safetensors":
+        try:
+            read_header(file)
+        except ConfigError:
+            return f"{file.name} is damaged or cut short"
+    if file.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(file):
+        return f"{file.name} is damaged or cut short"
+    if file.name == ADAPTER_CONFIG and not _read_json(file):
+        return f"{file.name} is damaged or cut short"
+    return None
+
+
+def _missing(path: Path) -> str | None:
+    weights = (ADAPTER_WEIGHTS, "adapter_model.bin", "pytorch_model_fsdp.bin", "pytorch_model_fsdp_0")
+    whole = [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]
+    if not whole and not any((path / name).exists() for name in weights):
+        return f"{ADAPTER_WEIGHTS} is missing"
+    if not any((path / name).exists() for name in _OPTIMIZERS):
+        return "optimizer.pt is missing (training.save_only_model leaves it out)"
+    for name in ("optimizer_dcp", "optimizer_0", "pytorch_model_fsdp_0"):
+        # torch.distributed.checkpoint writes .metadata after all shards.
+        if (path / name).is_dir() and not (path / name / ".metadata").is_file():
+            return f"{name}/.metadata, which is written last, is missing"
+    if not (path / "scheduler.pt").is_file():
+        return "scheduler.pt is missing"
+    return _missing_rank(path)
+
+
+def _missing_rank(path: Path) -> str | None:
+    """A rank's random state that is not there, as far as the other ranks' tell; the record knows them all."""
+    found = [match for file in path.iterdir() if (match := _RANDOM.fullmatch(file.name))]
+    if not found:
+        return "rng_state.pth is missing"
+    ranks = {int(match[1]) for match in found if match[1]}
+    gap = next((rank for rank in range(max(ranks, default=-1)) if rank not in ranks), None)
+    return None if gap is None else f"rng_state_{gap}.pth is missing"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,203 @@
+"""Merging a saved adapter into its 16-bit base model, on the CPU, through PEFT.
+
+What can go wrong is looked for first, without torch: the adapter's and the base's files, room on the disk and in
+memory. The base is held once, in the dtype that is written; each weight is merged in place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, Problem, UnslothAccelError, first_line, raise_errors
+from ..files import replacing_directory
+from ..hardware.cpu_and_memory import memory_gib
+from ..models.locate import unquantized
+from ..models.safetensors_header import read_checkpoint, read_header
+from ..models.spec import ModelSpec
+from ..validation.inputs import ADAPTER
+from .checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+
+DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
+"""Bytes of one number."""
+_SPARE = 1.1
+"""Of memory: PEFT holds one weight's update beside it, in float32."""
+
+
+class MergeError(UnslothAccelError):
+    """The merged model could not be made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """What is merged into what, and where to."""
+
+    adapter: Path
+    base: str
+    """Directory or hub id of the 16-bit model."""
+    trained_on: str
+    """The base that the adapter names; another than `base` where that one is in 4 bit."""
+    target: Path
+    dtype: str
+    spec: ModelSpec
+
+    @property
+    def bytes(self) -> int:
+        """Of the merged model, on disk and in memory."""
+        return self.spec.num_parameters * DTYPES[self.dtype]
+
+
+def prepare(
+    source: str | Path,
+    target: str | Path | None = None,
+    *,
+    base: str | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+) -> Merge:
+    """Find out what to merge; raises `ConfigError` with everything that would stop it.
+
+    `source` is an adapter's directory, or a run's that holds one. `target` is by default `merged` beside the adapter.
+    `base` is by default what the adapter names, as its 16-bit original where that is in 4 bit. `dtype` is by default
+    the base's own, bfloat16 where that is wider.
+    """
+    adapter = _adapter(Path(source))
+    config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    trained_on = _trained_on(adapter, config)
+    base = base or (trained_on if Path(trained_on).is_dir() else unquantized(trained_on))
+    spec = ModelSpec.load(base)
+    target = Path(target) if target else adapter.parent / "merged"
+    own = spec.dtype if DTYPES.get(spec.dtype) == 2 else "bfloat16"
+    merge = Merge(adapter=adapter, base=base, trained_on=trained_on, target=target, dtype=dtype or own, spec=spec)
+    raise_errors([*_base_problems(merge), *_target_problems(merge, overwrite), *_room_problems(merge)])
+    return merge
+
+
+def run(merge: Merge) -> list[Path]:
+    """Merge and write model and tokenizer to `merge.target`, whole or not at all; returns the weight files.
+
+    Raises `MergeError` where base and adapter don't fit, the result holds a NaN, or it can't be written.
+    """
+    import torch
+    import transformers
+    from peft import PeftModel
+
+    kind = _class(transformers, merge.base)
+    try:
+        model = kind.from_pretrained(merge.base, dtype=getattr(torch, merge.dtype), device_map="cpu")
+        adapted = PeftModel.from_pretrained(model, str(merge.adapter), torch_device="cpu")
+        model = adapted.merge_and_unload(safe_merge=True)
+        has_own = (merge.adapter / "tokenizer_config.json").is_file()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(merge.adapter) if has_own else merge.base)
+        with replacing_directory(merge.target) as directory:
+            model.save_pretrained(directory, max_shard_size="5GB")
+            tokenizer.save_pretrained(directory)
+            _check(directory, merge)
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        fix = "see that the adapter was trained on this base (--base MODEL names another), and that the disk has room"
+        raise MergeError(
+            f"{merge.adapter} was not merged into {merge.base}: {first_line(error)}. Fix: {fix}"
+        ) from error
+    return sorted(merge.target.glob("*.safetensors"))
+
+
+def _adapter(source: Path) -> Path:
+    """The adapter's directory that `source` is or holds, with its two files whole."""
+    found = source / ADAPTER if (source / ADAPTER / ADAPTER_CONFIG).is_file() else source
+    fix = "give a run's output_dir, or a directory that holds adapter_config.json and adapter_model.safetensors"
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (found / name).is_file():
+            consequence = f"holds no finished adapter: {name} is missing."
+            raise ConfigError(Problem(key="merge", value=str(source), consequence=consequence, fix=fix))
+    read_header(found / ADAPTER_WEIGHTS)
+    try:
+        json.loads((found / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        consequence = "is damaged: it names no base model."
+        raise ConfigError(Problem(key=str(found / ADAPTER_CONFIG), consequence=consequence, fix=fix)) from None
+    return found
+
+
+def _trained_on(adapter: Path, config: dict[str, Any]) -> str:
+    """The base model: what PEFT wrote, looked for beside the adapter too where it is a relative path."""
+    name = str(config["base_model_name_or_path"])
+    beside = (adapter / name).resolve()
+    return str(beside) if not Path(name).exists() and beside.is_dir() else name
+
+
+def _base_problems(merge: Merge) -> Iterator[Problem]:
+    if merge.spec.quantization:
+        consequence = f"its weights are {merge.spec.quantization}: what is merged into them would be rounded again."
+        yield Problem(key="--base", value=merge.base, consequence=consequence, fix="--base with the 16-bit original")
+    if Path(merge.base).is_dir() and not read_checkpoint(Path(merge.base)):
+        fix = "copy the weights into it, or --base MODEL"
+        yield Problem(key="--base", value=merge.base, consequence="holds no *.safetensors weights.", fix=fix)
+    if merge.dtype not in DTYPES:
+        yield Problem(key="--dtype", value=merge.dtype, consequence="unknown.", fix=f"one of {', '.join(DTYPES)}")
+
+
+def _target_problems(merge: Merge, overwrite: bool) -> Iterator[Problem]:
+    target = merge.target
+    if target.is_file():
+        yield Problem(key="OUT_DIR", value=str(target), consequence="is a file.", fix="name a directory")
+        return
+    # Neither what is merged nor what it is merged into may be replaced by the result.
+    inside = [Path(path).resolve() for path in (merge.adapter, merge.base) if Path(path).is_dir()]
+    if any(path == target.resolve() or target.resolve() in path.parents for path in inside):
+        consequence = "is or holds what would be merged, and its place would be taken."
+        yield Problem(key="OUT_DIR", value=str(target), consequence=consequence, fix="name another directory")
+    elif target.is_dir() and any(target.iterdir()) and not overwrite:
+        fix = "--overwrite, or another OUT_DIR"
+        yield Problem(key="OUT_DIR", value=str(target), consequence="is not empty.", fix=fix)
+
+
+def _room_problems(merge: Merge) -> Iterator[Problem]:
+    if merge.dtype not in DTYPES:
+        return
+    needed = merge.bytes
+    place = next(path for path in (merge.target.absolute(), *merge.target.absolute().parents) if path.is_dir())
+    if not os.access(place, os.W_OK):
+        yield Problem(key="OUT_DIR", value=str(merge.target), consequence=f"{place} can't be written.", fix="another")
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        consequence = f"the merged model takes {_gib(needed)}, and {_gib(free)} are free there."
+        fix = "make room, or name an OUT_DIR on another disk"
+        yield Problem(key="OUT_DIR", value=str(merge.target), consequence=consequence, fix=fix)
+    import psutil
+
+    available = min(psutil.virtual_memory().available, int(memory_gib()[0] * 2**30))
+    if available < needed * _SPARE:
+        consequence = f"one copy of the model takes {_gib(int(needed * _SPARE))} of memory, {_gib(available)} are free."
+        fix = "run it on a machine with more memory, or load base and adapter without merging"
+        if merge.dtype == "float32":
+            fix = "--dtype bfloat16, or a machine with more memory"
+        yield Problem(key="memory", value=_gib(available), consequence=consequence, fix=fix)
+
+
+def _class(transformers: Any, base: str) -> Any:
+    """The model's own class, by its config: a vision-language model is no AutoModelForCausalLM."""
+    config = transformers.AutoConfig.from_pretrained(base)
+    names = config.architectures or ()
+    return next((found for name in names if (found := getattr(transformers, name, None))), None) or (
+        transformers.AutoModelForCausalLM
+    )
+
+
+def _check(directory: Path, merge: Merge) -> None:
+    written = {tensor.name: tensor for tensor in read_checkpoint(directory)}
+    numbers = sum(prod(tensor.shape) for tensor in written.values())
+    if numbers < merge.spec.num_parameters:
+        raise MergeError(f"the files hold {numbers} numbers, the model has {merge.spec.num_parameters}")
+    adapters = [name for name in written if "lora_" in name]
+    if adapters:
+        raise MergeError(f"{adapters[0]} was left unmerged")
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"

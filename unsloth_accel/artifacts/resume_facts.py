@@ -1,0 +1,225 @@
+"""What a run must share with the checkpoint that it goes on from; compared before any process starts, without torch.
+
+What can change was found by trying it (transformers 5.17, Unsloth 2026.10.9): with the same global batch the Trainer
+goes on with the same rows on any number of processes. An optimizer moves between one process and DDP, and from
+Unsloth's sharding, which writes it whole, to both; not to it, since it looks its parameters up by name, and they number
+them. Accelerate's FSDP has files of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..config.run_config import RunConfig
+from ..data.sources import fingerprint
+from ..errors import Problem
+from ..validation.inputs import ADAPTER
+from .checkpoints import Checkpoint, newest
+
+FAMILY = {"single": "whole", "ddp": "whole", "fsdp2_native": "named", "fsdp2": "fsdp2", "fsdp1": "fsdp1"}
+"""How a strategy's checkpoints keep the optimizer."""
+_READS = {"whole": ("whole", "named"), "named": ("named",), "fsdp2": ("fsdp2",), "fsdp1": ("fsdp1",)}
+"""Whose checkpoints each can read."""
+ROWS = "other rows would be trained than in a straight run."
+_WEIGHTS = "the saved weights don't belong to this run's model."
+_MUST_AGREE = {
+    "batch.global_size": f"the Trainer skips batches by steps, so {ROWS}",
+    "data.path": ROWS,
+    "train_dataset": ROWS,
+    "data.train_on": "the loss would be of other tokens.",
+    "data.format": ROWS,
+    "data.columns": ROWS,
+    "data.too_long": ROWS,
+    "data.streaming": f"a stream has another order, so {ROWS}",
+    "data.split": ROWS,
+    "data.subset": ROWS,
+    "model.max_seq_length": "rows would be cut elsewhere.",
+    "training.packing": ROWS,
+    "training.seed": f"the order of rows follows it, so {ROWS}",
+    "training.data_seed": f"the order of rows follows it, so {ROWS}",
+    "training.optim": "its state is of another optimizer.",
+    "model.name": _WEIGHTS,
+    "lora.r": _WEIGHTS,
+    "lora.alpha": "the saved weights would be scaled otherwise.",
+    "lora.use_rslora": "the saved weights would be scaled otherwise.",
+    "lora.target_modules": _WEIGHTS,
+}
+_KEPT = {
+    "training.learning_rate": "the checkpoint's own is kept: the Trainer restores it with the optimizer.",
+    "training.weight_decay": "the checkpoint's own is kept: the Trainer restores it with the optimizer.",
+}
+_SHUFFLED_BY_LENGTH = ("group_by_length", "train_sampling_strategy")
+
+
+def made_with(run: RunConfig) -> dict[str, Any]:
+    """The facts of a planned run (every `auto` decided) on which going on from its checkpoints depends, by its keys.
+
+    `data.path` is the file's fingerprint, so that it may move. JSON keeps them as they are.
+    """
+    training = run.training
+    modules = run.lora.target_modules
+    said = ("optim", "learning_rate", "weight_decay")
+    return {
+        "distributed.strategy": run.distributed.strategy,
+        "distributed.num_processes": run.distributed.num_processes,
+        "batch.global_size": run.batch.rows(run.model.max_seq_length),
+        "model.name": _resolved(run.model.name),
+        "data.path": fingerprint(run.data.path),
+        "data.train_on": run.data.train_on,
+        "data.format": run.data.format,
+        "data.columns": dict(run.data.columns),
+        "data.too_long": run.data.too_long,
+        "data.streaming": run.data.streaming,
+        "data.split": run.data.split,
+        "data.subset": run.data.subset,
+        "model.max_seq_length": run.model.max_seq_length,
+        "lora.r": run.lora.r,
+        "lora.alpha": run.lora.alpha,
+        "lora.use_rslora": run.lora.use_rslora,
+        "lora.target_modules": modules if isinstance(modules, str) else sorted(modules),
+        "training.seed": training.get("seed", 42),
+        "training.data_seed": training.get("data_seed"),
+        **{f"training.{key}": training[key] for key in said if key in training},
+    }
+
+
+def facts_of_run(run: RunConfig) -> dict[str, Any]:
+    """Everything that a run's description says, by dotted keys, and fingerprints of its rows: what all ranks share."""
+    facts: dict[str, Any] = {}
+    for section, values in asdict(run).items():
+        facts |= {f"{section}.{key}": value for key, value in values.items()} if isinstance(values, dict) else {}
+    for key, path in (("data.path", run.data.path), ("data.eval_path", run.data.eval_path)):
+        if path:  # which may lie elsewhere on another machine
+            facts[key] = f"rows with fingerprint {fingerprint(path)}"
+    return facts
+
+
+def lora_facts(model: Any) -> dict[str, Any]:
+    """The same of a PEFT model's adapter; nothing for another model."""
+    configs = getattr(model, "peft_config", None)
+    config = configs.get("default") if isinstance(configs, dict) else None
+    if config is None or not hasattr(config, "r"):
+        return {}
+    modules = config.target_modules
+    return {
+        "model.name": _resolved(config.base_model_name_or_path or ""),
+        "lora.r": config.r,
+        "lora.alpha": config.lora_alpha,
+        "lora.use_rslora": config.use_rslora,
+        "lora.target_modules": modules if isinstance(modules, str) else sorted(modules or ()),
+    }
+
+
+def resume_problems(run: RunConfig) -> list[Problem]:
+    """Why `run` (planned, every `auto` decided) can't go on from its output_dir's newest whole checkpoint, and what
+    it should know if it does. Nothing where there is none: `validation.output_problems` says that."""
+    checkpoint, _ = newest(run.output_dir)
+    if checkpoint is None:
+        return []
+    facts = made_with(run)
+    problems = [*difference(checkpoint, facts), *_adapter_problems(checkpoint, facts)]
+    seen = {problem.key for problem in problems}
+    problems += [problem for problem in _step_problems(run, checkpoint) if problem.key not in seen]
+    if run.lora.dropout and _moved(checkpoint, facts):
+        consequence = "dropout draws its numbers in each process, so losses differ a little from a straight run."
+        fix = "nothing, or the checkpoint's number of processes"
+        key = "lora.dropout"
+        problems.append(Problem(key=key, value=run.lora.dropout, consequence=consequence, fix=fix, severity="warning"))
+    by_length = any(run.training.get(key) in (True, "group_by_length") for key in _SHUFFLED_BY_LENGTH)
+    if by_length and _moved(checkpoint, facts):
+        consequence = f"rows are grouped within each process's batches, so on another number of processes {ROWS}"
+        before = checkpoint.made_with.get("distributed.num_processes")
+        fix = f"distributed.num_processes={before}, or start a new run"
+        key, value = "distributed.num_processes", facts["distributed.num_processes"]
+        problems.append(Problem(key=key, value=value, consequence=consequence, fix=fix))
+    return problems
+
+
+def difference(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> list[Problem]:
+    """What `checkpoint` was made with and `facts` say otherwise; keys that either lacks are not compared."""
+    before = checkpoint.made_with
+    problems = []
+    for key, consequence in (_MUST_AGREE | _KEPT).items():
+        if key not in before or key not in facts or before[key] == facts[key]:
+            continue
+        if isinstance(before[key], list) != isinstance(facts[key], list):
+            continue  # modules by name and by pattern: the loader sees whether they fit
+        severity: Any = "error" if key in _MUST_AGREE else "warning"
+        problems.append(_problem(checkpoint, key, facts[key], before[key], consequence, severity))
+    ours, theirs = facts.get("distributed.strategy"), before.get("distributed.strategy")
+    if theirs in FAMILY and ours in FAMILY and FAMILY[theirs] not in _READS[FAMILY[ours]]:
+        consequence = f"{ours} can't read the optimizer that {theirs} saved."
+        problems.append(_problem(checkpoint, "distributed.strategy", ours, theirs, consequence, "error"))
+    return problems
+
+
+def _problem(checkpoint: Checkpoint, key: str, now: Any, before: Any, consequence: str, severity: Any) -> Problem:
+    rows = key in ("data.path", "train_dataset")
+    said = f"other rows, fingerprint {before}" if key == "data.path" else str(before)
+    fix = f"{key}={before}, or start a new run in another output_dir"
+    if key == "data.path":
+        now = f"rows with fingerprint {now}"
+    if rows:
+        fix = "give the file that it was made with, or start a new run in another output_dir"
+    if severity == "warning":
+        fix = "nothing, or start a new run in another output_dir"
+    consequence = f"{checkpoint.path.name} was made with {said}: {consequence}"
+    return Problem(key=key, value=now, consequence=consequence, fix=fix, severity=severity)
+
+
+def _adapter_problems(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Iterator[Problem]:
+    """Where the checkpoint's adapter_config.json says otherwise than the run, and its record didn't."""
+    config = checkpoint.adapter_config
+    recorded = checkpoint.made_with
+    pairs: dict[str, tuple[str, Callable[[Any], Any]]] = {
+        "lora.r": ("r", int),
+        "lora.alpha": ("lora_alpha", int),
+        "lora.use_rslora": ("use_rslora", bool),
+        "lora.target_modules": ("target_modules", sorted),
+        "model.name": ("base_model_name_or_path", _base),
+    }
+    for key, (name, form) in pairs.items():
+        value = config.get(name)
+        if value is None or key not in facts or isinstance(value, str) != isinstance(facts[key], str):
+            continue
+        if key in recorded and (key == "model.name" or recorded[key] != facts[key]):
+            continue  # Unsloth may train another copy of a model than the one named; or it has been told
+        if form(value) != form(facts[key]):
+            yield _problem(checkpoint, key, facts[key], form(value), _MUST_AGREE[key], "error")
+
+
+def _base(name: str) -> str:
+    """A model's name as far as it tells models apart: Unsloth loads `owner/name` also as its 4-bit copy."""
+    resolved = _resolved(name)
+    if resolved != name or name.startswith(("/", ".", "~")):
+        return resolved
+    return name.rpartition("/")[2].lower().removesuffix("-bnb-4bit").removesuffix("-unsloth")
+
+
+def _resolved(name: str) -> str:
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def _step_problems(run: RunConfig, checkpoint: Checkpoint) -> Iterator[Problem]:
+    if not Path(run.output_dir, ADAPTER).exists():
+        return
+    most = run.training.get("max_steps", -1)
+    fix = "a larger training.max_steps, or another output_dir"
+    if 0 < most <= checkpoint.step:
+        consequence = f"the finished run in {run.output_dir} has made {checkpoint.step} steps: nothing is left."
+        yield Problem(key="training.max_steps", value=most, consequence=consequence, fix=fix)
+        return
+    consequence = (
+        f"{run.output_dir} holds a finished run: training goes on after step {checkpoint.step}, at the learning rate "
+        "that the longer schedule has there, and the new adapter takes the old one's place."
+    )
+    fix = "nothing, or copy the adapter first if you want both"
+    yield Problem(key="training.resume", value=True, consequence=consequence, fix=fix, severity="warning")
+
+
+def _moved(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> bool:
+    key = "distributed.num_processes"
+    return key in checkpoint.made_with and checkpoint.made_with[key] != facts[key]

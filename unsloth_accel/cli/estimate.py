@@ -1,0 +1,106 @@
+"""unsloth-accel estimate: the GPU memory that a model takes, per strategy and term."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .plan import read_run, wide_console
+
+if TYPE_CHECKING:
+    from ..planning.memory_estimate import MemoryEstimate, Workload
+
+EXAMPLES = """\
+examples:
+  unsloth-accel estimate model.name=unsloth/Llama-3.1-8B-Instruct
+  unsloth-accel estimate model.name=unsloth/Qwen3-32B model.load_in_4bit=true --gpus 4 --rows 1
+  unsloth-accel estimate examples/configs/quickstart.yaml --json"""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="unsloth-accel estimate",
+        usage="unsloth-accel estimate [RUN.yaml] [key=value ...] [--gpus N] [--rows N] [--json]",
+        description="GiB per GPU for each strategy: weights, adapter, gradients, optimizer, activations, loss, "
+        "gathered units, loading, fragmentation, CUDA's context. How good it is: docs/memory.md.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("words", nargs="*", metavar="RUN.yaml", help="a run's description, and key=value overrides")
+    made.add_argument("--gpus", type=count, default=2, metavar="N", help="that share the model; default 2")
+    made.add_argument("--rows", type=count, metavar="N", help="rows at once on each GPU; default the run's, or 2")
+    made.add_argument("--json", action="store_true")
+    return made
+
+
+def run(words: Sequence[str]) -> int:
+    asked = parser().parse_intermixed_args(words)
+    from dataclasses import replace
+
+    from ..config.accelerate_config import STRATEGIES
+    from ..models.lora_targets import targets
+    from ..models.spec import ModelSpec
+    from ..planning.memory_estimate import estimate
+    from ..planning.planner import workload
+
+    description = read_run(asked.words)
+    spec = ModelSpec.load(description.model.name)
+    rows = asked.rows or description.training.get("per_device_train_batch_size") or 2
+    full = description.model.dtype == "float32"
+    work = workload(description, spec, targets(description, spec), rows, full=full)
+    found: dict[str, MemoryEstimate] = {}
+    for strategy in STRATEGIES:
+        if strategy != "single" and asked.gpus == 1:
+            continue
+        found[strategy] = estimate(work, strategy, 1 if strategy == "single" else asked.gpus)
+        if not work.packed and strategy in ("single", "ddp", "fsdp2_native"):
+            packed = replace(work, load_in_4bit=True)
+            found[f"{strategy} 4-bit"] = estimate(packed, strategy, 1 if strategy == "single" else asked.gpus)
+    if asked.json:
+        values = {
+            "model": spec.name,
+            "parameters": spec.num_parameters,
+            "trained_parameters": work.lora_parameters,
+            "rows": work.per_device,
+            "length": work.length,
+            "gpus": asked.gpus,
+            "memory_gib": {name: memory.to_dict() for name, memory in found.items()},
+        }
+        print(json.dumps(values, indent=2))
+        return 0
+    _print(work, found, asked.gpus)
+    return 0
+
+
+def _print(work: Workload, found: dict[str, MemoryEstimate], gpus: int) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    spec = work.spec
+    title = (
+        f"{spec.name}: {spec.num_parameters / 1e9:.2f}B parameters ({spec.source}), "
+        f"{work.lora_parameters / 1e6:.1f}M trained, {work.per_device} × {work.length} tokens, "
+        f"checkpointing {work.checkpointing}; GiB per GPU, on {gpus} GPU{'s' * (gpus > 1)}"
+    )
+    # A name is no markup.
+    table = Table(title=Text(title), title_justify="left", box=None)
+    table.add_column("", no_wrap=True)
+    for name in found:
+        table.add_column(name, justify="right")
+    terms = list(dict.fromkeys(term for memory in found.values() for term in memory.terms))
+    for term in terms:
+        cells = [f"{memory.terms[term]:.2f}" if term in memory.terms else "" for memory in found.values()]
+        table.add_row(term.replace("_", " "), *cells)
+    table.add_section()
+    table.add_row("total", *(f"{memory.total:.1f}" for memory in found.values()), style="bold")
+    wide_console().print(table)
+
+
+def count(text: str) -> int:
+    """A number from 1 to 65536, for argparse."""
+    number = int(text)
+    if not 1 <= number <= 65536:
+        raise argparse.ArgumentTypeError("must be 1 to 65536")
+    return number

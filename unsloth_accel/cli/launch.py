@@ -1,0 +1,41 @@
+"""unsloth-accel launch: plan a run and launch it, or launch a user's own script with an accelerate config."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+EXAMPLES = """\
+examples:
+  unsloth-accel launch examples/configs/quickstart.yaml training.max_steps=2
+  unsloth-accel launch examples/configs/quickstart.yaml --dry-run
+  unsloth-accel launch --config_file accelerate_configs/cpu_ddp.yaml examples/sft.py"""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="unsloth-accel launch",
+        usage=(
+            "unsloth-accel launch RUN.yaml [key=value ...] [--dry-run] [accelerate launch flags]\n"
+            "       unsloth-accel launch --config_file CONFIG.yaml [flags] [--dry-run] script.py [args ...]"
+        ),
+        description="Plan the run for this machine, write its accelerate config and launch it; or launch your own "
+        "script, where every flag of accelerate launch works. The config is validated first.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("words", nargs="*", metavar="RUN.yaml | script.py", help="what to launch, and its overrides")
+    made.add_argument("--dry-run", action="store_true", help="show plan, command, environment and YAML; run nothing")
+    made.add_argument("--config_file", metavar="CONFIG.yaml", help="launch your own script with this config")
+    return made
+
+
+def run(words: Sequence[str]) -> int:
+    # accelerate's own flags pass through, so argparse only writes the help.
+    if list(words) in (["--help"], ["-h"]):
+        parser().print_help()
+        return 0
+    from ..launch.launcher import launch
+
+    launch(words)
+    return 0

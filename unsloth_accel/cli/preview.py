@@ -1,0 +1,116 @@
+"""unsloth-accel preview: the rows of a run as the model will see them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError, Problem
+from .plan import read_run, wide_console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from ..data.preview import Look, Shown
+
+MOST = 10_000
+EXAMPLES = """\
+examples:
+  unsloth-accel preview run.yaml
+  unsloth-accel preview examples/configs/quickstart.yaml data.train_on=responses --rows 1
+  unsloth-accel preview run.yaml model.max_seq_length=1024 --most 1000000 --json"""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="unsloth-accel preview",
+        usage="unsloth-accel preview RUN.yaml [key=value ...] [--rows N] [--most N] [--json]",
+        description="Show the first rows as tokens, those that are trained marked; then the lengths of all rows, what "
+        "padding wastes and packing would gain. Loads the model's tokenizer only.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("words", nargs="*", metavar="RUN.yaml", help="a run's description, and key=value overrides")
+    made.add_argument("--rows", type=positive, default=3, metavar="N", help="rows to show; default 3")
+    made.add_argument(
+        "--most", type=positive, default=MOST, metavar="N", help=f"rows to count; default the first {MOST}"
+    )
+    made.add_argument("--json", action="store_true")
+    return made
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def run(words: Sequence[str]) -> int:
+    asked = parser().parse_intermixed_args(words)
+    description = read_run(asked.words)
+    if not description.data.path:
+        fix = "name the rows, data.path=…"
+        raise ConfigError(Problem(key="data.path", consequence="is missing: there is nothing to show.", fix=fix))
+    from ..data.preview import look
+
+    with redirect_stdout(sys.stderr):  # Unsloth greets on stdout, where --json is to be read
+        found = look(description, asked.rows, asked.most)
+    if asked.json:
+        print(json.dumps(found.to_dict(), indent=2))
+        return 0
+    console = wide_console()
+    for row in found.rows:
+        _print_row(console, row, found.limit)
+    _print_figures(console, found)
+    return 0
+
+
+def _print_row(console: Console, row: Shown, limit: int) -> None:
+    cut = f", cut to {limit}" if row.length > len(row.ids) else f", over {limit}" if row.length > limit else ""
+    nothing = "" if row.trained else ": NOTHING TO LEARN, it is dropped"
+    console.print(f"row {row.place}: {row.length} tokens{cut}, {row.trained} trained{nothing}", style="bold")
+    console.print(_marked(row, colours=console.is_terminal), highlight=False)
+    console.print()
+
+
+def _marked(row: Shown, *, colours: bool) -> Text:
+    """Trained tokens green and underlined; where there are no colours, between ⟦ and ⟧."""
+    from rich.text import Text
+
+    text = Text()
+    for part, trained in row.parts:
+        if colours:
+            text.append(part, style="green underline" if trained else "dim")
+        else:
+            text.append(f"⟦{part}⟧" if trained else part)
+    return text
+
+
+def _print_figures(console: Console, found: Look) -> None:
+    figures = found.lengths
+    most = max(number for *_, number in figures.histogram)
+    rows = f"{figures.rows:,} rows" if found.whole else f"the first {figures.rows:,} rows (--most counts more)"
+    console.print(f"tokens of {rows}, {found.kind}", style="bold")
+    for start, end, number in figures.histogram:
+        bar = "▇" * max(round(30 * number / most), number > 0)
+        mark = "  over the limit" if start > found.limit else ""
+        console.print(f" {start:>7,} – {end:<7,} {number:>8,} {bar}{mark}".rstrip(), highlight=False)
+    lines = [
+        f"length    mean {figures.mean:,.0f}, median {figures.median:,.0f}, 95 % up to {figures.p95:,}, "
+        f"longest {figures.longest:,}",
+        f"limit     {found.limit:,}: {figures.over:,} rows are longer ({figures.over / figures.rows:.1%})",
+        f"trained   {found.trained:.1%} of the tokens"
+        + (f"; {found.empty:,} rows have nothing to learn and are dropped" if found.empty else ""),
+        f"padding   {figures.padding:.1%} of a batch of {found.batch} rows, where batches are padded",
+        f"packing   {figures.rows:,} rows into {figures.packed:,} of {found.limit:,} tokens "
+        f"({figures.rows_each:.1f} each)",
+    ]
+    for line in lines:
+        console.print(line, highlight=False)

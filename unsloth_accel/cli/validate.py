@@ -1,0 +1,119 @@
+"""unsloth-accel validate: every problem of configs and runs, before anything starts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import errors
+from ..validation.rules import Context, Finding, Report, check, read_text, repaired, validate
+
+EXAMPLES = """\
+examples:
+  unsloth-accel validate accelerate_configs/ddp.yaml examples/configs/quickstart.yaml
+  unsloth-accel validate runs/llama-8b                    # run.yaml and accelerate.yaml, and whether they agree
+  unsloth-accel validate --fix my_config.yaml             # writes my_config.fixed.yaml
+  unsloth-accel validate --json my_config.yaml
+
+docs/rules.md explains every rule. exit status: 0 no errors, 1 errors, 2 wrong usage"""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="unsloth-accel validate",
+        description="Say everything that is wrong with accelerate configs and run descriptions, with line, consequence "
+        "and fix. Nothing is started and no GPU is needed.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("files", nargs="+", metavar="FILE", help="a config, a run, or a directory with both")
+    made.add_argument("--json", action="store_true", help="print a list of problems as JSON")
+    made.add_argument("--fix", action="store_true", help="write a repaired copy, NAME.fixed.yaml, beside each file")
+    made.add_argument("--hardware", metavar="TEXT", help="check for this hardware too, for example 8xH100-80GB")
+    return made
+
+
+def run(words: Sequence[str]) -> int:
+    asked = parser().parse_args(words)
+    hardware = None
+    if asked.hardware:
+        from ..hardware.hardware import Hardware
+
+        hardware = Hardware.parse(asked.hardware)
+    reports = validate(asked.files, Context(hardware=hardware))
+    if asked.json:
+        _print(json.dumps([_as_json(problem) for report in reports for problem in report.problems], indent=2))
+    else:
+        for report in reports:
+            _print(_block(report))
+    if asked.fix:
+        for report in reports:
+            # JSON readers want nothing but JSON on stdout.
+            _print(_fixed(report), to_stderr=asked.json)
+    return 1 if errors(problem for report in reports for problem in report.problems) else 0
+
+
+def _print(text: str, to_stderr: bool = False) -> None:
+    stream = sys.stderr if to_stderr else sys.stdout
+    encoding = stream.encoding or "utf-8"
+    if text:
+        # A name may hold what the terminal can't show.
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+
+
+def _block(report: Report) -> str:
+    count = len(errors(report.problems))
+    numbers = [(count, "error"), (len(report.problems) - count, "warning")]
+    said = ", ".join(f"{number} {word}{'s' * (number > 1)}" for number, word in numbers if number)
+    lines = [f"{report.document.file}: {said or 'nothing to correct'}"]
+    for problem in report.problems:
+        where = "" if problem.line is None else str(problem.line)
+        text = str(problem).removeprefix(f"{problem.severity}: ")
+        text = text.removeprefix(f"{problem.file}:{where}: ").removeprefix(f"{problem.file}: ")
+        lines.append(f"  {where:>4} {problem.severity:<8} {text} [{problem.rule}]")
+    return "\n".join(lines)
+
+
+def _as_json(problem: Finding) -> dict[str, Any]:
+    fields = ("file", "line", "severity", "key", "value", "consequence", "fix", "rule")
+    return {name: _plain(getattr(problem, name)) for name in fields}
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON has it: dates and infinite numbers as text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def _fixed(report: Report) -> str:
+    """Write the repaired copy of one file, and say what was repaired and what is left."""
+    document = report.document
+    if not any(problem.repairs for problem in report.problems):
+        return f"{document.file}: nothing to repair without a choice" if report.problems else ""
+    path = Path(document.file)
+    target = path.with_name(f"{path.stem}.fixed{path.suffix}")
+    text, mended, _ = repaired(document, report.problems)
+    if not mended:
+        return f"{document.file}: nothing that can be repaired line by line"
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        return f"{target} is there already; nothing was written"
+    except OSError as error:
+        return f"{target} can't be written: {error.strerror}"
+    lines = [f"{target} written"]
+    lines += [f"  repaired  {problem.line or '':>4} {problem.key}: {problem.fix}" for problem in mended]
+    left = check(read_text(text, str(target), document.context))
+    lines += [f"  left      {problem.line or '':>4} {problem.key}: {problem.fix} [{problem.rule}]" for problem in left]
+    return "\n".join(lines)

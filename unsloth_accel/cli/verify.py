@@ -1,0 +1,172 @@
+"""unsloth-accel verify: does a run train on several processes as it does on one?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError, Problem
+from ..files import write_atomically
+from .estimate import count
+
+if TYPE_CHECKING:
+    from ..config.run_config import RunConfig
+
+EXAMPLES = """\
+examples:
+  unsloth-accel verify examples/configs/quickstart.yaml --steps 4 batch.global_size=4
+  unsloth-accel verify run.yaml --strategy ddp,fsdp2_native --json verified.json
+  unsloth-accel verify run.yaml --strategy single          # the one process again: the noise of this hardware
+  unsloth-accel verify run.yaml model.load_in_4bit=true --tolerance adapter=0.3 --keep runs/verified
+
+exit status: 0 every strategy trains as one process does; 1 one does not; 2 something to correct, nothing started"""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="unsloth-accel verify",
+        usage="unsloth-accel verify RUN.yaml [key=value ...] [--strategy S[,S...]] [--steps N] [--num-processes N] "
+        "[--tolerance NAME=NUMBER] [--json FILE] [--keep DIRECTORY]",
+        description="Train the first steps of a run in one process and, by each strategy, in several, on the same rows "
+        "in the same order, and compare loss, gradient norm, adapter, throughput and memory. The run's own output "
+        "directory is left alone.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("words", nargs="+", metavar="RUN.yaml", help="a run's description, and key=value overrides")
+    made.add_argument("--strategy", metavar="S[,S...]", help="ddp, fsdp2, fsdp2_native, …; default: all that can run")
+    made.add_argument("--steps", type=count, metavar="N", default=8, help="optimizer steps; default %(default)s")
+    made.add_argument("--num-processes", type=count, metavar="N", help="to compare one with; default: one per GPU")
+    made.add_argument(
+        "--tolerance", action="append", default=[], metavar="NAME=NUMBER", help="loss, grad_norm, moved or adapter"
+    )
+    made.add_argument("--json", metavar="FILE", help="write every figure there")
+    made.add_argument("--keep", metavar="DIRECTORY", help="train there and keep it; default: a temporary directory")
+    return made
+
+
+def run(words: Sequence[str]) -> int:
+    asked = parser().parse_intermixed_args(words)
+    from ..hardware.hardware import detect
+    from ..verify.settings import settings
+    from ..verify.table import as_table, as_text, heading
+    from ..verify.verdict import precision_of, tolerance
+    from ..verify.verification import verify
+
+    if asked.json:
+        _must_be_writable("--json", Path(asked.json).absolute().parent)
+    strategies = [name.strip() for name in (asked.strategy or "").split(",") if name.strip()]
+    with _directory(asked.keep) as (directory, keep):
+        described = _read(asked.words, directory)
+        chosen = settings(
+            described,
+            detect(),
+            directory,
+            strategies=strategies,
+            steps=asked.steps,
+            num_processes=asked.num_processes,
+        )
+        precision = precision_of(chosen.single)
+        tolerance(precision, asked.tolerance, chosen.single.device)  # refuses what is none before anything starts
+        print(heading(chosen.single, precision, asked.steps), flush=True)
+        with _terminated_like_interrupted():
+            found = verify(chosen, asked.tolerance, _progress())
+        if sys.stdout.isatty():
+            from rich.console import Console
+
+            Console().print(as_table(found))
+        else:
+            print(as_text(found))
+        if asked.json:
+            command = shlex.join(["unsloth-accel", "verify", *words])
+            _write(Path(asked.json), {"command": command} | found.to_dict())
+        if not found.same:
+            keep()
+        return 0 if found.same else 1
+
+
+def _read(words: Sequence[str], directory: Path) -> RunConfig:
+    """The run of a YAML file and overrides; its output_dir is never used."""
+    from ..config.run_config import is_override, load
+
+    files = [word for word in words if not is_override(word)]
+    if len(files) != 1:
+        fix = "unsloth-accel verify RUN.yaml key=value …"
+        found = files[1] if files else words[0]
+        raise ConfigError(Problem(key=found, consequence="give one RUN.yaml, and overrides.", fix=fix))
+    return load(files[0], [*(word for word in words if is_override(word)), f"output_dir={json.dumps(str(directory))}"])
+
+
+@contextmanager
+def _directory(asked: str | None) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """Where to train, and what to call to keep it: it is kept when asked for, or when something went wrong."""
+    from ..launch.run_accelerate import LaunchError
+
+    if asked is not None:
+        _must_be_writable("--keep", Path(asked).absolute())
+        yield Path(asked), lambda: None
+        return
+    directory = Path(tempfile.mkdtemp(prefix="unsloth-accel-verify-"))
+    kept: list[bool] = []
+    try:
+        yield directory, lambda: kept.append(True)
+    except LaunchError:
+        kept.append(True)
+        raise
+    finally:
+        if kept:
+            print(f"kept: {directory}", file=sys.stderr)
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _must_be_writable(option: str, directory: Path) -> None:
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return
+    except OSError as error:
+        consequence = f"can't be written: {error.strerror}."
+        fix = "choose a place that you may write"
+        raise ConfigError(Problem(key=option, value=str(directory), consequence=consequence, fix=fix)) from None
+
+
+def _progress() -> Callable[[str, int, int, float], None]:
+    """A line on stderr: on a terminal one that changes, elsewhere one when a run starts training and one at its end."""
+    shown: list[str] = []
+
+    def tell(name: str, done: int, steps: int, seconds: float) -> None:
+        what = f"step {done} of {steps}" if done else "loading"
+        end = "\n" if done == steps else ""
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{name}: {what}, {seconds:.0f} s", end=end, file=sys.stderr, flush=True)
+        elif (line := f"{name}: {what}") not in shown and done in (0, steps):
+            shown.append(line)
+            print(f"{line}, {seconds:.0f} s" if done else line, file=sys.stderr, flush=True)
+
+    return tell
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM ends the runs first, as Ctrl-C does."""
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # below the line of progress
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _write(path: Path, values: dict[str, object]) -> None:
+    write_atomically(path, json.dumps(values, indent=1) + "\n")

@@ -1,0 +1,461 @@
+"""RunConfig: the description of a run, from YAML and `key=value` overrides.
+
+The sections are OmegaConf structured configs; the string under a field is its help text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..data.formats import FIELDS, FORMATS, OPTIONAL
+from ..errors import ConfigError, Problem, first_line, nearest, raise_errors, yaml_fault
+from .accelerate_config import STRATEGIES
+from .trainer_fields import accepts, training_fields, type_name
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    """A local directory with a config.json, or a hub id."""
+    load_in_4bit: bool = False
+    """QLoRA: keep the base model's weights in 4 bit."""
+    max_seq_length: int = 2048
+    """Tokens; longer rows are cut."""
+    dtype: str | None = None
+    """float32, float16 or bfloat16; null lets Unsloth choose for the hardware."""
+    gradient_checkpointing: str = "unsloth"
+    """`unsloth` (offloaded, least memory), `true` (PyTorch's), or `false` (fastest while memory lasts)."""
+    trust_remote_code: bool = False
+    """Run Python code that the model repository ships."""
+
+
+@dataclass
+class LoraConfig:
+    r: int = 16
+    """Rank."""
+    alpha: int = 16
+    """Scale: the update is multiplied by alpha / r."""
+    dropout: float = 0.0
+    """0 is fastest with Unsloth."""
+    target_modules: Any = "all-linear"
+    """`all-linear` (the seven projections of a decoder block) or a list of module names."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r)."""
+    random_state: int = 3407
+    """Seed of the adapter's initial weights; the same on every process."""
+
+
+@dataclass
+class DataConfig:
+    path: str = MISSING
+    """Training rows: a JSON Lines, JSON, CSV, Parquet or Arrow file, a directory or glob of them, or a hub id."""
+    eval_path: str | None = None
+    """Held-out rows, in the same form."""
+    split: str = "train"
+    """Of a hub data set."""
+    eval_split: str = "test"
+    """The same for `eval_path`."""
+    subset: str | None = None
+    """Of a hub data set: its configuration's name."""
+    format: str = "auto"
+    """`auto` (told by the columns), `chat`, `prompt-completion`, `text`, `alpaca` or `sharegpt`."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Columns of other names, ours first: {messages: my_column}."""
+    train_on: str = "auto"
+    """`all` tokens; only the `responses`: assistant's messages, completions; or `auto`: completions where rows have
+    them, otherwise all."""
+    too_long: str = "cut"
+    """Rows longer than model.max_seq_length: `cut`, or `drop` them whole."""
+    streaming: bool = False
+    """Read training rows as they are needed, for those that don't fit in memory; needs training.max_steps."""
+
+
+@dataclass
+class BatchConfig:
+    global_size: int | None = None
+    """Rows per optimizer step over all processes: per-device × accumulation × processes. Null: what these give."""
+    global_tokens: int | None = None
+    """The same in tokens, of full rows: a multiple of model.max_seq_length."""
+    balance: str = "tokens"
+    """How the rows of a step are shared out among processes: alike in `tokens`, so that none waits for the others, or
+    alike in number of `rows`, in order. The rows of each step are the same."""
+    on_out_of_memory: str = "halve"
+    """`halve`: do the step again with half as many rows at once, and go on in twice as many micro-batches; or `stop`.
+    Where divided weights are gathered (`fsdp2_native`, `fsdp1`, `fsdp2` without peer access) a run always stops."""
+
+    def rows(self, max_seq_length: int) -> int | None:
+        """Rows per optimizer step; None where nothing is said."""
+        return self.global_tokens // max_seq_length if self.global_tokens else self.global_size
+
+
+@dataclass
+class DistributedConfig:
+    strategy: str = "auto"
+    """`auto`, `single`, `ddp`, `fsdp2`, `fsdp2_native` or `fsdp1`."""
+    num_processes: Any = "auto"
+    """`auto` (one per visible GPU; two on a CPU) or a number."""
+    device: str = "auto"
+    """`auto`, `cuda` or `cpu`."""
+    gradient_as_bucket_view: bool = False
+    """DDP: keep gradients in the buffers they are averaged in, which saves one copy of the adapter (float32). The size
+    of these buffers is training.ddp_bucket_cap_mb, 25 MiB where nothing is said."""
+
+
+@dataclass
+class EvaluationConfig:
+    """Compare the model before and after training on `data.eval_path`."""
+
+    loss: bool = True
+    """Held-out loss before and after."""
+    exact_match: bool = False
+    """Answer the held-out chat rows greedily, before and after, and count answers that equal the reference."""
+    max_rows: int = 64
+    """Rows to answer for `exact_match`."""
+    max_new_tokens: int = 64
+    samples: int = 3
+    """Answers to show at the end."""
+
+
+@dataclass
+class LoggingConfig:
+    report_to: str = "none"
+    """`none`, `tensorboard`, `wandb`, `trackio`, …: the Trainer's own integrations."""
+    progress: bool = True
+    """Show the progress bar (rank 0)."""
+    rank_sync_steps: int = 100
+    """Compare the adapter over all ranks every so many steps and stop where it differs; 0: never."""
+    stop_on_divergence: bool = True
+    """Stop on a loss, gradient or weight that is NaN or infinite, or a loss that stays far above its median."""
+
+
+@dataclass
+class RunConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    training: dict[str, Any] = field(default_factory=dict)
+    """Any field of TRL's SFTConfig, and `resume` and `overwrite` (true or false)."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    output_dir: str = MISSING
+    """Everything that the run writes goes here."""
+
+    @property
+    def resume(self) -> bool:
+        return bool(self.training.get("resume", False))
+
+    @property
+    def overwrite(self) -> bool:
+        return bool(self.training.get("overwrite", False))
+
+    def sft_fields(self) -> dict[str, Any]:
+        """`training` without our own two keys: what SFTConfig gets."""
+        fields = {key: value for key, value in self.training.items() if key not in OWN_TRAINING_KEYS}
+        # YAML 1.1 reads an unquoted `no` as false; these fields mean the word.
+        return {key: "no" if key.endswith("_strategy") and value is False else value for key, value in fields.items()}
+
+    def to_yaml(self) -> str:
+        return str(OmegaConf.to_yaml(OmegaConf.structured(self)))
+
+
+OWN_TRAINING_KEYS = {"resume": bool, "overwrite": bool}
+# SFTConfig fields that have one place in a RunConfig; set twice they could disagree.
+_ELSEWHERE = {
+    "output_dir": "output_dir",
+    "max_length": "model.max_seq_length",
+    "max_seq_length": "model.max_seq_length",
+    "report_to": "logging.report_to",
+    "gradient_checkpointing": "model.gradient_checkpointing",
+    "resume_from_checkpoint": "training.resume",
+    "disable_tqdm": "logging.progress",
+    "assistant_only_loss": "data.train_on",
+    "completion_only_loss": "data.train_on",
+    "dataset_text_field": "data.columns",
+    "dataset_kwargs": "data.format and data.train_on",
+    "use_cpu": "distributed.device",
+    "fsdp": "distributed.strategy",
+    "fsdp_config": "distributed.strategy",
+    "deepspeed": "distributed.strategy",
+    "accelerator_config": "distributed.strategy",
+}
+_REFUSED = {
+    "auto_find_batch_size": (
+        "changes the batch inside the run, so batch.global_size would not hold.",
+        "drop it, and set training.per_device_train_batch_size",
+    ),
+}
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""`all-linear`: the linear layers of a Llama-style decoder block, for which Unsloth has fused LoRA kernels."""
+_CHOICES = {
+    "distributed.strategy": ("auto", *STRATEGIES),
+    "distributed.device": ("auto", "cuda", "cpu"),
+    "batch.balance": ("tokens", "rows"),
+    "batch.on_out_of_memory": ("halve", "stop"),
+    "data.format": FORMATS,
+    "data.train_on": ("auto", "all", "responses"),
+    "data.too_long": ("cut", "drop"),
+    "model.gradient_checkpointing": ("unsloth", "true", "false"),
+    "model.dtype": (None, "float32", "float16", "bfloat16"),
+}
+_POSITIVE = (
+    "model.max_seq_length",
+    "lora.r",
+    "batch.global_size",
+    "batch.global_tokens",
+    "evaluation.max_rows",
+    "evaluation.max_new_tokens",
+    "training.per_device_train_batch_size",
+    "training.gradient_accumulation_steps",
+)
+MOST = 2**31
+_REQUIRED = ("model.name", "data.path", "output_dir")
+_MAPPINGS = ("training", "data.columns")
+"""Keys whose own keys are free."""
+_OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=")
+
+
+def is_override(token: str) -> bool:
+    """Whether a command-line token is a `key=value` override."""
+    return bool(_OVERRIDE.match(token))
+
+
+def load(path: str | Path | None, overrides: Sequence[str] = (), *, to_plan: bool = False) -> RunConfig:
+    """Read a run's YAML, if any, apply `key=value` overrides, check it; `to_plan` does without data and output_dir.
+
+    Raises `ConfigError` with every problem found: a file that can't be read, unknown keys (with the nearest known
+    one), wrong types, missing required keys, values outside their choices.
+    """
+    given = OmegaConf.create({}) if path is None else _read_yaml(Path(path))
+    for override in overrides:
+        if not is_override(override):
+            fix = "write key=value, for example training.max_steps=2"
+            raise ConfigError(Problem(key=override, consequence="is not an override.", fix=fix))
+        try:
+            given = OmegaConf.merge(given, OmegaConf.from_dotlist([override]))
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+            fix = "quote the value or correct it"
+            raise ConfigError(Problem(key=override, consequence=f"{first_line(error)}.", fix=fix)) from None
+    return from_dict(given, to_plan=to_plan)
+
+
+def from_dict(given: DictConfig | dict[str, Any], *, to_plan: bool = False) -> RunConfig:
+    """A checked `RunConfig` from nested keys and values; raises `ConfigError` as `load` does."""
+    values = given if isinstance(given, DictConfig) else OmegaConf.create(given)
+    schema = OmegaConf.structured(RunConfig)
+    problems: list[Problem] = []
+    _fill(schema, values, "", problems)
+    for key in ("data.path", "output_dir") if to_plan else ():
+        if OmegaConf.select(schema, key, default=None, throw_on_missing=False) is None:
+            OmegaConf.update(schema, key, "")
+    problems += _missing(schema, ("model.name",) if to_plan else _REQUIRED)
+    problems += _check_training(schema)
+    named = {problem.key for problem in problems}
+    problems += [problem for problem in _check_values(schema) if problem.key not in named]
+    raise_errors(problems)
+    config = OmegaConf.to_object(schema)
+    assert isinstance(config, RunConfig)
+    _expand_home(config)
+    return config
+
+
+def _expand_home(config: RunConfig) -> None:
+    """Replace a leading ~ in every path."""
+    config.model.name = os.path.expanduser(config.model.name)
+    config.data.path = os.path.expanduser(config.data.path)
+    config.data.eval_path = os.path.expanduser(config.data.eval_path) if config.data.eval_path else None
+    config.output_dir = os.path.expanduser(config.output_dir)
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    problem = None
+    try:
+        values = OmegaConf.load(path)
+        if isinstance(values, DictConfig):
+            if values.keys():
+                return values
+            problem = ("is empty.", "describe the run: model.name, data.path and output_dir at least")
+        else:
+            problem = ("is not a mapping of keys to values.", "write key: value lines")
+    except FileNotFoundError:
+        problem = ("no such file.", "check the path")
+    except (IsADirectoryError, PermissionError) as error:
+        problem = (f"{error.strerror}.", "give a readable YAML file")
+    except UnicodeDecodeError as error:
+        problem = (f"is not UTF-8 text (byte {error.start}).", "save the file as UTF-8")
+    except yaml.YAMLError as error:
+        problem = (yaml_fault(error), "correct the YAML there")
+    except (OmegaConfBaseException, OSError) as error:
+        problem = (f"{first_line(error)}.", "correct the file")
+    raise ConfigError(Problem(key=str(path), consequence=problem[0], fix=problem[1]))
+
+
+def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Problem]) -> None:
+    """Copy `values` into `schema` leaf by leaf, so that every unknown key and wrong type is found, not the first."""
+    for key in values:
+        name = f"{prefix}{key}"
+        known = [str(known) for known in schema.keys()]  # noqa: SIM118  (`in schema` leaves out required keys)
+        if str(key) not in known:
+            fix = nearest(str(key), known, prefix)
+            problems.append(Problem(key=name, consequence="unknown key.", fix=fix, rule="run-unknown-key"))
+            continue
+        try:
+            value = values[key]
+        except OmegaConfBaseException as error:
+            consequence, fix = f"{first_line(error)}.", "correct the reference"
+            problems.append(Problem(key=name, consequence=consequence, fix=fix, rule="run-reference"))
+            continue
+        default = schema._get_node(key)
+        if isinstance(default, DictConfig) and name not in _MAPPINGS:
+            if isinstance(value, DictConfig):
+                _fill(default, value, f"{name}.", problems)
+            elif value is not None:
+                fix = f"write its keys below it: {', '.join(map(str, default))}"
+                consequence = "is a section, not a value."
+                rule = "run-wrong-type"
+                problems.append(Problem(key=name, value=value, consequence=consequence, fix=fix, rule=rule))
+            continue
+        if name == "model.gradient_checkpointing" and isinstance(value, bool):
+            value = str(value).lower()  # YAML reads true and false as booleans
+        if isinstance(value, int) and not isinstance(value, bool) and _field_type(name) == "float":
+            value = float(value)
+        try:
+            schema[key] = {} if name in _MAPPINGS and value is None else value
+        except OmegaConfBaseException:
+            kind = _field_type(name)
+            problems.append(_wrong_type(name, value, kind))
+
+
+def _missing(schema: DictConfig, required: Sequence[str]) -> list[Problem]:
+    consequence = "is missing; nothing can be planned without it."
+    return [
+        Problem(key=key, consequence=consequence, fix=f"add it, or pass {key}=…", rule="run-missing-key")
+        for key in required
+        if OmegaConf.select(schema, key, default=None, throw_on_missing=False) in (None, "")
+    ]
+
+
+def _check_training(schema: DictConfig) -> list[Problem]:
+    training = schema._get_node("training")
+    if not isinstance(training, DictConfig) or training._is_missing():
+        return []
+    known = {**training_fields(), **OWN_TRAINING_KEYS}
+    problems = []
+    for key in map(str, training):
+        name = f"training.{key}"
+        try:
+            value = training[key]
+        except OmegaConfBaseException as error:
+            consequence, fix = f"{first_line(error)}.", "give it a value"
+            problems.append(Problem(key=name, consequence=consequence, fix=fix, rule="run-reference"))
+            continue
+        if key in _REFUSED:
+            consequence, fix = _REFUSED[key]
+            problems.append(Problem(key=name, value=value, consequence=consequence, fix=fix, rule="run-refused"))
+        elif key in _ELSEWHERE:
+            consequence, fix = "has its place elsewhere in run.yaml.", f"set {_ELSEWHERE[key]} instead"
+            problems.append(Problem(key=name, value=value, consequence=consequence, fix=fix, rule="run-elsewhere"))
+        elif key not in known:
+            if len(known) > len(OWN_TRAINING_KEYS):  # otherwise TRL is not installed and nothing is known
+                consequence, fix = "unknown key: SFTConfig has no such field.", nearest(key, known, "training.")
+                problems.append(Problem(key=name, consequence=consequence, fix=fix, rule="run-unknown-key"))
+        elif not accepts(known[key], OmegaConf.to_container(value) if OmegaConf.is_config(value) else value):
+            problems.append(_wrong_type(name, value, type_name(known[key])))
+    return problems
+
+
+def _check_values(tree: DictConfig) -> list[Problem]:
+    """Values of the right type that mean nothing, or contradict each other."""
+    problems = []
+
+    def wrong(key: str, value: Any, consequence: str, fix: str, rule: str = "run-value") -> None:
+        problems.append(Problem(key=key, value=value, consequence=consequence, fix=fix, rule=rule))
+
+    def given(key: str) -> Any:
+        try:
+            return OmegaConf.select(tree, key, throw_on_missing=False)
+        except OmegaConfBaseException:
+            return None  # told of elsewhere
+
+    for key, choices in _CHOICES.items():
+        if given(key) not in choices:
+            words = ", ".join("null" if choice is None else choice for choice in choices)
+            wrong(key, given(key), "unknown value.", f"use one of: {words}.")
+    for key in _POSITIVE:
+        value = given(key)
+        if isinstance(value, int) and value > MOST:
+            wrong(key, value, f"is beyond {MOST}, which no run needs.", "give less")
+        if isinstance(value, int | float) and value < 1:
+            wrong(key, value, "must be at least 1.", "give 1 or more")
+    if not 0 <= given("lora.dropout") < 1:
+        wrong("lora.dropout", given("lora.dropout"), "is no share of the activations.", "give 0, or less than 1")
+    count = given("distributed.num_processes")
+    if count != "auto" and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        wrong("distributed.num_processes", count, "is no number of processes.", "auto, or 1, 2, …")
+    modules = given("lora.target_modules")
+    names = isinstance(modules, ListConfig) and len(modules) and all(isinstance(name, str) for name in modules)
+    if modules != "all-linear" and not names:
+        wrong("lora.target_modules", modules, "unknown value.", "all-linear, or a list such as [q_proj, v_proj]")
+    if given("data.eval_path") is None:
+        for key in ("evaluation.exact_match", "training.eval_strategy", "training.do_eval"):
+            if given(key) not in (None, False, "no"):
+                consequence = "needs held-out rows, and data.eval_path names none."
+                wrong(key, given(key), consequence, "set data.eval_path", "run-needs-eval-rows")
+    columns = {name for form, fields in FIELDS.items() for name in (*fields, *OPTIONAL.get(form, ()))}
+    for name in given("data.columns") or ():
+        if name not in columns:
+            wrong(f"data.columns.{name}", given("data.columns")[name], "unknown column.", nearest(str(name), columns))
+    if given("data.streaming") is True:
+        if not (isinstance(steps := given("training.max_steps"), int) and steps > 0):
+            consequence = "a stream has no known end, so nobody knows when the run is over."
+            wrong("data.streaming", True, consequence, "training.max_steps=…, or data.streaming=false")
+        if given("training.packing") is True:
+            consequence = "packing needs to know all rows."
+            wrong("data.streaming", True, consequence, "training.packing=false, or data.streaming=false")
+    template = given("training.chat_template_path")
+    if isinstance(template, str) and not os.path.isfile(os.path.expanduser(template)):
+        consequence = "is no file; another model's template would come with tokens that this model lacks."
+        wrong("training.chat_template_path", template, consequence, "name a .jinja file")
+    tokens, length = given("batch.global_tokens"), given("model.max_seq_length")
+    if tokens is not None and given("batch.global_size") is not None:
+        wrong("batch.global_tokens", tokens, "batch.global_size says the same in rows.", "give one of them")
+    elif isinstance(tokens, int) and isinstance(length, int) and length > 0 and tokens % length:
+        below = tokens // length * length
+        works = " or ".join(f"batch.global_tokens={size}" for size in (below, below + length) if size)
+        wrong("batch.global_tokens", tokens, f"is no whole number of rows of {length} tokens.", works)
+    if given("training.resume") is True and given("training.overwrite") is True:
+        consequence = "resume keeps the earlier run, overwrite deletes it."
+        wrong("training.resume", True, consequence, "choose one of them", "run-resume-and-overwrite")
+    return problems
+
+
+def _wrong_type(key: str, value: Any, kind: str) -> Problem:
+    consequence = f"wrong type: {kind} is needed, this is {_type_of(value)}."
+    return Problem(key=key, value=value, consequence=consequence, fix=f"give {kind}", rule="run-wrong-type")
+
+
+def _field_type(name: str) -> str:
+    """The declared type of a dotted key, in words."""
+    owner: Any = RunConfig
+    *sections, last = name.split(".")
+    for section in sections:
+        owner = next(f.default_factory for f in dataclasses.fields(owner) if f.name == section)
+    kind = next((str(f.type) for f in dataclasses.fields(owner) if f.name == last), "another type")
+    return kind.replace(" | None", " or null")
+
+
+def _type_of(value: Any) -> str:
+    if OmegaConf.is_dict(value):
+        return "a mapping"
+    return "a list" if OmegaConf.is_list(value) else type(value).__name__

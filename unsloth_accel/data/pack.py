@@ -1,0 +1,69 @@
+"""Packs tokenised rows, after the trainer is built: only then is it known whether it will keep packed rows apart.
+
+Unsloth turns packing off for models and devices that can't (on a CPU, without FlashAttention, always). Rows packed
+before would be trained as one, each reading those before it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..config.run_config import RunConfig
+    from .prepare import Prepared
+
+DIVIDING = ("wrapped", "bfd_split")
+"""TRL's packing strategies that divide longer rows among packed ones instead of cutting them."""
+
+
+def pack(trainer: Any, run: RunConfig, rows: Prepared) -> None:
+    """Give `trainer`, if it packs, its rows packed; once per machine, like tokenising.
+
+    Raises `ConfigError` where it does not, and rows were left whole for it to divide.
+    """
+    asked, strategy = run.training.get("packing"), run.training.get("packing_strategy", "bfd")
+    if not trainer.args.packing:
+        if asked and strategy in DIVIDING and run.data.too_long == "cut":
+            consequence = "Unsloth turns packing off here, so longer rows would be neither divided nor cut."
+            fix = "training.packing=false, or without packing_strategy"
+            raise ConfigError(
+                Problem(key="training.packing_strategy", value=strategy, consequence=consequence, fix=fix)
+            )
+        if asked:
+            rows.report["packing"] = "turned off by Unsloth: a step has rows as they are, and so fewer tokens"
+            print(f"data: packing {rows.report['packing']}", flush=True)
+        return
+    limit = run.model.max_seq_length
+    if rows.train_directory:
+        trainer.train_dataset = packed(trainer.train_dataset, rows.train_directory, limit, strategy)
+        rows.report["packed"] = count = len(trainer.train_dataset)
+        size = run.batch.rows(limit) or 1
+        if run.training.get("dataloader_drop_last") and count < size:
+            from .prepare import no_step
+
+            raise ConfigError(no_step(count, size))
+    eval_packing = run.training.get("eval_packing")
+    if rows.held_out_directory and (asked if eval_packing is None else eval_packing):
+        trainer.eval_dataset = packed(trainer.eval_dataset, rows.held_out_directory, limit, strategy)
+
+
+def packed(dataset: Dataset, directory: Path, limit: int, strategy: str) -> Dataset:
+    """`dataset` in rows of up to `limit` tokens, by TRL; kept beside the unpacked rows in `directory`."""
+    from datasets import load_from_disk
+    from filelock import FileLock
+    from trl import pack_dataset
+
+    place = directory / f"packed-{strategy}"
+    with FileLock(f"{place}.lock"):
+        if not place.is_dir():
+            made = directory / f"packed-{strategy}-unfinished"
+            shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
+            pack_dataset(dataset, limit, strategy).save_to_disk(str(made))
+            made.rename(place)
+    return load_from_disk(str(place))

@@ -1,0 +1,118 @@
+"""The rows of a run as the model will see them, without the model: what `unsloth-accel preview` shows."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, Problem, first_line
+from ..planning.batch import DEFAULT_PER_DEVICE
+from .length_statistics import Lengths, lengths_of
+from .rows import Rows, read
+from .tokenise import IGNORED, Recipe, Tokenise, choose_template
+
+if TYPE_CHECKING:
+    from ..config.run_config import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One row."""
+
+    place: str
+    parts: tuple[tuple[str, bool], ...]
+    """Text of neighbouring tokens that are alike, and whether they are trained; special tokens are part of it."""
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    length: int
+    """Tokens before it was cut."""
+    trained: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    kind: str
+    rows: tuple[Shown, ...]
+    limit: int
+    lengths: Lengths
+    trained: float
+    """Share of the tokens that are trained."""
+    empty: int
+    """Rows with nothing to learn."""
+    batch: int
+    """Rows that would be padded together."""
+    whole: bool
+    """All rows were looked at."""
+
+    def to_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        values["lengths"] |= {"rows_each": round(self.lengths.rows_each, 2)}
+        return values
+
+
+def look(run: RunConfig, shown: int, most: int) -> Look:
+    """The first `shown` rows of a run, and figures of the first `most`; loads the model's tokenizer only.
+
+    Raises `ConfigError` for bad rows, and for a tokenizer that can't be loaded or has no chat template.
+    """
+    rows = read(run.data.path, "data.path", run.data, most + 1)
+    whole = len(rows.rows) <= most
+    tokenizer = tokenizer_of(run)
+    recipe = Recipe.of(run, rows.kind)
+    tokenise = Tokenise(tokenizer, recipe)
+    lengths: list[int] = []
+    trained: list[int] = []
+    kept = 0
+    first: list[Shown] = []
+    for start in range(0, min(most, len(rows.rows)), 1000):
+        batch = rows.rows[start : min(start + 1000, most)]
+        made = tokenise({name: [row[name] for row in batch] for name in batch[0]})
+        lengths += made["length"]
+        trained += made["trained"]
+        kept += sum(map(len, made["input_ids"]))
+        for index in range(min(len(batch), shown - len(first))):
+            first.append(_shown(made, index, rows, start, tokenizer))
+    size = run.training.get("per_device_train_batch_size") or DEFAULT_PER_DEVICE
+    return Look(
+        kind=rows.kind,
+        rows=tuple(first),
+        limit=recipe.limit,
+        lengths=lengths_of(lengths, recipe.limit, size),
+        trained=sum(trained) / kept if kept else 0.0,
+        empty=sum(not count for count in trained),
+        batch=size,
+        whole=whole,
+    )
+
+
+def tokenizer_of(run: RunConfig) -> Any:
+    """The tokenizer of the run's model; raises `ConfigError` with why it can't be loaded."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(run.model.name, trust_remote_code=run.model.trust_remote_code)
+    except Exception as error:  # of the hub, the network or the files
+        consequence = f"its tokenizer can't be loaded: {type(error).__name__}: {first_line(error)[:300]}."
+        fix = "give a directory or hub id that has tokenizer files"
+        raise ConfigError(Problem(key="model.name", value=run.model.name, consequence=consequence, fix=fix)) from None
+    choose_template(tokenizer, run)
+    return tokenizer
+
+
+def _shown(made: dict[str, list[Any]], index: int, rows: Rows, start: int, tokenizer: Any) -> Shown:
+    ids = made["input_ids"][index]
+    labels = made["labels"][index] if "labels" in made else ids
+    # Runs, since one letter may be of several tokens; the first token is trained by nothing before it.
+    marked = [(token, label != IGNORED) for token, label in zip(ids, [IGNORED, *labels[1:]], strict=False)]
+    parts = []
+    for trains, group in itertools.groupby(marked, key=lambda pair: pair[1]):
+        parts.append((tokenizer.decode([token for token, _ in group], skip_special_tokens=False), trains))
+    return Shown(
+        place=rows.place(start + index),
+        parts=tuple(parts),
+        ids=tuple(ids),
+        labels=tuple(labels),
+        length=made["length"][index],
+        trained=made["trained"][index],
+    )

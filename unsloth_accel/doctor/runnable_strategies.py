@@ -1,0 +1,40 @@
+"""Check of what the installed versions can do: names looked for in their files (`unsloth_accel.capabilities`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..capabilities import ON_A_CPU, Capabilities, probe
+from ..config.accelerate_config import STRATEGIES
+from .machine import Machine
+from .result import Result
+
+
+def capabilities(machine: Machine) -> Iterator[Result]:
+    """The strategies that the installed versions can run, and what each missing piece costs."""
+    found = probe(machine.packages.search_path)
+    if "unsloth" not in found.versions:
+        return  # already an error of the check of Unsloth
+    yield from results(found, "cpu" if machine.without_gpu else "cuda")
+
+
+def results(found: Capabilities, device: str) -> Iterator[Result]:
+    """One line on strategies, and one for each missing piece that matters on `device`."""
+    can, every = found.strategies(device), ON_A_CPU if device == "cpu" else STRATEGIES
+    lost = [strategy for strategy in every if strategy not in can]
+    cannot = f"; not {', '.join(lost)}" if lost else ""
+    yield Result(
+        name="capabilities",
+        detail=f"unsloth {found.versions['unsloth']} can run {', '.join(can) or 'no strategy'}{cannot}",
+    )
+    for one in found.missing:
+        if one.only == "cpu" and device != "cpu":
+            continue
+        # What the adapters mend costs nothing, and a missing package has its own line among the versions.
+        status = "ok" if one.mended or one.package not in found.versions else "warning"
+        yield Result(
+            name=one.what,
+            status=status,  # type: ignore[arg-type]
+            detail=found.sentence(one),
+            fix=one.fix if status == "warning" else "",
+        )

@@ -1,0 +1,190 @@
+"""What NVML says about this machine's GPUs and the links between them, without a CUDA context.
+
+Any query may be unsupported (virtual GPUs, MIG instances, GPUs that share the host's memory): each is asked for itself,
+so that one refusal loses only its own answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .gpu_table import card_of, pcie_gbs
+from .hardware import Device
+
+_NVLINK_GBS = {1: 20.0, 2: 25.0, 3: 25.0, 4: 25.0, 5: 25.0, 6: 25.0, 7: 50.0}
+"""GB/s per link and direction by `nvmlNvlinkVersion_t` (1.0, 2.0, 2.2, 3.0, 3.1, 4.0, 5.0): NVIDIA states P100 4 × 20,
+V100 6 × 25, A100 12 × 25, H100 18 × 25, B200 18 × 50. https://www.nvidia.com/en-us/data-center/nvlink/"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Everything NVML knows, before CUDA_VISIBLE_DEVICES chooses."""
+
+    devices: tuple[Device, ...] = ()
+    """In PCI order; a GPU in MIG mode is represented by its instances."""
+    joined: frozenset[tuple[int, int]] = frozenset()
+    """Pairs of GPU indices, the lower first, that NVLink joins."""
+    nvlink_gbs: Mapping[int, float] = field(default_factory=dict)
+    """By GPU index: over all its active links, one direction, 10^9 bytes/s."""
+    pcie_gbs: Mapping[int, float] = field(default_factory=dict)
+    """By GPU index: one direction, 10^9 bytes/s."""
+    reason: str
+    notes: tuple[str, ...] = ()
+    """What could not be found out, and what was taken instead."""
+
+
+def look(host_memory_gib: float) -> Machine:
+    """Ask NVML; without it, no devices and the reason. GPUs without memory of their own get `host_memory_gib`."""
+    try:
+        import pynvml
+    except ImportError:
+        return Machine(reason="nvidia-ml-py is not installed, so no GPU can be seen")
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return Machine(reason=f"NVML: {error}")
+    try:
+        return _machine(pynvml, host_memory_gib)
+    except pynvml.NVMLError as error:
+        return Machine(reason=f"NVML: {error}")
+    finally:
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
+def _machine(pynvml: Any, host_memory_gib: float) -> Machine:
+    handles: dict[int, Any] = {}
+    devices: list[Device] = []
+    notes: list[str] = []
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        handle = _ask(pynvml, "nvmlDeviceGetHandleByIndex", index)
+        if handle is None:
+            notes.append(f"GPU {index} is left out: NVML can't open it.")
+            continue
+        handles[index] = handle
+        whole = _device(pynvml, handle, index, host_memory_gib, notes)
+        if not _in_mig_mode(pynvml, handle):
+            devices.append(whole)
+            continue
+        instances = _instances(pynvml, handle, whole)
+        if not instances:
+            notes.append(f"GPU {index} is left out: it is in MIG mode without an instance, so CUDA can't use it.")
+        devices += instances
+    found = {index: _links(pynvml, handle) for index, handle in handles.items()}
+    return Machine(
+        devices=tuple(devices),
+        joined=frozenset(
+            (one, other)
+            for one, other in itertools.combinations(sorted(handles), 2)
+            if _joined(pynvml, handles[one], handles[other])
+        ),
+        nvlink_gbs={index: gbs for index, gbs in found.items() if gbs},
+        pcie_gbs={index: gbs for index, handle in handles.items() if (gbs := _pcie(pynvml, handle))},
+        reason="NVML",
+        notes=tuple(notes),
+    )
+
+
+def _device(pynvml: Any, handle: Any, index: int, host_memory_gib: float, notes: list[str]) -> Device:
+    name = _text(_ask(pynvml, "nvmlDeviceGetName", handle)) or "unknown GPU"
+    memory = _ask(pynvml, "nvmlDeviceGetMemoryInfo", handle)
+    card = card_of(name, memory.total / 2**30 if memory else 0)
+    if memory is None:
+        where = "the card table's" if card else "the host's, which GPUs without memory of their own share"
+        notes.append(f"GPU {index}: NVML states no memory; it is {where}.")
+    capability = _ask(pynvml, "nvmlDeviceGetCudaComputeCapability", handle)
+    if capability is None:
+        capability = card.capability if card else (0, 0)
+        notes.append(f"GPU {index}: NVML states no compute capability; {'.'.join(map(str, capability))} is assumed.")
+    return Device(
+        name=name,
+        index=index,
+        memory_gib=memory.total / 2**30 if memory else card.memory_gib if card else host_memory_gib,
+        memory_free_gib=memory.free / 2**30 if memory else None,
+        compute_capability=(capability[0], capability[1]),
+        uuid=_text(_ask(pynvml, "nvmlDeviceGetUUID", handle)),
+    )
+
+
+def _in_mig_mode(pynvml: Any, handle: Any) -> bool:
+    modes = _ask(pynvml, "nvmlDeviceGetMigMode", handle)
+    return modes is not None and modes[0] == pynvml.NVML_DEVICE_MIG_ENABLE
+
+
+def _instances(pynvml: Any, parent: Any, whole: Device) -> list[Device]:
+    """The MIG instances of one GPU, each with its own memory."""
+    found = []
+    for number in range(_ask(pynvml, "nvmlDeviceGetMaxMigDeviceCount", parent) or 0):
+        handle = _ask(pynvml, "nvmlDeviceGetMigDeviceHandleByIndex", parent, number)
+        memory = None if handle is None else _ask(pynvml, "nvmlDeviceGetMemoryInfo", handle)
+        if memory is None:
+            continue
+        ids = [_ask(pynvml, f"nvmlDeviceGet{kind}InstanceId", handle) for kind in ("Gpu", "Compute")]
+        device = Device(
+            name=_text(_ask(pynvml, "nvmlDeviceGetName", handle)) or f"{whole.name} MIG",
+            index=whole.index,
+            memory_gib=memory.total / 2**30,
+            memory_free_gib=memory.free / 2**30,
+            compute_capability=whole.compute_capability,
+            uuid=_text(_ask(pynvml, "nvmlDeviceGetUUID", handle)),
+            parent=whole.uuid or f"GPU {whole.index}",
+            instance=None if None in ids else (ids[0], ids[1]),
+        )
+        found.append(device)
+    return found
+
+
+def _links(pynvml: Any, handle: Any) -> float:
+    """GB/s of one direction over all active NVLinks of a GPU; 0 when there are none or their version is unknown."""
+    versions = [_ask(pynvml, "nvmlDeviceGetNvLinkVersion", handle, link) for link in _active(pynvml, handle)]
+    return sum(_NVLINK_GBS.get(version, 0.0) for version in versions)
+
+
+def _active(pynvml: Any, handle: Any) -> list[int]:
+    links = range(getattr(pynvml, "NVML_NVLINK_MAX_LINKS", 18))
+    return [link for link in links if _ask(pynvml, "nvmlDeviceGetNvLinkState", handle, link) == 1]
+
+
+def _joined(pynvml: Any, one: Any, other: Any) -> bool:
+    status = _ask(pynvml, "nvmlDeviceGetP2PStatus", one, other, pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
+    if status is not None:
+        return bool(status == pynvml.NVML_P2P_STATUS_OK)
+    # Drivers before P2P status: a link to the other GPU itself, or of both to the same switch.
+    ends = [_bus_id(_ask(pynvml, "nvmlDeviceGetPciInfo", handle)) for handle in (one, other)]
+    remote = [
+        {_bus_id(_ask(pynvml, "nvmlDeviceGetNvLinkRemotePciInfo", handle, link)) for link in _active(pynvml, handle)}
+        for handle in (one, other)
+    ]
+    return bool((remote[0] & {*remote[1], ends[1]}) - {""})
+
+
+def _pcie(pynvml: Any, handle: Any) -> float:
+    """GB/s of one direction at the most that card and slot can do: an idle link reports less than it runs at."""
+    generation = _ask(pynvml, "nvmlDeviceGetMaxPcieLinkGeneration", handle)
+    lanes = _ask(pynvml, "nvmlDeviceGetMaxPcieLinkWidth", handle)
+    return pcie_gbs(generation, lanes) if generation and lanes else 0.0
+
+
+def _ask(pynvml: Any, query: str, *arguments: Any) -> Any:
+    """The answer, or None where the driver, the GPU or this nvidia-ml-py has none."""
+    function = getattr(pynvml, query, None)
+    if function is None:
+        return None
+    try:
+        return function(*arguments)
+    except pynvml.NVMLError:
+        return None
+
+
+def _bus_id(info: Any) -> str:
+    return _text(info.busId).lower() if info is not None else ""
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,87 @@
+"""The child process of `notebook_launch`: runs `accelerate launch` and ends it when the notebook's kernel is gone.
+
+    python -m unsloth_accel.launch.child_main PARENT_PID < launch.json
+
+It is started fresh, not forked, so nothing that the kernel has loaded (CUDA, Unsloth) is in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..files import write_atomically
+from .run_accelerate import ERRORS, Launch, LaunchError, run_accelerate
+
+if TYPE_CHECKING:
+    import psutil
+
+MARK = "UNSLOTH_ACCEL_LAUNCH"
+"""Environment variable that every process of one launch carries. torchrun gives each rank a session of its own and a
+rank whose launcher was killed has another parent, so neither group nor parent finds them all."""
+REPORT = "launch.json"
+"""File below output_dir/errors that tells the kernel how the launch failed."""
+PATIENCE = 45.0
+"""Seconds that a stopped launch gets before it is killed; torchrun itself waits 30 for a rank."""
+
+
+def to_json(command: Launch) -> str:
+    """A run's launch as the child reads it."""
+    return json.dumps(asdict(command), default=str)
+
+
+def main(parent: int) -> int:
+    values: dict[str, Any] = json.load(sys.stdin)
+    directory = Path(values["output_dir"])
+    command = Launch(**{**values, "arguments": tuple(values["arguments"]), "output_dir": directory})
+    # A kernel ignores SIGINT between cells, and a child inherits that. Until run_accelerate listens there are no ranks
+    # to end, and an exception in the middle of an import is swallowed or garbled there.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    try:
+        run_accelerate(command)
+    except LaunchError as error:
+        report = {"message": str(error), "exit_status": error.exit_status}
+        write_atomically(directory / ERRORS / REPORT, json.dumps(report))
+        return error.exit_status
+    return 0
+
+
+def processes(mark: str) -> list[psutil.Process]:
+    """The living processes of the launch `mark`."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def _watch(parent: int) -> None:
+    """Stop the launch when `parent` is no longer this process's: a killed or restarted kernel can't say so.
+
+    Not by PR_SET_PDEATHSIG, which speaks when the thread that started us ends, nor by the end of a pipe, which a
+    process that the kernel has forked (a data loader's) keeps open.
+    """
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE)
+    for process in processes(os.environ[MARK]):
+        if process.pid != os.getpid():
+            process.kill()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

@@ -1,0 +1,302 @@
+"""Launch: from a plan, or a user's own script and config, to `accelerate launch`.
+
+Everything is decided and checked here, without torch; `accelerate_launch` then runs it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..adapters.environment import OTHER_KINDS, missing_for, promise_of_config, variables_for
+from ..artifacts.resume_facts import resume_problems
+from ..capabilities import here
+from ..config.run_config import RunConfig, from_dict, is_override, load
+from ..errors import ConfigError, Problem, errors, raise_errors
+from ..hardware.hardware import Hardware, detect
+from ..planning.memory_estimate import BITSANDBYTES_ADAMW
+from ..planning.planner import TRAINING_MODULE, Plan, plan
+from ..report import NAME
+from ..report.at_end import ASIDE, reported, something_to_show
+from ..validation.inputs import ADAPTER, input_problems, output_problems
+from ..validation.rules import Context, check, read
+from .run_accelerate import ERRORS, Launch, parse_arguments, run_accelerate, takes_value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `unsloth-accel launch` was asked for, taken apart."""
+
+    run_yaml: str | None = None
+    overrides: tuple[str, ...] = ()
+    accelerate_flags: tuple[str, ...] = ()
+    """In run mode accelerate's own flags; in script mode everything, script and its arguments included."""
+    dry_run: bool = False
+
+
+def parse(tokens: Sequence[str]) -> Request:
+    """Take apart what follows `unsloth-accel launch`.
+
+    Run mode has a run's YAML as its first word that is no flag or flag's value; anything else is script mode, where all
+    words but `--dry-run` are `accelerate launch`'s. Raises `ConfigError` when there is nothing to launch.
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    run_yaml: str | None = None
+    dry_run = False
+    words = list(tokens)
+    while words:
+        word = words.pop(0)
+        if word == "--dry-run":
+            dry_run = True
+        elif word.startswith("-"):
+            flags.append(word)
+            if "=" not in word and words and takes_value(word):
+                flags.append(words.pop(0))
+        elif is_override(word):
+            overrides.append(word)
+        elif run_yaml is not None:
+            fix = "write key=value, for example training.max_steps=2"
+            raise ConfigError(Problem(key=word, consequence="is neither an override nor a flag.", fix=fix))
+        elif word.endswith((".yaml", ".yml")):
+            run_yaml = word
+        else:
+            return Request(accelerate_flags=(*flags, word, *words), dry_run=dry_run)
+    if run_yaml is None:
+        fix = "unsloth-accel launch RUN.yaml, or unsloth-accel launch --config_file X.yaml script.py"
+        raise ConfigError(Problem(key="launch", consequence="there is nothing to launch.", fix=fix))
+    return Request(run_yaml=run_yaml, overrides=tuple(overrides), accelerate_flags=tuple(flags), dry_run=dry_run)
+
+
+def for_run(request: Request, hardware: Hardware) -> tuple[Launch, Plan, list[Problem]]:
+    """The launch of a run's YAML, its plan, and what would stop it; writes nothing.
+
+    Raises `ConfigError` where there is no plan to speak of.
+    """
+    assert request.run_yaml is not None
+    flags, overrides = _own_overrides(request.accelerate_flags)
+    run = load(request.run_yaml, [*request.overrides, *overrides])
+    problems = run_problems(run)
+    try:
+        decided = plan(run, hardware, capabilities=here())
+    except ConfigError as error:
+        told = {problem.key for problem in errors(problems)}
+        raise ConfigError([*(p for p in error.problems if p.key not in told), *errors(problems)]) from None
+    problems += plan_problems(decided)
+    command = launch_of(decided, flags)
+    if flags:
+        parse_arguments(command.arguments)  # refuses a misspelt flag before anything is touched
+    return command, decided, problems
+
+
+def run_problems(run: RunConfig) -> list[Problem]:
+    """What is wrong with a run's model, data and output directory, whatever the plan."""
+    return [*input_problems(run), *output_problems(run)]
+
+
+def plan_problems(decided: Plan) -> list[Problem]:
+    """What would be lost by running a plan that was asked for."""
+    resuming = resume_problems(from_dict(decided.resolved())) if decided.run.resume else []
+    return [*missing_for(decided.strategy, decided.device), *_fsdp1_problems(decided), *resuming]
+
+
+def _fsdp1_problems(decided: Plan) -> list[Problem]:
+    """What FSDP1 can't do with a run that every other strategy can."""
+    if decided.strategy != "fsdp1":
+        return []
+    run, fix = decided.run, "distributed.strategy=fsdp2, or auto"
+    found = []
+    if run.model.load_in_4bit:
+        consequence = "FSDP1 can't flatten weights in 4 bit; every process fails."
+        found.append(Problem(key="model.load_in_4bit", value=True, consequence=consequence, fix=fix))
+    optim = str(run.training.get("optim"))
+    if optim in BITSANDBYTES_ADAMW:
+        consequence = "whether FSDP1 can put its state together was never tried."
+        found.append(Problem(key="training.optim", value=optim, consequence=consequence, fix=f"adamw_torch, or {fix}"))
+    if run.data.eval_path and run.evaluation.exact_match:
+        consequence = "answers can't be generated from FSDP1's flat shards; the run fails once it has trained."
+        found.append(Problem(key="evaluation.exact_match", value=True, consequence=consequence, fix=f"false, or {fix}"))
+    return found
+
+
+def launch_of(decided: Plan, flags: Sequence[str] = (), *, module: str = TRAINING_MODULE) -> Launch:
+    """The launch of a plan, with accelerate's own `flags` beside it; `made_room` writes the files that it names.
+
+    `module` is what each process runs, given the run's description.
+    """
+    directory = Path(decided.run.output_dir)
+    words = ["--config_file", str(directory / "accelerate.yaml"), *flags, "-m", module]
+    words += [str(directory / "run.yaml"), *(["training.resume=true"] if decided.run.resume else [])]
+    return Launch(
+        arguments=tuple(words),
+        environment=decided.environment,
+        yaml=decided.accelerate_config.to_yaml(),
+        output_dir=directory,
+    )
+
+
+def for_script(request: Request, hardware: Hardware) -> tuple[Launch, list[Problem]]:
+    """The launch of a user's own script, and what its config would do wrong; raises `ConfigError` for bad flags."""
+    arguments = request.accelerate_flags
+    parsed = parse_arguments(arguments)
+    launch = Launch(arguments=arguments)
+    if not (parsed.module or parsed.no_python or Path(parsed.training_script).is_file()):
+        fix = "unsloth-accel launch --config_file X.yaml script.py, or launch RUN.yaml"
+        raise ConfigError(Problem(key=parsed.training_script, consequence="no such script.", fix=fix))
+    if parsed.config_file is None:
+        return launch, []
+    given = frozenset(parsed.nondefault)
+    context = Context(hardware=hardware, num_processes=parsed.num_processes, flags=given, launching=True)
+    config = read(parsed.config_file, context, kind="accelerate")
+    problems: list[Problem] = [*check(config)]
+    if config.kind == "unreadable":
+        raise ConfigError(problems)
+    launch = replace(launch, yaml=config.text)
+    if any(getattr(parsed, name) for name in OTHER_KINDS):  # then the file promises nothing
+        return launch, []
+    promised = promise_of_config(config.values, parsed.config_file, parsed.num_processes, config.text)
+    if promised is None:
+        return launch, problems
+    if promised.strategy:
+        lacking = here().problem(promised.strategy, promised.device or "cuda")  # the script may not use Unsloth
+        problems += [replace(lacking, key=parsed.config_file, severity="warning")] if lacking else []
+    return replace(launch, environment=variables_for(promised, gpus=bool(hardware.devices))), problems
+
+
+def launch(
+    tokens: Sequence[str], *, run: Callable[[Launch], None] | None = None, hardware: Hardware | None = None
+) -> None:
+    """Do what `unsloth-accel launch TOKENS…` says; `run` and `hardware` are given by tests.
+
+    Raises `ConfigError` before anything is started or written, `LaunchError` when a rank fails.
+    """
+    request = parse(tokens)
+    hardware = hardware or detect()
+    decided: Plan | None = None
+    if request.run_yaml is None:
+        command, problems = for_script(request, hardware)
+    else:
+        command, decided, problems = for_run(request, hardware)
+        print(f"plan for {request.run_yaml}\n{decided}", flush=True)
+    if request.dry_run:
+        _print_dry_run(command, problems)
+        return
+    raise_errors(problems)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    run = run or run_accelerate
+    if decided is None:
+        run(command)
+        return
+    with made_room(decided), reported(decided.run.output_dir):
+        run(command)
+
+
+DESCRIBING = ("run.yaml", "accelerate.yaml", "plan.json", NAME)
+"""Files of a run that go aside with what it made."""
+
+
+@contextmanager
+def made_room(decided: Plan) -> Iterator[None]:
+    """Prepare output_dir and write the plan's files; an earlier run is put aside and deleted only when this one has
+    something to show: a run that ends without checkpoint and adapter puts it back.
+
+    Raises `ConfigError` where output_dir can't be written.
+    """
+    directory = Path(decided.run.output_dir)
+    aside = directory / ASIDE
+    try:
+        shutil.rmtree(directory / ERRORS, ignore_errors=True)
+        if decided.run.overwrite:
+            products = _products(directory)
+            if products:
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir()
+                products += [path for name in DESCRIBING if (path := directory / name).is_file()]
+            for path in products:
+                path.rename(aside / path.name)
+        decided.write(directory)
+    except OSError as error:
+        consequence = f"{error.strerror}: {error.filename}."
+        fix = "choose a directory that you may write, on a disk with room"
+        raise ConfigError(Problem(key="output_dir", value=str(directory), consequence=consequence, fix=fix)) from None
+    try:
+        yield
+    finally:
+        if aside.is_dir() and not something_to_show(directory):
+            for path in _products(directory):
+                shutil.rmtree(path, ignore_errors=True)
+            for path in aside.iterdir():
+                path.rename(directory / path.name)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _products(directory: Path) -> list[Path]:
+    """What an earlier run left in its directory."""
+    named = [directory / name for name in (ADAPTER, "logs", "results.json")]
+    return [path for path in (*named, *directory.glob("checkpoint-*")) if path.exists()]
+
+
+def _print_dry_run(command: Launch, problems: Sequence[Problem]) -> None:
+    print(f"\ncommand\n  {command}\n\nenvironment")
+    for name, value in command.environment.items():
+        print(f"  {name}={value}")
+    print(f"\nconfig file\n{command.yaml}", flush=True)
+    # A dry run writes nothing, so what is in the output directory only matters to the run itself.
+    blocking = [problem for problem in problems if problem.key not in ("output_dir", "training.resume")]
+    for problem in problems:
+        if problem not in errors(blocking):
+            print(replace(problem, severity="warning"), file=sys.stderr)
+    raise_errors(blocking)
+
+
+def _own_overrides(flags: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split accelerate's flags from those that the plan decides: these become overrides, so that the plan stays true.
+
+    Raises `ConfigError` for flags that would contradict the plan.
+    """
+    kept: list[str] = []
+    overrides: list[str] = []
+    words = [part for word in flags for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    while words:
+        word = words.pop(0)
+        name = word.lstrip("-").replace("-", "_")
+        if name in ("num_processes", "num_process") and words:
+            overrides.append(f"distributed.num_processes={words.pop(0)}")
+        elif name in ("cpu", "use_cpu"):
+            overrides.append("distributed.device=cpu")
+        elif name == "mixed_precision" and words:
+            precision = words.pop(0)
+            if precision not in ("no", "fp16", "bf16"):
+                fix = "use one of: no, fp16, bf16"
+                raise ConfigError(Problem(key=word, value=precision, consequence="unknown precision.", fix=fix))
+            overrides += [f"training.{kind}={str(kind == precision).lower()}" for kind in ("bf16", "fp16")]
+        elif name in _DECIDED:
+            consequence = "contradicts the plan that `launch RUN.yaml` makes."
+            raise ConfigError(Problem(key=word, consequence=consequence, fix=_DECIDED[name]))
+        else:
+            kept.append(word)
+            if words and takes_value(word):
+                kept.append(words.pop(0))
+    return kept, overrides
+
+
+_DECIDED = {
+    "config_file": "drop it (the config is generated), or launch your own script with it",
+    "gpu_ids": "set CUDA_VISIBLE_DEVICES for the whole command",
+    "num_machines": "launch your own script with it; a run is planned for one machine so far",
+    "machine_rank": "launch your own script with it; a run is planned for one machine so far",
+    "use_megatron_lm": "launch your own script with it",
+    "use_parallelism_config": "launch your own script with it",
+    "multi_gpu": "drop it, or set distributed.strategy",
+    "use_fsdp": "set distributed.strategy",
+    "use_deepspeed": "launch your own script with it",
+    "tpu": "launch your own script with it",
+    "module": "drop it (the training module is ours)",
+    "m": "drop it (the training module is ours)",
+    "no_python": "drop it (the training module is ours)",
+}

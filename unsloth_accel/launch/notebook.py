@@ -1,0 +1,171 @@
+"""notebook_launch: run a plan from a notebook's cell, in processes of its own, with live output.
+
+accelerate's `notebook_launcher` forks the kernel, which fails once CUDA is initialised or a library has started
+threads. Here a fresh child process runs the real `accelerate launch`, as a terminal would.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import re
+import selectors
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import Problem, raise_errors
+from ..hardware.hardware import detect
+from ..planning.planner import Plan
+from ..report.at_end import reported
+from ..validation.inputs import ADAPTER
+from .child import Child
+from .clean_environment import environment_for_launch, memory_problems
+from .launcher import Request, for_run, launch_of, made_room, plan_problems, run_problems
+from .run_accelerate import Launch, LaunchError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What a run has left."""
+
+    output_dir: Path
+    results: dict[str, Any] = field(repr=False)
+    """What results.json holds: `training`, `versions` and, with held-out rows, `before` and `after`."""
+    steps: list[dict[str, Any]] = field(repr=False)
+    """Every logged step: `step`, `loss`, `grad_norm`, `learning_rate`, `seconds`, …"""
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter's directory, for `FastLanguageModel.from_pretrained`."""
+        return self.output_dir / ADAPTER
+
+
+def notebook_launch(
+    plan: Plan | str | os.PathLike[str], *overrides: str, resume: bool = False, overwrite: bool = False
+) -> Finished:
+    """Run `plan` (or a run's YAML with `key=value` overrides) and wait; its output appears in the cell as it comes.
+
+    `resume` goes on from the newest checkpoint in output_dir, `overwrite` deletes an earlier run there.
+    Raises `ConfigError` with every problem before anything starts or is written, and `LaunchError` with the failing
+    rank's own message and exit status. Interrupting the cell ends all ranks, then raises `KeyboardInterrupt`; they end
+    with the kernel too.
+    """
+    decided, problems = _prepare(plan, overrides, resume=resume, overwrite=overwrite)
+    raise_errors(problems)
+    for problem in [*problems, *memory_problems()]:
+        print(problem, file=sys.stderr)
+    with made_room(decided), reported(decided.run.output_dir):
+        _run(launch_of(decided))
+    directory = Path(decided.run.output_dir).absolute()
+    log = directory / "logs" / "steps.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    results = json.loads((directory / "results.json").read_text(encoding="utf-8"))
+    return Finished(output_dir=directory, results=results, steps=[json.loads(line) for line in lines])
+
+
+def _prepare(
+    plan: Plan | str | os.PathLike[str], overrides: tuple[str, ...], *, resume: bool, overwrite: bool
+) -> tuple[Plan, list[Problem]]:
+    words = {name: True for name, said in (("resume", resume), ("overwrite", overwrite)) if said}
+    if not isinstance(plan, Plan):
+        given = (*overrides, *(f"training.{word}=true" for word in words))
+        _, decided, problems = for_run(Request(run_yaml=os.fspath(plan), overrides=given), detect())
+        print(decided, flush=True)
+        return decided, problems
+    problems = []
+    if overrides:
+        consequence, fix = "comes too late: the plan is made.", 'ua.plan("run.yaml", "key=value")'
+        problems += [Problem(key=override, consequence=consequence, fix=fix) for override in overrides]
+    plan = replace(plan, run=replace(plan.run, training={**plan.run.training, **words}))
+    if plan.run.resume and plan.run.overwrite:
+        consequence = "resume keeps the earlier run, overwrite deletes it."
+        problems.append(Problem(key="training.resume", value=True, consequence=consequence, fix="choose one of them"))
+    gpus = len(detect().devices)
+    if plan.device == "cuda" and plan.num_processes > gpus:
+        consequence = f"the plan is for other hardware: it needs {plan.num_processes} GPUs and {gpus} are visible."
+        problems.append(Problem(key="plan", consequence=consequence, fix="make it here, with ua.plan(…)"))
+    return plan, [*problems, *plan_problems(plan), *run_problems(plan.run)]
+
+
+def _run(command: Launch) -> None:
+    child = Child(command, environment_for_launch(), subprocess.PIPE)
+    assert child.process.stdout is not None
+    output = _Output(child.process.stdout.fileno())
+
+    def stopping() -> None:
+        output.silent = True
+        print("\nstopping the run …", flush=True)
+
+    try:
+        child.run(output.wait, stopping)
+    except BaseException as error:
+        if output.silent and not isinstance(error, LaunchError):
+            print("the run is stopped; all its processes have ended.", flush=True)
+        raise
+    finally:
+        output.close()
+        child.process.stdout.close()
+
+
+class _Output:
+    """Writes what comes from a pipe to the cell: whole lines at once, a progress bar at most once a second."""
+
+    _PIECE = re.compile(r"([^\r\n]*)(\r?\n|\r(?=.))", re.DOTALL)
+    """A line, or a state of a bar: text that a carriage return lets the next one overwrite."""
+
+    def __init__(self, pipe: int) -> None:
+        self.silent = False
+        """Read on and show nothing: the last words of ranks that are being stopped."""
+        self._pipe = pipe
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(pipe, selectors.EVENT_READ)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._rest = ""
+        self._bar_shown = False
+        self._bar_time = float("-inf")
+
+    def wait(self, seconds: float) -> None:
+        """Show what comes within `seconds`; returns as soon as something has."""
+        if not self._selector.get_map():
+            time.sleep(seconds)
+        elif self._selector.select(seconds):
+            data = os.read(self._pipe, 1 << 16)
+            if not data:
+                self._selector.unregister(self._pipe)
+            self.feed(data)
+
+    def close(self) -> None:
+        """Show what is left in the pipe."""
+        while self._selector.get_map() and self._selector.select(0):
+            self.wait(0)
+        self._selector.close()
+        if self._rest:
+            self.feed(b"\n")
+
+    def feed(self, data: bytes) -> None:
+        text = self._rest + self._decoder.decode(data)
+        shown = []
+        end = 0
+        for piece in self._PIECE.finditer(text):
+            end = piece.end()
+            shown.append(self._line(piece[1]) if piece[2].endswith("\n") else self._bar(piece[1]))
+        self._rest = text[end:]
+        if any(shown) and not self.silent:
+            sys.stdout.write("".join(shown))
+            sys.stdout.flush()
+
+    def _line(self, text: str) -> str:
+        start, self._bar_shown = "\r" if self._bar_shown else "", False
+        return f"{start}{text}\n"
+
+    def _bar(self, text: str) -> str:
+        now = time.monotonic()
+        if not text.strip() or now - self._bar_time < 1:
+            return ""
+        self._bar_shown, self._bar_time = True, now
+        return f"\r{text}"

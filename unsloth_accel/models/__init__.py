@@ -1,0 +1,1 @@
+"""What a model is: its shapes and where its files lie, without loading it."""

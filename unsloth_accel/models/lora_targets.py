@@ -1,0 +1,62 @@
+"""Which modules a run's adapter trains, as Unsloth takes them, and how many parameters that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from ..config.run_config import PROJECTIONS, RunConfig
+from ..errors import ConfigError, Problem
+from .spec import ModelSpec
+
+WHOLE = ("embed_tokens", "lm_head")
+"""Unsloth trains these whole where they are among the target modules (unsloth/models/_utils.py:
+`_redirect_embedding_targets`)."""
+MLP = ("gate_proj", "up_proj", "down_proj")
+"""Where one of these is asked for, Unsloth gives every expert of a mixture LoRA of rank r (unsloth/models/llama.py:
+`get_moe_target_parameters`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    modules: tuple[str, ...]
+    """What stands in lora.target_modules once `all-linear` is spelt out."""
+    parameters: int
+    """Trained, over all of them."""
+    whole: tuple[str, ...] = ()
+    """Of `modules`, those that are trained whole."""
+
+
+def targets(run: RunConfig, spec: ModelSpec) -> Targets:
+    """What `run` trains of the model `spec`.
+
+    `all-linear` is every nn.Linear in the decoder blocks, and the experts of a mixture: for Llama-style models the
+    seven projections. Raises `ConfigError` for names that match nothing, and where nothing is left to get LoRA.
+    """
+    asked = run.lora.target_modules
+    names = _all_linear(spec) if asked == "all-linear" else [str(name) for name in asked]
+    whole = tuple(name for name in names if name in WHOLE)
+    experts = bool(spec.num_experts) and any(name in MLP for name in names)
+    lora = [name for name in names if name not in whole and not (experts and name in MLP)]
+    if not lora and not experts:
+        consequence = "Unsloth trains these whole, so no module is left to get LoRA, and it stops after loading."
+        fix = "add a projection, such as q_proj"
+        raise ConfigError(Problem(key="lora.target_modules", value=asked, consequence=consequence, fix=fix))
+    parameters = _expert_parameters(spec, run.lora.r) if experts else 0
+    if lora:
+        parameters += spec.lora_parameters(lora, run.lora.r, modules_to_save=whole)
+    return Targets(modules=tuple(names), parameters=parameters, whole=whole)
+
+
+def _all_linear(spec: ModelSpec) -> list[str]:
+    present = {weight.name.rsplit(".", 1)[-1] for weight in spec.linear_weights}
+    if spec.num_experts:
+        present |= set(MLP)
+    known = [name for name in PROJECTIONS if name in present]
+    return [*known, *sorted(present - set(known))]
+
+
+def _expert_parameters(spec: ModelSpec, r: int) -> int:
+    """r × (in + out) for every fused weight of every expert."""
+    fused = [tensor.shape for tensor in spec.tensors if ".experts." in tensor.name and len(tensor.shape) == 3]
+    return sum(shape[0] * r * (shape[1] + shape[2]) for shape in fused if prod(shape))

@@ -1,0 +1,287 @@
+"""MemoryEstimate: the GPU memory that a run takes on each GPU, term by term, before anything is loaded.
+
+Sizes of tensors follow from the model's shapes and from code whose file is named; they are exact. What a block's
+backward, the gathering of shards, the allocator and CUDA's context take beyond that was fitted to the cells marked
+`calibration` in benchmarks/results/memory-2xH200.json (two H200, Unsloth 2026.10.9, torch 2.11). docs/memory.md puts
+prediction and measurement side by side, for cells that were used and cells that were not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+from typing import Literal
+
+from ..config.accelerate_config import Strategy
+from ..models.spec import ModelSpec
+
+GIB = 2**30
+Checkpointing = Literal["unsloth", "true", "false"]
+
+OPTIMIZER_BYTES: dict[str, float] = {
+    "adamw_torch": 8,
+    "adamw_torch_fused": 8,
+    "adamw_hf": 8,
+    "adamw_apex_fused": 8,
+    "adamw_bnb_8bit": 2,
+    "adamw_8bit": 2,
+    "paged_adamw_8bit": 2,
+    "paged_adamw_32bit": 8,
+    "paged_adamw": 8,
+    "lion_32bit": 4,
+    "paged_lion_32bit": 4,
+    "lion_8bit": 1,
+    "paged_lion_8bit": 1,
+    "adafactor": 4,
+    "sgd": 0,
+    "adagrad": 4,
+    "rmsprop": 4,
+}
+"""Bytes of state per trained parameter: two float32 for AdamW, two bytes for the 8-bit kinds (bitsandbytes 0.50,
+optim/optimizer.py; their block scales add 3 % and tensors below 4096 elements stay at 32 bit, which LoRA's are not).
+Paged ones count in full: pages move to the host only under pressure. An unknown optimizer counts as AdamW."""
+
+OPTIMIZER, ON_THE_HOST = "adamw_torch_fused", "adamw_torch"
+"""Torch's AdamW; the second keeps its step counter on the host."""
+BITSANDBYTES_ADAMW = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw", "paged_adamw_32bit", "paged_adamw_8bit")
+
+
+def optimizer_for(strategy: Strategy, asked: str | None) -> str:
+    """What steps under `strategy` where `asked` is asked for, or nothing: Unsloth's own default, adamw_8bit, would be
+    another optimizer on one GPU than under fsdp2.
+
+    bitsandbytes can't step the shards of accelerate's FSDP2 (unsloth/models/rl.py: "Switching optim"); FSDP1 can't put
+    together the state of a fused optimizer (`adapters.fsdp1`).
+    """
+    if asked is None:
+        return ON_THE_HOST if strategy == "fsdp1" else OPTIMIZER
+    if strategy == "fsdp2" and asked in BITSANDBYTES_ADAMW:
+        return OPTIMIZER
+    return ON_THE_HOST if strategy == "fsdp1" and asked.endswith("_fused") else asked
+
+
+BLOCK_INTERMEDIATE = 4.0
+"""Copies of (tokens × intermediate_size) alive at the peak of a block's backward: gate, up, and their gradients, all in
+Unsloth's fused MLP (unsloth/kernels/fast_lora.py). Fitted: 1.5B and 8B give 4.0."""
+BLOCK_HIDDEN: dict[Checkpointing, float] = {"unsloth": 8.25, "true": 4.5, "false": 4.5}
+"""Copies of (tokens × hidden_size) alive then; Unsloth's offloading keeps two GPU buffers and what is in flight
+(unsloth_zoo/gradient_checkpointing.py). Fitted."""
+KEPT_INTERMEDIATE = 2.0
+KEPT_HIDDEN = 7.5
+"""Without checkpointing, per block and token: gate and up; the residual twice, both norms' outputs, query, attention
+output, and the keys and values widened to all heads (fitted between 7 and 8)."""
+LOGIT_BYTES = 2.0
+"""Per logit of one chunk of Unsloth's fused cross entropy, compiled: bf16 logits. The code reckons with 16 bytes in
+eager mode to choose its chunks (unsloth_zoo/fused_losses/cross_entropy_loss.py: `_CE_BYTES_PER_LOGIT`)."""
+CHUNK_TARGET_GIB = 4.0
+"""The most that Unsloth lets one chunk take by its own reckoning; half the free memory if that is less (same file)."""
+OTHER_GIB = 0.06
+"""Rotary tables, staging buffers and workspaces; fitted."""
+NATIVE_BLOCKS = 3
+"""Gathered blocks that Unsloth's own FSDP2 holds at the peak: the current one, the prefetched one, and its all-gather's
+buffer; fitted (2.2 to 3.7)."""
+WHOLE_LORA = 0.01
+"""Under fsdp2 LoRA weights stay whole on every rank up to this part of the model's (`adapters.fsdp2.shard`). Beyond it
+their gradients and optimizer state (16 bytes a weight in all, float32 with Adam) would cost more than is worth it."""
+FRAGMENTATION: dict[Strategy, float] = {"single": 0.03, "ddp": 0.03, "fsdp2": 0.09, "fsdp2_native": 0.2, "fsdp1": 0.09}
+"""What torch's allocator holds beyond the peak it has given out, as a share of that; medians. Gathers on other streams
+fragment more."""
+CONTEXT_GIB = 0.82
+"""CUDA's context, kernels and cuBLAS; one process on an H200."""
+NCCL_GIB = 1.47
+"""NCCL's buffers and its own kernels; two processes on NVLink."""
+DDP_BUCKETS_GIB = 0.5
+"""DDP sends all weights from rank 0 when it wraps the model, in two buckets of 250 MiB beside the largest tensor
+(torch/nn/parallel/distributed.py: `broadcast_bucket_size`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What one process trains, in the numbers that memory and time depend on."""
+
+    spec: ModelSpec
+    lora_parameters: int
+    per_device: int
+    """Rows at once."""
+    length: int
+    """Tokens per row."""
+    checkpointing: Checkpointing = "unsloth"
+    load_in_4bit: bool = False
+    dtype_bytes: int = 2
+    """Of the base weights that are not in 4 bit: 2, or 4 for float32."""
+    optim: str = "adamw_torch"
+    on_cpu: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Of one forward and backward."""
+        return self.per_device * self.length
+
+    @property
+    def intermediate(self) -> int:
+        """Width of the MLP that one token passes."""
+        spec = self.spec
+        if not spec.num_experts:
+            return max(spec.intermediate_size, 1)
+        return (spec.moe_intermediate_size or spec.intermediate_size) * spec.experts_per_token
+
+    # Summing over all tensors takes a millisecond for a mixture of experts, and the planner asks often.
+    @cached_property
+    def weight_bytes(self) -> int:
+        # Unsloth packs the experts too, transformers alone would not.
+        return self.spec.weight_bytes(self.load_in_4bit, self.dtype_bytes, experts_in_4bit=True)
+
+    @cached_property
+    def block_bytes(self) -> float:
+        """Of the largest decoder block; of an average one in 4 bit."""
+        if self.packed:
+            return (self.weight_bytes - self.outer_bytes) / max(self.spec.num_layers, 1)
+        return self.spec.layer_parameters * self.dtype_bytes
+
+    @cached_property
+    def outer_bytes(self) -> int:
+        """Input embeddings and lm_head, which are never in 4 bit."""
+        return (self.spec.embedding_parameters + self.spec.lm_head_parameters) * self.dtype_bytes
+
+    @property
+    def head_bytes(self) -> int:
+        """The output head, which is the input embeddings where the two are tied."""
+        return (self.spec.lm_head_parameters or self.spec.embedding_parameters) * self.dtype_bytes
+
+    @cached_property
+    def largest_linear(self) -> int:
+        """Elements of the largest linear weight in a block."""
+        return max((weight.out_features * weight.in_features for weight in self.spec.linear_weights), default=0)
+
+    @property
+    def packed(self) -> bool:
+        """The base weights are in 4 bit."""
+        return self.load_in_4bit or self.spec.quantization == "bnb-4bit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """GiB on each GPU. `terms` add up to `total`, the most that the GPU must have free."""
+
+    terms: dict[str, float]
+    loading: float
+    """Allocated by torch at the peak of loading and sharding."""
+    training: float
+    """Allocated by torch at the peak of a training step."""
+    host_gib: float = 0.0
+    """Of the machine's memory, per process: activations that Unsloth offloads to it."""
+
+    @property
+    def total(self) -> float:
+        return sum(self.terms.values())
+
+    @property
+    def allocated(self) -> float:
+        """What torch's `max_memory_allocated` will say."""
+        return max(self.loading, self.training)
+
+    def to_dict(self) -> dict[str, float]:
+        return {"total": round(self.total, 3), **{name: round(value, 3) for name, value in self.terms.items()}}
+
+
+def estimate(work: Workload, strategy: Strategy, num_processes: int, *, free_gib: float = 1e9) -> MemoryEstimate:
+    """The memory that `work` takes on each of `num_processes` GPUs under `strategy`, in GiB.
+
+    `free_gib` is the GPU's memory, which bounds the chunks of the fused loss. Terms: `weights` (frozen, in the dtype
+    they are loaded in), `lora`, `gradients` (float32 as Unsloth keeps the adapter), `optimizer`, `gradient_buckets`
+    (DDP's own copy of the gradients), `unsharded_units` (weights that FSDP has gathered at the peak), `dequantized`
+    (4-bit weights on their way through a matmul), `activations`, `logits` (the fused loss where it is the larger
+    peak), `loading_excess` (loading's peak above training's), `other`, `fragmentation`, `context`.
+    """
+    shards = num_processes if strategy in ("fsdp2", "fsdp2_native", "fsdp1") else 1
+    whole_lora = strategy == "fsdp2" and work.lora_parameters <= WHOLE_LORA * work.spec.num_parameters
+    lora = 4 * work.lora_parameters
+    lora_shards = 1 if whole_lora else shards
+    terms = {
+        "weights": work.weight_bytes / shards,
+        "lora": lora / lora_shards,
+        "gradients": lora / lora_shards,
+        "optimizer": OPTIMIZER_BYTES.get(optimizer_for(strategy, work.optim), 8) * work.lora_parameters / lora_shards,
+    }
+    if strategy == "ddp" or whole_lora:
+        terms["gradient_buckets"] = lora
+    kept, block = _activations(work)
+    logits = _logits(work, free_gib)
+    if strategy == "fsdp2":
+        # Two sets of buffers for the blocks; beside the loss one of them, and the output head (fsdp2/peer_fetch).
+        head = work.head_bytes
+        peak = max(block + 2 * work.block_bytes, logits + work.block_bytes + head)
+        terms["unsharded_units"] = peak - max(block, logits)
+    elif shards > 1:
+        blocks = NATIVE_BLOCKS if strategy == "fsdp2_native" else 1
+        terms["unsharded_units"] = work.outer_bytes + blocks * work.block_bytes
+    if work.packed:
+        # One weight in use and the next one's buffer (unsloth/kernels/utils.py: WEIGHT_BUFFERS); fitted, 1.7 to 2.4.
+        terms["dequantized"] = 2.0 * work.largest_linear * work.dtype_bytes
+    terms["activations"] = kept + block
+    terms["logits"] = max(0.0, logits - block)
+    terms["other"] = OTHER_GIB * GIB
+    training = sum(terms.values())
+    loading = _loading(work, strategy, num_processes)
+    terms["loading_excess"] = max(0.0, loading - training)
+    if not work.on_cpu:
+        held = max(loading * (1 + FRAGMENTATION["single"]), training * (1 + FRAGMENTATION[strategy]))
+        terms["fragmentation"] = held - max(loading, training)
+        terms["context"] = (CONTEXT_GIB + (NCCL_GIB if num_processes > 1 else 0.0)) * GIB
+    offloaded = work.tokens * work.spec.hidden_size * 2 * work.spec.num_layers
+    return MemoryEstimate(
+        terms={name: value / GIB for name, value in terms.items() if value > 0},
+        loading=loading / GIB,
+        training=training / GIB,
+        host_gib=offloaded / GIB if work.checkpointing == "unsloth" and not work.on_cpu else 0.0,
+    )
+
+
+def _activations(work: Workload) -> tuple[float, float]:
+    """Bytes of activations: those held from forward to backward in all blocks, and those alive inside one block."""
+    spec, tokens = work.spec, work.tokens
+    size = 4 if work.dtype_bytes == 4 else 2
+    hidden = spec.hidden_size
+    block = tokens * (BLOCK_INTERMEDIATE * work.intermediate + BLOCK_HIDDEN[work.checkpointing] * hidden) * size
+    if work.checkpointing == "unsloth" and not work.on_cpu:
+        return 0.0, block
+    if work.checkpointing != "false":
+        return float(tokens * hidden * size * spec.num_layers), block
+    keys = 2 * spec.num_kv_heads * spec.head_dim
+    per_token = KEPT_INTERMEDIATE * work.intermediate + KEPT_HIDDEN * hidden + keys
+    return tokens * per_token * size * spec.num_layers, block
+
+
+def _logits(work: Workload, free_gib: float) -> float:
+    """Bytes that the loss takes at its peak.
+
+    On a GPU one chunk of Unsloth's fused cross entropy: the chunks are counted as `get_chunk_size` counts them
+    (unsloth_zoo/fused_losses/cross_entropy_loss.py). On a CPU transformers' own loss, with all logits in the model's
+    dtype, in float32 and their gradient.
+    """
+    logits = work.tokens * work.spec.vocab_size
+    if work.on_cpu:
+        return logits * (work.dtype_bytes + 8.0)
+    target = max(min(CHUNK_TARGET_GIB, free_gib / 2), 1e-3)
+    exact = logits * 16 / GIB / target
+    chunks = 1 if exact <= 1 else min(ceil(exact / 4) * 4, work.tokens)
+    return logits / chunks * LOGIT_BYTES
+
+
+def _loading(work: Workload, strategy: Strategy, num_processes: int) -> float:
+    """Bytes allocated at the peak before the first step."""
+    lora = 4 * work.lora_parameters
+    whole = work.weight_bytes + lora
+    largest = max((tensor.numel for tensor in work.spec.tensors), default=0) * work.dtype_bytes
+    if strategy == "ddp":
+        return whole + largest + DDP_BUCKETS_GIB * GIB
+    if strategy == "fsdp1":
+        # The whole model is loaded on every GPU, and is still there when its shards have been made.
+        return whole * (1 + 1 / num_processes)
+    in_16_bit = not work.packed and work.spec.quantization is None
+    if strategy == "fsdp2" or (strategy == "fsdp2_native" and in_16_bit):
+        # Linear weights are read as shards, everything else whole (unsloth/models/fsdp2_load.py), and the largest of
+        # these is there twice while it is cut. Under fsdp2 4-bit weights are cut as they are quantised (adapters/fsdp).
+        return (work.weight_bytes - work.outer_bytes) / num_processes + work.outer_bytes + largest + lora
+    return whole

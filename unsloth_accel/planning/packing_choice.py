@@ -1,0 +1,41 @@
+"""Whether rows are packed, and what rows shorter than the limit mean for a step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..config.run_config import RunConfig
+from ..data.length_estimate import row_lengths
+
+SHORT = 0.5
+"""Mean length over model.max_seq_length below which rows count as short: packing then at least halves the work."""
+
+
+def with_packing(run: RunConfig, device: str, reasons: list[str]) -> RunConfig:
+    """`run` with `training.packing` decided where nothing is said about it, and the reason added to `reasons`.
+
+    Packed, several rows fill one of `max_seq_length` (TRL's `packing`, kept apart by Unsloth's attention). A step of
+    `batch.global_size` rows would then hold several times as many of the data set's: only a batch in tokens
+    (`batch.global_tokens`) keeps its promise so, and better. On a CPU Unsloth packs nothing, and a stream can't be.
+    """
+    if device == "cpu" or not run.data.path or run.data.streaming or "packing" in run.training:
+        return run
+    limit = run.model.max_seq_length
+    lengths = row_lengths(run.data, run.model.name, limit)
+    if lengths is None or lengths.mean >= SHORT * limit:
+        return run
+    share = lengths.mean / limit
+    if run.batch.global_tokens:
+        rows = run.batch.global_tokens // limit
+        reasons.append(
+            f"training.packing=true: rows have {lengths}, {share:.0%} of model.max_seq_length. Unpacked {rows} of them "
+            f"make a step of {rows * lengths.mean:,.0f} tokens; packed it has the {run.batch.global_tokens:,} of "
+            f"batch.global_tokens, and an epoch about 1/{1 / share:.1f} of the steps."
+        )
+        return replace(run, training=run.training | {"packing": True})
+    reasons.append(
+        "not packed: batch.global_size promises rows, and packing would change what is in a step. Rows have "
+        f"{lengths}, {share:.0%} of model.max_seq_length; laid end to end without padding a step takes about "
+        f"{share:.0%} of a full one's time. batch.global_tokens instead gives steps of full, packed rows."
+    )
+    return run

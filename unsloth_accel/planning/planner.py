@@ -1,0 +1,492 @@
+"""Plan: strategy, processes, batch and memory for a run on given hardware, with the reason for each choice."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..adapters.environment import variables_for
+from ..capabilities import SHARDED, Capabilities
+from ..config.accelerate_config import AccelerateConfig, Precision, Strategy, launch_lines
+from ..config.promise import Promise
+from ..config.run_config import RunConfig
+from ..errors import ConfigError, Problem
+from ..files import write_atomically
+from ..hardware.hardware import Device, Hardware
+from ..models.locate import may_be_hub_id
+from ..models.lora_targets import Targets, targets
+from ..models.spec import TOWER, ModelSpec
+from . import plan_view
+from .batch import DEFAULT_PER_DEVICE, Batch, check_divisible, divide_batch, divisors, rows_text
+from .memory_estimate import MemoryEstimate, Workload, optimizer_for
+from .packing_choice import with_packing
+from .precision import choose_precision
+from .speed_estimate import Speed
+from .strategy_choice import ERROR, Option, Question, Rejected, choose, free_gib
+
+TRAINING_MODULE = "unsloth_accel.training.sft"
+DECISIVE = ("taken as", "link ", "network ", "MIG")
+"""Words of those findings about hardware that a plan depends on; the others are in `Hardware.reasons`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    strategy: Strategy
+    device: Literal["cuda", "cpu"]
+    mixed_precision: Precision
+    batch: Batch
+    reasons: tuple[str, ...]
+    hardware: Hardware
+    run: RunConfig
+    devices: tuple[Device, ...] = ()
+    """Of one machine: the GPUs that are used, those with the most free memory; none on a CPU."""
+    rejected: tuple[Rejected, ...] = ()
+    """The other strategies, each with the reason."""
+    memory: MemoryEstimate | None = None
+    """Per GPU (on a CPU: per process, of the machine's memory); None where the model's shapes are unknown."""
+    speed: Speed | None = None
+    """Estimated; None on a CPU and for unknown cards."""
+    spec: ModelSpec | None = None
+
+    @property
+    def num_processes(self) -> int:
+        return self.batch.num_processes
+
+    @property
+    def num_machines(self) -> int:
+        return self.hardware.num_machines if self.device == "cuda" and self.num_processes > 1 else 1
+
+    @property
+    def promise(self) -> Promise:
+        return Promise(num_processes=self.num_processes, strategy=self.strategy, device=self.device)
+
+    @property
+    def accelerate_config(self) -> AccelerateConfig:
+        # Where it is unknown, nothing that needs it is planned.
+        decoder_layer = (self.spec and self.spec.decoder_layer_class) or AccelerateConfig.decoder_layers[0]
+        return AccelerateConfig(
+            strategy=self.strategy,
+            num_processes=self.num_processes,
+            device=self.device,
+            mixed_precision=self.mixed_precision,
+            num_machines=self.num_machines,
+            # Sharded loading is for 16-bit checkpoints; of another it loads the whole on every GPU.
+            load_in_4bit=self.run.model.load_in_4bit or bool(self.spec and self.spec.quantization),
+            decoder_layers=(decoder_layer,),
+        )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that `accelerate launch` gets beside its YAML."""
+        variables = variables_for(self.promise, gpus=bool(self.hardware.devices)) | self.accelerate_config.environment
+        # Tokenizers' own threads deadlock or warn once the data loader forks.
+        variables["TOKENIZERS_PARALLELISM"] = "false"
+        if self.device == "cpu":
+            # Accelerate counts physical cores, which a container may report as too few.
+            variables["OMP_NUM_THREADS"] = str(max(1, self.hardware.cpu_cores // self.num_processes))
+        elif len(self.devices) < len(self.hardware.devices) or self.devices[0].mig:
+            # One process that sees several GPUs would be given torch's DataParallel by the Trainer; of several MIG
+            # instances, newer drivers show it all.
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(device.uuid or str(device.index) for device in self.devices)
+        return variables
+
+    def resolved(self) -> dict[str, Any]:
+        """The run with every `auto` replaced by what was decided, as nested keys and values."""
+        values = asdict(self.run)
+        values["batch"] |= {"global_size": self.batch.global_size}
+        del values["batch"]["global_tokens"]  # the same, said twice
+        if not self.run.data.path:  # planned from overrides alone
+            del values["data"]["path"]
+        if not self.run.output_dir:
+            del values["output_dir"]
+        values["distributed"] |= {
+            "strategy": self.strategy,
+            "num_processes": self.num_processes,
+            "device": self.device,
+        }
+        # Going on from an earlier run or deleting it is a word to one launch, not part of the description.
+        for word in ("resume", "overwrite"):
+            values["training"].pop(word, None)
+        values["training"] |= {
+            "per_device_train_batch_size": self.batch.per_device,
+            "gradient_accumulation_steps": self.batch.accumulation,
+            "bf16": self.mixed_precision == "bf16",
+            "fp16": self.mixed_precision == "fp16",
+        }
+        return values
+
+    def write(self, directory: str | Path) -> None:
+        """Write run.yaml (every `auto` decided), accelerate.yaml, with its launch line, and plan.json into `directory`.
+
+        Raises `ConfigError` where that can't be written.
+        """
+        from omegaconf import OmegaConf
+
+        try:
+            self._write(Path(directory), OmegaConf.to_yaml(OmegaConf.create(self.resolved())))
+        except OSError as error:
+            fix = "choose a directory that you may write"
+            consequence = f"can't be written: {error.strerror}."
+            raise ConfigError(Problem(key=str(directory), consequence=consequence, fix=fix)) from None
+
+    def _write(self, directory: Path, run_yaml: str) -> None:
+        write_atomically(Path(directory, "run.yaml"), run_yaml)
+        config = self.accelerate_config
+        lines = launch_lines(config, "accelerate.yaml", f"-m {TRAINING_MODULE} run.yaml")
+        comment = (
+            f"{self.strategy}, written by unsloth-accel with run.yaml. Launch both here, or your own script in the\n"
+        )
+        comment += f"place of what follows -m:\n\n{lines}"
+        config.write(Path(directory, "accelerate.yaml"), comment)
+        write_atomically(Path(directory, "plan.json"), json.dumps(self.to_dict(), indent=2) + "\n")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything decided, as JSON can hold it: what `unsloth-accel plan --json` prints."""
+        return plan_view.as_dict(self)
+
+    def __str__(self) -> str:
+        return plan_view.as_text(self)
+
+    def __rich__(self) -> Any:
+        return plan_view.as_table(self)
+
+    def _repr_html_(self) -> str:
+        return plan_view.as_html(self)
+
+
+def plan(
+    run: RunConfig,
+    hardware: Hardware,
+    spec: ModelSpec | None = None,
+    capabilities: Capabilities | None = None,
+    *,
+    elsewhere: bool = False,
+) -> Plan:
+    """Decide how `run` runs on `hardware`; `spec` is read from `run.model.name` when it is not given.
+
+    A strategy that `capabilities` lacks is rejected; with `elsewhere`, the versions that will run are not those that
+    were looked at, so the plan takes it all the same and says so. Nothing is known where `capabilities` is None.
+
+    Raises `ConfigError` where what is asked for can't be had: more processes than GPUs, a global batch that can't be
+    divided, a model that does not fit, or one whose size is unknown while the strategy depends on it.
+    """
+    reasons: list[str] = []
+    device = _device(run, hardware, reasons)
+    if device == "cuda":
+        reasons += [reason for reason in hardware.reasons if any(word in reason for word in DECISIVE)]
+    count = _num_processes(run, hardware, device, reasons)
+    _check_strategy(run, count, device)
+    used = _freest(hardware, count) if device == "cuda" else ()
+    precision = choose_precision(run, hardware, used, reasons)
+    rows = run.batch.rows(run.model.max_seq_length)
+    per_device: int | None = run.training.get("per_device_train_batch_size")
+    accumulation: int | None = run.training.get("gradient_accumulation_steps")
+    if rows is not None:
+        check_divisible(rows, count, per_device, accumulation)
+    chosen: Option | None = None
+    rejected: tuple[Rejected, ...] = ()
+    spec = spec or _spec(run, device, count, reasons)
+    packed = run.model.load_in_4bit or bool(spec and spec.quantization == "bnb-4bit")
+    lacking = capabilities.unavailable(device, load_in_4bit=packed) if capabilities else {}
+    unavailable = {} if elsewhere else lacking
+    if capabilities and not elsewhere:
+        _check_installed(capabilities, _unsized_strategy(run, count), run, device, packed)
+    if spec is not None:
+        trained = targets(run, spec)
+        run = _spelt_out(run, spec, trained, reasons)
+        question = _question(run, spec, trained, replace(hardware, devices=used), precision, count, rows)
+        question = replace(question, unavailable=unavailable | _cannot_shard(spec, run, device))
+        if device == "cuda":
+            chosen, why, rejected = choose(question, run.distributed.strategy)
+            reasons += why
+        else:
+            chosen = question.option(_unsized_strategy(run, count))
+            _check_host(chosen, question)
+    strategy = chosen.strategy if chosen else _unsized_strategy(run, count)
+    if strategy in ("fsdp2", "fsdp1") and not (spec and spec.decoder_layer_class):
+        consequence = "the class of the model's decoder layers is unknown, and FSDP must be told it."
+        fix = "distributed.strategy=ddp, or unsloth-accel config --decoder-layer CLASS for your own script"
+        raise ConfigError(Problem(key="distributed.strategy", value=strategy, consequence=consequence, fix=fix))
+    if device == "cpu" or chosen is None:
+        reasons.append(_plain_reason(strategy))
+    if strategy in lacking:
+        reasons.append(f"beware: {strategy} needs other versions than are installed here: {lacking[strategy]}")
+    batch = _batch(rows, count, per_device, accumulation, chosen, device, reasons)
+    run = _with_optimizer(run, strategy, device, reasons)
+    run = with_packing(run, device, reasons)
+    return Plan(
+        strategy=strategy,
+        device=device,
+        mixed_precision=precision,
+        batch=batch,
+        reasons=tuple(reasons),
+        rejected=rejected,
+        memory=chosen.memory if chosen else None,
+        speed=chosen.speed if chosen and device == "cuda" else None,
+        spec=spec,
+        hardware=hardware,
+        devices=used,
+        run=run,
+    )
+
+
+def _device(run: RunConfig, hardware: Hardware, reasons: list[str]) -> Literal["cuda", "cpu"]:
+    asked = run.distributed.device
+    if asked == "cuda" and not hardware.devices:
+        consequence = f"no GPU is visible: {hardware.reason}."
+        fix = "distributed.device=cpu, or make a GPU visible"
+        raise ConfigError(Problem(key="distributed.device", value=asked, consequence=consequence, fix=fix))
+    if asked == "cpu" or not hardware.devices:
+        why = "distributed.device is cpu" if asked == "cpu" else f"no GPU is visible ({hardware.reason})"
+        reasons.append(f"device cpu: {why}.")
+        return "cpu"
+    return "cuda"
+
+
+def _num_processes(run: RunConfig, hardware: Hardware, device: str, reasons: list[str]) -> int:
+    asked = run.distributed.num_processes
+    gpus = len(hardware.devices) * hardware.num_machines
+    if asked == "auto" and run.distributed.strategy == "single":
+        return 1
+    if asked == "auto" and device == "cuda":
+        where = f" on each of {hardware.num_machines} machines" if hardware.num_machines > 1 else ""
+        reasons.append(f"{gpus} processes: one per visible GPU{where}.")
+        return gpus
+    if asked == "auto":
+        count = min(2, hardware.cpu_cores)
+        reasons.append(f"{count} processes: on a CPU more would only divide its cores; two take the multi-GPU path.")
+        return count
+    if device == "cuda" and asked < gpus and hardware.num_machines > 1:
+        consequence = f"{hardware.num_machines} machines have {gpus} GPUs, and accelerate starts as many on each."
+        key = "distributed.num_processes"
+        raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix=f"{key}={gpus}, or auto"))
+    if device == "cuda" and asked > gpus:
+        key = "distributed.num_processes"
+        consequence = f"{asked} processes need {asked} GPUs and {gpus} are visible ({hardware.reason})."
+        fix = f"{key}={gpus}, or auto"
+        raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix=fix))
+    return int(asked)
+
+
+def _check_strategy(run: RunConfig, count: int, device: str) -> None:
+    asked = run.distributed.strategy
+    key = "distributed.strategy"
+    if asked == "single" and count > 1:
+        consequence = f"single is one process and distributed.num_processes is {count}."
+        raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix="distributed.strategy=ddp"))
+    if asked not in ("auto", "single") and count == 1:
+        consequence = f"{asked} needs at least two processes and there is one."
+        raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix="distributed.strategy=auto"))
+    if asked in ("fsdp2", "fsdp1") and device == "cpu":
+        consequence = "accelerate has no FSDP on a CPU: each process would train alone."
+        raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix="distributed.strategy=ddp"))
+
+
+def _check_installed(capabilities: Capabilities, strategy: Strategy, run: RunConfig, device: str, packed: bool) -> None:
+    """Raise `ConfigError` for a strategy that is asked for, or the only one, and that the versions can't run."""
+    problem = capabilities.problem(strategy, device, load_in_4bit=packed)
+    if problem is None:
+        return
+    if run.distributed.strategy == "auto":  # nobody wrote it, and there is no other
+        problem = replace(problem, key="distributed.device", value=device)
+    raise ConfigError(problem)
+
+
+def _unsized_strategy(run: RunConfig, count: int) -> Strategy:
+    """The strategy where nothing is known about the model's size."""
+    asked = run.distributed.strategy
+    if asked != "auto":
+        return asked  # type: ignore[return-value]
+    return "ddp" if count > 1 else "single"
+
+
+def _plain_reason(strategy: Strategy) -> str:
+    if strategy == "single":
+        return "single: there is one process."
+    if strategy == "ddp":
+        return "ddp: every process holds the model and synchronises only the adapter's gradients."
+    return f"{strategy}: distributed.strategy asks for it."
+
+
+def _spec(run: RunConfig, device: str, count: int, reasons: list[str]) -> ModelSpec | None:
+    """The model's shapes; None, with the reason, where they are unknown and no decision needs them."""
+    try:
+        spec = ModelSpec.load(run.model.name)
+    except ConfigError as error:
+        if any(problem.rule == TOWER for problem in error.problems):
+            raise ConfigError(_only_text(run)) from None
+        if not may_be_hub_id(run.model.name):
+            raise  # a directory that is missing or damaged
+        if device == "cuda" and run.distributed.strategy == "auto" and count > 1:
+            fix = "or name the strategy: distributed.strategy=ddp while the model fits one GPU"
+            problems = [replace(problem, fix=f"{problem.fix}, {fix}") for problem in error.problems]
+            raise ConfigError(problems) from None
+        first = error.problems[0]
+        reasons.append(f"memory is not estimated: {first.key}: {first.consequence}")
+        return None
+    if spec.towers:
+        raise ConfigError(_only_text(run))
+    reasons += [f"{problem.key}: {problem.consequence}" for problem in spec.problems]
+    return spec
+
+
+def _only_text(run: RunConfig) -> Problem:
+    return Problem(
+        key="model.name",
+        value=run.model.name,
+        consequence="is a model of text and images or sound. `launch RUN.yaml` reads rows of text only: its other half "
+        "would fill every GPU and learn nothing, and Unsloth has no such models on a CPU.",
+        fix="a text model, or your own script: FastVisionModel, unsloth_accel.adapt(trainer), and `unsloth-accel "
+        "launch --config_file accelerate_configs/ddp.yaml script.py`",
+    )
+
+
+def _question(
+    run: RunConfig,
+    spec: ModelSpec,
+    trained: Targets,
+    hardware: Hardware,
+    precision: Precision,
+    count: int,
+    rows: int | None,
+) -> Question:
+    per_device: int | None = run.training.get("per_device_train_batch_size")
+    accumulation: int | None = run.training.get("gradient_accumulation_steps")
+    own = rows // count if rows is not None else None
+    if per_device is not None:
+        sizes = [per_device]
+    elif own is None:
+        sizes = list(range(1, DEFAULT_PER_DEVICE + 1))
+    elif accumulation is not None:
+        sizes = [own // accumulation]
+    else:
+        sizes = divisors(own)
+    if not hardware.devices:
+        sizes = [size for size in sizes if size <= DEFAULT_PER_DEVICE] or sizes[:1]
+        capacity = hardware.host_memory_gib / count
+    else:
+        capacity = min(map(free_gib, hardware.devices))
+    full = run.model.dtype == "float32" or (not hardware.devices and precision == "no")
+    work = workload(run, spec, trained, sizes[0], full=full, on_cpu=not hardware.devices)
+    return Question(
+        work=work,
+        hardware=hardware,
+        capacity_gib=capacity,
+        num_processes=count,
+        precision=precision,
+        sizes=sizes,
+        rows=own,
+        accumulation=accumulation,
+    )
+
+
+def workload(
+    run: RunConfig, spec: ModelSpec, trained: Targets, per_device: int, *, full: bool, on_cpu: bool = False
+) -> Workload:
+    """What a process of `run` trains with `per_device` rows at once; `full`: its frozen weights are float32."""
+    return Workload(
+        spec=spec,
+        lora_parameters=trained.parameters,
+        per_device=per_device,
+        length=run.model.max_seq_length,
+        checkpointing=run.model.gradient_checkpointing,  # type: ignore[arg-type]
+        load_in_4bit=run.model.load_in_4bit,
+        dtype_bytes=4 if full else 2,
+        optim=str(run.training.get("optim", "adamw_torch")),
+        on_cpu=on_cpu,
+    )
+
+
+def _freest(hardware: Hardware, count: int) -> tuple[Device, ...]:
+    """As many GPUs of a machine as there are processes on it: those with the most free memory, in their order."""
+    by_memory = sorted(hardware.devices, key=free_gib, reverse=True)[: count // hardware.num_machines]
+    return tuple(device for device in hardware.devices if device in by_memory)
+
+
+def _spelt_out(run: RunConfig, spec: ModelSpec, trained: Targets, reasons: list[str]) -> RunConfig:
+    """`run` with the modules that get LoRA by name, and 4 bit where the checkpoint is; adds to `reasons`."""
+    if trained.whole:
+        reasons.append(f"{' and '.join(trained.whole)}: trained whole, not with LoRA, as Unsloth does.")
+    if spec.num_experts:
+        reasons.append("a mixture of experts: its memory is counted from its shapes and was never measured here.")
+    length, most = run.model.max_seq_length, spec.max_position_embeddings
+    if most and length > most:
+        reasons.append(f"model.max_seq_length={length} is beyond the {most} tokens that the model was made for.")
+    model = run.model
+    if spec.quantization == "bnb-4bit" and not model.load_in_4bit:
+        # Otherwise Unsloth loads the 16-bit model of that name (unsloth/models/loader_utils.py).
+        reasons.append("4 bit: the checkpoint is quantized, so model.load_in_4bit is taken as true.")
+        model = replace(model, load_in_4bit=True)
+    return replace(run, model=model, lora=replace(run.lora, target_modules=list(trained.modules)))
+
+
+def _cannot_shard(spec: ModelSpec, run: RunConfig, device: str) -> dict[Strategy, str]:
+    """The strategies that can't divide this model, each with the reason; raises `ConfigError` for one asked for."""
+    if not spec.num_experts or device == "cpu":
+        return {}
+    # Seen on two H100 with Qwen3's and Unsloth 2026.10.9: unsloth/models/fsdp2_load.py, "several checkpoint tensors".
+    reason = (
+        "a mixture of experts: transformers puts experts together from several tensors of the checkpoint, which "
+        "Unsloth's sharded loading can't read (seen with Qwen3's), and nothing else was tried."
+    )
+    if run.distributed.strategy in SHARDED:
+        fix = "distributed.strategy=ddp, and model.load_in_4bit=true if it doesn't fit"
+        problem = Problem(key="distributed.strategy", value=run.distributed.strategy, consequence=reason, fix=fix)
+        raise ConfigError(problem)
+    return dict.fromkeys(SHARDED, reason)
+
+
+def _with_optimizer(run: RunConfig, strategy: Strategy, device: str, reasons: list[str]) -> RunConfig:
+    """`run` with its optimizer by name, the same one under every strategy where nothing is said."""
+    asked = run.training.get("optim")
+    if device == "cpu":
+        return run
+    taken = optimizer_for(strategy, asked)
+    if taken == asked:
+        return run
+    why = "the same steps under every strategy"
+    if asked:
+        why = f"{strategy} can't {'step the shards' if strategy == 'fsdp2' else 'save the state'} of {asked}"
+    reasons.append(f"training.optim={taken}: {why}.")
+    return replace(run, training=run.training | {"optim": taken})
+
+
+def _check_host(chosen: Option, question: Question) -> None:
+    """Raise `ConfigError` when the processes need more than the machine has, by more than the estimate may be wrong."""
+    need, has = chosen.memory.total, question.capacity_gib
+    if not question.hardware.host_known or need <= ERROR * has:
+        return
+    count = question.num_processes
+    consequence = (
+        f"needs {need:.1f} GiB in each of {count} processes, and the machine has {has * count:.1f} GiB in all."
+    )
+    fix = "distributed.num_processes=1, or a smaller model" if count > 1 else "a smaller model"
+    raise ConfigError(Problem(key="model.name", value=question.work.spec.name, consequence=consequence, fix=fix))
+
+
+def _batch(
+    rows: int | None,
+    count: int,
+    per_device: int | None,
+    accumulation: int | None,
+    chosen: Option | None,
+    device: str,
+    reasons: list[str],
+) -> Batch:
+    most = chosen.per_device if chosen else DEFAULT_PER_DEVICE
+    if rows is None:
+        given = per_device or min(most, DEFAULT_PER_DEVICE)
+        rows = given * (accumulation or 1) * count
+        if per_device is None:
+            more = f"batch.global_size says nothing, so up to {DEFAULT_PER_DEVICE}."
+            reasons.append(f"{rows_text(given)} per device: {more}")
+        return divide_batch(rows, count, given, accumulation or 1)
+    batch = divide_batch(rows, count, per_device, accumulation, most=most)
+    if per_device is None and accumulation is None:
+        limits = ["memory allows"] * (chosen is not None) + [f"is at most {DEFAULT_PER_DEVICE}"] * (device == "cpu")
+        limit = ", ".join(limits) or f"is at most {DEFAULT_PER_DEVICE}"
+        share = f"divides the {rows // count} rows of a process"
+        reasons.append(f"{rows_text(batch.per_device)} per device: the largest number that {limit} and {share}.")
+    return batch

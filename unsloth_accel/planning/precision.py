@@ -1,0 +1,73 @@
+"""The precision that a run trains in: what is asked for, what the hardware can, and what Unsloth does anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..config.accelerate_config import Precision
+from ..config.run_config import RunConfig
+from ..errors import ConfigError, Problem
+from ..hardware.hardware import Device, Hardware
+
+_OF_DTYPE: dict[str | None, Precision] = {"float16": "fp16", "bfloat16": "bf16"}
+
+
+def choose_precision(run: RunConfig, hardware: Hardware, devices: Sequence[Device], reasons: list[str]) -> Precision:
+    """For `devices`, or for the CPU of `hardware` when there are none; adds to `reasons`.
+
+    Raises `ConfigError` for what contradicts itself, the model's dtype or the hardware.
+    """
+    fields = run.training
+    if fields.get("bf16") and fields.get("fp16"):
+        raise _refusal("training.bf16", True, "bf16 and fp16 are both on.", "turn one of them off")
+    asked: Precision | None = "bf16" if fields.get("bf16") else "fp16" if fields.get("fp16") else None
+    of_dtype = _OF_DTYPE.get(run.model.dtype)
+    if asked and of_dtype and asked != of_dtype:
+        consequence = f"model.dtype is {run.model.dtype}, and Unsloth refuses to train that in {asked}."
+        raise _refusal(f"training.{asked}", True, consequence, f"drop training.{asked}, or model.dtype")
+    said = f"training.{asked} is set" if asked else f"model.dtype is {run.model.dtype}"
+    asked = asked or of_dtype
+    if not devices:
+        return _on_cpu(run, hardware, asked, said, reasons)
+    old = [device.name for device in devices if not device.has_bf16]
+    if asked == "bf16" and old:
+        key = "training.bf16" if fields.get("bf16") else "model.dtype"
+        consequence = f"{old[0]} has no bfloat16 (compute capability below 8.0)."
+        raise _refusal(
+            key, fields.get("bf16") or run.model.dtype, consequence, f"drop {key}: the plan takes fp16 there"
+        )
+    if asked:
+        reasons.append(f"precision {asked}: {said}.")
+        return asked
+    if old and run.model.dtype == "float32":
+        reasons.append(f"precision no: model.dtype is float32, and {old[0]} has no bfloat16.")
+        return "no"
+    if False in (fields.get("bf16"), fields.get("fp16")) or run.model.dtype == "float32":
+        # unsloth/models/rl.py: use_bf16_amp. A config that said `no` would not be what runs.
+        said = "model.dtype is float32" if run.model.dtype == "float32" else "training.bf16 or fp16 is false"
+        reasons.append(f"{said}, but Unsloth trains an adapter in mixed precision on a GPU all the same.")
+    if old:
+        reasons.append(f"precision fp16: {old[0]} has no bfloat16 (compute capability below 8.0).")
+        return "fp16"
+    reasons.append("precision bf16: every GPU has bfloat16, which needs no loss scaling.")
+    return "bf16"
+
+
+def _on_cpu(run: RunConfig, hardware: Hardware, asked: Precision | None, said: str, reasons: list[str]) -> Precision:
+    if asked == "fp16":
+        key = "training.fp16" if run.training.get("fp16") else "model.dtype"
+        consequence = "a CPU trains in bf16 or fp32; accelerate refuses fp16 there."
+        fix = f"drop {key} (the plan takes bf16 where the CPU has it)"
+        raise _refusal(key, run.training.get("fp16") or run.model.dtype, consequence, fix)
+    if asked:
+        reasons.append(f"precision {asked}: {said}.")
+        return asked
+    if run.training.get("bf16") is False or run.model.dtype == "float32":
+        reasons.append("precision no: training.bf16 is false or model.dtype is float32.")
+        return "no"
+    reasons.append(f"precision: the CPU {'has' if hardware.cpu_bf16 else 'lacks'} bfloat16 instructions.")
+    return "bf16" if hardware.cpu_bf16 else "no"
+
+
+def _refusal(key: str, value: object, consequence: str, fix: str) -> ConfigError:
+    return ConfigError(Problem(key=key, value=value, consequence=consequence, fix=fix))

@@ -1,0 +1,114 @@
+"""Speed: how long a step takes, to put strategies in order; a rough figure, not a promise.
+
+Two constants of one GPU and two of sharding were fitted to the cells marked `calibration` in
+benchmarks/results/memory-2xH200.json; docs/speed.md puts the order that follows beside the measured one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config.accelerate_config import Precision, Strategy
+from ..hardware.hardware import Hardware
+from .memory_estimate import Workload
+
+PEAK_SHARE = 0.75
+"""Of the card's dense rate, reached by the matmuls; fitted."""
+BLOCK_PASSES = 107.0
+"""How often a block's activations (intermediate + hidden, two bytes each) cross the memory in one step with
+checkpointing: norms, rotary, activation, casts, launches; fitted."""
+LAYER_SECONDS = 0.0014
+"""Per decoder block and device batch: launching its kernels from Python; fitted (1.1 to 2.0 ms; small batches wait for
+it longer)."""
+LEAST_LAYER_SECONDS = 0.0055
+"""Per decoder block and device batch, however little there is to compute: a small batch is as slow as Python launches
+its kernels; the 0.5B cell with 16 × 512 tokens."""
+SHARD_SECONDS: dict[Strategy, float] = {"fsdp2": 0.0009, "fsdp2_native": 0.0010, "fsdp1": 0.0014}
+"""Per decoder block, device batch and step, beside the bytes: hooks and waiting at each gather; fitted."""
+HIDDEN_SHARE = 0.8
+"""Of computing, behind which fsdp2 can hide the bytes: copy engines fetch the next block meanwhile; assumed."""
+FSDP1_FACTOR = 3.0
+"""Unsloth declines its fused LoRA kernels under FSDP1: 1.274 s against 0.429 s for FSDP2 (DDP 0.386 s), measured on
+the 1.5B shape with variable rows."""
+DDP_SHARE = 0.015
+"""Of a step, lost by two processes that wait for each other: 0.7823 s against 0.7753 s, 0.3111 s against 0.3057 s."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Seconds of one optimizer step, and what they are made of."""
+
+    compute: float
+    communication: float
+    """Not hidden behind computing."""
+    tokens: int
+    """Per step, over all processes."""
+
+    @property
+    def step_seconds(self) -> float:
+        return self.compute + self.communication
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.step_seconds
+
+
+def flops(work: Workload) -> float:
+    """Floating-point operations of one forward and backward of one device batch, LoRA's own left out.
+
+    A matmul with a weight of n elements takes 2n per token. Frozen weights need no gradient, so a block takes it once
+    forward, once backward (the gradient of its input), and once more to recompute it with checkpointing. The fused loss
+    takes lm_head twice, in one go. Attention: 4 × heads × head_dim × length / 2 (causal) per token and pass, its
+    backward 2.5 times that (FlashAttention-2, arXiv:2307.08691, section 4.1).
+    """
+    spec = work.spec
+    checkpointed = work.checkpointing != "false"
+    linear = spec.active_parameters - spec.embedding_parameters - spec.lm_head_parameters
+    per_token = linear * 2 * (3 if checkpointed else 2) + spec.hidden_size * spec.vocab_size * 4
+    attention = 2 * spec.num_heads * spec.head_dim * work.length * spec.num_layers
+    return float(work.tokens * (per_token + attention * ((2 if checkpointed else 1) + 2.5)))
+
+
+def estimate_speed(
+    work: Workload, strategy: Strategy, num_processes: int, accumulation: int, hardware: Hardware, precision: Precision
+) -> Speed | None:
+    """Of one step of `accumulation` device batches; None for cards whose rates are unknown."""
+    device = min(hardware.devices, key=lambda d: d.fp16_tflops or 0.0, default=None)
+    if device is None:
+        return None
+    rate = (device.bf16_tflops if precision == "bf16" else device.fp16_tflops) or 0.0
+    if not rate or not device.bandwidth_gbs:
+        return None
+    spec = work.spec
+    crossing = work.tokens * (work.intermediate + spec.hidden_size) * 2 * spec.num_layers * BLOCK_PASSES
+    if work.checkpointing == "false":
+        crossing *= 2 / 3
+    launches = LAYER_SECONDS * spec.num_layers
+    compute = flops(work) / (rate * 1e12 * PEAK_SHARE) + crossing / (device.bandwidth_gbs * 1e9) + launches
+    compute = max(compute, LEAST_LAYER_SECONDS * spec.num_layers)
+    if strategy == "fsdp1":
+        compute *= FSDP1_FACTOR
+    communication = 0.0
+    if num_processes > 1:
+        link = _link(hardware) * 1e9
+        others = (num_processes - 1) / num_processes
+        communication = compute * DDP_SHARE * accumulation
+        # All-reduce of the adapter's gradients: twice around the ring.
+        communication += 2 * others * 4 * work.lora_parameters / link
+        if strategy in SHARD_SECONDS:
+            gathered = 2 * others * work.weight_bytes / link  # once forward, once backward
+            if strategy == "fsdp2" and hardware.link == "nvlink" and hardware.num_machines == 1:
+                gathered = max(0.0, gathered - HIDDEN_SHARE * compute)
+            communication += accumulation * (gathered + SHARD_SECONDS[strategy] * spec.num_layers)
+    return Speed(
+        compute=compute * accumulation,
+        communication=communication,
+        tokens=work.tokens * accumulation * num_processes,
+    )
+
+
+def _link(hardware: Hardware) -> float:
+    """10^9 bytes/s of the slowest edge of a ring over all GPUs: of two neighbours on different machines it is the
+    network, which only that one edge per machine crosses."""
+    inside = hardware.link_gbs or 16.0
+    return inside if hardware.num_machines == 1 else min(inside, hardware.network_gbs or 12.5)

@@ -1,0 +1,109 @@
+"""What is told around a run's curves: its batch, its machine, its phases, and how to load what it made."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from . import numbers
+from .run_record import Recorded, at, number, rows, table, text
+
+
+def loading(run: Recorded) -> dict[str, Any]:
+    """Code that loads what the run made, and what else can be done with it."""
+    adapter = run.adapter or run.checkpoint
+    made = {
+        "adapter": text(adapter) if adapter else "",
+        "is_checkpoint": run.adapter is None and run.checkpoint is not None,
+        "length": at(run.run, "model", "max_seq_length") or 2048,
+        "in_4bit": bool(at(run.run, "model", "load_in_4bit")),
+    }
+    if not adapter:
+        return made
+    path = str(adapter)
+    made["unsloth"] = (
+        "from unsloth import FastLanguageModel\n\n"
+        "model, tokenizer = FastLanguageModel.from_pretrained(\n"
+        f"    {path!r},\n    max_seq_length={made['length']},\n    load_in_4bit={made['in_4bit']},\n)\n"
+        "FastLanguageModel.for_inference(model)"
+    )
+    made["peft"] = (
+        f"from peft import AutoPeftModelForCausalLM\n\nmodel = AutoPeftModelForCausalLM.from_pretrained({path!r})"
+    )
+    made["merge"] = f"unsloth-accel merge {shlex.quote(str(run.directory if run.adapter else adapter))}"
+    made["resume"] = f"unsloth-accel launch {shlex.quote(str(run.directory / 'run.yaml'))} training.resume=true"
+    return made
+
+
+def batch(run: Recorded) -> list[tuple[str, str]]:
+    """The factors of the global batch, and their product."""
+    per_device = at(run.plan, "per_device_batch_size") or at(run.run, "training", "per_device_train_batch_size")
+    accumulation = at(run.plan, "gradient_accumulation_steps") or at(run.run, "training", "gradient_accumulation_steps")
+    processes = at(run.plan, "num_processes") or at(run.run, "distributed", "num_processes")
+    product = at(run.plan, "global_batch_size") or at(run.run, "batch", "global_size")
+    if not all((per_device, accumulation, processes, product)):
+        return []
+    return [
+        (text(per_device), "rows per device"),
+        (text(accumulation), "accumulation"),
+        (text(processes), "processes"),
+        (text(product), "rows per step"),
+    ]
+
+
+def data(run: Recorded) -> list[tuple[str, str]]:
+    """The rows that it trained on and was examined with, and what became of them."""
+    told = [(name, text(at(run.run, "data", key))) for name, key in (("rows", "path"), ("held-out rows", "eval_path"))]
+    told.append(("trained on", text(at(run.run, "data", "train_on"))))
+    counts = table(at(run.results, "data")).items()
+    told += [
+        (name.replace("_", " "), numbers.figure(found))
+        for name, value in counts
+        if (found := number(value)) is not None
+    ]
+    return [(name, value) for name, value in told if value]
+
+
+def phases(run: Recorded) -> list[tuple[str, str]]:
+    """How long each phase took on the slowest rank."""
+    longest: dict[str, float] = {}
+    for rank in run.ranks:
+        for phase in rank.phases:
+            name = text(phase.get("name"))
+            longest[name] = max(longest.get(name, 0.0), number(phase.get("seconds")) or 0.0)
+    return [(name, numbers.duration(seconds)) for name, seconds in longest.items() if name]
+
+
+def hardware(run: Recorded) -> list[tuple[str, str]]:
+    """The machine as the plan saw it, and each rank's place in it."""
+    found = table(at(run.plan, "hardware"))
+    told = []
+    cores, host = number(at(found, "cpu_cores")), number(at(found, "host_memory_gib"))
+    if cores is not None:
+        told.append(("host", f"{cores:.0f} cores" + (f", {numbers.gib(host)}" if host is not None else "")))
+    if at(found, "link"):
+        told.append(("link", text(found["link"])))
+    if at(found, "reason"):
+        told.append(("found by", text(found["reason"])))
+    told += [(f"rank {rank.number}", _place(rank.start)) for rank in run.ranks if rank.start]
+    if not run.ranks:
+        devices = rows(at(found, "devices"))
+        told += [
+            (
+                f"GPU {text(at(device, 'index'))}",
+                f"{text(at(device, 'name'))}, {numbers.gib(number(at(device, 'memory_gib')))}",
+            )
+            for device in devices
+        ]
+    return told
+
+
+def _place(start: dict[str, Any]) -> str:
+    return ", ".join(part for part in (text(start.get("device")), text(start.get("host"))) if part)
+
+
+def versions(run: Recorded) -> dict[str, str]:
+    """Of packages, as they ran."""
+    told = [at(run.results, "versions"), *(rank.start.get("versions") for rank in run.ranks)]
+    found = next((one for one in told if isinstance(one, dict) and one), {})
+    return {text(name): text(version) for name, version in found.items()}

@@ -1,0 +1,113 @@
+"""The page of one run: its figures put in order, and the template that shows them."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from .. import __version__
+from . import curves, memory_chart, messages, numbers, run_context
+from .figures import Figures, figures, memory
+from .headline import cards, facts, short_name
+from .run_record import Recorded, at, number, rows, table, text
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def page(run: Recorded) -> str:
+    """The whole page as HTML."""
+    found = figures(run)
+    on_cpu = found.device == "cpu"
+    predicted, measured = table(at(run.plan, "memory_gib")), memory(run)
+    shown = messages.grouped(run.messages)
+    return rendered(
+        "run.html",
+        title=f"{short_name(found.model)} · {run.directory.absolute().name}",
+        run=run,
+        found=found,
+        name=short_name(found.model).rpartition("/"),
+        ended=numbers.moment(found.finished),
+        facts=facts(run, found),
+        cards=list(cards(found)),
+        problems=messages.problems(found.message),
+        messages=shown[: messages.MOST],
+        more_messages=max(0, len(shown) - messages.MOST),
+        stragglers=_stragglers(run),
+        charts=curves.training(run),
+        speed=curves.speed(run),
+        shares=curves.step_time(run),
+        mfu=_mfu(found),
+        memory=memory_chart.chart(predicted, measured, on_cpu=on_cpu, of_gib=_smallest(run)),
+        memory_verdict=memory_chart.verdict(predicted, measured, on_cpu=on_cpu),
+        terms=[(name.replace("_", " "), number(value)) for name, value in predicted.items()],
+        answers=answers(run),
+        plan=_plan(run),
+        batch=run_context.batch(run),
+        data=run_context.data(run),
+        loading=run_context.loading(run),
+        phases=run_context.phases(run),
+        versions=run_context.versions(run),
+        hardware=run_context.hardware(run),
+    )
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A template with the page's style and script, which are all it may use."""
+    style, script = (Markup((_TEMPLATES / name).read_text(encoding="utf-8")) for name in ("style.css", "script.js"))
+    digest = base64.b64encode(hashlib.sha256(f"\n{script}".encode()).digest()).decode()
+    values |= {"style": style, "script": script, "script_hash": digest}
+    values |= {"version": __version__, "made": numbers.moment(time.time())}
+    html: str = _templates().get_template(template).render(values)
+    return html
+
+
+def answers(run: Recorded) -> list[dict[str, Any]]:
+    """Sample answers to held-out questions, before and after."""
+    old, new = (
+        [one for one in rows(at(run.results, when, "answers")) if isinstance(one, dict)] for when in ("before", "after")
+    )
+    return [{**one, "before": old[index].get("answer") if index < len(old) else None} for index, one in enumerate(new)]
+
+
+@functools.cache
+def _templates() -> Any:
+    from jinja2 import Environment, FileSystemLoader
+
+    made = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {"figure": numbers.figure, "percent": numbers.percent}
+    return made
+
+
+def _plan(run: Recorded) -> dict[str, Any]:
+    """What the template shows of plan.json, in the types that it needs."""
+    return {
+        "reasons": [text(reason) for reason in rows(at(run.plan, "reasons"))],
+        "rejected": [option for option in rows(at(run.plan, "rejected")) if isinstance(option, dict)],
+        "environment": table(at(run.plan, "environment")),
+        "tokens_per_second": number(at(run.plan, "estimated_tokens_per_second")),
+    }
+
+
+def _smallest(run: Recorded) -> float | None:
+    sizes = [number(at(device, "memory_gib")) for device in rows(at(run.plan, "hardware", "devices"))]
+    return min((size for size in sizes if size is not None), default=None)
+
+
+def _mfu(found: Figures) -> str:
+    if found.mfu is not None:
+        return f"Model FLOPs utilisation {numbers.percent(found.mfu, 1)}. {found.mfu_why}"
+    return f"No model FLOPs utilisation: {found.mfu_why}" if found.mfu_why else ""
+
+
+def _stragglers(run: Recorded) -> list[dict[str, Any]]:
+    """Slow ranks that no warning tells of."""
+    told = [text(line.get("rank")) for line in run.messages if "straggler" in text(line.get("source"))]
+    told += [text(line.get("slow_rank")) for line in run.messages]
+    found = [one for one in rows(run.summary.get("stragglers")) if isinstance(one, dict)]
+    return [{**one, "steps": messages.steps(one.get("steps"))} for one in found if text(one.get("rank")) not in told]

@@ -1,0 +1,246 @@
+"""What a run left in its directory, read so that a crash in the middle or an older run costs no more than its figures.
+
+No file is required. A line that was cut short is left out, a step that was trained twice (a run that went on from a
+checkpoint) counts as it was trained last.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..artifacts.checkpoints import checkpoints
+from ..errors import ConfigError, Problem
+from ..launch.child_main import REPORT
+from ..launch.run_accelerate import ERRORS
+from . import NAME
+
+Json = dict[str, Any]
+FILES = ("run.yaml", "plan.json", "results.json", "logs", ERRORS)
+"""Any of them makes a directory that of a run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """One process, from its logs/rank-N.jsonl."""
+
+    number: int
+    start: Json
+    """Its newest start: host, device, versions."""
+    phases: tuple[Json, ...]
+    steps: tuple[Json, ...]
+    """A line per optimizer step, in order."""
+    messages: tuple[Json, ...]
+    """Its warnings and errors."""
+    end: Json
+    """Empty where the process did not come to its end."""
+    starts: int
+    """How often it was started: twice, where the run went on from a checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """Everything that a run's directory tells; what is missing is empty."""
+
+    directory: Path
+    plan: Json
+    """plan.json: `Plan.to_dict()`."""
+    run: Json
+    """run.yaml, decided."""
+    run_yaml: str
+    accelerate_yaml: str
+    results: Json
+    summary: Json
+    steps: tuple[Json, ...]
+    """logs/steps.jsonl: rank 0's logged steps, those with a loss."""
+    evaluations: tuple[Json, ...]
+    """Figures on held-out rows while it trained, each with its step."""
+    ranks: tuple[Rank, ...]
+    errors: tuple[Json, ...]
+    """What failing ranks left, the first of them first; the launcher's own word comes before."""
+    adapter: Path | None
+    checkpoint: Path | None
+    """The newest whole one."""
+    attempts: int
+    """How often training was started: 2 for a run that went on once."""
+
+    @property
+    def messages(self) -> tuple[Json, ...]:
+        """Warnings and errors of all ranks, in the order of their time."""
+        found = [message for rank in self.ranks for message in rank.messages]
+        if not found:
+            found = [line for line in rows(self.summary.get("warnings")) if isinstance(line, dict)]
+        return tuple(sorted(found, key=lambda line: number(line.get("time")) or 0.0))
+
+    @cached_property
+    def totals(self) -> tuple[tuple[float, float, float], ...]:
+        """Step, tokens of all ranks, seconds of the slowest one, for the steps that every rank logged."""
+        found: dict[float, list[tuple[float, float]]] = {}
+        for rank in self.ranks:
+            for step in rank.steps:
+                tokens, seconds = number(step.get("tokens")), number(step.get("seconds"))
+                if tokens is not None and seconds is not None:
+                    found.setdefault(float(step["step"]), []).append((tokens, seconds))
+        whole = [(step, parts) for step, parts in sorted(found.items()) if len(parts) == len(self.ranks)]
+        return tuple((step, sum(n for n, _ in parts), max(s for _, s in parts)) for step, parts in whole)
+
+
+def read(directory: str | Path) -> Recorded:
+    """Read a run's directory; raises `ConfigError` where it is none."""
+    directory = Path(directory)
+    if not any((directory / name).exists() for name in FILES):
+        what = "has no run's files" if directory.is_dir() else "no such directory"
+        consequence = f"{what}, so there is nothing to report."
+        fix = "name the output_dir of a run, which holds run.yaml and logs"
+        raise ConfigError(Problem(key=str(directory), consequence=consequence, fix=fix))
+    ranks = tuple(sorted((_rank(path) for path in (directory / "logs").glob("rank-*.jsonl")), key=lambda r: r.number))
+    lines = _lines(directory / "logs" / "steps.jsonl")
+    newest = checkpoints(directory)[-1:]
+    trainer = _object(newest[0] / "trainer_state.json") if newest else {}
+    told = [line for line in (*rows(trainer.get("log_history")), *lines) if isinstance(line, dict)]
+    return Recorded(
+        directory=directory,
+        plan=_object(directory / "plan.json"),
+        run=_yaml(directory / "run.yaml"),
+        run_yaml=_text(directory / "run.yaml"),
+        accelerate_yaml=_text(directory / "accelerate.yaml"),
+        results=_object(directory / "results.json"),
+        summary=_object(directory / "logs" / "summary.json"),
+        steps=_by_step(line for line in lines if "loss" in line),
+        evaluations=_by_step(line for line in told if "eval_loss" in line),
+        ranks=ranks,
+        errors=_errors(directory, ranks),
+        adapter=directory / "adapter" if (directory / "adapter").is_dir() else None,
+        checkpoint=newest[0] if newest else None,
+        attempts=_attempts(lines, ranks),
+    )
+
+
+def number(value: Any) -> float | None:
+    """`value` where it is a number that means something: neither NaN nor infinite, nor a whole number of any length."""
+    if type(value) is float and -1e100 < value < 1e100:  # nearly always: long runs ask half a million times
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e100:
+        return None
+    return float(value)
+
+
+def text(value: Any) -> str:
+    """`value` as a reader should see it; empty for nothing."""
+    return "" if value is None else str(value)
+
+
+def at(values: Any, *keys: str) -> Any:
+    """The value below `keys`; None where the way there ends."""
+    for key in keys:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
+
+
+def rows(value: Any) -> list[Any]:
+    """`value` where it is a list, else none."""
+    return value if isinstance(value, list) else []
+
+
+def table(value: Any) -> Json:
+    """`value` where it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def _rank(path: Path) -> Rank:
+    kinds: dict[str, list[Json]] = {}
+    for line in _lines(path):
+        kinds.setdefault(text(line.get("event")), []).append(line)
+    name = path.stem.removeprefix("rank-")
+    return Rank(
+        number=int(name) if name.isdecimal() else 0,
+        start=kinds.get("start", [{}])[-1],
+        phases=tuple(kinds.get("phase", [])),
+        steps=_by_step(kinds.get("step", [])),
+        messages=(*kinds.get("warning", []), *kinds.get("error", [])),
+        # An end before the newest start is that of the attempt before.
+        end=_after(kinds.get("end", [{}])[-1], kinds.get("start", [{}])[-1]),
+        starts=len(kinds.get("start", [])),
+    )
+
+
+def _after(end: Json, start: Json) -> Json:
+    ended, started = number(end.get("time")), number(start.get("time"))
+    return {} if ended is not None and started is not None and ended < started else end
+
+
+def _by_step(lines: Iterable[Json]) -> tuple[Json, ...]:
+    """One line per step, the last that was written, in the order of steps."""
+    found = {step: line for line in lines if (step := number(line.get("step"))) is not None}
+    return tuple(found[step] for step in sorted(found))
+
+
+def _attempts(lines: list[Json], ranks: tuple[Rank, ...]) -> int:
+    # Without rank logs: `seconds` counts from the start of training, so it falls where a run went on.
+    times = [seconds for line in lines if (seconds := number(line.get("seconds"))) is not None]
+    return max([1, *(rank.starts for rank in ranks), 1 + sum(b < a for a, b in itertools.pairwise(times))])
+
+
+def _errors(directory: Path, ranks: tuple[Rank, ...]) -> tuple[Json, ...]:
+    """Those of the newest attempt: a run that was started again without `launch` still has the earlier ones."""
+    if (directory / ERRORS / NAME).exists():  # of an attempt that came to nothing: the run before it was put back
+        return ()
+    results = directory / "results.json"
+    # The first of the newest starts: a rank may fail before the last one has started.
+    since = min((_time(rank.start, unknown=0.0) for rank in ranks), default=0.0)
+    since = max(since, results.stat().st_mtime if results.is_file() else 0.0)
+    paths = [directory / ERRORS / REPORT, *(directory / ERRORS).glob("rank-*.json")]
+    found = [error for error in map(_object, paths) if error and _time(error, unknown=since) >= since]
+    return tuple(sorted(found, key=lambda error: (error.get("rank") is not None, _time(error, unknown=0.0))))
+
+
+def _time(line: Json, *, unknown: float) -> float:
+    time = number(line.get("time"))
+    return unknown if time is None else time
+
+
+def _lines(path: Path) -> list[Json]:
+    """The objects of a file of JSON lines; those that are none, as after a crash, are left out."""
+    lines = [line for line in _text(path).split("\n") if line.strip()]
+    try:
+        values = json.loads(f"[{','.join(lines)}]")  # at once, since a long run has many
+    except ValueError:
+        values = [_value(line) for line in lines]
+    return [value for value in values if isinstance(value, dict)]
+
+
+def _value(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _object(path: Path) -> Json:
+    try:
+        value = json.loads(_text(path))
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _yaml(path: Path) -> Json:
+    import yaml
+
+    try:
+        value = yaml.safe_load(_text(path))
+    except yaml.YAMLError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

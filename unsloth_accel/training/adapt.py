@@ -1,0 +1,58 @@
+"""adapt: make a Trainer that the user built safe to run in several processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from ..adapters import environment, import_order
+from ..adapters.checkpointing import keep_checkpoints
+from ..adapters.ddp import wrap_after_evaluation
+from ..adapters.ddp_settings import choose_settings
+from ..adapters.fsdp2.generation import gather_in_generate
+from ..adapters.fsdp2.shard import adapt_accelerator
+from ..adapters.resuming import check_before_training
+from ..adapters.saving import let_numbered_cpus_load
+from ..adapters.token_count import count_late
+from ..adapters.varlen_attention import attend_at_once
+from ..callbacks.every_gradient import EveryGradient
+from ..callbacks.guard import Guard
+from ..callbacks.order import figures_first
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+AnyTrainer = TypeVar("AnyTrainer", bound="Trainer")
+
+
+def adapt(trainer: AnyTrainer) -> AnyTrainer:
+    """Make `trainer` safe to evaluate before it trains, to save and to resume, guard it, and return it; once is enough.
+
+    Without it `trainer.evaluate()` before `trainer.train()` turns DDP off (`adapters.ddp`), DDP's settings don't fit
+    the model (`adapters.ddp_settings`), FSDP2 saves less memory and time than it can (`adapters.fsdp2.shard`), its
+    model can't generate (`adapters.fsdp2.generation`), rows that lie end to end are attended to one by one where torch
+    is older than 2.12 (`adapters.varlen_attention`), the GPU waits for the processor where the Trainer counts tokens
+    (`adapters.token_count`), and a sharded run saves no adapter in its checkpoints (`adapters.checkpointing`).
+    The guard stops the run, with the reason, when its world is not the one that was launched, its ranks are not
+    synchronised (`unsloth_accel.callbacks.Guard`), or they were given different rows, arguments or models
+    (`adapters.rank_agreement`).
+
+    Raises `ImportOrderError` where unsloth was imported too late for it (`adapters.import_order`).
+    """
+    if environment.promise() is not None:  # in a single process Unsloth's own warning will do
+        import_order.check_trainer(trainer)
+        import_order.check_accelerator(trainer.accelerator)
+    if not any(isinstance(callback, Guard) for callback in trainer.callback_handler.callbacks):
+        wrap_after_evaluation(trainer.accelerator)
+        choose_settings(trainer.accelerator, trainer.args)
+        adapt_accelerator(trainer.accelerator)
+        let_numbered_cpus_load()
+        attend_at_once(trainer.accelerator.device)
+        keep_checkpoints(trainer)
+        check_before_training(trainer)
+        count_late(trainer)
+        if getattr(trainer, "memory_care", None) is None:  # its averaging takes a missing gradient as zero
+            trainer.add_callback(EveryGradient(trainer.accelerator))
+        gather_in_generate(trainer.accelerator, trainer.model)
+        trainer.add_callback(Guard())
+    figures_first(trainer)
+    return trainer

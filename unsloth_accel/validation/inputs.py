@@ -1,0 +1,216 @@
+"""Checks of a run's inputs and place, made before any process starts. Config files have their own: rules/."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..artifacts.checkpoints import Checkpoint, newest
+from ..config.run_config import RunConfig
+from ..data.formats import has_response, roles
+from ..data.prepare import no_step
+from ..data.rows import Rows, read
+from ..data.sources import locate
+from ..data.tokenise import responses_need_turns
+from ..errors import ConfigError, Problem
+from ..models.locate import may_be_hub_id
+from ..models.spec import ModelSpec
+from ..planning.batch import rows_text
+
+ADAPTER = "adapter"
+"""Directory inside a run's output_dir that holds the finished adapter; a run that has it is finished."""
+
+
+STREAM_CHECKED = 1_000
+"""Rows of a stream that are looked at before anything starts; the others are when they are read."""
+
+
+def input_problems(run: RunConfig) -> list[Problem]:
+    """What is wrong with the model and the data of `run`. A hub data set is looked at once it is downloaded."""
+    problems = _model_problems(run)
+    rows: dict[str, Rows] = {}
+    for key, path in (("data.path", run.data.path), ("data.eval_path", run.data.eval_path)):
+        if path is None:
+            continue
+        try:
+            if not locate(path, key).hub:
+                most = STREAM_CHECKED if run.data.streaming and key == "data.path" else None
+                rows[key] = read(path, key, run.data, most)
+        except ConfigError as error:
+            problems += error.problems
+    if run.data.train_on == "responses":
+        for found in rows.values():
+            problems += _responses_problems(found)
+    if run.evaluation.exact_match and "data.eval_path" in rows:
+        problems += _exact_match_problems(rows["data.eval_path"].rows)
+    if "data.path" not in rows or run.data.streaming:
+        return problems
+    return problems + _epoch_problems(run, len(rows["data.path"].rows))
+
+
+def _responses_problems(found: Rows) -> list[Problem]:
+    problem = partial(Problem, key="data.train_on", value="responses")
+    if found.kind == "text":
+        return [responses_need_turns()]
+    if found.kind != "messages":
+        return []
+    without = [index for index, row in enumerate(found.rows) if not has_response(row)]
+    if without:
+        what = f"{rows_text(len(without))} without an assistant's message: nothing to learn from"
+        fix = "remove them, or data.train_on=all"
+        return [problem(consequence=f"{what} ({found.places(without)}).", fix=fix)]
+    late = [index for index, row in enumerate(found.rows) if roles(row)[-1] != "assistant"]
+    if not late:
+        return []
+    what = f"{rows_text(len(late))} with a last message that is not the assistant's, which is not trained"
+    fix = "nothing, or end them with the assistant's answer"
+    return [problem(consequence=f"{what} ({found.places(late)}).", fix=fix, severity="warning")]
+
+
+def _exact_match_problems(rows: list[dict[str, Any]]) -> list[Problem]:
+    if "messages" in rows[0] and any(roles(row)[-1] == "assistant" for row in rows):
+        return []
+    consequence = "needs held-out chat rows (`messages`) that end with an assistant's answer; there is none."
+    fix = "evaluation.exact_match=false"
+    return [Problem(key="evaluation.exact_match", value=True, consequence=consequence, fix=fix)]
+
+
+def _epoch_problems(run: RunConfig, count: int) -> list[Problem]:
+    """A warning where the last step of an epoch can't hold a whole global batch; an error where there is no step."""
+    size = run.batch.rows(run.model.max_seq_length)
+    if not size or count % size == 0 or run.training.get("packing"):
+        return []
+    if run.training.get("dataloader_drop_last"):
+        return [no_step(count, size)] if count < size else []
+    by_tokens = run.batch.balance == "tokens"
+    if by_tokens and count > size:
+        return []
+    consequence = f"an epoch of {count} rows ends with a step of {count % size}"
+    if count < size:
+        consequence = f"{rows_text(count)} in all: every step is an epoch of {count}, and never {size}"
+    if not by_tokens:
+        consequence += "; over several processes some rows are repeated there to give each process as many"
+    consequence += "."
+    fix = "nothing, if that is all right; or a number of rows that the batch divides"
+    if not by_tokens:
+        fix += "; batch.balance=tokens repeats none"
+    return [Problem(key="batch.global_size", value=size, consequence=consequence, fix=fix, severity="warning")]
+
+
+def _model_problems(run: RunConfig) -> list[Problem]:
+    name = run.model.name
+    path = Path(name)
+    if run.model.load_in_4bit:
+        missing = _bitsandbytes_problems("model.load_in_4bit", True)
+        if missing:
+            return missing
+    if not _exists(path):
+        if may_be_hub_id(name):
+            return []  # whether it can be had shows when it is loaded
+        fix = "check the path, or give a hub id such as unsloth/Llama-3.2-1B-Instruct"
+        if name.endswith("models/SmolLM2-135M-Instruct"):
+            fix = "make quickstart, or python examples/prepare_smollm2.py"
+        return [Problem(key="model.name", value=name, consequence="no such directory.", fix=fix)]
+    config = path / "config.json"
+    if not path.is_dir() or not config.is_file():
+        consequence = "has no config.json, so it is not a model directory."
+        fix = "give the directory that holds config.json and the weights"
+        return [Problem(key="model.name", value=name, consequence=consequence, fix=fix)]
+    fix = "restore the file from the model's source"
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        return [Problem(key=str(config), consequence=f"can't be read: {error}.", fix=fix)]
+    if not isinstance(values, dict) or "model_type" not in values:
+        return [Problem(key=str(config), consequence="has no model_type, so transformers can't load it.", fix=fix)]
+    if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+        consequence = "has a config.json and no weights (*.safetensors)."
+        return [Problem(key="model.name", value=name, consequence=consequence, fix="copy the weights into it")]
+    try:
+        spec = ModelSpec.load(name)
+        if spec.quantization == "bnb-4bit":
+            return _bitsandbytes_problems("model.name", name)
+    except ConfigError as error:  # a file cut short, a shard missing, sizes that contradict each other
+        return list(error.problems)
+    return []
+
+
+def _bitsandbytes_problems(key: str, value: Any) -> list[Problem]:
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        return []
+    fix = "pip install bitsandbytes, or model.load_in_4bit=false"
+    return [
+        Problem(key=key, value=value, consequence="needs the package bitsandbytes, which is not installed.", fix=fix)
+    ]
+
+
+def output_problems(run: RunConfig) -> list[Problem]:
+    """Why the run may not write into its output directory."""
+    directory = Path(run.output_dir)
+    # The nearest directory that exists decides whether the rest can be made.
+    existing = next((path for path in (directory, *directory.absolute().parents) if _exists(path)), Path("/"))
+    problem = partial(Problem, key="output_dir", value=run.output_dir)
+    if not existing.is_dir():
+        return [problem(consequence=f"{existing} is a file.", fix="choose a directory")]
+    if not _writable(existing) or not _possible(directory):
+        consequence = f"can't be made or written below {existing}, so the adapter could not be saved."
+        return [problem(consequence=consequence, fix="choose a directory that you may write")]
+    whole, broken = newest(directory)
+    if run.resume and not whole:
+        consequence = f"there is no checkpoint in {run.output_dir} to go on from"
+        consequence += "".join(f"; {found.path.name}: {found.fault}" for found in broken) + "."
+        fix = "remove training.resume, or set output_dir to the run that has checkpoints"
+        if broken:
+            fix = "copy the missing files back, or training.overwrite=true instead to start anew"
+        return [Problem(key="training.resume", value=True, consequence=consequence, fix=fix)]
+    if run.resume and whole:
+        return [_broken(found, whole) for found in broken]
+    if run.overwrite:
+        return []
+    held = f"checkpoints up to {(whole or broken[0]).path.name}" if whole or any(c.has_adapter for c in broken) else ""
+    if (directory / ADAPTER).exists():
+        held = "a finished run"
+    if not held:
+        return []
+    fix = "training.resume=true to go on, training.overwrite=true to delete it, or another output_dir"
+    return [problem(consequence=f"already holds {held}, which this run would overwrite.", fix=fix)]
+
+
+def _broken(found: Checkpoint, instead: Checkpoint) -> Problem:
+    consequence = f"{found.fault}: no run can go on from it, so this one goes on from {instead.path.name}."
+    fix = "nothing, or delete it"
+    return Problem(key=str(found.path), consequence=consequence, fix=fix, severity="warning")
+
+
+def _exists(path: Path) -> bool:
+    """Whether `path` is there; False where it can't be looked at, or is no possible name."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _possible(path: Path) -> bool:
+    """Whether a file system takes the names in `path`."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _writable(directory: Path) -> bool:
+    """Whether a file can be made there; asking the file system, since access bits don't bind root."""
+    probe = directory / f".unsloth-accel-{os.getpid()}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,92 @@
+"""The rules of `unsloth-accel validate`: every one a function with an id, a consequence and its reference.
+
+`validate(paths)` reads files and directories and says what is wrong with them, without torch and without GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import (  # noqa: F401  (each registers its rules)
+    file,
+    fsdp_section,
+    machines,
+    other_systems,
+    pair,
+    process_count,
+    run_file,
+    sections,
+    top_level,
+)
+from .document import Context, Document, Finding, Repair
+from .fixing import repaired
+from .registry import RULES, Rule, check
+from .yaml_reader import read, read_text
+
+__all__ = [
+    "RULES",
+    "Context",
+    "Document",
+    "Finding",
+    "Repair",
+    "Report",
+    "Rule",
+    "check",
+    "read",
+    "read_text",
+    "repaired",
+    "validate",
+]
+SUFFIXES = (".yaml", ".yml", ".json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One file and what is wrong with it, by line."""
+
+    document: Document
+    problems: tuple[Finding, ...]
+
+
+def validate(paths: Iterable[str | Path], context: Context | None = None) -> list[Report]:
+    """A report for every file; a directory stands for the configs in it, which must also agree with each other."""
+    reports = []
+    for path in map(Path, paths):
+        reports += _directory(path, context) if _is_directory(path) else [_report(read(path, context))]
+    return reports
+
+
+def _report(document: Document, *more: Finding) -> Report:
+    found = sorted([*check(document), *more], key=lambda finding: finding.line or 0)
+    return Report(document=document, problems=tuple(found))
+
+
+def _directory(directory: Path, context: Context | None) -> list[Report]:
+    """run.yaml and accelerate.yaml where both are there, as a launch writes them; otherwise every config."""
+    files = [directory / "run.yaml", directory / "accelerate.yaml"]
+    if not all(path.is_file() for path in files):
+        files = sorted(path for path in directory.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    if not files:
+        found = Finding(
+            key="(directory)",
+            consequence="holds no .yaml, .yml or .json file.",
+            fix="name the config, or the directory of a run",
+            file=str(directory),
+        )
+        return [_report(Document(file=str(directory), kind="unreadable", found={"nothing-to-read": (found,)}))]
+    documents = [read(path, context) for path in files]
+    by_kind = {kind: [document for document in documents if document.kind == kind] for kind in ("run", "accelerate")}
+    together: list[Finding] = []
+    if all(len(found) == 1 for found in by_kind.values()):
+        others = {kind: found[0] for kind, found in by_kind.items()}
+        together = check(Document(file=str(directory), kind="pair", others=others))
+    return [_report(document, *(one for one in together if one.file == document.file)) for document in documents]
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False

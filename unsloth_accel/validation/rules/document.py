@@ -1,0 +1,183 @@
+"""Document: what a rule looks at. A file's keys and values, where each stands, and what the reader found on its way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeGuard
+
+from ...errors import Problem, Severity
+from ...hardware.hardware import Hardware
+
+Kind = Literal[
+    "accelerate", "run", "pair", "deepspeed", "transformers-fsdp", "training-script", "unknown", "unreadable"
+]
+"""`pair` is a run and its accelerate config; `training-script` another project's description of a training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repair:
+    """One edit of the source text: give `key` a value or another name, drop its line, or write the file as UTF-8."""
+
+    kind: Literal["set", "rename", "remove", "add", "utf-8"]
+    key: str = ""
+    value: Any = None
+    """The new value (`set`, `add`) or the new name (`rename`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding(Problem):
+    """A problem with the repairs that mend it; none where the fix is a choice."""
+
+    repairs: tuple[Repair, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a key and its value stand: the line from 1, and offsets into the text."""
+
+    line: int
+    key: tuple[int, int]
+    value: tuple[int, int]
+    plain: bool
+    """The key begins its own line and its value ends on it, so that the line can go."""
+    own: bool
+    """Written once and read once: false inside an alias or a merge, where an edit would change other keys too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What is known beside the file."""
+
+    hardware: Hardware | None = None
+    """Where it is to run; None leaves the rules out that need to know."""
+    num_processes: int | None = None
+    """The command line's, which wins over the file's."""
+    flags: frozenset[str] = frozenset()
+    """Names of `accelerate launch` options given on the command line: they win over the file's keys."""
+    launching: bool = False
+    """`unsloth-accel launch` starts the processes, and sets what accelerate leaves out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    file: str
+    kind: Kind
+    values: dict[str, Any] = field(default_factory=dict)
+    places: Mapping[str, Place] = field(default_factory=dict)
+    """By dotted key."""
+    text: str = ""
+    found: Mapping[str, tuple[Finding, ...]] = field(default_factory=dict)
+    """What the reader found, by rule."""
+    context: Context = field(default_factory=Context)
+    others: Mapping[str, Document] = field(default_factory=dict)
+    """Of a pair: its `run` and `accelerate` documents."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a dotted key."""
+        values: Any = self.values
+        for part in key.split("."):
+            if not isinstance(values, dict) or part not in values:
+                return default
+            values = values[part]
+        return values
+
+    def line(self, key: str) -> int | None:
+        """The line of a dotted key, or of the section that should hold it, or the first; None without a text."""
+        while key:
+            if key in self.places:
+                return self.places[key].line
+            key = key.rpartition(".")[0]
+        return 1 if self.text else None
+
+    def problem(
+        self,
+        key: str,
+        consequence: str,
+        fix: str,
+        *repairs: Repair,
+        line: int | None = None,
+        severity: Severity = "error",
+    ) -> Finding:
+        """A problem with `key` of this file; the registry adds the rule and its severity."""
+        return Finding(
+            key=key,
+            value=self.get(key),
+            consequence=consequence,
+            fix=fix,
+            severity=severity,
+            file=self.file,
+            line=line or self.line(key),
+            repairs=repairs,
+        )
+
+    def section(self, name: str, prefix: str = "") -> dict[str, str]:
+        """The dotted keys of a section by their name without `prefix`, which accelerate lets one leave out."""
+        values = self.values.get(name)
+        if not isinstance(values, dict):
+            return {}
+        return {str(key).removeprefix(prefix): f"{name}.{key}" for key in values}
+
+    # What follows is about accelerate configs.
+
+    @property
+    def type(self) -> Any:
+        """distributed_type."""
+        return self.values.get("distributed_type")
+
+    @property
+    def local(self) -> bool:
+        """Launched here, and not on SageMaker, whose configs have other keys."""
+        return self.values.get("compute_environment") != "AMAZON_SAGEMAKER"
+
+    @property
+    def num_processes(self) -> int | None:
+        """Over all machines; None when it is missing or no number."""
+        count = self.context.num_processes
+        return count if count is not None else self.whole("num_processes")
+
+    @property
+    def num_machines(self) -> int:
+        return self.whole("num_machines") or 1
+
+    @property
+    def fsdp(self) -> dict[str, str]:
+        """Dotted keys of fsdp_config by their name without `fsdp_`."""
+        return self.section("fsdp_config", "fsdp_")
+
+    @property
+    def fsdp_version(self) -> int | None:
+        """1 or 2; None when this is no FSDP config or the version is neither. Missing, accelerate takes 1."""
+        if self.type != "FSDP" or not isinstance(self.values.get("fsdp_config"), dict):
+            return None
+        key = self.fsdp.get("version")
+        version = str(self.get(key)) if key else "1"
+        return int(version) if version in ("1", "2") else None
+
+    def fsdp_word(self, name: str) -> str | None:
+        """The value of an fsdp_config key in the capitals that accelerate compares; None when it is no text."""
+        value = self.get(self.fsdp[name]) if name in self.fsdp else None
+        return value.upper() if isinstance(value, str) else None
+
+    def whole(self, key: str) -> int | None:
+        """The value of `key` if it is a whole number."""
+        value = self.get(key)
+        return value if is_whole(value) else None
+
+    def truth(self, key: str | None, default: bool = False) -> bool | None:
+        """The value of `key` as accelerate's `str_to_bool` reads it; None when it is no truth value."""
+        value = self.get(key, default) if key else default
+        return truth(value)
+
+
+def is_whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+TRUE, FALSE = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", "off", "0")
+
+
+def truth(value: Any) -> bool | None:
+    """A truth value as accelerate's `str_to_bool` reads it (accelerate/utils/environment.py); None when it is none."""
+    word = str(value).lower()
+    return True if word in TRUE else False if word in FALSE else None

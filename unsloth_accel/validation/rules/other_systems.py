@@ -1,0 +1,132 @@
+"""Rules about configs for other systems and from other projects: a fitting answer for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .document import Document, Finding
+from .registry import rule
+
+OTHER_DEVICES = (*("MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA", "MULTI_XPU", "MULTI_HPU", "MULTI_NEURON"),)
+
+
+@rule("deepspeed", "warning")
+def deepspeed(config: Document) -> Iterator[Finding]:
+    """unsloth_accel plans DDP and FSDP. `launch` passes a DeepSpeed config through to accelerate unchanged; of ZeRO,
+    Unsloth sets up stage 3, and refuses its own FSDP2 beside it.
+
+    Reference: unsloth/models/loader_utils.py: deepspeed_zero3_device_map; unsloth/fsdp2_launch.py: "UNSLOTH_FSDP2=1 was
+    set on a DeepSpeed launch".
+    """
+    if config.type == "DEEPSPEED":
+        consequence = "is launched as it is: unsloth_accel plans and checks DDP and FSDP, not DeepSpeed."
+        yield config.problem("distributed_type", consequence, "nothing, or accelerate_configs/fsdp2.yaml")
+
+
+@rule("deepspeed-config-ignored")
+def deepspeed_config_ignored(config: Document) -> Iterator[Finding]:
+    """Only distributed_type DEEPSPEED reads deepspeed_config; with MULTI_GPU it is plain DDP.
+
+    Reference: accelerate/commands/launch.py: _validate_launch_command, args.use_deepspeed.
+    """
+    if config.get("deepspeed_config") and isinstance(config.type, str) and config.type != "DEEPSPEED" and config.local:
+        consequence = f"is ignored: distributed_type is {config.type}."
+        yield config.problem("deepspeed_config", consequence, "remove it, or distributed_type: DEEPSPEED")
+
+
+@rule("megatron-lm", "warning")
+def megatron_lm(config: Document) -> Iterator[Finding]:
+    """Megatron-LM builds its own model from its own classes; a model that Unsloth loaded can't be trained by it.
+    `launch` passes the config through.
+
+    Reference: accelerate/utils/megatron_lm.py: prepare_model_optimizer_scheduler; unsloth/fsdp2_launch.py.
+    """
+    if config.type == "MEGATRON_LM":
+        consequence = "Megatron-LM builds a model of its own classes: one that Unsloth loaded is not trained."
+        yield config.problem("distributed_type", consequence, "accelerate_configs/ddp.yaml or fsdp2.yaml")
+
+
+@rule("tpu", "warning")
+def tpu(config: Document) -> Iterator[Finding]:
+    """Unsloth has no TPU backend: importing it finds no GPU and takes the CPU or stops. `launch` passes the config
+    through.
+
+    Reference: unsloth/device_type.py: "You need a GPU"; accelerate/commands/launch.py: tpu_launcher.
+    """
+    if config.type == "XLA":
+        consequence = "Unsloth doesn't run on TPUs."
+        yield config.problem("distributed_type", consequence, "a machine with GPUs and accelerate_configs/ddp.yaml")
+
+
+@rule("other-device", "warning")
+def other_device(config: Document) -> Iterator[Finding]:
+    """A config for other chips than NVIDIA's: unsloth_accel detects and plans NVIDIA GPUs and CPUs, and passes this
+    through to accelerate unchanged.
+
+    Reference: unsloth_accel/hardware/hardware.py: detect, through NVML.
+    """
+    if config.type in OTHER_DEVICES:
+        consequence = "is launched as it is: unsloth_accel knows NVIDIA GPUs and CPUs."
+        yield config.problem("distributed_type", consequence, "nothing, or MULTI_GPU for NVIDIA GPUs")
+
+
+@rule("sagemaker", "warning")
+def sagemaker(config: Document) -> Iterator[Finding]:
+    """`accelerate launch` hands the script to Amazon SageMaker, by default in an image with transformers 4.17 and torch
+    1.10, in which Unsloth doesn't run; nothing of it happens on this machine.
+
+    Reference: accelerate/commands/launch.py: sagemaker_launcher; accelerate/utils/constants.py:
+    SAGEMAKER_TRANSFORMERS_VERSION.
+    """
+    if config.get("compute_environment") == "AMAZON_SAGEMAKER":
+        consequence = "the script runs on SageMaker, by default with transformers 4.17, where Unsloth doesn't run."
+        yield config.problem("compute_environment", consequence, "image_uri with Unsloth's versions, or LOCAL_MACHINE")
+
+
+@rule("deepspeed-json", "warning", on=("deepspeed",))
+def deepspeed_json(config: Document) -> Iterator[Finding]:
+    """DeepSpeed's own config, not accelerate's: `accelerate launch --config_file` refuses its keys. It belongs into
+    deepspeed_config.deepspeed_config_file of an accelerate config.
+
+    Reference: accelerate/commands/config/config_args.py: BaseConfig.from_json_file; accelerate/utils/launch.py:
+    prepare_deepspeed_cmd_env.
+    """
+    consequence = "is DeepSpeed's own config; unsloth_accel plans DDP and FSDP and checks nothing in it."
+    fix = "name it in deepspeed_config.deepspeed_config_file of an accelerate config with distributed_type: DEEPSPEED"
+    yield config.problem("(file)", consequence, fix, line=1)
+
+
+@rule("transformers-fsdp", "warning", on=("transformers-fsdp",))
+def transformers_fsdp(config: Document) -> Iterator[Finding]:
+    """The fsdp_config of transformers' TrainingArguments, not an accelerate config: it builds a plugin of its own, and
+    what it leaves out is still read from a launcher's variables. One source is enough.
+
+    Reference: transformers/training_args.py: TrainingArguments.fsdp_config; accelerate/utils/dataclasses.py:
+    FullyShardedDataParallelPlugin.__post_init__.
+    """
+    consequence = "is the fsdp_config of TrainingArguments, not an accelerate config; beside one it half overrules it."
+    yield config.problem("(file)", consequence, "put these keys below fsdp_config, with distributed_type: FSDP", line=1)
+
+
+@rule("training-script", "warning", on=("training-script",))
+def training_script(config: Document) -> Iterator[Finding]:
+    """A training description of another project (axolotl, LLaMA-Factory, TRL's scripts, torchtune, …): it says what to
+    train, in that project's words.
+
+    Reference: unsloth_accel/validation/rules/yaml_reader.py: kind_of.
+    """
+    consequence = "describes a training in another project's words; nothing of it was checked."
+    fix = "model.name, data.path and output_dir in a run.yaml; examples/configs/quickstart.yaml is one"
+    yield config.problem("(file)", consequence, fix, line=1)
+
+
+@rule("unknown-kind", on=("unknown",))
+def unknown_kind(config: Document) -> Iterator[Finding]:
+    """Neither an accelerate config (distributed_type, …) nor a run (model, data, output_dir): accelerate refuses it.
+
+    Reference: accelerate/commands/config/config_args.py: BaseConfig.process_config.
+    """
+    consequence = "is neither an accelerate config nor a run: no key of either is in it."
+    yield config.problem(
+        "(file)", consequence, "distributed_type: … for accelerate, or model, data, output_dir", line=1
+    )

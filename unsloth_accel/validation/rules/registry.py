@@ -1,0 +1,73 @@
+"""The registry: every rule with its id, severity, what happens, and where that can be read or was measured."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from ...errors import Severity
+from .document import Document, Finding, Kind
+
+Check = Callable[[Document], Iterator[Finding]]
+EVERY: tuple[Kind, ...] = (
+    *("accelerate", "run", "deepspeed", "transformers-fsdp", "training-script", "unknown", "unreadable"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    id: str
+    """Stable: it stands in JSON output and may be looked up in docs/rules.md."""
+    severity: Severity
+    kinds: tuple[Kind, ...]
+    check: Check
+    happens: str
+    reference: str
+
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(id: str, severity: Severity = "error", on: tuple[Kind, ...] = ("accelerate",)) -> Callable[[Check], Check]:
+    """Register a check. Its docstring says what happens, then `Reference:` and where that stands or was measured."""
+
+    def register(check: Check) -> Check:
+        happens, _, reference = inspect.cleandoc(check.__doc__ or "").partition("Reference:")
+        if id in RULES or not happens.strip() or not reference.strip():
+            raise ValueError(f"rule {id} is there twice, or its docstring lacks a consequence or a reference")
+        RULES[id] = Rule(
+            id=id,
+            severity=severity,
+            kinds=on,
+            check=check,
+            happens=" ".join(happens.split()),
+            reference=" ".join(reference.split()),
+        )
+        return check
+
+    return register
+
+
+def check(document: Document) -> list[Finding]:
+    """What every rule finds in `document`, by line."""
+    found = [
+        replace(
+            finding,
+            key=printable(finding.key),
+            consequence=printable(finding.consequence),
+            fix=printable(finding.fix),
+            rule=rule.id,
+            severity=rule.severity,
+        )
+        for rule in RULES.values()
+        if document.kind in rule.kinds
+        for finding in rule.check(document)
+        if finding.key.rpartition(".")[2] not in document.context.flags  # the command line wins
+    ]
+    return sorted(found, key=lambda finding: (finding.file, finding.line or 0))
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal would act on: keys come from files that anyone may have written."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

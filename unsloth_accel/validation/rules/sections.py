@@ -1,0 +1,222 @@
+"""Rules about the other sections: dynamo, fp8, parallelism, MPI, and what is misspelt in any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...errors import close_match, nearest
+from .document import Document, Finding, Repair, is_whole
+from .names import DYNAMO_BACKENDS, NESTED_KEYS, TOP_LEVEL_KEYS
+from .registry import rule
+
+PREFIXES = {"dynamo_config": "dynamo_", "fp8_config": "fp8_"}
+"""Sections whose keys may leave their prefix out (accelerate/commands/launch.py: _validate_launch_command)."""
+
+
+@rule("nested-unknown-key")
+def nested_unknown_key(config: Document) -> Iterator[Finding]:
+    """accelerate checks no key below the top level: an unknown one is set on the launcher's arguments and never read.
+
+    Reference: accelerate/commands/launch.py: _validate_launch_command, `setattr(args, key, value)`.
+    """
+    if not config.local:
+        return
+    for section, known in NESTED_KEYS.items():
+        values = config.get(section)
+        for name in values if isinstance(values, dict) else ():
+            full = f"{PREFIXES.get(section, '')}{name.removeprefix(PREFIXES.get(section, ''))}"
+            if full in known or name in TOP_LEVEL_KEYS or f"parallelism_config_{name}" in known:
+                continue
+            near = close_match(full, known - set(values))
+            repairs = [Repair(kind="rename", key=f"{section}.{name}", value=near)] if near else []
+            fix = f"did you mean {near}?" if near else "remove it"
+            consequence = "unknown key; accelerate takes it and never reads it."
+            yield config.problem(f"{section}.{name}", consequence, fix, *repairs)
+
+
+@rule("nested-key-overrules")
+def nested_key_overrules(config: Document) -> Iterator[Finding]:
+    """A top-level key inside deepspeed_config, parallelism_config, mpirun_config or megatron_lm_config overrules the
+    one at the top, since every key there is set on the launcher's arguments.
+
+    Reference: accelerate/commands/launch.py: _validate_launch_command, `setattr(args, key, value)`; held true by a
+    test.
+    """
+    for section in ("deepspeed_config", "parallelism_config", "mpirun_config", "megatron_lm_config"):
+        values = config.get(section)
+        for name in values if isinstance(values, dict) and config.local else ():
+            if name in TOP_LEVEL_KEYS:
+                consequence = f"overrules the {name} at the top level, silently."
+                yield config.problem(f"{section}.{name}", consequence, "move it to the top level")
+
+
+@rule("dynamo-on", "warning")
+def dynamo_on(config: Document) -> Iterator[Finding]:
+    """Unsloth compiles its own kernels. accelerate would compile the whole model around them, with Unsloth's options in
+    place of dynamo_mode and its like, and again for every new length of rows.
+
+    Reference: unsloth/models/_utils.py: `TorchDynamoPlugin.to_kwargs = torch_compile_kwargs`; accelerate/
+    accelerator.py: Accelerator.prepare_model.
+    """
+    for key in _backends(config):
+        value = config.get(key)
+        if isinstance(value, str) and value.upper() != "NO" and value.upper() in DYNAMO_BACKENDS:
+            consequence = "compiles the whole model around Unsloth's own compiled kernels."
+            yield config.problem(
+                key, consequence, f"{key.split('.')[-1]}: 'NO'", Repair(kind="set", key=key, value="NO")
+            )
+
+
+@rule("dynamo-backend-unknown")
+def dynamo_backend_unknown(config: Document) -> Iterator[Finding]:
+    """accelerate ends in a ValueError: "Unknown dynamo backend".
+
+    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env and prepare_simple_launcher_cmd_env.
+    """
+    for key in _backends(config):
+        value = config.get(key)
+        if value is not None and value is not False and str(value).upper() not in DYNAMO_BACKENDS:
+            fix = nearest(str(value).upper(), DYNAMO_BACKENDS)
+            yield config.problem(key, "accelerate knows no such backend.", fix)
+
+
+def _backends(config: Document) -> list[str]:
+    named = [key for name, key in config.section("dynamo_config", "dynamo_").items() if name == "backend"]
+    return [*named, *(["dynamo_backend"] if "dynamo_backend" in config.values else [])]
+
+
+@rule("fp8-config-ignored", "warning")
+def fp8_config_ignored(config: Document) -> Iterator[Finding]:
+    """The launcher hands fp8_config on only for mixed_precision fp8.
+
+    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env, `if args.mixed_precision.lower() == "fp8"`.
+    """
+    if config.get("fp8_config") and str(config.get("mixed_precision")).lower() != "fp8" and config.local:
+        consequence = "is ignored: mixed_precision is not fp8."
+        yield config.problem("fp8_config", consequence, "remove it, or mixed_precision: fp8")
+
+
+@rule("mpirun-config-ignored", "warning")
+def mpirun_config_ignored(config: Document) -> Iterator[Finding]:
+    """Only the launcher of MULTI_CPU and NO reads mpirun_config.
+
+    Reference: accelerate/utils/launch.py: prepare_simple_launcher_cmd_env, the only reader of mpirun_hostfile.
+    """
+    if config.get("mpirun_config") and config.type not in ("MULTI_CPU", "NO", False, None) and config.local:
+        consequence = f"is ignored: distributed_type is {config.type}."
+        yield config.problem("mpirun_config", consequence, "remove it, or distributed_type: MULTI_CPU")
+
+
+SIZES = ("dp_replicate_size", "dp_shard_size", "tp_size", "cp_size", "sp_size")
+
+
+def _sizes(config: Document) -> dict[str, int] | None:
+    """The five sizes of parallelism_config, 1 where one is missing; None without the section or with a bad size."""
+    if not config.section("parallelism_config"):
+        return None
+    sizes = {name: config.get(f"parallelism_config.parallelism_config_{name}", 1) for name in SIZES}
+    return sizes if all(is_whole(size) and size > 0 for size in sizes.values()) else None
+
+
+@rule("parallelism-prefix")
+def parallelism_prefix(config: Document) -> Iterator[Finding]:
+    """Only in fsdp_, fp8_ and dynamo_config may the prefix be left out. `tp_size` without `parallelism_config_` is
+    dropped silently, and all sizes are 1.
+
+    Reference: accelerate/commands/launch.py: _validate_launch_command; held true by a test.
+    """
+    for name, key in config.section("parallelism_config").items():
+        full = f"parallelism_config_{name}"
+        if full in NESTED_KEYS["parallelism_config"]:
+            consequence = "is dropped silently: this section's keys need their whole name."
+            yield config.problem(key, consequence, f"write {full}", Repair(kind="rename", key=key, value=full))
+
+
+@rule("parallelism-size-impossible")
+def parallelism_size_impossible(config: Document) -> Iterator[Finding]:
+    """Every size is a whole number of at least 1; otherwise every process fails.
+
+    Reference: accelerate/parallelism_config.py: ParallelismConfig.__post_init__.
+    """
+    for name in SIZES:
+        key = f"parallelism_config.parallelism_config_{name}"
+        size = config.get(key, 1)
+        if not is_whole(size) or size < 1:
+            yield config.problem(key, "is no size; every process fails.", "1, or more")
+
+
+@rule("parallelism-product")
+def parallelism_product(config: Document) -> Iterator[Finding]:
+    """The five sizes multiply to num_processes, or every process fails: "total_size … does not match num_processes".
+
+    Reference: accelerate/parallelism_config.py: ParallelismConfig._validate_accelerator.
+    """
+    sizes, count = _sizes(config), config.num_processes
+    if sizes is None or count is None or sizes["sp_size"] > 1:
+        return
+    product = 1
+    for size in sizes.values():
+        product *= size
+    if product not in (1, count):
+        consequence = f"the sizes multiply to {product} and there are {count} processes; every process fails."
+        yield config.problem("parallelism_config", consequence, f"num_processes: {product}, or other sizes")
+
+
+@rule("parallelism-needs-fsdp2")
+def parallelism_needs_fsdp2(config: Document) -> Iterator[Finding]:
+    """FSDP1 with a parallelism_config fails in every process, and so does cp_size above 1 without FSDP2. The check in
+    the launcher never fires: it compares the text "1" with a number, before the file is read.
+
+    Reference: accelerate/parallelism_config.py: ParallelismConfig._validate_accelerator; accelerate/state.py:
+    AcceleratorState.__init__; accelerate/commands/launch.py: _validate_launch_command, `args.fsdp_version == 1`.
+    """
+    sizes = _sizes(config)
+    if sizes is None or max(sizes.values()) == 1:
+        return
+    if config.fsdp_version == 1 or (sizes["cp_size"] > 1 and config.type != "FSDP"):
+        consequence = "needs FSDP2; every process fails."
+        yield config.problem("parallelism_config", consequence, "distributed_type: FSDP with fsdp_version: 2")
+
+
+@rule("parallelism-no-shard")
+def parallelism_no_shard(config: Document) -> Iterator[Finding]:
+    """FSDP2 shards over dp_shard and cp; with both at 1 there is nothing to shard over and every process fails.
+
+    Reference: accelerate/parallelism_config.py: ParallelismConfig._validate_accelerator, "has no dimension for FSDP to
+    shard across".
+    """
+    sizes = _sizes(config)
+    if sizes and config.fsdp_version == 2 and sizes["dp_shard_size"] == sizes["cp_size"] == 1:
+        prefixed = not next(parallelism_prefix(config), None)
+        if prefixed:
+            key = "parallelism_config.parallelism_config_dp_shard_size"
+            consequence = "is 1 and so is cp_size: FSDP2 has nothing to shard over; every process fails."
+            yield config.problem(key, consequence, f"parallelism_config_dp_shard_size: {config.num_processes or 2}")
+
+
+@rule("parallelism-cp-and-sp")
+def parallelism_cp_and_sp(config: Document) -> Iterator[Finding]:
+    """Context and sequence parallelism exclude each other; every process fails.
+
+    Reference: accelerate/parallelism_config.py: ParallelismConfig.__post_init__, "mutually exclusive".
+    """
+    sizes = _sizes(config)
+    if sizes and sizes["cp_size"] > 1 and sizes["sp_size"] > 1:
+        key = "parallelism_config.parallelism_config_sp_size"
+        yield config.problem(key, "excludes cp_size; every process fails.", "set one of the two to 1")
+
+
+@rule("parallelism-unsloth", "warning")
+def parallelism_unsloth(config: Document) -> Iterator[Finding]:
+    """accelerate's tensor, context and sequence parallelism replace linear layers or attention by their own, of which
+    Unsloth's kernels know nothing; Unsloth has its own (UNSLOTH_TP_SIZE, context_parallel.py), and its FSDP2 refuses a
+    ParallelismConfig of accelerate's beside it.
+
+    Reference: unsloth/context_parallel.py: _check_fsdp2_parallelism_config; unsloth/models/fsdp2_native.py.
+    """
+    for name in ("tp_size", "cp_size", "sp_size"):
+        key = f"parallelism_config.parallelism_config_{name}"
+        size = config.whole(key)
+        if size is not None and size > 1 and not next(parallelism_cp_and_sp(config), None):
+            consequence = "Unsloth's kernels know nothing of accelerate's parallelism inside a model."
+            yield config.problem(key, consequence, f"parallelism_config_{name}: 1")

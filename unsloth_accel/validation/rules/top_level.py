@@ -1,0 +1,306 @@
+"""Rules about an accelerate config's top-level keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ...errors import close_match, nearest
+from .document import Document, Finding, Repair, is_whole, truth
+from .names import (
+    DISTRIBUTED_TYPES,
+    ENVIRONMENTS,
+    NESTED_KEYS,
+    OLD_KEYS,
+    PRECISIONS,
+    SAGEMAKER_KEYS,
+    SAGEMAKER_TYPES,
+    TOP_LEVEL_KEYS,
+)
+from .registry import rule
+
+
+@rule("unknown-key")
+def unknown_key(config: Document) -> Iterator[Finding]:
+    """accelerate refuses the file: "had unknown keys … please try upgrading your `accelerate` version".
+
+    Reference: accelerate/commands/config/config_args.py: BaseConfig.from_yaml_file.
+    """
+    known = TOP_LEVEL_KEYS if config.local else SAGEMAKER_KEYS
+    told = {finding.key for finding in config.found.get("key-not-text", ())}
+    for key in set(config.values) - known - OLD_KEYS - told:
+        near = close_match(key, known - set(config.values))
+        repairs = [Repair(kind="rename", key=key, value=near)] if near else []
+        consequence = "unknown key; accelerate refuses the file."
+        fix = f"did you mean {near}?" if near else "remove it"
+        if key.removeprefix("fsdp_") != key:
+            repairs, fix = [], f"move it below fsdp_config as {key}"
+        yield config.problem(key, consequence, fix, *repairs)
+
+
+@rule("compute-environment-unknown")
+def compute_environment_unknown(config: Document) -> Iterator[Finding]:
+    """Whatever is not LOCAL_MACHINE is read as a SageMaker config, and num_processes is called an unknown key.
+
+    Reference: accelerate/commands/config/config_args.py: load_config_from_file.
+    """
+    value = config.get("compute_environment", "LOCAL_MACHINE")
+    if value not in ENVIRONMENTS:
+        near = close_match(str(value).upper(), ENVIRONMENTS)
+        repairs = [Repair(kind="set", key="compute_environment", value=near)] if near else []
+        consequence = "accelerate takes it for a SageMaker config and refuses the other keys."
+        yield config.problem("compute_environment", consequence, "compute_environment: LOCAL_MACHINE", *repairs)
+
+
+@rule("distributed-type-missing")
+def distributed_type_missing(config: Document) -> Iterator[Finding]:
+    """accelerate refuses a file without distributed_type.
+
+    Reference: accelerate/commands/config/config_args.py: BaseConfig.process_config.
+    """
+    if config.type is None:
+        fix = "add distributed_type: MULTI_GPU (or 'NO', in quotes, for one process)"
+        yield config.problem("distributed_type", "is missing; accelerate refuses the file.", fix)
+
+
+@rule("distributed-type-unknown")
+def distributed_type_unknown(config: Document) -> Iterator[Finding]:
+    """accelerate ends in a ValueError: "… is not a valid DistributedType". The words are in capitals.
+
+    Reference: accelerate/commands/config/config_args.py: BaseConfig.__post_init__.
+    """
+    known = DISTRIBUTED_TYPES if config.local else SAGEMAKER_TYPES
+    if config.type is None or config.type is False or config.type in known:
+        return
+    near = close_match(str(config.type).upper(), known)
+    repairs = [Repair(kind="set", key="distributed_type", value=near)] if near else []
+    fix = f"did you mean {near}?" if near else nearest(str(config.type), known)
+    yield config.problem("distributed_type", "accelerate knows no such type.", fix, *repairs)
+
+
+@rule("word-read-as-boolean")
+def word_read_as_boolean(config: Document) -> Iterator[Finding]:
+    """YAML 1.1 reads an unquoted NO, no or off as false. accelerate then knows no such distributed_type, and for
+    mixed_precision ends in `'bool' object has no attribute 'lower'`.
+
+    Reference: accelerate/commands/config/config_args.py: BaseConfig.__post_init__; accelerate/utils/launch.py:
+    prepare_multi_gpu_env, `args.mixed_precision.lower()`.
+    """
+    words = {"distributed_type": "NO", "mixed_precision": "no", "dynamo_backend": "NO"}
+    words |= {key: "NO" for name, key in config.section("dynamo_config", "dynamo_").items() if name == "backend"}
+    for key, word in words.items():
+        if config.get(key) is False:
+            consequence = f"YAML reads an unquoted {word} as false, and accelerate knows no such {what(key)}."
+            yield config.problem(key, consequence, f"{key}: '{word}'", Repair(kind="set", key=key, value=word))
+
+
+def what(key: str) -> str:
+    return {"distributed_type": "type", "mixed_precision": "precision"}.get(key, "backend")
+
+
+@rule("mixed-precision-unknown")
+def mixed_precision_unknown(config: Document) -> Iterator[Finding]:
+    """accelerate ends in a ValueError: "Unknown mixed_precision mode".
+
+    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env and prepare_simple_launcher_cmd_env.
+    """
+    value = config.get("mixed_precision")
+    if value is None or value is False or str(value).lower() in PRECISIONS:
+        return
+    near = {"bfloat16": "bf16", "float16": "fp16", "float32": "no", "fp32": "no", "half": "fp16"}.get(str(value))
+    repairs = [Repair(kind="set", key="mixed_precision", value=near)] if near else []
+    fix = f"mixed_precision: {near!r}" if near else nearest(str(value), PRECISIONS)
+    yield config.problem("mixed_precision", "accelerate knows no such precision.", fix, *repairs)
+
+
+@rule("mixed-precision-fp8", "warning")
+def mixed_precision_fp8(config: Document) -> Iterator[Finding]:
+    """accelerate needs torchao, Transformer Engine or MS-AMP for fp8 and replaces linear layers by its own, which
+    Unsloth's fused LoRA kernels don't know; Unsloth's own FSDP2 refuses it.
+
+    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env ("FP8 is not available on this machine");
+    accelerate/accelerator.py: Accelerator.prepare_model; unsloth/models/fsdp2_native.py.
+    """
+    if str(config.get("mixed_precision")).lower() == "fp8":
+        consequence = "replaces linear layers by ones that Unsloth's fused LoRA kernels don't know."
+        yield config.problem("mixed_precision", consequence, "mixed_precision: bf16")
+
+
+@rule("fp16-on-cpu", "warning")
+def fp16_on_cpu(config: Document) -> Iterator[Finding]:
+    """On a CPU accelerate sets up neither autocast nor a gradient scaler for fp16: the run trains in full precision.
+
+    Reference: accelerate/accelerator.py: Accelerator.__init__, `mixed_precision == "fp16" and self.device.type !=
+    "cpu"`; held true by a test.
+    """
+    if str(config.get("mixed_precision")).lower() == "fp16" and config.get("use_cpu") is True:
+        consequence = "accelerate does nothing for fp16 on a CPU: the run trains in full precision."
+        yield config.problem("mixed_precision", consequence, "mixed_precision: bf16, or 'no'")
+
+
+_WHOLE = ("num_processes", "num_machines", "main_process_port")
+_TRUTHS = ("use_cpu", "debug", "same_network", "enable_cpu_affinity", "tpu_use_cluster", "tpu_use_sudo")
+_TEXTS = ("main_process_ip", "rdzv_backend", "main_training_function", "tpu_name", "tpu_zone", "command_file")
+
+
+@rule("wrong-type")
+def wrong_type(config: Document) -> Iterator[Finding]:
+    """accelerate checks no type. A number in quotes ends in a TypeError where it is compared or divided, and a truth
+    value in quotes is true even if it says 'false'.
+
+    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env (`num_machines > 1`, is_port_in_use);
+    accelerate/commands/launch.py: _validate_launch_command, `args.debug = defaults.debug`.
+    """
+    if not config.local:
+        return
+    for key in _WHOLE:
+        value = config.get(key)
+        if value is None or is_whole(value):
+            continue
+        number = _number(value)
+        repairs = [Repair(kind="set", key=key, value=number)] if number is not None else []
+        yield config.problem(key, f"is {_kind(value)}, not a whole number.", f"{key}: {_shown(number)}", *repairs)
+    for key in _TRUTHS:
+        value = config.get(key)
+        if value is None or isinstance(value, bool):
+            continue
+        meant = truth(value)
+        repairs = [Repair(kind="set", key=key, value=meant)] if meant is not None else []
+        consequence = f"is {_kind(value)}, not true or false; accelerate takes any text but '' for true."
+        yield config.problem(key, consequence, f"{key}: {'false' if meant is False else 'true'}", *repairs)
+    for key in _TEXTS:
+        value = config.get(key)
+        if value is not None and not isinstance(value, str):
+            yield config.problem(key, f"is {_kind(value)}, not text.", "write a word, in quotes if need be")
+
+
+def _number(value: Any) -> int | None:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10 else None
+
+
+def _shown(number: int | None) -> str:
+    return "a number" if number is None else str(number)
+
+
+def _kind(value: Any) -> str:
+    kinds = {str: "text", bool: "a truth value", int: "a number", float: "a broken number", list: "a list"}
+    return "a section" if isinstance(value, dict) else kinds.get(type(value), "a date")
+
+
+@rule("section-not-a-mapping")
+def section_not_a_mapping(config: Document) -> Iterator[Finding]:
+    """accelerate copies the keys of a section only if it has keys; a word or a list there is dropped silently.
+
+    Reference: accelerate/commands/launch.py: _validate_launch_command, `if isinstance(attr, dict)`.
+    """
+    for key in ("fsdp_config", *NESTED_KEYS):
+        value = config.get(key)
+        if value is not None and not isinstance(value, dict):
+            yield config.problem(
+                key, "is no section with keys, so accelerate drops it silently.", "write keys below it"
+            )
+
+
+@rule("old-key-overruled")
+def old_key_overruled(config: Document) -> Iterator[Finding]:
+    """`fp16: true` beside mixed_precision is deleted silently; `dynamo_backend` replaces a dynamo_config beside it.
+
+    Reference: accelerate/commands/config/config_args.py: BaseConfig.process_config.
+    """
+    if "fp16" in config.values and "mixed_precision" in config.values:
+        consequence = "is dropped silently: mixed_precision is there too."
+        repair = Repair(kind="remove", key="fp16")
+        yield config.problem("fp16", consequence, "remove it; mixed_precision says it", repair)
+    if "dynamo_backend" in config.values and "dynamo_config" in config.values:
+        consequence = "replaces the whole dynamo_config silently."
+        yield config.problem("dynamo_backend", consequence, "keep one of the two")
+
+
+@rule("rdzv-backend-ignored", "warning")
+def rdzv_backend_ignored(config: Document) -> Iterator[Finding]:
+    """The launcher takes a YAML value only where its own flag is None, and --rdzv_backend is 'static'.
+
+    Reference: accelerate/commands/launch.py: _validate_launch_command, `getattr(args, name, None) is None`.
+    """
+    value = config.get("rdzv_backend", "static")
+    if isinstance(value, str) and value != "static" and config.local:
+        consequence = "is ignored in a file: accelerate takes static."
+        fix = f"accelerate launch --rdzv_backend {value} …"
+        yield config.problem("rdzv_backend", consequence, fix)
+
+
+@rule("same-network-ignored", "warning")
+def same_network_ignored(config: Document) -> Iterator[Finding]:
+    """--same_network is false, not None, so that the file's value never counts.
+
+    Reference: accelerate/commands/launch.py: _validate_launch_command, `getattr(args, name, None) is None`.
+    """
+    if config.get("same_network") is True and config.num_machines > 1:
+        consequence = "is ignored in a file; the machines meet through main_process_ip and port alike."
+        yield config.problem("same_network", consequence, "accelerate launch --same_network …, or remove it")
+
+
+@rule("cpu-affinity-ignored", "warning")
+def cpu_affinity_ignored(config: Document) -> Iterator[Finding]:
+    """--enable_cpu_affinity is false, not None: ACCELERATE_CPU_AFFINITY is never set from a file.
+
+    Reference: accelerate/commands/launch.py: _validate_launch_command; accelerate/utils/launch.py:
+    prepare_multi_gpu_env.
+    """
+    if config.get("enable_cpu_affinity") is True and config.local:
+        consequence = "is ignored in a file: no process is bound to its GPU's cores."
+        yield config.problem("enable_cpu_affinity", consequence, "accelerate launch --enable_cpu_affinity …")
+
+
+@rule("debug-hides-failure", "warning")
+def debug_hides_failure(config: Document) -> Iterator[Finding]:
+    """With debug and rich installed, accelerate prints a rank's failure and leaves with status 0: a script or scheduler
+    takes the run for finished. Every collective is checked by a gather as well.
+
+    Reference: accelerate/commands/launch.py: multi_gpu_launcher, `if is_rich_available() and debug`.
+    """
+    if config.get("debug") is True and config.local and not config.context.launching:
+        consequence = "a failed run leaves with status 0 where rich is installed, and every collective is slower."
+        yield config.problem("debug", consequence, "debug: false, and --debug when you look for a hang")
+
+
+@rule("main-training-function-ignored", "warning")
+def main_training_function_ignored(config: Document) -> Iterator[Finding]:
+    """Only the TPU launcher calls a function by name; everywhere else the whole script runs.
+
+    Reference: accelerate/commands/launch.py: tpu_launcher, the only reader of main_training_function.
+    """
+    value = config.get("main_training_function", "main")
+    if value != "main" and isinstance(value, str) and config.type != "XLA" and config.local:
+        consequence = "is only called on TPUs; here the script runs from top to bottom."
+        yield config.problem("main_training_function", consequence, "remove it")
+
+
+@rule("tpu-keys-ignored", "warning")
+def tpu_keys_ignored(config: Document) -> Iterator[Finding]:
+    """TPU keys mean nothing to any other distributed_type; downcast_bf16 and tpu_use_sudo are ignored in a file even on
+    a TPU, since their flags are false and not None.
+
+    Reference: accelerate/commands/launch.py: _validate_launch_command; accelerate/utils/launch.py: prepare_tpu.
+    """
+    for key in ("tpu_name", "tpu_zone", "tpu_use_cluster", "tpu_use_sudo", "tpu_vm", "tpu_env", "downcast_bf16"):
+        value = config.get(key)
+        if not value or truth(value) is False or not config.local:
+            continue
+        if config.type != "XLA":
+            yield config.problem(key, "means nothing outside TPUs.", "remove it", Repair(kind="remove", key=key))
+        elif key in ("downcast_bf16", "tpu_use_sudo"):
+            yield config.problem(key, "is ignored in a file.", f"accelerate launch --{key} …")
+
+
+@rule("commands-ignored", "warning")
+def commands_ignored(config: Document) -> Iterator[Finding]:
+    """`commands` and `command_file` are for `accelerate tpu-config`; `accelerate launch` runs none of them.
+
+    Reference: accelerate/commands/tpu.py: tpu_command_launcher, their only reader.
+    """
+    for key in ("commands", "command_file"):
+        if config.get(key) and config.local:
+            yield config.problem(key, "is never run by `accelerate launch`.", "run it before the launch")

@@ -1,0 +1,379 @@
+"""Reading a config safely: no tag runs code, no alias explodes, and every key knows its line.
+
+PyYAML's composer builds the tree of nodes, which runs nothing; values are then made from it here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...errors import first_line, yaml_fault
+from .document import Context, Document, Finding, Kind, Place, Repair
+
+MOST_BYTES = 64 * 1024
+"""A config is a few kilobytes; what is larger is another kind of file."""
+MOST_VALUES = 100_000
+"""Values after aliases are followed. A file of this size has fewer without aliases; nine nested lists of nine aliases
+would be 400 million."""
+MOST_NUMBER = 10**18
+_TAG = "tag:yaml.org,2002:"
+_KNOWN_TAGS = {
+    *("null", "bool", "int", "float", "binary", "timestamp", "str", "seq", "map", "set", "omap", "pairs", "merge"),
+    "value",
+}
+_NOT_TEXT = re.compile(r"[^\x09\x0A\x0D\x20-\x7E\x85\xA0-\uD7FF\uE000-\uFFFD\U00010000-\U0010ffff]")
+_BOMS = (
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+
+
+@dataclass
+class _Reader:
+    """One file on its way to a `Document`."""
+
+    file: str
+    found: dict[str, list[Finding]] = field(default_factory=lambda: defaultdict(list))
+    places: dict[str, Place] = field(default_factory=dict)
+    text: str = ""
+    shared: set[int] = field(default_factory=set)
+    """Nodes that several keys lead to, by id."""
+    told: set[int] = field(default_factory=set)
+    """Mappings whose mixed merges have been told; every alias leads there again."""
+
+    def tell(self, rule: str, key: str, consequence: str, fix: str, line: int | None = None, *repairs: Repair) -> None:
+        finding = Finding(key=key, consequence=consequence, fix=fix, file=self.file, line=line, repairs=repairs)
+        self.found[rule].append(finding)
+
+
+def read(path: str | Path, context: Context | None = None, kind: Kind | None = None) -> Document:
+    """The document in `path`; a file that can't be read gives one of the kind `unreadable`, which says why.
+
+    `kind` says what the file is meant to be; otherwise its keys tell.
+    """
+    reader = _Reader(file=str(path))
+    return _document(reader, lambda: _values(reader, Path(path)), context, kind)
+
+
+def read_text(text: str, file: str = "config.yaml", context: Context | None = None) -> Document:
+    """The document in a text, as `read` gives it for a file."""
+    reader = _Reader(file=file, text=text)
+    return _document(reader, lambda: _parsed(reader), context, None)
+
+
+def _document(reader: _Reader, values_of: Callable[[], Any], context: Context | None, kind: Kind | None) -> Document:
+    values: Any = None
+    try:
+        values = values_of()
+    except RecursionError:
+        consequence = "is nested too deeply to be read; accelerate would end in a RecursionError."
+        reader.tell("nested-too-deeply", "(file)", consequence, "write sections of keys and values")
+    if isinstance(values, dict):
+        kind = kind or kind_of(values)
+    else:
+        values, kind = {}, "unreadable"
+    return Document(
+        file=reader.file,
+        kind=kind,
+        values=values,
+        places=reader.places,
+        text=reader.text,
+        found={rule: tuple(findings) for rule, findings in reader.found.items()},
+        context=context or Context(),
+    )
+
+
+def _values(reader: _Reader, path: Path) -> Any:
+    """The file's values; None after telling why there are none."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            consequence = f"is larger than {MOST_BYTES // 1024} KiB, so it is no config."
+            reader.tell("file-too-large", "(file)", consequence, "name the config file")
+            return None
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or error
+        fix = "check the path, or use one of accelerate_configs/"
+        reader.tell("nothing-to-read", "(file)", f"{reason}.", fix)
+        return None
+    reader.text = _decoded(reader, data, json_file=path.suffix == ".json")
+    return _parsed(reader)
+
+
+def _decoded(reader: _Reader, data: bytes, json_file: bool) -> str:
+    """The text, in whatever encoding it is; other ones than UTF-8 are told."""
+    encoding = next((name for mark, name in _BOMS if data.startswith(mark)), None)
+    if encoding is None and b"\x00" in data[:64:2] + data[1:64:2] and len(data) > 3:
+        zeros = data[0:64:2].count(0), data[1:64:2].count(0)
+        half = len(data[:64]) // 2
+        # Latin text in UTF-16 has a zero in every other byte.
+        encoding = "utf-16-be" if zeros[0] >= half - 1 else "utf-16-le" if zeros[1] >= half - 1 else None
+    if encoding is None:
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            text = data.decode("latin-1")
+            line = data.count(b"\n", 0, error.start) + 1
+            consequence = (
+                "is not UTF-8 but probably Latin-1 or Windows-1252; accelerate ends in a UnicodeDecodeError at byte "
+                f"{error.start}."
+            )
+            reader.tell("not-utf-8", "(file)", consequence, "save the file as UTF-8", line, Repair(kind="utf-8"))
+            return text.replace("\r\n", "\n")
+        if text.startswith("\ufeff"):
+            if json_file:
+                consequence = "begins with a byte order mark, at which Python's JSON reader stops."
+                fix = "save the file as UTF-8 without BOM"
+                reader.tell("byte-order-mark", "(file)", consequence, fix, 1, Repair(kind="utf-8"))
+            text = text[1:]
+        return text.replace("\r\n", "\n")
+    name = encoding.upper().removesuffix("-LE").removesuffix("-BE")
+    consequence = f"is {name}; accelerate reads UTF-8 only and ends in a UnicodeDecodeError."
+    reader.tell("not-utf-8", "(file)", consequence, "save the file as UTF-8", 1, Repair(kind="utf-8"))
+    return data.decode(encoding, errors="replace").removeprefix("\ufeff").replace("\r\n", "\n")
+
+
+def _parsed(reader: _Reader) -> Any:
+    odd = _NOT_TEXT.search(reader.text)
+    if odd:
+        line = reader.text.count("\n", 0, odd.start()) + 1
+        consequence = f"holds the character {odd.group()!r}, which no YAML or JSON text may."
+        reader.tell("control-character", "(file)", consequence, "remove it, or check that it is a text file", line)
+        return None
+    if not reader.text.strip():
+        reader.tell("empty-file", "(file)", "is empty.", "write the config, or take one of accelerate_configs/", 1)
+        return None
+    if reader.file.endswith(".json"):
+        values = _json_values(reader)
+        if values is None:
+            return None
+    node = _composed(reader)
+    if node is None:
+        return None
+    if not isinstance(node, yaml.MappingNode):
+        what = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
+        reader.tell("not-a-mapping", "(file)", f"is {what}, not keys and values.", "write key: value lines", 1)
+        return None
+    if not _affordable(reader, node):
+        return None
+    return _mapping(reader, node, "", own=True)
+
+
+def _json_values(reader: _Reader) -> Any:
+    """What JSON's own reader says; its numbers and words are like YAML's, so that the values are taken from there."""
+    try:
+        return json.loads(reader.text)
+    except ValueError as error:
+        line = getattr(error, "lineno", None)
+        consequence = f"is no JSON: {first_line(error)}."
+        reader.tell("json-syntax", "(file)", consequence, "correct it there, or name the file .yaml", line)
+        return None
+
+
+def _composed(reader: _Reader) -> yaml.Node | None:
+    text = reader.text
+    if reader.file.endswith(".json"):
+        text = text.replace("\t", " ")  # JSON may be indented by tabs; offsets stay
+    try:
+        nodes = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else None
+        at = text[mark.index : mark.index + 1] if mark and mark.index is not None else ""
+        if at == "\t":
+            consequence = "is indented by a tab, which YAML doesn't allow: the file can't be read."
+            reader.tell("tab", "(file)", consequence, "indent with spaces", line)
+        else:
+            reader.tell("yaml-syntax", "(file)", yaml_fault(error), "correct the YAML there", line)
+        return None
+    except (ValueError, IndexError, OverflowError) as error:  # an escape beyond Unicode
+        reader.tell("yaml-syntax", "(file)", f"{first_line(error)}.", "correct the YAML")
+        return None
+    nodes = [node for node in nodes if node is not None]
+    if len(nodes) > 1:
+        line = nodes[1].start_mark.line + 1
+        consequence = "holds several documents (---); accelerate ends in `expected a single document`."
+        reader.tell("several-documents", "(file)", consequence, "one file for each", line)
+        return None
+    if not nodes:
+        reader.tell("empty-file", "(file)", "has comments only.", "write the config below them", 1)
+        return None
+    return nodes[0]
+
+
+def _affordable(reader: _Reader, root: yaml.Node) -> bool:
+    """Whether the tree stays small and finite when its aliases are followed."""
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if isinstance(node, yaml.ScalarNode):
+            return 1
+        if id(node) in open_nodes:
+            return MOST_VALUES + 1  # it holds itself
+        if id(node) in sizes:
+            reader.shared.add(id(node))
+        else:
+            open_nodes.add(id(node))
+            parts = (
+                node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+            )
+            sizes[id(node)] = 1 + sum(map(size, parts))
+            open_nodes.discard(id(node))
+        return sizes[id(node)]
+
+    if size(root) <= MOST_VALUES:
+        return True
+    consequence = f"its aliases hold themselves, or more than {MOST_VALUES} values: reading on could fill the memory."
+    reader.tell("alias-bomb", "(file)", consequence, "write the values out", root.start_mark.line + 1)
+    return False
+
+
+def _mapping(reader: _Reader, node: yaml.MappingNode, prefix: str, own: bool) -> dict[str, Any]:
+    """Keys and values of a mapping; `own` is false where an alias or a merge leads here."""
+    own = own and id(node) not in reader.shared
+    values: dict[str, Any] = {}
+    merged: list[tuple[int, dict[str, Any]]] = []
+    lines: dict[str, int] = {}
+    for key_node, value_node in node.value:
+        if key_node.tag == f"{_TAG}merge":
+            merged += [(key_node.start_mark.line + 1, one) for one in _merged(reader, value_node, prefix)]
+            continue
+        key = _key(reader, key_node)
+        if key is None:
+            continue
+        line = key_node.start_mark.line + 1
+        if key in lines:
+            same = values[key] == (value := _value(reader, value_node, f"{prefix}{key}", own=False))
+            consequence = f"is there twice, in lines {lines[key]} and {line}; the last one wins silently."
+            repairs: list[Repair] = []
+            if same and own:
+                repairs.append(Repair(kind="remove", key=f"{prefix}{key}"))
+            reader.tell("duplicate-key", f"{prefix}{key}", consequence, "keep one of them", line, *repairs)
+            values[key] = value
+            if own:
+                reader.places[f"{prefix}{key}"] = _place(reader, node, key_node, value_node, own)
+            continue
+        lines[key] = line
+        reader.places[f"{prefix}{key}"] = _place(reader, node, key_node, value_node, own)
+        values[key] = _value(reader, value_node, f"{prefix}{key}", own)
+    taken: dict[str, Any] = {}
+    for line, one in merged:
+        for key in one.keys() & taken.keys() - values.keys():
+            if id(node) not in reader.told and repr(one[key]) != repr(taken[key]):
+                consequence = (
+                    f"takes {key} from several mappings, as {one[key]!r} and {taken[key]!r}; PyYAML's versions "
+                )
+                consequence += "don't agree on which of them wins."
+                reader.tell("merge-conflict", f"{prefix}<<", consequence, f"write {key} itself beside <<", line)
+        taken |= one
+    reader.told.add(id(node))
+    return {**taken, **values}
+
+
+def _merged(reader: _Reader, node: yaml.Node, prefix: str) -> list[dict[str, Any]]:
+    """The mappings whose keys `<<` takes, the one that wins last."""
+    nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    found = []
+    for part in nodes:
+        if isinstance(part, yaml.MappingNode):
+            found.append(_mapping(reader, part, prefix, own=False))
+        else:
+            line = node.start_mark.line + 1
+            consequence = "can only take keys from a mapping; accelerate's YAML reader stops here."
+            reader.tell("yaml-value", f"{prefix}<<", consequence, "point it to an anchor of a mapping", line)
+    return found[::-1]
+
+
+def _key(reader: _Reader, node: yaml.Node) -> str | None:
+    value = _value(reader, node, "", own=False) if isinstance(node, yaml.ScalarNode) else None
+    if isinstance(value, str):
+        return value
+    shown = node.value if isinstance(node, yaml.ScalarNode) else "a list or mapping"
+    what = {bool: "a truth value", int: "a number"}.get(type(value), "no text")
+    consequence = f"this key is {what} to YAML; accelerate refuses the file."
+    fix = "write it in quotes, or correct its indentation"
+    reader.tell("key-not-text", str(shown)[:80], consequence, fix, node.start_mark.line + 1)
+    return str(shown) if isinstance(node, yaml.ScalarNode) else None
+
+
+def _value(reader: _Reader, node: yaml.Node, key: str, own: bool) -> Any:
+    line = node.start_mark.line + 1
+    if not (node.tag.startswith(_TAG) and node.tag.removeprefix(_TAG) in _KNOWN_TAGS):
+        shown = node.tag.replace(_TAG, "!!")
+        consequence = f"has the tag {shown}, which accelerate's safe YAML reader refuses; nothing of it was run."
+        reader.tell("unknown-tag", key, consequence, "write the plain value", line)
+        return None
+    if isinstance(node, yaml.MappingNode):
+        return _mapping(reader, node, f"{key}.", own)
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(reader, item, key, own) for item in node.value]
+    try:
+        value = yaml.SafeLoader("").construct_object(node)
+    except (yaml.YAMLError, ValueError, OverflowError, KeyError, AttributeError, TypeError) as error:
+        consequence = f"is no value that YAML can make: {first_line(error)}."
+        reader.tell("yaml-value", key, consequence, "write it in quotes, or correct it", line)
+        return None
+    if isinstance(value, int) and abs(value) > MOST_NUMBER:
+        reader.tell("yaml-value", key, "is too large a number for any setting.", "correct it", line)
+        return None
+    if getattr(node, "style", None) is None and isinstance(value, int | float) and not isinstance(value, bool):
+        written = node.value.replace("_", "").lstrip("+-")
+        how = "to base 60" if ":" in written else "as octal" if re.fullmatch(r"0[0-7]+", written) else ""
+        if how:
+            consequence = f"YAML 1.1 reads {node.value} {how}: the value is {value}."
+            reader.tell("yaml-number", key, consequence, f"write {value}, or '{node.value}' in quotes", line)
+    return value
+
+
+def _place(reader: _Reader, parent: yaml.Node, key: yaml.Node, value: yaml.Node, own: bool) -> Place:
+    start, end = key.start_mark, value.end_mark
+    begins = not reader.text[: start.index].rpartition("\n")[2].strip()
+    # An alias's node stands where its anchor is; nothing there is this key's.
+    here = value.start_mark.index >= key.end_mark.index and id(value) not in reader.shared
+    here = here and reader.text[value.start_mark.index : value.start_mark.index + 1] not in ("&", "*", "!")
+    return Place(
+        line=start.line + 1,
+        key=(start.index, key.end_mark.index),
+        value=(value.start_mark.index, end.index) if here else (key.end_mark.index, key.end_mark.index),
+        plain=begins and end.line == start.line and not getattr(parent, "flow_style", False),
+        own=own and here,
+    )
+
+
+_RUN_KEYS = {"model", "lora", "data", "batch", "distributed", "training", "evaluation", "logging", "output_dir"}
+_ACCELERATE_KEYS = {"distributed_type", "compute_environment"}
+_DEEPSPEED_KEYS = {"zero_optimization", "train_micro_batch_size_per_gpu", "train_batch_size"}
+_SCRIPT_KEYS = {"base_model", "model_name_or_path", "dataset_name", "finetuning_type", "datasets", "micro_batch_size"}
+_HYDRA_KEYS = {"_component_", "_target_", "class_path"}
+
+
+def kind_of(values: dict[str, Any]) -> Kind:
+    """What kind of file has these keys."""
+    from .names import FSDP_KEYS, TOP_LEVEL_KEYS
+
+    keys = set(values)
+    sections = [value for value in values.values() if isinstance(value, dict)]
+    if keys & _ACCELERATE_KEYS:
+        return "accelerate"
+    if keys & _DEEPSPEED_KEYS:
+        return "deepspeed"
+    if keys & _SCRIPT_KEYS or any(_HYDRA_KEYS & set(section) for section in sections):
+        return "training-script"
+    if len(keys & _RUN_KEYS) > 1 or (keys & _RUN_KEYS and isinstance(values[next(iter(keys & _RUN_KEYS))], dict)):
+        return "run"
+    if keys & TOP_LEVEL_KEYS:
+        return "accelerate"
+    if {key.removeprefix("fsdp_") for key in keys} & FSDP_KEYS:
+        return "transformers-fsdp"
+    return "unknown"

@@ -1,0 +1,119 @@
+"""A verification as a table for a terminal, and as text elsewhere."""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from .verdict import share
+from .verification import Outcome, Verification
+
+if TYPE_CHECKING:
+    from ..planning.planner import Plan
+
+NOTHING = "–"
+
+
+def heading(plan: Plan, precision: str, steps: int) -> str:
+    """What is compared, in a line."""
+    model = plan.spec.name if plan.spec else plan.run.model.name
+    return f"{model} in {precision}, {steps} steps of {plan.batch.global_size} rows, on {plan.hardware}"
+
+
+def table(found: Verification) -> list[list[str]]:
+    """Rows of cells, the first of them the header: a figure, one process, each strategy, what is tolerated."""
+    allowed, single = found.tolerance, found.single
+    rows = [["difference from one process", *(outcome.name for outcome in found.outcomes), "tolerated"]]
+    for label, key in _DIFFERENCES:
+        cells = [share(getattr(o.comparison, key)) if o.comparison else NOTHING for o in found.outcomes]
+        rows.append([label, *cells, share(getattr(allowed, key))])
+    rows.append(["ranks hold the same adapter", *(_ranks(outcome) for outcome in found.outcomes), ""])
+    rows.append(["verdict", *("not the same" if o.faults else "the same" for o in found.outcomes), ""])
+    rows.append([])
+    runs = [single, *(outcome.trained for outcome in found.outcomes)]
+    names = ["one process", *(outcome.name for outcome in found.outcomes)]
+    rows.append(["", *names])
+    speeds = [run.tokens_per_second(found.warm_up) if run else 0.0 for run in runs]
+    rows.append(["processes", "1", *(str(outcome.plan.num_processes) for outcome in found.outcomes)])
+    rows.append([f"tokens/s after {found.warm_up} steps", *(f"{s:,.0f}" if s else NOTHING for s in speeds)])
+    rows.append(["times one process", *(f"{s / speeds[0]:.2f}" if s and speeds[0] else NOTHING for s in speeds)])
+    for label, key in _MEMORY:
+        if single.memory(key):
+            rows.append([label, *(_by_rank(run.memory(key)) if run else NOTHING for run in runs)])
+    return rows
+
+
+_DIFFERENCES = (
+    ("loss, largest of all steps", "loss"),
+    ("gradient norm, largest", "grad_norm"),
+    ("how far the adapter moved", "moved"),
+    ("where the adapter ended", "adapter"),
+)
+_MEMORY = (
+    ("GPU GiB by rank, loading", "loading"),
+    ("GPU GiB by rank, training", "training"),
+    ("host GiB by rank, loading", "host_loading"),
+    ("host GiB by rank, training", "host_training"),
+)
+
+
+def verdict(found: Verification) -> Iterator[str]:
+    """Why what is not the same is not, and what was not compared."""
+    for outcome in found.outcomes:
+        for fault in outcome.faults:
+            yield f"{outcome.name}: not the same: {fault.rstrip('.')}."
+    for name, reason in found.settings.left_out.items():
+        yield f"{name}: left out: {reason}"
+    for note in found.settings.notes:
+        yield f"note: {note}."
+    yield f"{found.precision} tolerance: {found.tolerance.reason}."
+
+
+def as_text(found: Verification) -> str:
+    """For a file or a pipe: aligned columns."""
+    rows = table(found)
+    widths = [max(len(cell) for cell in column) for column in itertools.zip_longest(*rows, fillvalue="")]
+    lines = []
+    for row in rows:
+        cells = (f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=False))
+        lines.append("  ".join([f"{row[0] if row else '':<{widths[0]}}", *cells]).rstrip())
+    *told, reason = verdict(found)
+    return "\n".join([*lines, "", *told, textwrap.fill(reason, 110, subsequent_indent="  ")])
+
+
+def as_table(found: Verification) -> Any:
+    """For rich consoles."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = table(found)
+    parts: list[Any] = []
+    while rows:
+        block = rows[: rows.index([])] if [] in rows else rows
+        rows = rows[len(block) + 1 :]
+        made = Table(box=None, header_style="bold")
+        for i, name in enumerate(block[0]):
+            made.add_column(Text(name), justify="right" if i else "left", no_wrap=True)
+        for row in block[1:]:
+            made.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+        parts += [made, ""]
+    return Group(*parts, *map(Text, verdict(found)))
+
+
+_STYLES = {"the same": "bold green", "not the same": "bold red", "verdict": "bold"}
+
+
+def _ranks(outcome: Outcome) -> str:
+    equal = outcome.comparison.ranks_equal if outcome.comparison else None
+    if equal is None:
+        return NOTHING
+    if outcome.trained and outcome.trained.ranks[0].get("sharded"):
+        return "sharded" if equal else "no"
+    return "yes" if equal else "no"
+
+
+def _by_rank(values: list[float]) -> str:
+    return " ".join(f"{value:.2f}" for value in values) or NOTHING
