@@ -55,7 +55,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 configs: $(INSTALLED)
-	$(BIN)/python -m unsloth_accel.config.accelerate_config
+	$(BIN)/python -m unsloth_accel.config.shipped
 
 docs: $(INSTALLED)
 	$(BIN)/python -m unsloth_accel.validation.rules

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from benchmarks.worker import GIB, MODULE
-from unsloth_accel.capabilities import probe
+from unsloth_accel.capabilities.probe import probe
 from unsloth_accel.config.run_config import from_dict
 from unsloth_accel.hardware.hardware import detect
 from unsloth_accel.planning.planner import Plan, plan

@@ -25,7 +25,6 @@ from typing import Any
 
 from benchmarks.random_checkpoint import SHAPES
 from unsloth_accel.adapters.saving import versions
-from unsloth_accel.config.accelerate_config import Strategy
 from unsloth_accel.hardware.hardware import detect
 from unsloth_accel.planning.memory_estimate import Checkpointing
 
@@ -38,7 +37,7 @@ CELL_TIMEOUT = 170
 @dataclass(frozen=True)
 class Cell:
     shape: str
-    strategy: Strategy
+    strategy: str
     per_device: int
     length: int
     checkpointing: Checkpointing = "unsloth"

@@ -5,7 +5,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from unsloth_accel.config.accelerate_config import SHIPPED, AccelerateConfig, write_shipped
+from unsloth_accel.config.accelerate_config import AccelerateConfig
+from unsloth_accel.config.shipped import SHIPPED, write_shipped
 
 
 def test_shipped_files_are_the_generators_output(tmp_path: Path) -> None:

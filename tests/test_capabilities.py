@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import CONFIG, ROOT
 
-from unsloth_accel.capabilities import PROBES, Capabilities, here, probe
+from unsloth_accel.capabilities.probe import PROBES, Capabilities, here, probe
 from unsloth_accel.config.run_config import from_dict
 from unsloth_accel.doctor.runnable_strategies import results
 from unsloth_accel.errors import ConfigError
@@ -19,6 +19,7 @@ from unsloth_accel.hardware.hardware import Device, Hardware
 from unsloth_accel.launch.launcher import launch
 from unsloth_accel.models.spec import from_config
 from unsloth_accel.planning.planner import Plan, plan
+from unsloth_accel.strategies import STRATEGIES
 
 RELEASES: dict[str, dict[str, Any]] = json.loads(
     (ROOT / "tests" / "fixtures" / "unsloth_versions.json").read_text(encoding="utf-8")
@@ -95,7 +96,8 @@ def test_releases_are_told_apart_by_names(tmp_path: Path) -> None:
 def test_every_probe_of_unsloth_can_fail(one: Any, tmp_path: Path) -> None:
     found = looked(tmp_path, NEWEST, without=f"{one.package}/{one.file}")
     assert one.what in {lost.what for lost in found.missing}
-    assert set(one.strategies) <= set(found.unavailable(one.only or "cuda", load_in_4bit=one.only == "4bit"))
+    needing = {strategy.name for strategy in STRATEGIES if one.what in strategy.needs}
+    assert needing <= set(found.unavailable(one.only or "cuda", load_in_4bit=one.only == "4bit"))
 
 
 def test_four_bit_is_looked_at_only_where_it_is_used(tmp_path: Path) -> None:
@@ -151,7 +153,7 @@ def test_every_name_is_defined_where_it_is_looked_for(one: Any) -> None:
 
 
 def test_a_look_imports_nothing() -> None:
-    code = "import sys\nfrom unsloth_accel.capabilities import here\nhere()\n"
+    code = "import sys\nfrom unsloth_accel.capabilities.probe import here\nhere()\n"
     code += "print(sorted({'torch', 'unsloth', 'transformers', 'accelerate', 'trl', 'peft'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -243,7 +243,7 @@ NATIVE = {
 @pytest.fixture
 def triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unsloth's own sharding has what it needs, whatever is installed here."""
-    monkeypatch.setattr(environment, "missing_for", lambda strategy, device: [])
+    monkeypatch.setattr("unsloth_accel.capabilities.probe.lacking", lambda strategy, device: [])
 
 
 @pytest.mark.usefixtures("triton")

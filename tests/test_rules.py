@@ -9,8 +9,9 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from unsloth_accel.config.accelerate_config import STRATEGIES, AccelerateConfig
+from unsloth_accel.config.accelerate_config import AccelerateConfig
 from unsloth_accel.hardware.hardware import Device, Hardware
+from unsloth_accel.strategies import STRATEGIES
 from unsloth_accel.validation.rules import RULES, Context, Finding, check, names, read_text, validate
 from unsloth_accel.validation.rules.__main__ import table
 
@@ -93,7 +94,7 @@ def test_what_is_shipped_has_no_errors_and_only_warnings_that_its_comment_says()
         assert found(path) == [], path
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", STRATEGIES.names)
 @pytest.mark.parametrize("machines", [1, 2])
 def test_the_generators_output_has_no_problems(strategy: Any, machines: int) -> None:
     if strategy == "single" and machines > 1:

@@ -59,7 +59,7 @@ def plan(run: str | PathLike[str] | RunConfig, *overrides: str, hardware: Hardwa
     here bind a plan for this machine only.
     Raises `ConfigError` with every problem of the description, or with what would fit where the model does not.
     """
-    from .capabilities import here
+    from .capabilities.probe import here
     from .config.run_config import RunConfig, load
     from .hardware.hardware import Hardware
     from .planning.planner import plan as make_plan

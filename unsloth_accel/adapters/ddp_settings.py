@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..capabilities import Capabilities, here
+from ..capabilities.probe import Capabilities, here
 from ..errors import ConfigError, Problem, UnslothAccelError
 from .environment import rank, world_size
 from .rank_checks import distributed_type, is_sharded

@@ -20,23 +20,15 @@ import json
 import os
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-from ..config.promise import Promise, Strategy
-from ..errors import Problem, UnslothAccelError, raise_errors
+from ..config.promise import OTHER_KINDS, PROMISE, Promise, number, promise_of_config
+from ..errors import UnslothAccelError, raise_errors
+from ..strategies import STRATEGIES
 from . import import_order
 from .gloo_exit import leave_in_peace
-
-PROMISE = "UNSLOTH_ACCEL_PROMISE"
-"""Environment variable: JSON of the `Promise` that `unsloth-accel launch` made for its processes."""
-ALIKE_ON_EVERY_RANK = {"UNSLOTH_GRPO_SEQ_PACKING": "0", "UNSLOTH_GRPO_PREFIX_GROUPER": "0"}
-"""What FSDP2 needs so that every rank makes the same forward passes (unsloth_zoo/rl_replacements.py)."""
-IN_COMMENT = "# unsloth_accel sets:"
-"""How the line of a config file begins that holds variables, `NAME=value` each; accelerate refuses unknown keys."""
 
 
 class WorldError(UnslothAccelError):
@@ -59,9 +51,12 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
     if promised.num_processes > 1:
         leave_in_peace()
     check_world_size(promised, environ)
-    raise_errors(missing_for(promised.strategy, promised.device))
+    from ..capabilities.probe import lacking
+
+    raise_errors(lacking(promised.strategy, promised.device))
     before = dict(environ)
-    alike = ALIKE_ON_EVERY_RANK if promised.strategy in ("fsdp2", "fsdp2_native") else {}
+    strategy = STRATEGIES.get(promised.strategy)
+    alike = strategy.process_environment if strategy else {}
     for name, value in (*promised.environment.items(), *alike.items()):
         environ.setdefault(name, value)
     if promised.device == "cpu":
@@ -75,38 +70,14 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
     import_order.check({name for name, value in environ.items() if before.get(name) != value})
 
 
-def missing_for(strategy: Strategy | None, device: str | None) -> list[Problem]:
-    """What a strategy needs and is not installed."""
-    if strategy != "fsdp2_native" or device != "cpu":  # anything else a script may do without Unsloth
-        return []
-    from ..capabilities import here
-
-    lacking = here().problem(strategy, device)
-    return [lacking] if lacking else []
-
-
-def variables_for(promised: Promise, *, gpus: bool) -> dict[str, str]:
-    """What a launcher sets for the processes of `promised`, on a machine that has GPUs or not.
-
-    `accelerate launch` exports a config's use_cpu for one process only; without it several processes never form a group
-    and each trains alone (accelerate 1.15, state.py: PartialState with distributed_type NO).
-    """
-    variables = {PROMISE: json.dumps(asdict(promised)), **promised.environment}
-    if promised.device == "cpu":
-        variables["ACCELERATE_USE_CPU"] = "true"
-        if gpus:
-            variables["UNSLOTH_FORCE_CPU"] = "1"
-    return variables
-
-
 def world_size(environ: Mapping[str, str] = os.environ) -> int:
     """Processes that the launcher started, from WORLD_SIZE; 1 outside a launch."""
-    return _number(environ.get("WORLD_SIZE")) or 1
+    return number(environ.get("WORLD_SIZE")) or 1
 
 
 def rank(environ: Mapping[str, str] = os.environ) -> int:
     """This process's rank among all processes, from RANK; 0 outside a launch."""
-    return _number(environ.get("RANK")) or 0
+    return number(environ.get("RANK")) or 0
 
 
 def promise(environ: Mapping[str, str] = os.environ) -> Promise | None:
@@ -137,52 +108,7 @@ def from_launcher_config(command: Sequence[str]) -> Promise | None:
         config = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
-    return promise_of_config(config, file, _number(_option(arguments, "num_processes")), text)
-
-
-OTHER_KINDS = ("cpu", "multi_gpu", "use_fsdp", "use_deepspeed", "use_megatron_lm", "tpu")
-"""Flags of `accelerate launch` that choose another kind of launch than its config file's."""
-
-
-def promise_of_config(config: Any, file: str, num_processes: int | None = None, text: str = "") -> Promise | None:
-    """What accelerate config `config` (read from `file`) asks for; None for the kinds this package doesn't know.
-
-    `text` is the file's, whose comment may hold variables (`in_comment`).
-    """
-    if not isinstance(config, dict) or config.get("distributed_type") not in ("NO", "MULTI_GPU", "MULTI_CPU", "FSDP"):
-        return None
-    if config.get("mpirun_config"):
-        return None  # mpirun starts the processes and counts them in its own variables
-    count = num_processes or _number(str(config.get("num_processes", 1))) or 1
-    on_cpu = config.get("use_cpu") is True or config["distributed_type"] == "MULTI_CPU"
-    strategy: Strategy | None = "ddp"
-    if config["distributed_type"] == "FSDP":
-        section = config.get("fsdp_config")
-        version = section.get("fsdp_version", section.get("version")) if isinstance(section, dict) else None
-        strategy = "fsdp2" if str(version) == "2" else "fsdp1"  # accelerate takes version 1 where nothing is said
-    variables = in_comment(text)
-    if variables.get("UNSLOTH_FSDP2") == "1":
-        strategy = "fsdp2_native"
-    return Promise(
-        num_processes=count,
-        # One process is DDP or not, depending on the type; both are right.
-        strategy=None if count == 1 else strategy,
-        device="cpu" if on_cpu else "cuda",
-        made_by=file,
-        environment=variables,
-    )
-
-
-def as_comment(variables: Mapping[str, str]) -> str:
-    """The line of a config file that holds `variables`; `in_comment` reads it."""
-    return " ".join([IN_COMMENT, *(f"{name}={value}" for name, value in variables.items())])
-
-
-def in_comment(text: str) -> dict[str, str]:
-    """The variables that a config file's comment holds; only Unsloth's own, so that a file can't set just anything."""
-    words = [word for line in text.splitlines() if line.startswith(IN_COMMENT) for word in line.split()]
-    pairs = (word.partition("=") for word in words)
-    return {name: value for name, _, value in pairs if name.startswith("UNSLOTH_FSDP2") and value}
+    return promise_of_config(config, file, number(_option(arguments, "num_processes")), text)
 
 
 def check_world_size(promised: Promise, environ: Mapping[str, str] = os.environ) -> None:
@@ -261,7 +187,3 @@ def _option(command: Sequence[str], name: str) -> str | None:
         if option in spellings:
             return value or following
     return None
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isdigit() else None

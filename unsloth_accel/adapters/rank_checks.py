@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnslothAccelError
+from ..strategies import STRATEGIES
 from .environment import world_size
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def check_world(promised: Promise) -> None:
     if running == "NO" and world_size() > 1:
         wrong.append(f"{world_size()} processes were started but form no group: each would train alone")
     kind = "FSDP" if running == "FSDP" else "MULTI_" if running.startswith("MULTI_") else "NO"
-    if promised.strategy is not None and kind != _KIND[promised.strategy]:
+    # Unsloth shards natively in what Accelerate takes for DDP.
+    if promised.strategy is not None and kind != STRATEGIES[promised.strategy].distributed_type.removesuffix("GPU"):
         wrong.append(f"strategy {promised.strategy} was promised, Accelerate runs {running}")
     if promised.device is not None and state.device.type != promised.device:
         wrong.append(f"device {promised.device} was promised, this process runs on {state.device.type}")
@@ -55,13 +57,12 @@ def check_world(promised: Promise) -> None:
         )
 
 
-_KIND = {"single": "NO", "ddp": "MULTI_", "fsdp2_native": "MULTI_", "fsdp2": "FSDP", "fsdp1": "FSDP"}
-"""Accelerate's word, or its beginning, for each strategy: Unsloth shards natively in what Accelerate takes for DDP."""
-
-
 def check_sharded(promised: Promise, model: torch.nn.Module) -> None:
     """Raise `GuardError` when a strategy that divides the weights was promised and `model` is whole on every rank."""
-    if promised.strategy in ("fsdp2", "fsdp2_native") and not any(map(is_sharded, model.parameters())):
+    strategy = STRATEGIES.get(promised.strategy)
+    if strategy is None or not strategy.shards_weights or strategy.flattens:
+        return
+    if not any(map(is_sharded, model.parameters())):
         raise GuardError(
             f"strategy {promised.strategy} was promised and no weight is sharded: every GPU holds the whole model "
             f"(promised by {promised.made_by}). Fix: launch with `unsloth-accel launch`, and import unsloth_accel "

@@ -16,13 +16,10 @@ from typing import Any
 from ..config.run_config import RunConfig
 from ..data.sources import fingerprint
 from ..errors import Problem
+from ..strategies import STRATEGIES
 from ..validation.inputs import ADAPTER
 from .checkpoints import Checkpoint, newest
 
-FAMILY = {"single": "whole", "ddp": "whole", "fsdp2_native": "named", "fsdp2": "fsdp2", "fsdp1": "fsdp1"}
-"""How a strategy's checkpoints keep the optimizer."""
-_READS = {"whole": ("whole", "named"), "named": ("named",), "fsdp2": ("fsdp2",), "fsdp1": ("fsdp1",)}
-"""Whose checkpoints each can read."""
 ROWS = "other rows would be trained than in a straight run."
 _WEIGHTS = "the saved weights don't belong to this run's model."
 _MUST_AGREE = {
@@ -150,7 +147,8 @@ def difference(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> list[Problem
         severity: Any = "error" if key in _MUST_AGREE else "warning"
         problems.append(_problem(checkpoint, key, facts[key], before[key], consequence, severity))
     ours, theirs = facts.get("distributed.strategy"), before.get("distributed.strategy")
-    if theirs in FAMILY and ours in FAMILY and FAMILY[theirs] not in _READS[FAMILY[ours]]:
+    now, then = STRATEGIES.get(ours), STRATEGIES.get(theirs)
+    if now and then and then.optimizer_state not in now.reads:
         consequence = f"{ours} can't read the optimizer that {theirs} saved."
         problems.append(_problem(checkpoint, "distributed.strategy", ours, theirs, consequence, "error"))
     return problems

@@ -15,6 +15,7 @@ from ..adapters import environment, rank_checks
 from ..adapters.fsdp1 import is_fsdp1
 from ..adapters.fsdp2.peer_fetch.fetch import mapped_bytes, shared_bytes
 from ..files import write_atomically
+from ..strategies import STRATEGIES
 from ..verify import RECORD, START
 
 
@@ -36,7 +37,8 @@ class Record(TrainerCallback):
     ) -> None:
         self._note_memory("loading", kwargs["model"])
         promised = environment.promise()
-        if promised is None or promised.strategy != "fsdp1":  # whose parameters are pieces without shape
+        strategy = STRATEGIES.get(promised.strategy) if promised else None
+        if strategy is None or not strategy.flattens:  # otherwise its parameters are pieces without shape
             self._save_start(kwargs["model"])
         _forget_host_peak()
 

@@ -22,7 +22,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    from ..config.accelerate_config import STRATEGIES
+    from ..strategies import STRATEGIES
 
     made = argparse.ArgumentParser(
         prog="unsloth-accel config",
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("words", nargs="*", metavar="RUN.yaml", help="plan this run and take its config")
     add_hardware(made)
-    made.add_argument("--strategy", choices=STRATEGIES)
+    made.add_argument("--strategy", choices=STRATEGIES.names)
     made.add_argument("--gpus", type=number, metavar="N", help="GPUs of one machine (with --strategy)")
     made.add_argument("--machines", type=number, metavar="N", help="default 1")
     made.add_argument("--main-process-ip", metavar="ADDRESS", help="of the first of several machines")
@@ -111,7 +111,10 @@ def _count(asked: argparse.Namespace) -> int:
     if asked.strategy is None:
         fix = "--strategy ddp --gpus 2, or give a RUN.yaml"
         raise ConfigError(Problem(key="--strategy", consequence="is missing, and no run is given.", fix=fix))
-    gpus = asked.gpus if asked.gpus is not None else 1 if asked.strategy == "single" else None
+    from ..strategies import STRATEGIES, usual
+
+    strategy = STRATEGIES[asked.strategy]
+    gpus = asked.gpus if asked.gpus is not None else 1 if strategy.one_process else None
     if gpus is None:
         consequence = "is missing: accelerate needs the number of processes."
         raise ConfigError(Problem(key="--gpus", consequence=consequence, fix="--gpus 2"))
@@ -120,13 +123,13 @@ def _count(asked: argparse.Namespace) -> int:
         if value < 1:
             raise ConfigError(Problem(key=name, value=value, consequence="is no number of them.", fix=f"{name} 2"))
     total = gpus * machines
-    if (asked.strategy == "single") != (total == 1):
+    if strategy.one_process != (total == 1):
         consequence = f"single is one process and the others need at least two; this is {total}."
-        fix = "--strategy ddp" if total > 1 else "--gpus 2, or --strategy single"
+        fix = f"--strategy {usual(total).name}" if total > 1 else f"--gpus 2, or --strategy {usual(1).name}"
         raise ConfigError(Problem(key="--strategy", value=asked.strategy, consequence=consequence, fix=fix))
-    if asked.cpu and asked.strategy in ("fsdp2", "fsdp1"):
+    if asked.cpu and not strategy.runs_on_cpu:
         consequence = "accelerate has no FSDP on a CPU: each process would train alone."
-        fix = "--strategy ddp"
+        fix = f"--strategy {usual(total).name}"
         raise ConfigError(Problem(key="--strategy", value=asked.strategy, consequence=consequence, fix=fix))
     return int(total)
 

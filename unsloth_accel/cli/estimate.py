@@ -39,11 +39,11 @@ def run(words: Sequence[str]) -> int:
     asked = parser().parse_intermixed_args(words)
     from dataclasses import replace
 
-    from ..config.accelerate_config import STRATEGIES
     from ..models.lora_targets import targets
     from ..models.spec import ModelSpec
     from ..planning.memory_estimate import estimate
     from ..planning.planner import workload
+    from ..strategies import STRATEGIES
 
     description = read_run(asked.words)
     spec = ModelSpec.load(description.model.name)
@@ -52,12 +52,12 @@ def run(words: Sequence[str]) -> int:
     work = workload(description, spec, targets(description, spec), rows, full=full)
     found: dict[str, MemoryEstimate] = {}
     for strategy in STRATEGIES:
-        if strategy != "single" and asked.gpus == 1:
+        gpus = 1 if strategy.one_process else asked.gpus
+        if gpus == 1 and not strategy.one_process:
             continue
-        found[strategy] = estimate(work, strategy, 1 if strategy == "single" else asked.gpus)
-        if not work.packed and strategy in ("single", "ddp", "fsdp2_native"):
-            packed = replace(work, load_in_4bit=True)
-            found[f"{strategy} 4-bit"] = estimate(packed, strategy, 1 if strategy == "single" else asked.gpus)
+        found[strategy.name] = estimate(work, strategy.name, gpus)
+        if not work.in_4bit and "4bit" not in strategy.cannot:
+            found[f"{strategy.name} 4-bit"] = estimate(replace(work, load_in_4bit=True), strategy.name, gpus)
     if asked.json:
         values = {
             "model": spec.name,

@@ -47,7 +47,7 @@ def add_hardware(made: argparse.ArgumentParser) -> None:
 
 def run(words: Sequence[str]) -> int:
     asked = parser().parse_intermixed_args(words)
-    from ..capabilities import here
+    from ..capabilities.probe import here
     from ..hardware.hardware import Hardware
     from ..planning import planner
 

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..data.formats import FIELDS, FORMATS, OPTIONAL
 from ..errors import ConfigError, Problem, first_line, nearest, raise_errors, yaml_fault
-from .accelerate_config import STRATEGIES
+from ..strategies import STRATEGIES
 from .trainer_fields import accepts, training_fields, type_name
 
 
@@ -199,7 +199,6 @@ _REFUSED = {
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 """`all-linear`: the linear layers of a Llama-style decoder block, for which Unsloth has fused LoRA kernels."""
 _CHOICES = {
-    "distributed.strategy": ("auto", *STRATEGIES),
     "distributed.device": ("auto", "cuda", "cpu"),
     "batch.balance": ("tokens", "rows"),
     "batch.on_out_of_memory": ("halve", "stop"),
@@ -388,7 +387,7 @@ def _check_values(tree: DictConfig) -> list[Problem]:
         except OmegaConfBaseException:
             return None  # told of elsewhere
 
-    for key, choices in _CHOICES.items():
+    for key, choices in {"distributed.strategy": ("auto", *STRATEGIES.names), **_CHOICES}.items():
         if given(key) not in choices:
             words = ", ".join("null" if choice is None else choice for choice in choices)
             wrong(key, given(key), "unknown value.", f"use one of: {words}.")

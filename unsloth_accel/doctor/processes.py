@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..config.accelerate_config import AccelerateConfig
+from ..strategies import usual
 from .machine import Machine
 from .result import Result
 
@@ -89,7 +90,7 @@ def _launch(
     environment = {**environ, "ACCELERATE_USE_CPU": "true"} if device == "cpu" else dict(environ)
     with tempfile.TemporaryDirectory(prefix="unsloth-accel-doctor-", ignore_cleanup_errors=True) as directory:
         config = Path(directory, "accelerate.yaml")
-        AccelerateConfig(strategy="ddp", num_processes=count, device=device).write(config)
+        AccelerateConfig(strategy=usual(count).name, num_processes=count, device=device).write(config)
         command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
         printed = Path(directory, "output")
         with printed.open("w", encoding="utf-8") as output:

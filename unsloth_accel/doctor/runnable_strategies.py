@@ -1,11 +1,11 @@
-"""Check of what the installed versions can do: names looked for in their files (`unsloth_accel.capabilities`)."""
+"""Check of what the installed versions can do: names looked for in their files (`unsloth_accel.capabilities.probe`)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..capabilities import ON_A_CPU, Capabilities, probe
-from ..config.accelerate_config import STRATEGIES
+from ..capabilities.probe import Capabilities, probe
+from ..strategies import STRATEGIES
 from .machine import Machine
 from .result import Result
 
@@ -20,8 +20,8 @@ def capabilities(machine: Machine) -> Iterator[Result]:
 
 def results(found: Capabilities, device: str) -> Iterator[Result]:
     """One line on strategies, and one for each missing piece that matters on `device`."""
-    can, every = found.strategies(device), ON_A_CPU if device == "cpu" else STRATEGIES
-    lost = [strategy for strategy in every if strategy not in can]
+    can = found.strategies(device)
+    lost = [one.name for one in STRATEGIES if one.name not in can and (one.runs_on_cpu or device != "cpu")]
     cannot = f"; not {', '.join(lost)}" if lost else ""
     yield Result(
         name="capabilities",

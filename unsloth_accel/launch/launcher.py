@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..adapters.environment import OTHER_KINDS, missing_for, promise_of_config, variables_for
 from ..artifacts.resume_facts import resume_problems
-from ..capabilities import here
+from ..capabilities.probe import here, lacking
+from ..config.promise import OTHER_KINDS, promise_of_config, variables_for
 from ..config.run_config import RunConfig, from_dict, is_override, load
 from ..errors import ConfigError, Problem, errors, raise_errors
 from ..hardware.hardware import Hardware, detect
@@ -22,6 +22,7 @@ from ..planning.memory_estimate import BITSANDBYTES_ADAMW
 from ..planning.planner import TRAINING_MODULE, Plan, plan
 from ..report import NAME
 from ..report.at_end import ASIDE, reported, something_to_show
+from ..strategies import STRATEGIES, choosable
 from ..validation.inputs import ADAPTER, input_problems, output_problems
 from ..validation.rules import Context, check, read
 from .run_accelerate import ERRORS, Launch, parse_arguments, run_accelerate, takes_value
@@ -101,26 +102,30 @@ def run_problems(run: RunConfig) -> list[Problem]:
 def plan_problems(decided: Plan) -> list[Problem]:
     """What would be lost by running a plan that was asked for."""
     resuming = resume_problems(from_dict(decided.resolved())) if decided.run.resume else []
-    return [*missing_for(decided.strategy, decided.device), *_fsdp1_problems(decided), *resuming]
+    return [*lacking(decided.strategy, decided.device), *_strategy_problems(decided), *resuming]
 
 
-def _fsdp1_problems(decided: Plan) -> list[Problem]:
-    """What FSDP1 can't do with a run that every other strategy can."""
-    if decided.strategy != "fsdp1":
-        return []
-    run, fix = decided.run, "distributed.strategy=fsdp2, or auto"
-    found = []
-    if run.model.load_in_4bit:
-        consequence = "FSDP1 can't flatten weights in 4 bit; every process fails."
-        found.append(Problem(key="model.load_in_4bit", value=True, consequence=consequence, fix=fix))
+def _strategy_problems(decided: Plan) -> list[Problem]:
+    """What the strategy can't do with a run that others can."""
+    run, cannot = decided.run, STRATEGIES[decided.strategy].cannot
+    others = (one for one in choosable(decided.num_processes) if one.shards_weights)
+    instead = next((f"distributed.strategy={one.name}, or auto" for one in others), "distributed.strategy=auto")
     optim = str(run.training.get("optim"))
-    if optim in BITSANDBYTES_ADAMW:
-        consequence = "whether FSDP1 can put its state together was never tried."
-        found.append(Problem(key="training.optim", value=optim, consequence=consequence, fix=f"adamw_torch, or {fix}"))
-    if run.data.eval_path and run.evaluation.exact_match:
-        consequence = "answers can't be generated from FSDP1's flat shards; the run fails once it has trained."
-        found.append(Problem(key="evaluation.exact_match", value=True, consequence=consequence, fix=f"false, or {fix}"))
-    return found
+    asked = {
+        "4bit": (run.model.load_in_4bit, "model.load_in_4bit", True, instead),
+        "bitsandbytes": (optim in BITSANDBYTES_ADAMW, "training.optim", optim, f"adamw_torch, or {instead}"),
+        "generate": (
+            run.data.eval_path and run.evaluation.exact_match,
+            "evaluation.exact_match",
+            True,
+            f"false, or {instead}",
+        ),
+    }
+    return [
+        Problem(key=key, value=value, consequence=cannot[what], fix=fix)
+        for what, (applies, key, value, fix) in asked.items()
+        if applies and what in cannot
+    ]
 
 
 def launch_of(decided: Plan, flags: Sequence[str] = (), *, module: str = TRAINING_MODULE) -> Launch:

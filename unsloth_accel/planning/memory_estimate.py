@@ -13,8 +13,8 @@ from functools import cached_property
 from math import ceil
 from typing import Literal
 
-from ..config.accelerate_config import Strategy
 from ..models.spec import ModelSpec
+from ..strategies import STRATEGIES, Strategy, usual
 
 GIB = 2**30
 Checkpointing = Literal["unsloth", "true", "false"]
@@ -47,18 +47,19 @@ OPTIMIZER, ON_THE_HOST = "adamw_torch_fused", "adamw_torch"
 BITSANDBYTES_ADAMW = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw", "paged_adamw_32bit", "paged_adamw_8bit")
 
 
-def optimizer_for(strategy: Strategy, asked: str | None) -> str:
+def optimizer_for(strategy: str, asked: str | None) -> str:
     """What steps under `strategy` where `asked` is asked for, or nothing: Unsloth's own default, adamw_8bit, would be
     another optimizer on one GPU than under fsdp2.
 
     bitsandbytes can't step the shards of accelerate's FSDP2 (unsloth/models/rl.py: "Switching optim"); FSDP1 can't put
     together the state of a fused optimizer (`adapters.fsdp1`).
     """
+    record = STRATEGIES[strategy]
     if asked is None:
-        return ON_THE_HOST if strategy == "fsdp1" else OPTIMIZER
-    if strategy == "fsdp2" and asked in BITSANDBYTES_ADAMW:
+        return OPTIMIZER if record.saves_fused else ON_THE_HOST
+    if not record.steps_bitsandbytes and asked in BITSANDBYTES_ADAMW:
         return OPTIMIZER
-    return ON_THE_HOST if strategy == "fsdp1" and asked.endswith("_fused") else asked
+    return ON_THE_HOST if not record.saves_fused and asked.endswith("_fused") else asked
 
 
 BLOCK_INTERMEDIATE = 4.0
@@ -78,15 +79,6 @@ CHUNK_TARGET_GIB = 4.0
 """The most that Unsloth lets one chunk take by its own reckoning; half the free memory if that is less (same file)."""
 OTHER_GIB = 0.06
 """Rotary tables, staging buffers and workspaces; fitted."""
-NATIVE_BLOCKS = 3
-"""Gathered blocks that Unsloth's own FSDP2 holds at the peak: the current one, the prefetched one, and its all-gather's
-buffer; fitted (2.2 to 3.7)."""
-WHOLE_LORA = 0.01
-"""Under fsdp2 LoRA weights stay whole on every rank up to this part of the model's (`adapters.fsdp2.shard`). Beyond it
-their gradients and optimizer state (16 bytes a weight in all, float32 with Adam) would cost more than is worth it."""
-FRAGMENTATION: dict[Strategy, float] = {"single": 0.03, "ddp": 0.03, "fsdp2": 0.09, "fsdp2_native": 0.2, "fsdp1": 0.09}
-"""What torch's allocator holds beyond the peak it has given out, as a share of that; medians. Gathers on other streams
-fragment more."""
 CONTEXT_GIB = 0.82
 """CUDA's context, kernels and cuBLAS; one process on an H200."""
 NCCL_GIB = 1.47
@@ -135,7 +127,7 @@ class Workload:
     @cached_property
     def block_bytes(self) -> float:
         """Of the largest decoder block; of an average one in 4 bit."""
-        if self.packed:
+        if self.in_4bit:
             return (self.weight_bytes - self.outer_bytes) / max(self.spec.num_layers, 1)
         return self.spec.layer_parameters * self.dtype_bytes
 
@@ -155,7 +147,7 @@ class Workload:
         return max((weight.out_features * weight.in_features for weight in self.spec.linear_weights), default=0)
 
     @property
-    def packed(self) -> bool:
+    def in_4bit(self) -> bool:
         """The base weights are in 4 bit."""
         return self.load_in_4bit or self.spec.quantization == "bnb-4bit"
 
@@ -185,7 +177,7 @@ class MemoryEstimate:
         return {"total": round(self.total, 3), **{name: round(value, 3) for name, value in self.terms.items()}}
 
 
-def estimate(work: Workload, strategy: Strategy, num_processes: int, *, free_gib: float = 1e9) -> MemoryEstimate:
+def estimate(work: Workload, strategy: str, num_processes: int, *, free_gib: float = 1e9) -> MemoryEstimate:
     """The memory that `work` takes on each of `num_processes` GPUs under `strategy`, in GiB.
 
     `free_gib` is the GPU's memory, which bounds the chunks of the fused loss. Terms: `weights` (frozen, in the dtype
@@ -194,8 +186,10 @@ def estimate(work: Workload, strategy: Strategy, num_processes: int, *, free_gib
     (4-bit weights on their way through a matmul), `activations`, `logits` (the fused loss where it is the larger
     peak), `loading_excess` (loading's peak above training's), `other`, `fragmentation`, `context`.
     """
-    shards = num_processes if strategy in ("fsdp2", "fsdp2_native", "fsdp1") else 1
-    whole_lora = strategy == "fsdp2" and work.lora_parameters <= WHOLE_LORA * work.spec.num_parameters
+    record = STRATEGIES[strategy]
+    shards = num_processes if record.shards_weights else 1
+    whole_lora = record.whole_adapter_share > 0
+    whole_lora = whole_lora and work.lora_parameters <= record.whole_adapter_share * work.spec.num_parameters
     lora = 4 * work.lora_parameters
     lora_shards = 1 if whole_lora else shards
     terms = {
@@ -204,29 +198,28 @@ def estimate(work: Workload, strategy: Strategy, num_processes: int, *, free_gib
         "gradients": lora / lora_shards,
         "optimizer": OPTIMIZER_BYTES.get(optimizer_for(strategy, work.optim), 8) * work.lora_parameters / lora_shards,
     }
-    if strategy == "ddp" or whole_lora:
+    if record.gradient_buckets or whole_lora:
         terms["gradient_buckets"] = lora
     kept, block = _activations(work)
     logits = _logits(work, free_gib)
-    if strategy == "fsdp2":
-        # Two sets of buffers for the blocks; beside the loss one of them, and the output head (fsdp2/peer_fetch).
-        head = work.head_bytes
-        peak = max(block + 2 * work.block_bytes, logits + work.block_bytes + head)
-        terms["unsharded_units"] = peak - max(block, logits)
+    if shards > 1 and record.gathers_outer:
+        terms["unsharded_units"] = work.outer_bytes + record.gathered_blocks * work.block_bytes
     elif shards > 1:
-        blocks = NATIVE_BLOCKS if strategy == "fsdp2_native" else 1
-        terms["unsharded_units"] = work.outer_bytes + blocks * work.block_bytes
-    if work.packed:
+        # Beside the loss one block's buffers less, and the output head.
+        gathered = record.gathered_blocks * work.block_bytes
+        peak = max(block + gathered, logits + gathered - work.block_bytes + work.head_bytes)
+        terms["unsharded_units"] = peak - max(block, logits)
+    if work.in_4bit:
         # One weight in use and the next one's buffer (unsloth/kernels/utils.py: WEIGHT_BUFFERS); fitted, 1.7 to 2.4.
         terms["dequantized"] = 2.0 * work.largest_linear * work.dtype_bytes
     terms["activations"] = kept + block
     terms["logits"] = max(0.0, logits - block)
     terms["other"] = OTHER_GIB * GIB
     training = sum(terms.values())
-    loading = _loading(work, strategy, num_processes)
+    loading = _loading(work, record, num_processes)
     terms["loading_excess"] = max(0.0, loading - training)
     if not work.on_cpu:
-        held = max(loading * (1 + FRAGMENTATION["single"]), training * (1 + FRAGMENTATION[strategy]))
+        held = max(loading * (1 + usual(1).fragmentation), training * (1 + record.fragmentation))
         terms["fragmentation"] = held - max(loading, training)
         terms["context"] = (CONTEXT_GIB + (NCCL_GIB if num_processes > 1 else 0.0)) * GIB
     offloaded = work.tokens * work.spec.hidden_size * 2 * work.spec.num_layers
@@ -274,14 +267,13 @@ def _loading(work: Workload, strategy: Strategy, num_processes: int) -> float:
     lora = 4 * work.lora_parameters
     whole = work.weight_bytes + lora
     largest = max((tensor.numel for tensor in work.spec.tensors), default=0) * work.dtype_bytes
-    if strategy == "ddp":
+    if strategy.loading == "sent":
         return whole + largest + DDP_BUCKETS_GIB * GIB
-    if strategy == "fsdp1":
-        # The whole model is loaded on every GPU, and is still there when its shards have been made.
+    if strategy.loading == "cut":
         return whole * (1 + 1 / num_processes)
-    in_16_bit = not work.packed and work.spec.quantization is None
-    if strategy == "fsdp2" or (strategy == "fsdp2_native" and in_16_bit):
+    in_16_bit = not work.in_4bit and work.spec.quantization is None
+    if strategy.loading == "shards" or (strategy.loading == "16-bit shards" and in_16_bit):
         # Linear weights are read as shards, everything else whole (unsloth/models/fsdp2_load.py), and the largest of
-        # these is there twice while it is cut. Under fsdp2 4-bit weights are cut as they are quantised (adapters/fsdp).
+        # these is there twice while it is cut.
         return (work.weight_bytes - work.outer_bytes) / num_processes + work.outer_bytes + largest + lora
     return whole

@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..adapters.environment import variables_for
-from ..capabilities import SHARDED, Capabilities
-from ..config.accelerate_config import AccelerateConfig, Precision, Strategy, launch_lines
-from ..config.promise import Promise
+from ..capabilities.probe import Capabilities
+from ..config.accelerate_config import AccelerateConfig, Precision, launch_lines
+from ..config.promise import Promise, variables_for
 from ..config.run_config import RunConfig
 from ..errors import ConfigError, Problem
 from ..files import write_atomically
@@ -18,13 +17,14 @@ from ..hardware.hardware import Device, Hardware
 from ..models.locate import may_be_hub_id
 from ..models.lora_targets import Targets, targets
 from ..models.spec import TOWER, ModelSpec
+from ..strategies import STRATEGIES, usual
 from . import plan_view
 from .batch import DEFAULT_PER_DEVICE, Batch, check_divisible, divide_batch, divisors, rows_text
 from .memory_estimate import MemoryEstimate, Workload, optimizer_for
 from .packing_choice import with_packing
 from .precision import choose_precision
 from .speed_estimate import Speed
-from .strategy_choice import ERROR, Option, Question, Rejected, choose, free_gib
+from .strategy_choice import ERROR, Choice, Option, Rejected, choose, free_gib
 
 TRAINING_MODULE = "unsloth_accel.training.sft"
 DECISIVE = ("taken as", "link ", "network ", "MIG")
@@ -33,7 +33,7 @@ DECISIVE = ("taken as", "link ", "network ", "MIG")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    strategy: Strategy
+    strategy: str
     device: Literal["cuda", "cpu"]
     mixed_precision: Precision
     batch: Batch
@@ -188,26 +188,27 @@ def plan(
     chosen: Option | None = None
     rejected: tuple[Rejected, ...] = ()
     spec = spec or _spec(run, device, count, reasons)
-    packed = run.model.load_in_4bit or bool(spec and spec.quantization == "bnb-4bit")
-    lacking = capabilities.unavailable(device, load_in_4bit=packed) if capabilities else {}
+    in_4bit = run.model.load_in_4bit or bool(spec and spec.quantization == "bnb-4bit")
+    lacking = capabilities.unavailable(device, load_in_4bit=in_4bit) if capabilities else {}
     unavailable = {} if elsewhere else lacking
     if capabilities and not elsewhere:
-        _check_installed(capabilities, _unsized_strategy(run, count), run, device, packed)
+        _check_installed(capabilities, _unsized_strategy(run, count), run, device, in_4bit)
     if spec is not None:
         trained = targets(run, spec)
         run = _spelt_out(run, spec, trained, reasons)
-        question = _question(run, spec, trained, replace(hardware, devices=used), precision, count, rows)
-        question = replace(question, unavailable=unavailable | _cannot_shard(spec, run, device))
+        choice = _choice(run, spec, trained, replace(hardware, devices=used), precision, count, rows)
+        choice = replace(choice, unavailable=unavailable | _cannot_shard(spec, run, device))
         if device == "cuda":
-            chosen, why, rejected = choose(question, run.distributed.strategy)
+            chosen, why, rejected = choose(choice, run.distributed.strategy)
             reasons += why
         else:
-            chosen = question.option(_unsized_strategy(run, count))
-            _check_host(chosen, question)
+            chosen = choice.option(_unsized_strategy(run, count))
+            _check_host(chosen, choice)
     strategy = chosen.strategy if chosen else _unsized_strategy(run, count)
-    if strategy in ("fsdp2", "fsdp1") and not (spec and spec.decoder_layer_class):
+    if STRATEGIES[strategy].through_plugin and not (spec and spec.decoder_layer_class):
         consequence = "the class of the model's decoder layers is unknown, and FSDP must be told it."
-        fix = "distributed.strategy=ddp, or unsloth-accel config --decoder-layer CLASS for your own script"
+        instead = f"distributed.strategy={usual(count).name}"
+        fix = f"{instead}, or unsloth-accel config --decoder-layer CLASS for your own script"
         raise ConfigError(Problem(key="distributed.strategy", value=strategy, consequence=consequence, fix=fix))
     if device == "cpu" or chosen is None:
         reasons.append(_plain_reason(strategy))
@@ -248,7 +249,8 @@ def _device(run: RunConfig, hardware: Hardware, reasons: list[str]) -> Literal["
 def _num_processes(run: RunConfig, hardware: Hardware, device: str, reasons: list[str]) -> int:
     asked = run.distributed.num_processes
     gpus = len(hardware.devices) * hardware.num_machines
-    if asked == "auto" and run.distributed.strategy == "single":
+    record = STRATEGIES.get(run.distributed.strategy)  # none for auto
+    if asked == "auto" and record and record.one_process:
         return 1
     if asked == "auto" and device == "cuda":
         where = f" on each of {hardware.num_machines} machines" if hardware.num_machines > 1 else ""
@@ -273,20 +275,23 @@ def _num_processes(run: RunConfig, hardware: Hardware, device: str, reasons: lis
 def _check_strategy(run: RunConfig, count: int, device: str) -> None:
     asked = run.distributed.strategy
     key = "distributed.strategy"
-    if asked == "single" and count > 1:
-        consequence = f"single is one process and distributed.num_processes is {count}."
-        raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix="distributed.strategy=ddp"))
-    if asked not in ("auto", "single") and count == 1:
+    if asked == "auto":
+        return
+    strategy, instead = STRATEGIES[asked], f"distributed.strategy={usual(count).name}"
+    if strategy.one_process and count > 1:
+        consequence = f"{asked} is one process and distributed.num_processes is {count}."
+        raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix=instead))
+    if not strategy.one_process and count == 1:
         consequence = f"{asked} needs at least two processes and there is one."
         raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix="distributed.strategy=auto"))
-    if asked in ("fsdp2", "fsdp1") and device == "cpu":
+    if not strategy.runs_on_cpu and device == "cpu":
         consequence = "accelerate has no FSDP on a CPU: each process would train alone."
-        raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix="distributed.strategy=ddp"))
+        raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix=instead))
 
 
-def _check_installed(capabilities: Capabilities, strategy: Strategy, run: RunConfig, device: str, packed: bool) -> None:
+def _check_installed(capabilities: Capabilities, strategy: str, run: RunConfig, device: str, in_4bit: bool) -> None:
     """Raise `ConfigError` for a strategy that is asked for, or the only one, and that the versions can't run."""
-    problem = capabilities.problem(strategy, device, load_in_4bit=packed)
+    problem = capabilities.problem(strategy, device, load_in_4bit=in_4bit)
     if problem is None:
         return
     if run.distributed.strategy == "auto":  # nobody wrote it, and there is no other
@@ -294,20 +299,14 @@ def _check_installed(capabilities: Capabilities, strategy: Strategy, run: RunCon
     raise ConfigError(problem)
 
 
-def _unsized_strategy(run: RunConfig, count: int) -> Strategy:
+def _unsized_strategy(run: RunConfig, count: int) -> str:
     """The strategy where nothing is known about the model's size."""
     asked = run.distributed.strategy
-    if asked != "auto":
-        return asked  # type: ignore[return-value]
-    return "ddp" if count > 1 else "single"
+    return usual(count).name if asked == "auto" else asked
 
 
-def _plain_reason(strategy: Strategy) -> str:
-    if strategy == "single":
-        return "single: there is one process."
-    if strategy == "ddp":
-        return "ddp: every process holds the model and synchronises only the adapter's gradients."
-    return f"{strategy}: distributed.strategy asks for it."
+def _plain_reason(strategy: str) -> str:
+    return f"{strategy}: {STRATEGIES[strategy].reason or 'distributed.strategy asks for it.'}"
 
 
 def _spec(run: RunConfig, device: str, count: int, reasons: list[str]) -> ModelSpec | None:
@@ -343,7 +342,7 @@ def _only_text(run: RunConfig) -> Problem:
     )
 
 
-def _question(
+def _choice(
     run: RunConfig,
     spec: ModelSpec,
     trained: Targets,
@@ -351,7 +350,7 @@ def _question(
     precision: Precision,
     count: int,
     rows: int | None,
-) -> Question:
+) -> Choice:
     per_device: int | None = run.training.get("per_device_train_batch_size")
     accumulation: int | None = run.training.get("gradient_accumulation_steps")
     own = rows // count if rows is not None else None
@@ -370,7 +369,7 @@ def _question(
         capacity = min(map(free_gib, hardware.devices))
     full = run.model.dtype == "float32" or (not hardware.devices and precision == "no")
     work = workload(run, spec, trained, sizes[0], full=full, on_cpu=not hardware.devices)
-    return Question(
+    return Choice(
         work=work,
         hardware=hardware,
         capacity_gib=capacity,
@@ -422,7 +421,7 @@ def _spelt_out(run: RunConfig, spec: ModelSpec, trained: Targets, reasons: list[
     return replace(run, model=model, lora=replace(run.lora, target_modules=list(trained.modules)))
 
 
-def _cannot_shard(spec: ModelSpec, run: RunConfig, device: str) -> dict[Strategy, str]:
+def _cannot_shard(spec: ModelSpec, run: RunConfig, device: str) -> dict[str, str]:
     """The strategies that can't divide this model, each with the reason; raises `ConfigError` for one asked for."""
     if not spec.num_experts or device == "cpu":
         return {}
@@ -431,14 +430,15 @@ def _cannot_shard(spec: ModelSpec, run: RunConfig, device: str) -> dict[Strategy
         "a mixture of experts: transformers puts experts together from several tensors of the checkpoint, which "
         "Unsloth's sharded loading can't read (seen with Qwen3's), and nothing else was tried."
     )
-    if run.distributed.strategy in SHARDED:
-        fix = "distributed.strategy=ddp, and model.load_in_4bit=true if it doesn't fit"
+    sharded = [one.name for one in STRATEGIES if one.loads_shards]
+    if run.distributed.strategy in sharded:
+        fix = f"distributed.strategy={usual(2).name}, and model.load_in_4bit=true if it doesn't fit"
         problem = Problem(key="distributed.strategy", value=run.distributed.strategy, consequence=reason, fix=fix)
         raise ConfigError(problem)
-    return dict.fromkeys(SHARDED, reason)
+    return dict.fromkeys(sharded, reason)
 
 
-def _with_optimizer(run: RunConfig, strategy: Strategy, device: str, reasons: list[str]) -> RunConfig:
+def _with_optimizer(run: RunConfig, strategy: str, device: str, reasons: list[str]) -> RunConfig:
     """`run` with its optimizer by name, the same one under every strategy where nothing is said."""
     asked = run.training.get("optim")
     if device == "cpu":
@@ -448,22 +448,23 @@ def _with_optimizer(run: RunConfig, strategy: Strategy, device: str, reasons: li
         return run
     why = "the same steps under every strategy"
     if asked:
-        why = f"{strategy} can't {'step the shards' if strategy == 'fsdp2' else 'save the state'} of {asked}"
+        cannot = "save the state" if STRATEGIES[strategy].steps_bitsandbytes else "step the shards"
+        why = f"{strategy} can't {cannot} of {asked}"
     reasons.append(f"training.optim={taken}: {why}.")
     return replace(run, training=run.training | {"optim": taken})
 
 
-def _check_host(chosen: Option, question: Question) -> None:
+def _check_host(chosen: Option, choice: Choice) -> None:
     """Raise `ConfigError` when the processes need more than the machine has, by more than the estimate may be wrong."""
-    need, has = chosen.memory.total, question.capacity_gib
-    if not question.hardware.host_known or need <= ERROR * has:
+    need, has = chosen.memory.total, choice.capacity_gib
+    if not choice.hardware.host_known or need <= ERROR * has:
         return
-    count = question.num_processes
+    count = choice.num_processes
     consequence = (
         f"needs {need:.1f} GiB in each of {count} processes, and the machine has {has * count:.1f} GiB in all."
     )
     fix = "distributed.num_processes=1, or a smaller model" if count > 1 else "a smaller model"
-    raise ConfigError(Problem(key="model.name", value=question.work.spec.name, consequence=consequence, fix=fix))
+    raise ConfigError(Problem(key="model.name", value=choice.work.spec.name, consequence=consequence, fix=fix))
 
 
 def _batch(

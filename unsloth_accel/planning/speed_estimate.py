@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config.accelerate_config import Precision, Strategy
+from ..config.accelerate_config import Precision
 from ..hardware.hardware import Hardware
+from ..strategies import STRATEGIES
 from .memory_estimate import Workload
 
 PEAK_SHARE = 0.75
@@ -23,13 +24,8 @@ it longer)."""
 LEAST_LAYER_SECONDS = 0.0055
 """Per decoder block and device batch, however little there is to compute: a small batch is as slow as Python launches
 its kernels; the 0.5B cell with 16 × 512 tokens."""
-SHARD_SECONDS: dict[Strategy, float] = {"fsdp2": 0.0009, "fsdp2_native": 0.0010, "fsdp1": 0.0014}
-"""Per decoder block, device batch and step, beside the bytes: hooks and waiting at each gather; fitted."""
 HIDDEN_SHARE = 0.8
 """Of computing, behind which fsdp2 can hide the bytes: copy engines fetch the next block meanwhile; assumed."""
-FSDP1_FACTOR = 3.0
-"""Unsloth declines its fused LoRA kernels under FSDP1: 1.274 s against 0.429 s for FSDP2 (DDP 0.386 s), measured on
-the 1.5B shape with variable rows."""
 DDP_SHARE = 0.015
 """Of a step, lost by two processes that wait for each other: 0.7823 s against 0.7753 s, 0.3111 s against 0.3057 s."""
 
@@ -70,7 +66,7 @@ def flops(work: Workload) -> float:
 
 
 def estimate_speed(
-    work: Workload, strategy: Strategy, num_processes: int, accumulation: int, hardware: Hardware, precision: Precision
+    work: Workload, strategy: str, num_processes: int, accumulation: int, hardware: Hardware, precision: Precision
 ) -> Speed | None:
     """Of one step of `accumulation` device batches; None for cards whose rates are unknown."""
     device = min(hardware.devices, key=lambda d: d.fp16_tflops or 0.0, default=None)
@@ -86,8 +82,8 @@ def estimate_speed(
     launches = LAYER_SECONDS * spec.num_layers
     compute = flops(work) / (rate * 1e12 * PEAK_SHARE) + crossing / (device.bandwidth_gbs * 1e9) + launches
     compute = max(compute, LEAST_LAYER_SECONDS * spec.num_layers)
-    if strategy == "fsdp1":
-        compute *= FSDP1_FACTOR
+    record = STRATEGIES[strategy]
+    compute *= record.compute_factor
     communication = 0.0
     if num_processes > 1:
         link = _link(hardware) * 1e9
@@ -95,15 +91,15 @@ def estimate_speed(
         communication = compute * DDP_SHARE * accumulation
         # All-reduce of the adapter's gradients: twice around the ring.
         communication += 2 * others * 4 * work.lora_parameters / link
-        if strategy in SHARD_SECONDS:
+        if record.shards_weights:
             gathered = 2 * others * work.weight_bytes / link  # once forward, once backward
-            if strategy == "fsdp2" and hardware.link == "nvlink" and hardware.num_machines == 1:
+            if record.hides_gathering and hardware.link == "nvlink" and hardware.num_machines == 1:
                 gathered = max(0.0, gathered - HIDDEN_SHARE * compute)
-            communication += accumulation * (gathered + SHARD_SECONDS[strategy] * spec.num_layers)
+            communication += accumulation * (gathered + record.seconds_per_block * spec.num_layers)
     return Speed(
         compute=compute * accumulation,
         communication=communication,
-        tokens=work.tokens * accumulation * num_processes,
+        tokens=work.tokens * accumulation * record.data_parallel(num_processes),
     )
 
 

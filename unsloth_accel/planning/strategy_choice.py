@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..config.accelerate_config import SHARDING, Precision, Strategy
+from ..config.accelerate_config import Precision
 from ..errors import ConfigError, Problem
 from ..hardware.hardware import Device, Hardware
+from ..strategies import STRATEGIES, Strategy, choosable, usual
 from .batch import divisors, rows_text
 from .memory_estimate import MemoryEstimate, Workload, estimate
 from .speed_estimate import Speed, estimate_speed
@@ -18,8 +19,6 @@ ERROR = 1.15
 """What is asked for by name is refused only if the estimate is that much too large: its worst error."""
 NEARLY = 0.9
 """DDP is taken while it reaches this share of the fastest: it has the least that can go wrong."""
-PREFERENCE: tuple[Strategy, ...] = ("single", "ddp", "fsdp2", "fsdp2_native", "fsdp1")
-"""Order where speeds are unknown or equal."""
 
 
 def free_gib(device: Device) -> float:
@@ -37,7 +36,7 @@ class Rejected:
 class Option:
     """A strategy for this work, with as many rows at once as memory allows; one row where not even that fits."""
 
-    strategy: Strategy
+    strategy: str
     per_device: int
     memory: MemoryEstimate
     fits: bool
@@ -47,11 +46,15 @@ class Option:
     def rank(self) -> tuple[float, int]:
         """For sorting: the fastest first."""
         seconds = 1 / self.speed.tokens_per_second if self.speed else 0.0
-        return round(seconds, 9), PREFERENCE.index(self.strategy)
+        return round(seconds, 9), STRATEGIES.names.index(self.strategy)
+
+    @property
+    def record(self) -> Strategy:
+        return STRATEGIES[self.strategy]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class Choice:
     """What has to be chosen for."""
 
     work: Workload
@@ -66,7 +69,7 @@ class Question:
     """Of one process in one optimizer step; None where no global batch is given."""
     accumulation: int | None = None
     """As the run gives it."""
-    unavailable: Mapping[Strategy, str] = field(default_factory=dict)
+    unavailable: Mapping[str, str] = field(default_factory=dict)
     """Strategies that the installed versions can't run, with the reason."""
 
     @property
@@ -76,8 +79,9 @@ class Question:
         used = least.memory_gib - free_gib(least)
         return f"free the {used:.1f} GiB that are in use on GPU {least.index}" if used > 0.1 * least.memory_gib else ""
 
-    def option(self, strategy: Strategy) -> Option:
-        count = 1 if strategy == "single" else self.num_processes
+    def option(self, strategy: str) -> Option:
+        alone = STRATEGIES[strategy].one_process
+        count = 1 if alone else self.num_processes
         budget = MARGIN * self.capacity_gib
 
         def memory(size: int) -> MemoryEstimate:
@@ -87,165 +91,161 @@ class Question:
         size = max(fitting, default=min(self.sizes))
         work = replace(self.work, per_device=size)
         steps = self.accumulation or 1 if self.rows is None else max(self.rows // size, 1)
-        if strategy == "single" and self.rows is not None:
+        if alone and self.rows is not None:
             steps *= self.num_processes  # the same rows, in one process
         speed = estimate_speed(work, strategy, count, steps, self.hardware, self.precision)
         return Option(strategy=strategy, per_device=size, memory=memory(size), fits=bool(fitting), speed=speed)
 
 
-FSDP1_REASON = (
-    "Unsloth declines its fused LoRA kernels under FSDP1 (three times slower, measured), every GPU loads the whole "
-    "model first, and transformers 5.20 removes it; it is never chosen, only taken when asked for."
-)
-
-
-def choose(question: Question, asked: str) -> tuple[Option, tuple[str, ...], tuple[Rejected, ...]]:
+def choose(choice: Choice, asked: str) -> tuple[Option, tuple[str, ...], tuple[Rejected, ...]]:
     """The option to take, the reasons, and the others with theirs.
 
     Raises `ConfigError` when nothing fits, with what would.
     """
-    several = question.num_processes > 1
-    names: tuple[Strategy, ...] = ("ddp", "fsdp2", "fsdp2_native") if several else ("single",)
-    options = [question.option(name) for name in names if name not in question.unavailable]
+    several = choice.num_processes > 1
+    names = [one.name for one in choosable(choice.num_processes)]
+    options = [choice.option(name) for name in names if name not in choice.unavailable]
     if asked != "auto":
-        return _asked(question, asked, options)
+        return _asked(choice, asked, options)
     fitting = sorted((option for option in options if option.fits), key=lambda option: option.rank)
     if not fitting:
-        raise ConfigError(_nothing_fits(question, options))
+        raise ConfigError(_nothing_fits(choice, options))
     chosen = fitting[0]
-    ddp = next((option for option in fitting if option.strategy == "ddp"), chosen)
-    if ddp.speed and chosen.speed and ddp.speed.tokens_per_second >= NEARLY * chosen.speed.tokens_per_second:
-        chosen = ddp
-    reasons = [_why(chosen, question)]
-    if chosen.strategy in SHARDING and not question.work.packed:
-        reasons += _four_bit(question, chosen)
-    rejected = [_rejected(option, chosen, question) for option in options if option is not chosen]
+    whole = next((option for option in fitting if not option.record.shards_weights), chosen)
+    if whole.speed and chosen.speed and whole.speed.tokens_per_second >= NEARLY * chosen.speed.tokens_per_second:
+        chosen = whole
+    reasons = [_why(chosen, choice)]
+    if chosen.record.shards_weights and not choice.work.in_4bit:
+        reasons += _four_bit(choice, chosen)
+    rejected = [_rejected(option, chosen, choice) for option in options if option is not chosen]
     if several:
-        rejected += _unavailable(question)
-        rejected.append(Rejected(strategy="fsdp1", reason=FSDP1_REASON))
-        rejected.append(Rejected(strategy="single", reason=_single(question, chosen)))
+        rejected += _unavailable(choice)
+        rejected += [Rejected(strategy=one.name, reason=one.never_chosen) for one in STRATEGIES if one.never_chosen]
+        rejected.append(Rejected(strategy=usual(1).name, reason=_single(choice, chosen)))
     return chosen, tuple(reasons), tuple(rejected)
 
 
-def _asked(
-    question: Question, asked: str, options: list[Option]
-) -> tuple[Option, tuple[str, ...], tuple[Rejected, ...]]:
+def _asked(choice: Choice, asked: str, options: list[Option]) -> tuple[Option, tuple[str, ...], tuple[Rejected, ...]]:
     chosen = next((option for option in options if option.strategy == asked), None)
-    chosen = chosen or question.option(asked)  # type: ignore[arg-type]
-    if not chosen.fits and chosen.memory.total > ERROR * question.capacity_gib:
-        raise ConfigError(_nothing_fits(question, [chosen, *(o for o in options if o.fits)], asked))
+    chosen = chosen or choice.option(asked)
+    if not chosen.fits and chosen.memory.total > ERROR * choice.capacity_gib:
+        raise ConfigError(_nothing_fits(choice, [chosen, *(o for o in options if o.fits)], asked))
     reasons = [f"{asked}: distributed.strategy asks for it."]
     if not chosen.fits:
-        reasons.append(f"tight: {_needs(chosen)}, and {_has(question)}; it may run out of memory.")
-    if asked == "fsdp1":
-        reasons.append(f"beware: {FSDP1_REASON}")
+        reasons.append(f"tight: {_needs(chosen)}, and {_has(choice)}; it may run out of memory.")
+    if chosen.record.never_chosen:
+        reasons.append(f"beware: {chosen.record.never_chosen}")
     better = [o for o in options if o.fits and o.speed and chosen.speed and o.rank < chosen.rank]
     reasons += [f"{o.strategy} would be faster: {_pace(o)} against {_pace(chosen)}." for o in better[:1]]
     rejected = [
         Rejected(strategy=o.strategy, reason=f"distributed.strategy is {asked}{'' if o.fits else f'; it {_needs(o)}'}.")
         for o in options
     ]
-    rejected += _unavailable(question) if question.num_processes > 1 else []
+    rejected += _unavailable(choice) if choice.num_processes > 1 else []
     return chosen, tuple(reasons), tuple(r for r in rejected if r.strategy != asked)
 
 
-def _unavailable(question: Question) -> list[Rejected]:
-    """The strategies that would count if the installed versions had them; fsdp1 has a reason of its own."""
-    return [
-        Rejected(strategy=s, reason=why) for s, why in question.unavailable.items() if s in ("fsdp2_native", "fsdp2")
-    ]
+def _unavailable(choice: Choice) -> list[Rejected]:
+    """The strategies that would count if the installed versions had them; what is never chosen has its own reason."""
+    counting = {one.name for one in _sharding()}
+    return [Rejected(strategy=name, reason=why) for name, why in choice.unavailable.items() if name in counting]
 
 
-def _why(chosen: Option, question: Question) -> str:
-    need = f"{_needs(chosen)}, and {_has(question)}"
-    if chosen.strategy == "single":
-        return f"single: there is one process. {need[0].upper()}{need[1:]}."
-    if chosen.strategy == "ddp":
-        return f"ddp: the model fits on every GPU ({need}), so only the adapter's gradients cross the links."
-    ddp = question.option("ddp")
-    if ddp.fits and ddp.speed and chosen.speed:
-        return (
-            f"{chosen.strategy}: DDP fits with few rows only; {_pace(chosen)} against {_pace(ddp)}, estimated ({need})."
-        )
+def _sharding() -> list[Strategy]:
+    """What a plan may take where a model doesn't fit one GPU."""
+    return [one for one in STRATEGIES if one.shards_weights and one.may_be_chosen]
+
+
+def _why(chosen: Option, choice: Choice) -> str:
+    need = f"{_needs(chosen)}, and {_has(choice)}"
+    name = chosen.strategy
+    if chosen.record.one_process:
+        return f"{name}: there is one process. {need[0].upper()}{need[1:]}."
+    if not chosen.record.shards_weights:
+        return f"{name}: the model fits on every GPU ({need}), so only the adapter's gradients cross the links."
+    whole = choice.option(usual(choice.num_processes).name)
+    if whole.fits and whole.speed and chosen.speed:
+        return f"{name}: DDP fits with few rows only; {_pace(chosen)} against {_pace(whole)}, estimated ({need})."
     return f"{chosen.strategy}: the model does not fit on one GPU, so the GPUs divide its weights ({need})."
 
 
-def _rejected(option: Option, chosen: Option, question: Question) -> Rejected:
+def _rejected(option: Option, chosen: Option, choice: Choice) -> Rejected:
     if not option.fits:
-        why = f"{_needs(option)}, and {_has(question)}."
-        if option.strategy == "fsdp2_native" and question.work.packed:
+        why = f"{_needs(option)}, and {_has(choice)}."
+        if option.record.shards_weights and option.record.loads_whole(in_4bit=choice.work.in_4bit):
             why += " Every GPU loads the whole model before it is sharded."
         return Rejected(strategy=option.strategy, reason=why)
     if option.speed and chosen.speed and option.rank < chosen.rank:
-        why = f"hardly faster: {_pace(option)} against {_pace(chosen)}, estimated; ddp has less that can go wrong."
+        less = f"{chosen.strategy} has less that can go wrong"
+        why = f"hardly faster: {_pace(option)} against {_pace(chosen)}, estimated; {less}."
         return Rejected(strategy=option.strategy, reason=why)
     if option.speed and chosen.speed:
         why = f"slower: {_pace(option)} against {_pace(chosen)}, estimated"
-        what = "; it gathers the weights in every step" if option.strategy in SHARDING else ""
+        what = "; it gathers the weights in every step" if option.record.shards_weights else ""
         return Rejected(strategy=option.strategy, reason=f"{why}{what}.")
     return Rejected(strategy=option.strategy, reason=f"{chosen.strategy} comes first where no speed can be estimated.")
 
 
-def _single(question: Question, chosen: Option) -> str:
-    alone = question.option("single")
+def _single(choice: Choice, chosen: Option) -> str:
+    alone = choice.option(usual(1).name)
     if not alone.fits:
-        return f"{_needs(alone)}, and {_has(question)}."
-    idle = f"{question.num_processes - 1} of {question.num_processes} GPUs would be idle"
+        return f"{_needs(alone)}, and {_has(choice)}."
+    idle = f"{choice.num_processes - 1} of {choice.num_processes} GPUs would be idle"
     return f"{idle}: {_pace(alone)} against {_pace(chosen)}, estimated." if alone.speed and chosen.speed else f"{idle}."
 
 
-def _four_bit(question: Question, chosen: Option) -> list[str]:
+def _four_bit(choice: Choice, chosen: Option) -> list[str]:
     """A word on 4 bit where it would let every GPU hold the model."""
-    packed = replace(question, work=replace(question.work, load_in_4bit=True)).option("ddp")
-    if not packed.fits:
+    whole = usual(choice.num_processes).name
+    smaller = replace(choice, work=replace(choice.work, load_in_4bit=True)).option(whole)
+    if not smaller.fits:
         return []
-    pace = f", estimated at {_pace(packed)} against {_pace(chosen)}" if packed.speed and chosen.speed else ""
-    return [f"model.load_in_4bit=true would let every GPU hold the model, so DDP would do ({_needs(packed)}{pace})."]
+    pace = f", estimated at {_pace(smaller)} against {_pace(chosen)}" if smaller.speed and chosen.speed else ""
+    return [f"model.load_in_4bit=true would let every GPU hold the model, so DDP would do ({_needs(smaller)}{pace})."]
 
 
-def _nothing_fits(question: Question, options: list[Option], asked: str = "auto") -> Problem:
+def _nothing_fits(choice: Choice, options: list[Option], asked: str = "auto") -> Problem:
     """The refusal of a plan, with what would fit; every suggestion has been tried."""
     needs = "; ".join(f"{option.strategy} {_needs(option)}" for option in options if not option.fits)
-    more = " ".join(["", *(f"{gone.strategy}: {gone.reason}" for gone in _unavailable(question))])
+    more = " ".join(["", *(f"{gone.strategy}: {gone.reason}" for gone in _unavailable(choice))])
     return Problem(
         key="model.name",
-        value=question.work.spec.name,
-        consequence=f"needs more memory than there is: {needs}; {_has(question)}.{more}",
-        fix=", or ".join(_what_fits(question, options, asked)) or "a smaller model, or GPUs with more memory",
+        value=choice.work.spec.name,
+        consequence=f"needs more memory than there is: {needs}; {_has(choice)}.{more}",
+        fix=", or ".join(_what_fits(choice, options, asked)) or "a smaller model, or GPUs with more memory",
     )
 
 
-def _what_fits(question: Question, options: list[Option], asked: str) -> Iterator[str]:
-    several = question.num_processes > 1
-    names: tuple[Strategy, ...] = ("ddp", "fsdp2", "fsdp2_native") if several else ("single",)
+def _what_fits(choice: Choice, options: list[Option], asked: str) -> Iterator[str]:
+    names = [one.name for one in choosable(choice.num_processes)]
     if asked != "auto":
         yield from (f"distributed.strategy={option.strategy}" for option in options if option.fits)
-        names = (asked,)  # type: ignore[assignment]
-    names = tuple(name for name in names if name not in question.unavailable)
+        names = [asked]
+    names = [name for name in names if name not in choice.unavailable]
 
-    def fits(changed: Question) -> Strategy | None:
+    def fits(changed: Choice) -> str | None:
         return next((name for name in names if changed.option(name).fits), None)
 
-    if question.rows is not None and len(question.sizes) == 1 and question.sizes[0] > 1:
-        smaller = replace(question, sizes=divisors(question.rows))
+    if choice.rows is not None and len(choice.sizes) == 1 and choice.sizes[0] > 1:
+        smaller = replace(choice, sizes=divisors(choice.rows))
         found = fits(smaller)
         if found:
             size = smaller.option(found).per_device
             yield f"training.per_device_train_batch_size={size} and no training.gradient_accumulation_steps"
-    if not question.work.packed:
-        found = fits(replace(question, work=replace(question.work, load_in_4bit=True)))
+    if not choice.work.in_4bit:
+        found = fits(replace(choice, work=replace(choice.work, load_in_4bit=True)))
         if found:
             yield f"model.load_in_4bit=true ({found} would fit)"
-    length = 1 << (question.work.length - 1).bit_length() - 1
+    length = 1 << (choice.work.length - 1).bit_length() - 1
     while length >= 256:
-        if fits(replace(question, work=replace(question.work, length=length))):
+        if fits(replace(choice, work=replace(choice.work, length=length))):
             yield f"model.max_seq_length={length}"
             break
         length //= 2
-    if question.free_devices:
-        yield question.free_devices
-    for sharded in ("fsdp2", "fsdp2_native"):
-        more = None if sharded in question.unavailable else _more_gpus(question, sharded)
+    if choice.free_devices:
+        yield choice.free_devices
+    for sharded in (one.name for one in _sharding()):
+        more = None if sharded in choice.unavailable else _more_gpus(choice, sharded)
         if more:
             yield f"{more} such GPUs ({sharded})" + (
                 "" if asked in ("auto", sharded) else f" with distributed.strategy={sharded}"
@@ -253,20 +253,20 @@ def _what_fits(question: Question, options: list[Option], asked: str) -> Iterato
             return
 
 
-def _more_gpus(question: Question, strategy: Strategy) -> int | None:
+def _more_gpus(choice: Choice, strategy: str) -> int | None:
     """How many GPUs of this kind would do under `strategy`, with the same global batch."""
     for count in (2, 4, 8, 16, 32, 64):
-        if count <= question.num_processes:
+        if count <= choice.num_processes:
             continue
-        rows = None if question.rows is None else question.rows * question.num_processes
+        rows = None if choice.rows is None else choice.rows * choice.num_processes
         if rows is not None and rows % count:
             continue
-        sizes: Sequence[int] = question.sizes
+        sizes: Sequence[int] = choice.sizes
         if rows is not None and len(sizes) > 1:
             sizes = divisors(rows // count)
         elif rows is not None and rows // count % sizes[0]:
             continue  # what the run gives for each device doesn't divide the share of so many
-        changed = replace(question, num_processes=count, sizes=sizes, rows=None if rows is None else rows // count)
+        changed = replace(choice, num_processes=count, sizes=sizes, rows=None if rows is None else rows // count)
         if changed.option(strategy).fits:
             return count
     return None
@@ -276,14 +276,14 @@ def _needs(option: Option) -> str:
     return f"needs {option.memory.total:.1f} GiB per GPU with {rows_text(option.per_device)} at once"
 
 
-def _has(question: Question) -> str:
-    least = min(question.hardware.devices, key=free_gib)
+def _has(choice: Choice) -> str:
+    least = min(choice.hardware.devices, key=free_gib)
     free = least.memory_free_gib
     if free is not None and free < 0.9 * least.memory_gib:
         return (
             f"GPU {least.index} has {free:.1f} GiB free of {least.memory_gib:.1f}, of which a plan fills {MARGIN:.0%}"
         )
-    return f"a GPU has {question.capacity_gib:.1f} GiB, of which a plan fills {MARGIN:.0%}"
+    return f"a GPU has {choice.capacity_gib:.1f} GiB, of which a plan fills {MARGIN:.0%}"
 
 
 def _pace(option: Option) -> str:

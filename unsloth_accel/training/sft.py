@@ -21,13 +21,14 @@ from ..artifacts.checkpoints import checkpoints
 from ..artifacts.resume_facts import facts_of_run, made_with
 from ..callbacks.phases import phase
 from ..callbacks.rank_log import RankLog
-from ..config.accelerate_config import SHARDING, AccelerateConfig
+from ..config.accelerate_config import AccelerateConfig
 from ..config.promise import PLANNED
 from ..config.run_config import PROJECTIONS, RunConfig, load
 from ..errors import ConfigError, Problem, UnslothAccelError
 from ..files import write_atomically
 from ..launch.run_accelerate import report_error
 from ..report.at_end import tell
+from ..strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from trl import SFTTrainer
@@ -37,10 +38,9 @@ def main(run_yaml: str, *overrides: str) -> int:
     """Train what `run_yaml` describes in this process, one of those launched; returns the exit status."""
     environment.show_own_errors_plainly()
     run = load(run_yaml, overrides)
-    if run.distributed.strategy == "fsdp2_native":
-        # Under torchrun there is no accelerate config, whose comment carries them; without them it would be DDP.
-        config = AccelerateConfig(strategy="fsdp2_native", num_processes=2, load_in_4bit=run.model.load_in_4bit)
-        os.environ |= config.environment
+    # Under torchrun there is no accelerate config, whose comment carries them; without them it would be DDP.
+    strategy, in_4bit = run.distributed.strategy, run.model.load_in_4bit
+    os.environ |= AccelerateConfig(strategy=strategy, num_processes=2, load_in_4bit=in_4bit).environment
     try:
         train(run)
     except BaseException as caught:
@@ -95,7 +95,7 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
 
     results: dict[str, Any] = {}
     held = Held.of(run)
-    if held and run.distributed.strategy in SHARDING:
+    if held and STRATEGIES[run.distributed.strategy].shards_weights:
         print(f"held-out rows before training are left out: {run.distributed.strategy} shards when it starts to train")
     elif held:
         with phase("evaluating", log, about="held-out rows, before training"):

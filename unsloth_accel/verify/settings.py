@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config.accelerate_config import STRATEGIES, Strategy
 from ..config.run_config import BatchConfig, DataConfig, RunConfig
 from ..data.length_estimate import texts_of
 from ..data.rows import read_rows
@@ -19,15 +18,15 @@ from ..launch.launcher import plan_problems
 from ..planning.batch import divisors
 from ..planning.memory_estimate import optimizer_for
 from ..planning.planner import Plan, plan
+from ..strategies import STRATEGIES, choosable, usual
 from ..validation.inputs import input_problems
 
 STEPS = 8
 MOST_ACCUMULATION = 2
 """Of several processes: enough to see that accumulating is right, and quick."""
-USUAL: tuple[Strategy, ...] = ("ddp", "fsdp2", "fsdp2_native")
-"""What is verified where nothing is asked for; fsdp1 is never chosen, only taken when asked for."""
-AGAIN = "single"
-"""Asked for as a strategy: the one process once more, which shows the noise of the hardware."""
+ALONE = usual(1).name
+"""What the others are compared with. Asked for as a strategy: the one process once more, which shows the hardware's
+noise."""
 _PER_DEVICE, _ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
 # Training fields that begin so have no place in a run of a few steps without evaluation and checkpoints. A warm-up
 # would keep the adapter where it is, and there would be little to compare.
@@ -79,7 +78,7 @@ def settings(
     """
     asked = _known(strategies)
     short, notes = _shortened(run, steps)
-    several = [strategy for strategy in asked or USUAL if strategy != AGAIN]
+    several = [strategy for strategy in asked or (one.name for one in choosable(2)) if strategy != ALONE]
     count = _count(run, hardware, num_processes) if several else 1
     problems = errors(input_problems(short))
     found: list[Plan] = []
@@ -93,14 +92,13 @@ def settings(
                 problems += [problem for problem in error.problems if problem not in problems]
     raise_errors(problems)
     asked_for = short.training.get("optim")
-    if (
-        asked_for
-        and (taken := optimizer_for("fsdp2", asked_for)) != asked_for
-        and "fsdp2" in (p.strategy for p in found)
-    ):
-        short.training["optim"] = taken
-        notes.append(f"training.optim={taken} in all runs: fsdp2 can't step {asked_for}")
-    given = found[0].batch if found else plan(_as(short, "single", 1), hardware).batch
+    for one in (STRATEGIES[decided.strategy] for decided in found if asked_for):
+        taken = optimizer_for(one.name, asked_for)
+        if not one.steps_bitsandbytes and taken != asked_for:
+            short.training["optim"] = taken
+            notes.append(f"training.optim={taken} in all runs: {one.name} can't step {asked_for}")
+            break
+    given = found[0].batch if found else plan(_as(short, ALONE, 1), hardware).batch
     alone = _single(short, hardware, given.global_size)
     most = min(decided.batch.per_device for decided in (*found, alone))
     share = given.global_size // count
@@ -118,10 +116,10 @@ def settings(
         return plan(replace(_as(short, strategy, number), output_dir=str(directory / name)), hardware)
 
     others = [final(decided.strategy, count, decided.strategy) for decided in found]
-    if AGAIN in asked:
-        others.insert(0, final("single", 1, "again"))
+    if ALONE in asked:
+        others.insert(0, final(ALONE, 1, "again"))
     return Settings(
-        single=final("single", 1, "single"),
+        single=final(ALONE, 1, ALONE),
         others=tuple(others),
         left_out=left_out,
         notes=tuple(notes),
@@ -139,7 +137,7 @@ def _known(strategies: Sequence[str]) -> list[str]:
     asked = list(dict.fromkeys(strategies))
     raise_errors(
         [
-            Problem(key="--strategy", value=name, consequence="unknown strategy.", fix=nearest(name, STRATEGIES))
+            Problem(key="--strategy", value=name, consequence="unknown strategy.", fix=nearest(name, STRATEGIES.names))
             for name in asked
             if name not in STRATEGIES
         ]
@@ -201,7 +199,7 @@ def _single(run: RunConfig, hardware: Hardware, size: int) -> Plan:
     training = {key: value for key, value in run.training.items() if key != _ACCUMULATION}
     run = replace(run, training=training, batch=_rows(run, size))
     try:
-        return plan(_as(run, "single", 1), hardware)
+        return plan(_as(run, ALONE, 1), hardware)
     except ConfigError as error:
         why = "one process, which the others are compared with, can't run it: "
         raise ConfigError([replace(p, consequence=why + p.consequence) for p in error.problems]) from None

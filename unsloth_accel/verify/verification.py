@@ -57,7 +57,7 @@ class Verification:
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON can hold it."""
         plan = self.settings.single
-        runs = {"single": self._run(self.settings.single, self.single)}
+        runs = {plan.strategy: self._run(self.settings.single, self.single)}
         for outcome in self.outcomes:
             values: dict[str, Any] = {"error": outcome.error}
             if outcome.trained:

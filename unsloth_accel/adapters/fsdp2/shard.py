@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from ...planning.memory_estimate import WHOLE_LORA
+from ...strategies import STRATEGIES
 from ..environment import rank, world_size
 from . import whole_gradients
 from .generation import INSIDE
@@ -218,7 +218,7 @@ def _keep_lora_whole(model: torch.nn.Module, accelerator: Accelerator) -> None:
     plugin: Any = accelerator.state.fsdp_plugin
     trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     frozen = sum(_count(weight) for weight in model.parameters() if not weight.requires_grad)
-    few = sum(weight.numel() for weight in trainable.values()) <= WHOLE_LORA * frozen
+    few = sum(weight.numel() for weight in trainable.values()) <= STRATEGIES["fsdp2"].whole_adapter_share * frozen
     if plugin.ignored_modules is not None or not few or not trainable:
         return
     owners = {name.rpartition(".")[0] for name in trainable}

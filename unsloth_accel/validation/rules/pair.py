@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...models.locate import known_config
+from ...strategies import STRATEGIES, strategy_of, usual
 from .document import Document, Finding, is_whole
 from .names import layers_of
 from .registry import rule
@@ -26,9 +27,6 @@ def pair_processes(pair: Document) -> Iterator[Finding]:
         yield config.problem("num_processes", consequence, f"num_processes: {asked}, or change the run")
 
 
-STRATEGIES = {"NO": "single", "MULTI_GPU": "ddp", "MULTI_CPU": "ddp"}
-
-
 @rule("pair-strategy", on=("pair",))
 def pair_strategy(pair: Document) -> Iterator[Finding]:
     """The accelerate config shares the model in another way than the run says.
@@ -37,11 +35,16 @@ def pair_strategy(pair: Document) -> Iterator[Finding]:
     """
     run, config = pair.others["run"], pair.others["accelerate"]
     asked = run.get("distributed.strategy", "auto")
-    made = f"fsdp{config.fsdp_version}" if config.type == "FSDP" else STRATEGIES.get(str(config.type))
+    if asked == "auto" or asked not in STRATEGIES or config.type not in ("NO", "MULTI_GPU", "MULTI_CPU", "FSDP"):
+        return
+    made = usual(1) if config.type == "NO" else strategy_of(str(config.type), config.fsdp_version)
     # Unsloth's own FSDP2 is MULTI_GPU to accelerate, and chosen by a variable.
-    same = {"fsdp2_native": "ddp"}.get(str(asked), asked)
-    if asked != "auto" and made is not None and same != made:
-        consequence = f"is {made}; {Path(run.file).name} says {asked}."
+    same = STRATEGIES[asked]
+    if (same.distributed_type, same.fsdp_config.get("fsdp_version")) != (
+        made.distributed_type,
+        made.fsdp_config.get("fsdp_version"),
+    ):
+        consequence = f"is {made.name}; {Path(run.file).name} says {asked}."
         yield config.problem("distributed_type", consequence, "let `unsloth-accel launch` write the config")
 
 
@@ -132,7 +135,8 @@ def pair_optimizer(pair: Document) -> Iterator[Finding]:
     Reference: unsloth/models/rl.py: "Switching optim = 'adamw_8bit' to 'adamw_torch_fused'".
     """
     run, config = pair.others["run"], pair.others["accelerate"]
-    said = run.get("distributed.strategy") == "fsdp2"  # then run-optimizer tells it
+    asked = STRATEGIES.get(run.get("distributed.strategy"))
+    said = asked is not None and not asked.steps_bitsandbytes  # then run-optimizer tells it
     if run.get("training.optim") == "adamw_8bit" and config.fsdp_version == 2 and not said:
         consequence = "is replaced by adamw_torch_fused under FSDP2."
         yield run.problem("training.optim", consequence, "training.optim: adamw_torch_fused")

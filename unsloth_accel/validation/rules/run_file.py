@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator
 
 from ...errors import ConfigError, Problem
+from ...strategies import STRATEGIES, Strategy, usual
 from .document import Document, Finding, Repair, is_whole
 from .registry import rule
 
@@ -126,7 +127,13 @@ def run_reference(config: Document) -> Iterator[Finding]:
 
 
 def _alone(config: Document) -> bool:
-    return bool(config.get("distributed.strategy") == "single" or config.get("distributed.num_processes") == 1)
+    strategy = _asked(config)
+    return bool((strategy and strategy.one_process) or config.get("distributed.num_processes") == 1)
+
+
+def _asked(config: Document) -> Strategy | None:
+    """What the run asks for by name; None for `auto`, and for what is no strategy."""
+    return STRATEGIES.get(config.get("distributed.strategy"))
 
 
 @rule("run-two-precisions", on=("run",))
@@ -283,8 +290,9 @@ def run_optimizer(config: Document) -> Iterator[Finding]:
     """
     from ...planning.memory_estimate import BITSANDBYTES_ADAMW
 
-    if config.get("training.optim") in BITSANDBYTES_ADAMW and config.get("distributed.strategy") == "fsdp2":
-        consequence = "is replaced by adamw_torch_fused under fsdp2."
+    strategy = _asked(config)
+    if config.get("training.optim") in BITSANDBYTES_ADAMW and strategy and not strategy.steps_bitsandbytes:
+        consequence = f"is replaced by adamw_torch_fused under {strategy.name}."
         yield config.problem("training.optim", consequence, "training.optim: adamw_torch_fused")
 
 
@@ -294,8 +302,8 @@ def run_only_model_and_best(config: Document) -> Iterator[Finding]:
 
     Reference: transformers/trainer.py: "can't be used with `save_only_model` along with `load_best_model_at_end`".
     """
-    through_accelerate = config.get("distributed.strategy") in ("fsdp1", "fsdp2")
-    if through_accelerate and config.get("training.load_best_model_at_end") is True:
+    strategy = _asked(config)
+    if strategy and strategy.through_plugin and config.get("training.load_best_model_at_end") is True:
         if config.get("training.save_only_model") is True:
             key = "training.save_only_model"
             yield config.problem(key, "excludes load_best_model_at_end under FSDP; every process fails.", "remove it")
@@ -307,14 +315,14 @@ def run_strategy_and_processes(config: Document) -> Iterator[Finding]:
 
     Reference: unsloth_accel/planning/planner.py: _strategy.
     """
-    strategy, count = config.get("distributed.strategy"), config.get("distributed.num_processes")
+    strategy, count = _asked(config), config.get("distributed.num_processes")
     if not is_whole(count) or count < 1:
         return
     key = "distributed.strategy"
-    if strategy == "single" and count > 1:
-        yield config.problem(key, f"is one process and num_processes is {count}.", "ddp, or auto")
-    if isinstance(strategy, str) and strategy not in ("single", "auto") and count == 1:
-        yield config.problem(key, "needs at least two processes and there is one.", "single, or auto")
+    if strategy and strategy.one_process and count > 1:
+        yield config.problem(key, f"is one process and num_processes is {count}.", f"{usual(count).name}, or auto")
+    if strategy and not strategy.one_process and count == 1:
+        yield config.problem(key, "needs at least two processes and there is one.", f"{usual(1).name}, or auto")
 
 
 @rule("run-batch-indivisible", on=("run",))

@@ -1,0 +1,1 @@
+"""What the installed Unsloth, torch, transformers, TRL and others offer, found without importing them."""

@@ -1,0 +1,83 @@
+"""Registry: the records of one kind by name, to which code outside the package can add its own."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+from .errors import ConfigError, Problem, first_line, nearest
+
+PLUGINS = "UNSLOTH_ACCEL_PLUGINS"
+"""Environment variable: modules, separated by commas, that add records; imported when one is first looked for. Launched
+processes inherit it."""
+
+
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+Record = TypeVar("Record", bound=Named)
+
+
+class Registry(Generic[Record]):
+    """Records by name, in the order in which they were added."""
+
+    def __init__(self, key: str, records: Iterable[Record]) -> None:
+        """`key` is what a user writes a name of this kind at, for errors."""
+        self._key = key
+        self._records = {record.name: record for record in records}
+
+    def add(self, record: Record) -> Record:
+        """Add `record`, in the place of one of the same name; returns it."""
+        self._records[record.name] = record
+        return record
+
+    def remove(self, name: str) -> None:
+        """Take out what `add` put in."""
+        del self._records[name]
+
+    def get(self, name: object) -> Record | None:
+        """The record of that name; None where there is none, or `name` is no name."""
+        return self._all().get(name) if isinstance(name, str) else None
+
+    def __getitem__(self, name: str) -> Record:
+        """Raises `ConfigError` with the names that there are."""
+        found = self.get(name)
+        if found is None:
+            fix = nearest(str(name), self._all())
+            raise ConfigError(Problem(key=self._key, value=name, consequence="unknown value.", fix=fix))
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._all()
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(tuple(self._all().values()))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._all())
+
+    def _all(self) -> dict[str, Record]:
+        _import_plugins()
+        return self._records
+
+
+_imported: set[str] = set()
+
+
+def _import_plugins() -> None:
+    for name in filter(None, (part.strip() for part in os.environ.get(PLUGINS, "").split(","))):
+        if name in _imported:
+            continue
+        _imported.add(name)  # before it is imported, since it asks for the registry itself
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            _imported.discard(name)
+            consequence = f"{first_line(error)}: what it would add is unknown."
+            fix = f"put the module where Python finds it (PYTHONPATH), or take it out of {PLUGINS}"
+            raise ConfigError(Problem(key=PLUGINS, value=name, consequence=consequence, fix=fix)) from None

@@ -1,0 +1,254 @@
+"""The strategies: one record each, with everything in which one differs from another.
+
+Code asks a record what it must know (`strategy.shards_weights`) and never compares names. The order of the records is
+the order of preference where speeds are unknown or equal. A strategy of your own: `STRATEGIES.add(Strategy(…))`, in a
+module that UNSLOTH_ACCEL_PLUGINS names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .registry import Registry
+
+Loading = Literal["whole", "sent", "cut", "shards", "16-bit shards"]
+"""How weights get onto a GPU: each loads the `whole` model; so, and rank 0 has `sent` its own to all; so, and it was
+`cut` when its shards were made; each loads its `shards` only; `16-bit shards` likewise, but of 4 bit the whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    name: str
+    about: str
+    """One line for people."""
+    reason: str = ""
+    """Why a plan takes it where nothing is known about the model's size; empty where only a user's word is a reason."""
+    never_chosen: str = ""
+    """Why a plan never takes it unless it is asked for; empty where it may."""
+
+    # What it divides, and where it runs.
+    one_process: bool = False
+    """It is one process; any other strategy needs at least two."""
+    shards_weights: bool = False
+    """Its processes divide the frozen weights among them."""
+    flattens: bool = False
+    """It does so in flat pieces without names and shapes, instead of DTensors."""
+    processes_per_row: int = 1
+    """Processes that compute the same rows together; the others are data parallel."""
+    runs_on_cpu: bool = True
+    by_unsloth: bool = False
+    """Unsloth itself does it, so that not even a script without our launch can do without Unsloth."""
+
+    # What accelerate is told.
+    distributed_type: Literal["NO", "MULTI_GPU", "FSDP"]
+    """`MULTI_GPU` on a CPU too: it is the only type for which `accelerate launch` starts several processes without
+    MPI. MULTI_CPU would start one and say nothing (accelerate/commands/launch.py)."""
+    fsdp_config: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of accelerate's fsdp_config that are its own; `fsdp_version` first."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that choose it, where accelerate's config can't say it; the first one does, the others say how."""
+    environment_16_bit: Mapping[str, str] = field(default_factory=dict)
+    """More of them where the weights are not in 4 bit."""
+    process_environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that each of its processes sets for itself."""
+
+    # What it needs, and what it can't do.
+    needs: tuple[str, ...] = ("CPU backend",)
+    """What the installed packages must have, by the names in `capabilities.patches`."""
+    cannot: Mapping[str, str] = field(default_factory=dict)
+    """What fails under it, as a sentence each: `4bit`, `bitsandbytes` (optimizers), `generate`."""
+    steps_bitsandbytes: bool = True
+    """bitsandbytes' optimizers can step its parameters; otherwise torch's fused AdamW takes their place."""
+    saves_fused: bool = True
+    """The state of a fused optimizer can be put together for a checkpoint."""
+    optimizer_state: str = "whole"
+    """How its checkpoints keep the optimizer: as one process does, by parameters' names, or in a form of its own."""
+    reads: tuple[str, ...] = ("whole", "named")
+    """The forms of `optimizer_state` that it can go on from."""
+
+    # Memory (planning.memory_estimate).
+    loading: Loading = "whole"
+    gathered_blocks: int = 0
+    """Decoder blocks whose weights are gathered at the peak."""
+    gathers_outer: bool = False
+    """Input embeddings and output head are gathered beside them all along, not only at the loss."""
+    whole_adapter_share: float = 0.0
+    """LoRA weights stay whole on every rank up to this part of the model's parameters."""
+    gradient_buckets: bool = False
+    """Gradients are copied into buffers to be averaged."""
+    fragmentation: float = 0.03
+    """What torch's allocator holds beyond the peak it has given out, as a share of that; medians. Gathers on other
+    streams fragment more."""
+
+    # Speed (planning.speed_estimate).
+    seconds_per_block: float = 0.0
+    """Per decoder block, device batch and step, beside the bytes: hooks and waiting at each gather; fitted."""
+    hides_gathering: bool = False
+    """Over NVLink, copy engines fetch the next block while one computes."""
+    compute_factor: float = 1.0
+    """Times the seconds of computing."""
+
+    def data_parallel(self, num_processes: int) -> int:
+        """Processes that compute different rows, of `num_processes` in all."""
+        return num_processes // self.processes_per_row
+
+    @property
+    def may_be_chosen(self) -> bool:
+        """A plan may take it without being asked."""
+        return not self.never_chosen
+
+    @property
+    def through_plugin(self) -> bool:
+        """Accelerate's FSDP plugin divides the weights, and must be told the class of the decoder blocks."""
+        return self.distributed_type == "FSDP"
+
+    @property
+    def loads_shards(self) -> bool:
+        """Each process loads its part only, of a 16-bit checkpoint at least."""
+        return self.loading in ("shards", "16-bit shards")
+
+    def loads_whole(self, *, in_4bit: bool) -> bool:
+        """Each process holds the whole model at some time while loading."""
+        return not self.loads_shards or (in_4bit and self.loading == "16-bit shards")
+
+
+_ALIKE = {"UNSLOTH_GRPO_SEQ_PACKING": "0", "UNSLOTH_GRPO_PREFIX_GROUPER": "0"}
+"""Where every forward pass gathers weights all ranks must make the same ones (unsloth_zoo/rl_replacements.py)."""
+_FSDP2_NEEDS = ("fused loss under FSDP2", "4-bit weights under FSDP2", "CPU backend", "fully_shard")
+
+STRATEGIES: Registry[Strategy] = Registry(
+    "distributed.strategy",
+    [
+        Strategy(
+            name="single",
+            about="one process",
+            reason="there is one process.",
+            one_process=True,
+            distributed_type="NO",
+        ),
+        Strategy(
+            name="ddp",
+            about="every GPU holds the whole model and trains on its share of each batch",
+            reason="every process holds the model and synchronises only the adapter's gradients.",
+            distributed_type="MULTI_GPU",
+            loading="sent",
+            gradient_buckets=True,
+        ),
+        Strategy(
+            name="fsdp2",
+            about="the GPUs divide the frozen weights through accelerate's plugin and gather them block by block",
+            shards_weights=True,
+            runs_on_cpu=False,
+            distributed_type="FSDP",
+            fsdp_config={"fsdp_version": 2, "fsdp_reshard_after_forward": True},
+            process_environment=_ALIKE,
+            needs=("kernels that know FSDP2", *_FSDP2_NEEDS, "FSDP2's plugin"),
+            # unsloth/models/rl.py: "Switching optim"
+            steps_bitsandbytes=False,
+            optimizer_state="fsdp2",
+            reads=("fsdp2",),
+            # Also in 4 bit, which our adapter cuts as it quantises (adapters/fsdp2).
+            loading="shards",
+            # Two sets of buffers (adapters/fsdp2/peer_fetch).
+            gathered_blocks=2,
+            whole_adapter_share=0.01,
+            fragmentation=0.09,
+            seconds_per_block=0.0009,
+            hides_gathering=True,
+        ),
+        Strategy(
+            name="fsdp2_native",
+            about="the GPUs divide the frozen weights by Unsloth's own FSDP2",
+            shards_weights=True,
+            by_unsloth=True,
+            # In what accelerate takes for DDP.
+            distributed_type="MULTI_GPU",
+            # UNSLOTH_FSDP2_BACKEND: without it a plain loop's Accelerator would shard through accelerate's plugin
+            # (unsloth/fsdp2_launch.py). UNSLOTH_FSDP2_LAYOUT: without it Unsloth keeps all weights on every GPU where
+            # they fit, which is DDP under another name.
+            environment={"UNSLOTH_FSDP2": "1", "UNSLOTH_FSDP2_BACKEND": "native", "UNSLOTH_FSDP2_LAYOUT": "sharded"},
+            # Each rank loads its part only; Unsloth has it for 16-bit weights only (unsloth/models/fsdp2_load.py).
+            environment_16_bit={"UNSLOTH_FSDP2_SHARDED_LOAD": "1"},
+            process_environment=_ALIKE,
+            needs=("native FSDP2", "sharded loading", *_FSDP2_NEEDS, "triton"),
+            # It looks its parameters up by name, and the others number them.
+            optimizer_state="named",
+            reads=("named",),
+            loading="16-bit shards",
+            # The current one, the prefetched one, and its all-gather's buffer; fitted (2.2 to 3.7).
+            gathered_blocks=3,
+            gathers_outer=True,
+            fragmentation=0.2,
+            seconds_per_block=0.0010,
+        ),
+        Strategy(
+            name="fsdp1",
+            about="the old FSDP, for what can't use FSDP2",
+            never_chosen="Unsloth declines its fused LoRA kernels under FSDP1 (three times slower, measured), every "
+            "GPU loads the whole model first, and transformers 5.20 removes it; it is never chosen, only taken when "
+            "asked for.",
+            shards_weights=True,
+            flattens=True,
+            runs_on_cpu=False,
+            distributed_type="FSDP",
+            fsdp_config={
+                "fsdp_version": 1,
+                # `fsdp_reshard_after_forward: FULL_SHARD`, which `accelerate config` writes, is ignored for version 1.
+                "fsdp_sharding_strategy": "FULL_SHARD",
+                "fsdp_backward_prefetch": "BACKWARD_PRE",
+                "fsdp_forward_prefetch": False,
+                # LoRA trains some parameters of a unit and not others, which needs the original ones.
+                "fsdp_use_orig_params": True,
+                "fsdp_sync_module_states": True,
+            },
+            needs=("LoRA kernels declined under FSDP1", "CPU backend"),
+            cannot={
+                "4bit": "FSDP1 can't flatten weights in 4 bit; every process fails.",
+                "bitsandbytes": "whether FSDP1 can put its state together was never tried.",
+                "generate": "answers can't be generated from FSDP1's flat shards; the run fails once it has trained.",
+            },
+            saves_fused=False,
+            optimizer_state="fsdp1",
+            reads=("fsdp1",),
+            loading="cut",
+            gathered_blocks=1,
+            gathers_outer=True,
+            fragmentation=0.09,
+            seconds_per_block=0.0014,
+            # 1.274 s against 0.429 s for FSDP2 (DDP 0.386 s), measured on the 1.5B shape with variable rows.
+            compute_factor=3.0,
+        ),
+    ],
+)
+
+
+def choosable(num_processes: int) -> list[Strategy]:
+    """Those that a plan may take for so many processes without being asked, in order of preference."""
+    return [one for one in STRATEGIES if one.may_be_chosen and one.one_process == (num_processes == 1)]
+
+
+def usual(num_processes: int) -> Strategy:
+    """What works wherever the model fits: every process holds it."""
+    return next(one for one in choosable(num_processes) if not one.shards_weights)
+
+
+def strategy_of(
+    distributed_type: str, fsdp_version: Any = None, variables: Mapping[str, str] | None = None
+) -> Strategy:
+    """What an accelerate config of `distributed_type` starts in several processes, with `variables` set beside it.
+
+    Accelerate takes version 1 where `fsdp_version` says nothing.
+    """
+    kind = "FSDP" if distributed_type == "FSDP" else "MULTI_GPU"
+    version = 2 if str(fsdp_version) == "2" else 1
+    fitting = [
+        one
+        for one in STRATEGIES
+        if one.distributed_type == kind
+        and one.fsdp_config.get("fsdp_version", version) == version
+        # The first variable chooses it, the others say how.
+        and all((variables or {}).get(name) == value for name, value in [*one.environment.items()][:1])
+    ]
+    return max(fitting, key=lambda one: len(one.environment))
