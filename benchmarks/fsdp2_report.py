@@ -152,7 +152,8 @@ of all strategies but *one GPU* are the same, and so should the losses be.
 ## What it does
 
 1. **Each rank loads its rows only.** 16-bit weights by Unsloth's own sharded loading; 4-bit ones are cut as soon as
-   they are quantised, or read from a checkpoint in 4 bit. (`tests/test_fsdp.py` compares their bytes after a gather.)
+   they are quantised, or read from a checkpoint in 4 bit. (`tests/adapters/test_fsdp2.py` compares their bytes after a
+   gather.)
 2. **The output head is gathered beside the last block and freed after the loss**, whose gradient Unsloth computes at
    once. Without the adapter it stays from before the first block until the backward pass is over.
 3. **LoRA weights stay whole on every rank**, up to 1 % of the model's; their gradients are averaged once per backward

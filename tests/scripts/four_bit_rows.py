@@ -1,7 +1,7 @@
 """Each of two gloo processes loads its rows of a 4-bit model; gathered by FSDP2 they must be the whole model's bytes.
 
-Once quantised while it loads, once read from a checkpoint in 4 bit. Launched by tests/test_fsdp.py, under torchrun:
-four_bit_rows.py CHECKPOINT WORK.
+Once quantised while it loads, once read from a checkpoint in 4 bit. Launched by tests/adapters/test_fsdp2.py, under
+torchrun: four_bit_rows.py CHECKPOINT WORK.
 """
 
 import sys

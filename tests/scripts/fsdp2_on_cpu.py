@@ -1,8 +1,8 @@
 """Train a tiny LoRA model in one process, or in several under the real code of Accelerate's FSDP2.
 
 Accelerate refuses FSDP on a CPU before it looks at anything; here its state is told afterwards that it is one. What
-follows is its own: `prepare` shards with `fully_shard` over gloo. Launched by tests/test_fsdp.py, under torchrun:
-fsdp2_on_cpu.py CHECKPOINT OUT RANK_OF_LORA.
+follows is its own: `prepare` shards with `fully_shard` over gloo. Launched by tests/adapters/test_fsdp2.py, under
+torchrun: fsdp2_on_cpu.py CHECKPOINT OUT RANK_OF_LORA.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 Names and shapes are those of `AutoModelForCausalLM` in transformers 5.17 (models/*/modeling_*.py there), where the
 experts of a mixture are one three-dimensional parameter per layer. `Dimensions` are read with that version's defaults
-(configuration_*.py), since saved configs leave values out. tests/test_model_spec.py holds both to transformers.
+(configuration_*.py), since saved configs leave values out. tests/models/test_spec.py holds both to transformers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The guard's view of strategies; what it does inside real processes is in test_training.py."""
+"""The guard's view of strategies; what it does inside real processes is in tests/training/test_training.py."""
 
 from types import SimpleNamespace
 from typing import Any

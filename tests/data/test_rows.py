@@ -239,7 +239,7 @@ def test_a_stream_is_shuffled_and_whole(count: int, seed: int) -> None:
 
 
 def test_preview_marks_what_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of rows that need no Unsloth; chats are compared with the trainer's own labels in test_training_data.py."""
+    """Of rows that need no Unsloth; chats are compared with the trainer's own labels in tests/data/test_prepare.py."""
     rows = [{"prompt": "The sky is", "completion": " blue" * n} for n in range(1, 31)]
     path = write(tmp_path / "rows.csv", rows)
     words = [f"model.name={SMOLLM2}", f"data.path={path}", "model.max_seq_length=20", "--rows", "2"]

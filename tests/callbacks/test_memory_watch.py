@@ -1,4 +1,4 @@
-"""Micro-batches in parts, and warnings before memory is out; runs that go on without it are in test_training.py."""
+"""Micro-batches in parts, and warnings before memory is out; runs that go on are in training/test_training.py."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""The report's figures, charts and words, without a browser: tests/test_report_page.py looks at the page."""
+"""The report's figures, charts and words, without a browser: tests/report/test_report_page.py looks at the page."""
 
 import json
 import math

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -23,7 +24,7 @@ from unsloth_accel.models.architectures import ARCHITECTURES
 from unsloth_accel.models.locate import known_models
 from unsloth_accel.models.spec import ITEM_SIZES, ModelSpec, from_config, nf4_bytes
 
-CONFIGS = {path.stem: path for path in sorted(Path(__file__).with_name("model_configs").glob("*.json"))}
+CONFIGS = {path.stem: path for path in sorted((ROOT / "tests" / "model_configs").glob("*.json"))}
 DENSE = [name for name in CONFIGS if not name.startswith(("mixtral", "qwen3-moe"))]
 EXPERTS = [name for name in CONFIGS if name not in DENSE]
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]

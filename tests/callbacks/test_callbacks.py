@@ -1,5 +1,5 @@
 """Callbacks by themselves: arithmetic and rules, and what a single process logs; several are in
-test_callbacks_training.py."""
+tests/callbacks/test_callbacks_training.py."""
 
 from __future__ import annotations
 
