@@ -11,9 +11,17 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from doctor_machines import Place
+    from made_gpus import Look
+
+    from unsloth_accel.config.run_config import RunConfig
+    from unsloth_accel.verify.runs import Trained
 
 # The tests are about processes on a CPU, also on a machine that has GPUs; what they start inherits it.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -27,6 +35,7 @@ SCRIPTS = ROOT / "tests" / "scripts"
 SMOLLM2 = ROOT / "models" / "SmolLM2-135M-Instruct"
 TRAIN = ROOT / "examples" / "data" / "elements-train.jsonl"
 EVAL = ROOT / "examples" / "data" / "elements-eval.jsonl"
+CPU_DDP = ROOT / "accelerate_configs" / "cpu_ddp.yaml"
 
 CONFIG = {
     "model_type": "llama",
@@ -40,6 +49,13 @@ CONFIG = {
     "torch_dtype": "float32",
 }
 """Of a model that fits anything."""
+NATIVE = {
+    "UNSLOTH_FSDP2": "1",
+    "UNSLOTH_FSDP2_BACKEND": "native",
+    "UNSLOTH_FSDP2_LAYOUT": "sharded",
+    "UNSLOTH_FSDP2_SHARDED_LOAD": "1",
+}
+"""The variables of fsdp2_native."""
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -65,6 +81,23 @@ def description(tmp_path: Path) -> dict[str, Any]:
         "batch": {"global_size": 8},
         "output_dir": str(tmp_path / "out"),
     }
+
+
+@pytest.fixture
+def planned(description: dict[str, Any]) -> RunConfig:
+    """The run of `description`, decided."""
+    return decided(description)
+
+
+def decided(description: dict[str, Any]) -> RunConfig:
+    """The run with what a plan for two CPU processes decides."""
+    from unsloth_accel.config.run_config import from_dict
+    from unsloth_accel.hardware.hardware import Hardware
+    from unsloth_accel.planning.planner import plan
+
+    description = {**description, "distributed": {"device": "cpu", "num_processes": 2}} | description
+    cpu = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
+    return from_dict(plan(from_dict(description), cpu).resolved())
 
 
 def write_weights(directory: Path) -> None:
@@ -107,6 +140,90 @@ def write_checkpoint(path: Path, run: Any, *, ranks: int = 2, record: bool = Tru
         values = {"made_with": made_with(run), "files": files_of(path)}
         (path / RECORD).write_text(json.dumps(values), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[[str | bytes, str], Path]:
+    """Write a config of this text."""
+
+    def write(text: str | bytes, name: str = "config.yaml") -> Path:
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """A CPU installation where all is well."""
+    from doctor_machines import GOOD, UNSLOTH, Place
+
+    directory = tmp_path / "site"
+    directory.mkdir()
+    made = Place(directory)
+    for name, version in GOOD.items():
+        made.add(name, version, UNSLOTH if name == "unsloth" else ())
+    made.file("unsloth/_cpu_init.py", "")
+    made.torch("2.13.0+cpu")
+    return made
+
+
+@pytest.fixture
+def look(monkeypatch: pytest.MonkeyPatch) -> Look:
+    """Detect on a machine with these GPUs and these variables."""
+    from made_gpus import Gpu, fake_nvml
+
+    from unsloth_accel.hardware.hardware import Hardware
+
+    def look(gpus: list[Gpu], joined: Any = (), environ: dict[str, str] | None = None, **more: str) -> Hardware:
+        monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(gpus, joined, **more))
+        return Hardware.detect(environ or {})
+
+    return look
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, dict[str, str]], None]:
+    """A machine of 16 cores and 64 GiB with these cgroup files."""
+    from unsloth_accel.hardware import cpu_and_memory
+
+    monkeypatch.setattr(cpu_and_memory, "_CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(cpu_and_memory, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=64 * 2**30))
+
+    def write(own: str, files: dict[str, str]) -> None:
+        (tmp_path / "own").write_text(own)
+        for name, text in files.items():
+            path = tmp_path / "cgroup" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+    return write
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Hugging Face's Hub is out of reach, and nothing of it is in the cache."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """The directory of a finished run on two GPUs."""
+    import run_directories
+
+    return run_directories.two_gpus(tmp_path / "two")
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Trained:
+    """Three steps of one process, without training."""
+    from verified_runs import made
+
+    return made(tmp_path / "one")
 
 
 @pytest.fixture(scope="session")
@@ -168,6 +285,16 @@ def adapter(run: Path) -> dict[str, Any]:
 
     loaded: dict[str, Any] = load_file(run / "adapter" / "adapter_model.safetensors")
     return loaded
+
+
+def chat_rows(path: Path) -> Path:
+    """400 and 1200 characters in turns: 200 tokens at the mean, by the rule."""
+    row = [
+        {"messages": [{"role": "user", "content": "x" * 100}, {"role": "assistant", "content": "y" * n}]}
+        for n in (299, 1099)
+    ]
+    path.write_text("".join(json.dumps(one) + "\n" for one in row) * 20, encoding="utf-8")
+    return path
 
 
 def variable_rows(path: Path, lengths: Sequence[int]) -> Path:

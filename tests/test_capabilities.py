@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,42 +9,15 @@ from typing import Any
 
 import pytest
 from conftest import CONFIG, ROOT
+from releases import NEWEST, OLDER, UNSLOTH, looked
 
 from unsloth_accel.capabilities.probe import PROBES, Capabilities, here, probe
 from unsloth_accel.config.run_config import from_dict
-from unsloth_accel.doctor.runnable_strategies import results
 from unsloth_accel.errors import ConfigError
-from unsloth_accel.hardware.hardware import Device, Hardware
-from unsloth_accel.launch.launcher import launch
+from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.models.spec import from_config
 from unsloth_accel.planning.planner import Plan, plan
 from unsloth_accel.strategies import STRATEGIES
-
-RELEASES: dict[str, dict[str, Any]] = json.loads(
-    (ROOT / "tests" / "fixtures" / "unsloth_versions.json").read_text(encoding="utf-8")
-)
-NEWEST, OLDER = "2026.10.9", ["2025.12.10", "2026.8.22", "2026.9.14"]
-UNSLOTH = [one for one in PROBES if one.package in ("unsloth", "unsloth_zoo")]
-GPU = Device(name="NVIDIA H100 80GB HBM3", index=0, memory_gib=79.6, compute_capability=(9, 0))
-
-
-def install(directory: Path, version: str, *, without: str = "") -> list[str]:
-    """A directory with the files and names of a release, less those of the file `without`, as if installed there."""
-    release = RELEASES[version]
-    for path, names in release["files"].items():
-        if path != without:
-            file = directory / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("".join(f"def {name}(): ...\n" for name in names), encoding="utf-8")
-    for name, installed in (("unsloth", version), ("unsloth_zoo", release["unsloth_zoo"])):
-        info = directory / f"{name}-{installed}.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {installed}\n", encoding="utf-8")
-    return [str(directory)]
-
-
-def looked(directory: Path, version: str, **changes: str) -> Capabilities:
-    return probe(install(directory, version, **changes), UNSLOTH)
 
 
 def planned(found: Capabilities, name: str, strategy: str = "auto", *, elsewhere: bool = False) -> Plan:
@@ -205,32 +177,3 @@ def test_on_a_cpu_it_is_refused_without_a_backend(tmp_path: Path) -> None:
         plan(from_dict(values, to_plan=True), hardware, spec, looked(tmp_path, "2026.9.14"))
     assert raised.value.problems[0].key == "distributed.device"
     assert "strategy=ddp" not in raised.value.problems[0].fix
-
-
-def test_launch_refuses_it_before_anything_starts(
-    description: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from conftest import write_yaml
-
-    found = looked(tmp_path / "old", "2026.8.22")
-    monkeypatch.setattr("unsloth_accel.launch.launcher.here", lambda: found)
-    run = write_yaml(tmp_path / "run.yaml", {**description, "distributed": {"strategy": "fsdp2_native"}})
-    two = Hardware(devices=(GPU, GPU), cpu_cores=8, host_memory_gib=64)
-    started: list[Any] = []
-    with pytest.raises(ConfigError, match="fsdp2_native"):
-        launch([str(run)], run=started.append, hardware=two)
-    assert not started
-    assert not (tmp_path / "out").exists()
-    launch([str(run), "distributed.strategy=auto"], run=started.append, hardware=two)
-    assert len(started) == 1
-
-
-def test_the_doctor_says_it(tmp_path: Path) -> None:
-    found = list(results(looked(tmp_path, "2026.8.22"), "cuda"))
-    assert found[0].detail == "unsloth 2026.8.22 can run single, ddp; not fsdp2, fsdp2_native, fsdp1"
-    by_name = {one.name: one for one in found}
-    assert by_name["GRPO under DDP"].status == "warning"
-    assert "the guard stops it" in by_name["GRPO under DDP"].detail
-    assert by_name["DDP's unused parameters"].status == "ok"
-    assert "CPU backend" not in by_name
-    assert all(one.fix for one in found if one.status != "ok")

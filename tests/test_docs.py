@@ -140,3 +140,9 @@ def test_the_error_of_the_estimate_is_the_measured_one(file: str) -> None:
     assert f"{100 * statistics.median(errors):.1f} %" in text
     assert f"{100 * max(errors):.1f} %" in text
     assert f"{len(errors)} " in text
+
+
+@pytest.mark.parametrize("file", ["README.md", "README_CN.md"])
+def test_the_picture_shown_is_there_and_small(file: str) -> None:
+    (picture,) = re.findall(r"!\[.+\]\((.+)\)", (ROOT / file).read_text(encoding="utf-8"))
+    assert 10_000 < (ROOT / picture).stat().st_size < 200_000

@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, SCRIPTS, adapter
 
-from unsloth_accel.adapters.fsdp2 import shard, whole_gradients
 from unsloth_accel.adapters.fsdp2.peer_fetch.peer_reach import SWITCH
-from unsloth_accel.adapters.fsdp2.peer_fetch.peer_rows import rows_of
 
 BLOCK = 4 * (64 * 64 * 2 + 32 * 64 * 2 + 64 * 128 * 3)
 """Bytes of the seven weights in a block of `tiny`."""
@@ -111,86 +109,3 @@ def test_four_bit_rows_are_the_whole_models_bytes(tiny: Path, tmp_path: Path) ->
     said = torchrun("four_bit_rows.py", tiny, tmp_path)
     assert said.count("14 weights of") == 4
     assert said.count("of quantised intact") == 2
-
-
-@pytest.mark.parametrize("rows", [[4, 4, 2], [4, 4, 0], [10]], ids=["uneven", "none on the last", "one rank"])
-def test_an_embedding_is_looked_up_where_its_rows_are(rows: list[int]) -> None:
-    import torch
-
-    length = sum(rows)
-    table = torch.arange(length * 3, dtype=torch.float32).view(length, 3)
-    tokens = torch.tensor([[0, 3, 4], [7, length - 1, 0]])
-    found = rows_of(tokens, list(table.split(rows)), length, torch.bfloat16)
-    assert found.dtype == torch.bfloat16
-    assert torch.equal(found, torch.nn.functional.embedding(tokens, table.bfloat16()))
-    for outside in (-1, length):
-        with pytest.raises(RuntimeError, match=f"outside of the embedding's {length} rows"):
-            rows_of(torch.tensor([1, outside]), list(table.split(rows)), length, None)
-
-
-def gradients(scale: float) -> list[Any]:
-    """Parameters of several shapes and dtypes, with gradients."""
-    import torch
-
-    made = []
-    for index, shape in enumerate([(3, 2), (4,), (2, 2)]):
-        parameter = torch.nn.Parameter(torch.zeros(shape, dtype=torch.bfloat16 if index == 1 else torch.float32))
-        parameter.grad = torch.full(shape, scale * (index + 1), dtype=parameter.dtype)
-        made.append(parameter)
-    return made
-
-
-def test_whole_gradients_are_averaged_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In two copies of lists each time, however many tensors there are."""
-    import torch
-
-    copies: list[int] = []
-    copy = torch._foreach_copy_
-    monkeypatch.setattr(torch, "_foreach_copy_", lambda to, what: (copies.append(len(to)), copy(to, what)))
-
-    def from_the_other(flat: torch.Tensor) -> int:
-        assert flat[-3:].tolist() == [1, 1, 1]
-        flat += 5  # what the other rank holds
-        return 2
-
-    params = gradients(1)
-    assert whole_gradients.alike(params)
-    for expected in (3, 4):  # (1 + 5) / 2, and (3 + 5) / 2
-        whole_gradients.average_alike(params, from_the_other)
-        assert params[0].grad.unique().tolist() == [expected]
-    assert params[1].grad.unique().tolist() == [((2 + 5) / 2 + 5) / 2]
-    assert copies == [3, 3, 3, 3]
-
-
-def test_gradients_that_are_not_alike_are_left_to_unsloth() -> None:
-    import torch
-
-    params = gradients(1)
-    params[1].grad = None
-    assert not whole_gradients.alike(params)
-    params = gradients(1)
-    params[0].grad = torch.ones(2, 3).t()
-    assert not whole_gradients.alike(params)
-    assert not whole_gradients.alike([torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))])
-
-
-@pytest.mark.parametrize(
-    ("environ", "launched"),
-    [
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "2"}, True),
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1", "WORLD_SIZE": "2"}, False),
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "1"}, False),
-        ({"ACCELERATE_USE_FSDP": "false", "FSDP_VERSION": "2", "WORLD_SIZE": "2"}, False),
-        ({"WORLD_SIZE": "2"}, False),
-    ],
-)
-def test_rows_are_loaded_in_an_fsdp2_launch_only(environ: dict[str, str], launched: bool) -> None:
-    assert shard.is_launched(environ) is launched
-
-
-def test_rows_are_not_loaded_where_the_config_places_weights_itself() -> None:
-    launch = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "2", "FSDP_OFFLOAD_PARAMS": "false"}
-    assert shard.loads_rows(launch)
-    for name in ("FSDP_OFFLOAD_PARAMS", "FSDP_CPU_RAM_EFFICIENT_LOADING", "ACCELERATE_USE_PARALLELISM_CONFIG"):
-        with pytest.warns(UserWarning, match="every GPU loads the whole model"):
-            assert not shard.loads_rows({**launch, name: "true"})

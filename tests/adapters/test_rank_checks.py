@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from unsloth_accel.adapters import rank_checks
 from unsloth_accel.config.promise import Promise
@@ -74,3 +75,16 @@ def test_checksums_of_many_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (rank_checks._checksums(tensors, cpu) != sums).nonzero().flatten().tolist() == [3]
     tensors[3][0, 0], tensors[3][0, 1] = tensors[3][0, 1].clone(), tensors[3][0, 0].clone()
     assert rank_checks._checksums(tensors, cpu)[3] != sums[3]  # the same values elsewhere
+
+
+def checksum(tensor: torch.Tensor) -> torch.Tensor:
+    return rank_checks._checksums([tensor], tensor.device)[0]
+
+
+def test_checksums_see_values_places_and_types() -> None:
+    tensor = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert checksum(tensor) == checksum(tensor.clone())
+    assert checksum(tensor.t()) != checksum(tensor)
+    assert checksum(torch.nextafter(tensor, tensor + 1)) != checksum(tensor)
+    for dtype in (torch.float64, torch.bfloat16, torch.float16, torch.int8):
+        assert checksum(tensor.to(dtype)) != checksum((tensor + 1).to(dtype))

@@ -1,4 +1,4 @@
-"""What happens to a Trainer before it trains: ranks compared, a checkpoint chosen, the learning rate set."""
+"""What happens to a Trainer before it trains: a checkpoint chosen, the learning rate set."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import write_checkpoint
-from datasets import Dataset
+from row_files import rows
 from transformers import get_linear_schedule_with_warmup
 
-from unsloth_accel.adapters import rank_agreement, resuming
+from unsloth_accel.adapters import resuming
 from unsloth_accel.adapters.checkpointing import record
 from unsloth_accel.config.run_config import from_dict
 from unsloth_accel.errors import ConfigError
@@ -59,21 +59,6 @@ def test_a_fresh_run_is_left_alone() -> None:
     schedule = schedule_of(5)
     schedule.optimizer.param_groups[0]["lr"] = 7.0
     assert begin(schedule, 0)[0] == 7.0
-
-
-def rows(*texts: str) -> Dataset:
-    return Dataset.from_list([{"text": text} for text in texts])
-
-
-def test_rows_are_known_by_number_and_content() -> None:
-    assert rank_agreement.rows_of(rows("a", "b")) == rank_agreement.rows_of(rows("a", "b"))
-    assert rank_agreement.rows_of(rows("a", "b")) != rank_agreement.rows_of(rows("b", "a"))
-    assert rank_agreement.rows_of(rows("a", "b")) != rank_agreement.rows_of(rows("a", "b", "b"))
-    assert rank_agreement.rows_of([1, 2]) == "2 rows"
-    assert rank_agreement.rows_of(iter([1])) is None
-    assert rank_agreement.rows_of(None) is None
-    many = [str(number) for number in range(10_000)]
-    assert rank_agreement.rows_of(rows(*many)) != rank_agreement.rows_of(rows(*many[:-1], "other"))
 
 
 @pytest.fixture

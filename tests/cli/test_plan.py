@@ -1,22 +1,18 @@
-"""The commands plan, config and estimate, as a user types them."""
+"""The command plan, as a user types it."""
 
 import json
 import os
 import resource
 import subprocess
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from commands import MODEL, NATIVE, out
 from conftest import ROOT, Run, cli_command
 
-from unsloth_accel import plan
-from unsloth_accel.cli.main import COMMANDS, main
-
-MODEL = "model.name=unsloth/Llama-3.1-8B-Instruct"
 KEYS = {
     "strategy",
     "num_processes",
@@ -31,13 +27,6 @@ KEYS = {
     "accelerate_config",
     "environment",
 }
-
-NATIVE = "UNSLOTH_FSDP2=1 UNSLOTH_FSDP2_BACKEND=native UNSLOTH_FSDP2_LAYOUT=sharded UNSLOTH_FSDP2_SHARDED_LOAD=1"
-
-
-def out(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert main(words) == 0
-    return capsys.readouterr().out
 
 
 def test_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,76 +106,3 @@ def test_the_examples_of_plan_and_estimate_work(capsys: pytest.CaptureFixture[st
             words = line.split()[1:]
             if "run.yaml" not in words and "--out" not in words:
                 out(capsys, *words)
-
-
-def test_a_plan_in_a_notebook_is_a_table() -> None:
-    made = plan("examples/configs/quickstart.yaml", hardware="2xT4")
-    text = made._repr_html_()
-    assert text.startswith("<table>")
-    assert "weights" in text
-    assert "<script" not in text
-    assert "strategy   ddp" in str(made)
-
-
-def test_config_prints_and_writes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    text = out(capsys, "config", "--strategy", "fsdp2", "--gpus", "4")
-    assert yaml.safe_load(text)["fsdp_config"]["fsdp_version"] == 2
-    file = tmp_path / "made.yaml"
-    words = ("--strategy", "fsdp2_native", "--gpus", "8", "--machines", "2", "--out", str(file))
-    assert out(capsys, "config", *words) == f"wrote {file}\n"
-    text = file.read_text(encoding="utf-8")
-    assert yaml.safe_load(text)["num_processes"] == 16
-    assert f"{NATIVE} accelerate launch {'--'}" in text
-    assert "--machine_rank 1" in text
-    planned = yaml.safe_load(out(capsys, "config", "examples/configs/quickstart.yaml", "--hardware", "2xT4"))
-    assert planned["mixed_precision"] == "fp16"
-
-
-def test_estimate(capsys: pytest.CaptureFixture[str]) -> None:
-    found = json.loads(out(capsys, "estimate", MODEL, "--json", "--gpus", "4", "--rows", "1"))["memory_gib"]
-    assert found["fsdp2_native"]["total"] < found["ddp"]["total"]
-    assert found["single 4-bit"]["total"] < found["single"]["total"]
-    text = out(capsys, "estimate", MODEL)
-    assert "total" in text
-    assert "fsdp2_native 4-bit" in text
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["plan"], "there is no run to plan"),
-        (["plan", "nothing.yaml"], "no such file"),
-        (["plan", "what"], "neither an override nor the one YAML file"),
-        (["plan", "--hardware", "8xH10", MODEL], "no card is known"),
-        (
-            ["plan", "--hardware", "8xH100", MODEL, "batch.global_size=63"],
-            "batch.global_size=56 or batch.global_size=64",
-        ),
-        (["plan", "--hardware", "8xH100", MODEL, "batch.globl_size=64"], "did you mean batch.global_size?"),
-        (["plan", "--hardware", "cpu", MODEL, "distributed.strategy=fsdp2"], "no FSDP on a CPU"),
-        (["config"], "--strategy: is missing"),
-        (["config", "--strategy", "ddp"], "--gpus: is missing"),
-        (["config", "--strategy", "ddp", "--gpus", "0"], "is no number"),
-        (["config", "--strategy", "ddp", "--gpus", "1"], "at least two"),
-        (["config", "--strategy", "single", "--gpus", "2"], "single is one process"),
-        (["config", "--strategy", "fsdp2", "--gpus", "2", "--cpu"], "no FSDP on a CPU"),
-        (["config", "--strategy", "ddp", "--gpus", "2", "--out", "/proc/no/x.yaml"], "--out"),
-        (["plann"], "unsloth-accel plan"),
-    ],
-)
-def test_bad_input_is_one_line_and_status_2(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words) == 2
-    error = capsys.readouterr().err
-    assert told in error
-    assert error.startswith("unsloth-accel: ")
-    assert "Fix: " in error
-    assert len(error.strip().splitlines()) == 1
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_has_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with suppress(SystemExit):
-        assert main([name, "--help"]) == 0
-    text = capsys.readouterr().out
-    assert "examples:" in text or "example:" in text
-    assert f"unsloth-accel {name}" in text

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -5,7 +6,6 @@ import pytest
 from conftest import write_yaml
 
 from unsloth_accel.config.run_config import RunConfig, from_dict, is_override, load
-from unsloth_accel.config.trainer_fields import accepts, training_fields
 from unsloth_accel.errors import ConfigError
 
 
@@ -134,19 +134,21 @@ def test_it_is_written_as_it_is_read(description: dict[str, Any]) -> None:
     assert from_dict(yaml.safe_load(run.to_yaml())) == run
 
 
-def test_training_fields_are_those_of_the_installed_trl() -> None:
-    import dataclasses
-
-    from trl import SFTConfig
-
-    real = {f.name for f in dataclasses.fields(SFTConfig) if f.init}
-    assert real - set(training_fields()) == set()
-    assert training_fields()["max_steps"] is int
-
-
-def test_accepts() -> None:
-    assert accepts(float, 1)
-    assert not accepts(int, 1.5)
-    assert not accepts(int, True)
-    assert accepts(int | None, None)
-    assert accepts(None, object())
+@pytest.mark.parametrize(
+    ("data", "training", "words"),
+    [
+        ({"streaming": True}, {}, "a stream has no known end"),
+        ({"streaming": True}, {"max_steps": 2, "packing": True}, "packing needs to know all rows"),
+        ({"columns": {"mesages": "x"}}, {}, "did you mean messages?"),
+        ({"format": "alpacca"}, {}, "use one of: auto, chat"),
+        ({"too_long": "keep"}, {}, "use one of: cut, drop"),
+        ({}, {"completion_only_loss": True}, "set data.train_on instead"),
+        ({}, {"dataset_kwargs": {}}, "set data.format"),
+        ({}, {"chat_template_path": "none.jinja"}, "name a .jinja file"),
+    ],
+)
+def test_settings_that_mean_nothing(
+    description: dict[str, Any], data: dict[str, Any], training: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        from_dict({**description, "data": description["data"] | data, "training": training})

@@ -1,10 +1,13 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, Run, write_checkpoint, write_yaml
+from conftest import NATIVE, ROOT, write_checkpoint, write_yaml
+from releases import looked
 
 from unsloth_accel.config.accelerate_config import AccelerateConfig
 from unsloth_accel.config.run_config import load
@@ -12,6 +15,7 @@ from unsloth_accel.errors import ConfigError
 from unsloth_accel.hardware.hardware import Device, Hardware
 from unsloth_accel.launch.launcher import Request, launch, parse
 from unsloth_accel.launch.run_accelerate import Launch, LaunchError
+from unsloth_accel.planning.planner import plan
 from unsloth_accel.report.run_record import read as read_run
 
 CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
@@ -194,18 +198,6 @@ def test_resuming_is_told_to_the_ranks_and_not_kept(file: Path, earlier: Path) -
     assert "resume" not in (earlier / "run.yaml").read_text(encoding="utf-8")
 
 
-def test_commands(cli: Run) -> None:
-    assert "usage:" in cli("--help").stdout
-    assert cli("--version").stdout.startswith("unsloth-accel 0.")
-    assert cli("lunch").returncode == 2
-    assert cli().returncode == 2
-    bad_flag = cli(
-        "launch", "--config_file", "accelerate_configs/cpu_ddp.yaml", "--num_proceses", "2", "examples/sft.py"
-    )
-    assert bad_flag.returncode == 2
-    assert "Traceback" not in bad_flag.stderr
-
-
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -221,9 +213,71 @@ def test_commands(cli: Run) -> None:
 def test_what_fsdp1_can_not_do_is_refused(words: tuple[str, ...], told: str, file: Path) -> None:
     from unsloth_accel.config.run_config import load
     from unsloth_accel.launch.launcher import plan_problems
-    from unsloth_accel.planning.planner import plan
 
     run = load(file, [word.format(rows=load(file).data.path) for word in words] + ["distributed.strategy=fsdp1"])
     problems = [str(problem) for problem in plan_problems(plan(run, TWO))]
     assert len(problems) == bool(told)
     assert all(told in problem and "fsdp2" in problem for problem in problems)
+
+
+SCRIPT = "examples/sft.py"
+
+
+def test_launch_validates_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cpu = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
+    path = write_yaml(tmp_path / "c.yaml", {"distributed_type": "NO", "num_processes": 1, "enable_cpu_affinty": True})
+    with pytest.raises(ConfigError, match=r"c\.yaml:2: enable_cpu_affinty.*did you mean enable_cpu_affinity"):
+        launch(["--config_file", str(path), SCRIPT], run=lambda command: pytest.fail("it ran"), hardware=cpu)
+    write_yaml(path, {"distributed_type": "NO", "num_processes": 1, "enable_cpu_affinity": True})
+    ran: list[Any] = []
+    launch(["--config_file", str(path), SCRIPT], run=ran.append, hardware=cpu)
+    assert len(ran) == 1
+    assert "warning: " in capsys.readouterr().err
+    launch(["--config_file", str(path), "--enable_cpu_affinity", SCRIPT], run=ran.append, hardware=cpu)
+    assert capsys.readouterr().err == ""
+    launch(["--config_file", "accelerate_configs/cpu_ddp.yaml", SCRIPT], run=ran.append, hardware=cpu)
+    assert capsys.readouterr().err == ""  # launch itself says what accelerate leaves out
+
+
+def test_planning_imports_no_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys; from unsloth_accel.launch.launcher import launch\n"
+        "launch(['examples/configs/quickstart.yaml', '--dry-run', f'output_dir={sys.argv[1]}',"
+        " 'model.name=unsloth/some-model'])\n"
+        "assert not {'torch', 'accelerate', 'transformers', 'unsloth'} & set(sys.modules), 'heavy import'"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_our_launch_sets_what_a_native_config_carries(tmp_path: Path) -> None:
+    """Also for a script that does not import unsloth_accel."""
+    from unsloth_accel.hardware.hardware import Hardware
+    from unsloth_accel.launch.launcher import launch
+
+    seen: list[Any] = []
+    config = ROOT / "accelerate_configs" / "fsdp2_native.yaml"
+    script = ROOT / "examples" / "accelerate_loop.py"
+    launch(["--config_file", str(config), str(script)], run=seen.append, hardware=Hardware.parse("2xH100-80GB"))
+    assert seen[0].environment.items() >= NATIVE.items()
+
+
+H100 = Device(name="NVIDIA H100 80GB HBM3", index=0, memory_gib=79.6, compute_capability=(9, 0))
+
+
+def test_launch_refuses_it_before_anything_starts(
+    description: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conftest import write_yaml
+
+    found = looked(tmp_path / "old", "2026.8.22")
+    monkeypatch.setattr("unsloth_accel.launch.launcher.here", lambda: found)
+    run = write_yaml(tmp_path / "run.yaml", {**description, "distributed": {"strategy": "fsdp2_native"}})
+    two = Hardware(devices=(H100, H100), cpu_cores=8, host_memory_gib=64)
+    started: list[Any] = []
+    with pytest.raises(ConfigError, match="fsdp2_native"):
+        launch([str(run)], run=started.append, hardware=two)
+    assert not started
+    assert not (tmp_path / "out").exists()
+    launch([str(run), "distributed.strategy=auto"], run=started.append, hardware=two)
+    assert len(started) == 1

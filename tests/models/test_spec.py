@@ -6,64 +6,18 @@ import json
 import shutil
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from small_models import CONFIGS, meta_model, problem_of, saved_model, spec
 
-from unsloth_accel.errors import ConfigError, Problem
-from unsloth_accel.models import locate
-from unsloth_accel.models.architectures import ARCHITECTURES
-from unsloth_accel.models.locate import known_models
+from unsloth_accel.errors import ConfigError
 from unsloth_accel.models.spec import ITEM_SIZES, ModelSpec, from_config, nf4_bytes
 
-CONFIGS = {path.stem: path for path in sorted((ROOT / "tests" / "model_configs").glob("*.json"))}
-DENSE = [name for name in CONFIGS if not name.startswith(("mixtral", "qwen3-moe"))]
-EXPERTS = [name for name in CONFIGS if name not in DENSE]
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-PROJECTIONS = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
-
-
-@cache
-def config(name: str) -> Any:
-    values = json.loads(CONFIGS[name].read_text())
-    return AutoConfig.for_model(**values)
-
-
-def meta_model(name: str) -> Any:
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config(name))
-
-
-@cache
-def spec(name: str) -> ModelSpec:
-    return from_config(json.loads(CONFIGS[name].read_text()), name=name)
-
-
-def problem_of(error: pytest.ExceptionInfo[ConfigError]) -> Problem:
-    assert len(error.value.problems) == 1
-    return error.value.problems[0]
-
-
-@pytest.fixture(autouse=True)
-def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-
-
-# --- shapes, against transformers
-
-
-def test_every_architecture_has_a_config() -> None:
-    assert len(CONFIGS) >= 16
-    assert {json.loads(path.read_text())["model_type"] for path in CONFIGS.values()} == set(ARCHITECTURES)
+pytestmark = pytest.mark.usefixtures("no_hub")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -99,23 +53,6 @@ def test_the_parts_are_those_of_transformers(name: str) -> None:
     assert found.num_kv_heads == model.config.num_key_value_heads
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_defaults_are_those_of_transformers(model_type: str) -> None:
-    theirs = CONFIG_MAPPING[model_type]()
-    for key, value in ARCHITECTURES[model_type].defaults.items():
-        given = getattr(theirs, key)
-        assert (theirs.num_attention_heads if value is None else value) == given, key
-
-
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_a_config_that_leaves_everything_out_is_read_as_transformers_reads_it(model_type: str) -> None:
-    values = {"model_type": model_type, "num_hidden_layers": 2}
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values))
-    expected = {key: tuple(parameter.shape) for key, parameter in model.named_parameters()}
-    assert {tensor.name: tensor.shape for tensor in from_config(values, name="x").tensors} == expected
-
-
 def test_active_parameters_are_those_of_the_experts_that_a_token_uses() -> None:
     found = spec("mixtral")  # 2 layers, 4 experts of which 2 are used, hidden 32, inner 48
     assert found.num_parameters - found.active_parameters == 2 * 2 * (2 * 48 * 32 + 32 * 48)
@@ -123,89 +60,6 @@ def test_active_parameters_are_those_of_the_experts_that_a_token_uses() -> None:
     # Alibaba's and Mistral's published 3.3 and 12.9 billion.
     assert ModelSpec.load("Qwen/Qwen3-30B-A3B").active_parameters == 3_353_032_704
     assert ModelSpec.load("mistralai/Mixtral-8x7B-v0.1").active_parameters == 12_879_925_248
-
-
-# --- LoRA, against PEFT
-
-
-def peft_parameters(name: str, **values: Any) -> int:
-    model = get_peft_model(meta_model(name), LoraConfig(task_type="CAUSAL_LM", **values))
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_lora_of_all_linear_is_pefts(name: str) -> None:
-    assert spec(name).lora_parameters("all-linear", 4) == peft_parameters(name, target_modules="all-linear", r=4)
-
-
-@pytest.mark.parametrize("name", DENSE)
-def test_dora_and_saved_modules_are_pefts(name: str) -> None:
-    saved = ["lm_head", "embed_tokens"]
-    ours = spec(name).lora_parameters("all-linear", 3, use_dora=True, modules_to_save=saved)
-    theirs = peft_parameters(
-        name, target_modules="all-linear", r=3, use_dora=True, use_rslora=True, modules_to_save=saved
-    )
-    assert ours == theirs
-
-
-LISTS: list[tuple[str, dict[str, Any]]] = [
-    ("llama", {"target_modules": PROJECTIONS}),
-    ("llama", {"target_modules": ["q_proj", "mlp.down_proj"], "use_dora": True}),
-    ("llama", {"target_modules": ["model.layers.1.self_attn.v_proj"]}),
-    ("llama", {"target_modules": r".*layers\.0.*\.(q|k)_proj"}),
-    ("llama", {"target_modules": ["q_proj", "up_proj"], "layers": [1]}),
-    ("llama", {"target_modules": PROJECTIONS, "modules_to_save": ["norm"]}),
-    ("llama", {"target_modules": PROJECTIONS, "modules_to_save": ["mlp", "gate_proj"]}),
-    ("llama-tied", {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
-    ("llama-tied", {"target_modules": ["q_proj", "embed_tokens", "lm_head"], "use_dora": True}),
-    ("llama-tied", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
-    ("qwen3", {"target_modules": PROJECTIONS, "use_dora": True}),
-    ("phi", {"target_modules": ["q_proj", "dense", "fc1"]}),
-    ("phi3", {"target_modules": ["qkv_proj", "gate_up_proj"], "use_dora": True}),
-    ("gpt-oss", {"target_modules": ATTENTION, "use_dora": True}),
-    ("mixtral", {"target_modules": ATTENTION, "use_dora": True}),
-    ("mixtral", {"target_modules": [*ATTENTION, "gate", "w1", "w2", "w3"]}),
-    ("mixtral", {"target_modules": ["q_proj", "w2"], "modules_to_save": ["embed_tokens"]}),
-    ("mixtral", {"target_modules": r".*\.(q_proj|w1|w3)"}),
-    ("qwen3-moe", {"target_modules": PROJECTIONS}),
-    ("qwen3-moe-mixed", {"target_modules": PROJECTIONS}),
-    ("qwen3-moe-mixed", {"target_modules": r".*\.(q_proj|gate_proj|up_proj)"}),
-    ("qwen3-moe", {"target_modules": ["q_proj", "down_proj"], "layers": [0]}),
-]
-
-
-@pytest.mark.parametrize("r", [1, 8])
-@pytest.mark.parametrize(("name", "values"), LISTS)
-def test_lora_of_named_modules_is_pefts(name: str, values: dict[str, Any], r: int) -> None:
-    theirs = {"layers_to_transform" if key == "layers" else key: value for key, value in values.items()}
-    assert spec(name).lora_parameters(r=r, **values) == peft_parameters(name, r=r, **theirs)
-
-
-@pytest.mark.parametrize(
-    ("name", "values", "key", "words"),
-    [
-        ("llama", {"target_modules": ["q_porj", "v_proj"]}, "lora.target_modules", "did you mean q_proj?"),
-        ("llama", {"target_modules": ["query_key_value"]}, "lora.target_modules", "matches no module"),
-        ("phi3", {"target_modules": ["q_proj", "o_proj"]}, "lora.target_modules", "qkv_proj"),
-        ("llama", {"target_modules": "q_proj"}, "lora.target_modules", "matches no module's whole name"),
-        ("llama", {"target_modules": "*"}, "lora.target_modules", "no regular expression"),
-        ("llama", {"target_modules": []}, "lora.target_modules", "names nothing"),
-        ("llama", {"target_modules": ["mlp"]}, "lora.target_modules", "no linear layer"),
-        ("llama", {"target_modules": ["q_proj"], "layers": [7]}, "lora.target_modules", "in none of the layers [7]"),
-        ("llama", {"target_modules": "all-linear", "layers": [1]}, "lora.target_modules", "list of names"),
-        ("gpt-oss", {"target_modules": ["gate_up_proj"]}, "lora.target_modules", "parameter of its own"),
-        ("mixtral", {"target_modules": ["q_proj", "w1"]}, "lora.target_modules", "w1 and w3"),
-        ("mixtral", {"target_modules": "all-linear", "use_dora": True}, "lora.use_dora", "no DoRA"),
-        ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["lmhead"]}, "lora.modules_to_save", "lm_head"),
-        ("llama", {"target_modules": ["lm_head"], "modules_to_save": ["lm_head"]}, "lora.target_modules", "too"),
-        ("llama", {"target_modules": ["q_proj"], "r": 0}, "lora.r", "1 or more"),
-    ],
-)
-def test_bad_targets_are_refused(name: str, values: dict[str, Any], key: str, words: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        spec(name).lora_parameters(**{"r": 4, **values})
-    assert problem_of(error).key == key
-    assert words in str(error.value)
 
 
 # --- known shapes
@@ -238,31 +92,6 @@ PUBLISHED = {
 def test_known_shapes_have_the_published_size(hub_id: str, count: int) -> None:
     found = ModelSpec.load(hub_id)
     assert (found.num_parameters, found.source) == (count, "known shapes")
-
-
-@pytest.mark.parametrize("name", known_models())
-def test_every_known_shape_is_transformers_and_has_its_size(name: str) -> None:
-    model = known_models()[name]
-    with torch.device("meta"):
-        theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**model["config"]))
-    expected = {key: tuple(parameter.shape) for key, parameter in theirs.named_parameters()}
-    for hub_id in model["hub_ids"]:
-        found = ModelSpec.load(hub_id)
-        assert found.num_parameters == model["num_parameters"]
-        assert {tensor.name: tensor.shape for tensor in found.tensors} == expected
-
-
-def test_no_hub_id_has_two_shapes() -> None:
-    ids = [hub_id.lower() for model in known_models().values() for hub_id in model["hub_ids"]]
-    assert len(ids) == len(set(ids))
-
-
-@pytest.mark.parametrize("suffix", ["-bnb-4bit", "-unsloth-bnb-4bit"])
-def test_quantized_ids_have_the_shape_of_what_was_quantized(suffix: str) -> None:
-    found, plain = ModelSpec.load(f"unsloth/Qwen3-8B{suffix}"), ModelSpec.load("unsloth/qwen3-8b")
-    assert (found.quantization, plain.quantization) == ("bnb-4bit", None)
-    assert found.tensors == plain.tensors
-    assert found.weight_bytes(False) == plain.weight_bytes(True) < plain.weight_bytes(False) / 2
 
 
 # --- bytes
@@ -314,15 +143,6 @@ def test_quantizations(given: dict[str, Any], quantization: str) -> None:
     found = from_config({**json.loads(CONFIGS["llama"].read_text()), "quantization_config": given}, name="x")
     assert found.quantization == quantization
     assert (found.weight_bytes(False) < 2 * found.num_parameters) == (quantization != "mxfp4")
-
-
-# --- local directories
-
-
-def saved_model(name: str, path: Path, **options: Any) -> Any:
-    model = AutoModelForCausalLM.from_config(config(name), dtype=torch.bfloat16)
-    model.save_pretrained(path, **options)
-    return model
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "gemma3-text", "phi", "mixtral", "qwen3-moe-mixed", "gpt-oss"])
@@ -421,59 +241,6 @@ def test_weights_that_are_not_the_configs(tmp_path: Path) -> None:
         ModelSpec.load(tmp_path)
 
 
-def header(entries: Any, data: bytes = b"") -> bytes:
-    text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
-    return len(text).to_bytes(8, "little") + text + data
-
-
-DAMAGED = {
-    "empty": b"",
-    "short": b"\x10\0\0",
-    "huge length": (2**63).to_bytes(8, "little") + b"{}",
-    "longer than the file": (500).to_bytes(8, "little") + b"{}",
-    "garbage": header(b"\xff\xfe garbage"),
-    "deep": header(b"[" * 100_000),
-    "a list": header([1, 2]),
-    "LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
-    "no shape": header({"x": {"dtype": "F32", "data_offsets": [0, 4]}}, b"1234"),
-    "an entry that is a word": header({"x": "F32"}),
-    "negative": header({"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"1234"),
-    "wrong size": header({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"1234"),
-    "unhashable dtype": header({"x": {"dtype": [], "shape": [1], "data_offsets": [0, 4]}}, b"1234"),
-    "truncated": header({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"1234"),
-}
-
-
-@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
-def test_damaged_weights_name_the_file(tmp_path: Path, content: bytes) -> None:
-    shutil.copy(CONFIGS["llama"], tmp_path / "config.json")
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(content)
-    with pytest.raises(ConfigError) as error:
-        ModelSpec.load(tmp_path)
-    assert problem_of(error).key == str(file)
-
-
-def test_shards_that_are_missing_or_cut_short(tmp_path: Path) -> None:
-    saved_model("llama", tmp_path, max_shard_size="20KB")
-    first, *_, last = sorted(tmp_path.glob("*.safetensors"))
-    last.write_bytes(last.read_bytes()[:-10])
-    with pytest.raises(ConfigError, match="cut short") as error:
-        ModelSpec.load(tmp_path)
-    assert problem_of(error).key == str(last)
-    first.unlink()
-    with pytest.raises(ConfigError, match=f"the first is {first.name}"):
-        ModelSpec.load(tmp_path)
-    index = tmp_path / "model.safetensors.index.json"
-    for content in ("{", "[]", '{"weight_map": {}}', '{"weight_map": {"x": 3}}', '{"weight_map": {"x": "../y"}}'):
-        index.write_text(content)
-        with pytest.raises(ConfigError, match="no weight_map"):
-            ModelSpec.load(tmp_path)
-    index.unlink()
-    with pytest.raises(ConfigError, match="is missing, so the shards"):
-        ModelSpec.load(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -511,101 +278,6 @@ def test_all_bad_values_are_shown_at_once() -> None:
         "config.json: intermediate_size",
         "config.json: vocab_size",
     ]
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("./absent", "no such directory"),
-        ("a/b/c", "no such directory"),
-        ("x\0y", "no such directory"),
-        ("no-owner", "no such directory"),
-    ],
-)
-def test_names_that_are_no_model(name: str, words: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        ModelSpec.load(name)
-    assert problem_of(error).key == "model.name"
-    assert words in str(error.value)
-
-
-def test_directories_that_are_no_model(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"has no config\.json"):
-        ModelSpec.load(tmp_path)
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="holds an adapter"):
-        ModelSpec.load(tmp_path)
-    with pytest.raises(ConfigError, match="is a file"):
-        ModelSpec.load(tmp_path / "adapter_config.json")
-
-
-# --- hub ids
-
-
-def cached_snapshot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hub_id: str) -> Path:
-    monkeypatch.delenv("HF_HUB_CACHE")
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    repository = tmp_path / "hub" / f"models--{hub_id.replace('/', '--')}"
-    snapshot = repository / "snapshots" / "0123abc"
-    snapshot.mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0123abc")
-    return snapshot
-
-
-def test_the_cache_comes_before_the_known_shapes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    snapshot = cached_snapshot(monkeypatch, tmp_path, "unsloth/Qwen3-8B")
-    saved_model("qwen3", snapshot, max_shard_size="20KB")
-    assert ModelSpec.load("unsloth/Qwen3-8B").source == "safetensors headers"
-    assert ModelSpec.load("unsloth/Qwen3-8B", revision="0123abc").tensors == spec("qwen3").tensors
-    # An unfinished download is no fault: what is missing comes when the model is loaded.
-    next(snapshot.glob("*.safetensors")).unlink()
-    found = ModelSpec.load("unsloth/Qwen3-8B")
-    assert (found.source, found.num_parameters) == ("config.json", spec("qwen3").num_parameters)
-    (snapshot / "config.json").unlink()
-    assert ModelSpec.load("unsloth/Qwen3-8B").source == "known shapes"
-    with pytest.raises(ConfigError, match="HF_HUB_OFFLINE"):
-        ModelSpec.load("unsloth/Qwen3-8B", revision="other")
-
-
-def test_an_unknown_hub_id_downloads_config_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub
-
-    asked: list[tuple[Any, ...]] = []
-
-    def download(repo_id: str, filename: str, revision: str | None, etag_timeout: float) -> str:
-        asked.append((repo_id, filename, revision))
-        shutil.copy(CONFIGS["phi3"], tmp_path / "config.json")
-        return str(tmp_path / "config.json")
-
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    found = ModelSpec.load("someone/new-model", revision="v2")
-    assert asked == [("someone/new-model", "config.json", "v2")]
-    assert (found.source, found.tensors) == ("config.json", spec("phi3").tensors)
-
-
-def test_without_a_network_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    import time
-
-    import huggingface_hub
-
-    with pytest.raises(ConfigError, match="HF_HUB_OFFLINE"):
-        ModelSpec.load("someone/new-model")
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-
-    def fail(*args: Any, **kwargs: Any) -> str:
-        raise ConnectionError("Name or service not known")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-    with pytest.raises(ConfigError, match=r"Name or service not known.*run once online"):
-        ModelSpec.load("someone/new-model")
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *args, **kwargs: time.sleep(30))
-    monkeypatch.setattr(locate, "HUB_TIMEOUT", 0.1)
-    started = time.monotonic()
-    with pytest.raises(ConfigError, match="no answer from the hub"):
-        ModelSpec.load("someone/new-model")
-    assert time.monotonic() - started < 5
 
 
 # --- light

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plans import SMALL, planned
 
 from benchmarks.memory import CALIBRATION, HELD_OUT
 from benchmarks.memory_report import measured
@@ -118,3 +119,14 @@ def test_a_mixture_counts_the_experts_a_token_passes() -> None:
     mixture = ModelSpec.load("Qwen/Qwen3-30B-A3B")
     work = Workload(spec=mixture, lora_parameters=1, per_device=1, length=2048)
     assert work.intermediate == 8 * 768
+
+
+def test_memory_is_that_of_the_optimizer_that_steps() -> None:
+    fsdp2, native = (
+        planned("4xH100-80GB", SMALL, distributed={"strategy": strategy}, training={"optim": "adamw_8bit"}).memory
+        for strategy in ("fsdp2", "fsdp2_native")
+    )
+    assert fsdp2 is not None
+    assert native is not None
+    assert fsdp2.terms["optimizer"] == 2 * fsdp2.terms["lora"]
+    assert native.terms["optimizer"] == pytest.approx(native.terms["lora"] / 2)

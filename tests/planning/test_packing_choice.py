@@ -1,11 +1,10 @@
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import chat_rows
 
-from unsloth_accel.config.run_config import DataConfig, from_dict
-from unsloth_accel.data.length_estimate import row_lengths
+from unsloth_accel.config.run_config import from_dict
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.planning.planner import Plan, plan
 
@@ -14,14 +13,7 @@ GPUS = Hardware.parse("2xH100-80GB")
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    """400 and 1200 characters in turns: 200 tokens at the mean, by the rule."""
-    path = tmp_path / "chats.jsonl"
-    row = [
-        {"messages": [{"role": "user", "content": "x" * 100}, {"role": "assistant", "content": "y" * n}]}
-        for n in (299, 1099)
-    ]
-    path.write_text("".join(json.dumps(one) + "\n" for one in row) * 20, encoding="utf-8")
-    return path
+    return chat_rows(tmp_path / "chats.jsonl")
 
 
 def planned(description: dict[str, Any], rows: Path, hardware: Hardware = GPUS, **sections: Any) -> Plan:
@@ -74,17 +66,3 @@ def test_nothing_is_packed_on_a_cpu(description: dict[str, Any], rows: Path) -> 
         batch={"global_tokens": 16_000},
     )
     assert "packing" not in made.run.training
-
-
-def test_counted_where_the_tokenizer_is(rows: Path, tmp_path: Path) -> None:
-    from tokenizers import Tokenizer, models
-
-    vocabulary = {letter: number for number, letter in enumerate("xy\n")}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    found = row_lengths(DataConfig(path=str(rows)), tmp_path, 1000)
-    assert found is not None
-    assert found.counted
-    assert found.mean == (400 + 1000) / 2  # the longer one is cut
-    assert "counted in 40 rows" in str(found)
-    assert row_lengths(DataConfig(path="none.jsonl"), tmp_path, 1000) is None

@@ -1,78 +1,18 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+import run_directories
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from plans import CPU, LARGE, SMALL, gpus, make, planned
 
 from unsloth_accel.config.run_config import from_dict
 from unsloth_accel.errors import ConfigError
-from unsloth_accel.hardware.hardware import Device, Hardware, _visible
-from unsloth_accel.planning.batch import DEFAULT_PER_DEVICE, divide_batch
-from unsloth_accel.planning.planner import Plan, plan
-
-
-def gpus(count: int, capability: tuple[int, int] = (9, 0)) -> Hardware:
-    made = [
-        Device(name="GPU", index=i, memory_gib=80, compute_capability=capability, uuid=f"GPU-{i}{i}")
-        for i in range(count)
-    ]
-    return Hardware(devices=tuple(made), cpu_cores=16, host_memory_gib=128, reason="a test")
-
-
-CPU = Hardware(cpu_cores=4, host_memory_gib=16, cpu_bf16=True, reason="no driver")
-
-
-def make(description: dict[str, Any], hardware: Hardware, **changes: dict[str, Any]) -> Plan:
-    values = {**description, **{key: {**description.get(key, {}), **more} for key, more in changes.items()}}
-    return plan(from_dict(values), hardware)
-
-
-counts = st.integers(1, 64)
-
-
-@given(size=st.integers(1, 4096), count=counts)
-def test_a_divided_batch_is_exact_or_refused(size: int, count: int) -> None:
-    try:
-        batch = divide_batch(size, count)
-    except ConfigError as error:
-        assert size % count
-        for fix in error.problems[0].fix.split(" or "):
-            nearby = int(fix.split("=")[1])
-            assert abs(nearby - size) < count
-            assert divide_batch(nearby, count).global_size == nearby
-        return
-    assert batch.per_device * batch.accumulation * batch.num_processes == size
-    assert 1 <= batch.per_device <= DEFAULT_PER_DEVICE
-    # The largest that is allowed and divides.
-    assert all((size // count) % more for more in range(batch.per_device + 1, DEFAULT_PER_DEVICE + 1))
-
-
-@given(per_device=st.none() | st.integers(1, 16), accumulation=st.none() | st.integers(1, 16), count=counts)
-def test_what_is_given_is_kept(per_device: int | None, accumulation: int | None, count: int) -> None:
-    size = 48 * count
-    try:
-        batch = divide_batch(size, count, per_device, accumulation)
-    except ConfigError:
-        unit = count * (per_device or 1) * (accumulation or 1)
-        assert size % unit or (per_device and accumulation and size != unit)
-        return
-    assert batch.per_device * batch.accumulation * count == size
-    assert per_device in (None, batch.per_device)
-    assert accumulation in (None, batch.accumulation)
-
-
-def test_an_impossible_batch_names_those_that_work(description: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"batch\.global_size=9 or batch\.global_size=12"):
-        make(description, gpus(3), batch={"global_size": 10})
-    with pytest.raises(ConfigError, match=r"Fix: batch\.global_size=16"):
-        make(description, gpus(2), training={"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2})
-
-
-def test_the_batch_is_what_processes_give_when_none_is_promised(description: dict[str, Any]) -> None:
-    made = make(description, gpus(4), batch={"global_size": None}, training={"per_device_train_batch_size": 2})
-    assert str(made.batch) == "8 rows per step = 2 × 1 × 4 (per device × accumulation × processes)"
+from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.planning.planner import plan
 
 
 @pytest.mark.parametrize(
@@ -105,30 +45,6 @@ def test_refusals(description: dict[str, Any]) -> None:
         make(description, CPU, training={"fp16": True})
     with pytest.raises(ConfigError, match="both on"):
         make(description, gpus(1), training={"bf16": True, "fp16": True})
-
-
-def test_full_precision_when_asked(description: dict[str, Any]) -> None:
-    assert make(description, CPU, training={"bf16": False}).mixed_precision == "no"
-    assert make(description, CPU, model={"dtype": "float32"}).mixed_precision == "no"
-    assert make(description, gpus(1, (7, 5)), model={"dtype": "float32"}).mixed_precision == "no"
-    # On a GPU Unsloth trains an adapter in mixed precision all the same, and the plan says what runs.
-    made = make(description, gpus(1), training={"bf16": False})
-    assert made.mixed_precision == "bf16"
-    assert any("mixed precision on a GPU all the same" in reason for reason in made.reasons)
-
-
-def test_precision_follows_the_models_dtype(description: dict[str, Any]) -> None:
-    assert make(description, gpus(1), model={"dtype": "float16"}).mixed_precision == "fp16"
-    assert make(description, gpus(1), model={"dtype": "bfloat16"}).mixed_precision == "bf16"
-    for hardware, model, training, words in (
-        (gpus(1), "float16", {"bf16": True}, "Unsloth refuses to train that in bf16"),
-        (gpus(1), "bfloat16", {"fp16": True}, "Unsloth refuses to train that in fp16"),
-        (gpus(1, (7, 5)), "bfloat16", {}, "has no bfloat16"),
-        (gpus(1, (7, 5)), None, {"bf16": True}, "has no bfloat16"),
-        (CPU, "float16", {}, "refuses fp16 there"),
-    ):
-        with pytest.raises(ConfigError, match=words):
-            make(description, hardware, model={"dtype": model}, training=training)
 
 
 def test_the_environment_says_what_the_yaml_cannot(description: dict[str, Any]) -> None:
@@ -171,14 +87,165 @@ def test_the_written_run_is_decided(description: dict[str, Any]) -> None:
     assert not again.run.overwrite
 
 
-def test_visible_devices_are_chosen_as_cuda_does() -> None:
-    found = list(gpus(3).devices)
+def test_two_machines() -> None:
+    made = planned("2x8xH100-80GB", SMALL)
+    assert (made.num_processes, made.num_machines) == (16, 2)
+    config = made.accelerate_config.to_dict()
+    assert (config["num_machines"], config["num_processes"], config["main_process_port"]) == (2, 16, 29500)
 
-    def chosen(value: str | None) -> list[int]:
-        return [device.index for device in _visible(found, "", value)[0]]
 
-    assert chosen(None) == [0, 1, 2]
-    assert chosen("2,0") == [2, 0]
-    assert chosen("GPU-11") == [1]
-    assert chosen("0,7,1") == [0]
-    assert chosen("") == chosen("-1") == chosen("NoDevFiles") == []
+@pytest.mark.parametrize(
+    ("strategy", "asked", "taken", "why"),
+    [
+        ("ddp", None, "adamw_torch_fused", "the same steps under every strategy"),
+        ("fsdp2", None, "adamw_torch_fused", "the same steps under every strategy"),
+        ("fsdp2", "adamw_8bit", "adamw_torch_fused", "fsdp2 can't step the shards of adamw_8bit"),
+        ("fsdp2", "paged_adamw_8bit", "adamw_torch_fused", "fsdp2 can't step the shards of paged_adamw_8bit"),
+        ("fsdp2_native", "adamw_8bit", "adamw_8bit", ""),
+        ("ddp", "adamw_8bit", "adamw_8bit", ""),
+        ("fsdp1", None, "adamw_torch", "the same steps under every strategy"),
+        ("fsdp1", "adamw_torch_fused", "adamw_torch", "fsdp1 can't save the state of adamw_torch_fused"),
+        ("fsdp1", "sgd", "sgd", ""),
+    ],
+)
+def test_the_optimizer_is_said(strategy: str, asked: str | None, taken: str, why: str) -> None:
+    training = {"optim": asked} if asked else {}
+    made = planned("4xH100-80GB", SMALL, distributed={"strategy": strategy}, training=training)
+    assert made.resolved()["training"]["optim"] == taken
+    told = [reason for reason in made.reasons if reason.startswith("training.optim")]
+    assert len(told) == bool(why)
+    assert all(why in reason and taken in reason for reason in told)
+
+
+def test_on_a_cpu_the_optimizer_is_the_trainers_own() -> None:
+    assert "optim" not in planned("cpu", "unsloth/Llama-3.2-1B", 8).resolved()["training"]
+
+
+def test_the_decoder_layer_is_the_models_own() -> None:
+    made = planned("4xH100-80GB", "unsloth/Qwen3-8B", distributed={"strategy": "fsdp2"})
+    fsdp = made.accelerate_config.to_dict()["fsdp_config"]
+    assert fsdp["fsdp_transformer_layer_cls_to_wrap"] == "Qwen3DecoderLayer"
+
+
+def test_the_batch_grows_with_memory() -> None:
+    small, large = planned("4x4090", "unsloth/Llama-3.2-1B", 512), planned("4xH200", "unsloth/Llama-3.2-1B", 512)
+    assert small.batch.per_device < large.batch.per_device == 128
+    for made in (small, large):
+        assert made.memory is not None
+        assert made.memory.total <= 0.95 * made.hardware.devices[0].memory_gib
+
+
+def test_tokens_may_be_given_instead_of_rows() -> None:
+    made = planned("8xH100-80GB", SMALL, None, batch={"global_tokens": 131072})  # type: ignore[arg-type]
+    assert made.batch.global_size == 64
+    with pytest.raises(ConfigError, match=r"batch\.global_tokens=131072 or batch\.global_tokens=133120"):
+        planned("8xH100-80GB", SMALL, None, batch={"global_tokens": 132000})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="says the same in rows"):
+        planned("8xH100-80GB", SMALL, batch={"global_tokens": 131072})
+
+
+@settings(deadline=None)
+@given(
+    machines=st.integers(1, 3),
+    count=st.integers(1, 9),
+    card=st.sampled_from(["T4", "4090", "A100-80GB", "H200"]),
+    size=st.integers(1, 600),
+    model=st.sampled_from(["unsloth/Qwen3-0.6B", SMALL, LARGE]),
+    packed=st.booleans(),
+)
+def test_a_plan_keeps_the_batch_and_fits_or_refuses(
+    machines: int, count: int, card: str, size: int, model: str, packed: bool
+) -> None:
+    hardware = f"{machines}x{count}x{card}"
+    try:
+        made = planned(hardware, model, size, model={"load_in_4bit": packed})
+    except ConfigError:
+        return
+    batch = made.batch
+    assert batch.per_device * batch.accumulation * batch.num_processes == batch.global_size == size
+    assert made.num_processes == machines * count
+    assert made.memory is not None
+    assert made.memory.total <= 0.95 * made.hardware.devices[0].memory_gib
+    assert made.accelerate_config.to_dict()["num_processes"] == made.num_processes
+
+
+def test_unknown_size_needs_a_named_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError, match=r"or name the strategy: distributed\.strategy=ddp"):
+        planned("8xH100-80GB", "nobody/nothing")
+    made = planned("8xH100-80GB", "nobody/nothing", distributed={"strategy": "ddp"})
+    assert made.memory is None
+    assert any(reason.startswith("memory is not estimated") for reason in made.reasons)
+
+
+def test_a_quantized_checkpoint_is_loaded_in_four_bit() -> None:
+    """Otherwise Unsloth loads the 16-bit model of that name."""
+    made = planned("1xH100-80GB", "unsloth/Llama-3.3-70B-Instruct-bnb-4bit", 8)
+    assert made.run.model.load_in_4bit
+    assert made.resolved()["model"]["load_in_4bit"] is True
+    assert any(reason.startswith("4 bit: the checkpoint is quantized") for reason in made.reasons)
+
+
+def test_experts_are_trained_and_packed() -> None:
+    made = planned("8xH100-80GB", "Qwen/Qwen3-30B-A3B")
+    assert made.memory is not None
+    # 128 experts × 16 × (2048 + 1536 + 768 + 2048) in 48 blocks, beside the attention's.
+    experts = 128 * 16 * (2048 + 1536 + 768 + 2048) * 48
+    assert made.memory.terms["lora"] * 2**30 > experts * 4
+    packed = planned("1x4090", "unsloth/gpt-oss-20b", 8, model={"load_in_4bit": True})
+    assert packed.memory is not None
+    assert packed.memory.terms["weights"] < 14
+
+
+def test_embeddings_among_the_targets_are_trained_whole() -> None:
+    modules = ["q_proj", "embed_tokens", "lm_head"]
+    made = planned("8xH100-80GB", SMALL, lora={"target_modules": modules})
+    assert made.memory is not None
+    assert made.memory.terms["lora"] * 2**30 > 2 * 128256 * 4096 * 4
+    with pytest.raises(ConfigError, match="no module is left to get LoRA"):
+        planned("8xH100-80GB", SMALL, lora={"target_modules": ["lm_head"]})
+
+
+def test_all_linear_is_spelt_out() -> None:
+    modules = planned("8xH100-80GB", SMALL).resolved()["lora"]["target_modules"]
+    assert modules == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    phi = planned("8xH100-80GB", "microsoft/Phi-3.5-mini-instruct").resolved()["lora"]["target_modules"]
+    assert set(phi) == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
+
+
+def test_an_unknown_decoder_layer_is_not_guessed(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nobody"}', encoding="utf-8")
+    with pytest.raises(ConfigError):
+        planned("2xH100", str(tmp_path), distributed={"strategy": "fsdp2"})
+
+
+def test_a_plan_is_written_as_json(tmp_path: Path) -> None:
+    decided = run_directories.planned(tmp_path, "2xH100-80GB")
+    decided.write(tmp_path)
+    assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8")) == json.loads(json.dumps(decided.to_dict()))
+
+
+VISION = {"model_type": "qwen2_5_vl", "vision_config": {"depth": 32}, "text_config": {"hidden_size": 2048}}
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp2_native"])
+@pytest.mark.parametrize("hardware", ["cpu", "4xH100-80GB"])
+def test_a_vision_language_model_is_refused(strategy: str, hardware: str, tmp_path: Path) -> None:
+    """By its config.json alone, and with weights that could be counted."""
+    directory = tmp_path / "model"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(VISION), encoding="utf-8")
+    values: dict[str, Any] = {
+        "model": {"name": str(directory)},
+        "batch": {"global_size": 8},
+        "distributed": {"strategy": strategy},
+    }
+    run = from_dict(values, to_plan=True)
+    header = b'{"model.visual.patch.weight":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    for weights in (b"", len(header).to_bytes(8, "little") + header + bytes(8)):
+        if weights:
+            (directory / "model.safetensors").write_bytes(weights)
+        with pytest.raises(ConfigError, match="reads rows of text only") as raised:
+            plan(run, Hardware.parse(hardware))
+        assert [problem.key for problem in raised.value.problems] == ["model.name"]
+        assert "unsloth_accel.adapt(trainer)" in raised.value.problems[0].fix

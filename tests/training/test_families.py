@@ -11,15 +11,10 @@ import pytest
 from conftest import ROOT, SCRIPTS, accelerate_launch, variable_rows
 
 from benchmarks.random_checkpoint import FAMILIES, SHAPES, config_values
-from unsloth_accel.config.run_config import from_dict
-from unsloth_accel.errors import ConfigError
-from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.models.spec import from_config
-from unsloth_accel.planning.planner import plan
 
 TOLERANCE = 1e-5
 TEXT = [family for family in FAMILIES if family not in ("llama", "gemma3_vl")]
-VISION = {"model_type": "qwen2_5_vl", "vision_config": {"depth": 32}, "text_config": {"hidden_size": 2048}}
 
 
 @pytest.mark.slow
@@ -73,26 +68,3 @@ def test_a_shape_of_one_family_is_not_anothers() -> None:
     assert config_values("4B")["model_type"] == SHAPES["4B"]["model_type"] == "qwen3"
     with pytest.raises(ValueError, match="is a qwen3 shape"):
         config_values("4B", "mistral")
-
-
-@pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp2_native"])
-@pytest.mark.parametrize("hardware", ["cpu", "4xH100-80GB"])
-def test_a_vision_language_model_is_refused(strategy: str, hardware: str, tmp_path: Path) -> None:
-    """By its config.json alone, and with weights that could be counted."""
-    directory = tmp_path / "model"
-    directory.mkdir()
-    (directory / "config.json").write_text(json.dumps(VISION), encoding="utf-8")
-    values: dict[str, Any] = {
-        "model": {"name": str(directory)},
-        "batch": {"global_size": 8},
-        "distributed": {"strategy": strategy},
-    }
-    run = from_dict(values, to_plan=True)
-    header = b'{"model.visual.patch.weight":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
-    for weights in (b"", len(header).to_bytes(8, "little") + header + bytes(8)):
-        if weights:
-            (directory / "model.safetensors").write_bytes(weights)
-        with pytest.raises(ConfigError, match="reads rows of text only") as raised:
-            plan(run, Hardware.parse(hardware))
-        assert [problem.key for problem in raised.value.problems] == ["model.name"]
-        assert "unsloth_accel.adapt(trainer)" in raised.value.problems[0].fix

@@ -1,5 +1,7 @@
 """Bad input of every kind: one clear line each, status 2, nothing trained, nothing written."""
 
+from __future__ import annotations
+
 import json
 import os
 from pathlib import Path
@@ -7,11 +9,11 @@ from typing import Any
 
 import pytest
 from conftest import Run, write_checkpoint, write_yaml
+from row_files import CHAT, write
 
 from unsloth_accel.artifacts.checkpoints import checkpoints
-from unsloth_accel.config.run_config import from_dict
-from unsloth_accel.data.rows import MOST_SHOWN, read_rows
-from unsloth_accel.errors import ConfigError
+from unsloth_accel.config.run_config import RunConfig, from_dict
+from unsloth_accel.data.rows import MOST_SHOWN
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.validation.inputs import input_problems, output_problems
 
@@ -89,29 +91,6 @@ def test_bad_rows_are_named_with_their_line(cli: Run, file: Path, tmp_path: Path
     message = refused(cli, file, f"data.path={tmp_path / 'bad.jsonl'}")
     assert words in message
     assert "Fix: " in message
-
-
-def test_every_bad_row_is_named_up_to_a_limit(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text("{\n" * (MOST_SHOWN + 5), encoding="utf-8")
-    with pytest.raises(ConfigError) as caught:
-        read_rows(path)
-    assert len(caught.value.problems) == MOST_SHOWN + 1
-    assert "5 more lines" in str(caught.value)
-
-
-def test_text_in_another_encoding(tmp_path: Path) -> None:
-    path = tmp_path / "latin.jsonl"
-    path.write_bytes('{"text": "caf\xe9"}\n'.encode("latin-1"))
-    with pytest.raises(ConfigError, match="not UTF-8"):
-        read_rows(path)
-
-
-def test_other_fields_are_dropped(tmp_path: Path) -> None:
-    """They would only have to agree in type from row to row."""
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"text": "a", "id": 1}\n{"text": "b", "id": "x"}\n', encoding="utf-8")
-    assert read_rows(path) == [{"text": "a"}, {"text": "b"}]
 
 
 def test_rows_without_an_answer(tmp_path: Path, description: dict[str, Any]) -> None:
@@ -202,3 +181,69 @@ def test_four_bit_needs_bitsandbytes(description: dict[str, Any], monkeypatch: p
     (found,) = [p for p in inputs.input_problems(from_dict(description)) if p.key == "model.load_in_4bit"]
     assert "needs the package bitsandbytes" in found.consequence
     assert "pip install bitsandbytes" in found.fix
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("broken.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n{"text": "b"}\n{"text": "\xe9"}\n', "broken.jsonl:4"),
+        ("broken.csv", b"text\na\n\xff\n", "broken.csv:3: is not UTF-8 text (byte 1 of the line)."),
+        ("more.csv", b"text\na,b\n", "more.csv:2: has more fields than the first line names."),
+        ("quote.csv", b'text\n"a"b\n', "malformed CSV"),
+        ("cut.json", b'[{"text": "a"},\n{"text"]', "cut.json:2: malformed JSON"),
+        ("bad.parquet", b"PAR1 not", "can't be read as Parquet"),
+        ("bad.arrow", b"not arrow at all", "can't be read as Arrow"),
+        ("empty.csv", b"text\n", "the file has no rows."),
+        ("roles.jsonl", b'{"conversations": [{"from": "cat", "value": "miaow"}]}', "a message is from 'cat'"),
+        ("half.jsonl", b'{"instruction": "a"}', "has no field 'output'"),
+        ("dumb.jsonl", b'{"instruction": "a", "output": " "}', "field 'output' is empty"),
+        ("mute.jsonl", b'{"messages": [{"role": "user", "content": ""}]}', "there is nothing to learn"),
+        ("mixed.jsonl", b'{"text": "a"}\n{"instruction": "a", "output": "b"}', ":2: is a messages row and the first"),
+    ],
+)
+def test_bad_files_are_told_by_the_command(
+    tmp_path: Path, description: dict[str, Any], cli: Run, name: str, content: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    done = cli("launch", write_yaml(tmp_path / "run.yaml", description), f"data.path={tmp_path / name}")
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert all("Fix: " in line for line in done.stderr.strip().splitlines())
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_responses_leave_nothing_of(tmp_path: Path, description: dict[str, Any]) -> None:
+    question = {"messages": [{"role": "user", "content": "?"}]}
+    late = {"messages": [*CHAT["messages"], {"role": "user", "content": "?"}]}
+    path = write(tmp_path / "rows.jsonl", [CHAT, *[question] * 25, late])
+    run = from_dict({**description, "data": {"path": str(path), "train_on": "responses"}})
+    (error, *_) = input_problems(run)
+    assert error.severity == "error"
+    assert "25 rows without an assistant's message" in str(error)
+    assert "rows 2, 3, 4" in str(error)
+    assert f"and {25 - MOST_SHOWN} more" in str(error)
+    write(path, [CHAT, late])
+    warning = input_problems(run)[0]
+    assert (warning.severity, warning.key) == ("warning", "data.train_on")
+    assert "(row 2)" in str(warning)
+
+
+def test_fewer_rows_than_a_batch(description: dict[str, Any]) -> None:
+    small = {**description, "batch": {"global_size": 16}}
+    (only,) = input_problems(from_dict(small))
+    assert only.severity == "warning"
+    assert "8 rows in all: every step is an epoch of 8, and never 16" in str(only)
+    (only,) = input_problems(from_dict({**small, "training": {"dataloader_drop_last": True}}))
+    assert only.severity == "error"
+    assert "no step" in str(only)
+
+
+def test_none_whole_is_refused(description: dict[str, Any], planned: RunConfig, tmp_path: Path) -> None:
+    from unsloth_accel.validation.inputs import output_problems
+
+    path = write_checkpoint(tmp_path / "out" / "checkpoint-2", planned)
+    (path / "optimizer.pt").unlink()
+    (problem,) = output_problems(from_dict({**description, "training": {"resume": True}}))
+    assert problem.severity == "error"
+    assert "checkpoint-2: optimizer.pt is missing" in problem.consequence

@@ -1,0 +1,120 @@
+"""Rows shared out by tokens: the batches that a rank draws."""
+
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+class Order:
+    """A sampler whose order goes with the epoch, as accelerate's seeded one."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(range(self.rows))
+        Random(self.epoch).shuffle(order)
+        return iter(order)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+@st.composite
+def settings_of_loaders(draw: st.DrawFn) -> dict[str, Any]:
+    ranks, accumulation, per_device = draw(st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4)))
+    return {
+        "lengths": draw(st.lists(st.integers(1, 200), min_size=1, max_size=90)),
+        "rows": ranks * accumulation * per_device,
+        "ranks": ranks,
+        "accumulation": accumulation,
+        "padded": draw(st.booleans()),
+    }
+
+
+def micro_batches(values: dict[str, Any], epoch: int = 0, **more: Any) -> list[list[list[int]]]:
+    """By rank, what accelerate's loader would draw in an epoch."""
+    from unsloth_accel.adapters.token_balance import TokenBatches
+
+    found = []
+    for rank in range(values["ranks"]):
+        sampler = Order(len(values["lengths"]))
+        batches = TokenBatches(sampler, rank=rank, **{**values, **more})
+        sampler.set_epoch(epoch)
+        found.append(list(batches))
+        assert len(batches) == len(found[-1])
+    return found
+
+
+@settings(deadline=None)
+@given(settings_of_loaders(), st.integers(0, 3))
+def test_an_epoch_has_every_row_once(values: dict[str, Any], epoch: int) -> None:
+    """In the sampler's steps, over all ranks; what is there twice is masked; ranks run as many micro-batches."""
+    ranks = micro_batches(values, epoch)
+    assert len({len(own) for own in ranks}) == 1
+    order = Order(len(values["lengths"]))
+    order.set_epoch(epoch)
+    expected = list(order)
+    rows, accumulation = values["rows"], values["accumulation"]
+    for step in range(-(-len(expected) // rows)):
+        own = [group for rank in ranks for group in rank[step * accumulation : (step + 1) * accumulation]]
+        assert all(own)
+        assert sorted(row for group in own for row in group if row >= 0) == sorted(expected[step * rows :][:rows])
+        assert all(len(group) == 1 for group in own if group[0] < 0)
+        assert sum(group[0] < 0 for group in own) < values["ranks"] or len(own) <= values["ranks"]
+
+
+@settings(deadline=None)
+@given(settings_of_loaders())
+def test_resuming_in_the_middle_of_an_epoch(values: dict[str, Any]) -> None:
+    """accelerate skips micro-batches: the same rows follow, also on another number of ranks."""
+    whole = micro_batches(values)[0]
+    assert whole == micro_batches(values)[0]
+    alone = {**values, "ranks": 1, "accumulation": values["accumulation"] * values["ranks"]}
+    done = values["accumulation"]
+    several = [row for own in micro_batches(values) for group in own[done:] for row in group if row >= 0]
+    one = [row for group in micro_batches(alone)[0][done * values["ranks"] :] for row in group]
+    assert sorted(several) == sorted(one)
+
+
+def test_dropping_the_last_step() -> None:
+    values = {"lengths": [5] * 11, "rows": 4, "ranks": 2, "accumulation": 1, "padded": False}
+    assert [len(own) for own in micro_batches(values)] == [3, 3]
+    assert [len(own) for own in micro_batches(values, drop_last=True)] == [2, 2]
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_masked_row_teaches_nothing(flat: bool) -> None:
+    """With TRL's own collator: the rows of a batch as they are, and one that only keeps a rank in step."""
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    from unsloth_accel.adapters.token_balance import _Collate, _Rows
+
+    rows = _Rows([{"input_ids": [7, 8, 9], "labels": [-100, 8, 9]}, {"input_ids": [5, 6], "labels": [5, 6]}])
+    collate = _Collate(DataCollatorForLanguageModeling(pad_token_id=0, padding_free=flat))
+    assert int((collate(rows.__getitems__([0, 1]))["labels"] >= 0).sum()) == (3 if flat else 4)
+    masked = collate(rows.__getitems__([-1]))
+    assert masked["input_ids"].tolist() == [[7, 8, 9]]
+    assert masked["labels"].tolist() == [[-100, -100, -100]]
+
+
+def test_the_order_of_every_epoch_is_known() -> None:
+    from torch.utils.data import RandomSampler, SequentialSampler
+
+    from unsloth_accel.adapters.token_balance import _orders
+
+    seeded = Order(5)
+    seeded.set_epoch(1)
+    found = list(_orders(seeded, 3))
+    assert seeded.epoch == 1
+    assert len({tuple(order) for order in found}) == 3
+    assert list(_orders(SequentialSampler(range(3)), 2)) == [[0, 1, 2], [0, 1, 2]]
+    assert list(_orders(RandomSampler(range(3)), 2)) == []

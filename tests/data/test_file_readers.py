@@ -1,0 +1,46 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+from row_files import ALPACA, CHAT, write
+
+from unsloth_accel.data.formats import canonical
+from unsloth_accel.data.rows import read, read_rows
+from unsloth_accel.data.sources import fingerprint
+from unsloth_accel.errors import ConfigError
+
+
+@pytest.mark.parametrize("end", ["jsonl", "json", "csv", "parquet", "arrow"])
+def test_every_kind_of_file_holds_the_same_rows(tmp_path: Path, end: str) -> None:
+    expected = [canonical(row) for row in ALPACA]
+    assert read_rows(write(tmp_path / f"rows.{end}", ALPACA)) == expected
+    for part, rows in enumerate((ALPACA[:3], ALPACA[3:])):
+        write(tmp_path / "parts" / f"{part}.{end}", rows)
+    for path in (tmp_path / "parts", tmp_path / "parts" / f"*.{end}", tmp_path / "par*" / "**"):
+        found = read(path)
+        assert found.rows == expected
+        assert re.fullmatch(rf"row .*/1\.{end}:\d", found.places([3]))
+    assert fingerprint(tmp_path / "parts") != fingerprint(tmp_path / f"rows.{end}")
+
+
+def test_arrows_other_form_and_what_datasets_saves(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    write(tmp_path / "rows.feather", ALPACA).rename(tmp_path / "rows.arrow")
+    Dataset.from_list(ALPACA).save_to_disk(str(tmp_path / "saved"))
+    expected = [canonical(row) for row in ALPACA]
+    assert read_rows(tmp_path / "rows.arrow") == expected
+    assert read_rows(tmp_path / "saved") == expected
+
+
+def test_messages_in_a_csv_are_json(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.csv", [{"messages": json.dumps(CHAT["messages"])}])
+    assert read_rows(path) == [CHAT]
+
+
+def test_text_in_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes('{"text": "caf\xe9"}\n'.encode("latin-1"))
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        read_rows(path)

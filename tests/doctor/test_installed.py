@@ -1,0 +1,98 @@
+from dataclasses import replace
+
+import pytest
+from conftest import ROOT
+from doctor_machines import UNSLOTH, Place, bad, device, machine, only
+
+from unsloth_accel.doctor import (
+    installed,
+)
+
+
+def test_a_python_out_of_bounds_is_an_error(place: Place) -> None:
+    place.add("unsloth", "2026.10.9", UNSLOTH, python="<3.15,>=3.9")
+    found = only(installed.python, replace(machine(place), python="3.15.0"))
+    assert found.status == "error"
+    assert "unsloth wants <3.15,>=3.9" in found.detail
+    assert "torch" not in found.detail
+
+
+@pytest.mark.parametrize("system", ["Windows", "Darwin"])
+def test_other_systems_are_told_of_nccl(place: Place, system: str) -> None:
+    assert "Linux machine" in only(installed.platform, replace(machine(place), system=system)).fix
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "clause"),
+    [
+        ("transformers", "5.18.0", "unsloth: <=5.17.0"),
+        ("transformers", "5.0.0", "unsloth: !=5.0.0"),
+        ("trl", "1.16.0", "unsloth: <=1.15.0"),
+        ("trl", "0.17.0", "unsloth_accel: >=0.18.2"),
+        ("accelerate", "1.14.0", "unsloth_accel: >=1.15"),
+    ],
+)
+def test_a_version_out_of_bounds_names_the_clause_and_whose_it_is(
+    place: Place, name: str, version: str, clause: str
+) -> None:
+    place.add(name, version)
+    found = only(installed.versions, machine(place))
+    assert (found.name, found.status) == (name, "error")
+    assert f"({clause})" in found.detail
+
+
+def test_the_fix_is_the_pip_command_with_both_bounds(place: Place) -> None:
+    place.add("trl", "1.16.0")
+    assert only(installed.versions, machine(place)).fix == 'pip install "trl<=1.15.0,>=0.18.2"'
+
+
+def test_bounds_follow_the_installed_unsloth(place: Place) -> None:
+    place.add("trl", "1.16.0")
+    place.add("unsloth", "2026.11.1", ("trl<=1.16.0",))
+    assert bad(installed.versions, machine(place)) == []
+
+
+def test_torch_out_of_bounds_keeps_its_build_in_the_report(place: Place) -> None:
+    place.torch("2.15.0+cpu")
+    found = only(installed.versions, machine(place))
+    assert "2.15.0+cpu" in found.detail
+    assert "unsloth and unsloth_accel: <2.15" in found.detail
+
+
+def test_on_a_cpu_only_what_the_cpu_extra_names_is_needed(place: Place) -> None:
+    for name in ("einops", "xformers", "bitsandbytes"):
+        place.remove(name)
+    assert bad(installed.versions, machine(place)) == []
+    found = {result.name: result.status for result in bad(installed.versions, machine(place, device(0)))}
+    assert found == {"einops": "warning", "xformers": "warning", "bitsandbytes": "warning"}
+
+
+def test_a_package_of_our_own_bounds_that_is_missing_is_an_error(place: Place) -> None:
+    place.remove("accelerate")
+    found = only(installed.versions, machine(place))
+    assert (found.status, found.fix) == ("error", 'pip install "accelerate>=1.15"')
+
+
+def test_missing_unsloth_gets_the_recipe_of_this_machine(place: Place) -> None:
+    place.remove("unsloth_zoo")
+    found = only(installed.unsloth, machine(place))
+    assert found.detail == "unsloth_zoo not installed"
+    assert f"--no-deps unsloth=={installed.UNSLOTH_ON_A_CPU}" in found.fix
+    assert "[gpu]" in only(installed.unsloth, machine(place, device(0))).fix
+
+
+def test_the_cpu_recipe_is_the_makefiles() -> None:
+    assert f"unsloth=={installed.UNSLOTH_ON_A_CPU}" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def test_unsloth_and_its_zoo_of_two_releases_are_told(place: Place) -> None:
+    place.add("unsloth_zoo", "2026.10.10")
+    found = only(installed.unsloth, machine(place))
+    assert found.status == "warning"
+    assert found.fix == 'pip install --no-deps "unsloth==2026.10.10" "unsloth_zoo==2026.10.10"'
+
+
+def test_unsloth_without_a_cpu_backend_is_an_error_only_without_gpus(place: Place) -> None:
+    (place.directory / "unsloth" / "_cpu_init.py").unlink()
+    assert "no CPU backend" in only(installed.unsloth, machine(place)).detail
+    assert bad(installed.unsloth, machine(place, device(0))) == []

@@ -1,0 +1,77 @@
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import CPU_DDP, ROOT, SCRIPTS, cli_command, write_yaml
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "status", "words"),
+    [
+        ("raise --debug", 1, "rank 1 failed with exit status 1; its own error is above."),
+        ("raise", 1, "rank 1 failed with exit status 1; its own error is above."),
+        ("exit", 7, "rank 1 failed with exit status 7"),
+        ("kill", 137, "rank 1 was ended by SIGKILL; out of memory is the usual reason."),
+    ],
+)
+def test_a_failing_rank_ends_all_and_its_status_arrives(how: str, status: int, words: str) -> None:
+    how, *flags = how.split()
+    command = cli_command("launch", "--config_file", CPU_DDP, *flags, SCRIPTS / "one_rank_fails.py", how)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == status
+    assert words in done.stderr
+    if how == "raise":
+        assert "RuntimeError: the disk of rank 1 is gone" in done.stderr
+    assert not alive(done.stdout)
+
+
+def test_the_rank_that_fell_first_is_named(tmp_path: Path) -> None:
+    """Not its peer, which fell over the connection it left and had time to say so."""
+    from unsloth_accel.launch.run_accelerate import Launch, _failure, report_error
+
+    command = Launch(arguments=(), output_dir=tmp_path)
+    report_error(tmp_path, 0, RuntimeError("connection closed by peer"))
+    killed = _failure(command, {1: -9, 0: 1})
+    assert "rank 1 was ended by SIGKILL" in str(killed)
+    assert killed.exit_status == 137
+    ended = _failure(command, {0: 1, 1: -15})
+    assert str(ended) == "rank 0 failed: RuntimeError: connection closed by peer"
+    assert ended.exit_status == 1
+    silent = _failure(Launch(arguments=()), {1: -15, 2: 3})
+    assert "rank 2 failed with exit status 3" in str(silent)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signal", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize("config", ["cpu_ddp.yaml", "one process"])
+def test_stopping_the_launch_ends_all_ranks(signal: str, status: int, config: str, tmp_path: Path) -> None:
+    import signal as signals
+
+    file = ROOT / "accelerate_configs" / config
+    environ = dict(os.environ)
+    if config == "one process":
+        file = write_yaml(tmp_path / "one.yaml", {"distributed_type": "NO", "num_processes": 1, "use_cpu": True})
+        environ["RANK"] = "0"  # the script asks for it
+    command = cli_command("launch", "--config_file", file, SCRIPTS / "one_rank_fails.py", "nothing")
+    with subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ
+    ) as run:
+        assert run.stdout is not None
+        started = "".join(run.stdout.readline() for _ in range(1 if config == "one process" else 2))
+        assert len(alive(started)) == started.count("\n")
+        run.send_signal(signals.Signals[signal])
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode == status, errors
+    assert f"stopped by {signal}; all ranks ended." in errors
+    assert not alive(started)
+
+
+def alive(output: str) -> list[int]:
+    """Those of the processes that said `started PID` which still run."""
+    numbers = [int(line.split()[1]) for line in output.splitlines() if line.startswith("started ")]
+    assert numbers
+    time.sleep(0.5)
+    return [number for number in numbers if Path(f"/proc/{number}").exists()]

@@ -1,0 +1,30 @@
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+def test_import_is_light() -> None:
+    """Under 0.1 s, and nothing heavy: neither torch nor accelerate, transformers, unsloth."""
+    program = (
+        "import sys, time; start = time.perf_counter(); import unsloth_accel; took = time.perf_counter() - start\n"
+        "heavy = {'torch', 'accelerate', 'transformers', 'unsloth', 'trl', 'omegaconf', 'numpy'} & set(sys.modules)\n"
+        "print(took, sorted(heavy))"
+    )
+    best = ("9", "")
+    for _ in range(3):  # the fastest of three: the first one may compile
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+        took, heavy = done.stdout.split(" ", 1)
+        best = min(best, (took, heavy.strip()))
+    assert float(best[0]) < 0.1
+    assert best[1] == "[]"
+
+
+def test_public_names_are_there() -> None:
+    import unsloth_accel
+
+    for name in unsloth_accel.__all__:
+        assert getattr(unsloth_accel, name) is not None
+    with pytest.raises(AttributeError):
+        _ = unsloth_accel.nothing

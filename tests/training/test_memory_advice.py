@@ -1,0 +1,20 @@
+from typing import Any
+
+import pytest
+
+from unsloth_accel.config.run_config import from_dict
+from unsloth_accel.training.memory_advice import advice
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({}, "distributed.strategy=fsdp2 (the GPUs divide the base model); or model.load_in_4bit=true; or model.max"),
+        ({"training": {"per_device_train_batch_size": 8}}, "training.per_device_train_batch_size=4 (the global"),
+        ({"distributed": {"strategy": "fsdp2"}}, "model.load_in_4bit=true; or model.max_seq_length below 2048"),
+    ],
+)
+def test_what_would_help(description: dict[str, Any], overrides: dict[str, Any], expected: str) -> None:
+    run = from_dict({**description, "distributed": {"strategy": "ddp"}, **overrides})
+    assert advice(run).startswith(expected)
+    assert "per_device" not in advice(run, batch=False)

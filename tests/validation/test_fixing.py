@@ -1,0 +1,102 @@
+"""What is repaired, and that the rest is kept."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from checked_configs import FILES, rules_of
+
+from unsloth_accel.cli.validate import run
+from unsloth_accel.validation.rules import RULES, check, read, read_text, repaired
+
+
+def test_what_several_keys_share_is_not_edited(config: Callable[..., Path]) -> None:
+    section = "  fsdp_version: 2\n  fsdp_auto_wrap_policy: NO_WRAP\n  fsdp_cpu_ram_efficient_loading: true\n"
+    plain = f"distributed_type: FSDP\nnum_processes: 2\nfsdp_config:\n{section}"
+    shared = (
+        plain.replace("fsdp_config:", "fsdp_config: &it") + "dynamo_config: *it\n",
+        f"dynamo_config: &it\n{section}" + plain.replace(f":\n{section}", ": *it\n"),
+        f"dynamo_config: &it\n{section}" + plain.replace(section, "  <<: *it\n"),
+    )
+    mendable = {"fsdp-cpu-ram-efficient-loading", "fsdp-state-dict-type-missing"}
+    for text, mended in ((plain, mendable), *((text, set()) for text in shared)):
+        document = read(config(text))
+        found = check(document)
+        assert {problem.rule for problem in found} - {"nested-unknown-key"} == {*mendable, "fsdp-no-wrap"}
+        assert {problem.rule for problem in repaired(document, found)[1]} - {"nested-unknown-key"} == mended
+
+
+def fix(path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """The repaired copy and what was printed of it."""
+    before = path.read_bytes()
+    run(["--fix", str(path)])
+    assert path.read_bytes() == before
+    return path.with_name(f"{path.stem}.fixed{path.suffix}").read_text(encoding="utf-8"), capsys.readouterr().out
+
+
+def test_fix_repairs_lines_and_keeps_the_rest(
+    config: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = """# my config: für zwei GPUs
+distributed_type: FSDP   # sharded
+num_processes: '2'
+machine_rnak: 0
+mixed_precision: no # full
+fsdp_config:   # below
+    # the version
+    fsdp_version: 2
+    fsdp_auto_wrap_policy: transformer_based_wrap
+    fsdp_transformer_layer_cls_to_wrap: "LlamaDecoderLayer, Qwen3DecoderLayer"  # two
+    fsdp_use_orig_params: true
+    fsdp_sharding_strategy: SHARD_GRAD_OP
+    fsdp_offload_params: perhaps
+num_machines: 1"""
+    path = config(text.encode("latin-1"))
+    fixed, said = fix(path, capsys)
+    assert (
+        fixed
+        == """# my config: für zwei GPUs
+distributed_type: FSDP   # sharded
+num_processes: 2
+machine_rank: 0
+mixed_precision: 'no' # full
+fsdp_config:   # below
+    # the version
+    fsdp_state_dict_type: FULL_STATE_DICT
+    fsdp_cpu_ram_efficient_loading: false
+    fsdp_version: 2
+    fsdp_auto_wrap_policy: transformer_based_wrap
+    fsdp_transformer_layer_cls_to_wrap: LlamaDecoderLayer,Qwen3DecoderLayer  # two
+    fsdp_reshard_after_forward: false
+    fsdp_offload_params: perhaps
+num_machines: 1"""
+    )
+    assert "repaired     3 num_processes: num_processes: 2" in said
+    assert "fsdp_config.fsdp_offload_params: fsdp_offload_params: true, or false [fsdp-not-boolean]" in said
+    assert rules_of(tmp_path / "config.fixed.yaml") == {"fsdp-not-boolean"}
+
+
+def test_fix_in_json(config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    fixed, _ = fix(config('{"distributed_type": "MULTI_GPUS",\n "num_process": 2}\n', "config.json"), capsys)
+    assert fixed == '{"distributed_type": "MULTI_GPU",\n "num_processes": 2}\n'
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_repair_mends_its_problem_and_makes_no_other(rule: str) -> None:
+    (path,) = FILES.joinpath(rule).glob("bad*")
+    document = read(path)
+    if not document.text:
+        return
+    found = check(document)
+    text, mended, _ = repaired(document, found)
+    again = {problem.rule for problem in check(read_text(text, document.file))}
+    assert again == {problem.rule for problem in found} - {problem.rule for problem in mended}
+
+
+def test_enough_rules_can_be_repaired() -> None:
+    files = [path for rule in RULES for path in FILES.joinpath(rule).glob("bad.*")]
+    mended: set[str] = set()
+    for path in files:
+        document = read(path)
+        mended |= {problem.rule for problem in repaired(document, check(document))[1]}
+    assert len(mended) >= 30
