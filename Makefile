@@ -1,6 +1,6 @@
 # make quickstart   install, fetch a small pretrained model, fine-tune it in two processes (or one per GPU)
 # make test         install, then every test
-# make lint         ruff and mypy
+# make lint         ruff, mypy, and which room may use which
 # make configs      write accelerate_configs/ anew
 #
 # A machine with an NVIDIA GPU gets the CUDA recipe, any other the CPU one; DEVICE=cpu or DEVICE=cuda decides otherwise.
@@ -53,6 +53,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 configs: $(INSTALLED)
 	$(BIN)/python -m unsloth_accel.config.shipped

@@ -50,10 +50,10 @@ def main() -> int:
     options = parser.parse_args()
     from unsloth_accel.adapters.saving import versions
     from unsloth_accel.config.run_config import from_dict
-    from unsloth_accel.hardware.hardware import detect
+    from unsloth_accel.hardware.hardware import Hardware
     from unsloth_accel.planning.planner import plan
 
-    hardware = detect()
+    hardware = Hardware.detect()
     count = max(2, len(hardware.devices)) if options.processes == "auto" else int(options.processes)
     directory = Path(options.work).resolve()
     directory.mkdir(parents=True, exist_ok=True)

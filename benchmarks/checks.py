@@ -20,7 +20,7 @@ import yaml
 from benchmarks.worker import GIB, MODULE
 from unsloth_accel.capabilities.probe import probe
 from unsloth_accel.config.run_config import from_dict
-from unsloth_accel.hardware.hardware import detect
+from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.planning.planner import Plan, plan
 from unsloth_accel.verify.verdict import largest
 
@@ -117,7 +117,7 @@ class Place:
 
     def planned(self, label: str, strategy: str, **changes: Any) -> Plan:
         """A plan whose files are written, for launching something else with them."""
-        decided = plan(from_dict(self.values(label, strategy, **changes)), detect())
+        decided = plan(from_dict(self.values(label, strategy, **changes)), Hardware.detect())
         decided.write(self.directory / label)
         return decided
 
@@ -267,7 +267,7 @@ def scripts(name: str, place: Place) -> dict[str, Any]:
         config = ROOT / "accelerate_configs" / f"{strategy}.yaml"
         launched: list[str | Path] = [*LAUNCH, "--config_file", config] if strategy != "single" else []
         words += ["--accumulation", "2" if launched else "4"]
-        only = {} if launched else {"CUDA_VISIBLE_DEVICES": detect().devices[0].uuid}
+        only = {} if launched else {"CUDA_VISIBLE_DEVICES": Hardware.detect().devices[0].uuid}
         said = place.run(strategy, *launched, ROOT / "examples" / f"{name}.py", *words, variables=only)
         found[strategy] = [float(loss) for loss in re.findall(r"(?:step \d+  loss |'loss': '?)([0-9.]+)", said)]
         adapters[strategy] = adapter(out / "adapter")

@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks import random_checkpoint
 from unsloth_accel.adapters.saving import versions
-from unsloth_accel.hardware.hardware import detect
+from unsloth_accel.hardware.hardware import Hardware
 
 LENGTH = 2048
 WARM_UP = 5
@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--per-device", type=int, default=8)
     parser.add_argument("--work", default="runs/benchmark", help="where checkpoint, data and runs go")
     options = parser.parse_args()
-    hardware = detect()
+    hardware = Hardware.detect()
     gpus = len(hardware.devices)
     if gpus < 2:
         print(f"two GPUs are needed; this is {hardware}", file=sys.stderr)

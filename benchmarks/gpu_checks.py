@@ -45,7 +45,7 @@ from benchmarks.checks import (
 from unsloth_accel.adapters.fsdp2.peer_fetch.peer_reach import SWITCH as PEER_GATHER
 from unsloth_accel.adapters.saving import versions
 from unsloth_accel.files import write_atomically
-from unsloth_accel.hardware.hardware import detect
+from unsloth_accel.hardware.hardware import Hardware
 
 OUT = "benchmarks/results/gpu-checks-2xH100.json"
 SIDE_BY_SIDE = 14
@@ -110,7 +110,7 @@ def main() -> int:
     checks = CHECKS | {f"older-{version}": partial(older, version) for version in paths}
     patterns = [pattern.strip() for pattern in options.checks.split(",")]
     wanted = {name: check for name, check in checks.items() if any(fnmatch(name, pattern) for pattern in patterns)}
-    hardware = detect()
+    hardware = Hardware.detect()
     if len(hardware.devices) < 2 or not wanted:
         print(f"no such checks, or too few GPUs: {hardware}", file=sys.stderr)
         return 2

@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.random_checkpoint import SHAPES
 from unsloth_accel.adapters.saving import versions
-from unsloth_accel.hardware.hardware import detect
+from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.planning.memory_estimate import Checkpointing
 
 STEPS = 7
@@ -109,10 +109,10 @@ def main() -> int:
     parser.add_argument("--work", default="runs/benchmark", help="where checkpoints, data and runs go")
     options = parser.parse_args()
     started = time.perf_counter()
-    gpus = detect().devices
+    gpus = Hardware.detect().devices
     names = options.cells.split(",") if options.cells else list(CELLS)
     if len(gpus) < max(CELLS[name].num_processes for name in names):
-        print(f"too few GPUs: {detect()}", file=sys.stderr)
+        print(f"too few GPUs: {Hardware.detect()}", file=sys.stderr)
         return 2
     work, out = Path(options.work), Path(options.out)
     report: dict[str, Any] = {

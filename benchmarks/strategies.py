@@ -46,7 +46,7 @@ from unsloth_accel.adapters.fsdp2.peer_fetch.peer_reach import SWITCH
 from unsloth_accel.adapters.saving import versions
 from unsloth_accel.config.run_config import from_dict
 from unsloth_accel.files import write_atomically
-from unsloth_accel.hardware.hardware import Hardware, detect
+from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.planning.planner import Plan, plan
 from unsloth_accel.verify.runs import Trained, read, train
 from unsloth_accel.verify.verdict import compare, largest, precision_of, tolerance
@@ -138,7 +138,7 @@ def main() -> int:
         Path(options.table).write_text(page(*reports), encoding="utf-8")
         return 0
     started = time.perf_counter()
-    hardware = detect()
+    hardware = Hardware.detect()
     gpus = options.gpus or len(hardware.devices)
     patterns = [pattern.strip() for pattern in options.cells.split(",")]
     cells = [cell for cell in cells_on(gpus) if any(fnmatch(cell.name, pattern) for pattern in patterns)]

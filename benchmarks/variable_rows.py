@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks import random_checkpoint
 from unsloth_accel.adapters.saving import versions
 from unsloth_accel.files import write_atomically
-from unsloth_accel.hardware.hardware import detect
+from unsloth_accel.hardware.hardware import Hardware
 
 LENGTH = 2048
 PER_DEVICE = 8
@@ -54,7 +54,7 @@ def main() -> int:
     )
     parser.add_argument("--work", default="runs/variable-rows")
     options = parser.parse_args()
-    hardware = detect()
+    hardware = Hardware.detect()
     count = max(2, len(hardware.devices))
     work = Path(options.work).resolve()
     model = work / options.shape
@@ -109,7 +109,7 @@ def write_rows(path: Path, count: int, end: str) -> list[int]:
 def run(way: str, model: Path, data: Path, steps: int, count: int, tokens: int, directory: Path) -> dict[str, Any]:
     """One run's losses, seconds per step over each log, real tokens per second and peak memory; `tokens` are those of
     the steps after the warm-up."""
-    gpus = bool(detect().devices)
+    gpus = bool(Hardware.detect().devices)
     environment = dict(os.environ)
     if way == "TRL's defaults":
         out = directory.with_suffix(".json")

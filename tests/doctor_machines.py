@@ -10,7 +10,8 @@ from unsloth_accel.doctor import (
     Result,
 )
 from unsloth_accel.doctor.machine import Nvml, Packages, torch_build
-from unsloth_accel.hardware.hardware import Device, Hardware
+from unsloth_accel.hardware.device import Device
+from unsloth_accel.hardware.hardware import Hardware
 
 Check = Callable[[Machine], Iterator[Result]]
 H100 = {"name": "NVIDIA H100 80GB HBM3", "memory_gib": 80.0, "compute_capability": (9, 0)}

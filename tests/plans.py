@@ -3,7 +3,8 @@
 from typing import Any
 
 from unsloth_accel.config.run_config import from_dict
-from unsloth_accel.hardware.hardware import Device, Hardware
+from unsloth_accel.hardware.device import Device
+from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.planning.planner import Plan, plan
 
 

@@ -14,7 +14,8 @@ from conftest import CONFIG, write_weights
 from benchmarks import gpu_checks, strategies, streams, worker
 from benchmarks.checks import CheckError, apart
 from benchmarks.strategies import CELLS, Cell, page, planned
-from unsloth_accel.hardware.hardware import Device, Hardware
+from unsloth_accel.hardware.device import Device
+from unsloth_accel.hardware.hardware import Hardware
 
 GPU = Device(name="GPU", index=0, memory_gib=80, compute_capability=(9, 0), uuid="GPU-0")
 

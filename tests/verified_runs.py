@@ -8,7 +8,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from unsloth_accel.config.run_config import from_dict
-from unsloth_accel.hardware.hardware import Device, Hardware
+from unsloth_accel.hardware.device import Device
+from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.verify.runs import Trained
 from unsloth_accel.verify.settings import Settings, settings
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .training.accelerator_loop import prepare as prepare
     from .training.adapt import adapt as adapt
 
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 _HOME = {
     "AccelerateConfig": "config.accelerate_config",

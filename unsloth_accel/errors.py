@@ -62,6 +62,14 @@ class ConfigError(UnslothAccelError):
         super().__init__("\n".join(map(str, self.problems)))
 
 
+class LaunchError(UnslothAccelError):
+    """`accelerate launch` ended badly; `exit_status` is the failing rank's own."""
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
 def errors(problems: Iterable[Problem]) -> list[Problem]:
     """Those of `problems` that stop a run."""
     return [problem for problem in problems if problem.severity == "error"]
@@ -88,6 +96,11 @@ def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
     if len(known) > 20:
         return "remove it, or look its name up in TRL's SFTConfig."
     return f"remove it, or use one of: {', '.join(known)}."
+
+
+def rows_text(count: int) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{count} row{'s' * (count != 1)}"
 
 
 def yaml_fault(error: Exception) -> str:

@@ -19,7 +19,7 @@ SLEEP = 0.15
 
 
 def train(tiny: Path, out: Path, fault: str, steps: int, **training: Any) -> subprocess.CompletedProcess[str]:
-    from unsloth_accel.hardware.hardware import detect
+    from unsloth_accel.hardware.hardware import Hardware
     from unsloth_accel.planning.planner import plan
 
     rows = variable_rows(out / "rows.jsonl", [9 + (37 * i) % 88 for i in range(64)])
@@ -37,7 +37,7 @@ def train(tiny: Path, out: Path, fault: str, steps: int, **training: Any) -> sub
     )
     from unsloth_accel.config.run_config import load
 
-    decided = plan(load(described), detect())
+    decided = plan(load(described), Hardware.detect())
     decided.write(out)
     variables = {**os.environ, **decided.accelerate_config.environment, "FAULT": fault}
     flags = ["--config_file", str(out / "accelerate.yaml")]

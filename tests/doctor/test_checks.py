@@ -39,7 +39,7 @@ def test_a_machine_that_cannot_be_read_is_an_error_beside_the_other_checks(monke
     def broken() -> Hardware:
         raise RuntimeError("NVML answered nonsense")
 
-    monkeypatch.setattr(machine_module, "detect", broken)
+    monkeypatch.setattr(machine_module.Hardware, "detect", broken)
     results = examine(quick=True)
     assert results[0].status == "error"
     assert "NVML answered nonsense" in results[0].detail

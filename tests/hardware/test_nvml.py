@@ -10,7 +10,7 @@ import pytest
 from made_gpus import Gpu, Look, pairs, several, split_gpus
 
 from unsloth_accel.hardware import cpu_and_memory
-from unsloth_accel.hardware.hardware import detect
+from unsloth_accel.hardware.hardware import Hardware
 
 
 def test_gpus_are_found_with_their_memory_and_rates(look: Look) -> None:
@@ -29,7 +29,7 @@ def test_without_nvml_there_is_a_cpu_and_a_reason(look: Look, monkeypatch: pytes
     assert (found.devices, found.reason) == ((), "NVML: Driver Not Loaded")
     assert found.cpu_cores >= 1
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert "nvidia-ml-py is not installed" in detect({}).reason
+    assert "nvidia-ml-py is not installed" in Hardware.detect({}).reason
 
 
 def test_one_refused_query_loses_only_its_answer(look: Look) -> None:

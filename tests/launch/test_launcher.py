@@ -11,10 +11,11 @@ from releases import looked
 
 from unsloth_accel.config.accelerate_config import AccelerateConfig
 from unsloth_accel.config.run_config import load
-from unsloth_accel.errors import ConfigError
-from unsloth_accel.hardware.hardware import Device, Hardware
+from unsloth_accel.errors import ConfigError, LaunchError
+from unsloth_accel.hardware.device import Device
+from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.launch.launcher import Request, launch, parse
-from unsloth_accel.launch.run_accelerate import Launch, LaunchError
+from unsloth_accel.launch.run_accelerate import Launch
 from unsloth_accel.planning.planner import plan
 from unsloth_accel.report.run_record import read as read_run
 

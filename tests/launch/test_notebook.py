@@ -16,11 +16,11 @@ import pytest
 from conftest import ROOT, TRAIN, write_yaml
 
 import unsloth_accel as ua
-from unsloth_accel.errors import ConfigError
-from unsloth_accel.hardware.hardware import Device, Hardware
+from unsloth_accel.errors import ConfigError, LaunchError
+from unsloth_accel.hardware.device import Device
+from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.launch import child, notebook
 from unsloth_accel.launch.child_main import MARK, processes
-from unsloth_accel.launch.run_accelerate import LaunchError
 
 NOTEBOOK = ROOT / "examples" / "notebooks" / "plan_and_launch.ipynb"
 ENDED_WITHIN = 30.0

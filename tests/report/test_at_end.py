@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from unsloth_accel.launch.run_accelerate import LaunchError
+from unsloth_accel.errors import LaunchError
 from unsloth_accel.report.at_end import reported, tell
 from unsloth_accel.report.figures import figures
 from unsloth_accel.report.run_record import read

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import run_directories as made
 
-from unsloth_accel.launch.run_accelerate import LaunchError
+from unsloth_accel.errors import LaunchError
 from unsloth_accel.report.at_end import reported
 from unsloth_accel.report.figures import figures
 from unsloth_accel.report.run_record import read

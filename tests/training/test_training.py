@@ -121,10 +121,10 @@ def test_the_guard_stops_unsynchronised_ranks(described: Path, tmp_path: Path, c
 
 def _written(described: Path, tmp_path: Path, *overrides: str) -> Path:
     """run.yaml of a planned run, beside its accelerate.yaml."""
-    from unsloth_accel.hardware.hardware import detect
+    from unsloth_accel.hardware.hardware import Hardware
     from unsloth_accel.planning.planner import plan
 
-    decided = plan(load(described, [f"output_dir={tmp_path / 'run'}", *overrides]), detect())
+    decided = plan(load(described, [f"output_dir={tmp_path / 'run'}", *overrides]), Hardware.detect())
     decided.write(tmp_path / "run")
     return tmp_path / "run" / "run.yaml"
 

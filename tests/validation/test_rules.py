@@ -10,7 +10,8 @@ from checked_configs import DDP
 from conftest import ROOT
 
 from unsloth_accel.config.accelerate_config import AccelerateConfig
-from unsloth_accel.hardware.hardware import Device, Hardware
+from unsloth_accel.hardware.device import Device
+from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.strategies import STRATEGIES
 from unsloth_accel.validation.rules import RULES, Context, Finding, check, read_text, validate
 from unsloth_accel.validation.rules.__main__ import table

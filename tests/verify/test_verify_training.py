@@ -14,10 +14,10 @@ import psutil
 import pytest
 from conftest import ROOT, SCRIPTS, Run, cli_command, variable_rows, write_yaml
 
+from unsloth_accel.artifacts.run_directory import RunDirectory, start_of
 from unsloth_accel.config.run_config import load
-from unsloth_accel.hardware.hardware import detect
-from unsloth_accel.launch.run_accelerate import LaunchError
-from unsloth_accel.verify import START
+from unsloth_accel.errors import LaunchError
+from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.verify.runs import Trained, train
 from unsloth_accel.verify.settings import Settings, settings
 from unsloth_accel.verify.verdict import TOLERANCES, Comparison, compare
@@ -43,7 +43,7 @@ def described(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def planned(described: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     directory = tmp_path_factory.mktemp("verify")
-    found = settings(load(described), detect(), directory, strategies=["ddp"], steps=STEPS)
+    found = settings(load(described), Hardware.detect(), directory, strategies=["ddp"], steps=STEPS)
     found.write_rows()
     return found
 
@@ -125,7 +125,7 @@ def test_a_learning_rate_one_percent_higher(planned: Settings, single: Trained, 
 def test_an_adapter_that_stays_where_it_was(single: Trained, tmp_path: Path) -> None:
     still = replace(single, directory=tmp_path / "still")
     shutil.copytree(single.directory, still.directory)
-    shutil.copy(still.directory / "record" / START, still.adapter)
+    shutil.copy(start_of(RunDirectory(still.directory).record), still.adapter)
     assert any("nothing was learnt" in fault for fault in compared(still, still).faults)
     assert not compared(single, still).same
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..artifacts.checkpoints import RECORD, files_of
 from ..artifacts.resume_facts import lora_facts
+from ..artifacts.run_directory import RunDirectory
 from ..errors import first_line
 from ..files import write_atomically
 from . import environment, fsdp1, rank_agreement, rank_checks
@@ -95,7 +96,7 @@ def _survive_and_record(trainer: Trainer) -> None:
     save_checkpoint = trainer._save_checkpoint
 
     def save(model: Any, trial: Any) -> None:
-        directory = Path(trainer._get_output_dir(trial=trial), f"checkpoint-{trainer.state.global_step}")
+        directory = RunDirectory(trainer._get_output_dir(trial=trial)).checkpoint(trainer.state.global_step)
         fault = None
         try:
             save_checkpoint(model, trial)

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts.checkpoints import ADAPTER_WEIGHTS
+from ..artifacts.run_directory import RunDirectory
 from ..config.run_config import RunConfig
 from ..errors import UnslothAccelError, first_line
 from ..files import replacing_directory, write_atomically
 from ..models.safetensors_header import read_header
-from ..validation.inputs import ADAPTER
 from . import fsdp1, rank_checks
 
 if TYPE_CHECKING:
@@ -53,8 +53,9 @@ def save_run(trainer: Trainer, run: RunConfig) -> Path:
         "make room there, then launch again with training.resume=true if the run has checkpoints (for another "
         "output_dir, copy them into it first)."
     )
-    sources = {name: Path(run.output_dir, name) for name in ("run.yaml", "accelerate.yaml")}
-    return _save(trainer.model, trainer.processing_class, Path(run.output_dir, ADAPTER), sources, fix)
+    files = RunDirectory(run.output_dir)
+    sources = {path.name: path for path in (files.run_yaml, files.accelerate_yaml)}
+    return _save(trainer.model, trainer.processing_class, files.adapter, sources, fix)
 
 
 def _save(model: Any, tokenizer: Any, target: Path, sources: dict[str, Path], fix: str) -> Path:
@@ -80,7 +81,7 @@ def _elsewhere(model: Any, tokenizer: Any, sources: dict[str, Path], tensors: An
     """Try the system's temporary directory, so that a full disk does not cost the training; says whether it worked."""
     if isinstance(error, SaveError):  # the adapter itself is at fault, not the disk
         return ""
-    target = Path(tempfile.mkdtemp(prefix="unsloth-accel-"), ADAPTER)
+    target = RunDirectory(tempfile.mkdtemp(prefix="unsloth-accel-")).adapter
     try:
         _write(model, tokenizer, target, sources, tensors)
     except Exception:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..models.safetensors_header import read_header
+from .run_directory import RunDirectory, step_of
 
 RECORD = "unsloth_accel.json"
 STATE = "trainer_state.json"
@@ -33,7 +34,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        return int(self.path.name.rpartition("-")[2])
+        return step_of(self.path) or 0
 
     @cached_property
     def fault(self) -> str | None:
@@ -65,8 +66,7 @@ class Checkpoint:
 
 def find(directory: str | Path) -> list[Checkpoint]:
     """All checkpoints in a run's directory, whole or not, oldest first."""
-    found = [path for path in Path(directory).glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted((Checkpoint(path) for path in found if path.is_dir()), key=lambda checkpoint: checkpoint.step)
+    return [Checkpoint(path) for path in RunDirectory(directory).checkpoints()]
 
 
 def checkpoints(directory: str | Path) -> list[Path]:

@@ -21,8 +21,8 @@ from ..hardware.cpu_and_memory import memory_gib
 from ..models.locate import unquantized
 from ..models.safetensors_header import read_checkpoint, read_header
 from ..models.spec import ModelSpec
-from ..validation.inputs import ADAPTER
 from .checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from .run_directory import RunDirectory
 
 DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
 """Bytes of one number."""
@@ -72,7 +72,7 @@ def prepare(
     trained_on = _trained_on(adapter, config)
     base = base or (trained_on if Path(trained_on).is_dir() else unquantized(trained_on))
     spec = ModelSpec.load(base)
-    target = Path(target) if target else adapter.parent / "merged"
+    target = Path(target) if target else RunDirectory(adapter.parent).merged
     own = spec.dtype if DTYPES.get(spec.dtype) == 2 else "bfloat16"
     merge = Merge(adapter=adapter, base=base, trained_on=trained_on, target=target, dtype=dtype or own, spec=spec)
     raise_errors([*_base_problems(merge), *_target_problems(merge, overwrite), *_room_problems(merge)])
@@ -109,7 +109,8 @@ def run(merge: Merge) -> list[Path]:
 
 def _adapter(source: Path) -> Path:
     """The adapter's directory that `source` is or holds, with its two files whole."""
-    found = source / ADAPTER if (source / ADAPTER / ADAPTER_CONFIG).is_file() else source
+    own = RunDirectory(source).adapter
+    found = own if (own / ADAPTER_CONFIG).is_file() else source
     fix = "give a run's output_dir, or a directory that holds adapter_config.json and adapter_model.safetensors"
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (found / name).is_file():

@@ -17,8 +17,8 @@ from ..config.run_config import RunConfig
 from ..data.sources import fingerprint
 from ..errors import Problem
 from ..strategies import STRATEGIES
-from ..validation.inputs import ADAPTER
 from .checkpoints import Checkpoint, newest
+from .run_directory import RunDirectory
 
 ROWS = "other rows would be trained than in a straight run."
 _WEIGHTS = "the saved weights don't belong to this run's model."
@@ -202,7 +202,7 @@ def _resolved(name: str) -> str:
 
 
 def _step_problems(run: RunConfig, checkpoint: Checkpoint) -> Iterator[Problem]:
-    if not Path(run.output_dir, ADAPTER).exists():
+    if not RunDirectory(run.output_dir).adapter.exists():
         return
     most = run.training.get("max_steps", -1)
     fix = "a larger training.max_steps, or another output_dir"

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..artifacts.run_directory import rank_log
+
 
 class RankLog:
     """Appends to `directory/rank-N.jsonl`; every line has `time` (Unix seconds), `rank` and `event`.
@@ -21,7 +23,7 @@ class RankLog:
 
     def __init__(self, directory: str | Path | None, rank: int, *, resumed: bool = False) -> None:
         self.rank = rank
-        self.path = Path(directory, f"rank-{rank}.jsonl") if directory is not None else None
+        self.path = rank_log(directory, rank) if directory is not None else None
         self.warnings: list[dict[str, Any]] = []
         """The lines of all warnings and errors of this rank, in this process."""
         self.untold: list[str] = []

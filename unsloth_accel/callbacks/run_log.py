@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..artifacts.run_directory import RunDirectory
 from ..files import write_atomically
 from .exchange import Exchange
 from .memory_figures import memory_now
@@ -52,7 +53,7 @@ class RunLog(TrainerCallback):
         self._started = time.perf_counter()
         self._first = state.global_step
         if self.log.rank == 0 and self.log.path is not None:  # of an attempt before this one
-            self.log.path.with_name("summary.json").unlink(missing_ok=True)
+            RunDirectory(self.log.path.parent.parent).summary.unlink(missing_ok=True)
         self.log.write(
             "start",
             host=platform.node(),
@@ -84,7 +85,7 @@ class RunLog(TrainerCallback):
         summary = self._summary(args, state, seconds)
         self.log.write("end", steps=state.global_step - self._first, seconds=seconds, status="finished")
         if self.log.rank == 0 and self.log.path is not None:
-            write_atomically(self.log.path.with_name("summary.json"), json.dumps(summary, indent=2) + "\n")
+            write_atomically(RunDirectory(self.log.path.parent.parent).summary, json.dumps(summary, indent=2) + "\n")
 
     def _steps(self, steps: Sequence[Step]) -> None:
         self.log.steps += len(steps)

@@ -14,9 +14,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..adapters import environment, rank_checks
 from ..adapters.fsdp1 import is_fsdp1
 from ..adapters.fsdp2.peer_fetch.fetch import mapped_bytes, shared_bytes
+from ..artifacts.run_directory import START_RECORD, rank_record, start_of
 from ..files import write_atomically
 from ..strategies import STRATEGIES
-from ..verify import RECORD, START
 
 
 class Record(TrainerCallback):
@@ -51,8 +51,7 @@ class Record(TrainerCallback):
         self.figures["sharded"] = flat or any(map(rank_checks.is_sharded, trained.values()))
         if not flat:
             self.figures["adapter"] = _hash(trained)
-        name = f"rank-{self.figures['rank']}.json"
-        write_atomically(self.directory / name, json.dumps(self.figures, indent=1) + "\n")
+        write_atomically(rank_record(self.directory, self.figures["rank"]), json.dumps(self.figures, indent=1) + "\n")
 
     def _note_memory(self, phase: str, model: Any) -> None:
         import torch
@@ -78,7 +77,7 @@ class Record(TrainerCallback):
         inner = model.module if hasattr(model, "module") else model
         named = get_peft_model_state_dict(inner, state_dict={k.removeprefix("module."): v for k, v in whole.items()})
         self.directory.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in named.items()}, str(self.directory / START))
+        save_file({name: tensor.contiguous() for name, tensor in named.items()}, str(start_of(self.directory)))
 
 
 def _hash(tensors: Any) -> str:
@@ -106,6 +105,6 @@ def _forget_host_peak() -> None:
 
 def add_if_asked(trainer: Any) -> None:
     """Add a `Record` where `verify` launched this process."""
-    directory = os.environ.get(RECORD)
+    directory = os.environ.get(START_RECORD)
     if directory:
         trainer.add_callback(Record(directory))

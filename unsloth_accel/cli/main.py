@@ -7,8 +7,8 @@ import io
 import sys
 from collections.abc import Sequence
 
-from .. import __version__
 from ..errors import UnslothAccelError, nearest
+from ..version import __version__
 
 COMMANDS = {
     "plan": "what would run here or elsewhere, why, and what was rejected",

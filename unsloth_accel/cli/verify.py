@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(words: Sequence[str]) -> int:
     asked = parser().parse_intermixed_args(words)
-    from ..hardware.hardware import detect
+    from ..hardware.hardware import Hardware
     from ..verify.settings import settings
     from ..verify.table import as_table, as_text, heading
     from ..verify.verdict import precision_of, tolerance
@@ -69,7 +69,7 @@ def run(words: Sequence[str]) -> int:
         described = _read(asked.words, directory)
         chosen = settings(
             described,
-            detect(),
+            Hardware.detect(),
             directory,
             strategies=strategies,
             steps=asked.steps,
@@ -109,7 +109,7 @@ def _read(words: Sequence[str], directory: Path) -> RunConfig:
 @contextmanager
 def _directory(asked: str | None) -> Iterator[tuple[Path, Callable[[], None]]]:
     """Where to train, and what to call to keep it: it is kept when asked for, or when something went wrong."""
-    from ..launch.run_accelerate import LaunchError
+    from ..errors import LaunchError
 
     if asked is not None:
         _must_be_writable("--keep", Path(asked).absolute())

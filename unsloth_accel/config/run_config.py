@@ -17,9 +17,9 @@ import yaml
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..data.formats import FIELDS, FORMATS, OPTIONAL
 from ..errors import ConfigError, Problem, first_line, nearest, raise_errors, yaml_fault
 from ..strategies import STRATEGIES
+from .row_formats import FIELDS, FORMATS, OPTIONAL
 from .trainer_fields import accepts, training_fields, type_name
 
 
@@ -219,6 +219,8 @@ _POSITIVE = (
     "training.gradient_accumulation_steps",
 )
 MOST = 2**31
+DEFAULT_PER_DEVICE = 8
+"""Rows: the most that one process gets at once where memory says nothing: on a CPU, or without a global batch."""
 _REQUIRED = ("model.name", "data.path", "output_dir")
 _MAPPINGS = ("training", "data.columns")
 """Keys whose own keys are free."""

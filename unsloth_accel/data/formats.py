@@ -8,17 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from ..config.row_formats import FIELDS
+
 Kind = Literal["messages", "prompt-completion", "text"]
-FORMATS = ("auto", "chat", "prompt-completion", "text", "alpaca", "sharegpt")
-FIELDS: dict[str, tuple[str, ...]] = {
-    "chat": ("messages",),
-    "prompt-completion": ("prompt", "completion"),
-    "sharegpt": ("conversations",),
-    "alpaca": ("instruction", "output"),
-    "text": ("text",),
-}
-"""The columns that tell a form, in the order in which they are looked for."""
-OPTIONAL = {"alpaca": ("input", "system")}
 NEEDED = (
     "a `messages` list, `prompt` and `completion`, `conversations` (ShareGPT), `instruction` and `output` (Alpaca), "
     "or `text`"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, Problem
+from .rows import no_step
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,8 +46,6 @@ def pack(trainer: Any, run: RunConfig, rows: Prepared) -> None:
         rows.report["packed"] = count = len(trainer.train_dataset)
         size = run.batch.rows(limit) or 1
         if run.training.get("dataloader_drop_last") and count < size:
-            from .prepare import no_step
-
             raise ConfigError(no_step(count, size))
     eval_packing = run.training.get("eval_packing")
     if rows.held_out_directory and (asked if eval_packing is None else eval_packing):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, Problem
-from .rows import Rows, read
+from .rows import Rows, no_step, read
 from .sources import fingerprint, locate
 from .tokenise import Recipe, Tokenise, choose_template, fingerprint_of
 
@@ -112,13 +112,6 @@ def _batch_notes(run: RunConfig, count: int) -> tuple[str, ...]:
     if run.training.get("dataloader_drop_last"):
         raise ConfigError(no_step(count, size))
     return (f"{count} rows to train are fewer than batch.global_size={size}: every step is an epoch of {count} rows.",)
-
-
-def no_step(count: int, size: int) -> Problem:
-    """Of rows that make no whole global batch, where smaller ones are left out."""
-    consequence = f"{count} rows are fewer than batch.global_size={size} and incomplete batches are left out: no step."
-    fix = "training.dataloader_drop_last=false, a smaller batch.global_size, or more rows"
-    return Problem(key="training.dataloader_drop_last", value=True, consequence=consequence, fix=fix)
 
 
 def _split(run: RunConfig, tokenizer: Any, path: str, key: str) -> tuple[Dataset, DataReport, Path]:

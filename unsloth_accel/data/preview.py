@@ -6,8 +6,8 @@ import itertools
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..config.run_config import DEFAULT_PER_DEVICE
 from ..errors import ConfigError, Problem, first_line
-from ..planning.batch import DEFAULT_PER_DEVICE
 from .length_statistics import Lengths, lengths_of
 from .rows import Rows, read
 from .tokenise import IGNORED, Recipe, Tokenise, choose_template

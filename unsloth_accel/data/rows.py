@@ -133,3 +133,10 @@ def _raw(source: Source, key: str, data: DataConfig | None, *, streaming: bool) 
     loaded: Iterable[Any] = load(source.hub, key, data, streaming=streaming)
     for number, row in enumerate(loaded, start=1):
         yield source.hub, number, row
+
+
+def no_step(count: int, size: int) -> Problem:
+    """Of rows that make no whole global batch, where smaller ones are left out."""
+    consequence = f"{count} rows are fewer than batch.global_size={size} and incomplete batches are left out: no step."
+    fix = "training.dataloader_drop_last=false, a smaller batch.global_size, or more rows"
+    return Problem(key="training.dataloader_drop_last", value=True, consequence=consequence, fix=fix)

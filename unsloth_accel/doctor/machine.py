@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..errors import first_line
-from ..hardware.hardware import Hardware, detect
+from ..hardware.hardware import Hardware
 from ..hardware.nvml import _ask, _text
 
 if TYPE_CHECKING:
@@ -219,10 +219,11 @@ def this_machine() -> Machine:
             faults.append(f"{what}: {type(error).__name__}: {first_line(error)}")
             return otherwise
 
+    unread = Hardware(cpu_cores=1, host_memory_gib=0, reason="they could not be read")
     return Machine(
         packages=packages,
         torch=read("torch's build", lambda: torch_build(packages), None),
-        hardware=read("GPUs", detect, Hardware(cpu_cores=1, host_memory_gib=0, reason="they could not be read")),
+        hardware=read("GPUs", Hardware.detect, unread),
         nvml=read("NVML", read_nvml, Nvml(reason="it could not be read")),
         environ=dict(os.environ),
         python=platform.python_version(),

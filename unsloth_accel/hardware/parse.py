@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from ..errors import ConfigError, Problem
+from .device import Device, Link
 from .gpu_table import CARDS, Card, cards_named, similar
-from .hardware import Device, Hardware, Link
 
 MOST_GPUS = 64
 """In one machine. The largest that are sold hold 16; more is taken for a slip of the pen."""
@@ -22,8 +23,8 @@ _CPU = re.compile(r"cpu(?:\s*:\s*([-+]?[\d.]+))?", re.IGNORECASE)
 _FORMS = "write a count and a card such as 8xH100-80GB, machines before it such as 2x8xH100-80GB, or cpu:16"
 
 
-def parse(text: str, network_gbs: float | None = None) -> Hardware:
-    """See `Hardware.parse`."""
+def parse(text: str, network_gbs: float | None = None) -> dict[str, Any]:
+    """The fields of `Hardware` for `text`; see `Hardware.parse`."""
     clean = text.replace("×", "x").strip()
     cpu = _CPU.fullmatch(clean)
     if cpu:
@@ -44,17 +45,17 @@ def parse(text: str, network_gbs: float | None = None) -> Hardware:
     ]
     cores = CORES_PER_GPU * count
     host = 2 * card.memory_gib * count
-    return Hardware(
-        devices=tuple(devices),
-        cpu_cores=cores,
-        host_memory_gib=host,
-        reason=f"hardware={text.strip()}",
-        num_machines=num_machines,
-        link=link,
-        link_gbs=link_gbs,
-        network_gbs=network,
-        host_known=False,
-        reasons=(
+    return {
+        "devices": tuple(devices),
+        "cpu_cores": cores,
+        "host_memory_gib": host,
+        "reason": f"hardware={text.strip()}",
+        "num_machines": num_machines,
+        "link": link,
+        "link_gbs": link_gbs,
+        "network_gbs": network,
+        "host_known": False,
+        "reasons": (
             f"{card.name}: {card.memory_gib:.1f} GiB and rates from {card.source}.",
             *reasons,
             *why,
@@ -62,22 +63,22 @@ def parse(text: str, network_gbs: float | None = None) -> Hardware:
             f"{cores} cores per machine: assumed, {CORES_PER_GPU} per GPU.",
             f"{host:.0f} GiB of host memory per machine: assumed, twice the GPUs' memory.",
         ),
-    )
+    }
 
 
-def _cpu(text: str, cores: str | None) -> Hardware:
+def _cpu(text: str, cores: str | None) -> dict[str, Any]:
     count = CPU_CORES if cores is None else _count(text, cores, "cores", 4096)
-    return Hardware(
-        cpu_cores=count,
-        host_memory_gib=GIB_PER_CORE * count,
-        reason=f"hardware={text.strip()}",
-        host_known=False,
-        reasons=(
+    return {
+        "cpu_cores": count,
+        "host_memory_gib": GIB_PER_CORE * count,
+        "reason": f"hardware={text.strip()}",
+        "host_known": False,
+        "reasons": (
             f"{count} cores: {'assumed; cpu:16 says 16' if cores is None else 'as asked'}.",
             f"{GIB_PER_CORE * count} GiB of host memory: assumed, {GIB_PER_CORE} per core.",
             "no bfloat16 on the CPU: assumed, since older ones lack it.",
         ),
-    )
+    }
 
 
 def _count(text: str, number: str, what: str, most: int) -> int:

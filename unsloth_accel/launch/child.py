@@ -16,8 +16,10 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from .child_main import MARK, REPORT, processes, to_json
-from .run_accelerate import ERRORS, Launch, LaunchError
+from ..artifacts.run_directory import RunDirectory
+from ..errors import LaunchError
+from .child_main import MARK, processes, to_json
+from .run_accelerate import Launch
 
 MODULE = "unsloth_accel.launch.child_main"
 STOPPING = ((signal.SIGINT, 15.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
@@ -91,7 +93,7 @@ class Child:
 
     def _failure(self, status: int) -> LaunchError:
         assert self.command.output_dir is not None
-        report = self.command.output_dir / ERRORS / REPORT
+        report = RunDirectory(self.command.output_dir).launch_error
         if report.is_file():
             told = json.loads(report.read_text(encoding="utf-8"))
             return LaunchError(told["message"], told["exit_status"])

@@ -18,8 +18,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..artifacts.run_directory import RunDirectory
+from ..errors import LaunchError
 from ..files import write_atomically
-from .run_accelerate import ERRORS, Launch, LaunchError, run_accelerate
+from .run_accelerate import Launch, run_accelerate
 
 if TYPE_CHECKING:
     import psutil
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
 MARK = "UNSLOTH_ACCEL_LAUNCH"
 """Environment variable that every process of one launch carries. torchrun gives each rank a session of its own and a
 rank whose launcher was killed has another parent, so neither group nor parent finds them all."""
-REPORT = "launch.json"
-"""File below output_dir/errors that tells the kernel how the launch failed."""
 PATIENCE = 45.0
 """Seconds that a stopped launch gets before it is killed; torchrun itself waits 30 for a rank."""
 
@@ -50,7 +50,7 @@ def main(parent: int) -> int:
         run_accelerate(command)
     except LaunchError as error:
         report = {"message": str(error), "exit_status": error.exit_status}
-        write_atomically(directory / ERRORS / REPORT, json.dumps(report))
+        write_atomically(RunDirectory(directory).launch_error, json.dumps(report))
         return error.exit_status
     return 0
 

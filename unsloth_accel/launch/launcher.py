@@ -13,19 +13,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..artifacts.resume_facts import resume_problems
+from ..artifacts.run_directory import RunDirectory
 from ..capabilities.probe import here, lacking
 from ..config.promise import OTHER_KINDS, promise_of_config, variables_for
 from ..config.run_config import RunConfig, from_dict, is_override, load
 from ..errors import ConfigError, Problem, errors, raise_errors
-from ..hardware.hardware import Hardware, detect
+from ..hardware.hardware import Hardware
 from ..planning.memory_estimate import BITSANDBYTES_ADAMW
 from ..planning.planner import TRAINING_MODULE, Plan, plan
-from ..report import NAME
-from ..report.at_end import ASIDE, reported, something_to_show
+from ..report.at_end import reported, something_to_show
 from ..strategies import STRATEGIES, choosable
-from ..validation.inputs import ADAPTER, input_problems, output_problems
+from ..validation.inputs import input_problems, output_problems
 from ..validation.rules import Context, check, read
-from .run_accelerate import ERRORS, Launch, parse_arguments, run_accelerate, takes_value
+from .run_accelerate import Launch, parse_arguments, run_accelerate, takes_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,14 +133,14 @@ def launch_of(decided: Plan, flags: Sequence[str] = (), *, module: str = TRAININ
 
     `module` is what each process runs, given the run's description.
     """
-    directory = Path(decided.run.output_dir)
-    words = ["--config_file", str(directory / "accelerate.yaml"), *flags, "-m", module]
-    words += [str(directory / "run.yaml"), *(["training.resume=true"] if decided.run.resume else [])]
+    files = RunDirectory(decided.run.output_dir)
+    words = ["--config_file", str(files.accelerate_yaml), *flags, "-m", module]
+    words += [str(files.run_yaml), *(["training.resume=true"] if decided.run.resume else [])]
     return Launch(
         arguments=tuple(words),
         environment=decided.environment,
         yaml=decided.accelerate_config.to_yaml(),
-        output_dir=directory,
+        output_dir=files.path,
     )
 
 
@@ -180,7 +180,7 @@ def launch(
     Raises `ConfigError` before anything is started or written, `LaunchError` when a rank fails.
     """
     request = parse(tokens)
-    hardware = hardware or detect()
+    hardware = hardware or Hardware.detect()
     decided: Plan | None = None
     if request.run_yaml is None:
         command, problems = for_script(request, hardware)
@@ -201,10 +201,6 @@ def launch(
         run(command)
 
 
-DESCRIBING = ("run.yaml", "accelerate.yaml", "plan.json", NAME)
-"""Files of a run that go aside with what it made."""
-
-
 @contextmanager
 def made_room(decided: Plan) -> Iterator[None]:
     """Prepare output_dir and write the plan's files; an earlier run is put aside and deleted only when this one has
@@ -212,16 +208,16 @@ def made_room(decided: Plan) -> Iterator[None]:
 
     Raises `ConfigError` where output_dir can't be written.
     """
-    directory = Path(decided.run.output_dir)
-    aside = directory / ASIDE
+    files = RunDirectory(decided.run.output_dir)
+    directory, aside = files.path, files.previous
     try:
-        shutil.rmtree(directory / ERRORS, ignore_errors=True)
+        shutil.rmtree(files.errors, ignore_errors=True)
         if decided.run.overwrite:
-            products = _products(directory)
+            products = files.products()
             if products:
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.mkdir()
-                products += [path for name in DESCRIBING if (path := directory / name).is_file()]
+                products += files.describing()
             for path in products:
                 path.rename(aside / path.name)
         decided.write(directory)
@@ -233,17 +229,11 @@ def made_room(decided: Plan) -> Iterator[None]:
         yield
     finally:
         if aside.is_dir() and not something_to_show(directory):
-            for path in _products(directory):
+            for path in files.products():
                 shutil.rmtree(path, ignore_errors=True)
             for path in aside.iterdir():
                 path.rename(directory / path.name)
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _products(directory: Path) -> list[Path]:
-    """What an earlier run left in its directory."""
-    named = [directory / name for name in (ADAPTER, "logs", "results.json")]
-    return [path for path in (*named, *directory.glob("checkpoint-*")) if path.exists()]
 
 
 def _print_dry_run(command: Launch, problems: Sequence[Problem]) -> None:

@@ -18,15 +18,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import Problem, raise_errors
-from ..hardware.hardware import detect
+from ..artifacts.run_directory import RunDirectory
+from ..errors import LaunchError, Problem, raise_errors
+from ..hardware.hardware import Hardware
 from ..planning.planner import Plan
 from ..report.at_end import reported
-from ..validation.inputs import ADAPTER
 from .child import Child
 from .clean_environment import environment_for_launch, memory_problems
 from .launcher import Request, for_run, launch_of, made_room, plan_problems, run_problems
-from .run_accelerate import Launch, LaunchError
+from .run_accelerate import Launch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Finished:
     @property
     def adapter(self) -> Path:
         """The adapter's directory, for `FastLanguageModel.from_pretrained`."""
-        return self.output_dir / ADAPTER
+        return RunDirectory(self.output_dir).adapter
 
 
 def notebook_launch(
@@ -61,11 +61,10 @@ def notebook_launch(
         print(problem, file=sys.stderr)
     with made_room(decided), reported(decided.run.output_dir):
         _run(launch_of(decided))
-    directory = Path(decided.run.output_dir).absolute()
-    log = directory / "logs" / "steps.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    results = json.loads((directory / "results.json").read_text(encoding="utf-8"))
-    return Finished(output_dir=directory, results=results, steps=[json.loads(line) for line in lines])
+    files = RunDirectory(Path(decided.run.output_dir).absolute())
+    lines = files.step_log.read_text(encoding="utf-8").splitlines() if files.step_log.is_file() else []
+    results = json.loads(files.results.read_text(encoding="utf-8"))
+    return Finished(output_dir=files.path, results=results, steps=[json.loads(line) for line in lines])
 
 
 def _prepare(
@@ -74,7 +73,7 @@ def _prepare(
     words = {name: True for name, said in (("resume", resume), ("overwrite", overwrite)) if said}
     if not isinstance(plan, Plan):
         given = (*overrides, *(f"training.{word}=true" for word in words))
-        _, decided, problems = for_run(Request(run_yaml=os.fspath(plan), overrides=given), detect())
+        _, decided, problems = for_run(Request(run_yaml=os.fspath(plan), overrides=given), Hardware.detect())
         print(decided, flush=True)
         return decided, problems
     problems = []
@@ -85,7 +84,7 @@ def _prepare(
     if plan.run.resume and plan.run.overwrite:
         consequence = "resume keeps the earlier run, overwrite deletes it."
         problems.append(Problem(key="training.resume", value=True, consequence=consequence, fix="choose one of them"))
-    gpus = len(detect().devices)
+    gpus = len(Hardware.detect().devices)
     if plan.device == "cuda" and plan.num_processes > gpus:
         consequence = f"the plan is for other hardware: it needs {plan.num_processes} GPUs and {gpus} are visible."
         problems.append(Problem(key="plan", consequence=consequence, fix="make it here, with ua.plan(…)"))

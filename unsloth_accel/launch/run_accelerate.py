@@ -20,19 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import UnslothAccelError
+from ..artifacts.run_directory import RunDirectory
+from ..errors import LaunchError, UnslothAccelError
 from ..files import write_atomically
-
-ERRORS = "errors"
-"""Directory inside a run's output_dir where a failing rank leaves its error, as rank-N.json."""
-
-
-class LaunchError(UnslothAccelError):
-    """`accelerate launch` ended badly; `exit_status` is the failing rank's own."""
-
-    def __init__(self, message: str, exit_status: int) -> None:
-        super().__init__(message)
-        self.exit_status = exit_status
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +140,7 @@ def _failure(command: Launch, ended: dict[int, int]) -> LaunchError:
 def _reports(output_dir: Path | None) -> list[dict[str, Any]]:
     if output_dir is None:
         return []
-    return [json.loads(path.read_text(encoding="utf-8")) for path in (output_dir / ERRORS).glob("rank-*.json")]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in RunDirectory(output_dir).rank_errors()]
 
 
 def report_error(output_dir: str | Path, rank: int, error: BaseException) -> int:
@@ -167,7 +157,7 @@ def report_error(output_dir: str | Path, rank: int, error: BaseException) -> int
         status = error.code
     every = isinstance(error, UnslothAccelError) and error.on_every_rank
     report = {"rank": rank, "message": message, "exit_status": status, "every_rank": every, "time": time.time()}
-    write_atomically(Path(output_dir, ERRORS, f"rank-{rank}.json"), json.dumps(report))
+    write_atomically(RunDirectory(output_dir).rank_error(rank), json.dumps(report))
     return status
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..config.run_config import DEFAULT_PER_DEVICE
 from ..errors import ConfigError, Problem
-
-DEFAULT_PER_DEVICE = 8
-"""Rows: the most that one process gets at once where memory says nothing: on a CPU, or without a global batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +40,6 @@ def divide_batch(
     elif per_device is None:
         per_device = max(size for size in divisors(rows) if size <= max(most, 1))
     return Batch(global_size=global_size, per_device=per_device, accumulation=rows // per_device, num_processes=count)
-
-
-def rows_text(count: int) -> str:
-    """`1 row`, `2 rows`."""
-    return f"{count} row{'s' * (count != 1)}"
 
 
 def divisors(rows: int) -> list[int]:

@@ -7,19 +7,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..artifacts.run_directory import ACCELERATE_YAML, RUN_YAML, RunDirectory
 from ..capabilities.probe import Capabilities
 from ..config.accelerate_config import AccelerateConfig, Precision, launch_lines
 from ..config.promise import Promise, variables_for
-from ..config.run_config import RunConfig
-from ..errors import ConfigError, Problem
+from ..config.run_config import DEFAULT_PER_DEVICE, RunConfig
+from ..errors import ConfigError, Problem, rows_text
 from ..files import write_atomically
-from ..hardware.hardware import Device, Hardware
+from ..hardware.device import Device
+from ..hardware.hardware import Hardware
 from ..models.locate import may_be_hub_id
 from ..models.lora_targets import Targets, targets
 from ..models.spec import TOWER, ModelSpec
 from ..strategies import STRATEGIES, usual
 from . import plan_view
-from .batch import DEFAULT_PER_DEVICE, Batch, check_divisible, divide_batch, divisors, rows_text
+from .batch import Batch, check_divisible, divide_batch, divisors
 from .memory_estimate import MemoryEstimate, Workload, optimizer_for
 from .packing_choice import with_packing
 from .precision import choose_precision
@@ -132,15 +134,16 @@ class Plan:
             raise ConfigError(Problem(key=str(directory), consequence=consequence, fix=fix)) from None
 
     def _write(self, directory: Path, run_yaml: str) -> None:
-        write_atomically(Path(directory, "run.yaml"), run_yaml)
+        files = RunDirectory(directory)
+        write_atomically(files.run_yaml, run_yaml)
         config = self.accelerate_config
-        lines = launch_lines(config, "accelerate.yaml", f"-m {TRAINING_MODULE} run.yaml")
+        lines = launch_lines(config, ACCELERATE_YAML, f"-m {TRAINING_MODULE} {RUN_YAML}")
         comment = (
-            f"{self.strategy}, written by unsloth-accel with run.yaml. Launch both here, or your own script in the\n"
+            f"{self.strategy}, written by unsloth-accel with {RUN_YAML}. Launch both here, or your own script in the\n"
         )
         comment += f"place of what follows -m:\n\n{lines}"
-        config.write(Path(directory, "accelerate.yaml"), comment)
-        write_atomically(Path(directory, "plan.json"), json.dumps(self.to_dict(), indent=2) + "\n")
+        config.write(files.accelerate_yaml, comment)
+        write_atomically(files.plan, json.dumps(self.to_dict(), indent=2) + "\n")
 
     def to_dict(self) -> dict[str, Any]:
         """Everything decided, as JSON can hold it: what `unsloth-accel plan --json` prints."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from ..config.accelerate_config import Precision
 from ..config.run_config import RunConfig
 from ..errors import ConfigError, Problem
-from ..hardware.hardware import Device, Hardware
+from ..hardware.device import Device
+from ..hardware.hardware import Hardware
 
 _OF_DTYPE: dict[str | None, Precision] = {"float16": "fp16", "bfloat16": "bf16"}
 

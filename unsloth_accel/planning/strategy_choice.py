@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..config.accelerate_config import Precision
-from ..errors import ConfigError, Problem
-from ..hardware.hardware import Device, Hardware
+from ..errors import ConfigError, Problem, rows_text
+from ..hardware.device import Device
+from ..hardware.hardware import Hardware
 from ..strategies import STRATEGIES, Strategy, choosable, usual
-from .batch import divisors, rows_text
+from .batch import divisors
 from .memory_estimate import MemoryEstimate, Workload, estimate
 from .speed_estimate import Speed, estimate_speed
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..artifacts.run_directory import RunDirectory
 from ..errors import ConfigError, Problem
 from ..files import write_atomically
-
-NAME = "report.html"
 
 
 def write(run_dir: str | Path, out: str | Path | None = None) -> Path:
@@ -24,7 +23,7 @@ def write(run_dir: str | Path, out: str | Path | None = None) -> Path:
     from .run_record import read
 
     html = page(read(run_dir))
-    return _write(html, Path(out) if out else Path(run_dir, NAME))
+    return _write(html, Path(out) if out else RunDirectory(run_dir).report)
 
 
 def write_comparison(first: str | Path, second: str | Path, out: str | Path | None = None) -> Path:

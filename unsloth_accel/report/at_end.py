@@ -9,14 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..artifacts.checkpoints import find
+from ..artifacts.run_directory import RunDirectory
+from ..errors import LaunchError
 from ..files import write_atomically
-from ..launch.child_main import REPORT
-from ..launch.run_accelerate import ERRORS, LaunchError
-from ..validation.inputs import ADAPTER
-from . import NAME
-
-ASIDE = ".previous"
-"""Below output_dir: an earlier run while another one overwrites it."""
 
 
 @contextmanager
@@ -31,7 +26,7 @@ def reported(directory: str | Path) -> Iterator[None]:
     except LaunchError as error:
         told = {"message": str(error), "exit_status": error.exit_status, "time": time.time()}
         with suppress(OSError):
-            write_atomically(Path(directory, ERRORS, REPORT), json.dumps(told))
+            write_atomically(RunDirectory(directory).launch_error, json.dumps(told))
         with suppress(Exception):  # what the ranks logged is there all the same
             _summarise(Path(directory), since, str(error))
         raise
@@ -41,12 +36,12 @@ def reported(directory: str | Path) -> Iterator[None]:
 
 def something_to_show(directory: Path) -> bool:
     """Whether a run made something that can be loaded; else an earlier run that it was to overwrite is put back."""
-    return (directory / ADAPTER).exists() or any(checkpoint.has_adapter for checkpoint in find(directory))
+    return RunDirectory(directory).adapter.exists() or any(checkpoint.has_adapter for checkpoint in find(directory))
 
 
 def _put_back(directory: Path) -> bool:
     """Whether an earlier run, aside while this one tried to overwrite it, is about to return."""
-    return (directory / ASIDE).is_dir() and not something_to_show(directory)
+    return RunDirectory(directory).previous.is_dir() and not something_to_show(directory)
 
 
 def _summarise(directory: Path, since: float, message: str) -> None:
@@ -65,7 +60,7 @@ def tell(directory: str | Path) -> None:
     try:
         from . import write
 
-        line = str(write(directory, directory / ERRORS / NAME if _put_back(directory) else None))
+        line = str(write(directory, RunDirectory(directory).failed_report if _put_back(directory) else None))
     except Exception as error:  # a fault of the report must not become one of the run
         line = f"not made: {type(error).__name__}: {error}. Fix: unsloth-accel report {directory}"
     print(f"report    {line}", flush=True)

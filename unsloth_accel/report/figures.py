@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..artifacts.run_directory import RunDirectory
 from .run_record import Json, Rank, Recorded, at, number, rows, table, text
 
 Status = Literal["finished", "failed", "unfinished"]
@@ -306,8 +307,8 @@ def _finished(run: Recorded) -> float | None:
     known = [time for time in times if time is not None]
     if known:
         return max(known)
-    for name in ("results.json", "logs/steps.jsonl"):
-        path = run.directory / name
+    files = RunDirectory(run.directory)
+    for path in (files.results, files.step_log):
         if path.is_file():
             return path.stat().st_mtime
     return None

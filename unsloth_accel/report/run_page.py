@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from .. import __version__
+from ..version import __version__
 from . import curves, memory_chart, messages, numbers, run_context
 from .figures import Figures, figures, memory
 from .headline import cards, facts, short_name

@@ -14,15 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.checkpoints import checkpoints
+from ..artifacts.checkpoints import STATE, checkpoints
+from ..artifacts.run_directory import RunDirectory
 from ..errors import ConfigError, Problem
-from ..launch.child_main import REPORT
-from ..launch.run_accelerate import ERRORS
-from . import NAME
 
 Json = dict[str, Any]
-FILES = ("run.yaml", "plan.json", "results.json", "logs", ERRORS)
-"""Any of them makes a directory that of a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,29 +89,30 @@ class Recorded:
 def read(directory: str | Path) -> Recorded:
     """Read a run's directory; raises `ConfigError` where it is none."""
     directory = Path(directory)
-    if not any((directory / name).exists() for name in FILES):
+    files = RunDirectory(directory)
+    if not files.is_run:
         what = "has no run's files" if directory.is_dir() else "no such directory"
         consequence = f"{what}, so there is nothing to report."
         fix = "name the output_dir of a run, which holds run.yaml and logs"
         raise ConfigError(Problem(key=str(directory), consequence=consequence, fix=fix))
-    ranks = tuple(sorted((_rank(path) for path in (directory / "logs").glob("rank-*.jsonl")), key=lambda r: r.number))
-    lines = _lines(directory / "logs" / "steps.jsonl")
+    ranks = tuple(sorted((_rank(path) for path in files.rank_logs()), key=lambda r: r.number))
+    lines = _lines(files.step_log)
     newest = checkpoints(directory)[-1:]
-    trainer = _object(newest[0] / "trainer_state.json") if newest else {}
+    trainer = _object(newest[0] / STATE) if newest else {}
     told = [line for line in (*rows(trainer.get("log_history")), *lines) if isinstance(line, dict)]
     return Recorded(
         directory=directory,
-        plan=_object(directory / "plan.json"),
-        run=_yaml(directory / "run.yaml"),
-        run_yaml=_text(directory / "run.yaml"),
-        accelerate_yaml=_text(directory / "accelerate.yaml"),
-        results=_object(directory / "results.json"),
-        summary=_object(directory / "logs" / "summary.json"),
+        plan=_object(files.plan),
+        run=_yaml(files.run_yaml),
+        run_yaml=_text(files.run_yaml),
+        accelerate_yaml=_text(files.accelerate_yaml),
+        results=_object(files.results),
+        summary=_object(files.summary),
         steps=_by_step(line for line in lines if "loss" in line),
         evaluations=_by_step(line for line in told if "eval_loss" in line),
         ranks=ranks,
-        errors=_errors(directory, ranks),
-        adapter=directory / "adapter" if (directory / "adapter").is_dir() else None,
+        errors=_errors(files, ranks),
+        adapter=files.adapter if files.adapter.is_dir() else None,
         checkpoint=newest[0] if newest else None,
         attempts=_attempts(lines, ranks),
     )
@@ -186,15 +183,14 @@ def _attempts(lines: list[Json], ranks: tuple[Rank, ...]) -> int:
     return max([1, *(rank.starts for rank in ranks), 1 + sum(b < a for a, b in itertools.pairwise(times))])
 
 
-def _errors(directory: Path, ranks: tuple[Rank, ...]) -> tuple[Json, ...]:
+def _errors(files: RunDirectory, ranks: tuple[Rank, ...]) -> tuple[Json, ...]:
     """Those of the newest attempt: a run that was started again without `launch` still has the earlier ones."""
-    if (directory / ERRORS / NAME).exists():  # of an attempt that came to nothing: the run before it was put back
+    if files.failed_report.exists():  # of an attempt that came to nothing: the run before it was put back
         return ()
-    results = directory / "results.json"
     # The first of the newest starts: a rank may fail before the last one has started.
     since = min((_time(rank.start, unknown=0.0) for rank in ranks), default=0.0)
-    since = max(since, results.stat().st_mtime if results.is_file() else 0.0)
-    paths = [directory / ERRORS / REPORT, *(directory / ERRORS).glob("rank-*.json")]
+    since = max(since, files.results.stat().st_mtime if files.results.is_file() else 0.0)
+    paths = [files.launch_error, *files.rank_errors()]
     found = [error for error in map(_object, paths) if error and _time(error, unknown=since) >= since]
     return tuple(sorted(found, key=lambda error: (error.get("rank") is not None, _time(error, unknown=0.0))))
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth is imported)
 
 from ..adapters import environment
-from ..artifacts.checkpoints import checkpoints
+from ..artifacts.checkpoints import STATE, checkpoints
 from ..artifacts.resume_facts import facts_of_run, made_with
+from ..artifacts.run_directory import RunDirectory
 from ..callbacks.phases import phase
 from ..callbacks.rank_log import RankLog
 from ..config.accelerate_config import AccelerateConfig
@@ -76,10 +77,11 @@ def _reported() -> bool:
 
 def train(run: RunConfig) -> dict[str, Any]:
     """Load, train, evaluate and save; returns what results.json holds."""
+    files = RunDirectory(run.output_dir)
     if environment.rank() != 0:
-        _speak_into(Path(run.output_dir, "logs", f"rank-{environment.rank()}.log"))
+        _speak_into(files.rank_output(environment.rank()))
     newest = [str(path) for path in checkpoints(run.output_dir)[-1:]] if run.resume else []
-    log = RankLog(Path(run.output_dir, "logs"), environment.rank(), resumed=bool(newest))
+    log = RankLog(files.logs, environment.rank(), resumed=bool(newest))
     try:
         return _train(run, newest, log)
     except BaseException as error:
@@ -133,7 +135,7 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
         with phase("evaluating", log, about="held-out rows, after training"):
             results["after"] = evaluate(held, trainer)
     if environment.rank() == 0:
-        write_atomically(Path(run.output_dir, "results.json"), json.dumps(results, indent=2) + "\n")
+        write_atomically(RunDirectory(run.output_dir).results, json.dumps(results, indent=2) + "\n")
         print(summary(run, results, adapter), flush=True)
     if trainer.accelerator.device.type == "cuda":
         # NCCL warns when a process leaves without this; gloo would hang (adapters.gloo_exit).
@@ -244,7 +246,7 @@ def build_trainer(run: RunConfig, log: RankLog | None = None) -> SFTTrainer:
     if isinstance(care, str):
         print(f"out of memory would end the run: {care}", flush=True)
     trainer.add_callback(PeakMemory())
-    trainer.add_callback(StepLog(Path(run.output_dir, "logs", "steps.jsonl")))
+    trainer.add_callback(StepLog(RunDirectory(run.output_dir).step_log))
     if run.logging.progress:
         trainer.add_callback(Progress())
     # Last: what stops a run has been written down by then.
@@ -301,7 +303,7 @@ def summary(run: RunConfig, results: dict[str, Any], adapter: Path) -> str:
 
 def _progress_of(checkpoint: str) -> dict[str, int]:
     """Steps and tokens that a checkpoint's run had behind it."""
-    state: dict[str, int] = json.loads(Path(checkpoint, "trainer_state.json").read_text(encoding="utf-8"))
+    state: dict[str, int] = json.loads(Path(checkpoint, STATE).read_text(encoding="utf-8"))
     return state
 
 

@@ -10,20 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts.checkpoints import Checkpoint, newest
+from ..artifacts.run_directory import RunDirectory
 from ..config.run_config import RunConfig
 from ..data.formats import has_response, roles
-from ..data.prepare import no_step
-from ..data.rows import Rows, read
+from ..data.rows import Rows, no_step, read
 from ..data.sources import locate
 from ..data.tokenise import responses_need_turns
-from ..errors import ConfigError, Problem
+from ..errors import ConfigError, Problem, rows_text
 from ..models.locate import may_be_hub_id
 from ..models.spec import ModelSpec
-from ..planning.batch import rows_text
-
-ADAPTER = "adapter"
-"""Directory inside a run's output_dir that holds the finished adapter; a run that has it is finished."""
-
 
 STREAM_CHECKED = 1_000
 """Rows of a stream that are looked at before anything starts; the others are when they are read."""
@@ -172,7 +167,7 @@ def output_problems(run: RunConfig) -> list[Problem]:
     if run.overwrite:
         return []
     held = f"checkpoints up to {(whole or broken[0]).path.name}" if whole or any(c.has_adapter for c in broken) else ""
-    if (directory / ADAPTER).exists():
+    if RunDirectory(directory).adapter.exists():
         held = "a finished run"
     if not held:
         return []

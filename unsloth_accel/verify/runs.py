@@ -13,15 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts.checkpoints import ADAPTER_WEIGHTS
+from ..artifacts.run_directory import START_RECORD, RunDirectory, start_of
+from ..errors import LaunchError
 from ..launch.child import Child
 from ..launch.launcher import launch_of, made_room
-from ..launch.run_accelerate import LaunchError
 from ..planning.planner import TRAINING_MODULE, Plan
-from ..validation.inputs import ADAPTER
-from . import RECORD, START
-
-LOG = "verify.log"
-"""File in a run's directory: everything that its processes printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +38,12 @@ class Trained:
 
     @property
     def adapter(self) -> Path:
-        return self.directory / ADAPTER / ADAPTER_WEIGHTS
+        return RunDirectory(self.directory).adapter / ADAPTER_WEIGHTS
 
     @property
     def start(self) -> Path:
         """The adapter before training; not there where a strategy can't gather it."""
-        return self.directory / "record" / START
+        return start_of(RunDirectory(self.directory).record)
 
     def tokens_per_second(self, warm_up: int) -> float:
         """Over the steps after `warm_up`."""
@@ -72,25 +68,26 @@ def train(
     Raises `LaunchError` where it failed, in the failing rank's own words. Whatever `wait` raises ends the run.
     """
     directory = Path(decided.run.output_dir)
-    record = directory / "record"
-    shutil.rmtree(record, ignore_errors=True)
+    files = RunDirectory(directory)
+    shutil.rmtree(files.record, ignore_errors=True)
     command = launch_of(decided, module=module)
-    variables = {RECORD: str(record)} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    variables = {START_RECORD: str(files.record)} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     command = replace(command, environment=command.environment | variables)
     started = time.perf_counter()
-    with made_room(decided), Path(directory, LOG).open("wb") as log:
+    with made_room(decided), files.verify_log.open("wb") as log:
         try:
             Child(command, environment, log.fileno()).run(wait)
         except LaunchError as error:
-            raise LaunchError(str(error).replace("above", f"in {directory / LOG}"), error.exit_status) from None
+            raise LaunchError(str(error).replace("above", f"in {files.verify_log}"), error.exit_status) from None
     return replace(read(decided, directory), wall_seconds=round(time.perf_counter() - started, 1))
 
 
 def read(decided: Plan, directory: Path) -> Trained:
     """What a finished run left in `directory`."""
-    lines = (directory / "logs" / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    files = RunDirectory(directory)
+    lines = files.step_log.read_text(encoding="utf-8").splitlines()
     steps = [json.loads(line) for line in lines]
-    ranks = [json.loads(path.read_text(encoding="utf-8")) for path in (directory / "record").glob("rank-*.json")]
+    ranks = [json.loads(path.read_text(encoding="utf-8")) for path in files.rank_records()]
     return Trained(
         directory=directory,
         strategy=decided.strategy,

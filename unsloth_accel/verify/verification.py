@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.saving import versions
-from ..launch.run_accelerate import LaunchError
+from ..artifacts.run_directory import RunDirectory
+from ..errors import LaunchError
 from ..planning.planner import Plan
 from .runs import Trained, train
 from .settings import Settings
@@ -124,7 +125,7 @@ def verify(settings: Settings, changes: Sequence[str] = (), tell: Tell = lambda 
 
 def _trained(plan: Plan, tell: Tell, threads: int | None) -> Trained:
     directory = Path(plan.run.output_dir)
-    log = directory / "logs" / "steps.jsonl"
+    log = RunDirectory(directory).step_log
     steps = plan.run.training["max_steps"]
     started = time.perf_counter()
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...artifacts.run_directory import ACCELERATE_YAML, RUN_YAML
 from . import (  # noqa: F401  (each registers its rules)
     file,
     fsdp_section,
@@ -65,7 +66,7 @@ def _report(document: Document, *more: Finding) -> Report:
 
 def _directory(directory: Path, context: Context | None) -> list[Report]:
     """run.yaml and accelerate.yaml where both are there, as a launch writes them; otherwise every config."""
-    files = [directory / "run.yaml", directory / "accelerate.yaml"]
+    files = [directory / RUN_YAML, directory / ACCELERATE_YAML]
     if not all(path.is_file() for path in files):
         files = sorted(path for path in directory.iterdir() if path.suffix in SUFFIXES and path.is_file())
     if not files:
