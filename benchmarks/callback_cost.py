@@ -101,10 +101,10 @@ def work(run_yaml: str) -> int:
     from unsloth_accel.adapters import environment
     from unsloth_accel.callbacks import RankLog
     from unsloth_accel.config.run_config import load
-    from unsloth_accel.training import sft
+    from unsloth_accel.training.process import build_trainer
 
     run = load(run_yaml)
-    trainer = sft.build_trainer(run, RankLog(Path(run.output_dir, "logs"), environment.rank()))
+    trainer = build_trainer(run, RankLog(Path(run.output_dir, "logs"), environment.rank()))
     turns = take_turns(trainer)
     trainer.train()
     everyone = gather_object([turns.each])

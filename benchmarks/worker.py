@@ -31,7 +31,7 @@ def main(*words: str) -> int:
     import torch
     import trl  # noqa: F401
 
-    from unsloth_accel.training import sft
+    from unsloth_accel.training import process
 
     if os.environ.get(PROFILE):
         from benchmarks import streams
@@ -49,7 +49,7 @@ def main(*words: str) -> int:
         device = int(os.environ.get("LOCAL_RANK", "0"))
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(float(limit) * 2**30 / total, device)
-    return sft.main(*words)
+    return process.main(*words)
 
 
 def keep_blocks() -> None:

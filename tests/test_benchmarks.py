@@ -89,8 +89,8 @@ def test_a_worker_waits_at_its_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     stand_in = SimpleNamespace(main=lambda *words: trained.append(words) or 0)
     monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace())  # the real ones take half a minute
     monkeypatch.setitem(sys.modules, "trl", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "unsloth_accel.training.sft", stand_in)
-    monkeypatch.setattr("unsloth_accel.training.sft", stand_in, raising=False)
+    monkeypatch.setitem(sys.modules, "unsloth_accel.training.process", stand_in)
+    monkeypatch.setattr("unsloth_accel.training.process", stand_in, raising=False)
     gate = tmp_path / "gate"
     monkeypatch.setenv(worker.GATE, str(gate))
     thread = threading.Thread(target=worker.main, args=("run.yaml",))

@@ -23,7 +23,7 @@ def file(tmp_path: Path, description: dict[str, Any]) -> Path:
 def test_defaults_file_and_overrides_in_that_order(file: Path) -> None:
     run = load(file, ["lora.r=8", "training.max_steps=2", "training.learning_rate=2e-4", "batch.global_size=4"])
     assert (run.lora.r, run.lora.alpha, run.batch.global_size) == (8, 16, 4)
-    assert run.sft_fields() == {"max_steps": 2, "learning_rate": 2e-4}
+    assert run.trainer_fields() == {"max_steps": 2, "learning_rate": 2e-4}
 
 
 def test_overrides_alone_are_enough(tmp_path: Path, description: dict[str, Any]) -> None:
@@ -119,7 +119,7 @@ def test_resume_and_overwrite_contradict(file: Path) -> None:
 
 def test_the_word_no_survives_yaml(file: Path) -> None:
     file.write_text(file.read_text(encoding="utf-8") + "training:\n  save_strategy: no\n", encoding="utf-8")
-    assert load(file).sft_fields() == {"save_strategy": "no"}
+    assert load(file).trainer_fields() == {"save_strategy": "no"}
 
 
 def test_gradient_checkpointing_takes_yaml_booleans(file: Path) -> None:

@@ -1,4 +1,5 @@
 from unsloth_accel.config.trainer_fields import accepts, training_fields
+from unsloth_accel.methods import METHODS
 
 
 def test_training_fields_are_those_of_the_installed_trl() -> None:
@@ -7,8 +8,8 @@ def test_training_fields_are_those_of_the_installed_trl() -> None:
     from trl import SFTConfig
 
     real = {f.name for f in dataclasses.fields(SFTConfig) if f.init}
-    assert real - set(training_fields()) == set()
-    assert training_fields()["max_steps"] is int
+    assert real - set(training_fields(METHODS["sft"].config_sources)) == set()
+    assert training_fields(METHODS["sft"].config_sources)["max_steps"] is int
 
 
 def test_accepts() -> None:

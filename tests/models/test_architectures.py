@@ -16,10 +16,10 @@ pytestmark = pytest.mark.usefixtures("no_hub")
 
 def test_every_architecture_has_a_config() -> None:
     assert len(CONFIGS) >= 16
-    assert {json.loads(path.read_text())["model_type"] for path in CONFIGS.values()} == set(ARCHITECTURES)
+    assert {json.loads(path.read_text())["model_type"] for path in CONFIGS.values()} == set(ARCHITECTURES.names)
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", ARCHITECTURES.names)
 def test_defaults_are_those_of_transformers(model_type: str) -> None:
     theirs = CONFIG_MAPPING[model_type]()
     for key, value in ARCHITECTURES[model_type].defaults.items():
@@ -27,7 +27,7 @@ def test_defaults_are_those_of_transformers(model_type: str) -> None:
         assert (theirs.num_attention_heads if value is None else value) == given, key
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", ARCHITECTURES.names)
 def test_a_config_that_leaves_everything_out_is_read_as_transformers_reads_it(model_type: str) -> None:
     values = {"model_type": model_type, "num_hidden_layers": 2}
     with torch.device("meta"):

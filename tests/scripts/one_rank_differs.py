@@ -6,14 +6,14 @@ import sys
 import unsloth_accel  # noqa: F401
 from unsloth_accel.adapters import environment
 from unsloth_accel.config.run_config import load
-from unsloth_accel.training import sft
+from unsloth_accel.training import process
 
 kind, value = os.environ["DIFFERENCE"].split("=", 1)
 different = environment.rank() == 1
 if kind == "data.path":
-    sys.exit(sft.main(sys.argv[1], *([f"data.path={value}"] if different else [])))
+    sys.exit(process.main(sys.argv[1], *([f"data.path={value}"] if different else [])))
 environment.show_own_errors_plainly()
-trainer = sft.build_trainer(load(sys.argv[1]))
+trainer = process.build_trainer(load(sys.argv[1]))
 if different:
     trainer.train_dataset = trainer.train_dataset.select(range(int(value)))
     trainer.args.learning_rate *= 2

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import unsloth_accel  # noqa: F401
-from unsloth_accel.training import sft
+from unsloth_accel.training import process
 
 parser = argparse.ArgumentParser()
 parser.add_argument("run")
@@ -18,7 +18,7 @@ parser.add_argument("--rows", type=int, required=True)
 parser.add_argument("--forward", action="store_true")
 parser.add_argument("--backward", action="store_true")
 arguments = parser.parse_args()
-build = sft.build_trainer
+build = process.build_trainer
 
 
 def fail(*_: Any) -> None:
@@ -46,5 +46,5 @@ def building(*given: Any) -> Any:
     return trainer
 
 
-sft.build_trainer = building
-sys.exit(sft.main(arguments.run))
+process.build_trainer = building
+sys.exit(process.main(arguments.run))

@@ -10,6 +10,6 @@ trainer.wrap_after_evaluation = lambda accelerator: None
 if "--no-guard" in sys.argv:
     rank_checks.check_equal = lambda tensors, what: None
 
-from unsloth_accel.training import sft  # noqa: E402
+from unsloth_accel.training import process  # noqa: E402
 
-sys.exit(sft.main(sys.argv[1]))
+sys.exit(process.main(sys.argv[1]))

@@ -9,7 +9,7 @@ import unsloth_accel  # noqa: F401
 from unsloth_accel.adapters import environment
 from unsloth_accel.callbacks import RankLog
 from unsloth_accel.config.run_config import load
-from unsloth_accel.training import sft
+from unsloth_accel.training import process
 
 SLEEP = 0.15
 fault, step = os.environ["FAULT"].split("@")
@@ -35,7 +35,7 @@ def integrations() -> None:
 
 
 integrations()
-trainer = sft.build_trainer(run, log)
+trainer = process.build_trainer(run, log)
 
 
 def now() -> int:

@@ -12,10 +12,10 @@ import unsloth_accel
 from unsloth_accel.adapters import environment, rank_checks, saving
 from unsloth_accel.artifacts.checkpoints import Checkpoint
 from unsloth_accel.config.run_config import load
-from unsloth_accel.training import sft
+from unsloth_accel.training import process
 
 run = load(sys.argv[1])
-trainer = sft.build_trainer(run)
+trainer = process.build_trainer(run)
 
 import torch  # noqa: E402
 from peft import get_peft_model_state_dict  # noqa: E402

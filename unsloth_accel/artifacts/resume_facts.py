@@ -23,6 +23,7 @@ from .run_directory import RunDirectory
 ROWS = "other rows would be trained than in a straight run."
 _WEIGHTS = "the saved weights don't belong to this run's model."
 _MUST_AGREE = {
+    "method": "another method makes other steps.",
     "batch.global_size": f"the Trainer skips batches by steps, so {ROWS}",
     "data.path": ROWS,
     "train_dataset": ROWS,
@@ -60,6 +61,7 @@ def made_with(run: RunConfig) -> dict[str, Any]:
     modules = run.lora.target_modules
     said = ("optim", "learning_rate", "weight_decay")
     return {
+        "method": run.method,
         "distributed.strategy": run.distributed.strategy,
         "distributed.num_processes": run.distributed.num_processes,
         "batch.global_size": run.batch.rows(run.model.max_seq_length),

@@ -18,6 +18,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigError, Problem, first_line, nearest, raise_errors, yaml_fault
+from ..methods import METHODS, USUAL_METHOD
 from ..strategies import STRATEGIES
 from .row_formats import FIELDS, FORMATS, OPTIONAL
 from .trainer_fields import accepts, training_fields, type_name
@@ -140,13 +141,15 @@ class LoggingConfig:
 
 @dataclass
 class RunConfig:
+    method: str = USUAL_METHOD
+    """`sft`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     training: dict[str, Any] = field(default_factory=dict)
-    """Any field of TRL's SFTConfig, and `resume` and `overwrite` (true or false)."""
+    """Any field of the method's config (TRL's SFTConfig), and `resume` and `overwrite` (true or false)."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     output_dir: str = MISSING
@@ -160,8 +163,8 @@ class RunConfig:
     def overwrite(self) -> bool:
         return bool(self.training.get("overwrite", False))
 
-    def sft_fields(self) -> dict[str, Any]:
-        """`training` without our own two keys: what SFTConfig gets."""
+    def trainer_fields(self) -> dict[str, Any]:
+        """`training` without our own two keys: what the config of the method's trainer gets."""
         fields = {key: value for key, value in self.training.items() if key not in OWN_TRAINING_KEYS}
         # YAML 1.1 reads an unquoted `no` as false; these fields mean the word.
         return {key: "no" if key.endswith("_strategy") and value is False else value for key, value in fields.items()}
@@ -171,19 +174,13 @@ class RunConfig:
 
 
 OWN_TRAINING_KEYS = {"resume": bool, "overwrite": bool}
-# SFTConfig fields that have one place in a RunConfig; set twice they could disagree.
+# Fields of TrainingArguments that have one place in a RunConfig; a method's config has more (`Method.elsewhere`).
 _ELSEWHERE = {
     "output_dir": "output_dir",
-    "max_length": "model.max_seq_length",
-    "max_seq_length": "model.max_seq_length",
     "report_to": "logging.report_to",
     "gradient_checkpointing": "model.gradient_checkpointing",
     "resume_from_checkpoint": "training.resume",
     "disable_tqdm": "logging.progress",
-    "assistant_only_loss": "data.train_on",
-    "completion_only_loss": "data.train_on",
-    "dataset_text_field": "data.columns",
-    "dataset_kwargs": "data.format and data.train_on",
     "use_cpu": "distributed.device",
     "fsdp": "distributed.strategy",
     "fsdp_config": "distributed.strategy",
@@ -351,7 +348,11 @@ def _check_training(schema: DictConfig) -> list[Problem]:
     training = schema._get_node("training")
     if not isinstance(training, DictConfig) or training._is_missing():
         return []
-    known = {**training_fields(), **OWN_TRAINING_KEYS}
+    method = (
+        METHODS.get(OmegaConf.select(schema, "method")) or METHODS[USUAL_METHOD]
+    )  # an unknown one is told elsewhere
+    known = {**training_fields(method.config_sources), **OWN_TRAINING_KEYS}
+    elsewhere = _ELSEWHERE | dict(method.elsewhere)
     problems = []
     for key in map(str, training):
         name = f"training.{key}"
@@ -364,12 +365,13 @@ def _check_training(schema: DictConfig) -> list[Problem]:
         if key in _REFUSED:
             consequence, fix = _REFUSED[key]
             problems.append(Problem(key=name, value=value, consequence=consequence, fix=fix, rule="run-refused"))
-        elif key in _ELSEWHERE:
-            consequence, fix = "has its place elsewhere in run.yaml.", f"set {_ELSEWHERE[key]} instead"
+        elif key in elsewhere:
+            consequence, fix = "has its place elsewhere in run.yaml.", f"set {elsewhere[key]} instead"
             problems.append(Problem(key=name, value=value, consequence=consequence, fix=fix, rule="run-elsewhere"))
         elif key not in known:
             if len(known) > len(OWN_TRAINING_KEYS):  # otherwise TRL is not installed and nothing is known
-                consequence, fix = "unknown key: SFTConfig has no such field.", nearest(key, known, "training.")
+                consequence = f"unknown key: {method.config_name} has no such field."
+                fix = nearest(key, known, "training.")
                 problems.append(Problem(key=name, consequence=consequence, fix=fix, rule="run-unknown-key"))
         elif not accepts(known[key], OmegaConf.to_container(value) if OmegaConf.is_config(value) else value):
             problems.append(_wrong_type(name, value, type_name(known[key])))
@@ -389,7 +391,8 @@ def _check_values(tree: DictConfig) -> list[Problem]:
         except OmegaConfBaseException:
             return None  # told of elsewhere
 
-    for key, choices in {"distributed.strategy": ("auto", *STRATEGIES.names), **_CHOICES}.items():
+    records = {"method": METHODS.names, "distributed.strategy": ("auto", *STRATEGIES.names)}
+    for key, choices in {**records, **_CHOICES}.items():
         if given(key) not in choices:
             words = ", ".join("null" if choice is None else choice for choice in choices)
             wrong(key, given(key), "unknown value.", f"use one of: {words}.")

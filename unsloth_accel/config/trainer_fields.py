@@ -1,4 +1,4 @@
-"""The fields of TRL's SFTConfig and their types, read from the installed source without importing it.
+"""The fields of a method's config, such as TRL's SFTConfig, and their types, read without importing it.
 
 Importing TRL takes seconds, starts torch and must not happen before `import unsloth`. Reading the class bodies with
 `ast` takes milliseconds, so a misspelt training field is found before any process starts.
@@ -14,28 +14,21 @@ import typing
 from pathlib import Path
 from typing import Any
 
-# The classes whose bodies make up an SFTConfig, base first: (package, file inside it, class).
-_SOURCES = (
-    ("transformers", "training_args.py", "TrainingArguments"),
-    ("trl", "trainer/base_config.py", "_BaseConfig"),
-    ("trl", "trainer/sft_config.py", "SFTConfig"),
-)
 _SIMPLE: dict[str, Any] = {"bool": bool, "int": int, "float": float, "str": str, "dict": dict, "list": list}
 
 
 @functools.cache
-def training_fields() -> dict[str, Any]:
-    """Name and type of every SFTConfig field; the type is None where it is not made of simple types.
+def training_fields(sources: tuple[str, ...]) -> dict[str, Any]:
+    """Name and type of every field that `sources` declare (`Method.config_sources`); the type is None where it is not
+    made of simple types.
 
-    Empty when TRL or transformers is not installed: then nothing can be said about a name.
+    Empty where a package that declares them is not installed: then nothing can be said about a name.
     """
     fields: dict[str, Any] = {}
-    for package, file, class_name in _SOURCES:
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            return {}
-        path = Path(next(iter(spec.submodule_search_locations)), file)
-        if not path.is_file():
+    for source in sources:
+        place, _, class_name = source.partition(":")
+        path = _installed(place)
+        if path is None:
             return {}
         tree = ast.parse(path.read_text(encoding="utf-8"))
         body = next((node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name), [])
@@ -44,6 +37,16 @@ def training_fields() -> dict[str, Any]:
                 if "ClassVar" not in ast.unparse(node.annotation):
                     fields[node.target.id] = _simple_type(node.annotation)
     return {name: kind for name, kind in fields.items() if not name.startswith("_")}
+
+
+def _installed(place: str) -> Path | None:
+    """The file `package/file.py`, or `module.py`, where Python would find it."""
+    package, _, file = place.partition("/")
+    spec = importlib.util.find_spec(package.removesuffix(".py"))
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / file if file else Path(spec.origin)
+    return path if path.is_file() else None
 
 
 def _simple_type(node: ast.expr) -> Any:

@@ -20,7 +20,7 @@ from ..config.run_config import RunConfig, from_dict, is_override, load
 from ..errors import ConfigError, Problem, errors, raise_errors
 from ..hardware.hardware import Hardware
 from ..planning.memory_estimate import BITSANDBYTES_ADAMW
-from ..planning.planner import TRAINING_MODULE, Plan, plan
+from ..planning.planner import Plan, plan
 from ..report.at_end import reported, something_to_show
 from ..strategies import STRATEGIES, choosable
 from ..validation.inputs import input_problems, output_problems
@@ -128,13 +128,13 @@ def _strategy_problems(decided: Plan) -> list[Problem]:
     ]
 
 
-def launch_of(decided: Plan, flags: Sequence[str] = (), *, module: str = TRAINING_MODULE) -> Launch:
+def launch_of(decided: Plan, flags: Sequence[str] = (), *, module: str | None = None) -> Launch:
     """The launch of a plan, with accelerate's own `flags` beside it; `made_room` writes the files that it names.
 
-    `module` is what each process runs, given the run's description.
+    `module` is what each process runs, given the run's description; by default its method's.
     """
     files = RunDirectory(decided.run.output_dir)
-    words = ["--config_file", str(files.accelerate_yaml), *flags, "-m", module]
+    words = ["--config_file", str(files.accelerate_yaml), *flags, "-m", module or decided.method.module]
     words += [str(files.run_yaml), *(["training.resume=true"] if decided.run.resume else [])]
     return Launch(
         arguments=tuple(words),

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from ..errors import ConfigError, Problem, raise_errors
+from ..registry import Registry
 
 Shape = tuple[int, ...]
 Parameters = Iterator[tuple[str, Shape]]
@@ -51,6 +52,10 @@ class Dimensions:
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
+    """A family of models; one of your own is added by `ARCHITECTURES.add`."""
+
+    name: str
+    """model_type of its config.json."""
     decoder_layer_class: str
     """The class of a decoder block in transformers, for FSDP's transformer_layer_cls_to_wrap."""
     block: Callable[[Dimensions, int], Parameters]
@@ -189,86 +194,101 @@ def _defaults(
 _GEMMA = {"head_dim": 256, "tie_word_embeddings": True, "attention_bias": False}
 _LLAMA = {"attention_bias": False, "mlp_bias": False}
 
-ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(
-        decoder_layer_class="LlamaDecoderLayer",
-        block=_dense,
-        defaults=_defaults((32000, 4096, 11008, 32, 32, None), 2048, **_LLAMA),
-    ),
-    "mistral": Architecture(
-        decoder_layer_class="MistralDecoderLayer",
-        block=partial(_dense, qkv_bias=False),
-        defaults=_defaults((32000, 4096, 14336, 32, 32, 8), 131072),
-    ),
-    "qwen2": Architecture(
-        decoder_layer_class="Qwen2DecoderLayer",
-        block=partial(_dense, qkv_bias=True),
-        defaults=_defaults((151936, 4096, 22016, 32, 32, 32), 32768),
-    ),
-    "qwen3": Architecture(
-        decoder_layer_class="Qwen3DecoderLayer",
-        block=partial(_dense, qk_norm=True),
-        defaults=_defaults((151936, 4096, 22016, 32, 32, 32), 32768, head_dim=128, attention_bias=False),
-    ),
-    "gemma": Architecture(
-        decoder_layer_class="GemmaDecoderLayer",
-        block=_dense,
-        defaults=_defaults((256000, 3072, 24576, 28, 16, 16), 8192, **_GEMMA),
-    ),
-    "gemma2": Architecture(
-        decoder_layer_class="Gemma2DecoderLayer",
-        block=partial(_dense, four_norms=True),
-        defaults=_defaults((256000, 2304, 9216, 26, 8, 4), 8192, **_GEMMA),
-    ),
-    "gemma3_text": Architecture(
-        decoder_layer_class="Gemma3DecoderLayer",
-        block=partial(_dense, qk_norm=True, four_norms=True),
-        defaults=_defaults((262208, 2304, 9216, 26, 8, 4), 131072, **_GEMMA),
-    ),
-    "phi": Architecture(
-        decoder_layer_class="PhiDecoderLayer",
-        block=_phi,
-        defaults=_defaults((51200, 2048, 8192, 24, 32, None), 2048, qk_layernorm=False),
-        final_norm="final_layernorm",
-        biased=True,
-    ),
-    "phi3": Architecture(
-        decoder_layer_class="Phi3DecoderLayer",
-        block=_phi3,
-        defaults=_defaults((32064, 3072, 8192, 32, 32, None), 4096),
-    ),
-    "mixtral": Architecture(
-        decoder_layer_class="MixtralDecoderLayer",
-        block=_mixtral,
-        defaults=_defaults((32000, 4096, 14336, 32, 32, 8), 131072, num_local_experts=8, num_experts_per_tok=2),
-    ),
-    "qwen3_moe": Architecture(
-        decoder_layer_class="Qwen3MoeDecoderLayer",
-        block=_qwen3_moe,
-        defaults=_defaults(
-            (151936, 2048, 6144, 24, 32, 4),
-            32768,
-            attention_bias=False,
-            num_experts=128,
-            num_experts_per_tok=8,
-            moe_intermediate_size=768,
-            decoder_sparse_step=1,
-            mlp_only_layers=[],
+ARCHITECTURES: Registry[Architecture] = Registry(
+    "model_type",
+    [
+        Architecture(
+            name="llama",
+            decoder_layer_class="LlamaDecoderLayer",
+            block=_dense,
+            defaults=_defaults((32000, 4096, 11008, 32, 32, None), 2048, **_LLAMA),
         ),
-    ),
-    "gpt_oss": Architecture(
-        decoder_layer_class="GptOssDecoderLayer",
-        block=_gpt_oss,
-        defaults=_defaults(
-            (201088, 2880, 2880, 36, 64, 8),
-            131072,
-            head_dim=64,
-            attention_bias=True,
-            num_local_experts=128,
-            num_experts_per_tok=4,
+        Architecture(
+            name="mistral",
+            decoder_layer_class="MistralDecoderLayer",
+            block=partial(_dense, qkv_bias=False),
+            defaults=_defaults((32000, 4096, 14336, 32, 32, 8), 131072),
         ),
-    ),
-}
+        Architecture(
+            name="qwen2",
+            decoder_layer_class="Qwen2DecoderLayer",
+            block=partial(_dense, qkv_bias=True),
+            defaults=_defaults((151936, 4096, 22016, 32, 32, 32), 32768),
+        ),
+        Architecture(
+            name="qwen3",
+            decoder_layer_class="Qwen3DecoderLayer",
+            block=partial(_dense, qk_norm=True),
+            defaults=_defaults((151936, 4096, 22016, 32, 32, 32), 32768, head_dim=128, attention_bias=False),
+        ),
+        Architecture(
+            name="gemma",
+            decoder_layer_class="GemmaDecoderLayer",
+            block=_dense,
+            defaults=_defaults((256000, 3072, 24576, 28, 16, 16), 8192, **_GEMMA),
+        ),
+        Architecture(
+            name="gemma2",
+            decoder_layer_class="Gemma2DecoderLayer",
+            block=partial(_dense, four_norms=True),
+            defaults=_defaults((256000, 2304, 9216, 26, 8, 4), 8192, **_GEMMA),
+        ),
+        Architecture(
+            name="gemma3_text",
+            decoder_layer_class="Gemma3DecoderLayer",
+            block=partial(_dense, qk_norm=True, four_norms=True),
+            defaults=_defaults((262208, 2304, 9216, 26, 8, 4), 131072, **_GEMMA),
+        ),
+        Architecture(
+            name="phi",
+            decoder_layer_class="PhiDecoderLayer",
+            block=_phi,
+            defaults=_defaults((51200, 2048, 8192, 24, 32, None), 2048, qk_layernorm=False),
+            final_norm="final_layernorm",
+            biased=True,
+        ),
+        Architecture(
+            name="phi3",
+            decoder_layer_class="Phi3DecoderLayer",
+            block=_phi3,
+            defaults=_defaults((32064, 3072, 8192, 32, 32, None), 4096),
+        ),
+        Architecture(
+            name="mixtral",
+            decoder_layer_class="MixtralDecoderLayer",
+            block=_mixtral,
+            defaults=_defaults((32000, 4096, 14336, 32, 32, 8), 131072, num_local_experts=8, num_experts_per_tok=2),
+        ),
+        Architecture(
+            name="qwen3_moe",
+            decoder_layer_class="Qwen3MoeDecoderLayer",
+            block=_qwen3_moe,
+            defaults=_defaults(
+                (151936, 2048, 6144, 24, 32, 4),
+                32768,
+                attention_bias=False,
+                num_experts=128,
+                num_experts_per_tok=8,
+                moe_intermediate_size=768,
+                decoder_sparse_step=1,
+                mlp_only_layers=[],
+            ),
+        ),
+        Architecture(
+            name="gpt_oss",
+            decoder_layer_class="GptOssDecoderLayer",
+            block=_gpt_oss,
+            defaults=_defaults(
+                (201088, 2880, 2880, 36, 64, 8),
+                131072,
+                head_dim=64,
+                attention_bias=True,
+                num_local_experts=128,
+                num_experts_per_tok=4,
+            ),
+        ),
+    ],
+)
 
 
 def read_dimensions(config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> Dimensions:
@@ -357,5 +377,5 @@ def architecture_of(model_type: str, where: str) -> Architecture:
     consequence = "no known architecture, so it can't be counted from config.json alone."
     if model_type in ("gemma3", "mistral3", "llama4"):
         consequence = "holds a vision model beside the text model; only text models are counted from config.json."
-    fix = f"give a directory with safetensors weights, or a model of type {', '.join(sorted(ARCHITECTURES))}"
+    fix = f"give a directory with safetensors weights, or a model of type {', '.join(sorted(ARCHITECTURES.names))}"
     raise ConfigError(Problem(key=f"{where}: model_type", value=model_type, consequence=consequence, fix=fix))

@@ -313,7 +313,7 @@ def _from_weights(config: Mapping[str, Any], name: str, where: str, stored: list
     blocks = [int(block[1]) for tensor in kept if (block := _BLOCK.search(tensor.name))]
     hidden, heads = number("hidden_size", "n_embd"), number("num_attention_heads", "n_head")
     consequence = "unknown architecture: counted from its weights only, so fused or tied ones may differ when loaded."
-    fix = f"nothing, if that is all right; known are {', '.join(sorted(ARCHITECTURES))}"
+    fix = f"nothing, if that is all right; known are {', '.join(sorted(ARCHITECTURES.names))}"
     key, model_type = f"{where}: model_type", config["model_type"]
     warning = Problem(key=key, value=model_type, consequence=consequence, fix=fix, severity="warning")
     return ModelSpec(

@@ -97,7 +97,10 @@ class Workload:
     per_device: int
     """Rows at once."""
     length: int
-    """Tokens per row."""
+    """Tokens per sequence."""
+    sequences_per_row: int = 1
+    reference_passes: int = 0
+    """Forward passes beside the trained one."""
     checkpointing: Checkpointing = "unsloth"
     load_in_4bit: bool = False
     dtype_bytes: int = 2
@@ -108,7 +111,7 @@ class Workload:
     @property
     def tokens(self) -> int:
         """Of one forward and backward."""
-        return self.per_device * self.length
+        return self.per_device * self.sequences_per_row * self.length
 
     @property
     def intermediate(self) -> int:

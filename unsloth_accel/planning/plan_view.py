@@ -6,6 +6,8 @@ import html
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..methods import USUAL_METHOD
+
 if TYPE_CHECKING:
     from .planner import Plan
 
@@ -14,6 +16,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
     """See `Plan.to_dict`."""
     speed = plan.speed
     return {
+        "method": plan.run.method,
         "strategy": plan.strategy,
         "num_processes": plan.num_processes,
         "num_machines": plan.num_machines,
@@ -59,6 +62,8 @@ def lines(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "hardware", str(plan.hardware)
     if plan.spec:
         yield "model", f"{plan.spec.name}, {_count(plan.spec.num_parameters)} parameters ({plan.spec.source})"
+    if plan.run.method != USUAL_METHOD:
+        yield "method", plan.run.method
     yield "strategy", plan.strategy
     machines = f" over {plan.num_machines} machines" if plan.num_machines > 1 else ""
     yield "processes", f"{plan.num_processes} on {'the CPU' if plan.device == 'cpu' else 'GPUs'}{machines}"

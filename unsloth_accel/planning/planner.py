@@ -16,6 +16,7 @@ from ..errors import ConfigError, Problem, rows_text
 from ..files import write_atomically
 from ..hardware.device import Device
 from ..hardware.hardware import Hardware
+from ..methods import METHODS, USUAL_METHOD, Method
 from ..models.locate import may_be_hub_id
 from ..models.lora_targets import Targets, targets
 from ..models.spec import TOWER, ModelSpec
@@ -28,7 +29,6 @@ from .precision import choose_precision
 from .speed_estimate import Speed
 from .strategy_choice import ERROR, Choice, Option, Rejected, choose, free_gib
 
-TRAINING_MODULE = "unsloth_accel.training.sft"
 DECISIVE = ("taken as", "link ", "network ", "MIG")
 """Words of those findings about hardware that a plan depends on; the others are in `Hardware.reasons`."""
 
@@ -51,6 +51,10 @@ class Plan:
     speed: Speed | None = None
     """Estimated; None on a CPU and for unknown cards."""
     spec: ModelSpec | None = None
+
+    @property
+    def method(self) -> Method:
+        return METHODS[self.run.method]
 
     @property
     def num_processes(self) -> int:
@@ -97,6 +101,8 @@ class Plan:
     def resolved(self) -> dict[str, Any]:
         """The run with every `auto` replaced by what was decided, as nested keys and values."""
         values = asdict(self.run)
+        if self.run.method == USUAL_METHOD:
+            del values["method"]
         values["batch"] |= {"global_size": self.batch.global_size}
         del values["batch"]["global_tokens"]  # the same, said twice
         if not self.run.data.path:  # planned from overrides alone
@@ -137,7 +143,7 @@ class Plan:
         files = RunDirectory(directory)
         write_atomically(files.run_yaml, run_yaml)
         config = self.accelerate_config
-        lines = launch_lines(config, ACCELERATE_YAML, f"-m {TRAINING_MODULE} {RUN_YAML}")
+        lines = launch_lines(config, ACCELERATE_YAML, f"-m {self.method.module} {RUN_YAML}")
         comment = (
             f"{self.strategy}, written by unsloth-accel with {RUN_YAML}. Launch both here, or your own script in the\n"
         )
@@ -392,6 +398,8 @@ def workload(
         spec=spec,
         lora_parameters=trained.parameters,
         per_device=per_device,
+        sequences_per_row=METHODS[run.method].sequences_per_row,
+        reference_passes=METHODS[run.method].reference_passes,
         length=run.model.max_seq_length,
         checkpointing=run.model.gradient_checkpointing,  # type: ignore[arg-type]
         load_in_4bit=run.model.load_in_4bit,

@@ -60,9 +60,10 @@ def flops(work: Workload) -> float:
     spec = work.spec
     checkpointed = work.checkpointing != "false"
     linear = spec.active_parameters - spec.embedding_parameters - spec.lm_head_parameters
-    per_token = linear * 2 * (3 if checkpointed else 2) + spec.hidden_size * spec.vocab_size * 4
+    forward = (2 if checkpointed else 1) + work.reference_passes
+    per_token = linear * 2 * (forward + 1) + spec.hidden_size * spec.vocab_size * (4 + 2 * work.reference_passes)
     attention = 2 * spec.num_heads * spec.head_dim * work.length * spec.num_layers
-    return float(work.tokens * (per_token + attention * ((2 if checkpointed else 1) + 2.5)))
+    return float(work.tokens * (per_token + attention * (forward + 2.5)))
 
 
 def estimate_speed(

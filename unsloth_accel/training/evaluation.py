@@ -17,7 +17,7 @@ BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class HeldOut:
     """What to measure on the held-out rows."""
 
     loss: bool
@@ -27,7 +27,7 @@ class Held:
     samples: int
 
     @classmethod
-    def of(cls, run: RunConfig) -> Held | None:
+    def of(cls, run: RunConfig) -> HeldOut | None:
         """What `run.evaluation` asks for; None when there are no held-out rows."""
         if run.data.eval_path is None or not (run.evaluation.loss or run.evaluation.exact_match):
             return None
@@ -41,7 +41,7 @@ class Held:
         )
 
 
-def evaluate(held: Held, trainer: SFTTrainer) -> dict[str, Any]:
+def evaluate(held: HeldOut, trainer: SFTTrainer) -> dict[str, Any]:
     """Held-out figures: `loss`, `accuracy` (0 to 1) of `rows` answers, sample `answers`.
 
     The loss is in nats per trained token, the mean over the Trainer's batches. Every rank must call this; every rank
@@ -58,7 +58,7 @@ def evaluate(held: Held, trainer: SFTTrainer) -> dict[str, Any]:
     return figures
 
 
-def _answers(held: Held, trainer: SFTTrainer) -> list[dict[str, Any]]:
+def _answers(held: HeldOut, trainer: SFTTrainer) -> list[dict[str, Any]]:
     """A greedy answer to every question: each rank answers its share, all ranks get all."""
     import torch
     from accelerate.utils import gather_object

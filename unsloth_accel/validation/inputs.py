@@ -17,6 +17,7 @@ from ..data.rows import Rows, no_step, read
 from ..data.sources import locate
 from ..data.tokenise import responses_need_turns
 from ..errors import ConfigError, Problem, rows_text
+from ..methods import METHODS
 from ..models.locate import may_be_hub_id
 from ..models.spec import ModelSpec
 
@@ -37,6 +38,7 @@ def input_problems(run: RunConfig) -> list[Problem]:
                 rows[key] = read(path, key, run.data, most)
         except ConfigError as error:
             problems += error.problems
+    problems += [problem for key, found in rows.items() for problem in _kind_problems(run, key, found)]
     if run.data.train_on == "responses":
         for found in rows.values():
             problems += _responses_problems(found)
@@ -45,6 +47,16 @@ def input_problems(run: RunConfig) -> list[Problem]:
     if "data.path" not in rows or run.data.streaming:
         return problems
     return problems + _epoch_problems(run, len(rows["data.path"].rows))
+
+
+def _kind_problems(run: RunConfig, key: str, found: Rows) -> list[Problem]:
+    """Rows of a kind that the method doesn't train."""
+    method = METHODS[run.method]
+    if found.kind in method.row_kinds:
+        return []
+    consequence = f"holds rows of {found.kind}, which {method.name} doesn't train."
+    fix = f"rows of {' or '.join(method.row_kinds)}, or another method"
+    return [Problem(key=key, value=getattr(run.data, key.partition(".")[2]), consequence=consequence, fix=fix)]
 
 
 def _responses_problems(found: Rows) -> list[Problem]:

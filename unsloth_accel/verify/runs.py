@@ -17,7 +17,7 @@ from ..artifacts.run_directory import START_RECORD, RunDirectory, start_of
 from ..errors import LaunchError
 from ..launch.child import Child
 from ..launch.launcher import launch_of, made_room
-from ..planning.planner import TRAINING_MODULE, Plan
+from ..planning.planner import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def train(
     wait: Callable[[float], None],
     environment: Mapping[str, str] = os.environ,
     threads: int | None = None,
-    module: str = TRAINING_MODULE,
+    module: str | None = None,
 ) -> Trained:
     """Run `decided` in processes of its own until it ends; `wait` is called meanwhile, with seconds to spend.
 

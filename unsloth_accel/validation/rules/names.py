@@ -6,6 +6,8 @@ import importlib.util
 import re
 from pathlib import Path
 
+from ...models.architectures import ARCHITECTURES
+
 DISTRIBUTED_TYPES = (
     *("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA", "MULTI_XPU", "MULTI_HPU"),
     *("MULTI_NEURON", "DEEPSPEED", "FSDP", "XLA", "MEGATRON_LM"),
@@ -113,7 +115,7 @@ DECODER_LAYERS = (
 
 def layer_exists(name: str) -> bool | None:
     """Whether transformers has a class `name`; None where transformers is not installed. Imports nothing."""
-    if name in DECODER_LAYERS:
+    if name in DECODER_LAYERS or any(family.decoder_layer_class == name for family in ARCHITECTURES):
         return True
     models = _models()
     if models is None:
@@ -124,13 +126,15 @@ def layer_exists(name: str) -> bool | None:
 
 def layers_of(model_type: str) -> tuple[str, ...]:
     """The classes that transformers defines for a `model_type` of config.json; empty where that is not known."""
+    family = ARCHITECTURES.get(model_type)
+    own = (family.decoder_layer_class,) if family else ()
     models = _models()
     if models is None or not re.fullmatch(r"[\w-]+", model_type):
-        return ()
+        return own
     name = model_type.replace("-", "_")
     file = models / name / f"modeling_{name}.py"
     if not file.is_file():
-        return ()
+        return own
     return tuple(re.findall(r"^class (\w+)", file.read_text(encoding="utf-8"), flags=re.MULTILINE))
 
 

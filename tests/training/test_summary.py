@@ -1,18 +1,16 @@
 from pathlib import Path
-from typing import Any
 
 
 def test_a_run_that_shards_tells_its_answers() -> None:
     """It has none from before training, when its model is not sharded yet."""
-    from unsloth_accel.training.sft import summary
+    from unsloth_accel.training.summary import summary
 
     answer = {"question": "What?", "answer": "This.", "reference": "This.", "right": True}
-    run: Any = None
     after = {"rows": 1, "accuracy": 1.0, "answers": [answer]}
     results = {"training": {"steps": 1, "seconds": 1.0, "tokens": 5}, "after": after}
-    told = summary(run, results, Path("adapter"))
+    told = summary(results, Path("adapter"))
     assert "after   This.  (right)" in told
     assert "before" not in told
-    assert "before  This." in summary(run, {**results, "before": after}, Path("adapter"))
+    assert "before  This." in summary({**results, "before": after}, Path("adapter"))
     loss_only = {**results, "before": {"loss": 2.0}, "after": {"loss": 1.0}}
-    assert "2.0000 before → 1.0000 after" in summary(run, loss_only, Path("adapter"))
+    assert "2.0000 before → 1.0000 after" in summary(loss_only, Path("adapter"))

@@ -1,0 +1,73 @@
+"""What a launched run adds to its trainer: rows shared out by tokens, care for memory, callbacks, the guard."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, TypeVar
+
+from ..artifacts.resume_facts import made_with
+from ..artifacts.run_directory import RunDirectory
+from ..callbacks.rank_log import RankLog
+from ..config.run_config import RunConfig
+from ..methods import Method
+from .memory_advice import advice
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+AnyTrainer = TypeVar("AnyTrainer", bound="Trainer")
+
+
+def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) -> AnyTrainer:
+    """Give `trainer` all that `run` asks for; its callbacks tell `log`. Returns it, guarded."""
+    from transformers import PrinterCallback
+
+    from ..adapters.checkpointing import describe
+    from ..adapters.ddp_settings import gradients_in_buckets
+    from ..adapters.out_of_memory import MemoryCare, care_for_memory
+    from ..callbacks.memory_watch import MemoryWatch
+    from ..callbacks.observe import observe
+    from ..callbacks.peak_memory import PeakMemory
+    from ..callbacks.progress import Progress
+    from ..callbacks.step_log import StepLog
+    from ..callbacks.verify_record import add_if_asked
+    from .adapt import adapt
+
+    if run.batch.balance == "tokens":
+        share_out(trainer, run)
+    trainer.remove_callback(PrinterCallback)
+    add_if_asked(trainer)
+    trainer.add_callback(MemoryWatch(advice=advice(run), log=log))
+    if run.distributed.gradient_as_bucket_view:
+        gradients_in_buckets(trainer.accelerator)
+    care = care_for_memory(trainer, advice(run, batch=False)) if run.batch.on_out_of_memory == "halve" else None
+    if isinstance(care, str):
+        print(f"out of memory would end the run: {care}", flush=True)
+    trainer.add_callback(PeakMemory())
+    trainer.add_callback(StepLog(RunDirectory(run.output_dir).step_log))
+    for path in method.callbacks:
+        module, _, name = path.rpartition(".")
+        trainer.add_callback(getattr(importlib.import_module(module), name)())
+    if run.logging.progress:
+        trainer.add_callback(Progress())
+    # Last: what stops a run has been written down by then.
+    observe(
+        trainer,
+        log,
+        care=care if isinstance(care, MemoryCare) else None,
+        rank_sync_steps=run.logging.rank_sync_steps,
+        stop_on_divergence=run.logging.stop_on_divergence,
+        strategy=run.distributed.strategy,
+    )
+    describe(trainer, made_with(run))
+    return adapt(trainer)
+
+
+def share_out(trainer: Trainer, run: RunConfig) -> None:
+    """Share each step's rows out by tokens, and say how, or why not."""
+    from ..adapters.token_balance import Balance, balance_tokens
+
+    done = balance_tokens(trainer, trainer.args.per_device_train_batch_size * run.model.max_seq_length)
+    said = str(done) if isinstance(done, Balance) else f"rows are shared out by number: {done}"
+    print(said, flush=True)
+    trainer.data_report["sharing out"] = said

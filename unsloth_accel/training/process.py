@@ -1,0 +1,195 @@
+"""One of the processes that `unsloth-accel launch RUN.yaml` starts: load, train, evaluate, save, whatever the method.
+
+accelerate launch --config_file RUN_DIR/accelerate.yaml -m MODULE RUN_DIR/run.yaml
+
+MODULE is the method's (`Method.module`), which prepares its rows and makes its trainer.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth is imported)
+
+from ..adapters import environment
+from ..artifacts.checkpoints import STATE, checkpoints
+from ..artifacts.resume_facts import facts_of_run
+from ..artifacts.run_directory import RunDirectory
+from ..callbacks.phases import phase
+from ..callbacks.rank_log import RankLog
+from ..config.accelerate_config import AccelerateConfig
+from ..config.promise import PLANNED
+from ..config.run_config import RunConfig, load
+from ..errors import UnslothAccelError
+from ..files import write_atomically
+from ..launch.run_accelerate import report_error
+from ..methods import METHODS
+from ..report.at_end import tell
+from ..strategies import STRATEGIES
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+def main(run_yaml: str, *overrides: str) -> int:
+    """Train what `run_yaml` describes in this process, one of those launched; returns the exit status."""
+    environment.show_own_errors_plainly()
+    run = load(run_yaml, overrides)
+    # Under torchrun there is no accelerate config, whose comment carries them; without them it would be DDP.
+    strategy, in_4bit = run.distributed.strategy, run.model.load_in_4bit
+    os.environ |= AccelerateConfig(strategy=strategy, num_processes=2, load_in_4bit=in_4bit).environment
+    try:
+        train(run)
+    except BaseException as caught:
+        error = _plainly(caught, run)
+        status = report_error(run.output_dir, environment.rank(), error)
+        if not isinstance(error, UnslothAccelError | KeyboardInterrupt):
+            traceback.print_exc()
+        elif not _reported() and (environment.rank() == 0 or not getattr(error, "on_every_rank", False)):
+            print(f"unsloth_accel: {error}", file=sys.stderr, flush=True)
+        return status
+    finally:
+        if environment.rank() == 0 and not _reported():
+            tell(run.output_dir)
+    return 0
+
+
+def _plainly(error: BaseException, run: RunConfig) -> BaseException:
+    """`error`, or in its place what helps where memory is out."""
+    from ..adapters.out_of_memory import OutOfMemory, is_lack_of_memory
+    from .memory_advice import advice
+
+    if isinstance(error, UnslothAccelError) or not is_lack_of_memory(error):
+        return error
+    return OutOfMemory(f"out of memory: {str(error).splitlines()[0]} Fix: {advice(run)}.")
+
+
+def _reported() -> bool:
+    """Whether `unsloth-accel launch RUN.yaml` started this process: it tells what failed and makes the run's report;
+    nobody else does."""
+    promised = environment.promise()
+    return promised is not None and promised.made_by == PLANNED
+
+
+def train(run: RunConfig) -> dict[str, Any]:
+    """Load, train, evaluate and save; returns what results.json holds."""
+    files = RunDirectory(run.output_dir)
+    if environment.rank() != 0:
+        _speak_into(files.rank_output(environment.rank()))
+    newest = [str(path) for path in checkpoints(run.output_dir)[-1:]] if run.resume else []
+    log = RankLog(files.logs, environment.rank(), resumed=bool(newest))
+    try:
+        return _train(run, newest, log)
+    except BaseException as error:
+        log.failed(_plainly(error, run))
+        raise
+
+
+def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
+    trainer = build_trainer(run, log)
+
+    from ..adapters.saving import of_every_rank, save_run, versions
+    from .evaluation import HeldOut, evaluate
+    from .summary import peak_memory_of, summary
+
+    results: dict[str, Any] = {}
+    held = HeldOut.of(run)
+    if held and STRATEGIES[run.distributed.strategy].shards_weights:
+        print(f"held-out rows before training are left out: {run.distributed.strategy} shards when it starts to train")
+    elif held:
+        with phase("evaluating", log, about="held-out rows, before training"):
+            results["before"] = evaluate(held, trainer)
+    done = _progress_of(newest[0]) if newest else {"global_step": 0, "num_input_tokens_seen": 0}
+    for path in newest:
+        print(f"going on from {path}", flush=True)
+    started = time.perf_counter()
+    with phase("training", log):
+        outcome = trainer.train(resume_from_checkpoint=newest[0] if newest else None)
+    results["training"] = {
+        "strategy": run.distributed.strategy,
+        "processes": trainer.accelerator.num_processes,
+        "device": trainer.accelerator.device.type,
+        "global_batch_size": run.batch.global_size,
+        "seconds": round(time.perf_counter() - started, 1),
+        "steps": trainer.state.global_step - done["global_step"],
+        "loss": outcome.training_loss,
+        "tokens": trainer.state.num_input_tokens_seen - done["num_input_tokens_seen"],
+    }
+    results["data"] = trainer.data_report
+    results["versions"] = versions()
+    memory = peak_memory_of(trainer)
+    if memory:
+        results["memory_gib"] = memory
+    halved = of_every_rank(
+        [asdict(one) for one in trainer.memory_care.halved] if hasattr(trainer, "memory_care") else []
+    )
+    if any(halved):
+        results["out_of_memory"] = [one for rank in halved for one in rank]
+    # Saved before it is examined: whatever goes wrong from here on, the training is not lost.
+    with phase("saving", log):
+        adapter = save_run(trainer, run)
+    if held:
+        with phase("evaluating", log, about="held-out rows, after training"):
+            results["after"] = evaluate(held, trainer)
+    if environment.rank() == 0:
+        write_atomically(RunDirectory(run.output_dir).results, json.dumps(results, indent=2) + "\n")
+        print(summary(results, adapter), flush=True)
+    if trainer.accelerator.device.type == "cuda":
+        # NCCL warns when a process leaves without this; gloo would hang (adapters.gloo_exit).
+        trainer.accelerator.end_training()
+    return results
+
+
+def build_trainer(run: RunConfig, log: RankLog | None = None) -> Trainer:
+    """The trainer of a run's method around its model and rows, guarded and with our callbacks, which tell `log`."""
+    import unsloth  # noqa: F401  (before transformers and trl, which it patches)
+
+    from ..adapters.rank_agreement import check_same
+    from .attach import attach
+    from .load_model import add_adapter, load_model
+    from .trainer_config import trainer_config
+
+    _quiet_progress_bars()
+    method = METHODS[run.method]
+    steps = importlib.import_module(method.module)
+    log = log or RankLog(None, environment.rank())
+    # Before the model: a refused field costs seconds, not the time of loading.
+    config = trainer_config(run, method, steps.config_fields(run))
+    check_same(facts_of_run(run))
+    with phase("loading", log, about=run.model.name):
+        model, tokenizer = load_model(run)
+    model = add_adapter(model, run)
+    with phase("tokenising", log, about=run.data.path):
+        rows = steps.prepare_data(run, tokenizer)
+        trainer: Trainer = steps.make_trainer(run, model, tokenizer, config, rows)
+    return attach(trainer, run, log, method)
+
+
+def _progress_of(checkpoint: str) -> dict[str, int]:
+    """Steps and tokens that a checkpoint's run had behind it."""
+    state: dict[str, int] = json.loads(Path(checkpoint, STATE).read_text(encoding="utf-8"))
+    return state
+
+
+def _speak_into(path: Path) -> None:
+    """Send what this process prints to a file: libraries greet on every rank, the console needs it once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout = path.open("w", encoding="utf-8", buffering=1)
+
+
+def _quiet_progress_bars() -> None:
+    """Bars of loading and tokenising: none where nobody watches, and none from ranks that do what rank 0 does."""
+    import datasets
+    import transformers
+
+    if environment.rank() != 0 or not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,41 @@
+"""The config of a run's trainer: the fields of `training`, and what run.yaml says elsewhere."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from ..config.run_config import RunConfig
+from ..errors import ConfigError, Problem
+from ..methods import Method
+from .load_model import CHECKPOINTING
+
+
+def trainer_config(run: RunConfig, method: Method, own: dict[str, Any]) -> Any:
+    """An instance of the method's config class, with `own` fields of the method; making it forms the process group.
+
+    Raises `ConfigError` for a field that it refuses.
+    """
+    fields = {
+        "logging_steps": 1,
+        "save_strategy": "no",
+        # Real tokens over all ranks, for tokens per second (adapters.token_count).
+        "include_num_input_tokens_seen": "non_padding",
+        **run.trainer_fields(),
+        **own,
+        "output_dir": run.output_dir,
+        "gradient_checkpointing": bool(CHECKPOINTING[run.model.gradient_checkpointing]),
+        "report_to": run.logging.report_to,
+        "disable_tqdm": True,
+    }
+    if run.data.eval_path:
+        fields.setdefault("per_device_eval_batch_size", 2 * fields["per_device_train_batch_size"])
+    if run.distributed.device == "cpu":
+        fields["use_cpu"] = True
+    module, _, name = method.config_class.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)(**fields)
+    except (TypeError, ValueError) as error:
+        fix = "correct the field of `training` that it names"
+        consequence = f"{method.config_name} refuses it: {error}"
+        raise ConfigError(Problem(key="training", consequence=consequence, fix=fix)) from None
