@@ -21,7 +21,8 @@ from benchmarks.worker import GIB, MODULE
 from unsloth_accel.capabilities.probe import probe
 from unsloth_accel.config.run_config import from_dict
 from unsloth_accel.hardware.hardware import Hardware
-from unsloth_accel.planning.planner import Plan, plan
+from unsloth_accel.planning.plan import Plan
+from unsloth_accel.planning.planner import plan
 from unsloth_accel.verify.verdict import largest
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -47,7 +47,8 @@ from unsloth_accel.adapters.saving import versions
 from unsloth_accel.config.run_config import from_dict
 from unsloth_accel.files import write_atomically
 from unsloth_accel.hardware.hardware import Hardware
-from unsloth_accel.planning.planner import Plan, plan
+from unsloth_accel.planning.plan import Plan
+from unsloth_accel.planning.planner import plan
 from unsloth_accel.verify.runs import Trained, read, train
 from unsloth_accel.verify.verdict import compare, largest, precision_of, tolerance
 

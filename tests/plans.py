@@ -5,7 +5,8 @@ from typing import Any
 from unsloth_accel.config.run_config import from_dict
 from unsloth_accel.hardware.device import Device
 from unsloth_accel.hardware.hardware import Hardware
-from unsloth_accel.planning.planner import Plan, plan
+from unsloth_accel.planning.plan import Plan
+from unsloth_accel.planning.planner import plan
 
 
 def gpus(count: int, capability: tuple[int, int] = (9, 0)) -> Hardware:

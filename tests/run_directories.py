@@ -17,7 +17,8 @@ from typing import Any
 
 from unsloth_accel.config.run_config import load
 from unsloth_accel.hardware.hardware import Hardware
-from unsloth_accel.planning.planner import Plan, plan
+from unsloth_accel.planning.plan import Plan
+from unsloth_accel.planning.planner import plan
 
 START = 1_790_000_000.0
 MODEL = "unsloth/Llama-3.2-1B-Instruct"

@@ -16,7 +16,8 @@ from unsloth_accel.config.run_config import from_dict
 from unsloth_accel.errors import ConfigError
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.models.spec import from_config
-from unsloth_accel.planning.planner import Plan, plan
+from unsloth_accel.planning.plan import Plan
+from unsloth_accel.planning.planner import plan
 from unsloth_accel.strategies import STRATEGIES
 
 

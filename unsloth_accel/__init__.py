@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .launch.notebook import notebook_launch as notebook_launch
     from .models.spec import ModelSpec as ModelSpec
     from .planning.memory_estimate import MemoryEstimate as MemoryEstimate
-    from .planning.planner import Plan as Plan
+    from .planning.plan import Plan as Plan
     from .training.accelerator_loop import prepare as prepare
     from .training.adapt import adapt as adapt
 
@@ -38,7 +38,7 @@ _HOME = {
     "Hardware": "hardware.hardware",
     "MemoryEstimate": "planning.memory_estimate",
     "ModelSpec": "models.spec",
-    "Plan": "planning.planner",
+    "Plan": "planning.plan",
     "Problem": "errors",
     "RunConfig": "config.run_config",
     "adapt": "training.adapt",

@@ -6,7 +6,8 @@ from conftest import chat_rows
 
 from unsloth_accel.config.run_config import from_dict
 from unsloth_accel.hardware.hardware import Hardware
-from unsloth_accel.planning.planner import Plan, plan
+from unsloth_accel.planning.plan import Plan
+from unsloth_accel.planning.planner import plan
 
 GPUS = Hardware.parse("2xH100-80GB")
 

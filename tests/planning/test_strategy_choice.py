@@ -7,7 +7,7 @@ import pytest
 from plans import LARGE, SMALL, planned
 
 from unsloth_accel.errors import ConfigError
-from unsloth_accel.planning.planner import Plan
+from unsloth_accel.planning.plan import Plan
 
 
 def why_not(made: Plan) -> dict[str, str]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..config.run_config import RunConfig
-    from ..planning.planner import Plan
+    from ..planning.plan import Plan
 
 EXAMPLES = """\
 examples:

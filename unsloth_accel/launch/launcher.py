@@ -20,7 +20,8 @@ from ..config.run_config import RunConfig, from_dict, is_override, load
 from ..errors import ConfigError, Problem, errors, raise_errors
 from ..hardware.hardware import Hardware
 from ..planning.memory_estimate import BITSANDBYTES_ADAMW
-from ..planning.planner import Plan, plan
+from ..planning.plan import Plan
+from ..planning.planner import plan
 from ..report.at_end import reported, something_to_show
 from ..strategies import STRATEGIES, choosable
 from ..validation.inputs import input_problems, output_problems

@@ -21,7 +21,7 @@ from typing import Any
 from ..artifacts.run_directory import RunDirectory
 from ..errors import LaunchError, Problem, raise_errors
 from ..hardware.hardware import Hardware
-from ..planning.planner import Plan
+from ..planning.plan import Plan
 from ..report.at_end import reported
 from .child import Child
 from .clean_environment import environment_for_launch, memory_problems

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..methods import USUAL_METHOD
 
 if TYPE_CHECKING:
-    from .planner import Plan
+    from .plan import Plan
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ..artifacts.run_directory import START_RECORD, RunDirectory, start_of
 from ..errors import LaunchError
 from ..launch.child import Child
 from ..launch.launcher import launch_of, made_room
-from ..planning.planner import Plan
+from ..planning.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,8 @@ from ..hardware.hardware import Hardware
 from ..launch.launcher import plan_problems
 from ..planning.batch import divisors
 from ..planning.memory_estimate import optimizer_for
-from ..planning.planner import Plan, plan
+from ..planning.plan import Plan
+from ..planning.planner import plan
 from ..strategies import STRATEGIES, choosable, usual
 from ..validation.inputs import input_problems
 

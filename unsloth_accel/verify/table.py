@@ -11,7 +11,7 @@ from .verdict import share
 from .verification import Outcome, Verification
 
 if TYPE_CHECKING:
-    from ..planning.planner import Plan
+    from ..planning.plan import Plan
 
 NOTHING = "–"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
 from ..errors import ConfigError, Problem, nearest
-from ..planning.planner import Plan
+from ..planning.plan import Plan
 from . import tensors
 from .runs import Trained
 

@@ -11,7 +11,7 @@ from typing import Any
 from ..adapters.saving import versions
 from ..artifacts.run_directory import RunDirectory
 from ..errors import LaunchError
-from ..planning.planner import Plan
+from ..planning.plan import Plan
 from .runs import Trained, train
 from .settings import Settings
 from .verdict import Comparison, Tolerance, compare, precision_of, tolerance

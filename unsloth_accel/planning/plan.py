@@ -1,0 +1,156 @@
+"""Plan: what was decided for a run on given hardware, and the files that say so to the processes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..artifacts.run_directory import ACCELERATE_YAML, RUN_YAML, RunDirectory
+from ..config.accelerate_config import AccelerateConfig, Precision, launch_lines
+from ..config.promise import Promise, variables_for
+from ..config.run_config import RunConfig
+from ..errors import ConfigError, Problem
+from ..files import write_atomically
+from ..hardware.device import Device
+from ..hardware.hardware import Hardware
+from ..methods import METHODS, USUAL_METHOD, Method
+from ..models.spec import ModelSpec
+from . import plan_view
+from .batch import Batch
+from .memory_estimate import MemoryEstimate
+from .speed_estimate import Speed
+from .strategy_choice import Rejected
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    strategy: str
+    device: Literal["cuda", "cpu"]
+    mixed_precision: Precision
+    batch: Batch
+    reasons: tuple[str, ...]
+    hardware: Hardware
+    run: RunConfig
+    devices: tuple[Device, ...] = ()
+    """Of one machine: the GPUs that are used, those with the most free memory; none on a CPU."""
+    rejected: tuple[Rejected, ...] = ()
+    """The other strategies, each with the reason."""
+    memory: MemoryEstimate | None = None
+    """Per GPU (on a CPU: per process, of the machine's memory); None where the model's shapes are unknown."""
+    speed: Speed | None = None
+    """Estimated; None on a CPU and for unknown cards."""
+    spec: ModelSpec | None = None
+
+    @property
+    def method(self) -> Method:
+        return METHODS[self.run.method]
+
+    @property
+    def num_processes(self) -> int:
+        return self.batch.num_processes
+
+    @property
+    def num_machines(self) -> int:
+        return self.hardware.num_machines if self.device == "cuda" and self.num_processes > 1 else 1
+
+    @property
+    def promise(self) -> Promise:
+        return Promise(num_processes=self.num_processes, strategy=self.strategy, device=self.device)
+
+    @property
+    def accelerate_config(self) -> AccelerateConfig:
+        # Where it is unknown, nothing that needs it is planned.
+        decoder_layer = (self.spec and self.spec.decoder_layer_class) or AccelerateConfig.decoder_layers[0]
+        return AccelerateConfig(
+            strategy=self.strategy,
+            num_processes=self.num_processes,
+            device=self.device,
+            mixed_precision=self.mixed_precision,
+            num_machines=self.num_machines,
+            # Sharded loading is for 16-bit checkpoints; of another it loads the whole on every GPU.
+            load_in_4bit=self.run.model.load_in_4bit or bool(self.spec and self.spec.quantization),
+            decoder_layers=(decoder_layer,),
+        )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that `accelerate launch` gets beside its YAML."""
+        variables = variables_for(self.promise, gpus=bool(self.hardware.devices)) | self.accelerate_config.environment
+        # Tokenizers' own threads deadlock or warn once the data loader forks.
+        variables["TOKENIZERS_PARALLELISM"] = "false"
+        if self.device == "cpu":
+            # Accelerate counts physical cores, which a container may report as too few.
+            variables["OMP_NUM_THREADS"] = str(max(1, self.hardware.cpu_cores // self.num_processes))
+        elif len(self.devices) < len(self.hardware.devices) or self.devices[0].mig:
+            # One process that sees several GPUs would be given torch's DataParallel by the Trainer; of several MIG
+            # instances, newer drivers show it all.
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(device.uuid or str(device.index) for device in self.devices)
+        return variables
+
+    def resolved(self) -> dict[str, Any]:
+        """The run with every `auto` replaced by what was decided, as nested keys and values."""
+        values = asdict(self.run)
+        if self.run.method == USUAL_METHOD:
+            del values["method"]
+        values["batch"] |= {"global_size": self.batch.global_size}
+        del values["batch"]["global_tokens"]  # the same, said twice
+        if not self.run.data.path:  # planned from overrides alone
+            del values["data"]["path"]
+        if not self.run.output_dir:
+            del values["output_dir"]
+        values["distributed"] |= {
+            "strategy": self.strategy,
+            "num_processes": self.num_processes,
+            "device": self.device,
+        }
+        # Going on from an earlier run or deleting it is a word to one launch, not part of the description.
+        for word in ("resume", "overwrite"):
+            values["training"].pop(word, None)
+        values["training"] |= {
+            "per_device_train_batch_size": self.batch.per_device,
+            "gradient_accumulation_steps": self.batch.accumulation,
+            "bf16": self.mixed_precision == "bf16",
+            "fp16": self.mixed_precision == "fp16",
+        }
+        return values
+
+    def write(self, directory: str | Path) -> None:
+        """Write run.yaml (every `auto` decided), accelerate.yaml, with its launch line, and plan.json into `directory`.
+
+        Raises `ConfigError` where that can't be written.
+        """
+        from omegaconf import OmegaConf
+
+        try:
+            self._write(Path(directory), OmegaConf.to_yaml(OmegaConf.create(self.resolved())))
+        except OSError as error:
+            fix = "choose a directory that you may write"
+            consequence = f"can't be written: {error.strerror}."
+            raise ConfigError(Problem(key=str(directory), consequence=consequence, fix=fix)) from None
+
+    def _write(self, directory: Path, run_yaml: str) -> None:
+        files = RunDirectory(directory)
+        write_atomically(files.run_yaml, run_yaml)
+        config = self.accelerate_config
+        lines = launch_lines(config, ACCELERATE_YAML, f"-m {self.method.module} {RUN_YAML}")
+        comment = (
+            f"{self.strategy}, written by unsloth-accel with {RUN_YAML}. Launch both here, or your own script in the\n"
+        )
+        comment += f"place of what follows -m:\n\n{lines}"
+        config.write(files.accelerate_yaml, comment)
+        write_atomically(files.plan, json.dumps(self.to_dict(), indent=2) + "\n")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything decided, as JSON can hold it: what `unsloth-accel plan --json` prints."""
+        return plan_view.as_dict(self)
+
+    def __str__(self) -> str:
+        return plan_view.as_text(self)
+
+    def __rich__(self) -> Any:
+        return plan_view.as_table(self)
+
+    def _repr_html_(self) -> str:
+        return plan_view.as_html(self)
