@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--work", default="runs/callback-cost")
     options = parser.parse_args()
     from unsloth_accel.adapters.saving import versions
-    from unsloth_accel.config.run_config import from_dict
+    from unsloth_accel.config.read_run import from_dict
     from unsloth_accel.hardware.hardware import Hardware
     from unsloth_accel.planning.planner import plan
 
@@ -100,7 +100,7 @@ def work(run_yaml: str) -> int:
 
     from unsloth_accel.adapters import environment
     from unsloth_accel.callbacks import RankLog
-    from unsloth_accel.config.run_config import load
+    from unsloth_accel.config.read_run import load
     from unsloth_accel.training.process import build_trainer
 
     run = load(run_yaml)

@@ -19,7 +19,7 @@ import yaml
 
 from benchmarks.worker import GIB, MODULE
 from unsloth_accel.capabilities.probe import probe
-from unsloth_accel.config.run_config import from_dict
+from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.planning.plan import Plan
 from unsloth_accel.planning.planner import plan

@@ -44,7 +44,7 @@ from benchmarks.random_checkpoint import SHAPES
 from benchmarks.worker import GATE, KEEP, MODULE, PROFILE
 from unsloth_accel.adapters.fsdp2.peer_fetch.peer_reach import SWITCH
 from unsloth_accel.adapters.saving import versions
-from unsloth_accel.config.run_config import from_dict
+from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.files import write_atomically
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.planning.plan import Plan

@@ -91,7 +91,7 @@ def planned(description: dict[str, Any]) -> RunConfig:
 
 def decided(description: dict[str, Any]) -> RunConfig:
     """The run with what a plan for two CPU processes decides."""
-    from unsloth_accel.config.run_config import from_dict
+    from unsloth_accel.config.read_run import from_dict
     from unsloth_accel.hardware.hardware import Hardware
     from unsloth_accel.planning.planner import plan
 

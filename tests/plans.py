@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from unsloth_accel.config.run_config import from_dict
+from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.hardware.device import Device
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.planning.plan import Plan

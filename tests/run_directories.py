@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from unsloth_accel.config.run_config import load
+from unsloth_accel.config.read_run import load
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.planning.plan import Plan
 from unsloth_accel.planning.planner import plan

@@ -12,7 +12,7 @@ from conftest import CONFIG, ROOT
 from releases import NEWEST, OLDER, UNSLOTH, looked
 
 from unsloth_accel.capabilities.probe import PROBES, Capabilities, here, probe
-from unsloth_accel.config.run_config import from_dict
+from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.errors import ConfigError
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.models.spec import from_config

@@ -17,7 +17,7 @@ from benchmarks import fsdp2_report, gpu_checks, strategies
 from benchmarks.memory import HELD_OUT
 from benchmarks.memory_report import measured, memory_page, speed_page
 from benchmarks.tables import RESULTS, filled
-from unsloth_accel.config.run_config import from_dict
+from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.launch.launcher import parse
 
 READMES = ("README.md", "README_CN.md")

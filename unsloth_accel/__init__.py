@@ -60,7 +60,8 @@ def plan(run: str | PathLike[str] | RunConfig, *overrides: str, hardware: Hardwa
     Raises `ConfigError` with every problem of the description, or with what would fit where the model does not.
     """
     from .capabilities.probe import here
-    from .config.run_config import RunConfig, load
+    from .config.read_run import load
+    from .config.run_config import RunConfig
     from .hardware.hardware import Hardware
     from .planning.planner import plan as make_plan
 

@@ -14,7 +14,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from unsloth_accel.adapters import resuming
 from unsloth_accel.adapters.checkpointing import record
-from unsloth_accel.config.run_config import from_dict
+from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.errors import ConfigError
 
 

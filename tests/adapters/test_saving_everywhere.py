@@ -37,7 +37,7 @@ def described(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def planned(described: Path, out: Path, *overrides: str) -> tuple[list[str], dict[str, str]]:
     """Write the run's two files to `out`; the launch flags that name them, and the strategy's variables."""
-    from unsloth_accel.config.run_config import load
+    from unsloth_accel.config.read_run import load
     from unsloth_accel.hardware.hardware import Hardware
     from unsloth_accel.planning.planner import plan
 

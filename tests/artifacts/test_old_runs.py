@@ -16,7 +16,8 @@ from old_runs import HERE, KINDS, PLACE, placed, straight
 from unsloth_accel.artifacts import checkpoints
 from unsloth_accel.artifacts.resume_facts import resume_problems
 from unsloth_accel.cli.main import main
-from unsloth_accel.config.run_config import RunConfig, from_dict, load
+from unsloth_accel.config.read_run import from_dict, load
+from unsloth_accel.config.run_config import RunConfig
 from unsloth_accel.errors import errors
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.planning.planner import plan

@@ -35,7 +35,7 @@ def train(tiny: Path, out: Path, fault: str, steps: int, **training: Any) -> sub
             "output_dir": str(out),
         },
     )
-    from unsloth_accel.config.run_config import load
+    from unsloth_accel.config.read_run import load
 
     decided = plan(load(described), Hardware.detect())
     decided.write(out)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from conftest import ROOT, SMOLLM2, adapter, cli_command, steps, variable_rows, write_yaml
 
-from unsloth_accel.config.run_config import RunConfig, from_dict
+from unsloth_accel.config.read_run import from_dict
+from unsloth_accel.config.run_config import RunConfig
 from unsloth_accel.errors import ConfigError
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from row_files import ALPACA, write
 
-from unsloth_accel.config.run_config import from_dict
+from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.data.sources import locate
 from unsloth_accel.errors import ConfigError
 from unsloth_accel.validation.inputs import input_problems

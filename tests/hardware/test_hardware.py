@@ -9,7 +9,7 @@ import pytest
 from made_gpus import GIB, Gpu, Look, pairs, several, split_gpus
 from plans import gpus
 
-from unsloth_accel.config.run_config import from_dict
+from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.hardware.detect import _visible
 from unsloth_accel.hardware.device import Device
 from unsloth_accel.hardware.hardware import Hardware

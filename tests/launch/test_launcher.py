@@ -10,7 +10,7 @@ from conftest import NATIVE, ROOT, write_checkpoint, write_yaml
 from releases import looked
 
 from unsloth_accel.config.accelerate_config import AccelerateConfig
-from unsloth_accel.config.run_config import load
+from unsloth_accel.config.read_run import load
 from unsloth_accel.errors import ConfigError, LaunchError
 from unsloth_accel.hardware.device import Device
 from unsloth_accel.hardware.hardware import Hardware
@@ -212,7 +212,7 @@ def test_resuming_is_told_to_the_ranks_and_not_kept(file: Path, earlier: Path) -
     ],
 )
 def test_what_fsdp1_can_not_do_is_refused(words: tuple[str, ...], told: str, file: Path) -> None:
-    from unsloth_accel.config.run_config import load
+    from unsloth_accel.config.read_run import load
     from unsloth_accel.launch.launcher import plan_problems
 
     run = load(file, [word.format(rows=load(file).data.path) for word in words] + ["distributed.strategy=fsdp1"])

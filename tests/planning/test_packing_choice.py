@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from conftest import chat_rows
 
-from unsloth_accel.config.run_config import from_dict
+from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.planning.plan import Plan
 from unsloth_accel.planning.planner import plan

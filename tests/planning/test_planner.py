@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import CPU, LARGE, SMALL, gpus, make, planned
 
-from unsloth_accel.config.run_config import from_dict
+from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.errors import ConfigError
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.planning.planner import plan

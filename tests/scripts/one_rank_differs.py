@@ -5,7 +5,7 @@ import sys
 
 import unsloth_accel  # noqa: F401
 from unsloth_accel.adapters import environment
-from unsloth_accel.config.run_config import load
+from unsloth_accel.config.read_run import load
 from unsloth_accel.training import process
 
 kind, value = os.environ["DIFFERENCE"].split("=", 1)

@@ -8,7 +8,7 @@ from typing import Any
 import unsloth_accel  # noqa: F401
 from unsloth_accel.adapters import environment
 from unsloth_accel.callbacks import RankLog
-from unsloth_accel.config.run_config import load
+from unsloth_accel.config.read_run import load
 from unsloth_accel.training import process
 
 SLEEP = 0.15

@@ -11,7 +11,7 @@ from typing import Any
 import unsloth_accel
 from unsloth_accel.adapters import environment, rank_checks, saving
 from unsloth_accel.artifacts.checkpoints import Checkpoint
-from unsloth_accel.config.run_config import load
+from unsloth_accel.config.read_run import load
 from unsloth_accel.training import process
 
 run = load(sys.argv[1])

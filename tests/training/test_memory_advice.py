@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from unsloth_accel.config.run_config import from_dict
+from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.training.memory_advice import advice
 
 

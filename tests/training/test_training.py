@@ -21,7 +21,7 @@ from conftest import (
     write_yaml,
 )
 
-from unsloth_accel.config.run_config import load
+from unsloth_accel.config.read_run import load
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5

@@ -12,7 +12,8 @@ from conftest import Run, write_checkpoint, write_yaml
 from row_files import CHAT, write
 
 from unsloth_accel.artifacts.checkpoints import checkpoints
-from unsloth_accel.config.run_config import RunConfig, from_dict
+from unsloth_accel.config.read_run import from_dict
+from unsloth_accel.config.run_config import RunConfig
 from unsloth_accel.data.rows import MOST_SHOWN
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.validation.inputs import input_problems, output_problems
@@ -173,7 +174,7 @@ def test_checkpoints_of_an_unfinished_run_are_kept(tmp_path: Path, description: 
 
 
 def test_four_bit_needs_bitsandbytes(description: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from unsloth_accel.config.run_config import from_dict
+    from unsloth_accel.config.read_run import from_dict
     from unsloth_accel.validation import inputs
 
     description["model"]["load_in_4bit"] = True

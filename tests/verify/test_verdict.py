@@ -8,7 +8,7 @@ import pytest
 from conftest import SCRIPTS
 from verified_runs import CPU, TWO, made
 
-from unsloth_accel.config.run_config import from_dict
+from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.errors import ConfigError
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.planning.planner import plan

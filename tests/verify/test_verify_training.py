@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, SCRIPTS, Run, cli_command, variable_rows, write_yaml
 
 from unsloth_accel.artifacts.run_directory import RunDirectory, start_of
-from unsloth_accel.config.run_config import load
+from unsloth_accel.config.read_run import load
 from unsloth_accel.errors import LaunchError
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.verify.runs import Trained, train

@@ -87,7 +87,7 @@ def wide_console() -> Console:
 
 def read_run(words: Sequence[str]) -> RunConfig:
     """The run that a YAML file and overrides describe, in any order; data and output_dir may be missing."""
-    from ..config.run_config import is_override, load
+    from ..config.read_run import is_override, load
 
     overrides = [word for word in words if is_override(word)]
     files = [word for word in words if not is_override(word)]

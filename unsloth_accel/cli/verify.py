@@ -96,7 +96,7 @@ def run(words: Sequence[str]) -> int:
 
 def _read(words: Sequence[str], directory: Path) -> RunConfig:
     """The run of a YAML file and overrides; its output_dir is never used."""
-    from ..config.run_config import is_override, load
+    from ..config.read_run import is_override, load
 
     files = [word for word in words if not is_override(word)]
     if len(files) != 1:

@@ -16,7 +16,8 @@ from ..artifacts.resume_facts import resume_problems
 from ..artifacts.run_directory import RunDirectory
 from ..capabilities.probe import here, lacking
 from ..config.promise import OTHER_KINDS, promise_of_config, variables_for
-from ..config.run_config import RunConfig, from_dict, is_override, load
+from ..config.read_run import from_dict, is_override, load
+from ..config.run_config import RunConfig
 from ..errors import ConfigError, Problem, errors, raise_errors
 from ..hardware.hardware import Hardware
 from ..planning.memory_estimate import BITSANDBYTES_ADAMW

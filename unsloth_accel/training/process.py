@@ -27,7 +27,8 @@ from ..callbacks.phases import phase
 from ..callbacks.rank_log import RankLog
 from ..config.accelerate_config import AccelerateConfig
 from ..config.promise import PLANNED
-from ..config.run_config import RunConfig, load
+from ..config.read_run import load
+from ..config.run_config import RunConfig
 from ..errors import UnslothAccelError
 from ..files import write_atomically
 from ..launch.run_accelerate import report_error

@@ -12,7 +12,7 @@ from .registry import rule
 
 
 def _refused(config: Document, rule_id: str) -> Iterator[Finding]:
-    """What `run_config` says under this rule, with the line."""
+    """What `read_run` says under this rule, with the line."""
     if config.found:
         return  # the reader's word comes first
     for problem in _problems(config.text):
@@ -30,7 +30,7 @@ def _problems(text: str) -> tuple[Problem, ...]:
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from ...config.run_config import from_dict
+    from ...config.read_run import from_dict
 
     try:
         values = OmegaConf.create(text)
@@ -49,7 +49,7 @@ def _problems(text: str) -> tuple[Problem, ...]:
 def run_unknown_key(config: Document) -> Iterator[Finding]:
     """A key that no run has: it would change nothing, so `launch` refuses it.
 
-    Reference: unsloth_accel/config/run_config.py: _fill and _check_training; TRL's SFTConfig.
+    Reference: unsloth_accel/config/read_run.py: _fill and _check_training; TRL's SFTConfig.
     """
     yield from _refused(config, "run-unknown-key")
 
@@ -58,7 +58,7 @@ def run_unknown_key(config: Document) -> Iterator[Finding]:
 def run_wrong_type(config: Document) -> Iterator[Finding]:
     """A value of another type than the field's; `launch` refuses it, where SFTConfig would fail in every process.
 
-    Reference: unsloth_accel/config/run_config.py: _fill; unsloth_accel/config/trainer_fields.py: accepts.
+    Reference: unsloth_accel/config/read_run.py: _fill; unsloth_accel/config/trainer_fields.py: accepts.
     """
     yield from _refused(config, "run-wrong-type")
 
@@ -67,7 +67,7 @@ def run_wrong_type(config: Document) -> Iterator[Finding]:
 def run_missing_key(config: Document) -> Iterator[Finding]:
     """model.name, data.path and output_dir are needed before anything can be planned.
 
-    Reference: unsloth_accel/config/run_config.py: _missing.
+    Reference: unsloth_accel/config/read_run.py: _missing.
     """
     yield from _refused(config, "run-missing-key")
 
@@ -76,7 +76,7 @@ def run_missing_key(config: Document) -> Iterator[Finding]:
 def run_value(config: Document) -> Iterator[Finding]:
     """A value of the right type that means nothing: an unknown word, a batch of 0.
 
-    Reference: unsloth_accel/config/run_config.py: _check_values.
+    Reference: unsloth_accel/config/read_run.py: _check_values.
     """
     yield from _refused(config, "run-value")
 
@@ -85,7 +85,7 @@ def run_value(config: Document) -> Iterator[Finding]:
 def run_elsewhere(config: Document) -> Iterator[Finding]:
     """A field of SFTConfig that has its place elsewhere in run.yaml: set twice, the two could disagree.
 
-    Reference: unsloth_accel/config/run_config.py: _ELSEWHERE.
+    Reference: unsloth_accel/config/read_run.py: _ELSEWHERE.
     """
     yield from _refused(config, "run-elsewhere")
 
@@ -94,7 +94,7 @@ def run_elsewhere(config: Document) -> Iterator[Finding]:
 def run_refused(config: Document) -> Iterator[Finding]:
     """auto_find_batch_size changes the batch inside the run, so that batch.global_size would not hold.
 
-    Reference: unsloth_accel/config/run_config.py: _REFUSED; transformers/trainer.py: find_executable_batch_size.
+    Reference: unsloth_accel/config/read_run.py: _REFUSED; transformers/trainer.py: find_executable_batch_size.
     """
     yield from _refused(config, "run-refused")
 
@@ -121,7 +121,7 @@ def run_resume_and_overwrite(config: Document) -> Iterator[Finding]:
 def run_reference(config: Document) -> Iterator[Finding]:
     """`${…}` refers to another key or to the environment; one that leads nowhere stops the run.
 
-    Reference: omegaconf's interpolation; unsloth_accel/config/run_config.py: _fill.
+    Reference: omegaconf's interpolation; unsloth_accel/config/read_run.py: _fill.
     """
     yield from _refused(config, "run-reference")
 

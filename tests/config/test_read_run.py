@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from conftest import write_yaml
 
-from unsloth_accel.config.run_config import RunConfig, from_dict, is_override, load
+from unsloth_accel.config.read_run import from_dict, is_override, load
+from unsloth_accel.config.run_config import RunConfig
 from unsloth_accel.errors import ConfigError
 
 

@@ -1,0 +1,306 @@
+"""Reading a run: from YAML and `key=value` overrides to a checked `RunConfig`, with every problem at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..errors import ConfigError, Problem, first_line, nearest, raise_errors, yaml_fault
+from ..methods import METHODS, USUAL_METHOD
+from ..strategies import STRATEGIES
+from .row_formats import FIELDS, FORMATS, OPTIONAL
+from .run_config import OWN_TRAINING_KEYS, RunConfig
+from .trainer_fields import accepts, training_fields, type_name
+
+# Fields of TrainingArguments that have one place in a RunConfig; a method's config has more (`Method.elsewhere`).
+_ELSEWHERE = {
+    "output_dir": "output_dir",
+    "report_to": "logging.report_to",
+    "gradient_checkpointing": "model.gradient_checkpointing",
+    "resume_from_checkpoint": "training.resume",
+    "disable_tqdm": "logging.progress",
+    "use_cpu": "distributed.device",
+    "fsdp": "distributed.strategy",
+    "fsdp_config": "distributed.strategy",
+    "deepspeed": "distributed.strategy",
+    "accelerator_config": "distributed.strategy",
+}
+_REFUSED = {
+    "auto_find_batch_size": (
+        "changes the batch inside the run, so batch.global_size would not hold.",
+        "drop it, and set training.per_device_train_batch_size",
+    ),
+}
+_CHOICES = {
+    "distributed.device": ("auto", "cuda", "cpu"),
+    "batch.balance": ("tokens", "rows"),
+    "batch.on_out_of_memory": ("halve", "stop"),
+    "data.format": FORMATS,
+    "data.train_on": ("auto", "all", "responses"),
+    "data.too_long": ("cut", "drop"),
+    "model.gradient_checkpointing": ("unsloth", "true", "false"),
+    "model.dtype": (None, "float32", "float16", "bfloat16"),
+}
+_POSITIVE = (
+    "model.max_seq_length",
+    "lora.r",
+    "batch.global_size",
+    "batch.global_tokens",
+    "evaluation.max_rows",
+    "evaluation.max_new_tokens",
+    "training.per_device_train_batch_size",
+    "training.gradient_accumulation_steps",
+)
+MOST = 2**31
+_REQUIRED = ("model.name", "data.path", "output_dir")
+_MAPPINGS = ("training", "data.columns")
+"""Keys whose own keys are free."""
+_OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=")
+
+
+def is_override(token: str) -> bool:
+    """Whether a command-line token is a `key=value` override."""
+    return bool(_OVERRIDE.match(token))
+
+
+def load(path: str | Path | None, overrides: Sequence[str] = (), *, to_plan: bool = False) -> RunConfig:
+    """Read a run's YAML, if any, apply `key=value` overrides, check it; `to_plan` does without data and output_dir.
+
+    Raises `ConfigError` with every problem found: a file that can't be read, unknown keys (with the nearest known
+    one), wrong types, missing required keys, values outside their choices.
+    """
+    given = OmegaConf.create({}) if path is None else _read_yaml(Path(path))
+    for override in overrides:
+        if not is_override(override):
+            fix = "write key=value, for example training.max_steps=2"
+            raise ConfigError(Problem(key=override, consequence="is not an override.", fix=fix))
+        try:
+            given = OmegaConf.merge(given, OmegaConf.from_dotlist([override]))
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+            fix = "quote the value or correct it"
+            raise ConfigError(Problem(key=override, consequence=f"{first_line(error)}.", fix=fix)) from None
+    return from_dict(given, to_plan=to_plan)
+
+
+def from_dict(given: DictConfig | dict[str, Any], *, to_plan: bool = False) -> RunConfig:
+    """A checked `RunConfig` from nested keys and values; raises `ConfigError` as `load` does."""
+    values = given if isinstance(given, DictConfig) else OmegaConf.create(given)
+    schema = OmegaConf.structured(RunConfig)
+    problems: list[Problem] = []
+    _fill(schema, values, "", problems)
+    for key in ("data.path", "output_dir") if to_plan else ():
+        if OmegaConf.select(schema, key, default=None, throw_on_missing=False) is None:
+            OmegaConf.update(schema, key, "")
+    problems += _missing(schema, ("model.name",) if to_plan else _REQUIRED)
+    problems += _check_training(schema)
+    named = {problem.key for problem in problems}
+    problems += [problem for problem in _check_values(schema) if problem.key not in named]
+    raise_errors(problems)
+    config = OmegaConf.to_object(schema)
+    assert isinstance(config, RunConfig)
+    _expand_home(config)
+    return config
+
+
+def _expand_home(config: RunConfig) -> None:
+    """Replace a leading ~ in every path."""
+    config.model.name = os.path.expanduser(config.model.name)
+    config.data.path = os.path.expanduser(config.data.path)
+    config.data.eval_path = os.path.expanduser(config.data.eval_path) if config.data.eval_path else None
+    config.output_dir = os.path.expanduser(config.output_dir)
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    problem = None
+    try:
+        values = OmegaConf.load(path)
+        if isinstance(values, DictConfig):
+            if values.keys():
+                return values
+            problem = ("is empty.", "describe the run: model.name, data.path and output_dir at least")
+        else:
+            problem = ("is not a mapping of keys to values.", "write key: value lines")
+    except FileNotFoundError:
+        problem = ("no such file.", "check the path")
+    except (IsADirectoryError, PermissionError) as error:
+        problem = (f"{error.strerror}.", "give a readable YAML file")
+    except UnicodeDecodeError as error:
+        problem = (f"is not UTF-8 text (byte {error.start}).", "save the file as UTF-8")
+    except yaml.YAMLError as error:
+        problem = (yaml_fault(error), "correct the YAML there")
+    except (OmegaConfBaseException, OSError) as error:
+        problem = (f"{first_line(error)}.", "correct the file")
+    raise ConfigError(Problem(key=str(path), consequence=problem[0], fix=problem[1]))
+
+
+def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Problem]) -> None:
+    """Copy `values` into `schema` leaf by leaf, so that every unknown key and wrong type is found, not the first."""
+    for key in values:
+        name = f"{prefix}{key}"
+        known = [str(known) for known in schema.keys()]  # noqa: SIM118  (`in schema` leaves out required keys)
+        if str(key) not in known:
+            fix = nearest(str(key), known, prefix)
+            problems.append(Problem(key=name, consequence="unknown key.", fix=fix, rule="run-unknown-key"))
+            continue
+        try:
+            value = values[key]
+        except OmegaConfBaseException as error:
+            consequence, fix = f"{first_line(error)}.", "correct the reference"
+            problems.append(Problem(key=name, consequence=consequence, fix=fix, rule="run-reference"))
+            continue
+        default = schema._get_node(key)
+        if isinstance(default, DictConfig) and name not in _MAPPINGS:
+            if isinstance(value, DictConfig):
+                _fill(default, value, f"{name}.", problems)
+            elif value is not None:
+                fix = f"write its keys below it: {', '.join(map(str, default))}"
+                consequence = "is a section, not a value."
+                rule = "run-wrong-type"
+                problems.append(Problem(key=name, value=value, consequence=consequence, fix=fix, rule=rule))
+            continue
+        if name == "model.gradient_checkpointing" and isinstance(value, bool):
+            value = str(value).lower()  # YAML reads true and false as booleans
+        if isinstance(value, int) and not isinstance(value, bool) and _field_type(name) == "float":
+            value = float(value)
+        try:
+            schema[key] = {} if name in _MAPPINGS and value is None else value
+        except OmegaConfBaseException:
+            kind = _field_type(name)
+            problems.append(_wrong_type(name, value, kind))
+
+
+def _missing(schema: DictConfig, required: Sequence[str]) -> list[Problem]:
+    consequence = "is missing; nothing can be planned without it."
+    return [
+        Problem(key=key, consequence=consequence, fix=f"add it, or pass {key}=…", rule="run-missing-key")
+        for key in required
+        if OmegaConf.select(schema, key, default=None, throw_on_missing=False) in (None, "")
+    ]
+
+
+def _check_training(schema: DictConfig) -> list[Problem]:
+    training = schema._get_node("training")
+    if not isinstance(training, DictConfig) or training._is_missing():
+        return []
+    # An unknown method is told elsewhere.
+    method = METHODS.get(OmegaConf.select(schema, "method")) or METHODS[USUAL_METHOD]
+    known = {**training_fields(method.config_sources), **OWN_TRAINING_KEYS}
+    elsewhere = _ELSEWHERE | dict(method.elsewhere)
+    problems = []
+    for key in map(str, training):
+        name = f"training.{key}"
+        try:
+            value = training[key]
+        except OmegaConfBaseException as error:
+            consequence, fix = f"{first_line(error)}.", "give it a value"
+            problems.append(Problem(key=name, consequence=consequence, fix=fix, rule="run-reference"))
+            continue
+        if key in _REFUSED:
+            consequence, fix = _REFUSED[key]
+            problems.append(Problem(key=name, value=value, consequence=consequence, fix=fix, rule="run-refused"))
+        elif key in elsewhere:
+            consequence, fix = "has its place elsewhere in run.yaml.", f"set {elsewhere[key]} instead"
+            problems.append(Problem(key=name, value=value, consequence=consequence, fix=fix, rule="run-elsewhere"))
+        elif key not in known:
+            if len(known) > len(OWN_TRAINING_KEYS):  # otherwise TRL is not installed and nothing is known
+                consequence = f"unknown key: {method.config_name} has no such field."
+                fix = nearest(key, known, "training.")
+                problems.append(Problem(key=name, consequence=consequence, fix=fix, rule="run-unknown-key"))
+        elif not accepts(known[key], OmegaConf.to_container(value) if OmegaConf.is_config(value) else value):
+            problems.append(_wrong_type(name, value, type_name(known[key])))
+    return problems
+
+
+def _check_values(tree: DictConfig) -> list[Problem]:
+    """Values of the right type that mean nothing, or contradict each other."""
+    problems = []
+
+    def wrong(key: str, value: Any, consequence: str, fix: str, rule: str = "run-value") -> None:
+        problems.append(Problem(key=key, value=value, consequence=consequence, fix=fix, rule=rule))
+
+    def given(key: str) -> Any:
+        try:
+            return OmegaConf.select(tree, key, throw_on_missing=False)
+        except OmegaConfBaseException:
+            return None  # told of elsewhere
+
+    records = {"method": METHODS.names, "distributed.strategy": ("auto", *STRATEGIES.names)}
+    for key, choices in {**records, **_CHOICES}.items():
+        if given(key) not in choices:
+            words = ", ".join("null" if choice is None else choice for choice in choices)
+            wrong(key, given(key), "unknown value.", f"use one of: {words}.")
+    for key in _POSITIVE:
+        value = given(key)
+        if isinstance(value, int) and value > MOST:
+            wrong(key, value, f"is beyond {MOST}, which no run needs.", "give less")
+        if isinstance(value, int | float) and value < 1:
+            wrong(key, value, "must be at least 1.", "give 1 or more")
+    if not 0 <= given("lora.dropout") < 1:
+        wrong("lora.dropout", given("lora.dropout"), "is no share of the activations.", "give 0, or less than 1")
+    count = given("distributed.num_processes")
+    if count != "auto" and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        wrong("distributed.num_processes", count, "is no number of processes.", "auto, or 1, 2, …")
+    modules = given("lora.target_modules")
+    names = isinstance(modules, ListConfig) and len(modules) and all(isinstance(name, str) for name in modules)
+    if modules != "all-linear" and not names:
+        wrong("lora.target_modules", modules, "unknown value.", "all-linear, or a list such as [q_proj, v_proj]")
+    if given("data.eval_path") is None:
+        for key in ("evaluation.exact_match", "training.eval_strategy", "training.do_eval"):
+            if given(key) not in (None, False, "no"):
+                consequence = "needs held-out rows, and data.eval_path names none."
+                wrong(key, given(key), consequence, "set data.eval_path", "run-needs-eval-rows")
+    columns = {name for form, fields in FIELDS.items() for name in (*fields, *OPTIONAL.get(form, ()))}
+    for name in given("data.columns") or ():
+        if name not in columns:
+            wrong(f"data.columns.{name}", given("data.columns")[name], "unknown column.", nearest(str(name), columns))
+    if given("data.streaming") is True:
+        if not (isinstance(steps := given("training.max_steps"), int) and steps > 0):
+            consequence = "a stream has no known end, so nobody knows when the run is over."
+            wrong("data.streaming", True, consequence, "training.max_steps=…, or data.streaming=false")
+        if given("training.packing") is True:
+            consequence = "packing needs to know all rows."
+            wrong("data.streaming", True, consequence, "training.packing=false, or data.streaming=false")
+    template = given("training.chat_template_path")
+    if isinstance(template, str) and not os.path.isfile(os.path.expanduser(template)):
+        consequence = "is no file; another model's template would come with tokens that this model lacks."
+        wrong("training.chat_template_path", template, consequence, "name a .jinja file")
+    tokens, length = given("batch.global_tokens"), given("model.max_seq_length")
+    if tokens is not None and given("batch.global_size") is not None:
+        wrong("batch.global_tokens", tokens, "batch.global_size says the same in rows.", "give one of them")
+    elif isinstance(tokens, int) and isinstance(length, int) and length > 0 and tokens % length:
+        below = tokens // length * length
+        works = " or ".join(f"batch.global_tokens={size}" for size in (below, below + length) if size)
+        wrong("batch.global_tokens", tokens, f"is no whole number of rows of {length} tokens.", works)
+    if given("training.resume") is True and given("training.overwrite") is True:
+        consequence = "resume keeps the earlier run, overwrite deletes it."
+        wrong("training.resume", True, consequence, "choose one of them", "run-resume-and-overwrite")
+    return problems
+
+
+def _wrong_type(key: str, value: Any, kind: str) -> Problem:
+    consequence = f"wrong type: {kind} is needed, this is {_type_of(value)}."
+    return Problem(key=key, value=value, consequence=consequence, fix=f"give {kind}", rule="run-wrong-type")
+
+
+def _field_type(name: str) -> str:
+    """The declared type of a dotted key, in words."""
+    owner: Any = RunConfig
+    *sections, last = name.split(".")
+    for section in sections:
+        owner = next(f.default_factory for f in dataclasses.fields(owner) if f.name == section)
+    kind = next((str(f.type) for f in dataclasses.fields(owner) if f.name == last), "another type")
+    return kind.replace(" | None", " or null")
+
+
+def _type_of(value: Any) -> str:
+    if OmegaConf.is_dict(value):
+        return "a mapping"
+    return "a list" if OmegaConf.is_list(value) else type(value).__name__
