@@ -18,7 +18,7 @@ from benchmarks.memory import HELD_OUT
 from benchmarks.memory_report import measured, memory_page, speed_page
 from benchmarks.tables import RESULTS, filled
 from unsloth_accel.config.read_run import from_dict
-from unsloth_accel.launch.launcher import parse
+from unsloth_accel.launch.arguments import parse
 
 READMES = ("README.md", "README_CN.md")
 

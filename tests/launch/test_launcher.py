@@ -14,7 +14,7 @@ from unsloth_accel.config.read_run import load
 from unsloth_accel.errors import ConfigError, LaunchError
 from unsloth_accel.hardware.device import Device
 from unsloth_accel.hardware.hardware import Hardware
-from unsloth_accel.launch.launcher import Request, launch, parse
+from unsloth_accel.launch.launcher import launch
 from unsloth_accel.launch.run_accelerate import Launch
 from unsloth_accel.planning.planner import plan
 from unsloth_accel.report.run_record import read as read_run
@@ -34,22 +34,6 @@ def launched(*tokens: str | Path, hardware: Hardware = CPU) -> Launch:
     launch(list(map(str, tokens)), run=seen.append, hardware=hardware)
     (only,) = seen
     return only
-
-
-def test_parse_tells_runs_from_scripts() -> None:
-    assert parse(["a.yaml", "x.y=1", "--dry-run"]) == Request(run_yaml="a.yaml", overrides=("x.y=1",), dry_run=True)
-    assert parse(["--config_file", "a.yaml", "s.py", "--dry-run", "b"]) == Request(
-        accelerate_flags=("--config_file", "a.yaml", "s.py", "--dry-run", "b")
-    )
-    assert parse(["--dry-run", "--config_file=a.yaml", "-m", "mod"]).dry_run
-    run = parse(["--main_process_port", "29501", "a.yaml", "--debug", "x=1"])
-    assert (run.run_yaml, run.accelerate_flags) == ("a.yaml", ("--main_process_port", "29501", "--debug"))
-    assert run.overrides == ("x=1",)
-    assert parse(["x=1", "a.yaml"]) == Request(run_yaml="a.yaml", overrides=("x=1",))
-    with pytest.raises(ConfigError, match="nothing to launch"):
-        parse(["--debug"])
-    with pytest.raises(ConfigError, match="neither an override nor a flag"):
-        parse(["a.yaml", "max_steps"])
 
 
 def test_a_run_is_written_and_launched(file: Path, tmp_path: Path) -> None:

@@ -23,9 +23,10 @@ from ..errors import LaunchError, Problem, raise_errors
 from ..hardware.hardware import Hardware
 from ..planning.plan import Plan
 from ..report.at_end import reported
+from .arguments import Request
 from .child import Child
 from .clean_environment import environment_for_launch, memory_problems
-from .launcher import Request, for_run, launch_of, made_room, plan_problems, run_problems
+from .launcher import for_run, launch_of, made_room, plan_problems, run_problems
 from .run_accelerate import Launch
 
 

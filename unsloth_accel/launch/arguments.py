@@ -1,0 +1,103 @@
+"""The words after `unsloth-accel launch`, taken apart: the run or script, its overrides, and accelerate's own flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..config.read_run import is_override
+from ..errors import ConfigError, Problem
+from .run_accelerate import takes_value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `unsloth-accel launch` was asked for, taken apart."""
+
+    run_yaml: str | None = None
+    overrides: tuple[str, ...] = ()
+    accelerate_flags: tuple[str, ...] = ()
+    """In run mode accelerate's own flags; in script mode everything, script and its arguments included."""
+    dry_run: bool = False
+
+
+def parse(tokens: Sequence[str]) -> Request:
+    """Take apart what follows `unsloth-accel launch`.
+
+    Run mode has a run's YAML as its first word that is no flag or flag's value; anything else is script mode, where all
+    words but `--dry-run` are `accelerate launch`'s. Raises `ConfigError` when there is nothing to launch.
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    run_yaml: str | None = None
+    dry_run = False
+    words = list(tokens)
+    while words:
+        word = words.pop(0)
+        if word == "--dry-run":
+            dry_run = True
+        elif word.startswith("-"):
+            flags.append(word)
+            if "=" not in word and words and takes_value(word):
+                flags.append(words.pop(0))
+        elif is_override(word):
+            overrides.append(word)
+        elif run_yaml is not None:
+            fix = "write key=value, for example training.max_steps=2"
+            raise ConfigError(Problem(key=word, consequence="is neither an override nor a flag.", fix=fix))
+        elif word.endswith((".yaml", ".yml")):
+            run_yaml = word
+        else:
+            return Request(accelerate_flags=(*flags, word, *words), dry_run=dry_run)
+    if run_yaml is None:
+        fix = "unsloth-accel launch RUN.yaml, or unsloth-accel launch --config_file X.yaml script.py"
+        raise ConfigError(Problem(key="launch", consequence="there is nothing to launch.", fix=fix))
+    return Request(run_yaml=run_yaml, overrides=tuple(overrides), accelerate_flags=tuple(flags), dry_run=dry_run)
+
+
+def own_overrides(flags: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split accelerate's flags from those that the plan decides: these become overrides, so that the plan stays true.
+
+    Raises `ConfigError` for flags that would contradict the plan.
+    """
+    kept: list[str] = []
+    overrides: list[str] = []
+    words = [part for word in flags for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    while words:
+        word = words.pop(0)
+        name = word.lstrip("-").replace("-", "_")
+        if name in ("num_processes", "num_process") and words:
+            overrides.append(f"distributed.num_processes={words.pop(0)}")
+        elif name in ("cpu", "use_cpu"):
+            overrides.append("distributed.device=cpu")
+        elif name == "mixed_precision" and words:
+            precision = words.pop(0)
+            if precision not in ("no", "fp16", "bf16"):
+                fix = "use one of: no, fp16, bf16"
+                raise ConfigError(Problem(key=word, value=precision, consequence="unknown precision.", fix=fix))
+            overrides += [f"training.{kind}={str(kind == precision).lower()}" for kind in ("bf16", "fp16")]
+        elif name in _DECIDED:
+            consequence = "contradicts the plan that `launch RUN.yaml` makes."
+            raise ConfigError(Problem(key=word, consequence=consequence, fix=_DECIDED[name]))
+        else:
+            kept.append(word)
+            if words and takes_value(word):
+                kept.append(words.pop(0))
+    return kept, overrides
+
+
+_DECIDED = {
+    "config_file": "drop it (the config is generated), or launch your own script with it",
+    "gpu_ids": "set CUDA_VISIBLE_DEVICES for the whole command",
+    "num_machines": "launch your own script with it; a run is planned for one machine so far",
+    "machine_rank": "launch your own script with it; a run is planned for one machine so far",
+    "use_megatron_lm": "launch your own script with it",
+    "use_parallelism_config": "launch your own script with it",
+    "multi_gpu": "drop it, or set distributed.strategy",
+    "use_fsdp": "set distributed.strategy",
+    "use_deepspeed": "launch your own script with it",
+    "tpu": "launch your own script with it",
+    "module": "drop it (the training module is ours)",
+    "m": "drop it (the training module is ours)",
+    "no_python": "drop it (the training module is ours)",
+}
