@@ -15,7 +15,7 @@ from .adapters.environment import prepare as _prepare
 if TYPE_CHECKING:
     from . import callbacks as callbacks
     from .adapters.fsdp2.generation import generating as generating
-    from .adapters.fsdp2.shard import sharded_loading as sharded_loading
+    from .adapters.fsdp2.loading import sharded_loading as sharded_loading
     from .adapters.saving import save as save
     from .adapters.token_balance import balance_tokens as balance_tokens
     from .config.accelerate_config import AccelerateConfig as AccelerateConfig
@@ -47,7 +47,7 @@ _HOME = {
     "notebook_launch": "launch.notebook",
     "prepare": "training.accelerator_loop",
     "save": "adapters.saving",
-    "sharded_loading": "adapters.fsdp2.shard",
+    "sharded_loading": "adapters.fsdp2.loading",
 }
 __all__ = [*_HOME, "callbacks", "plan"]
 

@@ -19,7 +19,7 @@ import unsloth_accel  # noqa: F401  isort: skip
 import unsloth  # noqa: F401  isort: skip
 from unsloth.models.fsdp2_qlora import fsdp2_qlora_wrap  # isort: skip
 
-from unsloth_accel.adapters.fsdp2 import shard
+from unsloth_accel.adapters.fsdp2 import loading
 
 
 def load(path: str) -> torch.nn.Module:
@@ -33,7 +33,7 @@ def load(path: str) -> torch.nn.Module:
     return loaded
 
 
-def packed(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def weights_in_4bit(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {n: p for n, p in model.named_parameters() if getattr(p, "quant_state", None) is not None}
 
 
@@ -50,23 +50,26 @@ def main(path: str, work: str) -> None:
 
 
 def check(path: str) -> None:
-    whole = {name: (p.data.clone(), dequantize_4bit(p.data, p.quant_state)) for name, p in packed(load(path)).items()}
+    whole = {
+        name: (p.data.clone(), dequantize_4bit(p.data, p.quant_state))
+        for name, p in weights_in_4bit(load(path)).items()
+    }
     assert len(whole) == 14, sorted(whole)  # seven projections in each of two blocks
-    with shard._cut_when_quantised():
+    with loading._cut_when_quantised():
         model = load(path)
-    for name, weight in packed(model).items():
+    for name, weight in weights_in_4bit(model).items():
         assert 2 * weight.numel() == whole[name][0].numel(), name  # half of the bytes in each process
     accelerator = SimpleNamespace(device=torch.device("cpu"))
     mesh = init_device_mesh("cpu", (2,))
-    pending = shard._set_aside_rows(model, accelerator)
+    pending = loading.set_aside_rows(model, accelerator)
     assert len(pending) == 14
     with fsdp2_qlora_wrap(model, native=True):
         for layer in model.model.layers:
             fully_shard(layer, mesh=mesh)
-    shard._put_back_rows(model, pending)
+    loading.put_back_rows(model, pending)
     for layer in model.model.layers:
         layer.unshard()
-    for name, weight in packed(model).items():
+    for name, weight in weights_in_4bit(model).items():
         bits, values = whole[name]
         assert torch.equal(weight.data.reshape(-1).view(torch.uint8), bits.reshape(-1)), name
         again = dequantize_4bit(weight.data.view(torch.uint8).view(bits.shape), weight.quant_state)

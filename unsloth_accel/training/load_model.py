@@ -17,7 +17,7 @@ def load_model(run: RunConfig) -> tuple[Any, Any]:
     import unsloth
 
     from ..adapters.ddp_settings import device_map
-    from ..adapters.fsdp2.shard import sharded_loading
+    from ..adapters.fsdp2.loading import sharded_loading
 
     name = run.model.name
     # Absolute, so that the saved adapter finds its base model from any directory.

@@ -1,6 +1,6 @@
 import pytest
 
-from unsloth_accel.adapters.fsdp2 import shard
+from unsloth_accel.adapters.fsdp2 import loading
 
 
 @pytest.mark.parametrize(
@@ -14,12 +14,12 @@ from unsloth_accel.adapters.fsdp2 import shard
     ],
 )
 def test_rows_are_loaded_in_an_fsdp2_launch_only(environ: dict[str, str], launched: bool) -> None:
-    assert shard.is_launched(environ) is launched
+    assert loading.is_launched(environ) is launched
 
 
 def test_rows_are_not_loaded_where_the_config_places_weights_itself() -> None:
     launch = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "2", "FSDP_OFFLOAD_PARAMS": "false"}
-    assert shard.loads_rows(launch)
+    assert loading.loads_rows(launch)
     for name in ("FSDP_OFFLOAD_PARAMS", "FSDP_CPU_RAM_EFFICIENT_LOADING", "ACCELERATE_USE_PARALLELISM_CONFIG"):
         with pytest.warns(UserWarning, match="every GPU loads the whole model"):
-            assert not shard.loads_rows({**launch, name: "true"})
+            assert not loading.loads_rows({**launch, name: "true"})
