@@ -6,6 +6,8 @@ import argparse
 import importlib
 from collections.abc import Sequence
 
+from .options import command_parser
+
 EXAMPLES = """\
 examples:
   mkdir -p ~/.local/share/bash-completion/completions ~/.zfunc
@@ -14,12 +16,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="unsloth-accel completion",
-        description="Print a completion script.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = command_parser("completion", "Print a completion script.", EXAMPLES)
     made.add_argument("shell", choices=["bash", "zsh", "tcsh"])
     return made
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, Problem, raise_errors
-from .plan import add_hardware, read_run
+from .options import add_hardware, chosen_hardware, command_parser, run_from_words
 
 if TYPE_CHECKING:
     from ..config.accelerate_config import AccelerateConfig
@@ -24,13 +24,12 @@ examples:
 def parser() -> argparse.ArgumentParser:
     from ..strategies import STRATEGIES
 
-    made = argparse.ArgumentParser(
-        prog="unsloth-accel config",
+    made = command_parser(
+        "config",
+        "Print or write an accelerate config: for a strategy and a number of GPUs, or as a run is planned.",
+        EXAMPLES,
         usage="unsloth-accel config --strategy STRATEGY --gpus N [options]\n"
         "       unsloth-accel config RUN.yaml [key=value ...] [--hardware HARDWARE] [--out FILE.yaml]",
-        description="Print or write an accelerate config: for a strategy and a number of GPUs, or as a run is planned.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("words", nargs="*", metavar="RUN.yaml", help="plan this run and take its config")
     add_hardware(made)
@@ -82,7 +81,6 @@ def run(words: Sequence[str]) -> int:
 
 
 def _planned(asked: argparse.Namespace) -> AccelerateConfig:
-    from ..hardware.hardware import Hardware
     from ..planning import planner
 
     decided = {
@@ -101,8 +99,7 @@ def _planned(asked: argparse.Namespace) -> AccelerateConfig:
             if value is not None
         ]
     )
-    hardware = Hardware.detect() if asked.hardware is None else Hardware.parse(asked.hardware)
-    config = planner.plan(read_run(asked.words), hardware).accelerate_config
+    config = planner.plan(run_from_words(asked.words), chosen_hardware(asked)).accelerate_config
     return replace(config, main_process_ip=asked.main_process_ip)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from ..doctor import TIME_LIMIT, Result, examine, exit_status
+from .options import command_parser
 
 EXAMPLES = """\
 examples:
@@ -21,12 +22,11 @@ COLOURS = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="unsloth-accel doctor",
-        description="Check the installation against Unsloth's bounds, and the GPUs, their links, NCCL, disk, memory "
+    made = command_parser(
+        "doctor",
+        "Check the installation against Unsloth's bounds, and the GPUs, their links, NCCL, disk, memory "
         "and environment of this machine; then launch processes that sum a tensor. Each finding comes with its fix.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLES,
     )
     made.add_argument("--json", action="store_true", help="print the results as JSON")
     made.add_argument("--quick", action="store_true", help="start no processes: leave the all-reduce out")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .plan import read_run, wide_console
+from .options import add_run, command_parser, count, run_from_words, wide_console
 
 if TYPE_CHECKING:
     from ..planning.memory_estimate import MemoryEstimate, Workload
@@ -20,15 +20,14 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="unsloth-accel estimate",
-        usage="unsloth-accel estimate [RUN.yaml] [key=value ...] [--gpus N] [--rows N] [--json]",
-        description="GiB per GPU for each strategy: weights, adapter, gradients, optimizer, activations, loss, "
+    made = command_parser(
+        "estimate",
+        "GiB per GPU for each strategy: weights, adapter, gradients, optimizer, activations, loss, "
         "gathered units, loading, fragmentation, CUDA's context. How good it is: docs/memory.md.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLES,
+        usage="unsloth-accel estimate [RUN.yaml] [key=value ...] [--gpus N] [--rows N] [--json]",
     )
-    made.add_argument("words", nargs="*", metavar="RUN.yaml", help="a run's description, and key=value overrides")
+    add_run(made)
     made.add_argument("--gpus", type=count, default=2, metavar="N", help="that share the model; default 2")
     made.add_argument("--rows", type=count, metavar="N", help="rows at once on each GPU; default the run's, or 2")
     made.add_argument("--json", action="store_true")
@@ -45,7 +44,7 @@ def run(words: Sequence[str]) -> int:
     from ..planning.planner import workload
     from ..strategies import STRATEGIES
 
-    description = read_run(asked.words)
+    description = run_from_words(asked.words)
     spec = ModelSpec.load(description.model.name)
     rows = asked.rows or description.training.get("per_device_train_batch_size") or 2
     full = description.model.dtype == "float32"
@@ -96,11 +95,3 @@ def _print(work: Workload, found: dict[str, MemoryEstimate], gpus: int) -> None:
     table.add_section()
     table.add_row("total", *(f"{memory.total:.1f}" for memory in found.values()), style="bold")
     wide_console().print(table)
-
-
-def count(text: str) -> int:
-    """A number from 1 to 65536, for argparse."""
-    number = int(text)
-    if not 1 <= number <= 65536:
-        raise argparse.ArgumentTypeError("must be 1 to 65536")
-    return number

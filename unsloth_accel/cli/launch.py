@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from .options import command_parser
+
 EXAMPLES = """\
 examples:
   unsloth-accel launch examples/configs/quickstart.yaml training.max_steps=2
@@ -13,16 +15,15 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="unsloth-accel launch",
+    made = command_parser(
+        "launch",
+        "Plan the run for this machine, write its accelerate config and launch it; or launch your own "
+        "script, where every flag of accelerate launch works. The config is validated first.",
+        EXAMPLES,
         usage=(
             "unsloth-accel launch RUN.yaml [key=value ...] [--dry-run] [accelerate launch flags]\n"
             "       unsloth-accel launch --config_file CONFIG.yaml [flags] [--dry-run] script.py [args ...]"
         ),
-        description="Plan the run for this machine, write its accelerate config and launch it; or launch your own "
-        "script, where every flag of accelerate launch works. The config is validated first.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("words", nargs="*", metavar="RUN.yaml | script.py", help="what to launch, and its overrides")
     made.add_argument("--dry-run", action="store_true", help="show plan, command, environment and YAML; run nothing")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from .options import command_parser
+
 EXAMPLES = """\
 examples:
   unsloth-accel merge runs/llama-1b                        # writes runs/llama-1b/merged
@@ -14,13 +16,12 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="unsloth-accel merge",
-        description="Write the model that an adapter and its base make, with the tokenizer, for programs that load no "
+    made = command_parser(
+        "merge",
+        "Write the model that an adapter and its base make, with the tokenizer, for programs that load no "
         "adapters. Runs on the CPU and holds the model once. An adapter that was trained on a 4-bit base is merged "
         "into the 16-bit original.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLES,
     )
     made.add_argument(
         "source", metavar="ADAPTER_DIR", help="an adapter's directory, a checkpoint, or a run's directory"

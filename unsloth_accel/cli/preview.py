@@ -10,7 +10,7 @@ from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, Problem
-from .plan import read_run, wide_console
+from .options import add_run, command_parser, positive, run_from_words, wide_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,15 +27,14 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="unsloth-accel preview",
-        usage="unsloth-accel preview RUN.yaml [key=value ...] [--rows N] [--most N] [--json]",
-        description="Show the first rows as tokens, those that are trained marked; then the lengths of all rows, what "
+    made = command_parser(
+        "preview",
+        "Show the first rows as tokens, those that are trained marked; then the lengths of all rows, what "
         "padding wastes and packing would gain. Loads the model's tokenizer only.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLES,
+        usage="unsloth-accel preview RUN.yaml [key=value ...] [--rows N] [--most N] [--json]",
     )
-    made.add_argument("words", nargs="*", metavar="RUN.yaml", help="a run's description, and key=value overrides")
+    add_run(made)
     made.add_argument("--rows", type=positive, default=3, metavar="N", help="rows to show; default 3")
     made.add_argument(
         "--most", type=positive, default=MOST, metavar="N", help=f"rows to count; default the first {MOST}"
@@ -44,17 +43,9 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def positive(text: str) -> int:
-    """A whole number from 1, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
 def run(words: Sequence[str]) -> int:
     asked = parser().parse_intermixed_args(words)
-    description = read_run(asked.words)
+    description = run_from_words(asked.words)
     if not description.data.path:
         fix = "name the rows, data.path=…"
         raise ConfigError(Problem(key="data.path", consequence="is missing: there is nothing to show.", fix=fix))

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from ..errors import ConfigError, Problem
+from .options import command_parser
 
 EXAMPLES = """\
 examples:
@@ -15,12 +16,11 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="unsloth-accel report",
-        description="Write one HTML page about a run: what ran and why, loss, speed, memory, warnings, and how to load "
+    made = command_parser(
+        "report",
+        "Write one HTML page about a run: what ran and why, loss, speed, memory, warnings, and how to load "
         "the result. It needs no network. A run that failed, or still trains, has a report too.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLES,
     )
     made.add_argument("runs", nargs="+", metavar="RUN_DIR", help="a run's output_dir")
     made.add_argument("--compare", action="store_true", help="set the second of two runs beside the first")

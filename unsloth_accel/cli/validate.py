@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import errors
 from ..validation.rules import Context, Finding, Report, check, read_text, repaired, validate
+from .options import command_parser
 
 EXAMPLES = """\
 examples:
@@ -24,12 +25,11 @@ docs/rules.md explains every rule. exit status: 0 no errors, 1 errors, 2 wrong u
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="unsloth-accel validate",
-        description="Say everything that is wrong with accelerate configs and run descriptions, with line, consequence "
+    made = command_parser(
+        "validate",
+        "Say everything that is wrong with accelerate configs and run descriptions, with line, consequence "
         "and fix. Nothing is started and no GPU is needed.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLES,
     )
     made.add_argument("files", nargs="+", metavar="FILE", help="a config, a run, or a directory with both")
     made.add_argument("--json", action="store_true", help="print a list of problems as JSON")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, Problem
 from ..files import write_atomically
-from .estimate import count
+from .options import add_run, command_parser, count
 
 if TYPE_CHECKING:
     from ..config.run_config import RunConfig
@@ -32,17 +32,16 @@ exit status: 0 every strategy trains as one process does; 1 one does not; 2 some
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="unsloth-accel verify",
-        usage="unsloth-accel verify RUN.yaml [key=value ...] [--strategy S[,S...]] [--steps N] [--num-processes N] "
-        "[--tolerance NAME=NUMBER] [--json FILE] [--keep DIRECTORY]",
-        description="Train the first steps of a run in one process and, by each strategy, in several, on the same rows "
+    made = command_parser(
+        "verify",
+        "Train the first steps of a run in one process and, by each strategy, in several, on the same rows "
         "in the same order, and compare loss, gradient norm, adapter, throughput and memory. The run's own output "
         "directory is left alone.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLES,
+        usage="unsloth-accel verify RUN.yaml [key=value ...] [--strategy S[,S...]] [--steps N] [--num-processes N] "
+        "[--tolerance NAME=NUMBER] [--json FILE] [--keep DIRECTORY]",
     )
-    made.add_argument("words", nargs="+", metavar="RUN.yaml", help="a run's description, and key=value overrides")
+    add_run(made, "+")
     made.add_argument("--strategy", metavar="S[,S...]", help="ddp, fsdp2, fsdp2_native, …; default: all that can run")
     made.add_argument("--steps", type=count, metavar="N", default=8, help="optimizer steps; default %(default)s")
     made.add_argument("--num-processes", type=count, metavar="N", help="to compare one with; default: one per GPU")

@@ -1,0 +1,83 @@
+"""What the commands share: their parsers' form, options, numbers, the run that words describe, a console for tables."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..config.run_config import RunConfig
+    from ..hardware.hardware import Hardware
+
+
+def command_parser(name: str, description: str, examples: str, usage: str | None = None) -> argparse.ArgumentParser:
+    """The parser of `unsloth-accel NAME`; `examples` stand below its help as they are."""
+    form = argparse.RawDescriptionHelpFormatter
+    prog = f"unsloth-accel {name}"
+    return argparse.ArgumentParser(
+        prog=prog, usage=usage, description=description, epilog=examples, formatter_class=form
+    )
+
+
+def add_run(made: argparse.ArgumentParser, count: str = "*") -> None:
+    """The words that describe a run, for `run_from_words`; `count` is argparse's nargs."""
+    words = "a run's description, and key=value overrides"
+    made.add_argument("words", nargs=count, metavar="RUN.yaml", help=words)
+
+
+def add_hardware(made: argparse.ArgumentParser) -> None:
+    """The option that plans for hardware elsewhere."""
+    words = "plan for other hardware: 2xT4, 8xH100-80GB, 2x8xH100 (machines x GPUs), cpu; default: this machine"
+    made.add_argument("--hardware", metavar="HARDWARE", help=words)
+
+
+def chosen_hardware(asked: argparse.Namespace) -> Hardware:
+    """The hardware that `--hardware` names; this machine's without it."""
+    from ..hardware.hardware import Hardware
+
+    return Hardware.detect() if asked.hardware is None else Hardware.parse(asked.hardware)
+
+
+def count(text: str) -> int:
+    """A number from 1 to 65536, for argparse."""
+    number = int(text)
+    if not 1 <= number <= 65536:
+        raise argparse.ArgumentTypeError("must be 1 to 65536")
+    return number
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def run_from_words(words: Sequence[str]) -> RunConfig:
+    """The run that a YAML file and overrides describe, in any order; data and output_dir may be missing."""
+    from ..config.read_run import is_override, load
+
+    overrides = [word for word in words if is_override(word)]
+    files = [word for word in words if not is_override(word)]
+    if len(files) > 1 or (files and not files[0].endswith((".yaml", ".yml"))):
+        fix = "give one RUN.yaml, and key=value words such as model.name=unsloth/Llama-3.1-8B-Instruct"
+        raise ConfigError(Problem(key=files[-1], consequence="is neither an override nor the one YAML file.", fix=fix))
+    if not words:
+        fix = "give a RUN.yaml, or model.name=… batch.global_size=…"
+        raise ConfigError(Problem(key="RUN.yaml", consequence="there is no run to plan.", fix=fix))
+    return load(files[0] if files else None, overrides, to_plan=True)
+
+
+def wide_console() -> Console:
+    """For tables: as wide as the terminal or COLUMNS; elsewhere rich would fold lines at 80 columns."""
+    from rich.console import Console
+
+    terminal = Console()
+    return terminal if terminal.is_terminal or "COLUMNS" in os.environ else Console(width=160)
