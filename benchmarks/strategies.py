@@ -307,7 +307,7 @@ def difference(cell: Cell, decided: Plan, done: Trained, single: dict[str, Any])
         "same_rows": single["tokens"] == done.tokens,
     }
     directory = done.directory.with_name(f"{cell.group}-single")
-    alone = replace(decided, strategy="single", batch=replace(decided.batch, num_processes=1))
+    alone = replace(decided, strategy="single", num_processes=1)
     if not (directory / "adapter").is_dir():
         return found
     precision = precision_of(decided)

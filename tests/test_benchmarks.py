@@ -215,7 +215,7 @@ def test_four_gpus(work: Path) -> None:
     chosen = planned(Cell("tiny", 16, "alone", 2, 4), work, four, "auto")
     assert single.batch.global_size == ddp.batch.global_size == chosen.batch.global_size == 8
     assert (single.batch.accumulation, ddp.batch.accumulation) == (4, 1)
-    assert (chosen.strategy, chosen.batch.num_processes) == ("ddp", 4)
+    assert (chosen.strategy, chosen.num_processes) == ("ddp", 4)
 
 
 def test_the_page_of_several_numbers_of_gpus() -> None:

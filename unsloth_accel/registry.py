@@ -27,17 +27,21 @@ class Registry(Generic[Record]):
 
     def __init__(self, key: str, records: Iterable[Record]) -> None:
         """`key` is what a user writes a name of this kind at, for errors."""
-        self._key = key
+        self.key = key
+        self.added: list[str] = []
+        """The names of records from outside."""
         self._records = {record.name: record for record in records}
 
     def add(self, record: Record) -> Record:
         """Add `record`, in the place of one of the same name; returns it."""
         self._records[record.name] = record
+        self.added.append(record.name)
         return record
 
     def remove(self, name: str) -> None:
         """Take out what `add` put in."""
         del self._records[name]
+        self.added.remove(name)
 
     def get(self, name: object) -> Record | None:
         """The record of that name; None where there is none, or `name` is no name."""
@@ -48,7 +52,7 @@ class Registry(Generic[Record]):
         found = self.get(name)
         if found is None:
             fix = nearest(str(name), self._all())
-            raise ConfigError(Problem(key=self._key, value=name, consequence="unknown value.", fix=fix))
+            raise ConfigError(Problem(key=self.key, value=name, consequence="unknown value.", fix=fix))
         return found
 
     def __contains__(self, name: object) -> bool:

@@ -225,8 +225,12 @@ STRATEGIES: Registry[Strategy] = Registry(
 
 
 def choosable(num_processes: int) -> list[Strategy]:
-    """Those that a plan may take for so many processes without being asked, in order of preference."""
-    return [one for one in STRATEGIES if one.may_be_chosen and one.one_process == (num_processes == 1)]
+    """Those that a plan may take for so many processes without being asked, in order of preference.
+
+    Their processes all compute different rows, so the batch is divided alike whichever is taken.
+    """
+    alone = num_processes == 1
+    return [one for one in STRATEGIES if one.may_be_chosen and one.one_process == alone and one.processes_per_row == 1]
 
 
 def usual(num_processes: int) -> Strategy:

@@ -30,6 +30,7 @@ CHECKS: tuple[tuple[str, Callable[[Machine], Iterator[Result]]], ...] = (
     ("unsloth", installed.unsloth),
     ("versions", installed.versions),
     ("capabilities", runnable_strategies.capabilities),
+    ("additions", runnable_strategies.added),
     ("known-bad pairs", known_bad.pairs),
     ("torch build", known_bad.torch_for_device),
     ("kernels", known_bad.kernels),

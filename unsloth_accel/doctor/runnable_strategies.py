@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..capabilities.probe import Capabilities, probe
+from ..errors import ConfigError
+from ..methods import METHODS
+from ..models.architectures import ARCHITECTURES
+from ..registry import PLUGINS
 from ..strategies import STRATEGIES
 from .machine import Machine
 from .result import Result
@@ -38,3 +42,16 @@ def results(found: Capabilities, device: str) -> Iterator[Result]:
             detail=found.sentence(one),
             fix=one.fix if status == "warning" else "",
         )
+
+
+def added(machine: Machine) -> Iterator[Result]:
+    """The strategies, methods and model families that UNSLOTH_ACCEL_PLUGINS adds."""
+    try:
+        found = [
+            f"{kind.key} {name}" for kind in (STRATEGIES, METHODS, ARCHITECTURES) if kind.names for name in kind.added
+        ]
+    except ConfigError as error:
+        yield Result(name=PLUGINS, status="error", detail=error.problems[0].consequence, fix=error.problems[0].fix)
+        return
+    if found:
+        yield Result(name=PLUGINS, detail=f"adds {', '.join(found)}")

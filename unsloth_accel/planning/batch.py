@@ -10,15 +10,16 @@ from ..errors import ConfigError, Problem
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """global_size = per_device × accumulation × num_processes, exactly."""
+    """global_size = per_device × accumulation × data_parallel, exactly."""
 
     global_size: int
     per_device: int
     accumulation: int
-    num_processes: int
+    data_parallel: int
+    """Processes that compute different rows: all of them, unless a strategy has several compute the same ones."""
 
     def __str__(self) -> str:
-        parts = f"{self.per_device} × {self.accumulation} × {self.num_processes}"
+        parts = f"{self.per_device} × {self.accumulation} × {self.data_parallel}"
         return f"{self.global_size} rows per step = {parts} (per device × accumulation × processes)"
 
 
@@ -29,7 +30,8 @@ def divide_batch(
     accumulation: int | None = None,
     most: int = DEFAULT_PER_DEVICE,
 ) -> Batch:
-    """Split `global_size` rows exactly over `count` processes; per device as many rows as divide it, up to `most`.
+    """Split `global_size` rows exactly over `count` data-parallel processes; per device as many as divide them, up to
+    `most`.
 
     Raises `ConfigError` when that is impossible, with the nearest global sizes that work.
     """
@@ -39,7 +41,7 @@ def divide_batch(
         per_device = rows // accumulation
     elif per_device is None:
         per_device = max(size for size in divisors(rows) if size <= max(most, 1))
-    return Batch(global_size=global_size, per_device=per_device, accumulation=rows // per_device, num_processes=count)
+    return Batch(global_size=global_size, per_device=per_device, accumulation=rows // per_device, data_parallel=count)
 
 
 def divisors(rows: int) -> list[int]:

@@ -27,6 +27,8 @@ from .strategy_choice import Rejected
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     strategy: str
+    num_processes: int
+    """Over all machines."""
     device: Literal["cuda", "cpu"]
     mixed_precision: Precision
     batch: Batch
@@ -46,10 +48,6 @@ class Plan:
     @property
     def method(self) -> Method:
         return METHODS[self.run.method]
-
-    @property
-    def num_processes(self) -> int:
-        return self.batch.num_processes
 
     @property
     def num_machines(self) -> int:

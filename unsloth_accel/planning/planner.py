@@ -49,13 +49,14 @@ def plan(
         reasons += [reason for reason in hardware.reasons if any(word in reason for word in DECISIVE)]
     count = _num_processes(run, hardware, device, reasons)
     _check_strategy(run, count, device)
+    data_parallel = STRATEGIES[_unsized_strategy(run, count)].data_parallel(count)
     used = _freest(hardware, count) if device == "cuda" else ()
     precision = choose_precision(run, hardware, used, reasons)
     rows = run.batch.rows(run.model.max_seq_length)
     per_device: int | None = run.training.get("per_device_train_batch_size")
     accumulation: int | None = run.training.get("gradient_accumulation_steps")
     if rows is not None:
-        check_divisible(rows, count, per_device, accumulation)
+        check_divisible(rows, data_parallel, per_device, accumulation)
     chosen: Option | None = None
     rejected: tuple[Rejected, ...] = ()
     spec = spec or _spec(run, device, count, reasons)
@@ -67,7 +68,7 @@ def plan(
     if spec is not None:
         trained = targets(run, spec)
         run = _spelt_out(run, spec, trained, reasons)
-        choice = _choice(run, spec, trained, replace(hardware, devices=used), precision, count, rows)
+        choice = _choice(run, spec, trained, replace(hardware, devices=used), precision, count, data_parallel, rows)
         choice = replace(choice, unavailable=unavailable | _cannot_shard(spec, run, device))
         if device == "cuda":
             chosen, why, rejected = choose(choice, run.distributed.strategy)
@@ -85,11 +86,12 @@ def plan(
         reasons.append(_plain_reason(strategy))
     if strategy in lacking:
         reasons.append(f"beware: {strategy} needs other versions than are installed here: {lacking[strategy]}")
-    batch = _batch(rows, count, per_device, accumulation, chosen, device, reasons)
+    batch = _batch(rows, data_parallel, per_device, accumulation, chosen, device, reasons)
     run = _with_optimizer(run, strategy, device, reasons)
     run = with_packing(run, device, reasons)
     return Plan(
         strategy=strategy,
+        num_processes=count,
         device=device,
         mixed_precision=precision,
         batch=batch,
@@ -155,6 +157,11 @@ def _check_strategy(run: RunConfig, count: int, device: str) -> None:
     if not strategy.one_process and count == 1:
         consequence = f"{asked} needs at least two processes and there is one."
         raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix="distributed.strategy=auto"))
+    if count % strategy.processes_per_row:
+        consequence = f"{strategy.processes_per_row} processes compute the same rows under it, and there are {count}."
+        more = -(-count // strategy.processes_per_row) * strategy.processes_per_row
+        fix = f"distributed.num_processes={more}, or {instead}"
+        raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix=fix))
     if not strategy.runs_on_cpu and device == "cpu":
         consequence = "accelerate has no FSDP on a CPU: each process would train alone."
         raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix=instead))
@@ -220,11 +227,12 @@ def _choice(
     hardware: Hardware,
     precision: Precision,
     count: int,
+    data_parallel: int,
     rows: int | None,
 ) -> Choice:
     per_device: int | None = run.training.get("per_device_train_batch_size")
     accumulation: int | None = run.training.get("gradient_accumulation_steps")
-    own = rows // count if rows is not None else None
+    own = rows // data_parallel if rows is not None else None
     if per_device is not None:
         sizes = [per_device]
     elif own is None:
@@ -242,6 +250,7 @@ def _choice(
     work = workload(run, spec, trained, sizes[0], full=full, on_cpu=not hardware.devices)
     return Choice(
         work=work,
+        data_parallel=data_parallel,
         hardware=hardware,
         capacity_gib=capacity,
         num_processes=count,

@@ -63,6 +63,8 @@ class Choice:
     capacity_gib: float
     """Free memory of the smallest GPU."""
     num_processes: int
+    data_parallel: int
+    """Those of them that compute different rows."""
     precision: Precision
     sizes: Sequence[int]
     """Rows at once that would keep the global batch, ascending."""
@@ -93,7 +95,7 @@ class Choice:
         work = replace(self.work, per_device=size)
         steps = self.accumulation or 1 if self.rows is None else max(self.rows // size, 1)
         if alone and self.rows is not None:
-            steps *= self.num_processes  # the same rows, in one process
+            steps *= self.data_parallel  # the same rows, in one process
         speed = estimate_speed(work, strategy, count, steps, self.hardware, self.precision)
         return Option(strategy=strategy, per_device=size, memory=memory(size), fits=bool(fitting), speed=speed)
 
@@ -259,15 +261,22 @@ def _more_gpus(choice: Choice, strategy: str) -> int | None:
     for count in (2, 4, 8, 16, 32, 64):
         if count <= choice.num_processes:
             continue
-        rows = None if choice.rows is None else choice.rows * choice.num_processes
-        if rows is not None and rows % count:
+        parts = STRATEGIES[strategy].data_parallel(count)
+        rows = None if choice.rows is None else choice.rows * choice.data_parallel
+        if rows is not None and rows % parts:
             continue
         sizes: Sequence[int] = choice.sizes
         if rows is not None and len(sizes) > 1:
-            sizes = divisors(rows // count)
-        elif rows is not None and rows // count % sizes[0]:
+            sizes = divisors(rows // parts)
+        elif rows is not None and rows // parts % sizes[0]:
             continue  # what the run gives for each device doesn't divide the share of so many
-        changed = replace(choice, num_processes=count, sizes=sizes, rows=None if rows is None else rows // count)
+        changed = replace(
+            choice,
+            num_processes=count,
+            data_parallel=parts,
+            sizes=sizes,
+            rows=None if rows is None else rows // parts,
+        )
         if changed.option(strategy).fits:
             return count
     return None
