@@ -32,8 +32,8 @@ def cells(file: str) -> dict[str, Any]:
     return found
 
 
-def table(packed: bool) -> str:
-    kind = "8B-4bit" if packed else "8B"
+def table(in_4bit: bool) -> str:
+    kind = "8B-4bit" if in_4bit else "8B"
     lines = [
         "| | loading GiB | training GiB | of one GPU | s/step | of linear | loss, step 7 |",
         "|---|---|---|---|---|---|---|",
@@ -143,11 +143,11 @@ of all strategies but *one GPU* are the same, and so should the losses be.
 
 ## 16 bit
 
-{table(packed=False)}
+{table(in_4bit=False)}
 
 ## 4 bit
 
-{table(packed=True)}
+{table(in_4bit=True)}
 
 ## What it does
 

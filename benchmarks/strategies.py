@@ -49,7 +49,7 @@ from unsloth_accel.files import write_atomically
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.planning.plan import Plan
 from unsloth_accel.planning.planner import plan
-from unsloth_accel.verify.runs import Trained, read, train
+from unsloth_accel.verify.runs import Trained, read_trained, train
 from unsloth_accel.verify.verdict import compare, largest, precision_of, tolerance
 
 RESULTS = "benchmarks/results"
@@ -311,7 +311,7 @@ def difference(cell: Cell, decided: Plan, done: Trained, single: dict[str, Any])
     if not (directory / "adapter").is_dir():
         return found
     precision = precision_of(decided)
-    compared = compare(read(alone, directory), done, tolerance(precision, device="cuda"))
+    compared = compare(read_trained(alone, directory), done, tolerance(precision, device="cuda"))
     return found | {
         "moved": compared.moved,
         "adapter": compared.adapter,

@@ -10,7 +10,7 @@ import importlib
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
-from .adapters.environment import prepare as _prepare
+from .adapters.environment import prepare_process as _prepare_process
 
 if TYPE_CHECKING:
     from . import callbacks as callbacks
@@ -79,4 +79,4 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
 
 
-_prepare()
+_prepare_process()

@@ -70,7 +70,7 @@ def test_running_means_are_sent_and_constants_are_not() -> None:
 
 
 def test_a_packed_model_off_its_gpu_is_refused() -> None:
-    """Accelerate moves a 16-bit model to its place, and can't move a packed or a split one."""
+    """Accelerate moves a 16-bit model to its place, and can't move a quantised or a split one."""
     with torch.device("meta"):
         model = torch.nn.Linear(2, 2)
     mine = torch.device("cuda", 1)

@@ -25,7 +25,7 @@ def test_the_promise_of_the_launcher_wins() -> None:
 def test_nothing_is_promised_outside_a_launch() -> None:
     assert environment.promise({}) is None
     environ = {"PATH": "/bin"}
-    environment.prepare(environ)
+    environment.prepare_process(environ)
     assert environ == {"PATH": "/bin"}
 
 
@@ -138,7 +138,7 @@ def test_a_native_config_carries_its_variables(tmp_path: Path) -> None:
     assert promised.strategy == "fsdp2_native"
     assert promised.environment == NATIVE
     environ = {PROMISE: json.dumps(vars(promised)), "WORLD_SIZE": "2", "UNSLOTH_FSDP2_LAYOUT": "fit"}
-    environment.prepare(environ)
+    environment.prepare_process(environ)
     assert environ.items() >= {**NATIVE, "UNSLOTH_FSDP2_LAYOUT": "fit"}.items(), "what the user has set is left"
     text = file.read_text(encoding="utf-8").replace("UNSLOTH_FSDP2_SHARDED_LOAD=1", "PATH=/tmp")
     assert "PATH" not in in_comment(text)
@@ -153,7 +153,7 @@ def test_sharded_ranks_make_the_same_forward_passes(strategy: Any, alike: bool) 
     """Unsloth's GRPO packs rows as each rank sees fit, which FSDP2's gathers can't stand."""
     promised = Promise(num_processes=2, strategy=strategy)
     environ = {PROMISE: json.dumps(vars(promised)), "WORLD_SIZE": "2"}
-    environment.prepare(environ)
+    environment.prepare_process(environ)
     assert ("UNSLOTH_GRPO_SEQ_PACKING" in environ) is alike
 
 
@@ -163,11 +163,11 @@ def test_unsloth_before_the_variables_that_it_reads(monkeypatch: pytest.MonkeyPa
     environ = {PROMISE: json.dumps(vars(promised)), "WORLD_SIZE": "2"}
     unsloth = ModuleType("unsloth")
     monkeypatch.setitem(sys.modules, "unsloth", unsloth)
-    environment.prepare({**environ, **NATIVE})  # nothing was set too late
+    environment.prepare_process({**environ, **NATIVE})  # nothing was set too late
     with pytest.raises(ImportOrderError, match="`import unsloth_accel` before `import unsloth`"):
-        environment.prepare(dict(environ))
+        environment.prepare_process(dict(environ))
     on_cpu = {PROMISE: json.dumps(vars(Promise(num_processes=2, device="cpu"))), "WORLD_SIZE": "2"}
-    environment.prepare(dict(on_cpu))
+    environment.prepare_process(dict(on_cpu))
     unsloth.DEVICE_TYPE = "cuda"  # type: ignore[attr-defined]
     with pytest.raises(ImportOrderError, match="has chosen cuda; this run is on a CPU"):
-        environment.prepare(dict(on_cpu))
+        environment.prepare_process(dict(on_cpu))

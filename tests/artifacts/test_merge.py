@@ -29,24 +29,24 @@ def finished(description: dict[str, Any], tmp_path: Path) -> Path:
 
 def refused(*arguments: Any, **options: Any) -> str:
     with pytest.raises(ConfigError) as told:
-        merging.prepare(*arguments, **options)
+        merging.plan_merge(*arguments, **options)
     return str(told.value)
 
 
 def test_a_run_and_its_adapter_mean_the_same(finished: Path) -> None:
-    found = merging.prepare(finished)
-    assert found == merging.prepare(finished / "adapter")
+    found = merging.plan_merge(finished)
+    assert found == merging.plan_merge(finished / "adapter")
     assert found.target == finished / "merged"
     assert found.dtype == "bfloat16"  # the base is float32
-    assert merging.prepare(finished, dtype="float32").bytes == 2 * found.bytes
+    assert merging.plan_merge(finished, dtype="float32").bytes == 2 * found.bytes
 
 
 def test_what_is_there_is_not_overwritten(finished: Path) -> None:
     (finished / "merged").mkdir()
-    merging.prepare(finished)
+    merging.plan_merge(finished)
     (finished / "merged" / "model.safetensors").write_text("precious", encoding="utf-8")
     assert "is not empty. Fix: --overwrite" in refused(finished)
-    merging.prepare(finished, overwrite=True)
+    merging.plan_merge(finished, overwrite=True)
     assert "would be merged" in refused(finished, finished / "adapter", overwrite=True)
     assert "would be merged" in refused(finished, finished, overwrite=True)
 
@@ -81,7 +81,7 @@ def test_too_little_room(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_adapter_of_a_4_bit_base_goes_into_the_original(trained_on: str, base: str, finished: Path) -> None:
     config = {"base_model_name_or_path": trained_on}
     (finished / "adapter" / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-    found = merging.prepare(finished)
+    found = merging.plan_merge(finished)
     assert (found.base, found.trained_on) == (base, trained_on)
     told = refused(finished, base="unsloth/Llama-3.2-1B-Instruct-bnb-4bit")
     assert "bnb-4bit: what is merged into them would be rounded again" in told

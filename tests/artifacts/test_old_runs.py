@@ -23,7 +23,7 @@ from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.planning.planner import plan
 from unsloth_accel.report import numbers
 from unsloth_accel.report.figures import figures
-from unsloth_accel.report.run_record import Recorded, read
+from unsloth_accel.report.run_record import Recorded, read_run_record
 
 CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
 FINISHED = tuple(kind for kind in KINDS if kind != "interrupted")
@@ -64,7 +64,7 @@ def test_the_files_name_no_machine() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_checkpoint_is_whole(kind: str, place: Path) -> None:
-    (found,) = checkpoints.find(kind)
+    (found,) = checkpoints.find_checkpoints(kind)
     newest, broken = checkpoints.newest(kind)
     assert newest == found
     assert (found.step, found.fault, found.has_adapter, broken) == (2, None, True, [])
@@ -136,7 +136,7 @@ def test_it_validates(kind: str, place: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_file_that_it_left_is_read(kind: str, place: Path) -> None:
-    found = read(kind)
+    found = read_run_record(kind)
     assert found.plan == json_of(place / kind / "plan.json")
     assert found.run["output_dir"] == kind
     assert found.run_yaml == (place / kind / "run.yaml").read_text(encoding="utf-8")
@@ -161,7 +161,7 @@ def test_its_report_has_its_figures(kind: str, place: Path, capsys: pytest.Captu
     assert main(["report", kind]) == 0
     assert capsys.readouterr().out == f"wrote {kind}/report.html\n"
     results, summary = json_of(place / kind / "results.json"), json_of(place / kind / "logs" / "summary.json")
-    found = figures(read(kind))
+    found = figures(read_run_record(kind))
     training = results["training"]
     assert (found.status, found.message, found.model, found.device) == ("finished", "", "model", "cpu")
     assert (found.strategy, found.processes) == (training["strategy"], training["processes"])
@@ -183,7 +183,7 @@ def test_its_report_has_its_figures(kind: str, place: Path, capsys: pytest.Captu
 
 
 def test_the_interrupted_runs_report_says_why(place: Path) -> None:
-    found = figures(read("interrupted"))
+    found = figures(read_run_record("interrupted"))
     summary = json_of(place / "interrupted" / "logs" / "summary.json")
     assert (found.status, found.message) == ("failed", FAILURE) == (summary["status"], summary["message"])
     assert (found.steps, found.tokens) == (3, summary["tokens"])
@@ -200,7 +200,7 @@ def test_two_are_compared(first: str, second: str, place: Path, capsys: pytest.C
     said = text_of(place / "compared.html")
     for kind in (first, second):
         assert kind in said
-        assert numbers.figure(figures(read(kind)).tokens_per_second) in said
+        assert numbers.figure(figures(read_run_record(kind)).tokens_per_second) in said
 
 
 @pytest.mark.slow
@@ -220,8 +220,8 @@ def test_it_goes_on_as_if_nothing_had_been(kind: str, place: Path) -> None:
         assert seen["grad_norm"] == pytest.approx(wanted["grad_norm"], abs=1e-4)
         assert seen["learning_rate"] == pytest.approx(wanted["learning_rate"])
         assert seen["num_input_tokens_seen"] == wanted["num_input_tokens_seen"]
-    assert [checkpoint.step for checkpoint in checkpoints.find(place / kind)] == [2, 4]
-    recorded: Recorded = read(place / kind)
+    assert [checkpoint.step for checkpoint in checkpoints.find_checkpoints(place / kind)] == [2, 4]
+    recorded: Recorded = read_run_record(place / kind)
     told = figures(recorded)
     assert (told.status, told.steps, recorded.attempts, recorded.errors) == ("finished", 4, 2, ())
     assert json_of(place / kind / "results.json")["training"]["steps"] == 2

@@ -5,14 +5,14 @@ import pytest
 
 def test_memory_is_asked_of_the_machine_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     from unsloth_accel.callbacks import memory_reading
-    from unsloth_accel.callbacks.memory_reading import Machine, TorchMemory
+    from unsloth_accel.callbacks.memory_reading import MachineMemory, TorchMemory
 
-    asked: list[Machine] = []
+    asked: list[MachineMemory] = []
     clock = iter([100.0, 100.9, 101.1, 101.2, 101.3])
     gpu: list[TorchMemory | None] = [None]
 
-    def look() -> Machine:
-        asked.append(Machine(total=80 if gpu[0] else 0, others=0, host=0.5, process=1))
+    def look() -> MachineMemory:
+        asked.append(MachineMemory(total=80 if gpu[0] else 0, others=0, host=0.5, process=1))
         return asked[-1]
 
     monkeypatch.setattr(memory_reading, "_read", [])

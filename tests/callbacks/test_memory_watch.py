@@ -6,15 +6,15 @@ from typing import Any
 
 def test_the_watch_warns_once_of_each_shortage() -> None:
     from unsloth_accel.callbacks import MemoryWatch
-    from unsloth_accel.callbacks.memory_watch import Memory
+    from unsloth_accel.callbacks.memory_watch import MemoryShares
 
     seen = iter(
         [
-            Memory(gpu=0.5, retries=1, host=0.5),  # loading had to free its cache; no matter
-            Memory(gpu=0.9, retries=1, host=0.5),
-            Memory(gpu=0.96, retries=1, host=0.5),
-            Memory(gpu=0.97, retries=2, host=0.96),
-            Memory(gpu=0.99, retries=3, host=0.99),
+            MemoryShares(gpu=0.5, retries=1, host=0.5),  # loading had to free its cache; no matter
+            MemoryShares(gpu=0.9, retries=1, host=0.5),
+            MemoryShares(gpu=0.96, retries=1, host=0.5),
+            MemoryShares(gpu=0.97, retries=2, host=0.96),
+            MemoryShares(gpu=0.99, retries=3, host=0.99),
         ]
     )
     told: list[str] = []
@@ -32,8 +32,8 @@ def test_the_watch_warns_once_of_each_shortage() -> None:
 
 
 def test_this_machines_memory() -> None:
-    from unsloth_accel.callbacks.memory_watch import memory
+    from unsloth_accel.callbacks.memory_watch import memory_shares
 
-    now = memory()
+    now = memory_shares()
     assert now.gpu is None
     assert 0 < now.host < 1

@@ -23,9 +23,9 @@ def pace(data: float = 0.0, compute: float = 1.0, wait: float = 0.0, clock: floa
     ],
 )
 def test_causes_of_a_slow_rank(slow: Any, cause: str | None) -> None:
-    from unsloth_accel.callbacks.stragglers import find
+    from unsloth_accel.callbacks.stragglers import find_straggler
 
-    found = find([pace(), pace(compute=0.99), slow, pace(compute=1.01)])
+    found = find_straggler([pace(), pace(compute=0.99), slow, pace(compute=1.01)])
     assert (found and (found.rank, found.cause)) == (cause and (2, cause))
     if cause == "gpu clock":
         assert found is not None
@@ -34,10 +34,10 @@ def test_causes_of_a_slow_rank(slow: Any, cause: str | None) -> None:
 
 
 def test_milliseconds_and_single_ranks_are_no_stragglers() -> None:
-    from unsloth_accel.callbacks.stragglers import find
+    from unsloth_accel.callbacks.stragglers import find_straggler
 
-    assert find([pace(compute=0.001), pace(compute=0.002)]) is None
-    assert find([pace(compute=9)]) is None
+    assert find_straggler([pace(compute=0.001), pace(compute=0.002)]) is None
+    assert find_straggler([pace(compute=9)]) is None
 
 
 @pytest.mark.parametrize(("slower_in", "straggler"), [(10, True), (9, True), (8, False), (5, False)])
@@ -45,10 +45,12 @@ def test_rows_of_other_lengths_make_no_straggler(slower_in: int, straggler: bool
     """Eight of ten steps by chance is nothing; a clock that is held back shows in all of them."""
     from dataclasses import replace
 
-    from unsloth_accel.callbacks.stragglers import find
+    from unsloth_accel.callbacks.stragglers import find_straggler
 
     own = (1.5,) * slower_in + (0.5,) * (10 - slower_in)
-    found = find([replace(pace(), steps=(1.0,) * 10 + (math.nan,)), replace(pace(compute=1.5), steps=(*own, 1.0))])
+    found = find_straggler(
+        [replace(pace(), steps=(1.0,) * 10 + (math.nan,)), replace(pace(compute=1.5), steps=(*own, 1.0))]
+    )
     assert (found is not None) == straggler
 
 

@@ -6,7 +6,7 @@ import pytest
 from row_files import ALPACA, CHAT, write
 
 from unsloth_accel.data.formats import canonical
-from unsloth_accel.data.rows import read, read_rows
+from unsloth_accel.data.rows import read_checked_rows, read_rows
 from unsloth_accel.data.sources import fingerprint
 from unsloth_accel.errors import ConfigError
 
@@ -18,7 +18,7 @@ def test_every_kind_of_file_holds_the_same_rows(tmp_path: Path, end: str) -> Non
     for part, rows in enumerate((ALPACA[:3], ALPACA[3:])):
         write(tmp_path / "parts" / f"{part}.{end}", rows)
     for path in (tmp_path / "parts", tmp_path / "parts" / f"*.{end}", tmp_path / "par*" / "**"):
-        found = read(path)
+        found = read_checked_rows(path)
         assert found.rows == expected
         assert re.fullmatch(rf"row .*/1\.{end}:\d", found.places([3]))
     assert fingerprint(tmp_path / "parts") != fingerprint(tmp_path / f"rows.{end}")

@@ -50,5 +50,5 @@ def test_memory_is_what_the_containers_limit_leaves(
 ) -> None:
     monkeypatch.setattr(host, "memory_gib", lambda: (limit, "the cgroup's memory limit"))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=64 * 2**30))
-    assert [result.status for result in bad(host.memory, machine(place))] == statuses
-    assert f"{min(limit, 64):.0f} GiB available" in next(host.memory(machine(place))).detail
+    assert [result.status for result in bad(host.host_memory, machine(place))] == statuses
+    assert f"{min(limit, 64):.0f} GiB available" in next(host.host_memory(machine(place))).detail

@@ -29,13 +29,13 @@ def script(tmp_path: Path, body: str) -> Path:
     return path
 
 
-def ran(*ranks: dict[str, Any], status: int | None = 0, output: str = "") -> processes.Outcome:
-    return processes.Outcome(status=status, output=output, ranks=ranks)
+def ran(*ranks: dict[str, Any], status: int | None = 0, output: str = "") -> processes.LaunchOutcome:
+    return processes.LaunchOutcome(status=status, output=output, ranks=ranks)
 
 
-def judged(monkeypatch: pytest.MonkeyPatch, outcome: processes.Outcome, device: Any = "cuda") -> Result:
+def judged(monkeypatch: pytest.MonkeyPatch, outcome: processes.LaunchOutcome, device: Any = "cuda") -> Result:
     monkeypatch.setattr(processes, "_launch", lambda *_: outcome)
-    return processes.check(device, 2, {}, 30)
+    return processes.check_processes(device, 2, {}, 30)
 
 
 RIGHT = {"stage": "done", "world": 2, "right": True, "bus_gb_s": 329.4}
@@ -100,7 +100,7 @@ def test_gloo_always_and_nccl_only_between_gpus(place: Place, monkeypatch: pytes
         asked.append(words[:2])
         return Result(name="", detail="")
 
-    monkeypatch.setattr(processes, "check", check)
+    monkeypatch.setattr(processes, "check_processes", check)
     list(processes.all_reduce(machine(place)))
     place.torch("2.13.0+cu130", "13.0")
     list(processes.all_reduce(machine(place, device(0))))
@@ -115,7 +115,7 @@ def test_a_hang_is_ended_with_all_its_processes(tmp_path: Path) -> None:
     ids.mkdir()
     body = f"say(stage='imported')\nopen(f'{ids}/{{os.getpid()}}', 'w').close()\ntime.sleep(600)\n"
     start = time.monotonic()
-    found = processes.check("cpu", 2, os.environ, 20, script(tmp_path, body))
+    found = processes.check_processes("cpu", 2, os.environ, 20, script(tmp_path, body))
     assert time.monotonic() - start < 30
     assert "stopped after 20 s: the processes started and found no way to each other" in found.detail
     assert "GLOO_SOCKET_IFNAME" in found.fix
@@ -128,7 +128,7 @@ def test_a_hang_is_ended_with_all_its_processes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_failing_process_is_told(tmp_path: Path) -> None:
     body = "say(stage='imported')\nif rank == 1:\n    raise RuntimeError('no route to host')\ntime.sleep(600)\n"
-    found = processes.check("cpu", 2, os.environ, 100, script(tmp_path, body))
+    found = processes.check_processes("cpu", 2, os.environ, 100, script(tmp_path, body))
     assert found.status == "error"
     assert "RuntimeError: no route to host" in found.detail
     assert found.fix
@@ -138,5 +138,5 @@ def test_a_failing_process_is_told(tmp_path: Path) -> None:
 def test_a_machine_with_a_stray_variable_still_sums() -> None:
     """WORLD_SIZE and MASTER_PORT of another launch don't reach the test's processes."""
     stray = {**os.environ, "WORLD_SIZE": "8", "RANK": "5", "MASTER_ADDR": "192.0.2.1", "MASTER_PORT": "1"}
-    found = processes.check("cpu", 2, stray, 100)
+    found = processes.check_processes("cpu", 2, stray, 100)
     assert (found.status, found.detail) == ("ok", "2 processes, exact sum")

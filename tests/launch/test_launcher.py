@@ -17,7 +17,7 @@ from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.launch.launcher import launch
 from unsloth_accel.launch.run_accelerate import Launch
 from unsloth_accel.planning.planner import plan
-from unsloth_accel.report.run_record import read as read_run
+from unsloth_accel.report.run_record import read_run_record as read_run
 
 CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
 GPU = Device(name="GPU", index=0, memory_gib=80, compute_capability=(9, 0))

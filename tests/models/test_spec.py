@@ -98,11 +98,11 @@ def test_known_shapes_have_the_published_size(hub_id: str, count: int) -> None:
 
 
 def test_nf4_bytes_are_those_of_bitsandbytes() -> None:
-    # numel: packed, absmax, absmax of absmax; measured on the QuantState of bitsandbytes 0.50.2's quantize_4bit
+    # numel: values, absmax, absmax of absmax; measured on the QuantState of bitsandbytes 0.50.2's quantize_4bit
     # (compress_statistics=True), whose two codes and offset take 64 + 1024 + 4 bytes.
     measured = {16384: (8192, 256, 1), 16448: (8224, 257, 2), 307200: (153600, 4800, 19), 100: (50, 2, 1)}
-    for numel, (packed, absmax, nested) in measured.items():
-        assert nf4_bytes(numel) == packed + absmax + 4 * nested + 1092
+    for numel, (values, absmax, nested) in measured.items():
+        assert nf4_bytes(numel) == values + absmax + 4 * nested + 1092
 
 
 def test_four_bit_leaves_embeddings_norms_lm_head_and_experts() -> None:
@@ -186,9 +186,9 @@ def test_a_quantized_checkpoint_has_logical_shapes_and_stored_bytes(tmp_path: Pa
     model = saved_model("llama", tmp_path)
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
-        packed = "_proj" in name
-        tensors[name] = torch.zeros(parameter.numel() // 2, 1, dtype=torch.uint8) if packed else parameter.detach()
-        if packed:
+        quantised = "_proj" in name
+        tensors[name] = torch.zeros(parameter.numel() // 2, 1, dtype=torch.uint8) if quantised else parameter.detach()
+        if quantised:
             tensors[f"{name}.absmax"] = torch.zeros(parameter.numel() // 64, dtype=torch.uint8)
             tensors[f"{name}.quant_state.bitsandbytes__nf4"] = torch.zeros(80, dtype=torch.uint8)
     save_file(tensors, tmp_path / "model.safetensors")

@@ -51,10 +51,10 @@ def test_exact_terms() -> None:
 
 
 def test_four_bit_is_a_third() -> None:
-    packed = estimate(replace(WORK, load_in_4bit=True), "single", 1).terms
+    in_4bit = estimate(replace(WORK, load_in_4bit=True), "single", 1).terms
     # 6.98B linear parameters at half a byte and 1/64 + 4/(64 × 256) for their scales, 1.05B at two bytes.
-    assert packed["weights"] * GIB == pytest.approx(6.98e9 * 0.5159 + 1.0509e9 * 2, rel=0.005)
-    assert packed["dequantized"] * GIB == 2 * 14336 * 4096 * 2
+    assert in_4bit["weights"] * GIB == pytest.approx(6.98e9 * 0.5159 + 1.0509e9 * 2, rel=0.005)
+    assert in_4bit["dequantized"] * GIB == 2 * 14336 * 4096 * 2
 
 
 def test_fsdp2_loads_and_trains_in_two_thirds_of_one_gpu() -> None:
@@ -63,8 +63,8 @@ def test_fsdp2_loads_and_trains_in_two_thirds_of_one_gpu() -> None:
     assert plugin.allocated < 0.65 * alone.allocated
     assert estimate(WORK, "fsdp1", 2).loading > alone.training
     assert estimate(WORK, "fsdp2_native", 2).loading < alone.loading
-    packed = replace(WORK, load_in_4bit=True)
-    assert estimate(packed, "fsdp2", 2).allocated < 0.75 * estimate(packed, "ddp", 2).allocated
+    in_4bit = replace(WORK, load_in_4bit=True)
+    assert estimate(in_4bit, "fsdp2", 2).allocated < 0.75 * estimate(in_4bit, "ddp", 2).allocated
 
 
 def test_much_lora_is_sharded() -> None:
@@ -90,13 +90,13 @@ def test_terms_add_up(strategy: str) -> None:
     rows=st.integers(1, 64),
     length=st.sampled_from([128, 2048, 8192]),
     checkpointing=st.sampled_from(["unsloth", "true", "false"]),
-    packed=st.booleans(),
+    in_4bit=st.booleans(),
     count=st.sampled_from([2, 4, 8, 64]),
 )
 def test_more_rows_take_more_and_more_gpus_take_no_more(
-    strategy: Any, rows: int, length: int, checkpointing: Any, packed: bool, count: int
+    strategy: Any, rows: int, length: int, checkpointing: Any, in_4bit: bool, count: int
 ) -> None:
-    work = replace(WORK, per_device=rows, length=length, checkpointing=checkpointing, load_in_4bit=packed)
+    work = replace(WORK, per_device=rows, length=length, checkpointing=checkpointing, load_in_4bit=in_4bit)
     here = estimate(work, strategy, count)
     # Not the peak as a whole: one row more may let Unsloth cut the loss into more and smaller chunks.
     more = estimate(replace(work, per_device=rows + 1), strategy, count)

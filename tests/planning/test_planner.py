@@ -151,14 +151,14 @@ def test_tokens_may_be_given_instead_of_rows() -> None:
     card=st.sampled_from(["T4", "4090", "A100-80GB", "H200"]),
     size=st.integers(1, 600),
     model=st.sampled_from(["unsloth/Qwen3-0.6B", SMALL, LARGE]),
-    packed=st.booleans(),
+    in_4bit=st.booleans(),
 )
 def test_a_plan_keeps_the_batch_and_fits_or_refuses(
-    machines: int, count: int, card: str, size: int, model: str, packed: bool
+    machines: int, count: int, card: str, size: int, model: str, in_4bit: bool
 ) -> None:
     hardware = f"{machines}x{count}x{card}"
     try:
-        made = planned(hardware, model, size, model={"load_in_4bit": packed})
+        made = planned(hardware, model, size, model={"load_in_4bit": in_4bit})
     except ConfigError:
         return
     batch = made.batch
@@ -186,15 +186,15 @@ def test_a_quantized_checkpoint_is_loaded_in_four_bit() -> None:
     assert any(reason.startswith("4 bit: the checkpoint is quantized") for reason in made.reasons)
 
 
-def test_experts_are_trained_and_packed() -> None:
+def test_experts_are_trained_and_in_4bit() -> None:
     made = planned("8xH100-80GB", "Qwen/Qwen3-30B-A3B")
     assert made.memory is not None
     # 128 experts × 16 × (2048 + 1536 + 768 + 2048) in 48 blocks, beside the attention's.
     experts = 128 * 16 * (2048 + 1536 + 768 + 2048) * 48
     assert made.memory.terms["lora"] * 2**30 > experts * 4
-    packed = planned("1x4090", "unsloth/gpt-oss-20b", 8, model={"load_in_4bit": True})
-    assert packed.memory is not None
-    assert packed.memory.terms["weights"] < 14
+    in_4bit = planned("1x4090", "unsloth/gpt-oss-20b", 8, model={"load_in_4bit": True})
+    assert in_4bit.memory is not None
+    assert in_4bit.memory.terms["weights"] < 14
 
 
 def test_embeddings_among_the_targets_are_trained_whole() -> None:

@@ -5,14 +5,14 @@ import pytest
 from unsloth_accel.errors import LaunchError
 from unsloth_accel.report.at_end import reported, tell
 from unsloth_accel.report.figures import figures
-from unsloth_accel.report.run_record import read
+from unsloth_accel.report.run_record import read_run_record
 
 
 def test_a_launch_that_fails_has_a_report_and_leaves_its_word(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(LaunchError), reported(two):
         raise LaunchError("rank 1 was ended by SIGKILL; out of memory is the usual reason.", 137)
     assert capsys.readouterr().out == f"report    {two / 'report.html'}\n"
-    found = figures(read(two))
+    found = figures(read_run_record(two))
     assert (found.status, found.message) == (
         "failed",
         "rank 1 was ended by SIGKILL; out of memory is the usual reason.",

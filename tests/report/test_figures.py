@@ -10,12 +10,12 @@ import run_directories as made
 from report_pages import Tags, html_of
 
 from unsloth_accel.report.figures import figures, shares, throughput
-from unsloth_accel.report.run_record import read
+from unsloth_accel.report.run_record import read_run_record
 
 
 def test_figures_come_from_the_summary(two: Path) -> None:
     told = json.loads((two / "logs" / "summary.json").read_text(encoding="utf-8"))
-    found = figures(read(two))
+    found = figures(read_run_record(two))
     assert (found.tokens, found.tokens_per_second, found.mfu) == (told["tokens"], told["tokens_per_second"], 0.412)
     assert (found.strategy, found.processes, found.where) == ("ddp", 2, "2 × NVIDIA H100 80GB HBM3")
     assert found.held_loss == (1.3651, 0.4107)
@@ -27,14 +27,16 @@ def test_figures_come_from_the_summary(two: Path) -> None:
 
 
 def test_without_a_summary_the_logs_give_the_same_figures(two: Path) -> None:
-    whole = figures(read(two))
-    parts = shares(read(two))
+    whole = figures(read_run_record(two))
+    parts = shares(read_run_record(two))
     (two / "logs" / "summary.json").unlink()
     (two / "results.json").unlink()
-    found = figures(read(two))
+    found = figures(read_run_record(two))
     assert found.tokens == whole.tokens
     assert found.tokens_per_second == pytest.approx(whole.tokens_per_second, rel=0.01)
-    assert [share.parts for share in shares(read(two))] == [pytest.approx(share.parts, abs=0.01) for share in parts]
+    assert [share.parts for share in shares(read_run_record(two))] == [
+        pytest.approx(share.parts, abs=0.01) for share in parts
+    ]
     assert all(sum(share.parts.values()) == pytest.approx(1) for share in parts)
 
 
@@ -43,14 +45,14 @@ def test_an_old_run_counts_between_its_logged_steps(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (directory / "logs" / "steps.jsonl").read_text(encoding="utf-8").splitlines()]
     a, b = lines[3], lines[4]
     rate = (b["num_input_tokens_seen"] - a["num_input_tokens_seen"]) / (b["seconds"] - a["seconds"])
-    drawn = throughput(read(directory))
+    drawn = throughput(read_run_record(directory))
     assert drawn.ys[3] == pytest.approx(rate)
     assert len(drawn.ys) == 29
 
 
 def test_a_crash_is_told_in_the_ranks_words_with_its_fix(tmp_path: Path) -> None:
     directory = made.crashed(tmp_path)
-    found = figures(read(directory))
+    found = figures(read_run_record(directory))
     assert found.status == "failed"
     assert found.steps == 60
     text = " ".join(Tags(html_of(directory)).text.split())
@@ -61,7 +63,7 @@ def test_a_crash_is_told_in_the_ranks_words_with_its_fix(tmp_path: Path) -> None
 def test_a_run_without_an_end_is_not_called_finished(tmp_path: Path) -> None:
     directory = made.crashed(tmp_path)
     shutil.rmtree(directory / "errors")
-    assert figures(read(directory)).status == "unfinished"
+    assert figures(read_run_record(directory)).status == "unfinished"
     assert "has not come to its end" in Tags(html_of(directory)).text
 
 
@@ -71,10 +73,10 @@ def test_errors_of_an_earlier_attempt_do_not_count(two: Path) -> None:
     (two / "errors").mkdir()
     path = two / "errors" / "rank-0.json"
     path.write_text(json.dumps(error), encoding="utf-8")
-    assert figures(read(two)).status == "finished"
+    assert figures(read_run_record(two)).status == "finished"
     # A run that has results of an earlier attempt, and fails as it goes on.
     path.write_text(json.dumps(error | {"time": time.time() + 1}), encoding="utf-8")
-    assert figures(read(two)).message == "of yesterday"
+    assert figures(read_run_record(two)).message == "of yesterday"
 
 
 def test_an_end_before_the_newest_start_is_not_this_runs(two: Path) -> None:
@@ -82,4 +84,4 @@ def test_an_end_before_the_newest_start_is_not_this_runs(two: Path) -> None:
         path.unlink()
     with (two / "logs" / "rank-0.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"event": "start", "time": made.START + 9e6}) + "\n")
-    assert figures(read(two)).status == "unfinished"
+    assert figures(read_run_record(two)).status == "unfinished"

@@ -161,6 +161,6 @@ def test_this_looks_at_what_happens(tmp_path: Path) -> None:
 
 
 def made_losses(directory: Path) -> list[float]:
-    from unsloth_accel.report.run_record import read
+    from unsloth_accel.report.run_record import read_run_record
 
-    return [line["loss"] for line in read(directory).steps]
+    return [line["loss"] for line in read_run_record(directory).steps]

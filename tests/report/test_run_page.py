@@ -14,8 +14,8 @@ from report_pages import Tags, html_of
 from unsloth_accel import report
 from unsloth_accel.report import compare_page
 from unsloth_accel.report.figures import figures
-from unsloth_accel.report.run_page import page
-from unsloth_accel.report.run_record import read
+from unsloth_accel.report.run_page import page_of_run
+from unsloth_accel.report.run_record import read_run_record
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 7 }}"
 
@@ -24,7 +24,7 @@ HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 7 }}"
 def test_every_kind_of_run_has_a_report(kind: str, tmp_path: Path) -> None:
     steps = {"steps": 150} if kind == "eight-gpus" else {}
     directory = made.KINDS[kind](tmp_path / kind, **steps)
-    found = figures(read(directory))
+    found = figures(read_run_record(directory))
     assert found.status == ("failed" if kind == "crashed" else "finished")
     html = html_of(directory)
     assert found.model in Tags(html).text
@@ -66,22 +66,22 @@ def test_no_file_can_break_it(name: str, tmp_path: Path) -> None:
         changed = replaced(values, place, JUNK[number % len(JUNK)])
         junk = "".join(json.dumps(line) + "\n" for line in changed) if lines else json.dumps(changed)
         path.write_text(junk, encoding="utf-8")
-        run = read(directory)
-        assert len(page(run)) > 9000, place
-        assert len(compare_page.page(run, run)) > 9000, place
+        run = read_run_record(directory)
+        assert len(page_of_run(run)) > 9000, place
+        assert len(compare_page.comparison_page(run, run)) > 9000, place
     for cut in (0, 1, len(text) // 2, len(text) - 3):
         path.write_text(text[:cut], encoding="utf-8")
-        page(read(directory))
+        page_of_run(read_run_record(directory))
     path.write_bytes(b"\xff\xfe\x00{")
-    page(read(directory))
+    page_of_run(read_run_record(directory))
 
 
 @pytest.mark.parametrize("text", ["", "model: [", "5", "model: 5\nbatch: x\ndata: []\ntraining: null"])
 def test_no_description_can_break_it(text: str, two: Path) -> None:
     (two / "run.yaml").write_text(text, encoding="utf-8")
-    run = read(two)
-    assert len(page(run)) > 9000
-    assert len(compare_page.page(run, run)) > 9000
+    run = read_run_record(two)
+    assert len(page_of_run(run)) > 9000
+    assert len(compare_page.comparison_page(run, run)) > 9000
 
 
 def places(values: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -5,11 +5,11 @@ import run_directories as made
 from report_pages import Tags, html_of
 
 from unsloth_accel.errors import ConfigError
-from unsloth_accel.report.run_record import read
+from unsloth_accel.report.run_record import read_run_record
 
 
 def test_steps_that_were_trained_twice_count_once(tmp_path: Path) -> None:
-    run = read(made.resumed(tmp_path))
+    run = read_run_record(made.resumed(tmp_path))
     assert run.attempts == 2
     assert [step["step"] for step in run.ranks[0].steps] == list(range(1, 81))
     assert [step for step, _, _ in run.totals] == list(range(1, 81))
@@ -20,6 +20,6 @@ def test_steps_that_were_trained_twice_count_once(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_a_problem_with_a_key() -> None:
     with pytest.raises(ConfigError) as raised:
-        read("nowhere")
+        read_run_record("nowhere")
     (problem,) = raised.value.problems
     assert (problem.key, bool(problem.fix)) == ("nowhere", True)

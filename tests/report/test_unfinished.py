@@ -11,7 +11,7 @@ import run_directories as made
 from unsloth_accel.errors import LaunchError
 from unsloth_accel.report.at_end import reported
 from unsloth_accel.report.figures import figures
-from unsloth_accel.report.run_record import read
+from unsloth_accel.report.run_record import read_run_record
 
 KILLED = "rank 1 was ended by SIGKILL; out of memory is the usual reason."
 
@@ -30,7 +30,7 @@ def test_a_failed_run_has_a_summary_too(tmp_path: Path, monkeypatch: pytest.Monk
     directory = made.crashed(tmp_path)
     told = failed(directory, made.START - 1, monkeypatch)
     assert (told["status"], told["message"], told["steps"]) == ("failed", KILLED, 60)
-    ranks = [rank.steps for rank in read(directory).ranks]
+    ranks = [rank.steps for rank in read_run_record(directory).ranks]
     assert told["tokens"] == sum(line["tokens"] for steps in ranks for line in steps)
     slowest = max(sum(line["seconds"] for line in steps) for steps in ranks)
     assert told["tokens_per_second"] == pytest.approx(told["tokens"] / slowest, abs=0.1)
@@ -39,7 +39,7 @@ def test_a_failed_run_has_a_summary_too(tmp_path: Path, monkeypatch: pytest.Monk
         assert rank["peak_gib"] == max(line["allocated_gib"] for line in steps)
         waited = sum(line["wait_seconds"] for line in steps) / sum(line["seconds"] for line in steps)
         assert rank["wait_share"] == pytest.approx(waited, abs=1e-4)
-    assert figures(read(directory)).tokens_per_second == told["tokens_per_second"]
+    assert figures(read_run_record(directory)).tokens_per_second == told["tokens_per_second"]
 
 
 def test_a_failed_attempt_counts_its_own_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

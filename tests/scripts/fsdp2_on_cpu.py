@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from trl import SFTConfig, SFTTrainer
 
 from benchmarks.worker import KEEP, keep_blocks
-from unsloth_accel.adapters.out_of_memory import MemoryCare, care_for_memory
+from unsloth_accel.adapters.out_of_memory import StepHalving, halve_on_out_of_memory
 
 
 def pretend_fsdp2() -> None:
@@ -101,9 +101,9 @@ def main(path: str, out: str, r: str) -> None:
         train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(rows[:12]),
     )
-    care = None
+    halving = None
     if os.environ.get("RANK_1_FAILS"):
-        care = care_for_memory(trainer)
+        halving = halve_on_out_of_memory(trainer)
         if os.environ["RANK"] == "1":
             fail_above_one_row(model, os.environ["RANK_1_FAILS"])
     unsloth_accel.adapt(trainer)
@@ -121,8 +121,8 @@ def main(path: str, out: str, r: str) -> None:
             "eval": [evaluated, again],
             "sums": sums,
             "fetched": units.fetched if units else 0,
-            "parts": care.parts if isinstance(care, MemoryCare) else care,
-            "reason": care.reason if isinstance(care, MemoryCare) else None,
+            "parts": halving.parts if isinstance(halving, StepHalving) else halving,
+            "reason": halving.reason if isinstance(halving, StepHalving) else None,
             "mapped": units.mapped_bytes if units else 0,
             "looked_up": units.looked_up if units else 0,
             "units": sum(isinstance(module, FSDPModule) for module in model.modules()),

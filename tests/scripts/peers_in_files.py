@@ -98,7 +98,7 @@ def use(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     shared = Shared(directory)
     symmetric.empty, symmetric.rendezvous = shared.empty, shared.rendezvous
-    peer_reach.memory = Files
+    peer_reach.cuda_memory = Files
     peer_reach.obstacle = peer_reach.trial = lambda: None
     torch.cuda.Stream = torch.cuda.Event = Nothing  # type: ignore[assignment,misc]
     torch.cuda.current_stream = lambda *_: Nothing()  # type: ignore[assignment,return-value]

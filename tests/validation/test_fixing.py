@@ -7,7 +7,7 @@ import pytest
 from checked_configs import FILES, rules_of
 
 from unsloth_accel.cli.validate import run
-from unsloth_accel.validation.rules import RULES, check, read, read_text, repaired
+from unsloth_accel.validation.rules import RULES, check_document, read_document, read_text, repaired
 
 
 def test_what_several_keys_share_is_not_edited(config: Callable[..., Path]) -> None:
@@ -20,8 +20,8 @@ def test_what_several_keys_share_is_not_edited(config: Callable[..., Path]) -> N
     )
     mendable = {"fsdp-cpu-ram-efficient-loading", "fsdp-state-dict-type-missing"}
     for text, mended in ((plain, mendable), *((text, set()) for text in shared)):
-        document = read(config(text))
-        found = check(document)
+        document = read_document(config(text))
+        found = check_document(document)
         assert {problem.rule for problem in found} - {"nested-unknown-key"} == {*mendable, "fsdp-no-wrap"}
         assert {problem.rule for problem in repaired(document, found)[1]} - {"nested-unknown-key"} == mended
 
@@ -84,12 +84,12 @@ def test_fix_in_json(config: Callable[..., Path], capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("rule", RULES)
 def test_a_repair_mends_its_problem_and_makes_no_other(rule: str) -> None:
     (path,) = FILES.joinpath(rule).glob("bad*")
-    document = read(path)
+    document = read_document(path)
     if not document.text:
         return
-    found = check(document)
+    found = check_document(document)
     text, mended, _ = repaired(document, found)
-    again = {problem.rule for problem in check(read_text(text, document.file))}
+    again = {problem.rule for problem in check_document(read_text(text, document.file))}
     assert again == {problem.rule for problem in found} - {problem.rule for problem in mended}
 
 
@@ -97,6 +97,6 @@ def test_enough_rules_can_be_repaired() -> None:
     files = [path for rule in RULES for path in FILES.joinpath(rule).glob("bad.*")]
     mended: set[str] = set()
     for path in files:
-        document = read(path)
-        mended |= {problem.rule for problem in repaired(document, check(document))[1]}
+        document = read_document(path)
+        mended |= {problem.rule for problem in repaired(document, check_document(document))[1]}
     assert len(mended) >= 30

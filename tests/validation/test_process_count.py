@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from unsloth_accel.hardware.hardware import Hardware
-from unsloth_accel.validation.rules import Context, check, read_text
+from unsloth_accel.validation.rules import Context, check_document, read_text
 
 CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
 
@@ -22,7 +22,7 @@ CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
 )
 def test_accelerate_configs_that_would_do_something_else(config: dict[str, Any], words: str) -> None:
     given = {"num_processes": 2, **config}
-    (only,) = check(read_text(yaml.safe_dump(given), context=Context(hardware=CPU)))
+    (only,) = check_document(read_text(yaml.safe_dump(given), context=Context(hardware=CPU)))
     assert words in str(only)
 
 
@@ -47,5 +47,5 @@ def test_accelerate_configs_that_would_do_something_else(config: dict[str, Any],
     ],
 )
 def test_accelerate_configs_that_may_be_launched_here(config: dict[str, Any]) -> None:
-    problems = check(read_text(yaml.safe_dump(config), context=Context(hardware=CPU, launching=True)))
+    problems = check_document(read_text(yaml.safe_dump(config), context=Context(hardware=CPU, launching=True)))
     assert [problem for problem in problems if problem.severity == "error"] == []

@@ -13,7 +13,7 @@ from unsloth_accel.config.accelerate_config import AccelerateConfig
 from unsloth_accel.hardware.device import Device
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.strategies import STRATEGIES
-from unsloth_accel.validation.rules import RULES, Context, Finding, check, read_text, validate
+from unsloth_accel.validation.rules import RULES, Context, Finding, check_document, read_text, validate
 from unsloth_accel.validation.rules.__main__ import table
 
 FILES = ROOT / "tests" / "rules"
@@ -106,7 +106,7 @@ def test_the_generators_output_has_no_problems(strategy: Any, machines: int) -> 
         num_machines=machines,
         main_process_ip="10.0.0.1" if machines > 1 else None,
     )
-    assert {problem.rule for problem in check(read_text(config.to_yaml()))} == ({"fsdp1"} & {strategy})
+    assert {problem.rule for problem in check_document(read_text(config.to_yaml()))} == ({"fsdp1"} & {strategy})
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -137,9 +137,9 @@ def test_the_table_of_rules_is_up_to_date() -> None:
 
 def test_the_command_line_wins() -> None:
     text = fixture("machine-rank-impossible", "bad").read_text(encoding="utf-8")
-    assert check(read_text(text, context=Context(flags=frozenset({"machine_rank"})))) == []
+    assert check_document(read_text(text, context=Context(flags=frozenset({"machine_rank"})))) == []
     text = fixture("num-processes-missing", "bad").read_text(encoding="utf-8")
-    assert check(read_text(text, context=Context(num_processes=2))) == []
+    assert check_document(read_text(text, context=Context(num_processes=2))) == []
 
 
 def test_a_directory_without_a_pair_is_every_config_in_it(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from checked_configs import DDP, rules_of
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from unsloth_accel.validation.rules import RULES, Finding, check, read, read_text, repaired, validate
+from unsloth_accel.validation.rules import RULES, Finding, check_document, read_document, read_text, repaired, validate
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,12 @@ def test_aliases_and_merges_count_as_what_they_stand_for(config: Callable[..., P
         "main_process_ip: 10.0.0.1\n"
         "main_process_port: *two\n"
     )
-    document = read(config(text))
+    document = read_document(config(text))
     assert document.get("num_processes") == 0
     assert document.get("main_process_port") == 2
     assert document.get("machine_rank") == 0  # the first of several merged ones
     assert document.get("debug") is True  # its own key
-    problems = {problem.rule: problem for problem in check(document)}
+    problems = {problem.rule: problem for problem in check_document(document)}
     assert set(problems) == {"unknown-key", "num-processes-impossible", "debug-hides-failure", "merge-conflict"}
     assert "takes machine_rank from several mappings, as 0 and 5" in str(problems["merge-conflict"])
     assert problems["num-processes-impossible"].line == 1  # where it is written
@@ -119,9 +119,9 @@ def holds(problems: list[Finding]) -> None:
 @example({"model": {"name": "x"}, "lora": {"dropout": "much"}})
 def test_no_structure_makes_it_crash(values: dict[Any, Any]) -> None:
     document = read_text(yaml.safe_dump(values, allow_unicode=True))
-    found = check(document)
+    found = check_document(document)
     holds(found)
-    holds(check(read_text(repaired(document, found)[0])))
+    holds(check_document(read_text(repaired(document, found)[0])))
 
 
 @often
@@ -146,9 +146,9 @@ ALPHABET = st.sampled_from([*"abc:-?[]{}&*!|>'\"#%@,. \n\t0129~<=$\\", "\n  ", "
 def test_no_text_makes_it_crash(text: str) -> None:
     for file in ("x.yaml", "x.json"):
         document = read_text(text, file)
-        found = check(document)
+        found = check_document(document)
         holds(found)
-        holds(check(read_text(repaired(document, found)[0], file)))
+        holds(check_document(read_text(repaired(document, found)[0], file)))
 
 
 def same(text: str) -> None:

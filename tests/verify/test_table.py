@@ -9,7 +9,7 @@ from verified_runs import chosen
 from unsloth_accel.verify.runs import Trained
 from unsloth_accel.verify.table import as_table, as_text
 from unsloth_accel.verify.verdict import TOLERANCES, Comparison, compare
-from unsloth_accel.verify.verification import Outcome, Verification
+from unsloth_accel.verify.verification import StrategyOutcome, Verification
 
 
 def test_the_report(description: dict[str, Any], one: Trained, tmp_path: Path) -> None:
@@ -22,8 +22,8 @@ def test_the_report(description: dict[str, Any], one: Trained, tmp_path: Path) -
         tolerance=TOLERANCES["fp32"],
         single=single,
         outcomes=[
-            Outcome(plan=plans.others[0], name="ddp", trained=one, comparison=compared),
-            Outcome(plan=plans.others[0], name="fsdp2_native", error="rank 1 failed."),
+            StrategyOutcome(plan=plans.others[0], name="ddp", trained=one, comparison=compared),
+            StrategyOutcome(plan=plans.others[0], name="fsdp2_native", error="rank 1 failed."),
         ],
     )
     text = as_text(found)

@@ -12,5 +12,5 @@ def test_adapters_are_read_without_torch(tmp_path: Path) -> None:
     values = torch.linspace(-3, 7, 12).reshape(3, 4)
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         save_torch({"w": values.to(dtype)}, str(tmp_path / "w.safetensors"), metadata={"format": "pt"})
-        read = tensors.read(tmp_path / "w.safetensors")
+        read = tensors.read_tensors(tmp_path / "w.safetensors")
         assert np.array_equal(read["w"], values.to(dtype).to(torch.float32).numpy())

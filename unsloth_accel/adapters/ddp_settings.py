@@ -122,9 +122,9 @@ def refuse_static_graph(args: TrainingArguments | None) -> None:
 
 def check_placement(model: torch.nn.Module, device: torch.device) -> None:
     """Raise `PlacementError` where `model` is not on `device` and Accelerate can't move it: 4 bit, 8 bit, or split."""
-    packed = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
+    quantised = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
     placed = getattr(model, "hf_device_map", None) or {}
-    if not packed and len(set(map(str, placed.values()))) <= 1:
+    if not quantised and len(set(map(str, placed.values()))) <= 1:
         return
     # On the CPU are weights that Unsloth offloads, and in training on a CPU all.
     found = {name: p.device for name, p in model.named_parameters() if p.device.type != "cpu" and p.device != device}

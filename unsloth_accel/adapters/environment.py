@@ -1,6 +1,6 @@
 """What a launched process must know and set before torch, accelerate or Unsloth are imported.
 
-`import unsloth_accel` runs `prepare()`. It only reads the environment and a small file, so it costs a millisecond.
+`import unsloth_accel` runs `prepare_process()`, which only reads the environment and a small file: a millisecond.
 
 Mends, in accelerate 1.15:
 - MULTI_GPU with `use_cpu: true`: `accelerate launch` starts the processes but doesn't tell them to use the CPU, so a
@@ -37,7 +37,7 @@ class WorldError(UnslothAccelError):
     on_every_rank = True
 
 
-def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
+def prepare_process(environ: MutableMapping[str, str] = os.environ) -> None:
     """Set what a launched process needs and stop one that was launched wrongly; do nothing outside a launch.
 
     A variable that is set already is left. Raises `WorldError` when the accelerate config asked for more processes than
@@ -67,7 +67,7 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
 
         # It misses a kernel for 4-bit weights, in every process of every run, whether 4-bit weights are in it or not.
         logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    import_order.check({name for name, value in environ.items() if before.get(name) != value})
+    import_order.check_import_order({name for name, value in environ.items() if before.get(name) != value})
 
 
 def world_size(environ: Mapping[str, str] = os.environ) -> int:

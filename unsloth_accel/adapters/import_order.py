@@ -29,7 +29,7 @@ class ImportOrderError(UnslothAccelError):
     on_every_rank = True
 
 
-def check(set_now: Set[str]) -> None:
+def check_import_order(set_now: Set[str]) -> None:
     """Raise `ImportOrderError` when one of the variables that were `set_now` has been read already."""
     unsloth = sys.modules.get("unsloth")
     native = sorted(name for name in set_now if name.startswith("UNSLOTH_FSDP2"))

@@ -57,7 +57,7 @@ class OutOfMemory(UnslothAccelError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Halved:
+class Halving:
     """What happened once: from `step` on each micro-batch is computed in `parts` parts."""
 
     step: int
@@ -76,18 +76,18 @@ class Halved:
         )
 
 
-class MemoryCare:
-    """Lets a Trainer's training step survive a lack of memory.
+class StepHalving:
+    """A training step of a Trainer that halves its micro-batches, and begins again, where memory is out.
 
-    `parts`: into how many parts each micro-batch is divided now. `halved`: what happened on this rank. `reason`: why it
-    can't be done after all, known in the first step; None where it can.
+    `parts`: into how many parts each micro-batch is divided now. `halvings`: what happened on this rank. `reason`: why
+    it can't be done after all, known in the first step; None where it can.
     """
 
     def __init__(self, trainer: Trainer, advice: str = ADVICE) -> None:
-        self.halved: list[Halved] = []
+        self.halvings: list[Halving] = []
         self.reason: str | None = None
         self.parts = 1
-        self.listeners: list[Callable[[Halved], None]] = []
+        self.listeners: list[Callable[[Halving], None]] = []
         self.timers: list[Callable[[str], None]] = []
         """Called with `ready` when this rank's gradients are whole and with `averaged` when all ranks' are."""
         self._trainer = trainer
@@ -95,7 +95,7 @@ class MemoryCare:
         self._done: list[Mapping[str, Any]] = []
         self._plain = trainer.training_step
         self._first = True
-        self._told: Told | None = None
+        self._needed_parts: PartsNeeded | None = None
         self._tokens: int | None = None
         self._units: list[FSDPModule] = []
 
@@ -122,7 +122,7 @@ class MemoryCare:
             self._done.clear()
             if several:
                 self._time("ready")
-                self._told = average([p for p in model.parameters() if p.requires_grad], self.parts)
+                self._needed_parts = average([p for p in model.parameters() if p.requires_grad], self.parts)
                 self._time("averaged")
                 self._count_tokens()
         return loss
@@ -175,8 +175,8 @@ class MemoryCare:
     def _halve(self, rows: int, tokens: int) -> None:
         self.parts *= 2
         step, rank = self._trainer.state.global_step + 1, self._trainer.accelerator.process_index
-        happened = Halved(step=step, rank=rank, parts=self.parts, rows=rows, tokens=tokens)
-        self.halved.append(happened)
+        happened = Halving(step=step, rank=rank, parts=self.parts, rows=rows, tokens=tokens)
+        self.halvings.append(happened)
         print(f"unsloth_accel: rank {rank}: {happened}", file=sys.stderr, flush=True)
         for listener in self.listeners:
             listener(happened)
@@ -187,9 +187,9 @@ class MemoryCare:
 
     def _listen(self) -> None:
         """Take over the parts that some rank needs, once its word has arrived."""
-        if self._told is not None and self._told.arrived():
-            self.parts = max(self.parts, self._told.parts)
-            self._told = None
+        if self._needed_parts is not None and self._needed_parts.arrived():
+            self.parts = max(self.parts, self._needed_parts.parts)
+            self._needed_parts = None
 
     @contextmanager
     def _alone(self, model: Any) -> Iterator[None]:
@@ -224,7 +224,7 @@ class MemoryCare:
         trainer._metrics["train"]["num_tokens"] = [trainer._total_train_tokens]
 
 
-def care_for_memory(trainer: Trainer, advice: str = ADVICE) -> MemoryCare | str:
+def halve_on_out_of_memory(trainer: Trainer, advice: str = ADVICE) -> StepHalving | str:
     """Have `trainer` go on where a step runs out of memory; returns what watches over it, or why it can't be done.
 
     Call it once, before `trainer.train()`, on every rank. Training raises `OutOfMemory`, with `advice`, where not even
@@ -238,10 +238,10 @@ def care_for_memory(trainer: Trainer, advice: str = ADVICE) -> MemoryCare | str:
             return f"{name} is a setting of DDP's own averaging, which this replaces"
     if os.environ.get("UNSLOTH_TOKEN_BUDGET"):
         return "under UNSLOTH_TOKEN_BUDGET ranks meet in every micro-batch"
-    care = MemoryCare(trainer, advice)
-    trainer.training_step = care.training_step
-    trainer.memory_care = care
-    return care
+    halving = StepHalving(trainer, advice)
+    trainer.training_step = halving.training_step
+    trainer.step_halving = halving
+    return halving
 
 
 def _may_be_fetched(trainer: Trainer) -> bool:
@@ -260,7 +260,7 @@ def _meeting(model: torch.nn.Module) -> str | None:
     return None
 
 
-class Told:
+class PartsNeeded:
     """What the ranks told each other with their gradients; the computation goes on while it travels."""
 
     def __init__(self, needed: torch.Tensor) -> None:
@@ -282,7 +282,7 @@ class Told:
         return int(2 ** max(halvings for halvings, ranks in enumerate(self._needed.tolist()) if ranks))
 
 
-def average(params: Sequence[torch.nn.Parameter], parts: int) -> Told:
+def average(params: Sequence[torch.nn.Parameter], parts: int) -> PartsNeeded:
     """Average the gradients of `params` over all ranks, in place; every rank calls it, with the same parameters.
 
     A gradient that only some ranks have counts as zero on the others, and one that none has stays away, as under DDP.
@@ -313,7 +313,7 @@ def average(params: Sequence[torch.nn.Parameter], parts: int) -> Told:
         for index, parameter in enumerate(params):
             if parameter.grad is None and had[index]:
                 parameter.grad = pieces[index].view_as(parameter).to(parameter.dtype, copy=True)
-    return Told(flat[total + count :])
+    return PartsNeeded(flat[total + count :])
 
 
 def _empty_half_grown() -> None:

@@ -64,20 +64,20 @@ class Checkpoint:
         return _read_json(self.path / ADAPTER_CONFIG)
 
 
-def find(directory: str | Path) -> list[Checkpoint]:
+def find_checkpoints(directory: str | Path) -> list[Checkpoint]:
     """All checkpoints in a run's directory, whole or not, oldest first."""
     return [Checkpoint(path) for path in RunDirectory(directory).checkpoints()]
 
 
 def checkpoints(directory: str | Path) -> list[Path]:
     """Those in a run's directory from which a run can go on, oldest first."""
-    return [checkpoint.path for checkpoint in find(directory) if checkpoint.fault is None]
+    return [checkpoint.path for checkpoint in find_checkpoints(directory) if checkpoint.fault is None]
 
 
 def newest(directory: str | Path) -> tuple[Checkpoint | None, list[Checkpoint]]:
     """The newest whole checkpoint in a run's directory, and the broken ones that are newer than it, newest first."""
     broken: list[Checkpoint] = []
-    for checkpoint in reversed(find(directory)):
+    for checkpoint in reversed(find_checkpoints(directory)):
         if checkpoint.fault is None:
             return checkpoint, broken
         broken.append(checkpoint)

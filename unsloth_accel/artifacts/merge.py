@@ -53,7 +53,7 @@ class Merge:
         return self.spec.num_parameters * DTYPES[self.dtype]
 
 
-def prepare(
+def plan_merge(
     source: str | Path,
     target: str | Path | None = None,
     *,
@@ -79,7 +79,7 @@ def prepare(
     return merge
 
 
-def run(merge: Merge) -> list[Path]:
+def write_merged(merge: Merge) -> list[Path]:
     """Merge and write model and tokenizer to `merge.target`, whole or not at all; returns the weight files.
 
     Raises `MergeError` where base and adapter don't fit, the result holds a NaN, or it can't be written.

@@ -29,7 +29,7 @@ class TorchMemory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class MachineMemory:
     """What the driver and the system say; bytes."""
 
     total: int
@@ -58,7 +58,7 @@ def torch_memory() -> TorchMemory | None:
     )
 
 
-def machine(seconds: float = SECONDS) -> Machine:
+def machine(seconds: float = SECONDS) -> MachineMemory:
     """At most `seconds` old, and of the GPU where there is one in use by now."""
     now = time.monotonic()
     if not _read or now - _read[0][0] > seconds or (not _read[0][1].total and torch_memory() is not None):
@@ -66,10 +66,10 @@ def machine(seconds: float = SECONDS) -> Machine:
     return _read[0][1]
 
 
-_read: list[tuple[float, Machine]] = []
+_read: list[tuple[float, MachineMemory]] = []
 
 
-def _machine() -> Machine:
+def _machine() -> MachineMemory:
     import psutil
     import torch
 
@@ -80,7 +80,7 @@ def _machine() -> Machine:
     if own is not None:
         free, total = torch.cuda.mem_get_info()
         others = total - free - own.reserved
-    return Machine(
+    return MachineMemory(
         total=total,
         others=others,
         # A container's processes share its limit; the ranks of one machine are alike.

@@ -14,7 +14,7 @@ from .rank_log import RankLog
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class MemoryShares:
     """What is in use, as shares of all there is (0 to 1)."""
 
     gpu: float | None
@@ -25,12 +25,12 @@ class Memory:
     """Of this machine's memory, or of the container's."""
 
 
-def memory() -> Memory:
+def memory_shares() -> MemoryShares:
     """This process's memory: torch's now, the rest at most a second ago."""
     own, around = torch_memory(), machine()
     if own is None:
-        return Memory(gpu=None, retries=0, host=around.host)
-    return Memory(gpu=(own.peak + around.others) / around.total, retries=own.retries, host=around.host)
+        return MemoryShares(gpu=None, retries=0, host=around.host)
+    return MemoryShares(gpu=(own.peak + around.others) / around.total, retries=own.retries, host=around.host)
 
 
 class MemoryWatch(TrainerCallback):
@@ -50,7 +50,7 @@ class MemoryWatch(TrainerCallback):
         advice: str = "a smaller per-device batch with more accumulation, or shorter rows",
         listener: Callable[[str], None] | None = None,
         log: RankLog | None = None,
-        read: Callable[[], Memory] = memory,
+        read: Callable[[], MemoryShares] = memory_shares,
     ) -> None:
         self.most = most
         self.most_host = most_host
@@ -82,7 +82,7 @@ class MemoryWatch(TrainerCallback):
             elif self.log is None:
                 print(f"unsloth_accel: {text}", file=sys.stderr, flush=True)
 
-    def _shortages(self, now: Memory) -> Iterator[tuple[str, str]]:
+    def _shortages(self, now: MemoryShares) -> Iterator[tuple[str, str]]:
         if now.gpu is not None and now.gpu >= self.most:
             yield "gpu", f"{now.gpu:.0%} of the GPU's memory was in use; a step with longer rows may not fit"
         if now.retries > self._retries:

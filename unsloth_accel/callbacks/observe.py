@@ -17,25 +17,26 @@ from .throughput import Throughput
 if TYPE_CHECKING:
     from transformers import Trainer
 
-    from ..adapters.out_of_memory import Halved, MemoryCare
+    from ..adapters.out_of_memory import Halving, StepHalving
 
 
 def observe(
     trainer: Trainer,
     log: RankLog,
     *,
-    care: MemoryCare | None = None,
+    halving: StepHalving | None = None,
     rank_sync_steps: int = 100,
     stop_on_divergence: bool = True,
     strategy: str | None = None,
 ) -> RunLog:
     """Add `Throughput`, `Memory`, `Stragglers`, `Divergence`, `RankSync` and `RunLog` to `trainer`, which share `log`.
 
-    Call it once, before training, on every rank. `rank_sync_steps` of 0 compares no weights. `care` is what
-    `adapters.out_of_memory.care_for_memory` returned: it tells waiting from computing, and its halvings are logged.
+    Call it once, before training, on every rank. `rank_sync_steps` of 0 compares no weights. `halving` is what
+    `adapters.out_of_memory.halve_on_out_of_memory` returned: it tells waiting from computing, and its halvings are
+    logged.
     """
     exchange = Exchange()
-    throughput = Throughput(care, exchange)
+    throughput = Throughput(halving, exchange)
     memory = Memory(exchange)
     stragglers = Stragglers(throughput, log=log)
     run_log = RunLog(log, throughput, stragglers, strategy=strategy, exchange=exchange)
@@ -45,13 +46,13 @@ def observe(
         trainer.add_callback(RankSync(rank_sync_steps, log))
     for callback in (throughput, memory, stragglers, run_log):
         trainer.add_callback(callback)
-    if care is not None:
-        care.listeners += [lambda halved: _note(log, halved), lambda halved: throughput.forget()]
+    if halving is not None:
+        halving.listeners += [lambda happened: _note(log, happened), lambda happened: throughput.forget()]
     figures_first(trainer)
     return run_log
 
 
-def _note(log: RankLog, halved: Halved) -> None:
+def _note(log: RankLog, happened: Halving) -> None:
     # Written, not `warn`ed: it has been told on the console already.
-    message, step = str(halved), halved.step
-    log.warnings.append(log.write("warning", source="memory", step=step, message=message, parts=halved.parts))
+    message, step = str(happened), happened.step
+    log.warnings.append(log.write("warning", source="memory", step=step, message=message, parts=happened.parts))

@@ -52,7 +52,7 @@ class Straggler:
     detail: str
 
 
-def find(paces: Sequence[Pace], threshold: float = 0.1) -> Straggler | None:
+def find_straggler(paces: Sequence[Pace], threshold: float = 0.1) -> Straggler | None:
     """The rank whose loader and compute take `threshold` longer than the others' median, if one does.
 
     Cause: `data` when more than half of what it is slower by is its loader's; `gpu clock` when its GPU is held back
@@ -220,7 +220,7 @@ class Stragglers(TrainerCallback):
 
     def _judge(self, paces: Sequence[Pace], step: int, steps: int) -> None:
         assert self._log is not None
-        slow = find(paces, self.threshold)
+        slow = find_straggler(paces, self.threshold)
         if slow is None:
             self._open = None
             self._judge_network(paces, step)

@@ -38,7 +38,7 @@ from .order import add_figures
 if TYPE_CHECKING:
     import torch
 
-    from ..adapters.out_of_memory import MemoryCare
+    from ..adapters.out_of_memory import StepHalving
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class Throughput(TrainerCallback):
     `tokens_per_second_per_gpu`, `step_seconds` (mean), `data_share`, `compute_share`, `wait_share` (of the step, mean
     over ranks) and `mfu`, where known.
 
-    `care` is what `adapters.out_of_memory.care_for_memory` returned; with several processes `wait` needs it.
+    `halving` is what `adapters.out_of_memory.halve_on_out_of_memory` returned; with several processes `wait` needs it.
     `listeners` get every `Step` of this rank when it can be read. `unsloth_accel.callbacks.figures_first(trainer)`
     (part of `adapt`) lets TensorBoard and others see the figures too. `exchange` is one that other callbacks use, by
     default its own.
@@ -123,7 +123,7 @@ class Throughput(TrainerCallback):
 
     adds_figures = True
 
-    def __init__(self, care: MemoryCare | None = None, exchange: Exchange | None = None) -> None:
+    def __init__(self, halving: StepHalving | None = None, exchange: Exchange | None = None) -> None:
         self._ranks = (exchange or Exchange()).join(self._told)
         self.listeners: list[Callable[[Sequence[Step]], None]] = []
         self.recent: deque[Step] = deque(maxlen=1000)
@@ -133,7 +133,7 @@ class Throughput(TrainerCallback):
         """Since the last log that has figures."""
         self.flops: ModelFlops | str = "no step was trained"
         self.peak: Peak | str = "no step was trained"
-        self._care = care if care is not None and hasattr(care, "timers") else None
+        self._halving = halving if halving is not None and hasattr(halving, "timers") else None
         self._loader = LoaderClock(lambda: self._mark("fetched"))
         self._marks: dict[str, Any] = {}
         self._open: list[_Open] = []
@@ -170,8 +170,8 @@ class Throughput(TrainerCallback):
         self._alone = args.world_size == 1
         self.flops, self.peak = flops_of(model), peak_of(args, model)
         self._hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
-        if self._care is not None and self._mark not in self._care.timers:
-            self._care.timers.append(self._mark)
+        if self._halving is not None and self._mark not in self._halving.timers:
+            self._halving.timers.append(self._mark)
         self._loader.start()
         self._loader.take()
         self._since = self._last = time.perf_counter()
@@ -227,8 +227,8 @@ class Throughput(TrainerCallback):
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
-        if self._care is not None and self._mark in self._care.timers:
-            self._care.timers.remove(self._mark)
+        if self._halving is not None and self._mark in self._halving.timers:
+            self._halving.timers.remove(self._mark)
 
     def forget(self) -> None:
         """A step is done again: its rows so far are not counted."""

@@ -37,11 +37,13 @@ def run(words: Sequence[str]) -> int:
     asked = parser().parse_args(words)
     from ..artifacts import merge as merging
 
-    merge = merging.prepare(asked.source, asked.target, base=asked.base, dtype=asked.dtype, overwrite=asked.overwrite)
+    merge = merging.plan_merge(
+        asked.source, asked.target, base=asked.base, dtype=asked.dtype, overwrite=asked.overwrite
+    )
     print(f"adapter  {merge.adapter}")
     print(f"base     {merge.base}" + ("" if merge.base == merge.trained_on else f" (trained on {merge.trained_on})"))
     print(f"merging  {merge.spec.num_parameters / 1e9:.2f}B parameters in {merge.dtype}", flush=True)
-    files = merging.run(merge)
+    files = merging.write_merged(merge)
     size = sum(file.stat().st_size for file in files)
     print(f"merged   {merge.target} ({len(files)} weight file{'s' * (len(files) != 1)}, {size / 2**30:.2f} GiB)")
     return 0

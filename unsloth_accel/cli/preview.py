@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from ..data.preview import Look, Shown
+    from ..data.preview import Preview, PreviewedRow
 
 MOST = 10_000
 EXAMPLES = """\
@@ -49,10 +49,10 @@ def run(words: Sequence[str]) -> int:
     if not description.data.path:
         fix = "name the rows, data.path=…"
         raise ConfigError(Problem(key="data.path", consequence="is missing: there is nothing to show.", fix=fix))
-    from ..data.preview import look
+    from ..data.preview import preview_rows
 
     with redirect_stdout(sys.stderr):  # Unsloth greets on stdout, where --json is to be read
-        found = look(description, asked.rows, asked.most)
+        found = preview_rows(description, asked.rows, asked.most)
     if asked.json:
         print(json.dumps(found.to_dict(), indent=2))
         return 0
@@ -63,7 +63,7 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _print_row(console: Console, row: Shown, limit: int) -> None:
+def _print_row(console: Console, row: PreviewedRow, limit: int) -> None:
     cut = f", cut to {limit}" if row.length > len(row.ids) else f", over {limit}" if row.length > limit else ""
     nothing = "" if row.trained else ": NOTHING TO LEARN, it is dropped"
     console.print(f"row {row.place}: {row.length} tokens{cut}, {row.trained} trained{nothing}", style="bold")
@@ -71,7 +71,7 @@ def _print_row(console: Console, row: Shown, limit: int) -> None:
     console.print()
 
 
-def _marked(row: Shown, *, colours: bool) -> Text:
+def _marked(row: PreviewedRow, *, colours: bool) -> Text:
     """Trained tokens green and underlined; where there are no colours, between ⟦ and ⟧."""
     from rich.text import Text
 
@@ -84,7 +84,7 @@ def _marked(row: Shown, *, colours: bool) -> Text:
     return text
 
 
-def _print_figures(console: Console, found: Look) -> None:
+def _print_figures(console: Console, found: Preview) -> None:
     figures = found.lengths
     most = max(number for *_, number in figures.histogram)
     rows = f"{figures.rows:,} rows" if found.whole else f"the first {figures.rows:,} rows (--most counts more)"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import errors
-from ..validation.rules import Context, Finding, Report, check, read_text, repaired, validate
+from ..validation.rules import Context, Finding, Report, check_document, read_text, repaired, validate
 from .options import command_parser
 
 EXAMPLES = """\
@@ -114,6 +114,6 @@ def _fixed(report: Report) -> str:
         return f"{target} can't be written: {error.strerror}"
     lines = [f"{target} written"]
     lines += [f"  repaired  {problem.line or '':>4} {problem.key}: {problem.fix}" for problem in mended]
-    left = check(read_text(text, str(target), document.context))
+    left = check_document(read_text(text, str(target), document.context))
     lines += [f"  left      {problem.line or '':>4} {problem.key}: {problem.fix} [{problem.rule}]" for problem in left]
     return "\n".join(lines)

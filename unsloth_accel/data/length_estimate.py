@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from .rows import read
+from .rows import read_checked_rows
 from .sources import locate
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def row_lengths(data: DataConfig, model: str | Path, limit: int) -> RowLengths |
     try:
         if locate(data.path).hub:
             return None
-        texts = ["\n".join(texts_of(row)) for row in read(data.path, data=data, most=ROWS).rows]
+        texts = ["\n".join(texts_of(row)) for row in read_checked_rows(data.path, data=data, most=ROWS).rows]
     except ConfigError:
         return None
     if not texts:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, Problem
-from .rows import Rows, no_step, read
+from .rows import Rows, no_step, read_checked_rows
 from .sources import fingerprint, locate
 from .tokenise import Recipe, Tokenise, choose_template, fingerprint_of
 
@@ -72,7 +72,7 @@ class Prepared:
     """To say aloud, once."""
 
 
-def prepare(run: RunConfig, tokenizer: Any) -> Prepared:
+def prepare_rows(run: RunConfig, tokenizer: Any) -> Prepared:
     """The rows of `run`, ready for the trainer; every process calls it, and one per machine does the work.
 
     Raises `ConfigError`, the same on every process, for bad rows and where nothing is left to learn.
@@ -176,7 +176,7 @@ def _make(run: RunConfig, tokenizer: Any, path: str, key: str, directory: Path) 
     """Write the prepared rows into `directory`, the report last: it tells that all is there."""
     from datasets import Dataset
 
-    rows = read(path, key, run.data)
+    rows = read_checked_rows(path, key, run.data)
     recipe = Recipe.of(run, rows.kind)
     tokenise = Tokenise(tokenizer, recipe)
     print(f"tokenising {len(rows.rows):,} rows of {path}", flush=True)

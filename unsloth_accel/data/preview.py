@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.run_config import DEFAULT_PER_DEVICE
 from ..errors import ConfigError, Problem, first_line
 from .length_statistics import Lengths, lengths_of
-from .rows import Rows, read
+from .rows import Rows, read_checked_rows
 from .tokenise import IGNORED, Recipe, Tokenise, choose_template
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class PreviewedRow:
     """One row."""
 
     place: str
@@ -31,9 +31,9 @@ class Shown:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class Preview:
     kind: str
-    rows: tuple[Shown, ...]
+    rows: tuple[PreviewedRow, ...]
     limit: int
     lengths: Lengths
     trained: float
@@ -51,12 +51,12 @@ class Look:
         return values
 
 
-def look(run: RunConfig, shown: int, most: int) -> Look:
+def preview_rows(run: RunConfig, shown: int, most: int) -> Preview:
     """The first `shown` rows of a run, and figures of the first `most`; loads the model's tokenizer only.
 
     Raises `ConfigError` for bad rows, and for a tokenizer that can't be loaded or has no chat template.
     """
-    rows = read(run.data.path, "data.path", run.data, most + 1)
+    rows = read_checked_rows(run.data.path, "data.path", run.data, most + 1)
     whole = len(rows.rows) <= most
     tokenizer = tokenizer_of(run)
     recipe = Recipe.of(run, rows.kind)
@@ -64,7 +64,7 @@ def look(run: RunConfig, shown: int, most: int) -> Look:
     lengths: list[int] = []
     trained: list[int] = []
     kept = 0
-    first: list[Shown] = []
+    first: list[PreviewedRow] = []
     for start in range(0, min(most, len(rows.rows)), 1000):
         batch = rows.rows[start : min(start + 1000, most)]
         made = tokenise({name: [row[name] for row in batch] for name in batch[0]})
@@ -74,7 +74,7 @@ def look(run: RunConfig, shown: int, most: int) -> Look:
         for index in range(min(len(batch), shown - len(first))):
             first.append(_shown(made, index, rows, start, tokenizer))
     size = run.training.get("per_device_train_batch_size") or DEFAULT_PER_DEVICE
-    return Look(
+    return Preview(
         kind=rows.kind,
         rows=tuple(first),
         limit=recipe.limit,
@@ -100,7 +100,7 @@ def tokenizer_of(run: RunConfig) -> Any:
     return tokenizer
 
 
-def _shown(made: dict[str, list[Any]], index: int, rows: Rows, start: int, tokenizer: Any) -> Shown:
+def _shown(made: dict[str, list[Any]], index: int, rows: Rows, start: int, tokenizer: Any) -> PreviewedRow:
     ids = made["input_ids"][index]
     labels = made["labels"][index] if "labels" in made else ids
     # Runs, since one letter may be of several tokens; the first token is trained by nothing before it.
@@ -108,7 +108,7 @@ def _shown(made: dict[str, list[Any]], index: int, rows: Rows, start: int, token
     parts = []
     for trains, group in itertools.groupby(marked, key=lambda pair: pair[1]):
         parts.append((tokenizer.decode([token for token, _ in group], skip_special_tokens=False), trains))
-    return Shown(
+    return PreviewedRow(
         place=rows.place(start + index),
         parts=tuple(parts),
         ids=tuple(ids),

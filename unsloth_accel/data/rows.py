@@ -49,11 +49,13 @@ class Rows:
 
 
 def read_rows(path: str | Path, key: str = "data.path", data: DataConfig | None = None) -> list[dict[str, Any]]:
-    """The rows of `read`, without their places."""
-    return read(path, key, data).rows
+    """The rows of `read_checked_rows`, without their places."""
+    return read_checked_rows(path, key, data).rows
 
 
-def read(path: str | Path, key: str = "data.path", data: DataConfig | None = None, most: int | None = None) -> Rows:
+def read_checked_rows(
+    path: str | Path, key: str = "data.path", data: DataConfig | None = None, most: int | None = None
+) -> Rows:
     """All rows that `path` names (`most`: the first), as they will be trained; blank lines are skipped.
 
     Raises `ConfigError` with every bad row (the first 20, then their number): files that are missing or can't be read,
@@ -84,7 +86,7 @@ def read(path: str | Path, key: str = "data.path", data: DataConfig | None = Non
 
 
 def stream(path: str | Path, key: str, data: DataConfig) -> Iterator[dict[str, Any]]:
-    """The rows of `read` one by one, none kept; raises `ConfigError` at the first bad one."""
+    """The rows of `read_checked_rows` one by one, none kept; raises `ConfigError` at the first bad one."""
     for name, number, row in _checked(locate(path, key), key, data, streaming=True):
         if isinstance(row, Fault):
             raise ConfigError(Problem(key=f"{name}:{number}", consequence=row.consequence, fix=row.fix))

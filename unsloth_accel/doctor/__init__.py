@@ -45,7 +45,7 @@ CHECKS: tuple[tuple[str, Callable[[Machine], Iterator[Result]]], ...] = (
     ("disk", host.disk),
     ("/dev/shm", host.shared_memory),
     ("open files", host.open_files),
-    ("memory", host.memory),
+    ("memory", host.host_memory),
 )
 
 

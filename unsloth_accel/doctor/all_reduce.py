@@ -20,7 +20,7 @@ REPEATS = 20
 
 def main(directory: str, device: str) -> None:
     rank = int(os.environ.get("RANK", "0"))
-    say = _Said(Path(directory, f"rank-{rank}.json"), rank)
+    say = _ProcessNotes(Path(directory, f"rank-{rank}.json"), rank)
     say(stage="started")
     import torch
     import torch.distributed as dist
@@ -61,7 +61,7 @@ def _bus_bandwidth(world: int, device: Any) -> float:
     return BANDWIDTH_BYTES / seconds * 2 * (world - 1) / world / 1e9
 
 
-class _Said:
+class _ProcessNotes:
     """Writes what this process has to say, all of it each time."""
 
     def __init__(self, path: Path, rank: int) -> None:

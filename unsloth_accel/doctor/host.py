@@ -73,7 +73,7 @@ def open_files(machine: Machine) -> Iterator[Result]:
     yield Result(name="open files", status="warning", detail=detail, fix="ulimit -n 65535 in the shell that launches")
 
 
-def memory(machine: Machine) -> Iterator[Result]:
+def host_memory(machine: Machine) -> Iterator[Result]:
     """Host memory, and what a container's cgroup leaves of it."""
     import psutil
 

@@ -34,7 +34,7 @@ HANGS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class LaunchOutcome:
     """How a test ended."""
 
     status: int | None
@@ -47,13 +47,13 @@ class Outcome:
 
 def all_reduce(machine: Machine, time_limit: float = TIME_LIMIT, script: Path = SCRIPT) -> Iterator[Result]:
     """Two processes over gloo on the CPU, and one process a GPU over NCCL where several are visible."""
-    yield check("cpu", 2, machine.environ, time_limit, script)
+    yield check_processes("cpu", 2, machine.environ, time_limit, script)
     count = len(machine.hardware.devices)
     if count >= 2 and machine.torch is not None and machine.torch.cuda is not None:
-        yield check("cuda", count, machine.environ, time_limit, script)
+        yield check_processes("cuda", count, machine.environ, time_limit, script)
 
 
-def check(
+def check_processes(
     device: Literal["cpu", "cuda"], processes: int, environ: Mapping[str, str], time_limit: float, script: Path = SCRIPT
 ) -> Result:
     """Launch `script` in `processes` processes and say how it went, within `time_limit` seconds."""
@@ -86,7 +86,7 @@ def _judge(name: str, device: str, processes: int, ranks: tuple[dict[str, Any], 
 
 def _launch(
     device: Literal["cpu", "cuda"], count: int, environ: Mapping[str, str], limit: float, script: Path
-) -> Outcome:
+) -> LaunchOutcome:
     environment = {**environ, "ACCELERATE_USE_CPU": "true"} if device == "cpu" else dict(environ)
     with tempfile.TemporaryDirectory(prefix="unsloth-accel-doctor-", ignore_cleanup_errors=True) as directory:
         config = Path(directory, "accelerate.yaml")
@@ -104,7 +104,7 @@ def _launch(
             finally:
                 _end(process)
         ranks = tuple(_said(path) for path in sorted(Path(directory).glob("rank-*.json")))
-        return Outcome(status=status, output=printed.read_text(encoding="utf-8", errors="replace"), ranks=ranks)
+        return LaunchOutcome(status=status, output=printed.read_text(encoding="utf-8", errors="replace"), ranks=ranks)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -127,7 +127,7 @@ def _said(path: Path) -> dict[str, Any]:
     return said
 
 
-def _reached(outcome: Outcome, processes: int) -> str:
+def _reached(outcome: LaunchOutcome, processes: int) -> str:
     """The last stage that every process reached; empty when one of them said nothing."""
     if len(outcome.ranks) < processes:
         return ""

@@ -7,17 +7,17 @@ from typing import Any
 
 from . import cpu_and_memory, nvml
 from .device import Device, Link
-from .nvml import Machine
+from .nvml import NvmlAnswers
 
 _NO_MIG_LINK = "no link between GPUs: MIG instances have neither NVLink nor PCIe access to one another."
 
 
-def look(environ: Mapping[str, str]) -> dict[str, Any]:
+def detect_hardware(environ: Mapping[str, str]) -> dict[str, Any]:
     """The fields of `Hardware`, as they are found here; see `Hardware.detect`."""
     memory, memory_why = cpu_and_memory.memory_gib()
     cores, cores_why = cpu_and_memory.cores()
     bf16, bf16_why = cpu_and_memory.bf16()
-    machine = nvml.look(memory)
+    machine = nvml.ask_nvml(memory)
     chosen = environ.get("CUDA_VISIBLE_DEVICES")
     visible, reason = _visible(machine.devices, machine.reason, chosen)
     devices, mig = _one_instance(visible)
@@ -98,7 +98,7 @@ def _order(found: tuple[Device, ...], chosen: str | None) -> list[str]:
     ]
 
 
-def _link(machine: Machine, devices: tuple[Device, ...]) -> tuple[Link | None, float | None, list[str]]:
+def _link(machine: NvmlAnswers, devices: tuple[Device, ...]) -> tuple[Link | None, float | None, list[str]]:
     if any(device.mig for device in devices):
         return None, None, [_NO_MIG_LINK]
     indices = sorted(device.index for device in devices)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .detect import look
+from .detect import detect_hardware
 from .device import Device, Link
 from .parse import parse
 
@@ -47,13 +47,13 @@ class Hardware:
 
         Needs no GPU, no torch and no CUDA context; never raises for what NVML can't say.
         """
-        return cls(**look(environ))
+        return cls(**detect_hardware(environ))
 
     @classmethod
     def parse(cls, text: str, *, network_gbs: float | None = None) -> Hardware:
         """Hardware elsewhere: `2xT4`, `8xH100-80GB`, `4x4090`, `2x8xH100` (machines × GPUs), `cpu`, `cpu:16` (cores).
 
-        Cards come from `cards.CARDS`, by a name as users type it or NVML reports it; case, spaces and `×` are free.
+        Cards come from `gpu_table.CARDS`, by a name as users type it or NVML reports it; case, spaces and `×` are free.
         A card of several memory sizes is taken as its smallest. Assumed, and said in `reasons`: cores and host memory
         (`host_known` is False), no NVLink bridge, 12.5 GB/s (100 Gbit/s) between machines unless `network_gbs` is
         given. Raises `ConfigError` with key `hardware` for what is not understood.

@@ -21,7 +21,7 @@ V100 6 × 25, A100 12 × 25, H100 18 × 25, B200 18 × 50. https://www.nvidia.co
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class NvmlAnswers:
     """Everything NVML knows, before CUDA_VISIBLE_DEVICES chooses."""
 
     devices: tuple[Device, ...] = ()
@@ -37,26 +37,26 @@ class Machine:
     """What could not be found out, and what was taken instead."""
 
 
-def look(host_memory_gib: float) -> Machine:
+def ask_nvml(host_memory_gib: float) -> NvmlAnswers:
     """Ask NVML; without it, no devices and the reason. GPUs without memory of their own get `host_memory_gib`."""
     try:
         import pynvml
     except ImportError:
-        return Machine(reason="nvidia-ml-py is not installed, so no GPU can be seen")
+        return NvmlAnswers(reason="nvidia-ml-py is not installed, so no GPU can be seen")
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        return Machine(reason=f"NVML: {error}")
+        return NvmlAnswers(reason=f"NVML: {error}")
     try:
         return _machine(pynvml, host_memory_gib)
     except pynvml.NVMLError as error:
-        return Machine(reason=f"NVML: {error}")
+        return NvmlAnswers(reason=f"NVML: {error}")
     finally:
         with contextlib.suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
 
 
-def _machine(pynvml: Any, host_memory_gib: float) -> Machine:
+def _machine(pynvml: Any, host_memory_gib: float) -> NvmlAnswers:
     handles: dict[int, Any] = {}
     devices: list[Device] = []
     notes: list[str] = []
@@ -75,7 +75,7 @@ def _machine(pynvml: Any, host_memory_gib: float) -> Machine:
             notes.append(f"GPU {index} is left out: it is in MIG mode without an instance, so CUDA can't use it.")
         devices += instances
     found = {index: _links(pynvml, handle) for index, handle in handles.items()}
-    return Machine(
+    return NvmlAnswers(
         devices=tuple(devices),
         joined=frozenset(
             (one, other)

@@ -1,4 +1,4 @@
-"""A launch in a child process of its own (`launch_child`): started, waited for, and ended with all that it started.
+"""A launch in a child process of its own (`child_main`): started, waited for, and ended with all that it started.
 
 Each launch gets a fresh process, so that nothing which this one has loaded or set is in it.
 """

@@ -26,7 +26,7 @@ from ..planning.planner import plan
 from ..report.at_end import reported, something_to_show
 from ..strategies import STRATEGIES, choosable
 from ..validation.inputs import input_problems, output_problems
-from ..validation.rules import Context, check, read
+from ..validation.rules import Context, check_document, read_document
 from .arguments import Request, own_overrides, parse
 from .run_accelerate import Launch, parse_arguments, run_accelerate
 
@@ -114,8 +114,8 @@ def for_script(request: Request, hardware: Hardware) -> tuple[Launch, list[Probl
         return launch, []
     given = frozenset(parsed.nondefault)
     context = Context(hardware=hardware, num_processes=parsed.num_processes, flags=given, launching=True)
-    config = read(parsed.config_file, context, kind="accelerate")
-    problems: list[Problem] = [*check(config)]
+    config = read_document(parsed.config_file, context, kind="accelerate")
+    problems: list[Problem] = [*check_document(config)]
     if config.kind == "unreadable":
         raise ConfigError(problems)
     launch = replace(launch, yaml=config.text)

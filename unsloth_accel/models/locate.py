@@ -39,7 +39,7 @@ class Found:
     """It is one of the library's own."""
 
 
-def find(name: str, revision: str | None = None) -> Found:
+def find_model(name: str, revision: str | None = None) -> Found:
     """The config.json of a local directory or a hub id; raises `ConfigError` where there is none."""
     path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
     if _is_dir(path):

@@ -42,7 +42,7 @@ _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """One tensor of a checkpoint, as it is stored (a quantized one is packed)."""
+    """One tensor of a checkpoint, as it is stored, a quantized one in its own form."""
 
     name: str
     shape: tuple[int, ...]

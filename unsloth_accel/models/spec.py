@@ -28,14 +28,14 @@ _BITS = {"bnb-8bit": 8, "fp8": 8, "gptq": 4, "awq": 4}
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """One parameter, with its logical shape even where the checkpoint packs it."""
+    """One parameter, with its logical shape even where the checkpoint stores it quantized."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     """Torch's name, such as bfloat16: the checkpoint's, or config.json's where none was read or it is quantized."""
     bytes: int
-    """In `dtype`: of the parameter, not of its packed form."""
+    """In `dtype`: of the parameter, not of its quantized form."""
 
     @property
     def numel(self) -> int:
@@ -81,7 +81,7 @@ class ModelSpec:
     dtype: str
     """Of the checkpoint's weights, or what they were quantized from."""
     quantization: str | None
-    """None, or how the checkpoint is packed: bnb-4bit, bnb-8bit, mxfp4, gptq, awq, fp8, …"""
+    """None, or how the checkpoint is quantized: bnb-4bit, bnb-8bit, mxfp4, gptq, awq, fp8, …"""
     unquantized_modules: tuple[str, ...] = ()
     """Patterns of the modules that a quantized checkpoint keeps in `dtype` (llm_int8_skip_modules)."""
     decoder_layer_class: str
@@ -106,9 +106,9 @@ class ModelSpec:
         without weights; weights that are missing, cut short or of other shapes than config.json says; a hub id that
         can't be had.
         """
-        from .locate import find
+        from .locate import find_model
 
-        found = find(str(name), revision)
+        found = find_model(str(name), revision)
         source: Source = "known shapes" if found.known else "config.json"
         stored = []
         if found.directory and found.has_weights:
@@ -197,16 +197,15 @@ class ModelSpec:
         mxfp4 counts as dequantized, which training needs. Other quantized checkpoints take what they take on disk, or
         without headers their bits per linear weight and no scales.
         """
-        packed = self.quantization
-        if load_in_4bit or packed == "bnb-4bit":
+        if load_in_4bit or self.quantization == "bnb-4bit":
             experts = self._expert_weights() if experts_in_4bit else []
             saved = sum(numel * dtype_bytes - (numel + 1) // 2 - 4 * -(-numel // 64) - 64 for numel in experts)
             return self._mixed_bytes(dtype_bytes, nf4_bytes) - saved
-        if packed is None or packed == "mxfp4":
+        if self.quantization in (None, "mxfp4"):
             return self.num_parameters * dtype_bytes
         if self.stored_bytes is not None:
             return self.stored_bytes
-        bits = _BITS.get(packed, 8 * dtype_bytes)
+        bits = _BITS.get(self.quantization, 8 * dtype_bytes)
         return self._mixed_bytes(dtype_bytes, lambda numel: (numel * bits + 7) // 8)
 
     def _expert_weights(self) -> list[int]:
@@ -214,22 +213,22 @@ class ModelSpec:
         fused = [tensor for tensor in self.tensors if ".experts." in tensor.name and len(tensor.shape) == 3]
         return [tensor.numel for tensor in fused if not _kept(tensor.name, self.unquantized_modules)]
 
-    def _mixed_bytes(self, dtype_bytes: int, packed_bytes: Callable[[int], int]) -> int:
+    def _mixed_bytes(self, dtype_bytes: int, quantized_bytes: Callable[[int], int]) -> int:
         total = self.num_parameters * dtype_bytes
         for weight in self.linear_weights:
             if not _kept(weight.name, self.unquantized_modules):
                 numel = weight.out_features * weight.in_features
-                total += packed_bytes(numel) - numel * dtype_bytes
+                total += quantized_bytes(numel) - numel * dtype_bytes
         return total
 
 
 def nf4_bytes(numel: int) -> int:
     """Bytes of a weight of `numel` elements in bitsandbytes' NF4 with double quantization, its state included.
 
-    With blocks = ceil(numel / 64): ceil(numel / 2) for the packed values, blocks uint8 for absmax, ceil(blocks / 256)
-    float32 for the absmax of absmax, and of each weight's own 16 float32 for the NF4 code, 256 float32 for the code of
-    absmax and one float32 offset. Source: bitsandbytes 0.50.2, functional.py, `quantize_4bit` and `quantize_blockwise`
-    (the code is copied into every state).
+    With blocks = ceil(numel / 64): ceil(numel / 2) for the values, two to a byte, blocks uint8 for absmax,
+    ceil(blocks / 256) float32 for the absmax of absmax, and of each weight's own 16 float32 for the NF4 code, 256
+    float32 for the code of absmax and one float32 offset. Source: bitsandbytes 0.50.2, functional.py, `quantize_4bit`
+    and `quantize_blockwise` (the code is copied into every state).
     """
     blocks = -(-numel // 64)
     return -(-numel // 2) + blocks + 4 * -(-blocks // 256) + 4 * (16 + 256 + 1)

@@ -124,7 +124,7 @@ class Workload:
     # Summing over all tensors takes a millisecond for a mixture of experts, and the planner asks often.
     @cached_property
     def weight_bytes(self) -> int:
-        # Unsloth packs the experts too, transformers alone would not.
+        # Unsloth puts the experts in 4 bit too, transformers alone would not.
         return self.spec.weight_bytes(self.load_in_4bit, self.dtype_bytes, experts_in_4bit=True)
 
     @cached_property

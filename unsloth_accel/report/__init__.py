@@ -1,7 +1,7 @@
 """The report of a run, or of two: one HTML page that needs nothing else, made without torch in a second.
 
-`recorded` reads what a run left, `figures` reckons, `charts` draws, `page` and `compare` fill the templates. Whatever
-a user or a model wrote is escaped (jinja2's autoescape, markupsafe in charts), and the page's own
+`run_record` reads what a run left, `figures` reckons, `svg` draws, `run_page` and `compare_page` fill the templates.
+Whatever a user or a model wrote is escaped (jinja2's autoescape, markupsafe in what is drawn), and the page's own
 Content-Security-Policy lets it load nothing and run no script but its own.
 """
 
@@ -19,19 +19,19 @@ def write(run_dir: str | Path, out: str | Path | None = None) -> Path:
 
     Raises `ConfigError` where the directory is no run's, or `out` can't be written.
     """
-    from .run_page import page
-    from .run_record import read
+    from .run_page import page_of_run
+    from .run_record import read_run_record
 
-    html = page(read(run_dir))
+    html = page_of_run(read_run_record(run_dir))
     return _write(html, Path(out) if out else RunDirectory(run_dir).report)
 
 
 def write_comparison(first: str | Path, second: str | Path, out: str | Path | None = None) -> Path:
     """Write a page that sets the second run beside the first, by default into the second's directory."""
-    from .compare_page import page
-    from .run_record import read
+    from .compare_page import comparison_page
+    from .run_record import read_run_record
 
-    html = page(read(first), read(second))
+    html = comparison_page(read_run_record(first), read_run_record(second))
     return _write(html, Path(out) if out else Path(second, f"compared-with-{Path(first).absolute().name}.html"))
 
 

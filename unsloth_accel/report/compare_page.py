@@ -34,7 +34,7 @@ class Row:
     ratio: str = ""
 
 
-def page(a: Recorded, b: Recorded) -> str:
+def comparison_page(a: Recorded, b: Recorded) -> str:
     """The whole page as HTML; `a` is what `b` is measured by."""
     found = (figures(a), figures(b))
     reasons = not_comparable(a, b)

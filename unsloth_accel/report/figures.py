@@ -130,7 +130,7 @@ def figures(run: Recorded) -> Figures:
         held_loss=_held(run, "loss"),
         held_accuracy=_held(run, "accuracy"),
         held_rows=_whole(at(run.results, "after", "rows")),
-        peak_gib=max((m.allocated for m in memory(run) if m.allocated is not None), default=None),
+        peak_gib=max((m.allocated for m in memory_by_rank(run) if m.allocated is not None), default=None),
         finished=_finished(run),
     )
 
@@ -174,7 +174,7 @@ def shares(run: Recorded) -> list[Share]:
     return found or [share for rank in run.ranks if (share := _share(rank))]
 
 
-def memory(run: Recorded) -> list[Measured]:
+def memory_by_rank(run: Recorded) -> list[Measured]:
     """What each rank took at its peak; the largest of all ranks where ranks were not logged."""
     largest = table(at(run.results, "memory_gib"))
     context = number(at(largest, "context"))

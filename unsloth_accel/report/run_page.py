@@ -13,18 +13,18 @@ from markupsafe import Markup
 
 from ..version import __version__
 from . import curves, memory_chart, messages, numbers, run_context
-from .figures import Figures, figures, memory
+from .figures import Figures, figures, memory_by_rank
 from .headline import cards, facts, short_name
 from .run_record import Recorded, at, number, rows, table, text
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def page(run: Recorded) -> str:
+def page_of_run(run: Recorded) -> str:
     """The whole page as HTML."""
     found = figures(run)
     on_cpu = found.device == "cpu"
-    predicted, measured = table(at(run.plan, "memory_gib")), memory(run)
+    predicted, measured = table(at(run.plan, "memory_gib")), memory_by_rank(run)
     shown = messages.grouped(run.messages)
     return rendered(
         "run.html",

@@ -86,7 +86,7 @@ class Recorded:
         return tuple((step, sum(n for n, _ in parts), max(s for _, s in parts)) for step, parts in whole)
 
 
-def read(directory: str | Path) -> Recorded:
+def read_run_record(directory: str | Path) -> Recorded:
     """Read a run's directory; raises `ConfigError` where it is none."""
     directory = Path(directory)
     files = RunDirectory(directory)

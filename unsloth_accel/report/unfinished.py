@@ -11,7 +11,7 @@ from typing import Any
 from ..artifacts.run_directory import RunDirectory
 from ..files import write_atomically
 from .figures import median
-from .run_record import Json, Rank, number, read
+from .run_record import Json, Rank, number, read_run_record
 
 
 def summarise(directory: str | Path, since: float, message: str) -> None:
@@ -20,7 +20,7 @@ def summarise(directory: str | Path, since: float, message: str) -> None:
     Where it failed after training its summary is there, and gets how it ended. Does nothing where no rank has logged a
     step since then: what is there may be of an earlier attempt. Raises `OSError` where it can't be written.
     """
-    path, run = RunDirectory(directory).summary, read(directory)
+    path, run = RunDirectory(directory).summary, read_run_record(directory)
     ended = {"status": "failed", "message": message}
     if run.summary and path.stat().st_mtime >= since:
         write_atomically(path, json.dumps({**run.summary, **ended}, indent=2) + "\n")

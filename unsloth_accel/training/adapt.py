@@ -50,7 +50,7 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
         keep_checkpoints(trainer)
         check_before_training(trainer)
         count_late(trainer)
-        if getattr(trainer, "memory_care", None) is None:  # its averaging takes a missing gradient as zero
+        if getattr(trainer, "step_halving", None) is None:  # its averaging takes a missing gradient as zero
             trainer.add_callback(EveryGradient(trainer.accelerator))
         gather_in_generate(trainer.accelerator, trainer.model)
         trainer.add_callback(Guard())

@@ -24,7 +24,7 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
 
     from ..adapters.checkpointing import describe
     from ..adapters.ddp_settings import gradients_in_buckets
-    from ..adapters.out_of_memory import MemoryCare, care_for_memory
+    from ..adapters.out_of_memory import StepHalving, halve_on_out_of_memory
     from ..callbacks.memory_watch import MemoryWatch
     from ..callbacks.observe import observe
     from ..callbacks.peak_memory import PeakMemory
@@ -40,9 +40,10 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     trainer.add_callback(MemoryWatch(advice=advice(run), log=log))
     if run.distributed.gradient_as_bucket_view:
         gradients_in_buckets(trainer.accelerator)
-    care = care_for_memory(trainer, advice(run, batch=False)) if run.batch.on_out_of_memory == "halve" else None
-    if isinstance(care, str):
-        print(f"out of memory would end the run: {care}", flush=True)
+    halves = run.batch.on_out_of_memory == "halve"
+    halving = halve_on_out_of_memory(trainer, advice(run, batch=False)) if halves else None
+    if isinstance(halving, str):
+        print(f"out of memory would end the run: {halving}", flush=True)
     trainer.add_callback(PeakMemory())
     trainer.add_callback(StepLog(RunDirectory(run.output_dir).step_log))
     for path in method.callbacks:
@@ -54,7 +55,7 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     observe(
         trainer,
         log,
-        care=care if isinstance(care, MemoryCare) else None,
+        halving=halving if isinstance(halving, StepHalving) else None,
         rank_sync_steps=run.logging.rank_sync_steps,
         stop_on_divergence=run.logging.stop_on_divergence,
         strategy=run.distributed.strategy,

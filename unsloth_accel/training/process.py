@@ -130,7 +130,7 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     if memory:
         results["memory_gib"] = memory
     halved = of_every_rank(
-        [asdict(one) for one in trainer.memory_care.halved] if hasattr(trainer, "memory_care") else []
+        [asdict(one) for one in trainer.step_halving.halvings] if hasattr(trainer, "step_halving") else []
     )
     if any(halved):
         results["out_of_memory"] = [one for rank in halved for one in rank]

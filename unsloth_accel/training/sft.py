@@ -29,9 +29,9 @@ def config_fields(run: RunConfig) -> dict[str, Any]:
 def prepare_data(run: RunConfig, tokenizer: Any) -> Prepared:
     """The rows of `run`, tokenised; raises `ConfigError`, the same on every rank, where they can't be trained."""
     from ..adapters import environment
-    from ..data.prepare import prepare, tell
+    from ..data.prepare import prepare_rows, tell
 
-    rows = prepare(run, tokenizer)
+    rows = prepare_rows(run, tokenizer)
     if environment.rank() == 0:
         tell(rows.notes)
     return rows

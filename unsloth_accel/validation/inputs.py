@@ -13,7 +13,7 @@ from ..artifacts.checkpoints import Checkpoint, newest
 from ..artifacts.run_directory import RunDirectory
 from ..config.run_config import RunConfig
 from ..data.formats import has_response, roles
-from ..data.rows import Rows, no_step, read
+from ..data.rows import Rows, no_step, read_checked_rows
 from ..data.sources import locate
 from ..data.tokenise import responses_need_turns
 from ..errors import ConfigError, Problem, rows_text
@@ -35,7 +35,7 @@ def input_problems(run: RunConfig) -> list[Problem]:
         try:
             if not locate(path, key).hub:
                 most = STREAM_CHECKED if run.data.streaming and key == "data.path" else None
-                rows[key] = read(path, key, run.data, most)
+                rows[key] = read_checked_rows(path, key, run.data, most)
         except ConfigError as error:
             problems += error.problems
     problems += [problem for key, found in rows.items() for problem in _kind_problems(run, key, found)]

@@ -79,10 +79,10 @@ def train(
             Child(command, environment, log.fileno()).run(wait)
         except LaunchError as error:
             raise LaunchError(str(error).replace("above", f"in {files.verify_log}"), error.exit_status) from None
-    return replace(read(decided, directory), wall_seconds=round(time.perf_counter() - started, 1))
+    return replace(read_trained(decided, directory), wall_seconds=round(time.perf_counter() - started, 1))
 
 
-def read(decided: Plan, directory: Path) -> Trained:
+def read_trained(decided: Plan, directory: Path) -> Trained:
     """What a finished run left in `directory`."""
     files = RunDirectory(directory)
     lines = files.step_log.read_text(encoding="utf-8").splitlines()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .verdict import share
-from .verification import Outcome, Verification
+from .verification import StrategyOutcome, Verification
 
 if TYPE_CHECKING:
     from ..planning.plan import Plan
@@ -106,7 +106,7 @@ def as_table(found: Verification) -> Any:
 _STYLES = {"the same": "bold green", "not the same": "bold red", "verdict": "bold"}
 
 
-def _ranks(outcome: Outcome) -> str:
+def _ranks(outcome: StrategyOutcome) -> str:
     equal = outcome.comparison.ranks_equal if outcome.comparison else None
     if equal is None:
         return NOTHING

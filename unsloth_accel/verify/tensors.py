@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 
 
-def read(path: str | Path) -> dict[str, NDArray[Any]]:
+def read_tensors(path: str | Path) -> dict[str, NDArray[Any]]:
     """All tensors of a safetensors file, as float32 (float64 stays)."""
     import numpy
 

@@ -124,7 +124,7 @@ class Comparison:
 
 def compare(one: Trained, other: Trained, allowed: Tolerance) -> Comparison:
     """Hold `other` against `one`, the run of one process."""
-    start, end, theirs = (tensors.read(path) for path in (one.start, one.adapter, other.adapter))
+    start, end, theirs = (tensors.read_tensors(path) for path in (one.start, one.adapter, other.adapter))
     moved = tensors.distance(start, end)
     size = tensors.size(start)
     found = Comparison(

@@ -21,7 +21,7 @@ Tell = Callable[[str, int, int, float], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class StrategyOutcome:
     """One strategy: what it left and how that compares, or the error that ended it."""
 
     plan: Plan
@@ -43,7 +43,7 @@ class Verification:
     precision: str
     tolerance: Tolerance
     single: Trained
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[StrategyOutcome] = field(default_factory=list)
 
     @property
     def same(self) -> bool:
@@ -117,9 +117,9 @@ def verify(settings: Settings, changes: Sequence[str] = (), tell: Tell = lambda 
         try:
             trained = _trained(plan, tell, settings.threads)
             compared = compare(single, trained, allowed)
-            found.outcomes.append(Outcome(plan=plan, name=name, trained=trained, comparison=compared))
+            found.outcomes.append(StrategyOutcome(plan=plan, name=name, trained=trained, comparison=compared))
         except LaunchError as error:
-            found.outcomes.append(Outcome(plan=plan, name=name, error=str(error)))
+            found.outcomes.append(StrategyOutcome(plan=plan, name=name, error=str(error)))
     return found
 
 

@@ -23,8 +23,8 @@ from . import (  # noqa: F401  (each registers its rules)
 )
 from .document import Context, Document, Finding, Repair
 from .fixing import repaired
-from .registry import RULES, Rule, check
-from .yaml_reader import read, read_text
+from .registry import RULES, Rule, check_document
+from .yaml_reader import read_document, read_text
 
 __all__ = [
     "RULES",
@@ -34,8 +34,8 @@ __all__ = [
     "Repair",
     "Report",
     "Rule",
-    "check",
-    "read",
+    "check_document",
+    "read_document",
     "read_text",
     "repaired",
     "validate",
@@ -55,12 +55,12 @@ def validate(paths: Iterable[str | Path], context: Context | None = None) -> lis
     """A report for every file; a directory stands for the configs in it, which must also agree with each other."""
     reports = []
     for path in map(Path, paths):
-        reports += _directory(path, context) if _is_directory(path) else [_report(read(path, context))]
+        reports += _directory(path, context) if _is_directory(path) else [_report(read_document(path, context))]
     return reports
 
 
 def _report(document: Document, *more: Finding) -> Report:
-    found = sorted([*check(document), *more], key=lambda finding: finding.line or 0)
+    found = sorted([*check_document(document), *more], key=lambda finding: finding.line or 0)
     return Report(document=document, problems=tuple(found))
 
 
@@ -77,12 +77,12 @@ def _directory(directory: Path, context: Context | None) -> list[Report]:
             file=str(directory),
         )
         return [_report(Document(file=str(directory), kind="unreadable", found={"nothing-to-read": (found,)}))]
-    documents = [read(path, context) for path in files]
+    documents = [read_document(path, context) for path in files]
     by_kind = {kind: [document for document in documents if document.kind == kind] for kind in ("run", "accelerate")}
     together: list[Finding] = []
     if all(len(found) == 1 for found in by_kind.values()):
         others = {kind: found[0] for kind, found in by_kind.items()}
-        together = check(Document(file=str(directory), kind="pair", others=others))
+        together = check_document(Document(file=str(directory), kind="pair", others=others))
     return [_report(document, *(one for one in together if one.file == document.file)) for document in documents]
 
 

@@ -49,7 +49,7 @@ def rule(id: str, severity: Severity = "error", on: tuple[Kind, ...] = ("acceler
     return register
 
 
-def check(document: Document) -> list[Finding]:
+def check_document(document: Document) -> list[Finding]:
     """What every rule finds in `document`, by line."""
     found = [
         replace(

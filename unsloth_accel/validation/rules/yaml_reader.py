@@ -56,7 +56,7 @@ class _Reader:
         self.found[rule].append(finding)
 
 
-def read(path: str | Path, context: Context | None = None, kind: Kind | None = None) -> Document:
+def read_document(path: str | Path, context: Context | None = None, kind: Kind | None = None) -> Document:
     """The document in `path`; a file that can't be read gives one of the kind `unreadable`, which says why.
 
     `kind` says what the file is meant to be; otherwise its keys tell.
@@ -66,7 +66,7 @@ def read(path: str | Path, context: Context | None = None, kind: Kind | None = N
 
 
 def read_text(text: str, file: str = "config.yaml", context: Context | None = None) -> Document:
-    """The document in a text, as `read` gives it for a file."""
+    """The document in a text, as `read_document` gives it for a file."""
     reader = _Reader(file=file, text=text)
     return _document(reader, lambda: _parsed(reader), context, None)
 

@@ -59,7 +59,7 @@ def mapping() -> Mapping | None:
         return None
     found: Mapping | None = None
     try:
-        found = Mapping(memory)
+        found = Mapping(cuda_memory)
         found.trial()
     except MappingError as error:  # on every rank
         tell_copied(error)
@@ -75,7 +75,7 @@ def tell_copied(error: MappingError) -> None:
         warnings.warn(f"{SWITCH}=mapped: a rank's own rows are copied all the same: {error}.", stacklevel=2)
 
 
-def memory() -> Memory:
+def cuda_memory() -> Memory:
     import torch
 
     return Cuda(torch.cuda.current_device())
