@@ -187,8 +187,8 @@ STRATEGIES: Registry[Strategy] = Registry(
             name="fsdp1",
             about="the old FSDP, for what can't use FSDP2",
             never_chosen="Unsloth declines its fused LoRA kernels under FSDP1 (three times slower, measured), every "
-            "GPU loads the whole model first, and transformers 5.20 removes it; it is never chosen, only taken when "
-            "asked for.",
+            "GPU loads the whole model first, and transformers calls it deprecated; it is never chosen, only taken "
+            "when asked for.",
             shards_weights=True,
             flattens=True,
             runs_on_cpu=False,

@@ -60,8 +60,9 @@ For a model loaded in 4 bit take out UNSLOTH_FSDP2_SHARDED_LOAD, which Unsloth h
     "fsdp1.yaml": (
         AccelerateConfig(strategy="fsdp1", num_processes=2, mixed_precision="bf16"),
         f"""FSDP1, the old one: only for scripts that can't use FSDP2.
-Unsloth declines its fused LoRA kernels under it (three times slower than FSDP2, measured), and transformers 5.20
-removes it. Without `unsloth_accel.adapt(trainer)` PEFT saves an empty adapter, and a resumed run restores no tensor.
+Unsloth declines its fused LoRA kernels under it (three times slower than FSDP2, measured), and transformers calls it
+deprecated (5.24 still has it). Without `unsloth_accel.adapt(trainer)` PEFT saves an empty adapter, and a resumed run
+restores no tensor.
 {_LAYER}
 
     accelerate launch --config_file accelerate_configs/fsdp1.yaml my_script.py

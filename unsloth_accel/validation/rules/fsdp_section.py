@@ -91,7 +91,7 @@ def fsdp_version_unknown(config: Document) -> Iterator[Finding]:
 @rule("fsdp1", "warning")
 def fsdp1(config: Document) -> Iterator[Finding]:
     """Unsloth declines its fused LoRA kernels (three times slower than FSDP2, measured), PEFT 0.21 saves an empty
-    adapter and restores no tensor of it (which `adapt` mends), and transformers 5.20 removes it.
+    adapter and restores no tensor of it (which `adapt` mends), and transformers calls it deprecated (5.24 has it).
 
     Reference: measured (1.274 against 0.429 s per step; 0 of 24 tensors restored; 0 numbers saved on two H200);
     unsloth/models/loader_utils.py: fsdp2_keeps_fused_lora; peft/tuners/tuners_utils.py: _get_adapter_state_dict.
