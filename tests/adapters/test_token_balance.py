@@ -1,6 +1,7 @@
 """Rows shared out by tokens: the batches that a rank draws."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -104,6 +105,42 @@ def test_a_masked_row_teaches_nothing(flat: bool) -> None:
     masked = collate(rows.__getitems__([-1]))
     assert masked["input_ids"].tolist() == [[7, 8, 9]]
     assert masked["labels"].tolist() == [[-100, -100, -100]]
+
+
+def test_boundaries_are_those_of_the_rows_that_a_rank_gets() -> None:
+    """As TRL 1.16's collator says them, whichever is installed: rows are dealt out before they are collated."""
+    import torch
+
+    from unsloth_accel.adapters.token_balance import MaskedRow, TokenBatches, _Collate, _Rows
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+        ids = torch.cat([torch.tensor(row["input_ids"]) for row in rows])[None]
+        numbers = torch.arange(len(rows)).repeat_interleave(lengths)[None]
+        longest = int(lengths.max())
+        sides = {f"cu_seq_lens_{side}": ends for side in "qk"} | {f"max_length_{side}": longest for side in "qk"}
+        return {"input_ids": ids, "labels": ids.clone(), "seq_idx": numbers, **sides}
+
+    lengths = [3, 9, 1, 4, 2, 8, 5, 7, 6]  # an epoch of two whole steps, and one of a single row
+    rows = _Rows([{"input_ids": [row + 1] * length} for row, length in enumerate(lengths)])
+    trained: list[int] = []
+    for rank in range(2):
+        batches = TokenBatches(
+            Order(len(lengths)), lengths, rows=4, ranks=2, rank=rank, accumulation=1, padded=False, drop_last=False
+        )
+        for group in batches:
+            chosen = rows.__getitems__(group)
+            batch = _Collate(collate)(chosen)
+            ends = batch["cu_seq_lens_q"].tolist()
+            found = [batch["input_ids"][0, start:end].tolist() for start, end in pairwise(ends)]
+            assert found == [row["input_ids"] for row in chosen]
+            assert batch["max_length_q"] == max(map(len, found))
+            assert batch["seq_idx"].shape == batch["input_ids"].shape
+            masked = isinstance(chosen[0], MaskedRow)
+            assert bool((batch["labels"] == -100).all()) is masked
+            trained += [] if masked else [row[0] for row in found]
+    assert sorted(trained) == list(range(1, len(lengths) + 1))
 
 
 def test_the_order_of_every_epoch_is_known() -> None:

@@ -15,20 +15,27 @@ def split(inputs: Mapping[str, Any], parts: int) -> list[dict[str, Any]]:
     """`inputs` of a model in up to `parts` parts of about as many tokens; fewer where there are fewer rows.
 
     Rows are those of `input_ids`, shape (rows, tokens), padded on either side; or, laid end to end in its one row, what
-    `packed_seq_lengths` says. Tensors of another shape and other values go into every part.
+    Unsloth's `packed_seq_lengths` or, from TRL 1.16 on, `cu_seq_lens_q` says. Each part gets boundaries of its own.
+    Tensors of another shape and other values go into every part.
     """
-    ids = inputs["input_ids"]
-    lengths = inputs.get("packed_seq_lengths")
-    if ids.shape[0] == 1 and lengths is not None:
-        return _flat(inputs, lengths.tolist(), parts)
-    return _padded(inputs, parts)
+    lengths = _lengths_of_rows(inputs)
+    return _padded(inputs, parts) if lengths is None else _flat(inputs, lengths, parts)
 
 
 def rows_and_tokens(inputs: Mapping[str, Any]) -> tuple[int, int]:
     """How many rows a micro-batch has, and how many tokens it is computed with."""
-    ids = inputs["input_ids"]
-    lengths = inputs.get("packed_seq_lengths")
-    return (len(lengths) if ids.shape[0] == 1 and lengths is not None else ids.shape[0]), ids.numel()
+    ids, lengths = inputs["input_ids"], _lengths_of_rows(inputs)
+    return (ids.shape[0] if lengths is None else len(lengths)), ids.numel()
+
+
+def _lengths_of_rows(inputs: Mapping[str, Any]) -> list[int] | None:
+    """Tokens of each of the rows that lie end to end; None where they do not, or nothing says where they end."""
+    if inputs["input_ids"].shape[0] != 1:
+        return None
+    lengths, starts = inputs.get("packed_seq_lengths"), inputs.get("cu_seq_lens_q")
+    if lengths is None and starts is not None:
+        lengths = starts.diff()
+    return None if lengths is None else [int(length) for length in lengths.tolist()]
 
 
 def _flat(inputs: Mapping[str, Any], lengths: list[int], parts: int) -> list[dict[str, Any]]:
@@ -42,9 +49,25 @@ def _flat(inputs: Mapping[str, Any], lengths: list[int], parts: int) -> list[dic
         part = {
             name: value.index_select(1, columns) if _is(value, ids.shape) else value for name, value in inputs.items()
         }
-        kept = inputs["packed_seq_lengths"]
-        found.append(part | {"packed_seq_lengths": kept[torch.tensor(group, device=kept.device)]})
+        found.append(part | _boundaries([lengths[row] for row in group], inputs))
     return found
+
+
+def _boundaries(lengths: list[int], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Where rows of `lengths` tokens begin and end, in those ways, dtypes and places in which `inputs` says it."""
+    import torch
+
+    each = torch.tensor(lengths, dtype=torch.int32)
+    starts = torch.nn.functional.pad(each.cumsum(0), (1, 0))
+    numbers = torch.arange(len(lengths)).repeat_interleave(each)[None]
+    known = {"packed_seq_lengths": each, "seq_idx": numbers}
+    known |= {f"cu_seq_lens_{side}": starts for side in "qk"}
+    known |= {f"max_length_{side}": each.max() for side in "qk"}
+    return {
+        name: value.to(inputs[name]) if isinstance(inputs[name], torch.Tensor) else int(value)
+        for name, value in known.items()
+        if inputs.get(name) is not None
+    }
 
 
 def _padded(inputs: Mapping[str, Any], parts: int) -> list[dict[str, Any]]:
