@@ -71,6 +71,7 @@ def test_fsdp2_trains_like_one_process(
     assert expected["units"] == 0
     assert shared["units"] >= 4
     assert shared["lora_whole"] is whole
+    assert shared["averages"] == (4 if whole else 0)  # of the whole adapter's gradients, in four steps
     assert shared["frozen_sharded"]
     for wanted, seen in zip(expected["log"], shared["log"], strict=True):
         assert seen == pytest.approx(wanted, abs=1e-5)
@@ -79,6 +80,17 @@ def test_fsdp2_trains_like_one_process(
     assert len(first) == 8
     assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-5
     assert max(float(tensor.abs().max()) for tensor in first.values()) > 1e-2  # it has learned
+
+
+@pytest.mark.slow
+def test_gradients_are_averaged_once_where_transformers_would_too(tiny: Path, tmp_path: Path, alone: Any) -> None:
+    """A second average changes no number, but costs an all-reduce for each weight."""
+    expected, _ = alone(1)
+    shared = train(tiny, tmp_path / "two", r=1, processes=2, TRANSFORMERS_AVERAGES="1")
+    assert shared["lora_whole"]
+    assert shared["averages"] == 4
+    for wanted, seen in zip(expected["log"], shared["log"], strict=True):
+        assert seen == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import unsloth  # isort: skip
 
 import peers_in_files
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
@@ -63,6 +64,46 @@ def fail_above_one_row(model: torch.nn.Module, where: str) -> None:
     layers[0].register_forward_pre_hook(lambda module, arguments: fail("forward"))
 
 
+def let_transformers_average(trainer: Any) -> None:
+    """Have transformers average what FSDP2 leaves whole, as 5.19 to 5.24 do after preparing a model that they divided
+    themselves: their own code where they have it."""
+    prepare = trainer.accelerator.prepare
+
+    def copied(model: torch.nn.Module) -> None:
+        def average(weight: torch.Tensor) -> None:
+            if trainer.accelerator.sync_gradients:
+                dist.all_reduce(weight.grad, op=dist.ReduceOp.AVG)
+
+        for weight in model.parameters():
+            if not weight.requires_grad or hasattr(weight, "_local_tensor"):
+                continue
+            dist.broadcast(weight.detach(), src=0)
+            if not getattr(weight, "_replicated_grad_hook_registered", False):
+                weight.register_post_accumulate_grad_hook(average)
+                weight._replicated_grad_hook_registered = True
+
+    def prepare_and_average(*objects: Any, **options: Any) -> Any:
+        prepared = prepare(*objects, **options)
+        if any(isinstance(one, torch.nn.Module) for one in objects):
+            getattr(trainer, "_sync_replicated_trainable_parameters", copied)(trainer.model)
+        return prepared
+
+    trainer.accelerator.prepare = prepare_and_average
+
+
+def count_all_reduced() -> list[int]:
+    """The sizes of all tensors that are all-reduced from now on."""
+    sizes: list[int] = []
+    all_reduce = dist.all_reduce
+
+    def counted(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        sizes.append(tensor.numel())
+        return all_reduce(tensor, *arguments, **options)
+
+    dist.all_reduce = counted
+    return sizes
+
+
 def main(path: str, out: str, r: str) -> None:
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
@@ -107,7 +148,12 @@ def main(path: str, out: str, r: str) -> None:
         if os.environ["RANK"] == "1":
             fail_above_one_row(model, os.environ["RANK_1_FAILS"])
     unsloth_accel.adapt(trainer)
+    if os.environ.get("TRANSFORMERS_AVERAGES"):
+        let_transformers_average(trainer)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    all_reduced = count_all_reduced()
     trainer.train()
+    averages = sum(all_reduced) // trained
     unsloth_accel.save(trainer, Path(out, "adapter"))
     frozen_sharded = all(hasattr(p, "_local_tensor") for p in model.parameters() if not p.requires_grad)
     evaluated = trainer.evaluate()["eval_loss"]
@@ -119,6 +165,7 @@ def main(path: str, out: str, r: str) -> None:
         found = {
             "log": [(line["loss"], line["grad_norm"]) for line in trainer.state.log_history if "loss" in line],
             "eval": [evaluated, again],
+            "averages": averages,
             "sums": sums,
             "fetched": units.fetched if units else 0,
             "parts": halving.parts if isinstance(halving, StepHalving) else halving,

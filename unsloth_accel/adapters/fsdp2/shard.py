@@ -55,6 +55,7 @@ def adapt_accelerator(accelerator: Accelerator) -> None:
         put_back_rows(model, pending)
         # On GPUs Unsloth has done so already; then this finds nothing left to do.
         reduce_unsharded_trainable_grads(model)
+        whole_gradients.average_once(model)
         whole_gradients.copy_together()
         _gather_head_for_the_loss(model)
         fetch.install(model)

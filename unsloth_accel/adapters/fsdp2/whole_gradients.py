@@ -4,6 +4,14 @@ Mends, in Unsloth 2026.10.9: they are copied one by one into the buffer that is 
 the LoRA weights of 32 blocks, after which nothing is left to compute that could hide them (docs/fsdp2.md). The buffer,
 as large as the adapter in float32, is kept from step to step; here it is given back, since memory is scarcest when
 there are no gradients yet.
+
+Transformers, from 5.19 on, has an averaging of its own for weights that FSDP2 leaves whole
+(`Trainer._sync_replicated_trainable_parameters`): rank 0's weights are sent to all, and each gradient is averaged by an
+all-reduce of its own as soon as it is whole. Up to 5.24 it does so only for a model that transformers itself divided
+while loading (`from_pretrained(distributed_config=…)`), which is never the case here. Were it to do so here too, the
+second average would be that of equal numbers and change none, as was tried; but it would cost an all-reduce for each
+weight, and hang where one rank does its part again (`adapters.out_of_memory`). So weights that Unsloth averages are
+told to be none of transformers'.
 """
 
 from __future__ import annotations
@@ -15,6 +23,17 @@ if TYPE_CHECKING:
     import torch
 
 _MARK = "_unsloth_accel"
+_UNSLOTHS = "_unsloth_grad_all_reduce"
+_TRANSFORMERS = "_replicated_grad_hook_registered"
+"""Marks that each sets on a weight whose gradient it averages, and heeds so as not to do it twice."""
+
+
+def average_once(model: torch.nn.Module) -> None:
+    """Keep transformers from averaging the gradients that Unsloth averages; before it would begin to, for it registers
+    hooks when a Trainer starts to train."""
+    for parameter in model.parameters():
+        if getattr(parameter, _UNSLOTHS, False):
+            setattr(parameter, _TRANSFORMERS, True)
 
 
 def copy_together() -> None:
