@@ -66,6 +66,8 @@ def test_an_unknown_key_names_the_nearest(file: Path, override: str, word: str) 
         ("model.dtype=int4", "use one of: null, float32"),
         ("training.output_dir=x", "set output_dir instead"),
         ("training.max_length=5", "set model.max_seq_length instead"),
+        ("training.gradient_checkpointing=true", "set model.gradient_checkpointing instead"),
+        ("training.activation_checkpointing=true", "set model.gradient_checkpointing instead"),
         ("evaluation.exact_match=true", "data.eval_path names none"),
         ("lora.r=${nothing}", "lora.r"),
     ],

@@ -1,4 +1,7 @@
-from unsloth_accel.config.trainer_fields import accepts, training_fields
+import pytest
+
+from unsloth_accel.config import trainer_fields
+from unsloth_accel.config.trainer_fields import CHECKPOINTING_FIELDS, accepts, training_fields
 from unsloth_accel.methods import METHODS
 
 
@@ -18,3 +21,19 @@ def test_accepts() -> None:
     assert not accepts(int, True)
     assert accepts(int | None, None)
     assert accepts(None, object())
+
+
+@pytest.mark.parametrize(
+    ("fields", "given"),
+    [
+        (("gradient_checkpointing", "max_steps"), CHECKPOINTING_FIELDS[:1]),
+        (("activation_checkpointing", "gradient_checkpointing"), CHECKPOINTING_FIELDS),
+        ((), CHECKPOINTING_FIELDS[:1]),
+    ],
+    ids=["before 5.23", "from 5.23 on", "not read"],
+)
+def test_checkpointing_is_set_under_each_of_its_names(
+    fields: tuple[str, ...], given: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_fields, "training_fields", lambda sources: dict.fromkeys(fields, bool))
+    assert trainer_fields.checkpointing_fields(()) == given

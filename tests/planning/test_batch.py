@@ -22,7 +22,7 @@ def test_a_divided_batch_is_exact_or_refused(size: int, count: int) -> None:
             assert abs(nearby - size) < count
             assert divide_batch(nearby, count).global_size == nearby
         return
-    assert batch.per_device * batch.accumulation * batch.num_processes == size
+    assert batch.per_device * batch.accumulation * batch.data_parallel == size
     assert 1 <= batch.per_device <= DEFAULT_PER_DEVICE
     # The largest that is allowed and divides.
     assert all((size // count) % more for more in range(batch.per_device + 1, DEFAULT_PER_DEVICE + 1))

@@ -162,7 +162,7 @@ def test_a_plan_keeps_the_batch_and_fits_or_refuses(
     except ConfigError:
         return
     batch = made.batch
-    assert batch.per_device * batch.accumulation * batch.num_processes == batch.global_size == size
+    assert batch.per_device * batch.accumulation * batch.data_parallel == batch.global_size == size
     assert made.num_processes == machines * count
     assert made.memory is not None
     assert made.memory.total <= 0.95 * made.hardware.devices[0].memory_gib

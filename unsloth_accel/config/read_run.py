@@ -18,13 +18,13 @@ from ..methods import METHODS, USUAL_METHOD
 from ..strategies import STRATEGIES
 from .row_formats import FIELDS, FORMATS, OPTIONAL
 from .run_config import OWN_TRAINING_KEYS, RunConfig
-from .trainer_fields import accepts, training_fields, type_name
+from .trainer_fields import CHECKPOINTING_FIELDS, accepts, training_fields, type_name
 
 # Fields of TrainingArguments that have one place in a RunConfig; a method's config has more (`Method.elsewhere`).
 _ELSEWHERE = {
     "output_dir": "output_dir",
     "report_to": "logging.report_to",
-    "gradient_checkpointing": "model.gradient_checkpointing",
+    **dict.fromkeys(CHECKPOINTING_FIELDS, "model.gradient_checkpointing"),
     "resume_from_checkpoint": "training.resume",
     "disable_tqdm": "logging.progress",
     "use_cpu": "distributed.device",

@@ -14,6 +14,9 @@ import typing
 from pathlib import Path
 from typing import Any
 
+CHECKPOINTING_FIELDS = ("gradient_checkpointing", "activation_checkpointing")
+"""The field that has activations recomputed, and its name from transformers 5.23 on. The old one stays until 6, and
+warns where it is given alone; Unsloth 2026.10.9 reads the old one, the Trainer the new one."""
 _SIMPLE: dict[str, Any] = {"bool": bool, "int": int, "float": float, "str": str, "dict": dict, "list": list}
 
 
@@ -37,6 +40,12 @@ def training_fields(sources: tuple[str, ...]) -> dict[str, Any]:
                 if "ClassVar" not in ast.unparse(node.annotation):
                     fields[node.target.id] = _simple_type(node.annotation)
     return {name: kind for name, kind in fields.items() if not name.startswith("_")}
+
+
+def checkpointing_fields(sources: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of `CHECKPOINTING_FIELDS` that the installed config has."""
+    known = training_fields(sources)
+    return tuple(name for name in CHECKPOINTING_FIELDS if name in known) or CHECKPOINTING_FIELDS[:1]
 
 
 def _installed(place: str) -> Path | None:

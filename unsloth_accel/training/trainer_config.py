@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from ..config.run_config import RunConfig
+from ..config.trainer_fields import checkpointing_fields
 from ..errors import ConfigError, Problem
 from ..methods import Method
 from .load_model import CHECKPOINTING
@@ -24,7 +25,9 @@ def trainer_config(run: RunConfig, method: Method, own: dict[str, Any]) -> Any:
         **run.trainer_fields(),
         **own,
         "output_dir": run.output_dir,
-        "gradient_checkpointing": bool(CHECKPOINTING[run.model.gradient_checkpointing]),
+        **dict.fromkeys(
+            checkpointing_fields(method.config_sources), bool(CHECKPOINTING[run.model.gradient_checkpointing])
+        ),
         "report_to": run.logging.report_to,
         "disable_tqdm": True,
     }

@@ -330,11 +330,10 @@ def fsdp_loading_without_sync(config: Document) -> Iterator[Finding]:
 
 @rule("fsdp-activation-checkpointing", "warning")
 def fsdp_activation_checkpointing(config: Document) -> Iterator[Finding]:
-    """Unsloth checkpoints activations itself, and with gradient_checkpointing on in the training arguments the Trainer
-    refuses to start.
+    """Unsloth checkpoints activations itself, and with gradient_checkpointing (activation_checkpointing, from
+    transformers 5.23 on) on in the training arguments the Trainer refuses to start.
 
-    Reference: transformers/trainer.py: "The activation_checkpointing in FSDP config and the gradient_checkpointing in
-    training arg can't be set to True simultaneously".
+    Reference: transformers/trainer.py: `fsdp_plugin.activation_checkpointing and self.args.`, which raises.
     """
     key = config.fsdp.get("activation_checkpointing")
     if config.fsdp_version and key and config.truth(key):
