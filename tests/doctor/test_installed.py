@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 from conftest import ROOT
-from doctor_machines import UNSLOTH, Place, bad, device, machine, only
+from doctor_machines import OWN, UNSLOTH, Place, bad, device, machine, only
 
 from unsloth_accel.doctor import (
     installed,
@@ -23,22 +23,47 @@ def test_other_systems_are_told_of_nccl(place: Place, system: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "version", "clause"),
+    ("name", "version", "status", "clause"),
     [
-        ("transformers", "5.18.0", "unsloth: <=5.17.0"),
-        ("transformers", "5.0.0", "unsloth: !=5.0.0"),
-        ("trl", "1.16.0", "unsloth: <=1.15.0"),
-        ("trl", "0.17.0", "unsloth_accel: >=0.18.2"),
-        ("accelerate", "1.14.0", "unsloth_accel: >=1.15"),
+        ("transformers", "5.18.0", "warning", "unsloth: <=5.17.0"),
+        ("transformers", "5.0.0", "error", "unsloth: !=5.0.0"),
+        ("trl", "1.16.0", "warning", "unsloth: <=1.15.0"),
+        ("trl", "0.17.0", "error", "unsloth_accel: >=0.18.2"),
+        ("accelerate", "1.14.0", "error", "unsloth_accel: >=1.15"),
     ],
 )
 def test_a_version_out_of_bounds_names_the_clause_and_whose_it_is(
-    place: Place, name: str, version: str, clause: str
+    place: Place, name: str, version: str, status: str, clause: str
 ) -> None:
     place.add(name, version)
     found = only(installed.versions, machine(place))
-    assert (found.name, found.status) == (name, "error")
+    assert (found.name, found.status) == (name, status)
     assert f"({clause})" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("version", "status", "detail"),
+    [
+        ("5.17.0", "ok", "5.17.0"),
+        (
+            "5.24.0",
+            "warning",
+            "5.24.0 is newer than what was tried (unsloth: <=5.17.0); within what this package was tried with "
+            "(unsloth_accel: <=5.24.0)",
+        ),
+        (
+            "5.25.0",
+            "warning",
+            "5.25.0 is newer than what was tried (unsloth: <=5.17.0, unsloth_accel: <=5.24.0)",
+        ),
+        ("5.1.0", "error", "5.1.0 is out of bounds (unsloth_accel: !=5.1.0)"),
+    ],
+)
+def test_what_nobody_tried_is_a_warning_with_the_figure(place: Place, version: str, status: str, detail: str) -> None:
+    place.own.write_text(OWN.replace("    transformers\n", "    transformers!=5.1.0,<=5.24.0\n"), encoding="utf-8")
+    place.add("transformers", version)
+    found = next(result for result in installed.versions(machine(place)) if result.name == "transformers")
+    assert (found.status, found.detail) == (status, detail)
 
 
 def test_the_fix_is_the_pip_command_with_both_bounds(place: Place) -> None:
@@ -55,6 +80,7 @@ def test_bounds_follow_the_installed_unsloth(place: Place) -> None:
 def test_torch_out_of_bounds_keeps_its_build_in_the_report(place: Place) -> None:
     place.torch("2.15.0+cpu")
     found = only(installed.versions, machine(place))
+    assert found.status == "warning"
     assert "2.15.0+cpu" in found.detail
     assert "unsloth and unsloth_accel: <2.15" in found.detail
 

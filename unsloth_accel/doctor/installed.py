@@ -1,7 +1,8 @@
 """Checks of the installation: Python, the platform, and every version against the bounds of its users.
 
 The bounds are those in the metadata of the installed Unsloth and of this package: of what will run, not of a list
-kept here.
+kept here. A lower bound and an exclusion stand for something known to fail, so to break one is an error. An upper bound
+says how far somebody has tried: what is newer may work, and is a warning.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from .result import Result
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
+    from packaging.specifiers import Specifier
 
 CORE = (
     "torch",
@@ -28,12 +30,14 @@ CORE = (
     "bitsandbytes",
     "xformers",
 )
-"""Packages with a line of their own; one out of bounds is an error."""
+"""Packages with a line of their own."""
 OPTIONAL = {
     "bitsandbytes": "model.load_in_4bit and 8-bit optimizers can't run",
     "xformers": "Unsloth falls back to another attention",
 }
 """Packages that Unsloth requires and trains without, and what is lost."""
+UPPER = ("<", "<=")
+"""Operators of a bound beyond which nobody tried."""
 REQUIRERS = ("unsloth", "unsloth_zoo", "unsloth_accel")
 UNSLOTH_ON_A_CPU = "2026.10.9"
 """The newest Unsloth that this package was tried with on a CPU."""
@@ -152,15 +156,26 @@ def _version(machine: Machine, name: str, wanted: Sequence[tuple[str, Requiremen
         lost = OPTIONAL.get(name)
         detail = f"not installed; {lost or 'required by ' + ' and '.join(requirer for requirer, _ in wanted)}"
         return Result(name=name, status="warning" if lost else "error", detail=detail, fix=fix)
-    broken: dict[str, dict[str, None]] = {}
-    for requirer, one in wanted:
-        for clause in one.specifier:
-            if not clause.contains(version, prereleases=True):
-                broken.setdefault(str(clause), {})[requirer] = None
+    clauses = [(requirer, clause) for requirer, one in wanted for clause in one.specifier]
+    broken = [(requirer, clause) for requirer, clause in clauses if not clause.contains(version, prereleases=True)]
     if not broken:
         return Result(name=name, detail=str(version))
-    said = ", ".join(f"{' and '.join(requirers)}: {clause}" for clause, requirers in broken.items())
-    return Result(name=name, status="error", detail=f"{version} is out of bounds ({said})", fix=fix)
+    if not all(clause.operator in UPPER for _, clause in broken):
+        return Result(name=name, status="error", detail=f"{version} is out of bounds ({_said(broken)})", fix=fix)
+    detail = f"{version} is newer than what was tried ({_said(broken)})"
+    upper = [(requirer, clause) for requirer, clause in clauses if clause.operator in UPPER]
+    ours = [pair for pair in upper if pair[0] == "unsloth_accel" and pair not in broken]
+    if ours:
+        detail += f"; within what this package was tried with ({_said(ours)})"
+    return Result(name=name, status="warning", detail=detail, fix=fix)
+
+
+def _said(clauses: Sequence[tuple[str, Specifier]]) -> str:
+    """Clauses with those whose they are: `unsloth and unsloth_zoo: <=5.17.0`."""
+    whose: dict[str, dict[str, None]] = {}
+    for requirer, clause in clauses:
+        whose.setdefault(str(clause), {})[requirer] = None
+    return ", ".join(f"{' and '.join(requirers)}: {clause}" for clause, requirers in whose.items())
 
 
 def _install(machine: Machine, name: str, bound: str) -> str:
