@@ -29,7 +29,8 @@ from .rank_checks import distributed_type, is_sharded
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
-    from transformers import TrainingArguments
+
+    from .hook_types import Arguments
 
 SKIPPED = (
     (r"experts?\.\d+\.", "an expert that no token of a step is sent to has no gradient"),
@@ -45,7 +46,7 @@ class PlacementError(UnslothAccelError):
     """The model of a rank is not on the device that the rank trains on."""
 
 
-def choose_settings(accelerator: Accelerator, args: TrainingArguments | None = None) -> None:
+def choose_settings(accelerator: Accelerator, args: Arguments | None = None) -> None:
     """Let `accelerator` wrap models with settings decided from the model; what the user set in `args` wins.
 
     Without a Trainer, a `DistributedDataParallelKwargs` that the Accelerator was given is the user's word.
@@ -108,7 +109,7 @@ def buffers_change(model: torch.nn.Module) -> bool:
     return any(getattr(module, "running_mean", None) is not None for module in model.modules())
 
 
-def refuse_static_graph(args: TrainingArguments | None) -> None:
+def refuse_static_graph(args: Arguments | None) -> None:
     """Raise `ConfigError` for DDP's static graph with accumulation."""
     if args is None or world_size() == 1 or not getattr(args, "ddp_static_graph", None):
         return
@@ -169,7 +170,7 @@ def without_gradient(accelerator: Accelerator, model: torch.nn.Module) -> list[s
     return [name for (name, _), count in zip(named, missing.tolist(), strict=True) if count]
 
 
-def _set(accelerator: Accelerator, model: torch.nn.Module, args: TrainingArguments | None, view: bool) -> None:
+def _set(accelerator: Accelerator, model: torch.nn.Module, args: Arguments | None, view: bool) -> None:
     handler = _handler(accelerator)
     if getattr(args, "ddp_find_unused_parameters", None) is None:  # Unsloth's own decision stands there too
         handler.find_unused_parameters = False

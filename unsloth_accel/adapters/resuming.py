@@ -13,13 +13,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
 from ..artifacts.checkpoints import Checkpoint, newest
 from ..artifacts.resume_facts import difference
 from ..errors import ConfigError, Problem, raise_errors
 from . import environment, rank_agreement
 from .checkpointing import made_with
+from .hook_types import Arguments, Control, State, TrainerCallback
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -60,9 +59,7 @@ class RateOfSchedule(TrainerCallback):
     Changes no bit where the schedule is the checkpoint's own.
     """
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         schedule: Any = kwargs.get("lr_scheduler")
         schedule = getattr(schedule, "scheduler", schedule)
         if not state.global_step or not hasattr(schedule, "lr_lambdas"):

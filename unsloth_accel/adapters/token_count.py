@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from .hook_types import Arguments, Control, State, TrainerCallback
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -26,7 +26,7 @@ class TokenCount(TrainerCallback):
         """`tokens` of every optimizer step of the run, from its first."""
         self.tokens = tokens
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if state.global_step <= len(self.tokens):  # training may be told to go on further than it was set up for
             state.num_input_tokens_seen += self.tokens[state.global_step - 1]
 
@@ -60,19 +60,13 @@ class LateTokenCount(TrainerCallback):
         else:
             self._tokens = self._tokens + (ids.numel() if padding is None else (ids != padding).sum())
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self._tokens = 0  # of a training that an error ended
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self.settle()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self.settle()
 
     def settle(self) -> None:

@@ -8,8 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
+from ..adapters.hook_types import Arguments, Control, Json, State, TrainerCallback
 from ..adapters.rank_checks import is_sharded
 from ..artifacts.checkpoints import checkpoints
 from ..errors import UnslothAccelError
@@ -77,32 +76,21 @@ class Divergence(TrainerCallback):
         self._overflows = 0
         self._good = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self._good = state.global_step
         self._overflows = 0
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if control.should_save:
             self._check_weights(args, state, kwargs["model"])
             control.should_save = control.should_save and not self.rule.above
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if control.should_save:
             self._check_weights(args, state, kwargs["model"])
             control.should_save = not self.rule.above
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Arguments, state: State, control: Control, logs: Json | None = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
             return
         if "grad_norm" not in logs:
@@ -123,11 +111,11 @@ class Divergence(TrainerCallback):
         else:
             self._good = state.global_step
 
-    def _check_weights(self, args: TrainingArguments, state: TrainerState, model: torch.nn.Module) -> None:
+    def _check_weights(self, args: Arguments, state: State, model: torch.nn.Module) -> None:
         if not everywhere_finite(p for p in model.parameters() if p.requires_grad):
             self._stop(args, state, "trained weights are NaN or infinite")
 
-    def _stop(self, args: TrainingArguments, state: TrainerState, what: str, since: int | None = None) -> None:
+    def _stop(self, args: Arguments, state: State, what: str, since: int | None = None) -> None:
         """`since`: checkpoints after this step are not good, though finite."""
         latest = state.global_step if since is None else since
         found = [path for path in checkpoints(args.output_dir or ".") if int(path.name.split("-")[-1]) <= latest]

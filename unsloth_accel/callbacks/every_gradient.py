@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
-
 from ..adapters.ddp_settings import without_gradient
+from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
 from ..adapters.rank_checks import GuardError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 
 class EveryGradient(TrainerCallback):
@@ -22,9 +20,7 @@ class EveryGradient(TrainerCallback):
         self._accelerator = accelerator
         self._first = True
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if not self._first:
             return
         self._first = False

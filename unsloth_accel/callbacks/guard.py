@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
 from ..adapters import environment, rank_checks
+from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
 
 if TYPE_CHECKING:
     from ..config.promise import Promise
@@ -23,28 +22,24 @@ class Guard(TrainerCallback):
         self.promised = promised
         self._first = True
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self._first = True
         promised = self.promised or environment.promise()
         if promised is not None:
             rank_checks.check_world(promised)
             rank_checks.check_sharded(promised, kwargs["model"])
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         # Gradients, and not only weights: a warm-up may start at learning rate 0, where weights can't yet differ.
         if self._first:
             rank_checks.check_equal(rank_checks.gradients(kwargs["model"]), "gradients of the first step")
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if self._first:
             rank_checks.check_equal(rank_checks.trainable(kwargs["model"]), "trainable weights after the first step")
             self._first = False
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         rank_checks.check_equal(
             rank_checks.trainable(kwargs["model"]), f"trainable weights at step {state.global_step}"
         )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
+from ..adapters.hook_types import Arguments, Control, Json, State, TrainerCallback
 from .exchange import Exchange
 from .memory_reading import machine, torch_memory
 from .order import add_figures
@@ -44,14 +43,7 @@ class Memory(TrainerCallback):
     def __init__(self, exchange: Exchange | None = None) -> None:
         self._ranks = (exchange or Exchange()).join(lambda: list(memory_now().values()))
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Arguments, state: State, control: Control, logs: Json | None = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
             return
         ranks = self._ranks(state.global_step)

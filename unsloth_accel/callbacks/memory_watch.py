@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
+from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
 from .memory_reading import machine, torch_memory
 from .rank_log import RankLog
 
@@ -62,12 +61,10 @@ class MemoryWatch(TrainerCallback):
         self._told: set[str] = set()
         self._retries = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self._retries = self.read().retries  # loading may have cost some
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         for kind, message in self._shortages(self.read()):
             if kind in self._told:
                 continue

@@ -16,7 +16,8 @@ from ..models.spec import ModelSpec, from_config
 
 if TYPE_CHECKING:
     import torch
-    from transformers import TrainingArguments
+
+    from ..adapters.hook_types import Arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,7 @@ class Peak:
     source: str
 
 
-def peak_of(args: TrainingArguments, model: torch.nn.Module) -> Peak | str:
+def peak_of(args: Arguments, model: torch.nn.Module) -> Peak | str:
     """Of this process's GPU in the precision that it trains in, by NVIDIA's datasheet; or why it isn't known."""
     import torch
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import Trainer, TrainerState
+    from transformers import Trainer
+
+    from ..adapters.hook_types import State
 
 
 def figures_first(trainer: Trainer) -> None:
@@ -18,7 +20,7 @@ def figures_first(trainer: Trainer) -> None:
     handler.callbacks.sort(key=lambda callback: not getattr(callback, "adds_figures", False))
 
 
-def add_figures(logs: dict[str, Any], state: TrainerState, figures: dict[str, float]) -> None:
+def add_figures(logs: dict[str, Any], state: State, figures: dict[str, float]) -> None:
     """Add `figures` to the log that is being reported, and to its copy in `state.log_history` (trainer_state.json)."""
     logs.update(figures)
     if state.log_history and state.log_history[-1].get("step") == state.global_step:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
 from ..adapters.fsdp2.peer_fetch.fetch import shared_bytes
+from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
 
 
 class PeakMemory(TrainerCallback):
@@ -19,9 +18,7 @@ class PeakMemory(TrainerCallback):
         self._loading = 0
         self._shared = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         import torch
 
         if torch.cuda.is_available():

@@ -7,7 +7,8 @@ import time
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..adapters.hook_types import Arguments, Control, Json, State, TrainerCallback
 
 
 class Progress(TrainerCallback):
@@ -27,9 +28,7 @@ class Progress(TrainerCallback):
         self._after_first: tuple[float, int] | None = None
         self._left: float | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
         self._last = (time.perf_counter(), float(state.num_input_tokens_seen))
@@ -37,18 +36,11 @@ class Progress(TrainerCallback):
         if sys.stderr.isatty():
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", desc="training")
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if self._bar is not None:
             self._bar.update(1)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Arguments, state: State, control: Control, logs: Json | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
         now, tokens = time.perf_counter(), float(state.num_input_tokens_seen)
@@ -69,9 +61,7 @@ class Progress(TrainerCallback):
             self._tenth = tenth
             print(f"step {state.global_step}/{state.max_steps}  {self._figures()}{self._time_left()}", flush=True)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None

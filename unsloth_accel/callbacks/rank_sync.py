@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
 from ..adapters import rank_checks
+from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
 from .rank_log import RankLog
 
 
@@ -25,12 +24,10 @@ class RankSync(TrainerCallback):
         self._log = log
         self._equal = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self._equal = state.global_step
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if state.global_step % self.every:
             return
         what = f"trainable weights after step {state.global_step} (last seen equal after step {self._equal})"

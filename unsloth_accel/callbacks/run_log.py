@@ -8,8 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
+from ..adapters.hook_types import Arguments, Control, Json, State, TrainerCallback
 from ..artifacts.run_directory import RunDirectory
 from ..files import write_atomically
 from .exchange import Exchange
@@ -45,9 +44,7 @@ class RunLog(TrainerCallback):
         self._first = 0
         throughput.listeners.append(self._steps)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         from ..adapters.saving import versions
 
         self._started = time.perf_counter()
@@ -65,21 +62,12 @@ class RunLog(TrainerCallback):
             steps=state.max_steps,
         )
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Arguments, state: State, control: Control, logs: Json | None = None, **kwargs: Any) -> None:
         if logs and "loss" in logs and any(untold for (untold,) in self._untold(state.global_step) or ()):
             self.log.tell()
         self.log.tell_own()  # what callbacks before this one found at this very log
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         seconds = time.perf_counter() - self._started
         self.log.tell()
         summary = self._summary(args, state, seconds)
@@ -107,7 +95,7 @@ class RunLog(TrainerCallback):
             ],
         )
 
-    def _summary(self, args: TrainingArguments, state: TrainerState, seconds: float) -> dict[str, Any]:
+    def _summary(self, args: Arguments, state: State, seconds: float) -> dict[str, Any]:
         """Of this process's part of the run, if it was resumed; a collective."""
         from ..adapters.saving import of_every_rank
 
@@ -148,7 +136,7 @@ class RunLog(TrainerCallback):
         }
 
 
-def _device(args: TrainingArguments) -> str:
+def _device(args: Arguments) -> str:
     import torch
 
     kind = str(args.device.type)

@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, Literal
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
+from ..adapters.hook_types import Arguments, Control, Json, State, TrainerCallback
 from .exchange import share
 from .gpu_clock import Clock, ClockReader
 from .rank_log import RankLog
@@ -151,9 +150,7 @@ class Stragglers(TrainerCallback):
         """Each with `rank`, `cause`, `slower_by` (seconds per step) and `steps` that it lasted."""
         return [asdict(episode) for episode in self._episodes]
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         from ..adapters.saving import of_every_rank
 
         if self._owned:
@@ -164,30 +161,19 @@ class Stragglers(TrainerCallback):
         where = f"{platform.node()}, " + (f"GPU {_gpu(args)}" if args.device.type == "cuda" else "CPU")
         self._names = of_every_rank(where)
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if self._owned:
             self.throughput.on_step_begin(args, state, control, **kwargs)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if self._owned:
             self.throughput.on_step_end(args, state, control, **kwargs)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if self._owned:
             self.throughput.close()
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Arguments, state: State, control: Control, logs: Json | None = None, **kwargs: Any) -> None:
         if self._owned:
             self.throughput.on_log(args, state, control, logs, **kwargs)
         if not logs or "loss" not in logs or args.world_size == 1:
@@ -262,7 +248,7 @@ class Stragglers(TrainerCallback):
 _FIELDS = ("data", "compute", "wait", "clock_mhz", "reasons")
 
 
-def _gpu(args: TrainingArguments) -> str:
+def _gpu(args: Arguments) -> str:
     """Of the machine, as its user counts: behind CUDA_VISIBLE_DEVICES."""
     index = args.device.index or 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")

@@ -28,8 +28,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
+from ..adapters.hook_types import Arguments, Control, Json, State, TrainerCallback
 from .exchange import Exchange, Numbers
 from .loader_clock import LoaderClock
 from .mfu import ModelFlops, Peak, flops_of, peak_of
@@ -159,9 +158,7 @@ class Throughput(TrainerCallback):
             return None
         return flops / (gpu_seconds * self.peak.flops)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         model = kwargs["model"]
         self.total, self.window = Totals(), Totals()
         self.recent.clear()
@@ -176,12 +173,10 @@ class Throughput(TrainerCallback):
         self._loader.take()
         self._since = self._last = time.perf_counter()
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self._mark("begin")
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         counts = self._counted()
         self._mark("end")  # and so behind the counts: when it has passed, they are there
         now = time.perf_counter()
@@ -192,14 +187,7 @@ class Throughput(TrainerCallback):
         self._since = self._last = now
         self._settle(keep=1 if self._on_gpu else 0)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Arguments, state: State, control: Control, logs: Json | None = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
             return
         ranks = self._ranks(state.global_step)
@@ -209,15 +197,13 @@ class Throughput(TrainerCallback):
             self.window = Totals()
         self._last = time.perf_counter()
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_evaluate(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self._leave_out()
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self._leave_out()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self._settle()
         self.close()
 

@@ -9,11 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
 from ..adapters import environment, rank_checks
 from ..adapters.fsdp1 import is_fsdp1
 from ..adapters.fsdp2.peer_fetch.fetch import mapped_bytes, shared_bytes
+from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
 from ..artifacts.run_directory import START_RECORD, rank_record, start_of
 from ..files import write_atomically
 from ..strategies import STRATEGIES
@@ -32,9 +31,7 @@ class Record(TrainerCallback):
         self.directory = Path(directory)
         self.figures: dict[str, Any] = {"rank": environment.rank()}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self._note_memory("loading", kwargs["model"])
         promised = environment.promise()
         strategy = STRATEGIES.get(promised.strategy) if promised else None
@@ -42,9 +39,7 @@ class Record(TrainerCallback):
             self._save_start(kwargs["model"])
         _forget_host_peak()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self._note_memory("training", kwargs["model"])
         trained = rank_checks.trainable(kwargs["model"])
         flat = is_fsdp1(kwargs["model"])  # each rank holds pieces of its own
