@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations
 
+from ..strategies import usual
 from .machine import Link, Machine
 from .result import Result
 
@@ -71,7 +72,8 @@ def links(machine: Machine) -> Iterator[Result]:
     detail = "; ".join(f"{link}: {_listed(named, len(pairs))}" for link, named in by_link.items())
     if "host memory" in by_link:
         detail += ": gradients between these go through the CPU's memory"
-        advice = "prefer distributed.strategy=ddp, which sends LoRA's gradients only; FSDP sends all weights each step"
+        whole = f"distributed.strategy={usual(len(devices)).name}"
+        advice = f"prefer {whole}, which sends LoRA's gradients only; FSDP sends all weights each step"
         if any("RTX 40" in device.name for device in devices):
             detail += " (GeForce RTX 40 has no peer access)"
             advice += "; accelerate launch sets NCCL_P2P_DISABLE=1 itself where the driver is older than 550.40.07"

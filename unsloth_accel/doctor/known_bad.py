@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ..strategies import usual
 from .machine import Machine, TorchBuild
 from .result import Result, Status
 
@@ -25,6 +26,7 @@ class Pair:
     status: Status
     consequence: str
     fix: str
+    """Where it says {usual}, the strategy that works wherever the model fits."""
     reference: str
 
 
@@ -49,7 +51,7 @@ PAIRS = (
         status="warning",
         consequence="FSDP2 wants one dtype for all parameters of a unit, frozen ones too: no fp32 LoRA on a bf16 or "
         "4-bit base, so QLoRA is not sharded",
-        fix='pip install "torch>=2.8", or use distributed.strategy=ddp',
+        fix='pip install "torch>=2.8", or use distributed.strategy={usual}',
         reference="torch, FSDPParamGroup._init_mp_dtypes; unsloth/models/fsdp2.py",
     ),
 )
@@ -77,7 +79,7 @@ def pairs(machine: Machine) -> Iterator[Result]:
             name="known-bad pair",
             status=pair.status,
             detail=f"{names}: {pair.consequence}",
-            fix=pair.fix,
+            fix=pair.fix.format(usual=usual(2).name),
             reference=pair.reference,
         )
     if not found:

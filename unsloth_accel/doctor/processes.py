@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..artifacts.run_directory import RunDirectory
 from ..config.accelerate_config import AccelerateConfig
 from ..strategies import usual
 from .machine import Machine
@@ -89,7 +90,7 @@ def _launch(
 ) -> LaunchOutcome:
     environment = {**environ, "ACCELERATE_USE_CPU": "true"} if device == "cpu" else dict(environ)
     with tempfile.TemporaryDirectory(prefix="unsloth-accel-doctor-", ignore_cleanup_errors=True) as directory:
-        config = Path(directory, "accelerate.yaml")
+        config = RunDirectory(directory).accelerate_yaml
         AccelerateConfig(strategy=usual(count).name, num_processes=count, device=device).write(config)
         command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
         printed = Path(directory, "output")

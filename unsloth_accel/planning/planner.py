@@ -197,7 +197,7 @@ def _spec(run: RunConfig, device: str, count: int, reasons: list[str]) -> ModelS
         if not may_be_hub_id(run.model.name):
             raise  # a directory that is missing or damaged
         if device == "cuda" and run.distributed.strategy == "auto" and count > 1:
-            fix = "or name the strategy: distributed.strategy=ddp while the model fits one GPU"
+            fix = f"or name the strategy: distributed.strategy={usual(count).name} while the model fits one GPU"
             problems = [replace(problem, fix=f"{problem.fix}, {fix}") for problem in error.problems]
             raise ConfigError(problems) from None
         first = error.problems[0]

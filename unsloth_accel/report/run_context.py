@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from ..artifacts.run_directory import RunDirectory
 from . import numbers
 from .run_record import Recorded, at, number, rows, table, text
 
@@ -31,7 +32,9 @@ def loading(run: Recorded) -> dict[str, Any]:
         f"from peft import AutoPeftModelForCausalLM\n\nmodel = AutoPeftModelForCausalLM.from_pretrained({path!r})"
     )
     made["merge"] = f"unsloth-accel merge {shlex.quote(str(run.directory if run.adapter else adapter))}"
-    made["resume"] = f"unsloth-accel launch {shlex.quote(str(run.directory / 'run.yaml'))} training.resume=true"
+    made["resume"] = (
+        f"unsloth-accel launch {shlex.quote(str(RunDirectory(run.directory).run_yaml))} training.resume=true"
+    )
     return made
 
 

@@ -23,7 +23,7 @@ from . import (  # noqa: F401  (each registers its rules)
 )
 from .document import Context, Document, Finding, Repair
 from .fixing import repaired
-from .registry import RULES, Rule, check_document
+from .rule_registry import RULES, Rule, check_document
 from .yaml_reader import read_document, read_text
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .document import Document, Finding
-from .registry import EVERY, rule
+from .rule_registry import EVERY, rule
 
 
 @rule("nothing-to-read", on=EVERY)

@@ -17,7 +17,7 @@ from .names import (
     WRAP_POLICIES,
     layer_exists,
 )
-from .registry import rule
+from .rule_registry import rule
 
 
 @rule("fsdp-config-ignored")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from .document import Document, Finding, is_whole
-from .registry import rule
+from .rule_registry import rule
 
 
 def _several(config: Document) -> bool:

@@ -10,7 +10,7 @@ from ...models.locate import known_config
 from ...strategies import STRATEGIES, strategy_of, usual
 from .document import Document, Finding, is_whole
 from .names import layers_of
-from .registry import rule
+from .rule_registry import rule
 from .run_file import indivisible
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .document import Document, Finding, Repair
-from .registry import rule
+from .rule_registry import rule
 
 
 @rule("num-processes-missing")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ...errors import ConfigError, Problem
 from ...strategies import STRATEGIES, Strategy, usual
 from .document import Document, Finding, Repair, is_whole
-from .registry import rule
+from .rule_registry import rule
 
 
 def _refused(config: Document, rule_id: str) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ...errors import close_match, nearest
 from .document import Document, Finding, Repair, is_whole
 from .names import DYNAMO_BACKENDS, NESTED_KEYS, TOP_LEVEL_KEYS
-from .registry import rule
+from .rule_registry import rule
 
 PREFIXES = {"dynamo_config": "dynamo_", "fp8_config": "fp8_"}
 """Sections whose keys may leave their prefix out (accelerate/commands/launch.py: _validate_launch_command)."""

@@ -17,7 +17,7 @@ from .names import (
     SAGEMAKER_TYPES,
     TOP_LEVEL_KEYS,
 )
-from .registry import rule
+from .rule_registry import rule
 
 
 @rule("unknown-key")
