@@ -8,7 +8,7 @@ experts of a mixture are one three-dimensional parameter per layer. `Dimensions`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,8 @@ MAX_LAYERS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dimensions:
-    """What of a config.json decides shapes; lengths are in elements."""
+class Sizes:
+    """The sizes of a model, in elements. A number that an unknown architecture doesn't tell is 0."""
 
     hidden_size: int
     intermediate_size: int
@@ -32,11 +32,25 @@ class Dimensions:
     num_kv_heads: int
     head_dim: int
     vocab_size: int
-    max_position_embeddings: int
     tie_word_embeddings: bool
-    num_experts: int = 0
-    experts_per_token: int = 0
-    moe_intermediate_size: int = 0
+    num_experts: int
+    """0 for a dense model."""
+    experts_per_token: int
+    """0 for a dense model."""
+    moe_intermediate_size: int
+    """Of one expert; 0 for a dense model."""
+    max_position_embeddings: int
+    """Tokens. Of `known shapes` a hint only: base and instruct models share a shape and may differ here."""
+
+    def sizes(self) -> dict[str, Any]:
+        """These alone, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(Sizes)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dimensions(Sizes):
+    """What of a config.json decides shapes."""
+
     attention_bias: bool = False
     mlp_bias: bool = False
     qk_layernorm: bool = False

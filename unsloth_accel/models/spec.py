@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..errors import ConfigError, Problem
-from .architectures import ARCHITECTURES, architecture_of, parameters, read_dimensions
+from .architectures import ARCHITECTURES, Sizes, architecture_of, parameters, read_dimensions
 from .lora_size import lora_parameters
 from .safetensors_header import DTYPES, Stored, read_checkpoint
 
@@ -52,32 +52,16 @@ class Linear(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSpec:
+class ModelSpec(Sizes):
     """The sizes and parameters of `AutoModelForCausalLM` for one model, as transformers 5.17 builds it.
 
-    Lengths are in elements, sizes in bytes. A number that an unknown architecture doesn't tell is 0.
+    Lengths are in elements, sizes in bytes.
     """
 
     name: str
     model_type: str
     source: Source
     """What it was counted from. Shapes are config.json's; headers confirm them and give dtype and stored bytes."""
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    tie_word_embeddings: bool
-    num_experts: int
-    """0 for a dense model."""
-    experts_per_token: int
-    """0 for a dense model."""
-    moe_intermediate_size: int
-    """Of one expert; 0 for a dense model."""
-    max_position_embeddings: int
-    """Tokens. Of `known shapes` a hint only: base and instruct models share a shape and may differ here."""
     dtype: str
     """Of the checkpoint's weights, or what they were quantized from."""
     quantization: str | None
@@ -277,18 +261,7 @@ def from_config(
         name=name,
         model_type=model_type,
         source="safetensors headers" if stored else source,
-        hidden_size=dims.hidden_size,
-        intermediate_size=dims.intermediate_size,
-        num_layers=dims.num_layers,
-        num_heads=dims.num_heads,
-        num_kv_heads=dims.num_kv_heads,
-        head_dim=dims.head_dim,
-        vocab_size=dims.vocab_size,
-        tie_word_embeddings=dims.tie_word_embeddings,
-        num_experts=dims.num_experts,
-        experts_per_token=dims.experts_per_token,
-        moe_intermediate_size=dims.moe_intermediate_size,
-        max_position_embeddings=dims.max_position_embeddings,
+        **dims.sizes(),
         dtype=dtype,
         quantization=quantization,
         unquantized_modules=kept,

@@ -34,19 +34,17 @@ def rule(id: str, severity: Severity = "error", on: tuple[Kind, ...] = ("acceler
 
     def register(check: Check) -> Check:
         happens, _, reference = inspect.cleandoc(check.__doc__ or "").partition("Reference:")
-        if id in RULES or not happens.strip() or not reference.strip():
-            raise ValueError(f"rule {id} is there twice, or its docstring lacks a consequence or a reference")
-        RULES[id] = Rule(
-            id=id,
-            severity=severity,
-            kinds=on,
-            check=check,
-            happens=" ".join(happens.split()),
-            reference=" ".join(reference.split()),
-        )
+        add_rule(id, check, " ".join(happens.split()), " ".join(reference.split()), severity, on)
         return check
 
     return register
+
+
+def add_rule(id: str, check: Check, happens: str, reference: str, severity: Severity, on: tuple[Kind, ...]) -> None:
+    """Register a check that has no docstring of its own: one of several that differ in what they say only."""
+    if id in RULES or not happens or not reference:
+        raise ValueError(f"rule {id} is there twice, or lacks a consequence or a reference")
+    RULES[id] = Rule(id=id, severity=severity, kinds=on, check=check, happens=happens, reference=reference)
 
 
 def check_document(document: Document) -> list[Finding]:

@@ -8,7 +8,12 @@ from collections.abc import Iterator
 from ...errors import ConfigError, Problem
 from ...strategies import STRATEGIES, Strategy, usual
 from .document import Document, Finding, Repair, is_whole
-from .rule_registry import rule
+from .rule_registry import add_rule, rule
+
+
+def _refused_by_the_reader(id: str, happens: str, reference: str) -> None:
+    """Register a rule that tells what `read_run` says under its id."""
+    add_rule(id, lambda config: _refused(config, id), happens, reference, "error", ("run",))
 
 
 def _refused(config: Document, rule_id: str) -> Iterator[Finding]:
@@ -45,85 +50,51 @@ def _problems(text: str) -> tuple[Problem, ...]:
     return ()
 
 
-@rule("run-unknown-key", on=("run",))
-def run_unknown_key(config: Document) -> Iterator[Finding]:
-    """A key that no run has: it would change nothing, so `launch` refuses it.
-
-    Reference: unsloth_accel/config/read_run.py: _fill and _check_training; TRL's SFTConfig.
-    """
-    yield from _refused(config, "run-unknown-key")
-
-
-@rule("run-wrong-type", on=("run",))
-def run_wrong_type(config: Document) -> Iterator[Finding]:
-    """A value of another type than the field's; `launch` refuses it, where SFTConfig would fail in every process.
-
-    Reference: unsloth_accel/config/read_run.py: _fill; unsloth_accel/config/trainer_fields.py: accepts.
-    """
-    yield from _refused(config, "run-wrong-type")
-
-
-@rule("run-missing-key", on=("run",))
-def run_missing_key(config: Document) -> Iterator[Finding]:
-    """model.name, data.path and output_dir are needed before anything can be planned.
-
-    Reference: unsloth_accel/config/read_run.py: _missing.
-    """
-    yield from _refused(config, "run-missing-key")
-
-
-@rule("run-value", on=("run",))
-def run_value(config: Document) -> Iterator[Finding]:
-    """A value of the right type that means nothing: an unknown word, a batch of 0.
-
-    Reference: unsloth_accel/config/read_run.py: _check_values.
-    """
-    yield from _refused(config, "run-value")
-
-
-@rule("run-elsewhere", on=("run",))
-def run_elsewhere(config: Document) -> Iterator[Finding]:
-    """A field of SFTConfig that has its place elsewhere in run.yaml: set twice, the two could disagree.
-
-    Reference: unsloth_accel/config/read_run.py: _ELSEWHERE.
-    """
-    yield from _refused(config, "run-elsewhere")
-
-
-@rule("run-refused", on=("run",))
-def run_refused(config: Document) -> Iterator[Finding]:
-    """auto_find_batch_size changes the batch inside the run, so that batch.global_size would not hold.
-
-    Reference: unsloth_accel/config/read_run.py: _REFUSED; transformers/trainer.py: find_executable_batch_size.
-    """
-    yield from _refused(config, "run-refused")
-
-
-@rule("run-needs-eval-rows", on=("run",))
-def run_needs_eval_rows(config: Document) -> Iterator[Finding]:
-    """An evaluation without held-out rows: the Trainer raises "you didn't pass an `eval_dataset`".
-
-    Reference: transformers/trainer.py: Trainer.__init__, `args.eval_strategy`.
-    """
-    yield from _refused(config, "run-needs-eval-rows")
-
-
-@rule("run-resume-and-overwrite", on=("run",))
-def run_resume_and_overwrite(config: Document) -> Iterator[Finding]:
-    """resume goes on from the earlier run and overwrite deletes it.
-
-    Reference: unsloth_accel/launch/launcher.py: made_room.
-    """
-    yield from _refused(config, "run-resume-and-overwrite")
-
-
-@rule("run-reference", on=("run",))
-def run_reference(config: Document) -> Iterator[Finding]:
-    """`${…}` refers to another key or to the environment; one that leads nowhere stops the run.
-
-    Reference: omegaconf's interpolation; unsloth_accel/config/read_run.py: _fill.
-    """
-    yield from _refused(config, "run-reference")
+_refused_by_the_reader(
+    "run-unknown-key",
+    "A key that no run has: it would change nothing, so `launch` refuses it.",
+    "unsloth_accel/config/read_run.py: _fill and _check_training; TRL's SFTConfig.",
+)
+_refused_by_the_reader(
+    "run-wrong-type",
+    "A value of another type than the field's; `launch` refuses it, where SFTConfig would fail in every process.",
+    "unsloth_accel/config/read_run.py: _fill; unsloth_accel/config/trainer_fields.py: accepts.",
+)
+_refused_by_the_reader(
+    "run-missing-key",
+    "model.name, data.path and output_dir are needed before anything can be planned.",
+    "unsloth_accel/config/read_run.py: _missing.",
+)
+_refused_by_the_reader(
+    "run-value",
+    "A value of the right type that means nothing: an unknown word, a batch of 0.",
+    "unsloth_accel/config/read_run.py: _check_values.",
+)
+_refused_by_the_reader(
+    "run-elsewhere",
+    "A field of SFTConfig that has its place elsewhere in run.yaml: set twice, the two could disagree.",
+    "unsloth_accel/config/read_run.py: _ELSEWHERE.",
+)
+_refused_by_the_reader(
+    "run-refused",
+    "auto_find_batch_size changes the batch inside the run, so that batch.global_size would not hold.",
+    "unsloth_accel/config/read_run.py: _REFUSED; transformers/trainer.py: find_executable_batch_size.",
+)
+_refused_by_the_reader(
+    "run-needs-eval-rows",
+    'An evaluation without held-out rows: the Trainer raises "you didn\'t pass an `eval_dataset`".',
+    "transformers/trainer.py: Trainer.__init__, `args.eval_strategy`.",
+)
+_refused_by_the_reader(
+    "run-resume-and-overwrite",
+    "resume goes on from the earlier run and overwrite deletes it.",
+    "unsloth_accel/launch/launcher.py: made_room.",
+)
+_refused_by_the_reader(
+    "run-reference",
+    "`${…}` refers to another key or to the environment; one that leads nowhere stops the run.",
+    "omegaconf's interpolation; unsloth_accel/config/read_run.py: _fill.",
+)
 
 
 def _alone(config: Document) -> bool:
@@ -150,7 +121,7 @@ def run_two_precisions(config: Document) -> Iterator[Finding]:
 def run_fp16_on_cpu(config: Document) -> Iterator[Finding]:
     """A CPU trains in bf16 or fp32: accelerate does nothing for fp16 there, and `launch` refuses it.
 
-    Reference: accelerate/accelerator.py: Accelerator.__init__; unsloth_accel/planning/planner.py: _precision.
+    Reference: accelerate/accelerator.py: Accelerator.__init__; unsloth_accel/planning/precision.py: choose_precision.
     """
     if config.get("training.fp16") is True and config.get("distributed.device") == "cpu":
         yield config.problem("training.fp16", "a CPU trains in bf16 or fp32.", "remove it")
@@ -313,7 +284,7 @@ def run_only_model_and_best(config: Document) -> Iterator[Finding]:
 def run_strategy_and_processes(config: Document) -> Iterator[Finding]:
     """`single` is one process and every other strategy needs two.
 
-    Reference: unsloth_accel/planning/planner.py: _strategy.
+    Reference: unsloth_accel/planning/planner.py: _check_strategy.
     """
     strategy, count = _asked(config), config.get("distributed.num_processes")
     if not is_whole(count) or count < 1:
