@@ -48,7 +48,7 @@ def test_the_kind_is_read_where_unsloth_hides_it(monkeypatch: pytest.MonkeyPatch
 
 def test_sharding_that_was_promised_must_be_there() -> None:
     whole = SimpleNamespace(parameters=lambda: [SimpleNamespace()])
-    sharded = SimpleNamespace(parameters=lambda: [SimpleNamespace(), SimpleNamespace(_local_tensor=None)])
+    sharded = SimpleNamespace(parameters=lambda: [SimpleNamespace(), SimpleNamespace(full_tensor=None)])
     for strategy in ("fsdp2", "fsdp2_native"):
         promised = Promise(num_processes=2, strategy=strategy)  # type: ignore[arg-type]
         rank_checks.check_sharded(promised, sharded)  # type: ignore[arg-type]

@@ -161,21 +161,21 @@ def distributed_type() -> str:
     2026.9 makes `Accelerator.distributed_type` a function.
     """
     from accelerate import PartialState
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, is_initialized
 
-    state = AcceleratorState() if AcceleratorState._shared_state else PartialState()
+    state = AcceleratorState() if is_initialized() else PartialState()
     return str(state.distributed_type.value)
 
 
 def _is_fsdp2() -> bool:
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, is_initialized
 
-    return bool(AcceleratorState._shared_state) and bool(AcceleratorState().is_fsdp2)
+    return is_initialized() and bool(AcceleratorState().is_fsdp2)
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
     """Whether this rank holds only a part of `tensor` (a DTensor)."""
-    return hasattr(tensor, "_local_tensor")
+    return hasattr(tensor, "full_tensor")
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

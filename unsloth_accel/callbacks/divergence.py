@@ -137,13 +137,13 @@ def everywhere_finite(parameters: Iterable[torch.nn.Parameter]) -> bool:
     import torch
     from accelerate import PartialState
 
-    own = [p.detach()._local_tensor if is_sharded(p) else p.detach() for p in parameters]
+    own = [p.detach().to_local() if is_sharded(p) else p.detach() for p in parameters]
     own = [tensor for tensor in own if tensor.numel()]
     state = PartialState()
     # The largest magnitude of each: NaN and infinity come through, and nothing overflows.
     finite = torch.ones((), device=state.device)
     if own:
-        largest = torch.stack([norm.float().to(state.device) for norm in torch._foreach_norm(own, float("inf"))])
+        largest = torch.stack([torch.linalg.vector_norm(one, float("inf")).float().to(state.device) for one in own])
         finite = largest.isfinite().all().float()
     if state.num_processes > 1:
         torch.distributed.all_reduce(finite, op=torch.distributed.ReduceOp.MIN)

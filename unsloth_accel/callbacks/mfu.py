@@ -73,7 +73,7 @@ def flops_of(model: torch.nn.Module) -> ModelFlops | str:
         return "the model has no config"
     try:
         # Not the parameters: quantized ones are packed, and sharded ones are parts.
-        spec = from_config(_unquantized(config.to_dict()), name=str(getattr(config, "_name_or_path", "")))
+        spec = from_config(_unquantized(config.to_dict()), name=str(getattr(config, "name_or_path", "")))
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         return f"its FLOPs can't be counted: {str(error).splitlines()[0]}"
     if not spec.tensors:
