@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from conftest import SCRIPTS, accelerate_launch
 from test_capabilities import NEWEST, looked
 
 from unsloth_accel.adapters import ddp_settings
+from unsloth_accel.adapters.ddp import wrap_after_evaluation
 from unsloth_accel.adapters.ddp_settings import PlacementError, check_placement, device_map
 
 
@@ -95,6 +97,32 @@ def test_an_old_unsloth_is_told_the_rank_on_this_machine(tmp_path: Path) -> None
         assert device_map({}, looked(tmp_path / f"{version}-alone", version)) is None
     for version in ("2026.9.14", NEWEST):
         assert device_map(environ, looked(tmp_path / version, version)) is None
+
+
+def test_prepare_model_is_wrapped_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both adapters' steps come before one wrapping, in order, and adapting again doubles nothing."""
+    monkeypatch.setattr("unsloth_accel.adapters.ddp.distributed_type", lambda: "MULTI_CPU")
+    done: list[str] = []
+    monkeypatch.setattr(ddp_settings, "_set", lambda *_: done.append("settings"))
+    monkeypatch.setattr("unsloth_accel.adapters.ddp._forget", lambda *_: done.append("forgotten"))
+
+    def prepare_model(model: Any, *_: Any) -> Any:
+        done.append("wrapped")
+        return model
+
+    accelerator: Any = SimpleNamespace(prepare_model=prepare_model, ddp_handler=None, num_processes=2, device="cpu")
+    wrapped = set()
+    for _ in range(2):
+        wrap_after_evaluation(accelerator)
+        ddp_settings.choose_settings(accelerator)
+        wrapped.add(accelerator.prepare_model)
+    assert len(wrapped) == 1
+    model: Any = torch.nn.Linear(1, 1)
+    model._is_accelerate_prepared = True
+    assert accelerator.prepare_model(model) is model
+    assert done == ["forgotten", "settings", "wrapped"]
+    accelerator.prepare_model(model, evaluation_mode=True)
+    assert done[3:] == ["wrapped"]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ DistributedDataParallel, and every rank trains alone, silently (Accelerator.prep
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .rank_checks import distributed_type
@@ -15,25 +16,39 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
+_STEPS = "_unsloth_accel_steps"
+
+
+def before_wrapping(accelerator: Accelerator, name: str, step: Callable[[torch.nn.Module], None]) -> None:
+    """Have `accelerator` do `step` with a model that it prepares for training under DDP, before it wraps it.
+
+    Steps are done in the order in which they came; another of the same `name` takes the first one's place.
+    """
+    steps: dict[str, Any] | None = getattr(accelerator, _STEPS, None)
+    if steps is None:
+        steps = {}
+        setattr(accelerator, _STEPS, steps)
+        prepare_model, ddp = accelerator.prepare_model, distributed_type().startswith("MULTI_")
+
+        def prepare(model: Any, device_placement: bool | None = None, evaluation_mode: bool = False) -> Any:
+            for one in steps.values() if ddp and not evaluation_mode else ():
+                one(model)
+            return prepare_model(model, device_placement, evaluation_mode)
+
+        accelerator.prepare_model = prepare
+    steps[name] = step
+
 
 def wrap_after_evaluation(accelerator: Accelerator) -> None:
     """Let `accelerator` wrap a model for training that it has prepared for evaluation before."""
     from accelerate.utils import extract_model_from_parallel
 
-    prepare_model = accelerator.prepare_model
-    ddp = distributed_type().startswith("MULTI_")
-
-    def prepare(
-        model: torch.nn.Module, device_placement: bool | None = None, evaluation_mode: bool = False
-    ) -> torch.nn.Module:
+    def forget(model: torch.nn.Module) -> None:
         bare = extract_model_from_parallel(model, recursive=False) is model
-        marked = getattr(model, "_is_accelerate_prepared", False)
-        if ddp and not evaluation_mode and bare and marked:
+        if bare and getattr(model, "_is_accelerate_prepared", False):
             _forget(accelerator, model)
-        prepared: torch.nn.Module = prepare_model(model, device_placement, evaluation_mode)
-        return prepared
 
-    accelerator.prepare_model = prepare
+    before_wrapping(accelerator, "forget", forget)
 
 
 def _forget(accelerator: Accelerator, model: Any) -> None:

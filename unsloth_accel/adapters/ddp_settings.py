@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..capabilities.probe import Capabilities, here
 from ..errors import ConfigError, Problem, UnslothAccelError
+from .ddp import before_wrapping
 from .environment import rank, world_size
 from .rank_checks import distributed_type, is_sharded
 
@@ -55,21 +56,15 @@ def choose_settings(accelerator: Accelerator, args: Arguments | None = None) -> 
     refuse_static_graph(args)
     if args is None and accelerator.ddp_handler is not None:
         return
-    prepare_model = accelerator.prepare_model
-    ddp = distributed_type().startswith("MULTI_")
     # transformers 4 replaces the handler when it wraps, and has no field for this one.
     view = bool(getattr(accelerator.ddp_handler, "gradient_as_bucket_view", False))
 
-    def prepare(
-        model: torch.nn.Module, device_placement: bool | None = None, evaluation_mode: bool = False
-    ) -> torch.nn.Module:
-        if ddp and not evaluation_mode and not any(map(is_sharded, model.parameters())):
+    def choose(model: torch.nn.Module) -> None:
+        if not any(map(is_sharded, model.parameters())):
             check_placement(model, accelerator.device)
             _set(accelerator, model, args, view)
-        prepared: torch.nn.Module = prepare_model(model, device_placement, evaluation_mode)
-        return prepared
 
-    accelerator.prepare_model = prepare
+    before_wrapping(accelerator, "choose", choose)
 
 
 def gradients_in_buckets(accelerator: Accelerator) -> None:
