@@ -6,13 +6,14 @@ from typing import Any
 
 from conftest import ROOT
 
-from unsloth_accel.capabilities.probe import PROBES, Capabilities, probe
+from unsloth_accel.capabilities.patches import PATCHES
+from unsloth_accel.capabilities.probe import Capabilities, probe
 
 RELEASES: dict[str, dict[str, Any]] = json.loads(
     (ROOT / "tests" / "fixtures" / "unsloth_versions.json").read_text(encoding="utf-8")
 )
 NEWEST, OLDER = "2026.10.9", ["2025.12.10", "2026.8.22", "2026.9.14"]
-UNSLOTH = [one for one in PROBES if one.package in ("unsloth", "unsloth_zoo")]
+UNSLOTH = [one for one in PATCHES if {place.partition("/")[0] for place in one.places} <= {"unsloth", "unsloth_zoo"}]
 
 
 def install(directory: Path, version: str, *, without: str = "") -> list[str]:

@@ -116,7 +116,7 @@ class Strategy:
 
 _ALIKE = {"UNSLOTH_GRPO_SEQ_PACKING": "0", "UNSLOTH_GRPO_PREFIX_GROUPER": "0"}
 """Where every forward pass gathers weights all ranks must make the same ones (unsloth_zoo/rl_replacements.py)."""
-_FSDP2_NEEDS = ("fused loss under FSDP2", "4-bit weights under FSDP2", "CPU backend", "fully_shard")
+_FSDP2_NEEDS = ("fused loss under FSDP2", "4-bit weights under FSDP2", "CPU backend", "fully_shard", "FSDP2's units")
 
 STRATEGIES: Registry[Strategy] = Registry(
     "distributed.strategy",
@@ -144,7 +144,7 @@ STRATEGIES: Registry[Strategy] = Registry(
             distributed_type="FSDP",
             fsdp_config={"fsdp_version": 2, "fsdp_reshard_after_forward": True},
             process_environment=_ALIKE,
-            needs=("kernels that know FSDP2", *_FSDP2_NEEDS, "FSDP2's plugin"),
+            needs=("kernels that know FSDP2", *_FSDP2_NEEDS, "FSDP2's plugin", "gradients of whole weights"),
             # unsloth/models/rl.py: "Switching optim"
             steps_bitsandbytes=False,
             optimizer_state="fsdp2",
@@ -172,7 +172,7 @@ STRATEGIES: Registry[Strategy] = Registry(
             # Each rank loads its part only; Unsloth has it for 16-bit weights only (unsloth/models/fsdp2_load.py).
             environment_16_bit={"UNSLOTH_FSDP2_SHARDED_LOAD": "1"},
             process_environment=_ALIKE,
-            needs=("native FSDP2", "sharded loading", *_FSDP2_NEEDS, "triton"),
+            needs=("native FSDP2", "sharded loading", *_FSDP2_NEEDS, "triton", "Unsloth's sharding in a loop"),
             # It looks its parameters up by name, and the others number them.
             optimizer_state="named",
             reads=("named",),
@@ -203,7 +203,7 @@ STRATEGIES: Registry[Strategy] = Registry(
                 "fsdp_use_orig_params": True,
                 "fsdp_sync_module_states": True,
             },
-            needs=("LoRA kernels declined under FSDP1", "CPU backend"),
+            needs=("LoRA kernels declined under FSDP1", "CPU backend", "the adapter under FSDP1"),
             cannot={
                 "4bit": "FSDP1 can't flatten weights in 4 bit; every process fails.",
                 "bitsandbytes": "whether FSDP1 can put its state together was never tried.",

@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..capabilities.probe import Capabilities, here
+from ..capabilities.probe import Capabilities, available, here
 from ..errors import ConfigError, Problem, UnslothAccelError
 from .ddp import before_wrapping
 from .environment import rank, world_size
@@ -92,9 +92,12 @@ def checkpoints_reentrantly(model: torch.nn.Module) -> bool:
     """Whether activations are recomputed in a backward of their own, which DDP's search takes for a second one."""
     import torch.utils.checkpoint
 
+    available("the kind of a vision model's checkpointing")
     if getattr(torch.utils.checkpoint.checkpoint, "_unsloth_original", None) is not None:
         return False  # under DDP Unsloth makes every checkpoint of a vision model non-reentrant
     used = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False) is True]
+    if not available("the kind of checkpointing", needed=bool(used)):
+        return bool(used)
     functions = [getattr(module, "_gradient_checkpointing_func", None) for module in used]
     return any(getattr(function, "keywords", {}).get("use_reentrant", True) for function in functions if function)
 
@@ -143,8 +146,8 @@ def device_map(
     local = environ.get("LOCAL_RANK", "")
     if world_size(environ) == 1 or not local.isdigit():
         return None
-    lost = {one.name for one in (capabilities or here()).missing}
-    return {"": int(local)} if "_infer_local_rank" in lost else None
+    lost = {one.what for one in (capabilities or here()).missing}
+    return {"": int(local)} if "placement by LOCAL_RANK" in lost else None
 
 
 def without_gradient(accelerator: Accelerator, model: torch.nn.Module) -> list[str]:
@@ -173,7 +176,8 @@ def _set(accelerator: Accelerator, model: torch.nn.Module, args: Arguments | Non
             handler.find_unused_parameters = True
             if rank() == 0:
                 print(f"unsloth_accel: {line}", flush=True)
-    if getattr(args, "ddp_broadcast_buffers", None) is None and not buffers_change(model):
+    constant = getattr(args, "ddp_broadcast_buffers", None) is None and not buffers_change(model)
+    if constant and available("buffers that DDP leaves alone"):
         _keep_buffers_out(model)
     handler.gradient_as_bucket_view = handler.gradient_as_bucket_view or view
     accelerator.ddp_handler = handler

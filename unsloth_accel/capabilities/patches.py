@@ -1,4 +1,9 @@
-"""The names of other packages that this one relies on: one record each, with what is lost without it."""
+"""The names of other packages that this one relies on: one record each, with what is lost without it.
+
+Both kinds stand here: names that are only looked for, since they tell what a release can do, and names that `adapter`
+replaces, or reads although they are private or written down nowhere. Where one is gone, `capabilities.probe` says so:
+to a plan, to `doctor`, and to the adapter itself, which asks before it touches the name.
+"""
 
 from __future__ import annotations
 
@@ -6,194 +11,390 @@ from dataclasses import dataclass
 from typing import Literal
 
 NEWER = "pip install -U unsloth unsloth_zoo; the newest that was tried here is 2026.10.9"
+TRIED = "the versions tried here: torch 2.13, accelerate 1.15, transformers 5.17, TRL 1.15, PEFT 0.21, datasets 4.8"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
-    """A name to look for in an installed package."""
+class Patch:
+    """Names of installed packages that stand and fall together."""
 
     what: str
-    """In plain words; strategies name it so in `needs`."""
-    package: str
-    file: str
-    """Inside the package."""
-    name: str = ""
-    """A word in that file; empty where the file itself is the sign."""
+    """In plain words; strategies name it so in `needs`, and adapters when they ask for it."""
+    place: str
+    """`package/file: Class.name, name`, with `; ` between several; no names where the file itself is the sign. A name
+    without a class belongs to that of the one before it, if that has one."""
     cost: str
-    """What its absence costs."""
+    """What is lost without it."""
+    adapter: str = ""
+    """Our module, or folder of them, that replaces or reads it; empty where it is only looked for."""
+    missing: Literal["do without", "mend", "refuse"] = "do without"
+    """What happens where it is gone: the adapter leaves its work undone, and says so; or this package does what it is
+    for itself, and nothing is lost; or what needs it is refused, since it would train wrongly or fail midway."""
     only: Literal["", "cpu", "4bit"] = ""
     """Where it is needed only on a CPU, or for a 4-bit model."""
-    mended: bool = False
-    """Where this package's adapters do it themselves, and nothing is lost."""
-    fix: str = NEWER
+    install: str = ""
+    """What helps, where it isn't a version that was tried here."""
     instead: tuple[str, ...] = ()
     """Packages with which it isn't needed."""
 
     @property
-    def place(self) -> str:
-        return f"{self.package}/{self.file}{f': {self.name}' if self.name else ''}"
+    def places(self) -> tuple[str, ...]:
+        return tuple(self.place.split("; "))
+
+    @property
+    def package(self) -> str:
+        """Of the first place, the only one where something was found to be gone."""
+        return self.place.partition("/")[0]
+
+    @property
+    def fix(self) -> str:
+        return self.install or (NEWER if self.package.startswith("unsloth") else TRIED)
 
 
-PROBES = (
-    Probe(
+PATCHES = (
+    Patch(
         what="native FSDP2",
-        package="unsloth",
-        file="models/fsdp2_native.py",
+        place="unsloth/models/fsdp2_native.py",
         cost="the GPUs can't divide the weights, so a model that doesn't fit one GPU can't be trained",
     ),
-    Probe(
+    Patch(
         what="sharded loading",
-        package="unsloth",
-        file="models/fsdp2_load.py",
+        place="unsloth/models/fsdp2_load.py",
         cost="every GPU loads the whole model before it is sharded, so it must fit one GPU after all",
     ),
-    Probe(
+    Patch(
         what="kernels that know FSDP2",
-        package="unsloth",
-        file="models/fsdp2.py",
+        place="unsloth/models/fsdp2.py",
         cost="Unsloth's kernels read weights beside FSDP2's hooks and meet shards instead of weights",
     ),
-    Probe(
+    Patch(
         what="fused loss under FSDP2",
-        package="unsloth_zoo",
-        file="fused_losses/cross_entropy_loss.py",
-        name="unsloth_fsdp_unshard",
+        place="unsloth_zoo/fused_losses/cross_entropy_loss.py: unsloth_fsdp_unshard",
         cost="the fused loss reads lm_head's shard instead of the gathered weight",
     ),
-    Probe(
+    Patch(
         what="4-bit weights under FSDP2",
-        package="unsloth",
-        file="models/fsdp2_qlora.py",
+        place="unsloth/models/fsdp2_qlora.py",
         cost="4-bit weights lose their quantization state when they are gathered",
         only="4bit",
     ),
-    Probe(
+    Patch(
         what="LoRA kernels declined under FSDP1",
-        package="unsloth",
-        file="models/llama.py",
-        name="_decline_fused_lora_for_fsdp",
+        place="unsloth/models/llama.py: _decline_fused_lora_for_fsdp",
         cost="the fused LoRA kernels read FSDP1's flat shards and stop (unsloth#409)",
     ),
-    Probe(
+    Patch(
         what="CPU backend",
-        package="unsloth",
-        file="_cpu_init.py",
+        place="unsloth/_cpu_init.py",
         cost="Unsloth stops at import on a machine without a GPU",
         only="cpu",
     ),
-    Probe(
+    Patch(
         what="triton",
-        package="triton",
-        file="__init__.py",
+        place="triton/__init__.py",
         cost="Unsloth's sharding imports triton, also on a CPU",
         only="cpu",
-        fix="pip install triton",
+        install="pip install triton",
     ),
-    Probe(
+    Patch(
         what="placement by LOCAL_RANK",
-        package="unsloth",
-        file="models/loader_utils.py",
-        name="_infer_local_rank",
+        place="unsloth/models/loader_utils.py: _infer_local_rank",
         cost="4-bit models load onto GPU 0 on every rank, or on a second machine onto a GPU that isn't there; "
         "`launch RUN.yaml` places them, your own script must pass device_map={'': LOCAL_RANK}",
-        mended=True,
+        missing="mend",
     ),
-    Probe(
+    Patch(
         what="DDP's unused parameters",
-        package="unsloth",
-        file="models/_ddp_defaults.py",
-        name="unsloth_default_ddp_find_unused_parameters",
+        place="unsloth/models/_ddp_defaults.py: unsloth_default_ddp_find_unused_parameters",
         cost="DDP marks LoRA weights ready twice under Unsloth's checkpointing and stops; `adapt` decides instead",
-        mended=True,
+        missing="mend",
     ),
-    Probe(
+    Patch(
         what="rotary buffers kept out of DDP",
-        package="unsloth",
-        file="models/loader_utils.py",
-        name="_exclude_rope_inv_freq_from_ddp",
+        place="unsloth/models/loader_utils.py: _exclude_rope_inv_freq_from_ddp",
         cost="DDP sends constant buffers in every forward, and NCCL stops at one on the CPU; `adapt` sends none",
-        mended=True,
+        missing="mend",
     ),
-    Probe(
+    Patch(
         what="GRPO under DDP",
-        package="unsloth",
-        file="models/rl.py",
-        name="_wrap_grpo_ddp_gradient_sync",
+        place="unsloth/models/rl.py: _wrap_grpo_ddp_gradient_sync",
         cost="GRPO's gradients are never averaged: every rank trains alone, and the guard stops it in its first step",
     ),
-    Probe(
+    Patch(
         what="loss that DDP may scale",
-        package="unsloth_zoo",
-        file="fused_losses/cross_entropy_loss.py",
-        name="grad_scale_val",
+        place="unsloth_zoo/fused_losses/cross_entropy_loss.py: grad_scale_val",
         # Measured on two H100 with 2025.12.10: benchmarks/results/gpu-checks-2xH100.json, older-2025.12.10.
         cost="under DDP every gradient comes out divided by the number of GPUs: AdamW makes nearly the same steps, but "
         "clipping acts that many times later, the gradient norm is shown too small, and SGD would be that much slower",
     ),
-    Probe(
+    Patch(
         what="tiled MLP under DDP",
-        package="unsloth",
-        file="models/_tiled_mlp_ddp.py",
+        place="unsloth/models/_tiled_mlp_ddp.py",
         cost="DDP fails with unsloth_tiled_mlp=True; leave it off",
     ),
-    Probe(
+    Patch(
         what="LoRA on a mixture's experts",
-        package="peft",
-        file="tuners/lora/config.py",
-        name="target_parameters",
+        place="peft/tuners/lora/config.py: target_parameters",
         cost="the experts of a mixture get no LoRA, only its attention does",
-        fix='pip install -U "peft>=0.18"',
+        install='pip install -U "peft>=0.18"',
     ),
-    Probe(
+    Patch(
         what="fully_shard",
-        package="torch",
-        file="distributed/fsdp/__init__.py",
-        name="fully_shard",
+        place="torch/distributed/fsdp/__init__.py: fully_shard",
         cost="there is no FSDP2",
-        fix='pip install "torch>=2.8"',
+        install='pip install "torch>=2.8"',
     ),
-    Probe(
+    Patch(
         what="attention of many rows in one call",
-        package="torch",
-        file="nn/attention/varlen.py",
-        name="enable_gqa",
+        place="torch/nn/attention/varlen.py: enable_gqa",
         instead=("flash_attn", "xformers"),
         # unsloth/utils/attention_dispatch.py: _load_torch_varlen_attn, _sdpa_packed_segments.
         cost="on GPUs, where rows are laid end to end (packed or without padding), Unsloth starts every layer's "
         "attention once for each row, so that a step's time goes by its rows more than by its tokens; `adapt` has it "
         "done in one call where torch's kernel passes a trial on the GPU",
-        fix='pip install -U "torch>=2.12", or flash-attn, or xformers',
+        install='pip install -U "torch>=2.12", or flash-attn, or xformers',
     ),
-    Probe(
+    Patch(
         what="FSDP2's plugin",
-        package="accelerate",
-        file="utils/fsdp_utils.py",
-        name="fsdp2_prepare_model",
+        place="accelerate/utils/fsdp_utils.py: fsdp2_prepare_model",
         cost="accelerate wraps with FSDP1 only",
-        fix='pip install "accelerate>=1.15"',
+        install='pip install "accelerate>=1.15"',
     ),
-    Probe(
+    Patch(
         what="loss over all ranks' tokens",
-        package="transformers",
-        file="training_args.py",
-        name="average_tokens_across_devices",
+        place="transformers/training_args.py: average_tokens_across_devices",
         cost="where ranks hold different numbers of tokens, the mean loss of several GPUs isn't that of one",
-        fix='pip install "transformers>=4.51.3"',
+        install='pip install "transformers>=4.51.3"',
     ),
-    Probe(
+    Patch(
         what="rows cut by SFTConfig.max_length",
-        package="trl",
-        file="trainer/sft_config.py",
-        name="max_length",
+        place="trl/trainer/sft_config.py: max_length",
         cost="model.max_seq_length has no field to go to, so `launch RUN.yaml` stops before training",
-        fix='pip install "trl>=0.18.2"',
+        install='pip install "trl>=0.18.2"',
     ),
-    Probe(
+    Patch(
         what="4-bit weights",
-        package="bitsandbytes",
-        file="nn/modules.py",
-        name="Linear4bit",
+        place="bitsandbytes/nn/modules.py: Linear4bit",
         cost="model.load_in_4bit and 8-bit optimizers can't run",
-        fix="pip install bitsandbytes",
+        install="pip install bitsandbytes",
+    ),
+    # From here on those that adapters replace, or read privately.
+    Patch(
+        what="methods that take a step of ours",
+        place="transformers/trainer.py: Trainer.train, training_step, save_model, get_train_dataloader; "
+        "accelerate/accelerator.py: Accelerator.prepare, prepare_model, ddp_handler, gather_for_metrics; "
+        "transformers/generation/utils.py: GenerationMixin.generate",
+        adapter="training.adapt",
+        cost="the model is neither wrapped nor saved as it must be",
+        missing="refuse",
+    ),
+    Patch(
+        what="the adapter in a sharded run's checkpoints",
+        place="transformers/trainer.py: Trainer._save",
+        adapter="adapters.checkpointing",
+        cost="a Trainer's checkpoints hold no adapter where the GPUs divide the weights",
+        missing="refuse",
+    ),
+    Patch(
+        what="checkpoints that can't be written",
+        place="transformers/trainer.py: Trainer._save_checkpoint, _get_output_dir",
+        adapter="adapters.checkpointing",
+        cost="a checkpoint that can't be written ends the run, and none tells what it was made with",
+    ),
+    Patch(
+        what="no step past the end",
+        place="transformers/trainer.py: Trainer._run_epoch",
+        adapter="adapters.resuming",
+        cost="going on from a checkpoint with max_steps behind it makes one step more",
+    ),
+    Patch(
+        what="the learning rate of a resumed run's first log",
+        place="torch/optim/lr_scheduler.py: LRScheduler._last_lr",
+        adapter="adapters.resuming",
+        cost="it may be another than the one that the step is made with",
+    ),
+    Patch(
+        what="tokens counted late",
+        place="transformers/trainer.py: Trainer._track_num_input_tokens, _maybe_log_save_evaluate",
+        adapter="adapters.token_count",
+        cost="where tokens are counted the GPU waits for the processor in every micro-batch",
+    ),
+    Patch(
+        what="rows shared out by tokens",
+        place="transformers/trainer.py: Trainer._train_batch_size; "
+        "accelerate/data_loader.py: DataLoaderShard._non_blocking",
+        adapter="adapters.token_balance",
+        cost="rows are shared out by number, and ranks wait for the one with the longest",
+    ),
+    Patch(
+        what="a step done again",
+        place="torch/nn/parallel/distributed.py: DistributedDataParallel.require_forward_param_sync; "
+        "torch/_C/_VariableFunctions.pyi: _foreach_copy_; "
+        "unsloth_zoo/gradient_checkpointing.py: GPU_BUFFERS; "
+        "unsloth/kernels/utils.py: WEIGHT_BUFFERS, ABSMAX_BUFFERS",
+        adapter="adapters.out_of_memory",
+        cost="a step that runs out of memory ends the run",
+    ),
+    Patch(
+        what="TRL's count of tokens",
+        place="trl/trainer/sft_trainer.py: SFTTrainer._total_train_tokens, _metrics",
+        adapter="adapters.out_of_memory",
+        cost="where steps are done again, the log counts one rank's tokens, and some of them twice",
+    ),
+    Patch(
+        what="the wait for the loader",
+        place="torch/utils/data/dataloader.py: _BaseDataLoaderIter.__next__",
+        adapter="callbacks.loader_clock",
+        cost="the time in which training waits for its rows isn't told from computing",
+    ),
+    Patch(
+        what="training after an evaluation",
+        place="accelerate/accelerator.py: Accelerator._models, _is_accelerate_prepared, _original_forward",
+        adapter="adapters.ddp",
+        cost="after an evaluation DDP no longer wraps the model, and the guard stops the run",
+    ),
+    Patch(
+        what="buffers that DDP leaves alone",
+        place="torch/nn/parallel/distributed.py: DistributedDataParallel._set_params_and_buffers_to_ignore_for_model, "
+        "_ddp_params_and_buffers_to_ignore",
+        adapter="adapters.ddp_settings",
+        cost="rank 0 sends constant buffers in every forward pass, and NCCL stops at one on the CPU",
+    ),
+    Patch(
+        what="the kind of checkpointing",
+        place="transformers/modeling_utils.py: _gradient_checkpointing_func",
+        adapter="adapters.ddp_settings",
+        cost="it is taken for reentrant, so DDP never looks for parameters without a gradient",
+    ),
+    Patch(
+        what="the kind of a vision model's checkpointing",
+        place="unsloth/models/vision.py: _unsloth_original",
+        adapter="adapters.ddp_settings",
+        cost="it may be taken for reentrant, so DDP doesn't look for parameters without a gradient",
+    ),
+    Patch(
+        what="the adapter under FSDP1",
+        place="peft/tuners/tuners_utils.py: _get_tuner_state_dict_key_prefixes; "
+        "accelerate/utils/fsdp_utils.py: _set_model_state_dict; "
+        "torch/distributed/fsdp/fully_sharded_data_parallel.py: FullyShardedDataParallel._handle, _is_root",
+        adapter="adapters.fsdp1",
+        cost="an empty adapter is saved, and none restored from a checkpoint",
+        missing="refuse",
+    ),
+    Patch(
+        what="FSDP2's units",
+        place="torch/distributed/fsdp/_fully_shard/_fully_shard.py: FSDPModule._get_fsdp_state; "
+        "torch/distributed/fsdp/_fully_shard/_fsdp_state.py: FSDPState._fsdp_param_group, _lazy_init; "
+        "torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py: FSDPParamGroup.post_forward_mesh_info",
+        adapter="adapters.fsdp2",
+        cost="a model that FSDP2 divides is neither set up well nor can it generate",
+        missing="refuse",
+    ),
+    Patch(
+        what="weights fetched from peers",
+        place="torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py: FSDPParamGroup._to_sharded, _to_unsharded, "
+        "_all_gather_result, _training_state, _reshard_after_forward, _post_forward_indices, unshard, "
+        "wait_for_unshard; "
+        "torch/distributed/fsdp/_fully_shard/_fsdp_param.py: FSDPParam._orig_size, _sharded_param_data, _module_info, "
+        "_unsharded_param, init_unsharded_param, all_gather_outputs, to_accumulated_grad_if_needed; "
+        "torch/distributed/fsdp/_fully_shard/_fsdp_state.py: FSDPState._is_root, _training_state, _state_ctx, "
+        "_comm_ctx, _modules_to_run_forward, FSDPStateContext.iter_forward_root, post_backward_final_callback_queued; "
+        "torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py: AllGatherResult; "
+        "torch/distributed/fsdp/_fully_shard/_fsdp_common.py: TrainingState; "
+        "torch/distributed/tensor/_api.py: DTensor._local_tensor; "
+        "torch/distributed/_symmetric_memory/__init__.py: empty, rendezvous; "
+        "torch/autograd/grad_mode.py: _unsafe_preserve_version_counter; "
+        "torch/_C/_VariableFunctions.pyi: _assert_async; "
+        "torch/_C/__init__.pyi: _construct_storage_from_data_pointer",
+        adapter="adapters.fsdp2.peer_fetch",
+        cost="weights travel between the GPUs by NCCL's kernels, which slow the matrix products down",
+    ),
+    Patch(
+        what="the output head gathered for the loss only",
+        place="torch/nn/modules/module.py: Module._forward_pre_hooks; "
+        "unsloth/models/fsdp2.py: _unsloth_gather_direct_reads",
+        adapter="adapters.fsdp2.shard",
+        cost="it is gathered before the first block and stays through the backward pass",
+    ),
+    Patch(
+        what="rows that Unsloth loads",
+        place="unsloth/models/fsdp2_load.py: fsdp2_sharded_loading, has_preloaded_shards, begin_shard, finish_shard, "
+        "_preload, _PRELOAD, _chunk_rows",
+        adapter="adapters.fsdp2.shard",
+        cost="every GPU loads the whole model before it is sharded, so it must fit one GPU after all",
+    ),
+    Patch(
+        what="4-bit weights cut as they are made",
+        place="transformers/integrations/bitsandbytes.py: Bnb4bitQuantize.convert, Bnb4bitDeserialize.convert; "
+        "transformers/modeling_utils.py: caching_allocator_warmup",
+        adapter="adapters.fsdp2.shard",
+        cost="every GPU holds the whole 4-bit model while it loads",
+    ),
+    Patch(
+        what="gradients of whole weights",
+        place="unsloth/models/fsdp2_save.py: reduce_unsharded_trainable_grads",
+        adapter="adapters.fsdp2.shard",
+        cost="LoRA weights that stay whole on every rank are never averaged",
+        missing="refuse",
+    ),
+    Patch(
+        what="gradients copied together",
+        place="unsloth/models/fsdp2_save.py: _sync_replicated_grads, mesh_all_reduce; "
+        "torch/_C/_VariableFunctions.pyi: _foreach_copy_",
+        adapter="adapters.fsdp2.whole_gradients",
+        cost="gradients of weights that FSDP2 leaves whole are copied one by one",
+    ),
+    Patch(
+        what="Unsloth's sharding in a loop",
+        place="unsloth/models/fsdp2_native.py: FSDP2Config, shard_model, split_param_groups, is_native_fsdp2, "
+        "native_fsdp2_unsharded, _TRAINER_ACCELERATOR; "
+        "unsloth/fsdp2_launch.py: unsloth_fsdp2_native_requested",
+        adapter="adapters.fsdp2",
+        cost="the model isn't divided",
+        missing="refuse",
+    ),
+    Patch(
+        what="Unsloth's policy, seen",
+        place="unsloth/models/fsdp2.py: _POLICY_SEEN",
+        adapter="adapters.import_order",
+        cost="an Accelerator built before unsloth is imported isn't noticed, and FSDP2 sums gradients in 16 bits",
+    ),
+    Patch(
+        what="an Accelerator without a group",
+        place="accelerate/state.py: PartialState._shared_state",
+        adapter="adapters.import_order",
+        cost="one that is built before unsloth_accel is imported is noticed in the first step only",
+    ),
+    Patch(
+        what="attention that Unsloth dispatches",
+        place="unsloth/utils/attention_dispatch.py: _TORCH_VARLEN_ATTN, _LEAN_VARLEN, _LeanFlashVarlen",
+        adapter="adapters.varlen_attention",
+        cost="each layer's attention starts once for every row of a packed batch, with a torch before 2.12",
+        instead=("flash_attn", "xformers"),
+    ),
+    Patch(
+        what="rows that Unsloth need not cut",
+        place="unsloth/models/rl.py: _unsloth_truncated_to",
+        adapter="data",
+        cost="Unsloth turns batches without padding off",
+    ),
+    Patch(
+        what="what the Hub's rows are known by",
+        place="datasets/arrow_dataset.py: Dataset._fingerprint",
+        adapter="data.prepare",
+        cost="rows that were tokenised before their files on the Hub changed would be trained",
+        missing="refuse",
+    ),
+    Patch(
+        what="processes to tokenise with",
+        place="unsloth_zoo/dataset_num_proc.py: get_dataset_num_proc",
+        adapter="data.prepare",
+        cost="rows are tokenised by one process",
+    ),
+    Patch(
+        what="failures that accelerate tells",
+        place="accelerate/commands/launch.py: is_rich_available",
+        adapter="launch.run_accelerate",
+        cost="with rich installed and debug on, accelerate prints a failure and returns as if all had gone well",
     ),
 )

@@ -31,15 +31,17 @@ def results(found: Capabilities, device: str) -> Iterator[Result]:
         name="capabilities",
         detail=f"unsloth {found.versions['unsloth']} can run {', '.join(can) or 'no strategy'}{cannot}",
     )
+    files = {one.place for one in found.missing}
     for one in found.missing:
-        if one.only == "cpu" and device != "cpu":
+        # Where a whole file is missed and its line says so, the names inside are not worth more lines.
+        if (one.only == "cpu" and device != "cpu") or one.place.partition(":")[0] in files - {one.place}:
             continue
         # What the adapters mend costs nothing, and a missing package has its own line among the versions.
-        status = "ok" if one.mended or one.package not in found.versions else "warning"
+        status = "ok" if one.missing == "mend" or one.package not in found.versions else "warning"
         yield Result(
             name=one.what,
             status=status,  # type: ignore[arg-type]
-            detail=found.sentence(one),
+            detail=found.sentence(one) + ("; what needs it is refused" if one.missing == "refuse" else ""),
             fix=one.fix if status == "warning" else "",
         )
 
