@@ -80,6 +80,7 @@ def trainer(description: dict[str, Any], tmp_path: Path) -> Any:
     model = torch.nn.Linear(2, 2)
     resumed: list[Any] = []
     made = SimpleNamespace(
+        _run_epoch=lambda epoch: None,
         args=args,
         model=model,
         train_dataset=rows(*"abcdefgh"),

@@ -9,6 +9,8 @@ import torch
 
 from unsloth_accel.adapters import varlen_attention
 from unsloth_accel.adapters.varlen_attention import DISPATCH, LENGTHS, attend_at_once, row_by_row, trial
+from unsloth_accel.capabilities import probe
+from unsloth_accel.capabilities.patches import PATCHES
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)
@@ -150,6 +152,9 @@ def test_a_run_on_the_cpu_leaves_the_gpu_alone(dispatch: Any) -> None:
 
 def test_an_older_unsloth_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, DISPATCH, SimpleNamespace())  # type: ignore[arg-type]
+    lost = [one for one in PATCHES if one.adapter == "adapters.varlen_attention"]
+    found = probe.Capabilities(versions={"unsloth": "2025.12.10"}, missing=tuple(lost))
+    monkeypatch.setattr(probe, "here", lambda: found)
     assert attend_at_once(GPU) == "this Unsloth has no call for many rows"
 
 

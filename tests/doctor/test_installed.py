@@ -52,7 +52,7 @@ def test_a_version_out_of_bounds_names_the_clause_and_whose_it_is(
         (
             "5.24.0",
             "warning",
-            "5.24.0 is newer than what was tried (unsloth: <=5.17.0); within what this package was tried with "
+            "5.24.0 is out of bounds (unsloth: <=5.17.0), but in those of what was tried here "
             "(unsloth_accel: <=5.24.0)",
         ),
         (

@@ -13,6 +13,7 @@ Mends, in transformers 5.17 with accelerate 1.15:
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ..artifacts.checkpoints import RECORD, files_of
 from ..artifacts.resume_facts import lora_facts
 from ..artifacts.run_directory import RunDirectory
+from ..capabilities.probe import available
 from ..errors import first_line
 from ..files import write_atomically
 from . import environment, fsdp1, rank_agreement, rank_checks
@@ -33,12 +35,15 @@ if TYPE_CHECKING:
 
 def keep_checkpoints(trainer: Trainer) -> None:
     """Make `trainer` write whole, recorded checkpoints; once is enough."""
-    if rank_checks.distributed_type() == "FSDP":
+    plugin = rank_checks.distributed_type() == "FSDP"
+    if plugin and not trainer.accelerator.is_fsdp2:
         fsdp1.let_peft_see_through()
-        if not trainer.accelerator.is_fsdp2:
-            fsdp1.refuse_fused(trainer)
-    _save_model_gathered(trainer)
-    _survive_and_record(trainer)
+        fsdp1.refuse_fused(trainer)
+    sharded = plugin or os.environ.get("UNSLOTH_FSDP2") == "1"
+    if available("the adapter in a sharded run's checkpoints", needed=sharded):
+        _save_model_gathered(trainer)
+    if available("checkpoints that can't be written"):
+        _survive_and_record(trainer)
 
 
 def describe(trainer: Trainer, facts: Mapping[str, Any]) -> None:
@@ -66,12 +71,14 @@ def made_with(trainer: Trainer) -> dict[str, Any]:
 
 
 def _save_model_gathered(trainer: Trainer) -> None:
+    from accelerate.utils import is_compiled_module
+
     save_model = trainer.save_model
 
     def save(output_dir: str | None = None, _internal_call: bool = False) -> None:
         bare = unwrapped(trainer.model)
         sharded = fsdp1.is_fsdp1(trainer.model) or any(map(rank_checks.is_sharded, bare.parameters()))
-        if not sharded or not hasattr(bare, "peft_config") or hasattr(bare, "_orig_mod"):
+        if not sharded or not hasattr(bare, "peft_config") or is_compiled_module(bare):
             save_model(output_dir, _internal_call=_internal_call)
             return
         directory = Path(output_dir or trainer.args.output_dir)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..capabilities.probe import available
 from .rank_checks import distributed_type
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def wrap_after_evaluation(accelerator: Accelerator) -> None:
         if bare and getattr(model, "_is_accelerate_prepared", False):
             _forget(accelerator, model)
 
-    before_wrapping(accelerator, "forget", forget)
+    if available("training after an evaluation", needed=accelerator.num_processes > 1):
+        before_wrapping(accelerator, "forget", forget)
 
 
 def _forget(accelerator: Accelerator, model: Any) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..capabilities.probe import available
 from ..errors import ConfigError, Problem, UnslothAccelError
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def refuse_fused(trainer: Trainer) -> None:
 
 def let_peft_see_through() -> None:
     """Make PEFT find, save and restore the adapter of an FSDP1 model; does nothing the second time."""
+    available("the adapter under FSDP1")
     from accelerate.utils import fsdp_utils
     from peft.tuners import tuners_utils
 

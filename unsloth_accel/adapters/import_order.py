@@ -16,6 +16,7 @@ import sys
 from collections.abc import Set
 from typing import TYPE_CHECKING, Any
 
+from ..capabilities.probe import available
 from ..errors import UnslothAccelError
 
 if TYPE_CHECKING:
@@ -53,11 +54,10 @@ def check_import_order(set_now: Set[str]) -> None:
 def check_accelerator(accelerator: Accelerator) -> None:
     """Raise `ImportOrderError` for an FSDP2 `accelerator` with mixed precision that was built before unsloth."""
     unsloth: Any = sys.modules.get("unsloth.models.fsdp2")
-    mark = getattr(unsloth, "_POLICY_SEEN", None)
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
-    if mark is None or getattr(plugin, "fsdp_version", 1) != 2:
+    if unsloth is None or getattr(plugin, "fsdp_version", 1) != 2 or not available("Unsloth's policy, seen"):
         return
-    if getattr(plugin, "mixed_precision_policy", None) is not None and not hasattr(plugin, mark):
+    if getattr(plugin, "mixed_precision_policy", None) is not None and not hasattr(plugin, unsloth._POLICY_SEEN):
         raise ImportOrderError(
             "the Accelerator was built before unsloth was imported, so FSDP2 would sum gradients and round losses in "
             "16 bits. Fix: `import unsloth_accel` and `import unsloth` before the Accelerator is built."
@@ -82,5 +82,6 @@ def check_trainer(trainer: Trainer) -> None:
 
 def _state_without_group() -> bool:
     state = sys.modules.get("accelerate.state")
-    shared: dict[str, Any] = state.PartialState._shared_state if state is not None else {}
+    known = state is not None and available("an Accelerator without a group")
+    shared: dict[str, Any] = state.PartialState._shared_state if state is not None and known else {}
     return bool(shared) and shared.get("distributed_type") == "NO"

@@ -24,6 +24,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..capabilities.probe import available
 from ..errors import UnslothAccelError
 from .fsdp2 import native
 from .fsdp2.peer_fetch import fetch
@@ -238,6 +239,9 @@ def halve_on_out_of_memory(trainer: Trainer, advice: str = ADVICE) -> StepHalvin
             return f"{name} is a setting of DDP's own averaging, which this replaces"
     if os.environ.get("UNSLOTH_TOKEN_BUDGET"):
         return "under UNSLOTH_TOKEN_BUDGET ranks meet in every micro-batch"
+    available("TRL's count of tokens")
+    if not available("a step done again"):
+        return "the installed packages lack a name that going on needs"
     halving = StepHalving(trainer, advice)
     trainer.training_step = halving.training_step
     trainer.step_halving = halving

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..artifacts.checkpoints import Checkpoint, newest
 from ..artifacts.resume_facts import difference
+from ..capabilities.probe import available
 from ..errors import ConfigError, Problem, raise_errors
 from . import environment, rank_agreement
 from .checkpointing import made_with
@@ -35,14 +36,13 @@ def check_before_training(trainer: Trainer) -> None:
         return train(resume_from_checkpoint, *args, **kwargs)
 
     trainer.train = checked
-    _stop_at_the_end(trainer)
+    if available("no step past the end"):
+        _stop_at_the_end(trainer)
     trainer.add_callback(RateOfSchedule())
 
 
 def _stop_at_the_end(trainer: Trainer) -> None:
-    run_epoch = getattr(trainer, "_run_epoch", None)
-    if run_epoch is None:  # older transformers
-        return
+    run_epoch = trainer._run_epoch
 
     def run(*args: Any, **kwargs: Any) -> None:
         if trainer.state.global_step >= trainer.state.max_steps:
@@ -67,7 +67,8 @@ class RateOfSchedule(TrainerCallback):
         groups = schedule.optimizer.param_groups
         for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
             group["lr"] = base * factor(schedule.last_epoch)
-        schedule._last_lr = [group["lr"] for group in groups]  # what the Trainer logs
+        if available("the learning rate of a resumed run's first log"):
+            schedule._last_lr = [group["lr"] for group in groups]
 
 
 def _resumable(trainer: Trainer, asked: str | bool) -> Checkpoint:

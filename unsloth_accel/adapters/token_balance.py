@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, SequentialSampler
 
+from ..capabilities.probe import available
 from ..data.balance import cost, share
 from .token_count import TokenCount
 
@@ -90,6 +91,8 @@ def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance 
     lengths = _lengths(loader.dataset)
     if lengths is None:
         return "the rows are not tokenised yet, so their lengths are not known"
+    if not available("rows shared out by tokens"):
+        return "the installed packages lack a name that it needs"
     ranks = trainer.accelerator.num_processes
     padded = not getattr(trainer.data_collator, "padding_free", False)
     planned = args.gradient_accumulation_steps
@@ -124,7 +127,8 @@ def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance 
         return _with_batches(prepared, batches)
 
     trainer.get_train_dataloader = balanced
-    if known and hasattr(trainer, "_track_num_input_tokens") and args.include_num_input_tokens_seen == "non_padding":
+    counted = args.include_num_input_tokens_seen == "non_padding"
+    if known and counted and available("tokens counted late"):
         trainer._track_num_input_tokens = lambda inputs: None
         trainer.add_callback(TokenCount([sum(step) for step in steps]))
     before = _Spent.of(steps, padded, lambda step: _by_number(len(step), ranks, planned))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..capabilities.probe import available
 from .hook_types import Arguments, Control, State, TrainerCallback
 
 if TYPE_CHECKING:
@@ -82,8 +83,7 @@ def count_late(trainer: Trainer) -> LateTokenCount | None:
     """Have `trainer` count its tokens when they are read, not in every micro-batch; None where it counts none, or
     something counts them already. Call it once, before `trainer.train()`, on every rank."""
     counts = getattr(trainer.args, "include_num_input_tokens_seen", "no") not in ("no", False)
-    ways = ("_track_num_input_tokens", "_maybe_log_save_evaluate")
-    if not counts or not all(hasattr(trainer, way) for way in ways) or ways[0] in vars(trainer):
+    if not counts or "_track_num_input_tokens" in vars(trainer) or not available("tokens counted late"):
         return None
     late = LateTokenCount(trainer)
     log_save_evaluate = trainer._maybe_log_save_evaluate

@@ -20,6 +20,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..capabilities.probe import available
+
 if TYPE_CHECKING:
     import torch
 
@@ -44,7 +46,7 @@ def attend_at_once(device: torch.device) -> str | None:
     Call it after Unsloth was imported and before the first forward pass.
     """
     dispatch: Any = sys.modules.get(DISPATCH)
-    if dispatch is None or not hasattr(dispatch, "_LeanFlashVarlen"):
+    if dispatch is None or not available("attention that Unsloth dispatches", needed=device.type == "cuda"):
         return "this Unsloth has no call for many rows"
     if dispatch._TORCH_VARLEN_ATTN is not None:
         return None

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ..capabilities.probe import available
+
 
 class LoaderClock:
     """Sums the seconds that this process spends in `next()` of torch's loaders, between `start` and `stop`.
@@ -22,10 +24,10 @@ class LoaderClock:
         self._plain: Any = None
 
     def start(self) -> None:
+        if self._plain is not None or not available("the wait for the loader"):
+            return
         from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-        if self._plain is not None:
-            return
         # Of the class: a resumed run, and each epoch, makes iterators and loaders of its own.
         self._plain = plain = _BaseDataLoaderIter.__next__
 
@@ -41,9 +43,9 @@ class LoaderClock:
         _BaseDataLoaderIter.__next__ = timed
 
     def stop(self) -> None:
-        from torch.utils.data.dataloader import _BaseDataLoaderIter
-
         if self._plain is not None:
+            from torch.utils.data.dataloader import _BaseDataLoaderIter
+
             _BaseDataLoaderIter.__next__ = self._plain
             self._plain = None
 

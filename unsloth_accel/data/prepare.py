@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..capabilities.probe import available
 from ..errors import ConfigError, Problem
 from .rows import Rows, no_step, read_checked_rows
 from .sources import fingerprint, locate
@@ -126,7 +127,7 @@ def _split(run: RunConfig, tokenizer: Any, path: str, key: str) -> tuple[Dataset
     values = json.loads((directory / REPORT).read_text(encoding="utf-8"))
     report = DataReport(**values | {"notes": tuple(values["notes"])})
     dataset = load_from_disk(str(directory / "rows"))
-    if not run.training.get("packing"):
+    if not run.training.get("packing") and available("rows that Unsloth need not cut"):
         # Says to Unsloth that no row is longer, without which it would turn padding-free batches off
         # (unsloth/models/rl.py, `_unsloth_attests`).
         dataset._unsloth_truncated_to = run.model.max_seq_length
@@ -165,6 +166,7 @@ def _name(run: RunConfig, tokenizer: Any, path: str, key: str) -> str:
     if locate(path, key).hub:
         from .hub import load
 
+        available("what the Hub's rows are known by")
         hub = load(path, key, data)._fingerprint  # the downloaded files', where the name may have got new ones
     said = [VERSION, versions, fingerprint(path), hub, data.format, dict(data.columns), data.train_on, data.too_long]
     said += [data.subset, data.split, data.eval_split, fingerprint_of(tokenizer, Recipe.of(run, "messages"))]
@@ -206,8 +208,8 @@ def _make(run: RunConfig, tokenizer: Any, path: str, key: str, directory: Path) 
 def _processes(run: RunConfig, count: int) -> int | None:
     """Processes to tokenise with: Unsloth's own rule, by cores and free memory."""
     asked = run.training.get("dataset_num_proc")
-    if asked is None and count < LARGE:
-        return None
+    if (asked is None and count < LARGE) or not available("processes to tokenise with"):
+        return asked
     from unsloth_zoo.dataset_num_proc import get_dataset_num_proc
 
     found: int | None = get_dataset_num_proc(asked)

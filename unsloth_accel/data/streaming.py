@@ -13,6 +13,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
+from ..capabilities.probe import available
 from ..errors import ConfigError, Problem
 from .formats import kind_of
 from .rows import stream
@@ -45,7 +46,8 @@ def streamed(run: RunConfig, tokenizer: Any) -> IterableDataset:
     columns = ["input_ids", *(["labels"] if recipe.responses else [])]
     features = Features({column: Sequence(Value("int64")) for column in columns})
     dataset = IterableDataset.from_generator(partial(_tokens, run, tokenise, columns), features=features)
-    dataset._unsloth_truncated_to = recipe.limit
+    if available("rows that Unsloth need not cut"):
+        dataset._unsloth_truncated_to = recipe.limit
     return dataset
 
 

@@ -162,11 +162,11 @@ def _version(machine: Machine, name: str, wanted: Sequence[tuple[str, Requiremen
         return Result(name=name, detail=str(version))
     if not all(clause.operator in UPPER for _, clause in broken):
         return Result(name=name, status="error", detail=f"{version} is out of bounds ({_said(broken)})", fix=fix)
-    detail = f"{version} is newer than what was tried ({_said(broken)})"
     upper = [(requirer, clause) for requirer, clause in clauses if clause.operator in UPPER]
     ours = [pair for pair in upper if pair[0] == "unsloth_accel" and pair not in broken]
+    detail = f"{version} is newer than what was tried ({_said(broken)})"
     if ours:
-        detail += f"; within what this package was tried with ({_said(ours)})"
+        detail = f"{version} is out of bounds ({_said(broken)}), but in those of what was tried here ({_said(ours)})"
     return Result(name=name, status="warning", detail=detail, fix=fix)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts.run_directory import RunDirectory
+from ..capabilities.probe import available
 from ..errors import LaunchError, UnslothAccelError
 from ..files import write_atomically
 
@@ -61,8 +62,9 @@ def run_accelerate(command: Launch) -> None:
     os.environ.update(command.environment)
     arguments = parse_arguments(command.arguments)
     arguments.quiet = False  # quiet replaces a rank's exit status by 1; there is no traceback here to keep quiet about
-    is_rich_available = accelerate_launch.is_rich_available
     # With rich installed and debug on, accelerate prints a failure and returns as if all had gone well.
+    tells = available("failures that accelerate tells")
+    is_rich_available = accelerate_launch.is_rich_available if tells else None
     accelerate_launch.is_rich_available = lambda: False
     previous = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     others = set(psutil.Process().children(recursive=True))

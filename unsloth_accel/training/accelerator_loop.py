@@ -8,6 +8,7 @@ from ..adapters import environment, import_order, rank_checks
 from ..adapters.fsdp2 import native, shard
 from ..adapters.fsdp2.generation import gather_in_generate
 from ..adapters.varlen_attention import attend_at_once
+from ..capabilities.probe import available
 from ..errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def prepare(accelerator: Accelerator, *objects: Any) -> Any:
     """
     import torch
 
+    available("methods that take a step of ours")
     promised = environment.promise()
     if promised is not None:
         rank_checks.check_world(promised)

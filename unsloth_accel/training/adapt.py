@@ -17,6 +17,7 @@ from ..adapters.varlen_attention import attend_at_once
 from ..callbacks.every_gradient import EveryGradient
 from ..callbacks.guard import Guard
 from ..callbacks.order import figures_first
+from ..capabilities.probe import available
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -38,6 +39,7 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
 
     Raises `ImportOrderError` where unsloth was imported too late for it (`adapters.import_order`).
     """
+    available("methods that take a step of ours")
     if environment.promise() is not None:  # in a single process Unsloth's own warning will do
         import_order.check_trainer(trainer)
         import_order.check_accelerator(trainer.accelerator)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ...capabilities.probe import available
 from .units import groups_of, units_of
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def gather_in_generate(accelerator: Accelerator, model: Any) -> None:
     It may come before accelerate shards the model, as in a Trainer, which shards when it starts to train. Every rank
     must then call `generate` as often as the others. Once is enough.
     """
-    if accelerator.is_fsdp2 or _unsloths_own(model) is not None:
+    native = _unsloths_own(model) is not None
+    if native or (accelerator.is_fsdp2 and available("FSDP2's units")):
         wrap_generate(model)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ...capabilities.probe import available
 from ..environment import rank, world_size
 
 if TYPE_CHECKING:
@@ -53,13 +54,16 @@ def sharded_loading(load_in_4bit: bool) -> Iterator[None]:
     """
     import torch
 
-    if not loads_rows() or not torch.cuda.is_available():
+    if not loads_rows() or not torch.cuda.is_available() or not available("rows that Unsloth loads"):
         yield
         return
     from accelerate import PartialState
 
     PartialState()  # the process group, over which the rows are divided
     if load_in_4bit:
+        if not available("4-bit weights cut as they are made"):
+            yield
+            return
         with _cut_when_quantised():
             yield
         return
@@ -126,6 +130,8 @@ def _cut(weight: Any) -> None:
 
 def set_aside_rows(model: torch.nn.Module, accelerator: Accelerator) -> dict[Any, Any]:
     """Put stand-ins of the whole shape, which `fully_shard` can divide, in place of loaded rows; returns the rows."""
+    if not available("rows that Unsloth loads", needed=False):  # said when they weren't loaded
+        return {}
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from unsloth.models import fsdp2_load
@@ -135,7 +141,7 @@ def set_aside_rows(model: torch.nn.Module, accelerator: Accelerator) -> dict[Any
         return {}
     in_4bit = []
     for module in model.modules():
-        for name, weight in module._parameters.items():
+        for name, weight in module.named_parameters(recurse=False):
             quantised: Any = weight
             if fsdp2_load._preload(weight) is None or getattr(weight, "quant_state", None) is None:
                 continue
@@ -149,7 +155,7 @@ def set_aside_rows(model: torch.nn.Module, accelerator: Accelerator) -> dict[Any
     pending, _ = fsdp2_load.begin_shard(model, mesh, FSDP2Config())
     for module, name, kind in in_4bit:
         # Unsloth keeps the quantisation state of what it recognises as a 4-bit weight, by its class.
-        stand_in: Any = module._parameters[name]
+        stand_in: Any = getattr(module, name)
         stand_in.__class__ = kind
         stand_in.module = module
     return dict(pending)
@@ -157,7 +163,9 @@ def set_aside_rows(model: torch.nn.Module, accelerator: Accelerator) -> dict[Any
 
 def put_back_rows(model: torch.nn.Module, pending: dict[Any, Any]) -> None:
     import torch
-    from unsloth.models.fsdp2_load import finish_shard
 
-    finish_shard(model, pending)
+    if pending:
+        from unsloth.models.fsdp2_load import finish_shard
+
+        finish_shard(model, pending)
     torch.cuda.empty_cache()

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...capabilities.probe import available
 from ...errors import ConfigError, Problem, raise_errors
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def shard(
 
     Raises `ConfigError`, before anything is changed, for what would train wrongly.
     """
+    available("Unsloth's sharding in a loop")
     raise_errors(_problems(accelerator, optimizers))
     from unsloth.models import fsdp2_native
 

@@ -19,6 +19,7 @@ import os
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from ...capabilities.probe import available
 from ...strategies import STRATEGIES
 from . import whole_gradients
 from .generation import INSIDE
@@ -36,6 +37,8 @@ def adapt_accelerator(accelerator: Accelerator) -> None:
     prepare = accelerator.prepare
     if not accelerator.is_fsdp2 or getattr(prepare, "_unsloth_accel", False):
         return
+    available("FSDP2's units")
+    available("gradients of whole weights")
 
     def prepare_sharded(*objects: Any, **options: Any) -> Any:
         import torch
@@ -105,6 +108,8 @@ def _gather_head_for_the_loss(model: Any) -> None:
     if not layers:
         return
     layers[-1].set_reshard_after_forward(True, recurse=False)
+    if not available("the output head gathered for the loss only"):
+        return
     if not isinstance(head, FSDPModule) or head.weight is embedding.weight or head.weight.requires_grad:
         return
     if any(len(group.modules) > 1 for group in groups_of(head)):

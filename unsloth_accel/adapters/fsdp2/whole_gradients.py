@@ -19,6 +19,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...capabilities.probe import available
+
 if TYPE_CHECKING:
     import torch
 
@@ -38,6 +40,8 @@ def average_once(model: torch.nn.Module) -> None:
 
 def copy_together() -> None:
     """Have Unsloth's averaging copy all gradients at once, wherever they lie alike; does nothing the second time."""
+    if not available("gradients copied together"):
+        return
     from unsloth.models import fsdp2_save
 
     one_by_one = fsdp2_save._sync_replicated_grads

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ....capabilities.probe import available
 from ..units import blocks_of, groups_of, units_of
 from . import peer_reach
 from .peer_unit import Unit, Units
@@ -34,6 +35,8 @@ def install(model: Any) -> str | None:
     import torch
     import torch.distributed as dist
 
+    if not available("weights fetched from peers", needed=torch.cuda.is_available()):
+        return "the installed torch lacks a name that it needs"
     layers = blocks_of(model)
     if any(not getattr(group, "_reshard_after_forward", True) for layer in layers for group in groups_of(layer)):
         return "blocks stay gathered until their backward pass"
