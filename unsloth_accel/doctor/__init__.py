@@ -8,15 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from . import (
-    gpus,
-    host,
-    installed,
-    known_bad,
-    processes,
-    runnable_strategies,
-    shell_variables,
-)
+from . import gpus, host, installed, known_bad, processes, runnable_strategies, shell_variables
 from .machine import Machine, this_machine
 from .processes import TIME_LIMIT
 from .result import Result, Status, collect

@@ -19,15 +19,7 @@ if TYPE_CHECKING:
     from packaging.specifiers import Specifier
 
 CORE = (
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "accelerate",
-    "datasets",
-    "huggingface-hub",
-    "triton",
-    "bitsandbytes",
+    *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "huggingface-hub", "triton", "bitsandbytes"),
     "xformers",
 )
 """Packages with a line of their own."""

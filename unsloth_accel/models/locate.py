@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, Problem, first_line
+from ..files import is_directory, is_file
 from .safetensors_header import INDEX, SINGLE
 
 HUB_TIMEOUT = 5.0
@@ -42,10 +43,10 @@ class Found:
 def find_model(name: str, revision: str | None = None) -> Found:
     """The config.json of a local directory or a hub id; raises `ConfigError` where there is none."""
     path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
-    if _is_dir(path):
+    if is_directory(path):
         return _in_directory(path)
     if not may_be_hub_id(name):
-        consequence = "is a file, not a model directory." if _is_file(path) else "no such directory."
+        consequence = "is a file, not a model directory." if is_file(path) else "no such directory."
         fix = "give the directory that holds config.json, or a hub id such as unsloth/Llama-3.2-1B-Instruct"
         if name.endswith("models/SmolLM2-135M-Instruct"):
             fix = "make quickstart, or python examples/prepare_smollm2.py"
@@ -105,10 +106,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _in_directory(path: Path) -> Found:
     config = path / "config.json"
-    if not _is_file(config):
+    if not is_file(config):
         consequence = "has no config.json, so it is not a model directory."
         fix = "give the directory that holds config.json and the weights"
-        if _is_file(path / "adapter_config.json"):
+        if is_file(path / "adapter_config.json"):
             consequence = "holds an adapter, not a model."
             fix = "give the adapter's base model (base_model_name_or_path in its adapter_config.json)"
         raise ConfigError(Problem(key="model.name", value=str(path), consequence=consequence, fix=fix))
@@ -208,18 +209,4 @@ def may_be_hub_id(name: str) -> bool:
     owner, _, model = name.partition("/")
     if name.startswith((".", "~", "/")) or "\0" in name or "/" in model:
         return False
-    return bool(owner and model) and not _is_dir(Path(owner)) and not _is_file(Path(owner))
-
-
-def _is_dir(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
+    return bool(owner and model) and not is_directory(Path(owner)) and not is_file(Path(owner))

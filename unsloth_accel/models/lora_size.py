@@ -54,7 +54,16 @@ def lora_parameters(
     modules_to_save: Collection[str] = (),
     layers: Collection[int] | None = None,
 ) -> int:
-    """See `ModelSpec.lora_parameters`."""
+    """Trainable parameters of PEFT's `get_peft_model`: A (r × in) and B (out × r) for each target.
+
+    `target_modules` is `all-linear`, a list of ends of module names, or a regular expression for whole names.
+    `use_dora` adds out_features for each target; rsLoRA (`use_rslora`) only scales and adds nothing.
+    `modules_to_save` adds a full copy of each module, of a tied lm_head too. `layers` is PEFT's
+    layers_to_transform. What PEFT does with experts is described above.
+
+    Raises `ConfigError` (lora.target_modules, lora.modules_to_save, lora.r, lora.use_dora) where a name matches
+    nothing, which PEFT passes over in silence as long as another name matches, and where PEFT would refuse.
+    """
     if isinstance(r, bool) or not isinstance(r, int) or r < 1:
         raise ConfigError(Problem(key="lora.r", value=r, consequence="is no rank.", fix="give 1 or more"))
     modules = _modules(spec)

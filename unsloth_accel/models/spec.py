@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..errors import ConfigError, Problem
+from . import lora_size
 from .architectures import ARCHITECTURES, Sizes, architecture_of, parameters, read_dimensions
-from .lora_size import lora_parameters
 from .safetensors_header import DTYPES, Stored, read_checkpoint
 
 Source = Literal["safetensors headers", "config.json", "known shapes"]
@@ -142,28 +142,7 @@ class ModelSpec(Sizes):
             Linear(tensor.name.removesuffix(".weight"), *tensor.shape) for tensor in self.tensors if _is_linear(tensor)
         )
 
-    def lora_parameters(
-        self,
-        target_modules: str | Collection[str],
-        r: int,
-        *,
-        use_dora: bool = False,
-        modules_to_save: Collection[str] = (),
-        layers: Collection[int] | None = None,
-    ) -> int:
-        """Trainable parameters of PEFT's `get_peft_model`: A (r × in) and B (out × r) for each target.
-
-        `target_modules` is `all-linear`, a list of ends of module names, or a regular expression for whole names.
-        `use_dora` adds out_features for each target; rsLoRA (`use_rslora`) only scales and adds nothing.
-        `modules_to_save` adds a full copy of each module, of a tied lm_head too. `layers` is PEFT's
-        layers_to_transform. What PEFT does with experts is described in lora_size.py.
-
-        Raises `ConfigError` (lora.target_modules, lora.modules_to_save, lora.r, lora.use_dora) where a name matches
-        nothing, which PEFT passes over in silence as long as another name matches, and where PEFT would refuse.
-        """
-        return lora_parameters(
-            self, target_modules, r, use_dora=use_dora, modules_to_save=modules_to_save, layers=layers
-        )
+    lora_parameters = lora_size.lora_parameters
 
     def weight_bytes(self, load_in_4bit: bool, dtype_bytes: int = 2, *, experts_in_4bit: bool = False) -> int:
         """Bytes of the loaded base weights on one device that holds all of them.

@@ -18,8 +18,8 @@ _GROUPS = (
     ("allocator", "c4", ("other", "fragmentation")),
     ("context", "c5", ("context",)),
 )
-"""Terms of `memory.estimate` under one name. What torch allocates is the first three; what its allocator holds beyond
-that, and CUDA's and NCCL's context, are measured on their own."""
+"""Terms of `memory_estimate.estimate` under one name. What torch allocates is the first three; what its allocator holds
+beyond that, and CUDA's and NCCL's context, are measured on their own."""
 
 
 def chart(predicted: Json, measured: Sequence[Measured], *, on_cpu: bool, of_gib: float | None) -> Markup:

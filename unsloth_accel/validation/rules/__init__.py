@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...artifacts.run_directory import ACCELERATE_YAML, RUN_YAML
+from ...files import is_directory
 from . import (  # noqa: F401  (each registers its rules)
     file,
     fsdp_section,
@@ -55,7 +56,7 @@ def validate(paths: Iterable[str | Path], context: Context | None = None) -> lis
     """A report for every file; a directory stands for the configs in it, which must also agree with each other."""
     reports = []
     for path in map(Path, paths):
-        reports += _directory(path, context) if _is_directory(path) else [_report(read_document(path, context))]
+        reports += _directory(path, context) if is_directory(path) else [_report(read_document(path, context))]
     return reports
 
 
@@ -84,10 +85,3 @@ def _directory(directory: Path, context: Context | None) -> list[Report]:
         others = {kind: found[0] for kind, found in by_kind.items()}
         together = check_document(Document(file=str(directory), kind="pair", others=others))
     return [_report(document, *(one for one in together if one.file == document.file)) for document in documents]
-
-
-def _is_directory(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False

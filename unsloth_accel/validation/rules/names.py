@@ -95,14 +95,14 @@ NESTED_KEYS = {
 
 DECODER_LAYERS = (
     *("LlamaDecoderLayer", "Llama4TextDecoderLayer", "MistralDecoderLayer", "Ministral3DecoderLayer"),
+    *("MixtralDecoderLayer", "Qwen2DecoderLayer", "Qwen2MoeDecoderLayer", "Qwen2VLDecoderLayer"),
     *(
-        "MixtralDecoderLayer",
-        "Qwen2DecoderLayer",
-        "Qwen2MoeDecoderLayer",
-        "Qwen2VLDecoderLayer",
         "Qwen2_5_VLDecoderLayer",
+        "Qwen3DecoderLayer",
+        "Qwen3MoeDecoderLayer",
+        "Qwen3NextDecoderLayer",
+        "Qwen3VLTextDecoderLayer",
     ),
-    *("Qwen3DecoderLayer", "Qwen3MoeDecoderLayer", "Qwen3NextDecoderLayer", "Qwen3VLTextDecoderLayer"),
     *("GemmaDecoderLayer", "Gemma2DecoderLayer", "Gemma3DecoderLayer", "Gemma3nTextDecoderLayer", "PhiDecoderLayer"),
     *("Phi3DecoderLayer", "CohereDecoderLayer", "Cohere2DecoderLayer", "GraniteDecoderLayer", "GraniteMoeDecoderLayer"),
     *("FalconDecoderLayer", "FalconH1DecoderLayer", "GptOssDecoderLayer", "GlmDecoderLayer", "Glm4DecoderLayer"),
