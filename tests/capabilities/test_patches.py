@@ -31,7 +31,7 @@ SETTINGS = {
 }
 """Documented fields that are there to be set, of other packages' objects."""
 OURS = {
-    *("shared_bytes", "mapped_bytes", "mapping", "fetched", "looked_up", "memory_care", "data_report"),
+    *("shared_bytes", "mapped_bytes", "mapping", "fetched", "looked_up", "step_halving", "data_report"),
     *("listeners", "steps", "slower_by"),
 }
 OF_NEWER_TORCH = {"_fsdp_param_groups"}

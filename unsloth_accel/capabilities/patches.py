@@ -320,14 +320,14 @@ PATCHES = (
         what="rows that Unsloth loads",
         place="unsloth/models/fsdp2_load.py: fsdp2_sharded_loading, has_preloaded_shards, begin_shard, finish_shard, "
         "_preload, _PRELOAD, _chunk_rows",
-        adapter="adapters.fsdp2.shard",
+        adapter="adapters.fsdp2.loading",
         cost="every GPU loads the whole model before it is sharded, so it must fit one GPU after all",
     ),
     Patch(
         what="4-bit weights cut as they are made",
         place="transformers/integrations/bitsandbytes.py: Bnb4bitQuantize.convert, Bnb4bitDeserialize.convert; "
         "transformers/modeling_utils.py: caching_allocator_warmup",
-        adapter="adapters.fsdp2.shard",
+        adapter="adapters.fsdp2.loading",
         cost="every GPU holds the whole 4-bit model while it loads",
     ),
     Patch(
