@@ -128,6 +128,7 @@ def test_the_method_trains(tiny: Path, run: Path, tmp_path: Path) -> None:
     done = said("launch", run, *words, f"data.path={rows}", "model.max_seq_length=32")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     out = tmp_path / "out"
-    assert (out / "toy.txt").read_text(encoding="utf-8") == "0.5 2"
+    # The method's field and callback, the strategy's adapter.
+    assert (out / "toy.txt").read_text(encoding="utf-8") == "0.5 2 Accelerator"
     assert yaml.safe_load((out / "run.yaml").read_text(encoding="utf-8"))["method"] == "toy_method"
     assert json.loads((out / "plan.json").read_text(encoding="utf-8"))["method"] == "toy_method"

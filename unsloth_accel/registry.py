@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterable, Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from .errors import ConfigError, Problem, first_line, nearest
 
@@ -85,3 +85,9 @@ def _import_plugins() -> None:
             consequence = f"{first_line(error)}: what it would add is unknown."
             fix = f"put the module where Python finds it (PYTHONPATH), or take it out of {PLUGINS}"
             raise ConfigError(Problem(key=PLUGINS, value=name, consequence=consequence, fix=fix)) from None
+
+
+def imported(path: str) -> Any:
+    """What a record names as `package.module.name`."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)

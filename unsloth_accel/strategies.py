@@ -54,6 +54,10 @@ class Strategy:
     process_environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that each of its processes sets for itself."""
 
+    adapter: str = ""
+    """Import path of what makes an Accelerator fit it: called with each before it wraps a model, in a launched process;
+    it does nothing under another strategy."""
+
     # What it needs, and what it can't do.
     needs: tuple[str, ...] = ("CPU backend",)
     """What the installed packages must have, by the names in `capabilities.patches`."""
@@ -144,6 +148,7 @@ STRATEGIES: Registry[Strategy] = Registry(
             distributed_type="FSDP",
             fsdp_config={"fsdp_version": 2, "fsdp_reshard_after_forward": True},
             process_environment=_ALIKE,
+            adapter="unsloth_accel.adapters.fsdp2.shard.adapt_accelerator",
             needs=("kernels that know FSDP2", *_FSDP2_NEEDS, "FSDP2's plugin", "gradients of whole weights"),
             # unsloth/models/rl.py: "Switching optim"
             steps_bitsandbytes=False,

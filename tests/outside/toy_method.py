@@ -1,5 +1,6 @@
 """A method from outside the package: supervised fine-tuning of texts, with a field of its own and a callback."""
 
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,8 @@ def counted() -> Any:
 
     class Counted(TrainerCallback):
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            Path(args.output_dir, "toy.txt").write_text(f"{args.toy_weight} {state.global_step}", encoding="utf-8")
+            said = f"{args.toy_weight} {state.global_step} {os.environ['TOY_FITTED']}"
+            Path(args.output_dir, "toy.txt").write_text(said, encoding="utf-8")
 
     return Counted()
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..adapters import environment, import_order, rank_checks
-from ..adapters.fsdp2 import native, shard
+from ..adapters.fsdp2 import native
 from ..adapters.fsdp2.generation import gather_in_generate
 from ..adapters.varlen_attention import attend_at_once
 from ..capabilities.probe import available
 from ..errors import ConfigError, Problem
+from .adapt import fit_to_strategy
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +43,7 @@ def prepare(accelerator: Accelerator, *objects: Any) -> Any:
         schedulers = any(isinstance(one, torch.optim.lr_scheduler.LRScheduler) for one in objects)
         native.shard(accelerator, models[0], optimizers, schedulers)
     attend_at_once(accelerator.device)
-    shard.adapt_accelerator(accelerator)
+    fit_to_strategy(accelerator)
     prepared = accelerator.prepare(*objects)
     for model in [one for one in (prepared if len(objects) > 1 else [prepared]) if isinstance(one, torch.nn.Module)]:
         if promised is not None:

@@ -9,7 +9,6 @@ from ..adapters.checkpointing import keep_checkpoints
 from ..adapters.ddp import wrap_after_evaluation
 from ..adapters.ddp_settings import choose_settings
 from ..adapters.fsdp2.generation import gather_in_generate
-from ..adapters.fsdp2.shard import adapt_accelerator
 from ..adapters.resuming import check_before_training
 from ..adapters.saving import let_numbered_cpus_load
 from ..adapters.token_count import count_late
@@ -18,8 +17,11 @@ from ..callbacks.every_gradient import EveryGradient
 from ..callbacks.guard import Guard
 from ..callbacks.order import figures_first
 from ..capabilities.probe import available
+from ..registry import imported
+from ..strategies import STRATEGIES
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from transformers import Trainer
 
 AnyTrainer = TypeVar("AnyTrainer", bound="Trainer")
@@ -46,7 +48,7 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
     if not any(isinstance(callback, Guard) for callback in trainer.callback_handler.callbacks):
         wrap_after_evaluation(trainer.accelerator)
         choose_settings(trainer.accelerator, trainer.args)
-        adapt_accelerator(trainer.accelerator)
+        fit_to_strategy(trainer.accelerator)
         let_numbered_cpus_load()
         attend_at_once(trainer.accelerator.device)
         keep_checkpoints(trainer)
@@ -58,3 +60,10 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
         trainer.add_callback(Guard())
     figures_first(trainer)
     return trainer
+
+
+def fit_to_strategy(accelerator: Accelerator) -> None:
+    """Let `accelerator` wrap a model as the strategy that it runs needs."""
+    for strategy in STRATEGIES:
+        if strategy.adapter:
+            imported(strategy.adapter)(accelerator)

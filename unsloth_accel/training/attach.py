@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, TypeVar
 
 from ..artifacts.resume_facts import made_with
@@ -10,6 +9,7 @@ from ..artifacts.run_directory import RunDirectory
 from ..callbacks.rank_log import RankLog
 from ..config.run_config import RunConfig
 from ..methods import Method
+from ..registry import imported
 from .memory_advice import advice
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     trainer.add_callback(PeakMemory())
     trainer.add_callback(StepLog(RunDirectory(run.output_dir).step_log))
     for path in method.callbacks:
-        module, _, name = path.rpartition(".")
-        trainer.add_callback(getattr(importlib.import_module(module), name)())
+        trainer.add_callback(imported(path)())
     if run.logging.progress:
         trainer.add_callback(Progress())
     # Last: what stops a run has been written down by then.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from ..config.run_config import RunConfig
 from ..config.trainer_fields import checkpointing_fields
 from ..errors import ConfigError, Problem
 from ..methods import Method
+from ..registry import imported
 from .load_model import CHECKPOINTING
 
 
@@ -35,9 +35,8 @@ def trainer_config(run: RunConfig, method: Method, own: dict[str, Any]) -> Any:
         fields.setdefault("per_device_eval_batch_size", 2 * fields["per_device_train_batch_size"])
     if run.distributed.device == "cpu":
         fields["use_cpu"] = True
-    module, _, name = method.config_class.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)(**fields)
+        return imported(method.config_class)(**fields)
     except (TypeError, ValueError) as error:
         fix = "correct the field of `training` that it names"
         consequence = f"{method.config_name} refuses it: {error}"
