@@ -74,7 +74,7 @@ def main() -> int:
     decided = plan(run, hardware)
     decided.write(directory / "out")
     flags = ["--config_file", str(directory / "out" / "accelerate.yaml"), "-m", "benchmarks.callback_cost"]
-    command = [sys.executable, "-m", "unsloth_accel.cli.main", "launch", *flags, "--worker"]
+    command = [sys.executable, "-m", "unsloth_accel.cli", "launch", *flags, "--worker"]
     command.append(str(directory / "out" / "run.yaml"))
     subprocess.run(command, check=True, env={**os.environ, **decided.accelerate_config.environment})
     report = {

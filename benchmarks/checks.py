@@ -34,7 +34,7 @@ LOSS = 0.02
 """Relative difference of a loss in bf16 that passes as noise where no run of `verify` is made."""
 LIMIT_GIB = 14.0
 """Below what the 8B shape's weights take, 15 GiB."""
-CLI = ("-m", "unsloth_accel.cli.main")
+CLI = ("-m", "unsloth_accel.cli")
 SCALED = "loss that DDP may scale"
 """The probe of an Unsloth whose gradients under DDP are divided by the number of GPUs."""
 LAUNCH = ("-m", "accelerate.commands.launch")

@@ -101,7 +101,7 @@ def run(
     ]
     description = directory.with_suffix(".yaml")
     description.write_text("logging: {progress: false}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "unsloth_accel.cli.main", "launch", str(description), *settings]
+    command = [sys.executable, "-m", "unsloth_accel.cli", "launch", str(description), *settings]
     started = time.perf_counter()
     done = subprocess.run(command)
     if done.returncode:

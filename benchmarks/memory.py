@@ -195,7 +195,7 @@ def run(cell: Cell, work: Path, environment: dict[str, str]) -> dict[str, Any]:
         "cell": asdict(cell),
         "command": " ".join(["unsloth-accel", "launch", description.name, *settings]).replace(f"{work}/", ""),
     }
-    command = [sys.executable, "-m", "unsloth_accel.cli.main", "launch", str(description), *settings]
+    command = [sys.executable, "-m", "unsloth_accel.cli", "launch", str(description), *settings]
     try:
         done = subprocess.run(
             command, env=os.environ | environment, timeout=CELL_TIMEOUT, capture_output=True, text=True, check=False

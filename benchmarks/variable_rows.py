@@ -133,7 +133,7 @@ def run(way: str, model: Path, data: Path, steps: int, count: int, tokens: int, 
         settings += ["training.learning_rate=2e-4", f"training.logging_steps={EVERY}", "training.overwrite=true"]
         settings += [f"output_dir={directory}", *WAYS[way.removesuffix(ROW_BY_ROW)]]
         environment |= {"UNSLOTH_TORCH_VARLEN": "0"} if way.endswith(ROW_BY_ROW) else {}
-        command = [sys.executable, "-m", "unsloth_accel.cli.main", "launch", str(description), *settings]
+        command = [sys.executable, "-m", "unsloth_accel.cli", "launch", str(description), *settings]
     started = time.perf_counter()
     done = subprocess.run(command, env=environment)
     if done.returncode:

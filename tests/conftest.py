@@ -256,7 +256,7 @@ def cli() -> Run:
 
 
 def cli_command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "unsloth_accel.cli.main", *map(str, arguments)]
+    return [sys.executable, "-m", "unsloth_accel.cli", *map(str, arguments)]
 
 
 def accelerate_launch(*arguments: str | Path, timeout: float = 400) -> subprocess.CompletedProcess[str]:

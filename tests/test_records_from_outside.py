@@ -18,7 +18,7 @@ OUTSIDE = ROOT / "tests" / "outside"
 
 def said(*words: str | Path, plugins: str = "toy_strategy,toy_method,toy_family") -> subprocess.CompletedProcess[str]:
     """What `unsloth-accel WORDS` says where the toys are added."""
-    command = [sys.executable, "-m", "unsloth_accel.cli.main", *map(str, words)]
+    command = [sys.executable, "-m", "unsloth_accel.cli", *map(str, words)]
     path = os.pathsep.join([str(ROOT), str(OUTSIDE)])
     environment = {**os.environ, "UNSLOTH_ACCEL_PLUGINS": plugins, "PYTHONPATH": path}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

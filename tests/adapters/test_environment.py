@@ -76,7 +76,7 @@ def test_other_parents_promise_nothing(tmp_path: Path) -> None:
         ["bash"],
         ["python", "train.py", "--config_file", str(CPU_DDP)],
         ["timeout", "60", "accelerate", "launch", "--config_file", str(CPU_DDP), "train.py"],
-        ["python", "-m", "unsloth_accel.cli.main", "launch", "--config_file", str(CPU_DDP), "train.py"],
+        ["python", "-m", "unsloth_accel.cli", "launch", "--config_file", str(CPU_DDP), "train.py"],
         ["python", "/v/bin/accelerate", "launch", "train.py"],
         ["python", "-u", "/v/bin/accelerate", "launch", "--config_file", str(tmp_path / "none.yaml"), "train.py"],
         ["python", "-u", "/v/bin/accelerate", "launch", "--config_file", str(mpi), "train.py"],

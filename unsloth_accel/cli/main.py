@@ -65,7 +65,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `unsloth-accel plan … | head`
         sys.stderr.close()
         return 141
-
-
-if __name__ == "__main__":
-    sys.exit(main())
