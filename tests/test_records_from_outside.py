@@ -7,21 +7,47 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
 from conftest import CONFIG, ROOT, write_weights
 
 OUTSIDE = ROOT / "tests" / "outside"
+TOYS = "toy_strategy,toy_method,toy_family"
+COMMANDS = """\
+import contextlib, io, json, sys
+from unsloth_accel.cli.main import main
+
+for words in json.load(sys.stdin):
+    told, wrong = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(wrong):
+        status = main(words)
+    print(json.dumps([status, told.getvalue(), wrong.getvalue()]))
+"""
+"""Several commands in one process, since starting one takes longer than what it does."""
 
 
-def said(*words: str | Path, plugins: str = "toy_strategy,toy_method,toy_family") -> subprocess.CompletedProcess[str]:
-    """What `unsloth-accel WORDS` says where the toys are added."""
-    command = [sys.executable, "-m", "unsloth_accel.cli", *map(str, words)]
+class Said(NamedTuple):
+    status: int
+    told: str
+    wrong: str
+
+
+def environment(plugins: str) -> dict[str, str]:
     path = os.pathsep.join([str(ROOT), str(OUTSIDE)])
-    environment = {**os.environ, "UNSLOTH_ACCEL_PLUGINS": plugins, "PYTHONPATH": path}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return {**os.environ, "UNSLOTH_ACCEL_PLUGINS": plugins, "PYTHONPATH": path, "COLUMNS": "200"}
+
+
+def said(*commands: tuple[str | Path, ...], plugins: str = TOYS) -> list[Said]:
+    """What each of `commands` of `unsloth-accel` says where the toys are added."""
+    given = json.dumps([[str(word) for word in words] for words in commands])
+    command = [sys.executable, "-c", COMMANDS]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(plugins), input=given, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [Said(*json.loads(line)) for line in done.stdout.splitlines()]
 
 
 @pytest.fixture
@@ -41,18 +67,27 @@ def run(tmp_path: Path, description: dict[str, Any]) -> Path:
     return file
 
 
-def test_a_plan_knows_them(run: Path) -> None:
-    done = said("plan", run, "--hardware", "4xH100", "--json")
-    assert done.returncode == 0, done.stderr
-    plan = json.loads(done.stdout)
+def test_plan_launch_and_doctor_know_them(run: Path) -> None:
+    planned, usual, dry, doctor = said(
+        ("plan", run, "--hardware", "4xH100", "--json"),
+        ("plan", run, "--hardware", "4xH100", "distributed.strategy=auto"),
+        ("launch", run, "--dry-run", "distributed.device=cpu"),
+        ("doctor", "--quick"),
+    )
+    assert planned.status == 0, planned.wrong
+    plan = json.loads(planned.told)
     assert (plan["method"], plan["strategy"]) == ("toy_method", "toy_strategy")
     assert plan["model"]["model_type"] == "toy_llama"
     # Two processes compute the same rows, so four have two shares of the batch.
     assert plan["global_batch_size"] == 8 == 2 * plan["per_device_batch_size"] * plan["gradient_accumulation_steps"]
     assert plan["environment"]["TOY_STRATEGY"] == "1"
-    usual = said("plan", run, "--hardware", "4xH100", "distributed.strategy=auto")
-    assert "toy_strategy  it is a toy, only taken when asked for." in usual.stdout
-    assert ["method", "toy_method"] in [line.split() for line in usual.stdout.splitlines()]
+    assert "toy_strategy  it is a toy, only taken when asked for." in usual.told
+    assert ["method", "toy_method"] in [line.split() for line in usual.told.splitlines()]
+    assert dry.status == 0, dry.told + dry.wrong
+    assert "-m toy_method" in dry.told
+    assert "TOY_STRATEGY=1" in dry.told
+    assert "adds distributed.strategy toy_strategy, method toy_method, model_type toy_llama" in doctor.told
+    assert "toy_strategy" in next(line for line in doctor.told.splitlines() if "can run" in line)
 
 
 def test_pairs_cost_what_the_record_says(run: Path) -> None:
@@ -63,69 +98,62 @@ def test_pairs_cost_what_the_record_says(run: Path) -> None:
     )
     plain.write_text(text, encoding="utf-8")
     words = ("--hardware", "4xH100", "--json", "distributed.strategy=ddp")
-    pairs, single = (json.loads(said("plan", file, *words).stdout) for file in (run, plain))
-    assert pairs["memory_gib"]["activations"] == pytest.approx(2 * single["memory_gib"]["activations"], rel=0.01)
+    found = [json.loads(one.told) for one in said(("plan", run, *words), ("plan", plain, *words))]
+    pairs, single = (plan["memory_gib"]["activations"] for plan in found)
+    assert pairs == pytest.approx(2 * single, rel=0.01)
 
 
 def test_config_and_validate_know_them(run: Path, tmp_path: Path) -> None:
-    config = tmp_path / "accelerate.yaml"
-    done = said("config", "--strategy", "toy_strategy", "--gpus", "4", "--out", config)
-    assert done.returncode == 0, done.stderr
+    config, layer, wrong = tmp_path / "accelerate.yaml", tmp_path / "fsdp2.yaml", tmp_path / "wrong.yaml"
+    wrong.write_text(run.read_text(encoding="utf-8").replace("toy_weight", "toy_wait"), encoding="utf-8")
+    made, checked, with_layer, layers, misspelt = said(
+        ("config", "--strategy", "toy_strategy", "--gpus", "4", "--out", config),
+        ("validate", run),
+        ("config", "--strategy", "fsdp2", "--gpus", "2", "--decoder-layer", "ToyDecoderLayer", "--out", layer),
+        ("validate", layer),
+        ("validate", wrong),
+    )
+    assert (made.status, checked.status, with_layer.status, layers.status) == (0, 0, 0, 0)
     text = config.read_text(encoding="utf-8")
     assert "TOY_STRATEGY=1 accelerate launch" in text
     assert yaml.safe_load(text)["distributed_type"] == "MULTI_GPU"
-    assert said("validate", run).returncode == 0
-    layer = tmp_path / "fsdp2.yaml"
-    said("config", "--strategy", "fsdp2", "--gpus", "2", "--decoder-layer", "ToyDecoderLayer", "--out", layer)
-    assert said("validate", layer).returncode == 0
-    assert "ToyDecoderLayer" in said("validate", layer, plugins="").stdout
-    run.write_text(run.read_text(encoding="utf-8").replace("toy_weight", "toy_wait"), encoding="utf-8")
-    wrong = said("validate", run)
-    assert wrong.returncode == 1
-    assert "did you mean training.toy_weight?" in wrong.stdout
-
-
-def test_doctor_knows_them() -> None:
-    done = said("doctor", "--quick")
-    assert "adds distributed.strategy toy_strategy, method toy_method, model_type toy_llama" in done.stdout
-    assert "toy_strategy" in next(line for line in done.stdout.splitlines() if "can run" in line)
-    broken = said("doctor", "--quick", plugins="no_such_toy")
-    assert "no_such_toy" in broken.stdout
-    assert broken.returncode == 1
-
-
-def test_launch_knows_them(run: Path) -> None:
-    done = said("launch", run, "--dry-run", "distributed.device=cpu")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "-m toy_method" in done.stdout
-    assert "TOY_STRATEGY=1" in done.stdout
+    assert misspelt.status == 1
+    assert "did you mean training.toy_weight?" in misspelt.told
+    (unknown,) = said(("validate", layer), plugins="")
+    assert "ToyDecoderLayer" in unknown.told
 
 
 def test_what_is_wrong_is_told(run: Path) -> None:
-    odd = said("plan", run, "--hardware", "3xH100", "distributed.num_processes=3", "batch.global_size=6")
-    assert odd.returncode == 2
-    assert "distributed.num_processes=4" in odd.stderr
-    unknown = said("plan", run, "--hardware", "4xH100", "method=stf", "training={}")
-    assert "method='stf'" in unknown.stderr
-    assert "sft" in unknown.stderr
-    gone = said("plan", run, "--hardware", "4xH100", plugins="no_such_toy")
-    assert gone.returncode == 2
-    assert "UNSLOTH_ACCEL_PLUGINS='no_such_toy'" in gone.stderr
     chats = run.with_name("chats.jsonl")
     chats.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n' * 8)
-    rows = said("launch", run, "--dry-run", "distributed.device=cpu", f"data.path={chats}")
-    assert "holds rows of messages, which toy_method doesn't train" in rows.stderr
+    odd, unknown, rows = said(
+        ("plan", run, "--hardware", "3xH100", "distributed.num_processes=3", "batch.global_size=6"),
+        ("plan", run, "--hardware", "4xH100", "method=stf"),
+        ("launch", run, "--dry-run", "distributed.device=cpu", f"data.path={chats}"),
+    )
+    assert odd.status == 2
+    assert "distributed.num_processes=4" in odd.wrong
+    assert "method='stf'" in unknown.wrong
+    assert "sft" in unknown.wrong
+    assert "holds rows of messages, which toy_method doesn't train" in rows.wrong
+    gone, doctor = said(("plan", run, "--hardware", "4xH100"), ("doctor", "--quick"), plugins="no_such_toy")
+    assert gone.status == 2
+    assert "UNSLOTH_ACCEL_PLUGINS='no_such_toy'" in gone.wrong
+    assert doctor.status == 1
+    assert "no_such_toy" in doctor.told
 
 
 @pytest.mark.slow
 def test_the_method_trains(tiny: Path, run: Path, tmp_path: Path) -> None:
-    """In processes of its own, which know it from the same variable."""
-    words = (f"model.name={tiny}", "distributed={device: cpu, num_processes: 1, strategy: auto}", "batch.global_size=2")
-    done = said("launch", run, *words, f"data.path={ROOT / 'README.md'}", "model.max_seq_length=32")
-    assert done.returncode == 2, "a README is no data"
+    """In a process of its own, which knows it from the same variable."""
     rows = tmp_path / "texts.jsonl"
     rows.write_text("".join(json.dumps({"text": f"number {n}"}) + "\n" for n in range(8)), encoding="utf-8")
-    done = said("launch", run, *words, f"data.path={rows}", "model.max_seq_length=32")
+    words = [
+        *("launch", run, f"model.name={tiny}", "distributed={device: cpu, num_processes: 1, strategy: auto}"),
+        *("batch.global_size=2", f"data.path={rows}", "model.max_seq_length=32"),
+    ]
+    command = [sys.executable, "-m", "unsloth_accel.cli", *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(TOYS), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     out = tmp_path / "out"
     # The method's field and callback, the strategy's adapter.

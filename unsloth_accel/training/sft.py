@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth is imported)
 
 from ..config.run_config import RunConfig
+from ..methods import METHODS
+from ..registry import imported
 from .process import main
 
 if TYPE_CHECKING:
@@ -39,12 +41,10 @@ def prepare_data(run: RunConfig, tokenizer: Any) -> Prepared:
 
 def make_trainer(run: RunConfig, model: Any, tokenizer: Any, config: SFTConfig, rows: Prepared) -> SFTTrainer:
     """TRL's trainer with the rows, packed where it packs."""
-    from trl import SFTTrainer
-
     from ..data.pack import pack
     from ..data.prepare import check_collator
 
-    trainer = SFTTrainer(
+    trainer: SFTTrainer = imported(METHODS[run.method].trainer_class)(
         model=model,
         processing_class=tokenizer,
         args=config,
