@@ -94,6 +94,10 @@ class Strategy:
     compute_factor: float = 1.0
     """Times the seconds of computing."""
 
+    def variables(self, *, in_4bit: bool) -> dict[str, str]:
+        """Those that choose it, for weights in 4 bit or not."""
+        return {**self.environment, **({} if in_4bit else self.environment_16_bit)}
+
     def data_parallel(self, num_processes: int) -> int:
         """Processes that compute different rows, of `num_processes` in all."""
         return num_processes // self.processes_per_row

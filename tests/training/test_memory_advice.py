@@ -18,3 +18,10 @@ def test_what_would_help(description: dict[str, Any], overrides: dict[str, Any],
     run = from_dict({**description, "distributed": {"strategy": "ddp"}, **overrides})
     assert advice(run).startswith(expected)
     assert "per_device" not in advice(run, batch=False)
+
+
+def test_nothing_is_advised_about_a_strategy_that_nobody_chose(description: dict[str, Any]) -> None:
+    """As where a run.yaml that was never planned is trained by hand."""
+    run = from_dict(description)
+    assert run.strategy is None
+    assert "distributed.strategy" not in advice(run)

@@ -77,8 +77,7 @@ class AccelerateConfig:
     @property
     def environment(self) -> dict[str, str]:
         """Variables that choose the strategy where accelerate's config can't say it."""
-        strategy = STRATEGIES[self.strategy]
-        return {**strategy.environment, **({} if self.load_in_4bit else strategy.environment_16_bit)}
+        return STRATEGIES[self.strategy].variables(in_4bit=self.load_in_4bit)
 
     def _fsdp_config(self) -> dict[str, Any]:
         own = STRATEGIES[self.strategy].fsdp_config

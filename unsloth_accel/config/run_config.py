@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from ..methods import USUAL_METHOD
+from ..strategies import STRATEGIES, Strategy
 
 OWN_TRAINING_KEYS = {"resume": bool, "overwrite": bool}
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -149,6 +150,11 @@ class RunConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     output_dir: str = MISSING
     """Everything that the run writes goes here."""
+
+    @property
+    def strategy(self) -> Strategy | None:
+        """The record of the strategy that is asked for; None for `auto`."""
+        return STRATEGIES.get(self.distributed.strategy)
 
     @property
     def resume(self) -> bool:

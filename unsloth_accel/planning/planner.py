@@ -122,8 +122,7 @@ def _device(run: RunConfig, hardware: Hardware, reasons: list[str]) -> Literal["
 def _num_processes(run: RunConfig, hardware: Hardware, device: str, reasons: list[str]) -> int:
     asked = run.distributed.num_processes
     gpus = len(hardware.devices) * hardware.num_machines
-    record = STRATEGIES.get(run.distributed.strategy)  # none for auto
-    if asked == "auto" and record and record.one_process:
+    if asked == "auto" and run.strategy and run.strategy.one_process:
         return 1
     if asked == "auto" and device == "cuda":
         where = f" on each of {hardware.num_machines} machines" if hardware.num_machines > 1 else ""

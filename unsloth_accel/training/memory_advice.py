@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..config.run_config import RunConfig
-from ..strategies import STRATEGIES, choosable
+from ..strategies import choosable
 
 
 def advice(run: RunConfig, *, batch: bool = True) -> str:
@@ -14,9 +14,8 @@ def advice(run: RunConfig, *, batch: bool = True) -> str:
         found.append(f"training.per_device_train_batch_size={per_device // 2} (the global batch stays)")
     if run.model.gradient_checkpointing != "unsloth":
         found.append("model.gradient_checkpointing=unsloth")
-    strategy = STRATEGIES[run.distributed.strategy]
     sharding = next((one for one in choosable(2) if one.shards_weights), None)
-    if sharding and not strategy.one_process and not strategy.shards_weights:
+    if sharding and run.strategy and not run.strategy.one_process and not run.strategy.shards_weights:
         found.append(f"distributed.strategy={sharding.name} (the GPUs divide the base model)")
     if not run.model.load_in_4bit:
         found.append("model.load_in_4bit=true")

@@ -25,7 +25,6 @@ from ..artifacts.resume_facts import facts_of_run
 from ..artifacts.run_directory import RunDirectory
 from ..callbacks.phases import phase
 from ..callbacks.rank_log import RankLog
-from ..config.accelerate_config import AccelerateConfig
 from ..config.promise import PLANNED
 from ..config.read_run import load
 from ..config.run_config import RunConfig
@@ -34,7 +33,6 @@ from ..files import write_atomically
 from ..launch.run_accelerate import report_error
 from ..methods import METHODS
 from ..report.at_end import tell
-from ..strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -45,8 +43,8 @@ def main(run_yaml: str, *overrides: str) -> int:
     environment.show_own_errors_plainly()
     run = load(run_yaml, overrides)
     # Under torchrun there is no accelerate config, whose comment carries them; without them it would be DDP.
-    strategy, in_4bit = run.distributed.strategy, run.model.load_in_4bit
-    os.environ |= AccelerateConfig(strategy=strategy, num_processes=2, load_in_4bit=in_4bit).environment
+    if run.strategy:
+        os.environ |= run.strategy.variables(in_4bit=run.model.load_in_4bit)
     try:
         train(run)
     except BaseException as caught:
@@ -103,7 +101,7 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
 
     results: dict[str, Any] = {}
     held = HeldOut.of(run)
-    if held and STRATEGIES[run.distributed.strategy].shards_weights:
+    if held and run.strategy and run.strategy.shards_weights:
         print(f"held-out rows before training are left out: {run.distributed.strategy} shards when it starts to train")
     elif held:
         with phase("evaluating", log, about="held-out rows, before training"):
