@@ -80,10 +80,10 @@ def _import_plugins() -> None:
         _imported.add(name)  # before it is imported, since it asks for the registry itself
         try:
             importlib.import_module(name)
-        except ImportError as error:
+        except Exception as error:  # whatever a module of the user's does wrong
             _imported.discard(name)
-            consequence = f"{first_line(error)}: what it would add is unknown."
-            fix = f"put the module where Python finds it (PYTHONPATH), or take it out of {PLUGINS}"
+            consequence = f"{type(error).__name__}: {first_line(error)}: what it would add is unknown."
+            fix = f"mend it, put it where Python finds it (PYTHONPATH), or take it out of {PLUGINS}"
             raise ConfigError(Problem(key=PLUGINS, value=name, consequence=consequence, fix=fix)) from None
 
 
