@@ -47,7 +47,7 @@ from unsloth_accel.adapters.saving import versions
 from unsloth_accel.files import write_atomically
 from unsloth_accel.hardware.hardware import Hardware
 
-OUT = "benchmarks/results/gpu-checks-2xH100.json"
+OUT = "benchmarks/results/gpu-checks.json"
 SIDE_BY_SIDE = 14
 """Checks at once, if nothing else is said; each has two or four processes of about 2 GiB on a GPU."""
 
@@ -120,8 +120,6 @@ def main() -> int:
     print(f"{time.perf_counter() - started:.0f}s models and rows written", flush=True)
     report: dict[str, Any] = {
         "command": "python -m benchmarks.gpu_checks",
-        "date": time.strftime("%Y-%m-%d"),
-        "gpu": [device.name for device in hardware.devices],
         "versions": versions(),
         "checks": json.loads(out.read_text(encoding="utf-8"))["checks"] if out.is_file() else {},
     }
@@ -136,7 +134,12 @@ def main() -> int:
             found: dict[str, Any] = {"ok": True, "figures": wanted[name](place)}
         except Exception as error:  # a check that breaks is one that fails, and the others go on
             found = {"ok": False, "error": f"{type(error).__name__}: {error}"[:3000]}
-        found |= {"date": report["date"], "seconds": round(time.perf_counter() - begun), "commands": place.commands}
+        found |= {
+            "date": time.strftime("%Y-%m-%d"),
+            "gpu": hardware.devices[0].name,
+            "seconds": round(time.perf_counter() - begun),
+            "commands": place.commands,
+        }
         with writing:
             report["checks"][name] = found
             # Errors name files; where this machine keeps them is nobody's business.
@@ -178,20 +181,20 @@ def page(report: dict[str, Any]) -> str:
     lines = [
         "# What was checked on GPUs",
         "",
-        f"{len(report['gpu'])} × {report['gpu'][0]}, {known}, {report['date']}. Random models of 125M parameters,",
-        "but for *limited*; made by `python -m benchmarks.gpu_checks`. Differences are relative to one GPU, or to the",
-        "straight run.",
+        f"Two GPUs of one kind, {known}. Random models of 125M parameters, but for *limited*; made by",
+        "`python -m benchmarks.gpu_checks`. Differences are relative to one GPU, or to the straight run.",
         "",
         *([report["note"], ""] if report.get("note") else []),
-        "| check | passed | seen |",
-        "|---|---|---|",
+        "| check | passed | on | seen |",
+        "|---|---|---|---|",
     ]
     # Checks that are no more stay in the file, as what a comment or a refusal refers to.
     for name, found in sorted(report["checks"].items()):
         if name not in CHECKS and not name.startswith("older-"):
             continue
         seen = _shown(found["figures"]) if found["ok"] else " ".join(found["error"].split())[:200]
-        lines.append(f"| {name} | {'yes' if found['ok'] else 'NO'} | {seen.replace('|', chr(92) + '|')} |")
+        on = f"{found['gpu'].removeprefix('NVIDIA ').split()[0]}, {found['date']}"
+        lines.append(f"| {name} | {'yes' if found['ok'] else 'NO'} | {on} | {seen.replace('|', chr(92) + '|')} |")
     return "\n".join(lines) + "\n"
 
 

@@ -119,20 +119,20 @@ def test_adapters_are_compared_by_what_they_have_learned() -> None:
 
 
 def test_the_page_of_checks() -> None:
+    h100 = {"gpu": "NVIDIA H100 80GB HBM3", "date": "2026-11-25"}
+    h200 = {"gpu": "NVIDIA H200", "date": "2026-11-28"}
     report = {
-        "gpu": ["H100", "H100"],
         "versions": dict.fromkeys(("torch", "unsloth", "accelerate", "trl"), "1"),
-        "date": "2026-11-25",
         "checks": {
-            "older-1": {"ok": True, "figures": {"ddp": {"loss": 0.00012}, "said": ["x|y", 3]}},
-            "gone": {"ok": True, "figures": {}},
-            "loop": {"ok": False, "error": "CheckError: broke\nin two lines"},
+            "older-1": {"ok": True, "figures": {"ddp": {"loss": 0.00012}, "said": ["x|y", 3]}, **h100},
+            "gone": {"ok": True, "figures": {}, **h100},
+            "loop": {"ok": False, "error": "CheckError: broke\nin two lines", **h200},
         },
     }
     lines = gpu_checks.page(report).splitlines()
-    assert lines[-2] == "| loop | NO | CheckError: broke in two lines |"
+    assert lines[-2] == "| loop | NO | H200, 2026-11-28 | CheckError: broke in two lines |"
     assert not any("gone" in line for line in lines)  # a check that is no more
-    assert lines[-1] == "| older-1 | yes | ddp: loss: 0.00012; said: x\\|y, 3 |"
+    assert lines[-1] == "| older-1 | yes | H100, 2026-11-25 | ddp: loss: 0.00012; said: x\\|y, 3 |"
 
 
 def test_what_streams_did() -> None:

@@ -123,7 +123,7 @@ PATCHES = (
     Patch(
         what="loss that DDP may scale",
         place="unsloth_zoo/fused_losses/cross_entropy_loss.py: grad_scale_val",
-        # Measured on two H100 with 2025.12.10: benchmarks/results/gpu-checks-2xH100.json, older-2025.12.10.
+        # Measured on two H100 with 2025.12.10: benchmarks/results/gpu-checks.json, older-2025.12.10.
         cost="under DDP every gradient comes out divided by the number of GPUs: AdamW makes nearly the same steps, but "
         "clipping acts that many times later, the gradient norm is shown too small, and SGD would be that much slower",
     ),
