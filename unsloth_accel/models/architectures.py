@@ -8,7 +8,7 @@ experts of a mixture are one three-dimensional parameter per layer. `Dimensions`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -196,113 +196,56 @@ def _gpt_oss(dims: Dimensions, layer: int) -> Parameters:
     yield from _two_norms(dims)
 
 
-def _defaults(
-    sizes: tuple[int, int, int, int, int, int | None], max_position_embeddings: int, **others: Any
-) -> dict[str, Any]:
-    """`sizes`: vocab, hidden, intermediate, layers, heads, key-value heads (None: as many as heads)."""
+def _family(
+    name: str,
+    decoder_layer_class: str,
+    block: Callable[[Dimensions, int], Parameters],
+    sizes: tuple[int, int, int, int, int, int | None],
+    max_position_embeddings: int,
+    **others: Any,
+) -> Architecture:
+    """`sizes`: vocab, hidden, intermediate, layers, heads, key-value heads (None: as many as heads); `others` are more
+    defaults."""
     keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    values: dict[str, Any] = dict(zip((*keys, "num_key_value_heads"), sizes, strict=True))
-    return values | {"max_position_embeddings": max_position_embeddings, "tie_word_embeddings": False} | others
+    defaults: dict[str, Any] = dict(zip((*keys, "num_key_value_heads"), sizes, strict=True))
+    defaults |= {"max_position_embeddings": max_position_embeddings, "tie_word_embeddings": False} | others
+    return Architecture(name=name, decoder_layer_class=decoder_layer_class, block=block, defaults=defaults)
 
 
 _GEMMA = {"head_dim": 256, "tie_word_embeddings": True, "attention_bias": False}
 _LLAMA = {"attention_bias": False, "mlp_bias": False}
+_MIXTRAL = {"num_local_experts": 8, "num_experts_per_tok": 2}
+_QWEN3 = {"head_dim": 128, "attention_bias": False}
+_QWEN3_MOE = {
+    "attention_bias": False,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
+_GPT_OSS = {"head_dim": 64, "attention_bias": True, "num_local_experts": 128, "num_experts_per_tok": 4}
+_PHI = _family("phi", "PhiDecoderLayer", _phi, (51200, 2048, 8192, 24, 32, None), 2048, qk_layernorm=False)
 
-ARCHITECTURES: Registry[Architecture] = Registry(
-    "model_type",
-    [
-        Architecture(
-            name="llama",
-            decoder_layer_class="LlamaDecoderLayer",
-            block=_dense,
-            defaults=_defaults((32000, 4096, 11008, 32, 32, None), 2048, **_LLAMA),
-        ),
-        Architecture(
-            name="mistral",
-            decoder_layer_class="MistralDecoderLayer",
-            block=partial(_dense, qkv_bias=False),
-            defaults=_defaults((32000, 4096, 14336, 32, 32, 8), 131072),
-        ),
-        Architecture(
-            name="qwen2",
-            decoder_layer_class="Qwen2DecoderLayer",
-            block=partial(_dense, qkv_bias=True),
-            defaults=_defaults((151936, 4096, 22016, 32, 32, 32), 32768),
-        ),
-        Architecture(
-            name="qwen3",
-            decoder_layer_class="Qwen3DecoderLayer",
-            block=partial(_dense, qk_norm=True),
-            defaults=_defaults((151936, 4096, 22016, 32, 32, 32), 32768, head_dim=128, attention_bias=False),
-        ),
-        Architecture(
-            name="gemma",
-            decoder_layer_class="GemmaDecoderLayer",
-            block=_dense,
-            defaults=_defaults((256000, 3072, 24576, 28, 16, 16), 8192, **_GEMMA),
-        ),
-        Architecture(
-            name="gemma2",
-            decoder_layer_class="Gemma2DecoderLayer",
-            block=partial(_dense, four_norms=True),
-            defaults=_defaults((256000, 2304, 9216, 26, 8, 4), 8192, **_GEMMA),
-        ),
-        Architecture(
-            name="gemma3_text",
-            decoder_layer_class="Gemma3DecoderLayer",
-            block=partial(_dense, qk_norm=True, four_norms=True),
-            defaults=_defaults((262208, 2304, 9216, 26, 8, 4), 131072, **_GEMMA),
-        ),
-        Architecture(
-            name="phi",
-            decoder_layer_class="PhiDecoderLayer",
-            block=_phi,
-            defaults=_defaults((51200, 2048, 8192, 24, 32, None), 2048, qk_layernorm=False),
-            final_norm="final_layernorm",
-            biased=True,
-        ),
-        Architecture(
-            name="phi3",
-            decoder_layer_class="Phi3DecoderLayer",
-            block=_phi3,
-            defaults=_defaults((32064, 3072, 8192, 32, 32, None), 4096),
-        ),
-        Architecture(
-            name="mixtral",
-            decoder_layer_class="MixtralDecoderLayer",
-            block=_mixtral,
-            defaults=_defaults((32000, 4096, 14336, 32, 32, 8), 131072, num_local_experts=8, num_experts_per_tok=2),
-        ),
-        Architecture(
-            name="qwen3_moe",
-            decoder_layer_class="Qwen3MoeDecoderLayer",
-            block=_qwen3_moe,
-            defaults=_defaults(
-                (151936, 2048, 6144, 24, 32, 4),
-                32768,
-                attention_bias=False,
-                num_experts=128,
-                num_experts_per_tok=8,
-                moe_intermediate_size=768,
-                decoder_sparse_step=1,
-                mlp_only_layers=[],
-            ),
-        ),
-        Architecture(
-            name="gpt_oss",
-            decoder_layer_class="GptOssDecoderLayer",
-            block=_gpt_oss,
-            defaults=_defaults(
-                (201088, 2880, 2880, 36, 64, 8),
-                131072,
-                head_dim=64,
-                attention_bias=True,
-                num_local_experts=128,
-                num_experts_per_tok=4,
-            ),
-        ),
-    ],
-)
+# fmt: off
+ARCHITECTURES: Registry[Architecture] = Registry("model_type", [
+    _family("llama", "LlamaDecoderLayer", _dense, (32000, 4096, 11008, 32, 32, None), 2048, **_LLAMA),
+    _family("mistral", "MistralDecoderLayer", partial(_dense, qkv_bias=False), (32000, 4096, 14336, 32, 32, 8), 131072),
+    _family("qwen2", "Qwen2DecoderLayer", partial(_dense, qkv_bias=True), (151936, 4096, 22016, 32, 32, 32), 32768),
+    _family("qwen3", "Qwen3DecoderLayer", partial(_dense, qk_norm=True), (151936, 4096, 22016, 32, 32, 32), 32768,
+            **_QWEN3),
+    _family("gemma", "GemmaDecoderLayer", _dense, (256000, 3072, 24576, 28, 16, 16), 8192, **_GEMMA),
+    _family("gemma2", "Gemma2DecoderLayer", partial(_dense, four_norms=True), (256000, 2304, 9216, 26, 8, 4), 8192,
+            **_GEMMA),
+    _family("gemma3_text", "Gemma3DecoderLayer", partial(_dense, qk_norm=True, four_norms=True),
+            (262208, 2304, 9216, 26, 8, 4), 131072, **_GEMMA),
+    replace(_PHI, final_norm="final_layernorm", biased=True),
+    _family("phi3", "Phi3DecoderLayer", _phi3, (32064, 3072, 8192, 32, 32, None), 4096),
+    _family("mixtral", "MixtralDecoderLayer", _mixtral, (32000, 4096, 14336, 32, 32, 8), 131072, **_MIXTRAL),
+    _family("qwen3_moe", "Qwen3MoeDecoderLayer", _qwen3_moe, (151936, 2048, 6144, 24, 32, 4), 32768, **_QWEN3_MOE),
+    _family("gpt_oss", "GptOssDecoderLayer", _gpt_oss, (201088, 2880, 2880, 36, 64, 8), 131072, **_GPT_OSS),
+])
+# fmt: on
 
 
 def read_dimensions(config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> Dimensions:
