@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard
 
-from ...errors import Problem, Severity
+from ...errors import Problem, close_match, nearest
 from ...hardware.hardware import Hardware
 
 Kind = Literal[
@@ -90,26 +90,30 @@ class Document:
             key = key.rpartition(".")[0]
         return 1 if self.text else None
 
-    def problem(
-        self,
-        key: str,
-        consequence: str,
-        fix: str,
-        *repairs: Repair,
-        line: int | None = None,
-        severity: Severity = "error",
-    ) -> Finding:
-        """A problem with `key` of this file; the registry adds the rule and its severity."""
+    def problem(self, key: str, consequence: str, fix: str, *repairs: Repair) -> Finding:
+        """A problem with `key` of this file; the registry adds the rule and its severity.
+
+        A repair without a value, to set or to rename to, is left out.
+        """
         return Finding(
             key=key,
             value=self.get(key),
             consequence=consequence,
             fix=fix,
-            severity=severity,
             file=self.file,
-            line=line or self.line(key),
-            repairs=repairs,
+            line=self.line(key),
+            repairs=tuple(one for one in repairs if one.kind == "remove" or one.value is not None),
         )
+
+    def unknown_key(self, key: str, near: str | None, consequence: str) -> Finding:
+        """A problem with `key`, which is to be renamed to `near` where that is likely meant."""
+        fix = f"did you mean {near}?" if near else "remove it"
+        return self.problem(key, consequence, fix, Repair(kind="rename", key=key, value=near))
+
+    def unknown_word(self, key: str, known: Sequence[str], consequence: str) -> Finding:
+        """A problem with the value of `key`, which is none of `known` and may be meant for the nearest of them."""
+        near = close_match(str(self.get(key)).upper(), known)
+        return self.problem(key, consequence, nearest(str(near), known), Repair(kind="set", key=key, value=near))
 
     def section(self, name: str, prefix: str = "") -> dict[str, str]:
         """The dotted keys of a section by their name without `prefix`, which accelerate lets one leave out."""
@@ -154,6 +158,10 @@ class Document:
         version = str(self.get(key)) if key else "1"
         return int(version) if version in ("1", "2") else None
 
+    def fsdp_key(self, name: str, *versions: int) -> str | None:
+        """The dotted key of an fsdp_config key; None without it, and where this is FSDP of no or another version."""
+        return self.fsdp.get(name) if self.fsdp_version in (versions or (1, 2)) else None
+
     def fsdp_word(self, name: str) -> str | None:
         """The value of an fsdp_config key in the capitals that accelerate compares; None when it is no text."""
         value = self.get(self.fsdp[name]) if name in self.fsdp else None
@@ -163,6 +171,13 @@ class Document:
         """The value of `key` if it is a whole number."""
         value = self.get(key)
         return value if is_whole(value) else None
+
+    @property
+    def dynamo_backends(self) -> list[str]:
+        """The dotted keys that name a backend, in dynamo_config or, as it was before, at the top level."""
+        section = self.section("dynamo_config", "dynamo_")
+        keys = [section["backend"]] if "backend" in section else []
+        return [*keys, "dynamo_backend"] if "dynamo_backend" in self.values else keys
 
     def truth(self, key: str | None, default: bool = False) -> bool | None:
         """The value of `key` as accelerate's `str_to_bool` reads it; None when it is no truth value."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
-from ...errors import close_match, nearest
+from ...errors import close_match
 from .document import Document, Finding, Repair, truth
 from .names import (
     BACKWARD_PREFETCHES,
     DECODER_LAYERS,
+    FSDP1_TRUTHS,
     FSDP_KEYS,
     FSDP_TRUTHS,
     SHARDING_STRATEGIES,
@@ -57,9 +59,8 @@ def fsdp_unknown_key(config: Document) -> Iterator[Finding]:
         if name in FSDP_KEYS:
             continue
         near = close_match(name, FSDP_KEYS - set(config.fsdp))
-        repairs = [Repair(kind="rename", key=key, value=f"fsdp_{near}")] if near else []
-        fix = f"did you mean fsdp_{near}?" if near else "remove it"
-        yield config.problem(key, "unknown key; accelerate drops it silently and takes the default.", fix, *repairs)
+        consequence = "unknown key; accelerate drops it silently and takes the default."
+        yield config.unknown_key(key, near and f"fsdp_{near}", consequence)
 
 
 @rule("fsdp-version-missing", "warning")
@@ -84,8 +85,8 @@ def fsdp_version_unknown(config: Document) -> Iterator[Finding]:
     key = config.fsdp.get("version")
     if config.type == "FSDP" and key and str(config.get(key)) not in ("1", "2"):
         number = re.fullmatch(r"\W*([12])(\.0)?\W*", str(config.get(key)))
-        repairs = [Repair(kind="set", key=key, value=int(number[1]))] if number else []
-        yield config.problem(key, "every process fails after it has started.", "fsdp_version: 2", *repairs)
+        repair = Repair(kind="set", key=key, value=int(number[1]) if number else None)
+        yield config.problem(key, "every process fails after it has started.", "fsdp_version: 2", repair)
 
 
 @rule("fsdp1", "warning")
@@ -134,14 +135,10 @@ def fsdp_wrap_policy_unknown(config: Document) -> Iterator[Finding]:
 
     Reference: accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.__post_init__; held true by a test.
     """
-    key = config.fsdp.get("auto_wrap_policy")
-    if not config.fsdp_version or not key or config.fsdp_word("auto_wrap_policy") in WRAP_POLICIES:
-        return
-    if config.get(key) is None:
-        return  # accelerate leaves it out: told as missing would be, below
-    near = close_match(str(config.get(key)).upper(), WRAP_POLICIES)
-    repairs = [Repair(kind="set", key=key, value=near)] if near else []
-    yield config.problem(key, "every process fails: no such policy.", nearest(str(near), WRAP_POLICIES), *repairs)
+    key = config.fsdp_key("auto_wrap_policy")
+    # accelerate leaves a key without value out.
+    if key and config.get(key) is not None and config.fsdp_word("auto_wrap_policy") not in WRAP_POLICIES:
+        yield config.unknown_word(key, WRAP_POLICIES, "every process fails: no such policy.")
 
 
 @rule("fsdp-size-based-wrap", "warning")
@@ -164,8 +161,8 @@ def fsdp_min_num_params(config: Document) -> Iterator[Finding]:
 
     Reference: accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.__post_init__, MIN_NUM_PARAMS.
     """
-    key = config.fsdp.get("min_num_params")
-    if not config.fsdp_version or not key:
+    key = config.fsdp_key("min_num_params")
+    if not key:
         return
     if config.fsdp_word("auto_wrap_policy") != "SIZE_BASED_WRAP":
         if config.get(key):
@@ -173,6 +170,13 @@ def fsdp_min_num_params(config: Document) -> Iterator[Finding]:
             yield config.problem(key, consequence, "remove it", Repair(kind="remove", key=key))
     elif not re.fullmatch(r"\d+", str(config.get(key))):
         yield config.problem(key, "every process fails: int() can't read it.", "write the digits: 100000000")
+
+
+def _layers(config: Document) -> tuple[str, Any]:
+    """The key of the classes to wrap and its value; None where it has none, or other units than classes are wrapped."""
+    name = "transformer_layer_cls_to_wrap"
+    key = config.fsdp_key(name) or f"fsdp_config.fsdp_{name}"
+    return key, config.get(key) if _by_layer(config) else None
 
 
 def _by_layer(config: Document) -> bool:
@@ -186,7 +190,8 @@ def fsdp_layer_class_missing(config: Document) -> Iterator[Finding]:
 
     Reference: accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.set_auto_wrap_policy.
     """
-    if _by_layer(config) and config.get(config.fsdp.get("transformer_layer_cls_to_wrap", "-")) in (None, ""):
+    _, value = _layers(config)
+    if _by_layer(config) and value in (None, ""):
         key = "fsdp_config.fsdp_transformer_layer_cls_to_wrap"
         consequence = "is missing: accelerate guesses the units, and may take the whole model for one."
         yield config.problem(key, consequence, "name the model's decoder layer, for example LlamaDecoderLayer")
@@ -200,9 +205,8 @@ def fsdp_layer_class_list(config: Document) -> Iterator[Finding]:
     Reference: accelerate/utils/launch.py: prepare_multi_gpu_env, `str(args.fsdp_transformer_layer_cls_to_wrap)`;
     accelerate/utils/dataclasses.py: `.split(",")`; held true by a test.
     """
-    key = config.fsdp.get("transformer_layer_cls_to_wrap")
-    value = config.get(key) if key else None
-    if not key or not _by_layer(config) or not value:
+    key, value = _layers(config)
+    if not value:
         return
     if isinstance(value, str):
         joined = ",".join(part.strip() for part in value.split(",") if part.strip())
@@ -210,8 +214,8 @@ def fsdp_layer_class_list(config: Document) -> Iterator[Finding]:
         joined = ",".join(map(str, value)) if isinstance(value, list) else "LlamaDecoderLayer"
     if value != joined:
         consequence = "accelerate looks for a class of exactly this name, brackets and spaces included."
-        repairs = [Repair(kind="set", key=key, value=joined)] if isinstance(value, str | list) and joined else []
-        yield config.problem(key, consequence, f"{key.split('.')[-1]}: {joined}", *repairs)
+        repair = Repair(kind="set", key=key, value=joined if isinstance(value, str | list) and joined else None)
+        yield config.problem(key, consequence, f"{key.split('.')[-1]}: {joined}", repair)
 
 
 @rule("fsdp-layer-class-unknown", "warning")
@@ -222,21 +226,17 @@ def fsdp_layer_class_unknown(config: Document) -> Iterator[Finding]:
     Reference: accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.set_auto_wrap_policy; held true by a
     test.
     """
-    key = config.fsdp.get("transformer_layer_cls_to_wrap")
-    value = config.get(key) if key else None
-    if not key or not _by_layer(config) or not isinstance(value, str):
-        return
-    names = [name.strip() for name in value.split(",")]
+    key, value = _layers(config)
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else []
     for name in names:
         near = close_match(name, DECODER_LAYERS)
         exists = layer_exists(name) if name.isidentifier() else False
         if not name or exists or (exists is None and near is None):
             continue
-        repairs = [Repair(kind="set", key=key, value=near)] if near and len(names) == 1 else []
+        repair = Repair(kind="set", key=key, value=near if len(names) == 1 else None)
+        consequence = f"transformers has no class {name[:80]}; every process fails unless the model has."
         fix = f"did you mean {near}?" if near else "the decoder layer's class in transformers' modeling file"
-        yield config.problem(
-            key, f"transformers has no class {name[:80]}; every process fails unless the model has.", fix, *repairs
-        )
+        yield config.problem(key, consequence, fix, repair)
 
 
 @rule("fsdp-state-dict-type-missing")
@@ -250,8 +250,8 @@ def fsdp_state_dict_type_missing(config: Document) -> Iterator[Finding]:
     if config.fsdp_version == 2 and config.get(config.fsdp.get("state_dict_type", "-")) is None:
         key = "fsdp_config.fsdp_state_dict_type"
         consequence = "is missing: accelerate takes SHARDED_STATE_DICT, and save_model writes no adapter, silently."
-        add = [] if "state_dict_type" in config.fsdp else [Repair(kind="add", key=key, value="FULL_STATE_DICT")]
-        yield config.problem(key, consequence, "fsdp_state_dict_type: FULL_STATE_DICT", *add)
+        add = Repair(kind="add", key=key, value=None if "state_dict_type" in config.fsdp else "FULL_STATE_DICT")
+        yield config.problem(key, consequence, "fsdp_state_dict_type: FULL_STATE_DICT", add)
 
 
 @rule("fsdp-sharded-state-dict")
@@ -275,8 +275,8 @@ def fsdp_state_dict_type_impossible(config: Document) -> Iterator[Finding]:
 
     Reference: accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.set_state_dict_type; held true by a test.
     """
-    key = config.fsdp.get("state_dict_type")
-    if not key or not config.fsdp_version or config.get(key) is None:
+    key = config.fsdp_key("state_dict_type")
+    if not key or config.get(key) is None:
         return
     word = config.fsdp_word("state_dict_type")
     numbered = str(config.get(key)) in ("1", "2", "3")  # accelerate takes torch's numbers too
@@ -335,12 +335,11 @@ def fsdp_activation_checkpointing(config: Document) -> Iterator[Finding]:
 
     Reference: transformers/trainer.py: `fsdp_plugin.activation_checkpointing and self.args.`, which raises.
     """
-    key = config.fsdp.get("activation_checkpointing")
-    if config.fsdp_version and key and config.truth(key):
+    key = config.fsdp_key("activation_checkpointing")
+    if key and config.truth(key):
         consequence = "Unsloth checkpoints activations itself; the Trainer refuses both together."
-        offload = config.fsdp.get("activation_checkpointing_offload")
-        repairs = [] if offload else [Repair(kind="set", key=key, value=False)]
-        yield config.problem(key, consequence, "fsdp_activation_checkpointing: false", *repairs)
+        repair = Repair(kind="set", key=key, value=None if "activation_checkpointing_offload" in config.fsdp else False)
+        yield config.problem(key, consequence, "fsdp_activation_checkpointing: false", repair)
 
 
 @rule("fsdp-activation-offload")
@@ -349,9 +348,8 @@ def fsdp_activation_offload(config: Document) -> Iterator[Finding]:
 
     Reference: accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.__post_init__; held true by a test.
     """
-    key = config.fsdp.get("activation_checkpointing_offload")
-    checkpointing = config.truth(config.fsdp.get("activation_checkpointing"))
-    if key and config.fsdp_version and config.truth(key) and not (checkpointing and config.fsdp_version == 2):
+    key = config.fsdp_key("activation_checkpointing_offload")
+    if key and config.truth(key) and not config.truth(config.fsdp_key("activation_checkpointing", 2)):
         consequence = "needs fsdp_activation_checkpointing: true and fsdp_version: 2; every process fails."
         repair = Repair(kind="set", key=key, value=False)
         yield config.problem(key, consequence, "false; Unsloth offloads activations itself", repair)
@@ -365,8 +363,8 @@ def fsdp_offload_params(config: Document) -> Iterator[Finding]:
     Reference: accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.set_cpu_offload; accelerate/state.py:
     PartialState.__init__ (backend cuda:nccl,cpu:gloo).
     """
-    key = config.fsdp.get("offload_params")
-    if config.fsdp_version and key and config.truth(key):
+    key = config.fsdp_key("offload_params")
+    if key and config.truth(key):
         consequence = "the weights cross to the GPU and back in every step."
         yield config.problem(key, consequence, "false; load the model in 4 bit where memory lacks")
 
@@ -379,9 +377,9 @@ def fsdp_ignored_modules(config: Document) -> Iterator[Finding]:
     Reference: accelerate/utils/launch.py: prepare_multi_gpu_env, `str(args.fsdp_ignored_modules)`;
     accelerate/accelerator.py: Accelerator.prepare_model, `re.compile(kwargs["ignored_modules"])`.
     """
-    key = config.fsdp.get("ignored_modules")
+    key = config.fsdp_key("ignored_modules")
     value = config.get(key) if key else None
-    if not key or not config.fsdp_version or value is None:
+    if not key or value is None:
         return
     consequence = "is one regular expression over module names; this ignores nothing."
     if isinstance(value, str):
@@ -393,6 +391,10 @@ def fsdp_ignored_modules(config: Document) -> Iterator[Finding]:
     yield config.problem(key, consequence, "fsdp_ignored_modules: (first|second)")
 
 
+RESHARD: dict[str | None, bool] = {"FULL_SHARD": True, "SHARD_GRAD_OP": False}
+"""What version 2 has for a strategy of version 1: whether a block's weights are freed after its forward."""
+
+
 @rule("fsdp2-sharding-strategy", "warning")
 def fsdp2_sharding_strategy(config: Document) -> Iterator[Finding]:
     """Version 2 doesn't read sharding_strategy: it always shards fully, and fsdp_reshard_after_forward says when.
@@ -400,18 +402,17 @@ def fsdp2_sharding_strategy(config: Document) -> Iterator[Finding]:
     Reference: accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.__post_init__, `if self.fsdp_version ==
     1`; held true by a test.
     """
-    key = config.fsdp.get("sharding_strategy")
-    if config.fsdp_version != 2 or not key:
+    key = config.fsdp_key("sharding_strategy", 2)
+    if not key:
         return
-    word = config.fsdp_word("sharding_strategy")
-    reshard = {"FULL_SHARD": True, "SHARD_GRAD_OP": False}.get(word or "")
+    reshard = RESHARD.get(config.fsdp_word("sharding_strategy"))
     repairs = []
     if "reshard_after_forward" in config.fsdp or reshard:
         repairs = [Repair(kind="remove", key=key)]
     elif reshard is not None:
         repairs = [Repair(kind="rename", key=key, value="fsdp_reshard_after_forward")]
         repairs.append(Repair(kind="set", key=key, value=False))
-    fix = "fsdp_reshard_after_forward: " + ("true" if reshard is not False else "false")
+    fix = f"fsdp_reshard_after_forward: {str(reshard is not False).lower()}"
     yield config.problem(key, "version 2 doesn't read it; every weight is sharded.", fix, *repairs)
 
 
@@ -422,10 +423,8 @@ def fsdp2_old_keys(config: Document) -> Iterator[Finding]:
     Reference: accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.__post_init__ ("is obsolete in FSDP2");
     held true by a test.
     """
-    if config.fsdp_version != 2:
-        return
-    for name in ("backward_prefetch", "forward_prefetch", "use_orig_params", "sync_module_states"):
-        key = config.fsdp.get(name)
+    for name in ("backward_prefetch", *FSDP1_TRUTHS):
+        key = config.fsdp_key(name, 2)
         # sync_module_states: false is told by fsdp-loading-without-sync where it stops the launch.
         if key and not (name == "sync_module_states" and next(fsdp_loading_without_sync(config), None)):
             yield config.problem(key, "version 2 ignores it.", "remove it", Repair(kind="remove", key=key))
@@ -438,13 +437,12 @@ def fsdp2_reshard_not_boolean(config: Document) -> Iterator[Finding]:
     Reference: accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.__post_init__, str_to_bool; held true by
     a test.
     """
-    key = config.fsdp.get("reshard_after_forward")
-    if config.fsdp_version == 2 and key and truth(config.get(key)) is None:
-        word = config.fsdp_word("reshard_after_forward")
-        meant = {"FULL_SHARD": True, "SHARD_GRAD_OP": False}.get(word or "")
-        repairs = [Repair(kind="set", key=key, value=meant)] if meant is not None else []
+    key = config.fsdp_key("reshard_after_forward", 2)
+    if key and truth(config.get(key)) is None:
+        meant = RESHARD.get(config.fsdp_word("reshard_after_forward"))
         consequence = "version 2 wants true or false; every process fails after it has started."
-        yield config.problem(key, consequence, f"{key.split('.')[-1]}: {str(meant is not False).lower()}", *repairs)
+        fix = f"{key.split('.')[-1]}: {str(meant is not False).lower()}"
+        yield config.problem(key, consequence, fix, Repair(kind="set", key=key, value=meant))
 
 
 @rule("fsdp1-reshard-ignored")
@@ -455,16 +453,14 @@ def fsdp1_reshard_ignored(config: Document) -> Iterator[Finding]:
     Reference: accelerate/utils/launch.py: prepare_multi_gpu_env sets FSDP_SHARDING_STRATEGY; accelerate/utils/
     dataclasses.py: `self.reshard_after_forward is None and self.sharding_strategy is None`; held true by a test.
     """
-    key = config.fsdp.get("reshard_after_forward")
-    if config.fsdp_version != 1 or not key or config.fsdp_word("reshard_after_forward") in ("FULL_SHARD", "1"):
-        return
-    if truth(config.get(key)) is True:
+    key = config.fsdp_key("reshard_after_forward", 1)
+    word = config.fsdp_word("reshard_after_forward")
+    if not key or word in ("FULL_SHARD", "1") or config.truth(key):
         return  # full sharding either way
-    repairs = []
-    if "sharding_strategy" not in config.fsdp and config.fsdp_word("reshard_after_forward") in SHARDING_STRATEGIES:
-        repairs.append(Repair(kind="rename", key=key, value="fsdp_sharding_strategy"))
+    renamed = "sharding_strategy" not in config.fsdp and word in SHARDING_STRATEGIES
+    repair = Repair(kind="rename", key=key, value="fsdp_sharding_strategy" if renamed else None)
     consequence = "is ignored for version 1: accelerate takes FULL_SHARD."
-    yield config.problem(key, consequence, "write fsdp_sharding_strategy instead", *repairs)
+    yield config.problem(key, consequence, "write fsdp_sharding_strategy instead", repair)
 
 
 @rule("fsdp1-sharding-strategy-unknown")
@@ -474,13 +470,10 @@ def fsdp1_sharding_strategy_unknown(config: Document) -> Iterator[Finding]:
     Reference: accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.__post_init__, `ShardingStrategy[…]`;
     held true by a test.
     """
-    key = config.fsdp.get("sharding_strategy")
-    if config.fsdp_version != 1 or not key or config.fsdp_word("sharding_strategy") in SHARDING_STRATEGIES:
-        return
-    if str(config.get(key)) not in ("1", "2", "3", "4", "5"):  # accelerate takes torch's numbers too
-        near = close_match(str(config.get(key)).upper(), SHARDING_STRATEGIES)
-        repairs = [Repair(kind="set", key=key, value=near)] if near else []
-        yield config.problem(key, "every process fails.", nearest(str(near), SHARDING_STRATEGIES), *repairs)
+    key = config.fsdp_key("sharding_strategy", 1)
+    # accelerate takes torch's numbers too.
+    if key and str(config.get(key)).upper() not in (*SHARDING_STRATEGIES, "1", "2", "3", "4", "5"):
+        yield config.unknown_word(key, SHARDING_STRATEGIES, "every process fails.")
 
 
 @rule("fsdp1-backward-prefetch-unknown")
@@ -489,13 +482,10 @@ def fsdp1_backward_prefetch_unknown(config: Document) -> Iterator[Finding]:
 
     Reference: accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.__post_init__, `BackwardPrefetch[…]`.
     """
-    key = config.fsdp.get("backward_prefetch")
-    if config.fsdp_version != 1 or not key or config.get(key) is None:
-        return
-    if config.fsdp_word("backward_prefetch") not in BACKWARD_PREFETCHES and str(config.get(key)) not in ("1", "2"):
-        near = close_match(str(config.get(key)).upper(), BACKWARD_PREFETCHES)
-        repairs = [Repair(kind="set", key=key, value=near)] if near else []
-        yield config.problem(key, "every process fails.", nearest(str(near), BACKWARD_PREFETCHES), *repairs)
+    key = config.fsdp_key("backward_prefetch", 1)
+    value = config.get(key) if key else None
+    if key and value is not None and str(value).upper() not in (*BACKWARD_PREFETCHES, "1", "2"):
+        yield config.unknown_word(key, BACKWARD_PREFETCHES, "every process fails.")
 
 
 @rule("fsdp1-use-orig-params")
@@ -506,8 +496,8 @@ def fsdp1_use_orig_params(config: Document) -> Iterator[Finding]:
     Reference: measured; torch/distributed/fsdp/_flat_param.py: "Must flatten tensors with uniform
     `requires_grad` when".
     """
-    key = config.fsdp.get("use_orig_params")
-    if config.fsdp_version == 1 and key and config.truth(key) is False:
+    key = config.fsdp_key("use_orig_params", 1)
+    if key and config.truth(key) is False:
         consequence = "LoRA trains some parameters of a unit and not the others: FSDP1 raises a ValueError."
         yield config.problem(key, consequence, "fsdp_use_orig_params: true", Repair(kind="set", key=key, value=True))
 
@@ -520,11 +510,8 @@ def fsdp_not_boolean(config: Document) -> Iterator[Finding]:
     Reference: accelerate/utils/environment.py: str_to_bool; accelerate/utils/launch.py: prepare_multi_gpu_env; held
     true by a test.
     """
-    if not config.fsdp_version:
-        return
-    unread = ("forward_prefetch", "use_orig_params", "sync_module_states") if config.fsdp_version == 2 else ()
     for name in FSDP_TRUTHS:
-        key = config.fsdp.get(name)
-        if key and name not in unread and truth(config.get(key)) is None:
+        key = config.fsdp_key(name, 1) if name in FSDP1_TRUTHS else config.fsdp_key(name)
+        if key and truth(config.get(key)) is None:
             consequence = "is no truth value; every process fails after it has started."
             yield config.problem(key, consequence, f"{key.split('.')[-1]}: true, or false")

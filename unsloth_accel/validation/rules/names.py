@@ -44,17 +44,17 @@ SAGEMAKER_KEYS = {
 """Fields of `SageMakerConfig`."""
 
 # What follows: the launcher's options (accelerate/commands/launch.py: launch_command_parser), without their prefix.
-FSDP_KEYS = {
-    *("version", "offload_params", "min_num_params", "sharding_strategy", "reshard_after_forward"),
-    *("auto_wrap_policy", "transformer_layer_cls_to_wrap", "backward_prefetch", "state_dict_type"),
-    *("forward_prefetch", "use_orig_params", "cpu_ram_efficient_loading", "sync_module_states"),
-    *("activation_checkpointing", "activation_checkpointing_offload"),
-    "ignored_modules",  # no option, but read by accelerate/utils/launch.py: prepare_multi_gpu_env
-}
+FSDP1_TRUTHS = ("forward_prefetch", "use_orig_params", "sync_module_states")
+"""Truth values that only version 1 reads."""
 FSDP_TRUTHS = (
     *("offload_params", "forward_prefetch", "use_orig_params", "cpu_ram_efficient_loading", "sync_module_states"),
     *("activation_checkpointing", "activation_checkpointing_offload"),
 )
+FSDP_KEYS = {
+    *("version", "min_num_params", "sharding_strategy", "reshard_after_forward", "auto_wrap_policy"),
+    *("transformer_layer_cls_to_wrap", "backward_prefetch", "state_dict_type", *FSDP_TRUTHS),
+    "ignored_modules",  # no option, but read by accelerate/utils/launch.py: prepare_multi_gpu_env
+}
 NESTED_KEYS = {
     "dynamo_config": {
         f"dynamo_{name}" for name in ("backend", "mode", "use_fullgraph", "use_dynamic", "use_regional_compilation")

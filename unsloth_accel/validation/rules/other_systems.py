@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from .document import Document, Finding
 from .rule_registry import rule
 
-OTHER_DEVICES = (*("MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA", "MULTI_XPU", "MULTI_HPU", "MULTI_NEURON"),)
+OTHER_DEVICES = ("MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA", "MULTI_XPU", "MULTI_HPU", "MULTI_NEURON")
 
 
 @rule("deepspeed", "warning")
@@ -93,7 +93,7 @@ def deepspeed_json(config: Document) -> Iterator[Finding]:
     """
     consequence = "is DeepSpeed's own config; unsloth_accel plans DDP and FSDP and checks nothing in it."
     fix = "name it in deepspeed_config.deepspeed_config_file of an accelerate config with distributed_type: DEEPSPEED"
-    yield config.problem("(file)", consequence, fix, line=1)
+    yield config.problem("(file)", consequence, fix)
 
 
 @rule("transformers-fsdp", "warning", on=("transformers-fsdp",))
@@ -105,7 +105,7 @@ def transformers_fsdp(config: Document) -> Iterator[Finding]:
     FullyShardedDataParallelPlugin.__post_init__.
     """
     consequence = "is the fsdp_config of TrainingArguments, not an accelerate config; beside one it half overrules it."
-    yield config.problem("(file)", consequence, "put these keys below fsdp_config, with distributed_type: FSDP", line=1)
+    yield config.problem("(file)", consequence, "put these keys below fsdp_config, with distributed_type: FSDP")
 
 
 @rule("training-script", "warning", on=("training-script",))
@@ -117,7 +117,7 @@ def training_script(config: Document) -> Iterator[Finding]:
     """
     consequence = "describes a training in another project's words; nothing of it was checked."
     fix = "model.name, data.path and output_dir in a run.yaml; examples/configs/quickstart.yaml is one"
-    yield config.problem("(file)", consequence, fix, line=1)
+    yield config.problem("(file)", consequence, fix)
 
 
 @rule("unknown-kind", on=("unknown",))
@@ -127,6 +127,4 @@ def unknown_kind(config: Document) -> Iterator[Finding]:
     Reference: accelerate/commands/config/config_args.py: BaseConfig.process_config.
     """
     consequence = "is neither an accelerate config nor a run: no key of either is in it."
-    yield config.problem(
-        "(file)", consequence, "distributed_type: … for accelerate, or model, data, output_dir", line=1
-    )
+    yield config.problem("(file)", consequence, "distributed_type: … for accelerate, or model, data, output_dir")

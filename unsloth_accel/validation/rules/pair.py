@@ -39,11 +39,8 @@ def pair_strategy(pair: Document) -> Iterator[Finding]:
         return
     made = usual(1) if config.type == "NO" else strategy_of(str(config.type), config.fsdp_version)
     # Unsloth's own FSDP2 is MULTI_GPU to accelerate, and chosen by a variable.
-    same = STRATEGIES[asked]
-    if (same.distributed_type, same.fsdp_config.get("fsdp_version")) != (
-        made.distributed_type,
-        made.fsdp_config.get("fsdp_version"),
-    ):
+    kinds = {(one.distributed_type, one.fsdp_config.get("fsdp_version")) for one in (STRATEGIES[asked], made)}
+    if len(kinds) == 2:
         consequence = f"is {made.name}; {Path(run.file).name} says {asked}."
         yield config.problem("distributed_type", consequence, "let `unsloth-accel launch` write the config")
 

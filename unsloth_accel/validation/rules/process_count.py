@@ -52,10 +52,8 @@ def multi_cpu_one_process(config: Document) -> Iterator[Finding]:
     """
     count = config.num_processes
     if config.type == "MULTI_CPU" and count not in (1, None) and not config.get("mpirun_config"):
-        consequence = (
-            f"`accelerate launch` starts one process for MULTI_CPU, not {count}, and says nothing: "
-            "the run would train with a fraction of its batch."
-        )
+        consequence = f"`accelerate launch` starts one process for MULTI_CPU, not {count}, and says nothing: "
+        consequence += "the run would train with a fraction of its batch."
         fix = "distributed_type: MULTI_GPU with use_cpu: true, as in accelerate_configs/cpu_ddp.yaml"
         yield config.problem("distributed_type", consequence, fix)
 
@@ -96,9 +94,8 @@ def multi_gpu_on_cpu(config: Document) -> Iterator[Finding]:
     """
     if config.type == "MULTI_GPU" and config.get("use_cpu") is True and not config.context.launching:
         consequence = "accelerate doesn't tell several processes to use the CPU: each may train alone."
-        yield config.problem(
-            "use_cpu", consequence, "import unsloth_accel first, or unsloth-accel launch --config_file"
-        )
+        fix = "import unsloth_accel first, or unsloth-accel launch --config_file"
+        yield config.problem("use_cpu", consequence, fix)
 
 
 @rule("fsdp-on-cpu")
@@ -122,11 +119,11 @@ def gpu_ids_not_text(config: Document) -> Iterator[Finding]:
     value = config.get("gpu_ids")
     if value is None or isinstance(value, str) or not config.local:
         return
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    in_list = isinstance(value, list)
+    text = ",".join(map(str, value)) if in_list else str(value)
     consequence = "accelerate ends in an AttributeError: it needs text to split at commas."
-    flow = isinstance(value, list)
-    repairs = [] if flow else [Repair(kind="set", key="gpu_ids", value=text)]
-    yield config.problem("gpu_ids", consequence, f"gpu_ids: '{text}'", *repairs)
+    repair = Repair(kind="set", key="gpu_ids", value=None if in_list else text)
+    yield config.problem("gpu_ids", consequence, f"gpu_ids: '{text}'", repair)
 
 
 @rule("gpu-ids-one")

@@ -25,8 +25,8 @@ def _refused(config: Document, rule_id: str) -> Iterator[Finding]:
             near = problem.fix.removeprefix("did you mean ").removesuffix("?").split(".")[-1]
             unknown = rule_id == "run-unknown-key" and problem.fix.startswith("did you mean ")
             taken = f"{problem.key.rpartition('.')[0]}.{near}".lstrip(".") in config.places
-            repairs = [Repair(kind="rename", key=problem.key, value=near)] if unknown and not taken else []
-            yield config.problem(problem.key, problem.consequence, problem.fix, *repairs)
+            repair = Repair(kind="rename", key=problem.key, value=near if unknown and not taken else None)
+            yield config.problem(problem.key, problem.consequence, problem.fix, repair)
 
 
 @functools.lru_cache(maxsize=8)
@@ -273,11 +273,10 @@ def run_only_model_and_best(config: Document) -> Iterator[Finding]:
 
     Reference: transformers/trainer.py: "can't be used with `save_only_model` along with `load_best_model_at_end`".
     """
-    strategy = _asked(config)
-    if strategy and strategy.through_plugin and config.get("training.load_best_model_at_end") is True:
-        if config.get("training.save_only_model") is True:
-            key = "training.save_only_model"
-            yield config.problem(key, "excludes load_best_model_at_end under FSDP; every process fails.", "remove it")
+    strategy, key = _asked(config), "training.save_only_model"
+    both = config.get(key) is True and config.get("training.load_best_model_at_end") is True
+    if strategy and strategy.through_plugin and both:
+        yield config.problem(key, "excludes load_best_model_at_end under FSDP; every process fails.", "remove it")
 
 
 @rule("run-strategy-and-processes", on=("run",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from ...errors import close_match, nearest
@@ -24,14 +25,12 @@ def nested_unknown_key(config: Document) -> Iterator[Finding]:
     for section, known in NESTED_KEYS.items():
         values = config.get(section)
         for name in values if isinstance(values, dict) else ():
-            full = f"{PREFIXES.get(section, '')}{name.removeprefix(PREFIXES.get(section, ''))}"
+            prefix = PREFIXES.get(section, "")
+            full = f"{prefix}{name.removeprefix(prefix)}"
             if full in known or name in TOP_LEVEL_KEYS or f"parallelism_config_{name}" in known:
                 continue
-            near = close_match(full, known - set(values))
-            repairs = [Repair(kind="rename", key=f"{section}.{name}", value=near)] if near else []
-            fix = f"did you mean {near}?" if near else "remove it"
             consequence = "unknown key; accelerate takes it and never reads it."
-            yield config.problem(f"{section}.{name}", consequence, fix, *repairs)
+            yield config.unknown_key(f"{section}.{name}", close_match(full, known - set(values)), consequence)
 
 
 @rule("nested-key-overrules")
@@ -46,8 +45,8 @@ def nested_key_overrules(config: Document) -> Iterator[Finding]:
         values = config.get(section)
         for name in values if isinstance(values, dict) and config.local else ():
             if name in TOP_LEVEL_KEYS:
-                consequence = f"overrules the {name} at the top level, silently."
-                yield config.problem(f"{section}.{name}", consequence, "move it to the top level")
+                consequence, fix = f"overrules the {name} at the top level, silently.", "move it to the top level"
+                yield config.problem(f"{section}.{name}", consequence, fix)
 
 
 @rule("dynamo-on", "warning")
@@ -58,13 +57,12 @@ def dynamo_on(config: Document) -> Iterator[Finding]:
     Reference: unsloth/models/_utils.py: `TorchDynamoPlugin.to_kwargs = torch_compile_kwargs`; accelerate/
     accelerator.py: Accelerator.prepare_model.
     """
-    for key in _backends(config):
+    for key in config.dynamo_backends:
         value = config.get(key)
         if isinstance(value, str) and value.upper() != "NO" and value.upper() in DYNAMO_BACKENDS:
             consequence = "compiles the whole model around Unsloth's own compiled kernels."
-            yield config.problem(
-                key, consequence, f"{key.split('.')[-1]}: 'NO'", Repair(kind="set", key=key, value="NO")
-            )
+            repair = Repair(kind="set", key=key, value="NO")
+            yield config.problem(key, consequence, f"{key.split('.')[-1]}: 'NO'", repair)
 
 
 @rule("dynamo-backend-unknown")
@@ -73,16 +71,11 @@ def dynamo_backend_unknown(config: Document) -> Iterator[Finding]:
 
     Reference: accelerate/utils/launch.py: prepare_multi_gpu_env and prepare_simple_launcher_cmd_env.
     """
-    for key in _backends(config):
+    for key in config.dynamo_backends:
         value = config.get(key)
         if value is not None and value is not False and str(value).upper() not in DYNAMO_BACKENDS:
             fix = nearest(str(value).upper(), DYNAMO_BACKENDS)
             yield config.problem(key, "accelerate knows no such backend.", fix)
-
-
-def _backends(config: Document) -> list[str]:
-    named = [key for name, key in config.section("dynamo_config", "dynamo_").items() if name == "backend"]
-    return [*named, *(["dynamo_backend"] if "dynamo_backend" in config.values else [])]
 
 
 @rule("fp8-config-ignored", "warning")
@@ -154,9 +147,7 @@ def parallelism_product(config: Document) -> Iterator[Finding]:
     sizes, count = _sizes(config), config.num_processes
     if sizes is None or count is None or sizes["sp_size"] > 1:
         return
-    product = 1
-    for size in sizes.values():
-        product *= size
+    product = math.prod(sizes.values())
     if product not in (1, count):
         consequence = f"the sizes multiply to {product} and there are {count} processes; every process fails."
         yield config.problem("parallelism_config", consequence, f"num_processes: {product}, or other sizes")
@@ -186,12 +177,12 @@ def parallelism_no_shard(config: Document) -> Iterator[Finding]:
     shard across".
     """
     sizes = _sizes(config)
-    if sizes and config.fsdp_version == 2 and sizes["dp_shard_size"] == sizes["cp_size"] == 1:
-        prefixed = not next(parallelism_prefix(config), None)
-        if prefixed:
-            key = "parallelism_config.parallelism_config_dp_shard_size"
-            consequence = "is 1 and so is cp_size: FSDP2 has nothing to shard over; every process fails."
-            yield config.problem(key, consequence, f"parallelism_config_dp_shard_size: {config.num_processes or 2}")
+    if not sizes or config.fsdp_version != 2 or next(parallelism_prefix(config), None):
+        return
+    if sizes["dp_shard_size"] == sizes["cp_size"] == 1:
+        key = "parallelism_config.parallelism_config_dp_shard_size"
+        consequence = "is 1 and so is cp_size: FSDP2 has nothing to shard over; every process fails."
+        yield config.problem(key, consequence, f"parallelism_config_dp_shard_size: {config.num_processes or 2}")
 
 
 @rule("parallelism-cp-and-sp")

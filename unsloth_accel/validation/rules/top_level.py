@@ -29,13 +29,11 @@ def unknown_key(config: Document) -> Iterator[Finding]:
     known = TOP_LEVEL_KEYS if config.local else SAGEMAKER_KEYS
     told = {finding.key for finding in config.found.get("key-not-text", ())}
     for key in set(config.values) - known - OLD_KEYS - told:
-        near = close_match(key, known - set(config.values))
-        repairs = [Repair(kind="rename", key=key, value=near)] if near else []
         consequence = "unknown key; accelerate refuses the file."
-        fix = f"did you mean {near}?" if near else "remove it"
-        if key.removeprefix("fsdp_") != key:
-            repairs, fix = [], f"move it below fsdp_config as {key}"
-        yield config.problem(key, consequence, fix, *repairs)
+        if key.startswith("fsdp_"):
+            yield config.problem(key, consequence, f"move it below fsdp_config as {key}")
+        else:
+            yield config.unknown_key(key, close_match(key, known - set(config.values)), consequence)
 
 
 @rule("compute-environment-unknown")
@@ -46,10 +44,9 @@ def compute_environment_unknown(config: Document) -> Iterator[Finding]:
     """
     value = config.get("compute_environment", "LOCAL_MACHINE")
     if value not in ENVIRONMENTS:
-        near = close_match(str(value).upper(), ENVIRONMENTS)
-        repairs = [Repair(kind="set", key="compute_environment", value=near)] if near else []
         consequence = "accelerate takes it for a SageMaker config and refuses the other keys."
-        yield config.problem("compute_environment", consequence, "compute_environment: LOCAL_MACHINE", *repairs)
+        repair = Repair(kind="set", key="compute_environment", value=close_match(str(value).upper(), ENVIRONMENTS))
+        yield config.problem("compute_environment", consequence, "compute_environment: LOCAL_MACHINE", repair)
 
 
 @rule("distributed-type-missing")
@@ -70,12 +67,8 @@ def distributed_type_unknown(config: Document) -> Iterator[Finding]:
     Reference: accelerate/commands/config/config_args.py: BaseConfig.__post_init__.
     """
     known = DISTRIBUTED_TYPES if config.local else SAGEMAKER_TYPES
-    if config.type is None or config.type is False or config.type in known:
-        return
-    near = close_match(str(config.type).upper(), known)
-    repairs = [Repair(kind="set", key="distributed_type", value=near)] if near else []
-    fix = f"did you mean {near}?" if near else nearest(str(config.type), known)
-    yield config.problem("distributed_type", "accelerate knows no such type.", fix, *repairs)
+    if config.type is not None and config.type is not False and config.type not in known:
+        yield config.unknown_word("distributed_type", known, "accelerate knows no such type.")
 
 
 @rule("word-read-as-boolean")
@@ -86,16 +79,12 @@ def word_read_as_boolean(config: Document) -> Iterator[Finding]:
     Reference: accelerate/commands/config/config_args.py: BaseConfig.__post_init__; accelerate/utils/launch.py:
     prepare_multi_gpu_env, `args.mixed_precision.lower()`.
     """
-    words = {"distributed_type": "NO", "mixed_precision": "no", "dynamo_backend": "NO"}
-    words |= {key: "NO" for name, key in config.section("dynamo_config", "dynamo_").items() if name == "backend"}
-    for key, word in words.items():
+    words = {"distributed_type": ("NO", "type"), "mixed_precision": ("no", "precision")}
+    words |= dict.fromkeys(config.dynamo_backends, ("NO", "backend"))
+    for key, (word, what) in words.items():
         if config.get(key) is False:
-            consequence = f"YAML reads an unquoted {word} as false, and accelerate knows no such {what(key)}."
+            consequence = f"YAML reads an unquoted {word} as false, and accelerate knows no such {what}."
             yield config.problem(key, consequence, f"{key}: '{word}'", Repair(kind="set", key=key, value=word))
-
-
-def what(key: str) -> str:
-    return {"distributed_type": "type", "mixed_precision": "precision"}.get(key, "backend")
 
 
 @rule("mixed-precision-unknown")
@@ -108,9 +97,9 @@ def mixed_precision_unknown(config: Document) -> Iterator[Finding]:
     if value is None or value is False or str(value).lower() in PRECISIONS:
         return
     near = {"bfloat16": "bf16", "float16": "fp16", "float32": "no", "fp32": "no", "half": "fp16"}.get(str(value))
-    repairs = [Repair(kind="set", key="mixed_precision", value=near)] if near else []
     fix = f"mixed_precision: {near!r}" if near else nearest(str(value), PRECISIONS)
-    yield config.problem("mixed_precision", "accelerate knows no such precision.", fix, *repairs)
+    repair = Repair(kind="set", key="mixed_precision", value=near)
+    yield config.problem("mixed_precision", "accelerate knows no such precision.", fix, repair)
 
 
 @rule("mixed-precision-fp8", "warning")
@@ -158,16 +147,17 @@ def wrong_type(config: Document) -> Iterator[Finding]:
         if value is None or is_whole(value):
             continue
         number = _number(value)
-        repairs = [Repair(kind="set", key=key, value=number)] if number is not None else []
-        yield config.problem(key, f"is {_kind(value)}, not a whole number.", f"{key}: {_shown(number)}", *repairs)
+        fix = f"{key}: {'a number' if number is None else number}"
+        repair = Repair(kind="set", key=key, value=number)
+        yield config.problem(key, f"is {_kind(value)}, not a whole number.", fix, repair)
     for key in _TRUTHS:
         value = config.get(key)
         if value is None or isinstance(value, bool):
             continue
         meant = truth(value)
-        repairs = [Repair(kind="set", key=key, value=meant)] if meant is not None else []
         consequence = f"is {_kind(value)}, not true or false; accelerate takes any text but '' for true."
-        yield config.problem(key, consequence, f"{key}: {'false' if meant is False else 'true'}", *repairs)
+        fix = f"{key}: {str(meant is not False).lower()}"
+        yield config.problem(key, consequence, fix, Repair(kind="set", key=key, value=meant))
     for key in _TEXTS:
         value = config.get(key)
         if value is not None and not isinstance(value, str):
@@ -178,10 +168,6 @@ def _number(value: Any) -> int | None:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10 else None
-
-
-def _shown(number: int | None) -> str:
-    return "a number" if number is None else str(number)
 
 
 def _kind(value: Any) -> str:
@@ -198,9 +184,8 @@ def section_not_a_mapping(config: Document) -> Iterator[Finding]:
     for key in ("fsdp_config", *NESTED_KEYS):
         value = config.get(key)
         if value is not None and not isinstance(value, dict):
-            yield config.problem(
-                key, "is no section with keys, so accelerate drops it silently.", "write keys below it"
-            )
+            consequence = "is no section with keys, so accelerate drops it silently."
+            yield config.problem(key, consequence, "write keys below it")
 
 
 @rule("old-key-overruled")
@@ -210,12 +195,10 @@ def old_key_overruled(config: Document) -> Iterator[Finding]:
     Reference: accelerate/commands/config/config_args.py: BaseConfig.process_config.
     """
     if "fp16" in config.values and "mixed_precision" in config.values:
-        consequence = "is dropped silently: mixed_precision is there too."
-        repair = Repair(kind="remove", key="fp16")
-        yield config.problem("fp16", consequence, "remove it; mixed_precision says it", repair)
+        fix, repair = "remove it; mixed_precision says it", Repair(kind="remove", key="fp16")
+        yield config.problem("fp16", "is dropped silently: mixed_precision is there too.", fix, repair)
     if "dynamo_backend" in config.values and "dynamo_config" in config.values:
-        consequence = "replaces the whole dynamo_config silently."
-        yield config.problem("dynamo_backend", consequence, "keep one of the two")
+        yield config.problem("dynamo_backend", "replaces the whole dynamo_config silently.", "keep one of the two")
 
 
 @rule("rdzv-backend-ignored", "warning")
@@ -226,9 +209,8 @@ def rdzv_backend_ignored(config: Document) -> Iterator[Finding]:
     """
     value = config.get("rdzv_backend", "static")
     if isinstance(value, str) and value != "static" and config.local:
-        consequence = "is ignored in a file: accelerate takes static."
         fix = f"accelerate launch --rdzv_backend {value} …"
-        yield config.problem("rdzv_backend", consequence, fix)
+        yield config.problem("rdzv_backend", "is ignored in a file: accelerate takes static.", fix)
 
 
 @rule("same-network-ignored", "warning")
@@ -272,10 +254,9 @@ def main_training_function_ignored(config: Document) -> Iterator[Finding]:
 
     Reference: accelerate/commands/launch.py: tpu_launcher, the only reader of main_training_function.
     """
-    value = config.get("main_training_function", "main")
-    if value != "main" and isinstance(value, str) and config.type != "XLA" and config.local:
-        consequence = "is only called on TPUs; here the script runs from top to bottom."
-        yield config.problem("main_training_function", consequence, "remove it")
+    key = "main_training_function"
+    if isinstance(config.get(key), str) and config.get(key) != "main" and config.type != "XLA" and config.local:
+        yield config.problem(key, "is only called on TPUs; here the script runs from top to bottom.", "remove it")
 
 
 @rule("tpu-keys-ignored", "warning")
