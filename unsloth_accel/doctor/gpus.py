@@ -8,7 +8,7 @@ from itertools import combinations
 
 from ..strategies import usual
 from .machine import Link, Machine
-from .result import Result
+from .result import Result, warning
 
 BUSY_GIB = 1.0
 """An idle GPU's driver holds less than this."""
@@ -33,12 +33,8 @@ def gpus(machine: Machine) -> Iterator[Result]:
             continue
         holders = nvml.processes.get(device.parent or device.uuid, ())
         who = f"by process {', '.join(map(str, holders))}" if holders else "by processes that can't be seen from here"
-        yield Result(
-            name=f"GPU {device.index}",
-            status="warning",
-            detail=f"{detail}; {used:.1f} GiB held {who}",
-            fix=f"end what runs there (nvidia-smi shows it), or leave GPU {device.index} out of CUDA_VISIBLE_DEVICES",
-        )
+        fix = f"end what runs there (nvidia-smi shows it), or leave GPU {device.index} out of CUDA_VISIBLE_DEVICES"
+        yield warning(f"GPU {device.index}", f"{detail}; {used:.1f} GiB held {who}", fix)
 
 
 def kinds(machine: Machine) -> Iterator[Result]:
@@ -47,47 +43,40 @@ def kinds(machine: Machine) -> Iterator[Result]:
     found = Counter(f"{device.name} {device.memory_gib:.0f} GiB" for device in devices)
     if len(found) < 2:
         return
-    yield Result(
-        name="GPU kinds",
-        status="warning",
-        detail=", ".join(f"{count} × {name}" for name, count in found.items())
-        + ": the slowest sets the pace of every step, and the smallest memory the batch",
-        fix="CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=… with the GPUs of one kind",
-        reference="CUDA counts the fastest GPU first unless CUDA_DEVICE_ORDER=PCI_BUS_ID",
-    )
+    detail = ", ".join(f"{count} × {name}" for name, count in found.items())
+    detail += ": the slowest sets the pace of every step, and the smallest memory the batch"
+    fix = "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=… with the GPUs of one kind"
+    reference = "CUDA counts the fastest GPU first unless CUDA_DEVICE_ORDER=PCI_BUS_ID"
+    yield warning("GPU kinds", detail, fix, reference)
 
 
 def links(machine: Machine) -> Iterator[Result]:
     """How each pair of visible GPUs reaches each other."""
     devices = machine.hardware.devices
-    pairs = [
-        (a.index, b.index, machine.nvml.links.get(frozenset((a.uuid, b.uuid)), "unknown"))
-        for a, b in combinations(devices, 2)
-    ]
-    if not pairs:
-        return
     by_link: dict[Link, list[str]] = {}
-    for one, other, link in pairs:
-        by_link.setdefault(link, []).append(f"{one}-{other}")
-    detail = "; ".join(f"{link}: {_listed(named, len(pairs))}" for link, named in by_link.items())
+    for one, other in combinations(devices, 2):
+        link = machine.nvml.links.get(frozenset((one.uuid, other.uuid)), "unknown")
+        by_link.setdefault(link, []).append(f"{one.index}-{other.index}")
+    if not by_link:
+        return
+    detail = "; ".join(f"{link}: {_listed(named, len(by_link))}" for link, named in by_link.items())
     if "host memory" in by_link:
         detail += ": gradients between these go through the CPU's memory"
         whole = f"distributed.strategy={usual(len(devices)).name}"
         advice = f"prefer {whole}, which sends LoRA's gradients only; FSDP sends all weights each step"
-        if any("RTX 40" in device.name for device in devices):
+        rtx40 = any("RTX 40" in device.name for device in devices)
+        if rtx40:
             detail += " (GeForce RTX 40 has no peer access)"
             advice += "; accelerate launch sets NCCL_P2P_DISABLE=1 itself where the driver is older than 550.40.07"
-            yield Result(name="GPU links", status="warning", detail=detail, fix=advice, reference=RTX40)
-            return
-        yield Result(name="GPU links", status="warning", detail=detail, fix=advice)
+        yield warning("GPU links", detail, advice, RTX40 if rtx40 else "")
     elif len(by_link) > 1:
         fix = "put the GPUs that NVLink joins into one run: CUDA_VISIBLE_DEVICES"
-        yield Result(name="GPU links", status="warning", detail=f"{detail}: the slowest link sets the pace", fix=fix)
+        yield warning("GPU links", f"{detail}: the slowest link sets the pace", fix)
     else:
         yield Result(name="GPU links", detail=detail)
 
 
-def _listed(pairs: list[str], all_pairs: int) -> str:
-    if len(pairs) == all_pairs:
+def _listed(pairs: list[str], links: int) -> str:
+    if links == 1:
         return "every pair"
     return ", ".join(pairs) if len(pairs) <= 8 else f"{', '.join(pairs[:8])} and {len(pairs) - 8} more"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..hardware.cpu_and_memory import memory_gib
 from .machine import Machine
-from .result import Result, Status
+from .result import Result, error, warning
 from .shell_variables import hub_cache
 
 GIB = 2**30
@@ -27,9 +27,8 @@ def disk(machine: Machine) -> Iterator[Result]:
     cache = hub_cache(machine.environ)
     fix = "export HF_HOME=… on a larger disk, or clean with `hf cache prune`"
     yield _space("disk, models", cache, 20, "an 8B model in bf16 is 16 GB", fix)
-    yield _space(
-        "disk, temporary", Path(tempfile.gettempdir()), 2, "compiled kernels", "export TMPDIR=… on a larger disk"
-    )
+    fix = "export TMPDIR=… on a larger disk"
+    yield _space("disk, temporary", Path(tempfile.gettempdir()), 2, "compiled kernels", fix)
 
 
 def _space(name: str, place: Path, wanted_gib: float, purpose: str, fix: str) -> Result:
@@ -37,11 +36,11 @@ def _space(name: str, place: Path, wanted_gib: float, purpose: str, fix: str) ->
     free = shutil.disk_usage(there).free / GIB
     detail = f"{free:.1f} GiB free in {place}"
     if not os.access(there, os.W_OK):
-        return Result(name=name, status="error", detail=f"{place} can't be written", fix=fix)
+        return error(name, f"{place} can't be written", fix)
     if free >= wanted_gib:
         return Result(name=name, detail=detail)
-    status: Status = "error" if free < NO_ROOM_GIB else "warning"
-    return Result(name=name, status=status, detail=f"{detail} ({purpose})", fix=fix)
+    told = error if free < NO_ROOM_GIB else warning
+    return told(name, f"{detail} ({purpose})", fix)
 
 
 def shared_memory(machine: Machine) -> Iterator[Result]:
@@ -55,8 +54,7 @@ def shared_memory(machine: Machine) -> Iterator[Result]:
         return
     detail += ": NCCL and data loader workers pass tensors through it, and die of a bus error when it is full"
     fix = "docker run --shm-size=8g, or --ipc=host"
-    reference = "NCCL User Guide, Troubleshooting: Shared memory"
-    yield Result(name="/dev/shm", status="warning", detail=detail, fix=fix, reference=reference)
+    yield warning("/dev/shm", detail, fix, "NCCL User Guide, Troubleshooting: Shared memory")
 
 
 def open_files(machine: Machine) -> Iterator[Result]:
@@ -70,7 +68,7 @@ def open_files(machine: Machine) -> Iterator[Result]:
         yield Result(name="open files", detail="no limit" if limit == resource.RLIM_INFINITY else f"{limit} at most")
         return
     detail = f"{limit} at most: data loader workers and checkpoints end with 'Too many open files'"
-    yield Result(name="open files", status="warning", detail=detail, fix="ulimit -n 65535 in the shell that launches")
+    yield warning("open files", detail, "ulimit -n 65535 in the shell that launches")
 
 
 def host_memory(machine: Machine) -> Iterator[Result]:
@@ -85,4 +83,4 @@ def host_memory(machine: Machine) -> Iterator[Result]:
         return
     fix = "end other programs, or raise the container's limit (docker run --memory)"
     detail += ": every process holds Python, torch and Unsloth, about 1.5 GiB, before it loads a model"
-    yield Result(name="memory", status="warning", detail=detail, fix=fix)
+    yield warning("memory", detail, fix)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .machine import Machine
-from .result import Result
+from .result import REPORT, Result, error, warning
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -38,8 +38,7 @@ UNSLOTH_ON_A_CPU = "2026.10.9"
 def machine_read(machine: Machine) -> Iterator[Result]:
     """What could not be read of this machine at all."""
     for fault in machine.faults:
-        fix = "report it, with the output of `unsloth-accel doctor --json`"
-        yield Result(name="machine", status="error", detail=f"could not be read: {fault}", fix=fix)
+        yield error("machine", f"could not be read: {fault}", REPORT)
 
 
 def python(machine: Machine) -> Iterator[Result]:
@@ -53,7 +52,7 @@ def python(machine: Machine) -> Iterator[Result]:
         return
     said = ", ".join(f"{name} wants {bound}" for name, bound in refused.items())
     fix = "make a new environment with a Python in these bounds: python3.12 -m venv .venv, then install again"
-    yield Result(name="python", status="error", detail=f"{machine.python}; {said}", fix=fix)
+    yield error("python", f"{machine.python}; {said}", fix)
 
 
 def platform(machine: Machine) -> Iterator[Result]:
@@ -63,39 +62,26 @@ def platform(machine: Machine) -> Iterator[Result]:
         yield Result(name="platform", detail=detail)
         return
     where = {"Windows": "use WSL2 or a Linux machine", "Darwin": "use a Linux machine; plan and validate work here"}
-    yield Result(
-        name="platform",
-        status="warning",
-        detail=f"{detail}: torch has no NCCL here, so several GPUs can't train together",
-        fix=where.get(machine.system, "use a Linux machine"),
-        reference="torch.distributed: NCCL is built for Linux only",
-    )
+    fix = where.get(machine.system, "use a Linux machine")
+    detail += ": torch has no NCCL here, so several GPUs can't train together"
+    yield warning("platform", detail, fix, "torch.distributed: NCCL is built for Linux only")
 
 
 def unsloth(machine: Machine) -> Iterator[Result]:
     """Unsloth and unsloth_zoo: there, of one release, and able to run on this machine."""
-    found = {name: machine.packages.version(name) for name in ("unsloth", "unsloth_zoo")}
-    missing = [name for name, version in found.items() if version is None]
-    if missing:
-        detail = f"{' and '.join(missing)} not installed"
-        yield Result(name="unsloth", status="error", detail=detail, fix=_install_unsloth(machine))
+    own, zoo = machine.packages.version("unsloth"), machine.packages.version("unsloth_zoo")
+    if own is None or zoo is None:
+        missing = [name for name, version in (("unsloth", own), ("unsloth_zoo", zoo)) if version is None]
+        yield error("unsloth", f"{' and '.join(missing)} not installed", _install_unsloth(machine))
         return
-    own, zoo = found["unsloth"], found["unsloth_zoo"]
     detail = f"{own}, unsloth_zoo {zoo}"
-    assert own is not None
-    assert zoo is not None
     if own.release != zoo.release:
         newest = max(own, zoo)
         fix = f'pip install --no-deps "unsloth=={newest}" "unsloth_zoo=={newest}"'
-        consequence = "the two patch the same functions and are released together"
-        yield Result(name="unsloth", status="warning", detail=f"{detail}: {consequence}", fix=fix)
+        yield warning("unsloth", f"{detail}: the two patch the same functions and are released together", fix)
     elif machine.without_gpu and machine.packages.file("unsloth", "unsloth/_cpu_init.py") is None:
-        yield Result(
-            name="unsloth",
-            status="error",
-            detail=f"{detail}: this release has no CPU backend, and this process sees no GPU",
-            fix=_install_unsloth(machine),
-        )
+        detail += ": this release has no CPU backend, and this process sees no GPU"
+        yield error("unsloth", detail, _install_unsloth(machine))
     else:
         yield Result(name="unsloth", detail=detail)
 
@@ -146,20 +132,21 @@ def _version(machine: Machine, name: str, wanted: Sequence[tuple[str, Requiremen
     fix = _install(machine, name, str(bound))
     if version is None:
         lost = OPTIONAL.get(name)
-        detail = f"not installed; {lost or 'required by ' + ' and '.join(requirer for requirer, _ in wanted)}"
-        return Result(name=name, status="warning" if lost else "error", detail=detail, fix=fix)
+        if lost:
+            return warning(name, f"not installed; {lost}", fix)
+        return error(name, f"not installed; required by {' and '.join(requirer for requirer, _ in wanted)}", fix)
     clauses = [(requirer, clause) for requirer, one in wanted for clause in one.specifier]
     broken = [(requirer, clause) for requirer, clause in clauses if not clause.contains(version, prereleases=True)]
     if not broken:
         return Result(name=name, detail=str(version))
     if not all(clause.operator in UPPER for _, clause in broken):
-        return Result(name=name, status="error", detail=f"{version} is out of bounds ({_said(broken)})", fix=fix)
+        return error(name, f"{version} is out of bounds ({_said(broken)})", fix)
     upper = [(requirer, clause) for requirer, clause in clauses if clause.operator in UPPER]
     ours = [pair for pair in upper if pair[0] == "unsloth_accel" and pair not in broken]
     detail = f"{version} is newer than what was tried ({_said(broken)})"
     if ours:
         detail = f"{version} is out of bounds ({_said(broken)}), but in those of what was tried here ({_said(ours)})"
-    return Result(name=name, status="warning", detail=detail, fix=fix)
+    return warning(name, detail, fix)
 
 
 def _said(clauses: Sequence[tuple[str, Specifier]]) -> str:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..strategies import usual
 from .machine import Machine, TorchBuild
-from .result import Result, Status
+from .result import Result, Status, error, warning
 
 if TYPE_CHECKING:
     from packaging.version import Version
@@ -93,15 +93,15 @@ def torch_for_device(machine: Machine) -> Iterator[Result]:
         return  # already an error among the versions
     if build.other:
         detail = f"{build.version} is a {build.other} build; this package is tested with CUDA and on CPUs"
-        yield Result(name="torch build", status="warning", detail=detail, fix="use a CUDA build on an NVIDIA GPU")
+        yield warning("torch build", detail, "use a CUDA build on an NVIDIA GPU")
+        return
+    if build.cuda is None and machine.without_gpu:
+        yield Result(name="torch build", detail="CPU")
         return
     if build.cuda is None:
-        if not machine.without_gpu:
-            detail = f"{build.version} is a CPU build, so the {len(machine.hardware.devices)} GPUs here stay unused"
-            fix = f'pip install --force-reinstall "torch=={build.version.public}" from an index with CUDA builds'
-            yield Result(name="torch build", status="error", detail=detail, fix=fix)
-            return
-        yield Result(name="torch build", detail="CPU")
+        detail = f"{build.version} is a CPU build, so the {len(machine.hardware.devices)} GPUs here stay unused"
+        fix = f'pip install --force-reinstall "torch=={build.version.public}" from an index with CUDA builds'
+        yield error("torch build", detail, fix)
         return
     cuda = _dotted(build.cuda)
     if machine.nvml.driver_cuda is None:
@@ -116,7 +116,7 @@ def torch_for_device(machine: Machine) -> Iterator[Result]:
     newer = f"install driver {oldest} or newer" if oldest else "install a newer driver"
     fix = f"{newer}, or a torch built for CUDA {machine.nvml.driver_cuda[0]}"
     detail = f"CUDA {cuda}, but {driver} at most: torch sees no GPU"
-    yield Result(name="torch build", status="error", detail=detail, fix=fix, reference=COMPATIBILITY)
+    yield error("torch build", detail, fix, COMPATIBILITY)
 
 
 def kernels(machine: Machine) -> Iterator[Result]:
@@ -129,13 +129,12 @@ def kernels(machine: Machine) -> Iterator[Result]:
         capability = device.compute_capability
         if oldest <= capability < (newest + 1, 0):
             continue
-        name = f"GPU {device.index}"
         detail = f"{device.name} is sm_{capability[0]}{capability[1]}; torch {build.version} has kernels for "
         detail += f"{_dotted(oldest)} to {newest}.x: no kernel image is available"
         fix = "install a torch built for CUDA 12.8 or newer"
         if capability < oldest:
             fix = "install a torch built for CUDA 12.6, which torch 2.14 is the last to have, or use a newer GPU"
-        yield Result(name=name, status="error", detail=detail, fix=fix, reference=MATRIX)
+        yield error(f"GPU {device.index}", detail, fix, MATRIX)
 
 
 def capabilities(build: TorchBuild) -> tuple[tuple[int, int], int]:
@@ -163,7 +162,7 @@ def built_for_another_torch(machine: Machine) -> Iterator[Result]:
         for one in machine.packages.requirements(name) if version else ():
             if one.name == "torch" and not one.specifier.contains(build.version.public, prereleases=True):
                 fix = f"pip install --upgrade {name} beside torch {build.version.public}, or pip uninstall {name}"
-                yield _unloadable(name, str(version), f"wants torch{one.specifier}", build, fix)
+                yield _unloadable(name, f"{version} wants torch{one.specifier}", build, fix)
     yield from _torchvision_on_a_cpu(machine, build)
     yield from _flash_attn(machine, build)
 
@@ -173,8 +172,8 @@ def _torchvision_on_a_cpu(machine: Machine, build: TorchBuild) -> Iterator[Resul
     if version is None or build.cuda is not None or build.other or not _torchvision_has_cuda(machine, version):
         return
     fix = "pip uninstall torchvision (text training doesn't need it), or install its CPU build"
-    result = _unloadable("torchvision", str(version), "is a CUDA build", build, fix)
-    yield replace(result, reference="pytorch/vision#9085: operator torchvision::nms does not exist")
+    reference = "pytorch/vision#9085: operator torchvision::nms does not exist"
+    yield _unloadable("torchvision", f"{version} is a CUDA build", build, fix, reference)
 
 
 def _torchvision_has_cuda(machine: Machine, version: Version) -> bool:
@@ -195,12 +194,11 @@ def _flash_attn(machine: Machine, build: TorchBuild) -> Iterator[Result]:
     if said is None or (int(said[1]), int(said[2])) == build.release:
         return
     fix = "pip install --no-build-isolation --force-reinstall flash-attn, or pip uninstall flash-attn"
-    yield _unloadable("flash-attn", str(version), f"was built for torch {said[1]}.{said[2]}", build, fix)
+    yield _unloadable("flash-attn", f"{version} was built for torch {said[1]}.{said[2]}", build, fix)
 
 
-def _unloadable(name: str, version: str, why: str, build: TorchBuild, fix: str) -> Result:
-    detail = f"{version} {why}, and torch is {build.version}: its operators don't load"
-    return Result(name=name, status="error", detail=detail, fix=fix)
+def _unloadable(name: str, why: str, build: TorchBuild, fix: str, reference: str = "") -> Result:
+    return error(name, f"{why}, and torch is {build.version}: its operators don't load", fix, reference)
 
 
 def nccl(machine: Machine) -> Iterator[Result]:
@@ -215,10 +213,9 @@ def nccl(machine: Machine) -> Iterator[Result]:
         version = machine.packages.version(one.name)
         fix = f'pip install "{one.name}{one.specifier}"'
         if version is None:
-            yield Result(name="NCCL", status="error", detail=f"{one.name} is not installed", fix=fix)
+            yield error("NCCL", f"{one.name} is not installed", fix)
         elif version not in one.specifier:
-            detail = f"{one.name} {version}; this torch was built with {one.specifier}"
-            yield Result(name="NCCL", status="warning", detail=detail, fix=fix)
+            yield warning("NCCL", f"{one.name} {version}; this torch was built with {one.specifier}", fix)
         else:
             yield Result(name="NCCL", detail=f"{version} ({one.name})")
 

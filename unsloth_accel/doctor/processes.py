@@ -16,7 +16,7 @@ from ..artifacts.run_directory import RunDirectory
 from ..config.accelerate_config import AccelerateConfig
 from ..strategies import usual
 from .machine import Machine
-from .result import Result
+from .result import Result, error
 
 SCRIPT = Path(__file__).with_name("all_reduce.py")
 TIME_LIMIT = 120.0
@@ -157,15 +157,12 @@ def _unbreak(device: str) -> str:
 def _last_error(output: str) -> str:
     """The line that says what went wrong: the last one that names an error and isn't torchrun's own report."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    named = [
-        line for line in lines if "Error" in line and "ChildFailedError" not in line and "CalledProcess" not in line
-    ]
+    own = ("ChildFailedError", "CalledProcess")
+    named = [line for line in lines if "Error" in line and not any(word in line for word in own)]
     said = (named or lines or ["it printed nothing"])[-1]
     # torchrun puts the rank before each line.
     return said.split("]: ", 1)[-1][:200]
 
 
 def _error(name: str, detail: str, fix: str) -> Result:
-    return Result(
-        name=name, status="error", detail=detail, fix=fix, reference=TROUBLESHOOTING if "NCCL" in name else ""
-    )
+    return error(name, detail, fix, TROUBLESHOOTING if "NCCL" in name else "")

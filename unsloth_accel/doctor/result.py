@@ -10,6 +10,8 @@ from ..errors import first_line
 
 Status = Literal["ok", "warning", "error"]
 Subject = TypeVar("Subject")
+REPORT = "report it, with the output of `unsloth-accel doctor --json`"
+"""The fix for a fault of this package."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +30,22 @@ class Result:
     """Where the rule comes from."""
 
 
+def warning(name: str, detail: str, fix: str, reference: str = "") -> Result:
+    return Result(name=name, status="warning", detail=detail, fix=fix, reference=reference)
+
+
+def error(name: str, detail: str, fix: str, reference: str = "") -> Result:
+    return Result(name=name, status="error", detail=detail, fix=fix, reference=reference)
+
+
 def collect(checks: Iterable[tuple[str, Callable[[Subject], Iterable[Result]]]], subject: Subject) -> list[Result]:
     """Run the named `checks` on `subject`; one that crashes becomes an error under its name."""
     results: list[Result] = []
     for name, check in checks:
         try:
             results += check(subject)
-        except Exception as error:
-            detail = f"the check itself failed: {type(error).__name__}: {first_line(error)}"
-            fix = "report it, with the output of `unsloth-accel doctor --json`"
-            if isinstance(error, ModuleNotFoundError):
-                fix = f"pip install {error.name}"
-            results.append(Result(name=name, status="error", detail=detail, fix=fix))
+        except Exception as fault:
+            detail = f"the check itself failed: {type(fault).__name__}: {first_line(fault)}"
+            fix = f"pip install {fault.name}" if isinstance(fault, ModuleNotFoundError) else REPORT
+            results.append(error(name, detail, fix))
     return results

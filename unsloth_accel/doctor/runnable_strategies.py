@@ -11,7 +11,7 @@ from ..models.architectures import ARCHITECTURES
 from ..registry import PLUGINS
 from ..strategies import STRATEGIES
 from .machine import Machine
-from .result import Result
+from .result import Result, error, warning
 
 
 def capabilities(machine: Machine) -> Iterator[Result]:
@@ -27,33 +27,26 @@ def results(found: Capabilities, device: str) -> Iterator[Result]:
     can = found.strategies(device)
     lost = [one.name for one in STRATEGIES if one.name not in can and (one.runs_on_cpu or device != "cpu")]
     cannot = f"; not {', '.join(lost)}" if lost else ""
-    yield Result(
-        name="capabilities",
-        detail=f"unsloth {found.versions['unsloth']} can run {', '.join(can) or 'no strategy'}{cannot}",
-    )
+    detail = f"unsloth {found.versions['unsloth']} can run {', '.join(can) or 'no strategy'}{cannot}"
+    yield Result(name="capabilities", detail=detail)
     files = {one.place for one in found.missing}
     for one in found.missing:
         # Where a whole file is missed and its line says so, the names inside are not worth more lines.
         if (one.only == "cpu" and device != "cpu") or one.place.partition(":")[0] in files - {one.place}:
             continue
         # What the adapters mend costs nothing, and a missing package has its own line among the versions.
-        status = "ok" if one.missing == "mend" or one.package not in found.versions else "warning"
-        yield Result(
-            name=one.what,
-            status=status,  # type: ignore[arg-type]
-            detail=found.sentence(one) + ("; what needs it is refused" if one.missing == "refuse" else ""),
-            fix=one.fix if status == "warning" else "",
-        )
+        harmless = one.missing == "mend" or one.package not in found.versions
+        detail = found.sentence(one) + ("; what needs it is refused" if one.missing == "refuse" else "")
+        yield Result(name=one.what, detail=detail) if harmless else warning(one.what, detail, one.fix)
 
 
 def added(machine: Machine) -> Iterator[Result]:
     """The strategies, methods and model families that UNSLOTH_ACCEL_PLUGINS adds."""
     try:
-        found = [
-            f"{kind.key} {name}" for kind in (STRATEGIES, METHODS, ARCHITECTURES) if kind.names for name in kind.added
-        ]
-    except ConfigError as error:
-        yield Result(name=PLUGINS, status="error", detail=error.problems[0].consequence, fix=error.problems[0].fix)
+        kinds = [kind for kind in (STRATEGIES, METHODS, ARCHITECTURES) if kind.names]
+        found = [f"{kind.key} {name}" for kind in kinds for name in kind.added]
+    except ConfigError as refused:
+        yield error(PLUGINS, refused.problems[0].consequence, refused.problems[0].fix)
         return
     if found:
         yield Result(name=PLUGINS, detail=f"adds {', '.join(found)}")

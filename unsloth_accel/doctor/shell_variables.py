@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .machine import Machine
-from .result import Result
+from .result import Result, error, warning
 
 ON = ("1", "true", "yes", "on", "y", "t")
 SET_BY_LAUNCHERS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -16,10 +16,6 @@ UNSLOTH_CHOICES = {
     "UNSLOTH_FSDP2": "every run shards with Unsloth's own FSDP2, whatever its config says",
     "UNSLOTH_TP_SIZE": "every run splits the model over GPUs with Unsloth's tensor parallelism",
     "UNSLOTH_ALLOW_CPU": "Unsloth pretends to have CUDA, for its own tests, and loads no model",
-}
-SLOW = {
-    "CUDA_LAUNCH_BLOCKING": "each kernel waits for the one before; it is for finding a failing kernel",
-    "TORCH_DISTRIBUTED_DEBUG": "every collective is checked on all ranks first; it is for finding a hang",
 }
 
 
@@ -34,15 +30,12 @@ def visible_devices(machine: Machine) -> Iterator[Result]:
     named = [token for token in said.split(",") if token.strip()]
     visible = len(machine.hardware.devices)
     if not named or named[0].strip() == "-1":
-        detail = f"{value} hides all {there} GPUs, so runs train on the CPU"
-        yield Result(name=name, status="warning", detail=detail, fix=fix)
+        yield warning(name, f"{value} hides all {there} GPUs, so runs train on the CPU", fix)
     elif not visible:
-        yield Result(name=name, status="error", detail=f"{value} names none of the {there} GPUs", fix=fix)
+        yield error(name, f"{value} names none of the {there} GPUs", fix)
     elif visible < len(named):
-        detail = (
-            f"{value} gives {visible} GPUs: CUDA stops at the first wrong or repeated name, and takes one MIG instance"
-        )
-        yield Result(name=name, status="warning", detail=detail, fix=fix)
+        detail = f"{value} gives {visible} GPUs: CUDA stops at the first wrong or repeated name, "
+        yield warning(name, f"{detail}and takes one MIG instance", fix)
     else:
         yield Result(name=name, detail=f"{said}: {visible} of {there} GPUs")
 
@@ -59,33 +52,35 @@ def _from_a_launcher(environ: Mapping[str, str]) -> Iterator[Result]:
     stray = [name for name in SET_BY_LAUNCHERS if name in environ]
     if stray:
         detail = f"{_shown(environ, stray)}: left by a launcher; a plain `python train.py` waits for processes that "
-        yield _warning("environment", f"{detail}never come", f"unset {' '.join(stray)}")
+        yield warning("environment", f"{detail}never come", f"unset {' '.join(stray)}")
     left = [name for name in sorted(environ) if name.startswith(LEFT_OVER) and name not in HARMLESS]
     if left:
         detail = f"{_shown(environ, left)}: accelerate takes each over where a config says nothing"
-        yield _warning("environment", detail, f"unset {' '.join(left)}", "accelerate/utils/launch.py, dataclasses.py")
+        yield warning("environment", detail, f"unset {' '.join(left)}", "accelerate/utils/launch.py, dataclasses.py")
 
 
 def _choices(machine: Machine) -> Iterator[Result]:
     environ = machine.environ
     for name, consequence in UNSLOTH_CHOICES.items():
-        one_means_off = name == "UNSLOTH_TP_SIZE"
-        if environ.get(name, "0").lower() not in ("", "0", "false", "1" if one_means_off else "0"):
-            yield _warning(name, f"{environ[name]}: {consequence}", f"unset {name}")
+        off = ("", "0", "false", "1") if name == "UNSLOTH_TP_SIZE" else ("", "0", "false")
+        if environ.get(name, "").lower() not in off:
+            yield warning(name, f"{environ[name]}: {consequence}", f"unset {name}")
     if _on(environ, "UNSLOTH_FORCE_CPU") and not machine.without_gpu:
         count = len(machine.hardware.devices)
-        yield _warning("UNSLOTH_FORCE_CPU", f"Unsloth trains on the CPU beside {count} GPUs", "unset UNSLOTH_FORCE_CPU")
+        yield warning("UNSLOTH_FORCE_CPU", f"Unsloth trains on the CPU beside {count} GPUs", "unset UNSLOTH_FORCE_CPU")
     offline = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE") if _on(environ, name)]
     if offline:
         detail = f"{_shown(environ, offline)}: only models and data sets that are already in the cache load"
-        yield _warning("environment", detail, f"unset {' '.join(offline)}, unless this machine has no network")
+        yield warning("environment", detail, f"unset {' '.join(offline)}, unless this machine has no network")
 
 
 def _slow(environ: Mapping[str, str]) -> Iterator[Result]:
     if _on(environ, "CUDA_LAUNCH_BLOCKING"):
-        yield _warning("CUDA_LAUNCH_BLOCKING", SLOW["CUDA_LAUNCH_BLOCKING"], "unset CUDA_LAUNCH_BLOCKING")
+        detail = "each kernel waits for the one before; it is for finding a failing kernel"
+        yield warning("CUDA_LAUNCH_BLOCKING", detail, "unset CUDA_LAUNCH_BLOCKING")
     if environ.get("TORCH_DISTRIBUTED_DEBUG", "").upper() == "DETAIL":
-        yield _warning("TORCH_DISTRIBUTED_DEBUG", SLOW["TORCH_DISTRIBUTED_DEBUG"], "unset TORCH_DISTRIBUTED_DEBUG")
+        detail = "every collective is checked on all ranks first; it is for finding a hang"
+        yield warning("TORCH_DISTRIBUTED_DEBUG", detail, "unset TORCH_DISTRIBUTED_DEBUG")
 
 
 def _network(machine: Machine) -> Iterator[Result]:
@@ -93,25 +88,24 @@ def _network(machine: Machine) -> Iterator[Result]:
     if _on(environ, "NCCL_P2P_DISABLE") and direct & {"NVLink", "PCIe"}:
         way = "NVLink" if "NVLink" in direct else "PCIe"
         detail = f"GPUs here are joined by {way}, and NCCL is told to go through host memory"
-        yield _warning("NCCL_P2P_DISABLE", detail, "unset NCCL_P2P_DISABLE, unless the all-reduce hangs without it")
+        yield warning("NCCL_P2P_DISABLE", detail, "unset NCCL_P2P_DISABLE, unless the all-reduce hangs without it")
 
 
 def default_config(machine: Machine) -> Iterator[Result]:
     """accelerate's default config file, which an `accelerate launch` without --config_file takes."""
     cache = Path(_hugging_face_home(machine.environ), "accelerate")
-    found = next(
-        (path for path in (cache / f"default_config.{kind}" for kind in ("yaml", "json")) if path.is_file()), ""
-    )
-    if not found:
+    paths = [cache / "default_config.yaml", cache / "default_config.json"]
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None:
         yield Result(name="accelerate config", detail="no default config, so none is taken silently")
         return
     import yaml
 
-    config = yaml.safe_load(Path(found).read_text(encoding="utf-8"))
+    config = yaml.safe_load(found.read_text(encoding="utf-8"))
     said = ", ".join(f"{key}: {config[key]}" for key in ("distributed_type", "num_processes") if key in (config or {}))
     detail = f"{found} ({said}): an `accelerate launch` without --config_file takes it silently"
     fix = f"always pass --config_file (unsloth-accel launch does), or rm {found}"
-    yield _warning("accelerate config", detail, fix, "accelerate/commands/config/config_args.py: default_config_file")
+    yield warning("accelerate config", detail, fix, "accelerate/commands/config/config_args.py: default_config_file")
 
 
 def _hugging_face_home(environ: Mapping[str, str]) -> Path:
@@ -130,7 +124,3 @@ def _on(environ: Mapping[str, str], name: str) -> bool:
 
 def _shown(environ: Mapping[str, str], names: list[str]) -> str:
     return " ".join(f"{name}={environ[name]}" for name in names)
-
-
-def _warning(name: str, detail: str, fix: str, reference: str = "") -> Result:
-    return Result(name=name, status="warning", detail=detail, fix=fix, reference=reference)
