@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,47 +115,44 @@ def _expand_home(config: RunConfig) -> None:
     """Replace a leading ~ in every path."""
     config.model.name = os.path.expanduser(config.model.name)
     config.data.path = os.path.expanduser(config.data.path)
-    config.data.eval_path = os.path.expanduser(config.data.eval_path) if config.data.eval_path else None
+    config.data.eval_path = os.path.expanduser(config.data.eval_path or "") or None
     config.output_dir = os.path.expanduser(config.output_dir)
 
 
 def _read_yaml(path: Path) -> DictConfig:
-    problem = None
     try:
         values = OmegaConf.load(path)
+        if isinstance(values, DictConfig) and values.keys():
+            return values
+        consequence, fix = "is not a mapping of keys to values.", "write key: value lines"
         if isinstance(values, DictConfig):
-            if values.keys():
-                return values
-            problem = ("is empty.", "describe the run: model.name, data.path and output_dir at least")
-        else:
-            problem = ("is not a mapping of keys to values.", "write key: value lines")
+            consequence, fix = "is empty.", "describe the run: model.name, data.path and output_dir at least"
     except FileNotFoundError:
-        problem = ("no such file.", "check the path")
+        consequence, fix = "no such file.", "check the path"
     except (IsADirectoryError, PermissionError) as error:
-        problem = (f"{error.strerror}.", "give a readable YAML file")
+        consequence, fix = f"{error.strerror}.", "give a readable YAML file"
     except UnicodeDecodeError as error:
-        problem = (f"is not UTF-8 text (byte {error.start}).", "save the file as UTF-8")
+        consequence, fix = f"is not UTF-8 text (byte {error.start}).", "save the file as UTF-8"
     except yaml.YAMLError as error:
-        problem = (yaml_fault(error), "correct the YAML there")
+        consequence, fix = yaml_fault(error), "correct the YAML there"
     except (OmegaConfBaseException, OSError) as error:
-        problem = (f"{first_line(error)}.", "correct the file")
-    raise ConfigError(Problem(key=str(path), consequence=problem[0], fix=problem[1]))
+        consequence, fix = f"{first_line(error)}.", "correct the file"
+    raise ConfigError(Problem(key=str(path), consequence=consequence, fix=fix))
 
 
 def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Problem]) -> None:
     """Copy `values` into `schema` leaf by leaf, so that every unknown key and wrong type is found, not the first."""
+    known = [str(known) for known in schema.keys()]  # noqa: SIM118  (`in schema` leaves out required keys)
     for key in values:
         name = f"{prefix}{key}"
-        known = [str(known) for known in schema.keys()]  # noqa: SIM118  (`in schema` leaves out required keys)
+        tell = partial(_tell, problems, name)
         if str(key) not in known:
-            fix = nearest(str(key), known, prefix)
-            problems.append(Problem(key=name, consequence="unknown key.", fix=fix, rule="run-unknown-key"))
+            tell(None, "unknown key.", nearest(str(key), known, prefix), "run-unknown-key")
             continue
         try:
             value = values[key]
         except OmegaConfBaseException as error:
-            consequence, fix = f"{first_line(error)}.", "correct the reference"
-            problems.append(Problem(key=name, consequence=consequence, fix=fix, rule="run-reference"))
+            tell(None, f"{first_line(error)}.", "correct the reference", "run-reference")
             continue
         default = schema._get_node(key)
         if isinstance(default, DictConfig) and name not in _MAPPINGS:
@@ -162,19 +160,26 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
                 _fill(default, value, f"{name}.", problems)
             elif value is not None:
                 fix = f"write its keys below it: {', '.join(map(str, default))}"
-                consequence = "is a section, not a value."
-                rule = "run-wrong-type"
-                problems.append(Problem(key=name, value=value, consequence=consequence, fix=fix, rule=rule))
+                tell(value, "is a section, not a value.", fix, "run-wrong-type")
             continue
         if name == "model.gradient_checkpointing" and isinstance(value, bool):
             value = str(value).lower()  # YAML reads true and false as booleans
-        if isinstance(value, int) and not isinstance(value, bool) and _field_type(name) == "float":
+        kind = _field_type(name)
+        if isinstance(value, int) and not isinstance(value, bool) and kind == "float":
             value = float(value)
         try:
             schema[key] = {} if name in _MAPPINGS and value is None else value
         except OmegaConfBaseException:
-            kind = _field_type(name)
-            problems.append(_wrong_type(name, value, kind))
+            _tell_wrong_type(problems, name, value, kind)
+
+
+def _tell(problems: list[Problem], key: str, value: Any, consequence: str, fix: str, rule: str = "run-value") -> None:
+    problems.append(Problem(key=key, value=value, consequence=consequence, fix=fix, rule=rule))
+
+
+def _tell_wrong_type(problems: list[Problem], key: str, value: Any, kind: str) -> None:
+    consequence = f"wrong type: {kind} is needed, this is {_type_of(value)}."
+    _tell(problems, key, value, consequence, f"give {kind}", "run-wrong-type")
 
 
 def _missing(schema: DictConfig, required: Sequence[str]) -> list[Problem]:
@@ -194,37 +199,31 @@ def _check_training(schema: DictConfig) -> list[Problem]:
     method = METHODS.get(OmegaConf.select(schema, "method")) or METHODS[USUAL_METHOD]
     known = {**training_fields(method.config_sources), **OWN_TRAINING_KEYS}
     elsewhere = _ELSEWHERE | dict(method.elsewhere)
-    problems = []
+    problems: list[Problem] = []
     for key in map(str, training):
-        name = f"training.{key}"
+        tell = partial(_tell, problems, f"training.{key}")
         try:
             value = training[key]
         except OmegaConfBaseException as error:
-            consequence, fix = f"{first_line(error)}.", "give it a value"
-            problems.append(Problem(key=name, consequence=consequence, fix=fix, rule="run-reference"))
+            tell(None, f"{first_line(error)}.", "give it a value", "run-reference")
             continue
         if key in _REFUSED:
-            consequence, fix = _REFUSED[key]
-            problems.append(Problem(key=name, value=value, consequence=consequence, fix=fix, rule="run-refused"))
+            tell(value, *_REFUSED[key], "run-refused")
         elif key in elsewhere:
-            consequence, fix = "has its place elsewhere in run.yaml.", f"set {elsewhere[key]} instead"
-            problems.append(Problem(key=name, value=value, consequence=consequence, fix=fix, rule="run-elsewhere"))
+            tell(value, "has its place elsewhere in run.yaml.", f"set {elsewhere[key]} instead", "run-elsewhere")
         elif key not in known:
             if len(known) > len(OWN_TRAINING_KEYS):  # otherwise TRL is not installed and nothing is known
                 consequence = f"unknown key: {method.config_name} has no such field."
-                fix = nearest(key, known, "training.")
-                problems.append(Problem(key=name, consequence=consequence, fix=fix, rule="run-unknown-key"))
+                tell(None, consequence, nearest(key, known, "training."), "run-unknown-key")
         elif not accepts(known[key], OmegaConf.to_container(value) if OmegaConf.is_config(value) else value):
-            problems.append(_wrong_type(name, value, type_name(known[key])))
+            _tell_wrong_type(problems, f"training.{key}", value, type_name(known[key]))
     return problems
 
 
 def _check_values(tree: DictConfig) -> list[Problem]:
     """Values of the right type that mean nothing, or contradict each other."""
-    problems = []
-
-    def wrong(key: str, value: Any, consequence: str, fix: str, rule: str = "run-value") -> None:
-        problems.append(Problem(key=key, value=value, consequence=consequence, fix=fix, rule=rule))
+    problems: list[Problem] = []
+    wrong = partial(_tell, problems)
 
     def given(key: str) -> Any:
         try:
@@ -233,7 +232,7 @@ def _check_values(tree: DictConfig) -> list[Problem]:
             return None  # told of elsewhere
 
     records = {"method": METHODS.names, "distributed.strategy": ("auto", *STRATEGIES.names)}
-    for key, choices in {**records, **_CHOICES}.items():
+    for key, choices in (records | _CHOICES).items():
         if given(key) not in choices:
             words = ", ".join("null" if choice is None else choice for choice in choices)
             wrong(key, given(key), "unknown value.", f"use one of: {words}.")
@@ -266,8 +265,8 @@ def _check_values(tree: DictConfig) -> list[Problem]:
             consequence = "a stream has no known end, so nobody knows when the run is over."
             wrong("data.streaming", True, consequence, "training.max_steps=…, or data.streaming=false")
         if given("training.packing") is True:
-            consequence = "packing needs to know all rows."
-            wrong("data.streaming", True, consequence, "training.packing=false, or data.streaming=false")
+            fix = "training.packing=false, or data.streaming=false"
+            wrong("data.streaming", True, "packing needs to know all rows.", fix)
     template = given("training.chat_template_path")
     if isinstance(template, str) and not os.path.isfile(os.path.expanduser(template)):
         consequence = "is no file; another model's template would come with tokens that this model lacks."
@@ -283,11 +282,6 @@ def _check_values(tree: DictConfig) -> list[Problem]:
         consequence = "resume keeps the earlier run, overwrite deletes it."
         wrong("training.resume", True, consequence, "choose one of them", "run-resume-and-overwrite")
     return problems
-
-
-def _wrong_type(key: str, value: Any, kind: str) -> Problem:
-    consequence = f"wrong type: {kind} is needed, this is {_type_of(value)}."
-    return Problem(key=key, value=value, consequence=consequence, fix=f"give {kind}", rule="run-wrong-type")
 
 
 def _field_type(name: str) -> str:
