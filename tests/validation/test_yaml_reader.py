@@ -179,3 +179,7 @@ def test_no_name_makes_it_crash(name: str, odd: str) -> None:
     for path in (name, odd):
         for report in validate([path] if path not in ("", ".", "/", "..") else []):
             assert all(problem.rule in RULES and str(problem) for problem in report.problems)
+
+
+def test_a_json_file_that_holds_null_is_no_config() -> None:
+    assert {finding.rule for finding in check_document(read_text("null", "x.json"))} == {"not-a-mapping"}

@@ -5,6 +5,7 @@ PyYAML's composer builds the tree of nodes, which runs nothing; values are then 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import defaultdict
@@ -56,6 +57,10 @@ class _Reader:
         self.found[rule].append(finding)
 
 
+class _Unreadable(Exception):
+    """Nothing can be made of the file; its arguments are the rule, the consequence, the fix and the line."""
+
+
 def read_document(path: str | Path, context: Context | None = None, kind: Kind | None = None) -> Document:
     """The document in `path`; a file that can't be read gives one of the kind `unreadable`, which says why.
 
@@ -71,17 +76,20 @@ def read_text(text: str, file: str = "config.yaml", context: Context | None = No
     return _document(reader, lambda: _parsed(reader), context, None)
 
 
-def _document(reader: _Reader, values_of: Callable[[], Any], context: Context | None, kind: Kind | None) -> Document:
-    values: Any = None
+def _document(
+    reader: _Reader, values_of: Callable[[], dict[str, Any]], context: Context | None, kind: Kind | None
+) -> Document:
     try:
         values = values_of()
+        kind = kind or kind_of(values)
+    except _Unreadable as error:
+        values, kind = {}, "unreadable"
+        rule, *said = error.args
+        reader.tell(rule, "(file)", *said)
     except RecursionError:
+        values, kind = {}, "unreadable"
         consequence = "is nested too deeply to be read; accelerate would end in a RecursionError."
         reader.tell("nested-too-deeply", "(file)", consequence, "write sections of keys and values")
-    if isinstance(values, dict):
-        kind = kind or kind_of(values)
-    else:
-        values, kind = {}, "unreadable"
     return Document(
         file=reader.file,
         kind=kind,
@@ -93,126 +101,105 @@ def _document(reader: _Reader, values_of: Callable[[], Any], context: Context | 
     )
 
 
-def _values(reader: _Reader, path: Path) -> Any:
-    """The file's values; None after telling why there are none."""
+def _values(reader: _Reader, path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MOST_BYTES:
             consequence = f"is larger than {MOST_BYTES // 1024} KiB, so it is no config."
-            reader.tell("file-too-large", "(file)", consequence, "name the config file")
-            return None
+            raise _Unreadable("file-too-large", consequence, "name the config file")
         data = path.read_bytes()
     except (OSError, ValueError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or error
         fix = "check the path, or use one of accelerate_configs/"
-        reader.tell("nothing-to-read", "(file)", f"{reason}.", fix)
-        return None
-    reader.text = _decoded(reader, data, json_file=path.suffix == ".json")
+        raise _Unreadable("nothing-to-read", f"{reason}.", fix) from None
+    reader.text = _decoded(reader, data, json_file=path.suffix == ".json").replace("\r\n", "\n")
     return _parsed(reader)
 
 
 def _decoded(reader: _Reader, data: bytes, json_file: bool) -> str:
     """The text, in whatever encoding it is; other ones than UTF-8 are told."""
     encoding = next((name for mark, name in _BOMS if data.startswith(mark)), None)
-    if encoding is None and b"\x00" in data[:64:2] + data[1:64:2] and len(data) > 3:
+    if encoding is None and b"\x00" in data[:64] and len(data) > 3:
         zeros = data[0:64:2].count(0), data[1:64:2].count(0)
         half = len(data[:64]) // 2
         # Latin text in UTF-16 has a zero in every other byte.
         encoding = "utf-16-be" if zeros[0] >= half - 1 else "utf-16-le" if zeros[1] >= half - 1 else None
-    if encoding is None:
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            text = data.decode("latin-1")
-            line = data.count(b"\n", 0, error.start) + 1
-            consequence = (
-                "is not UTF-8 but probably Latin-1 or Windows-1252; accelerate ends in a UnicodeDecodeError at byte "
-                f"{error.start}."
-            )
-            reader.tell("not-utf-8", "(file)", consequence, "save the file as UTF-8", line, Repair(kind="utf-8"))
-            return text.replace("\r\n", "\n")
-        if text.startswith("\ufeff"):
-            if json_file:
-                consequence = "begins with a byte order mark, at which Python's JSON reader stops."
-                fix = "save the file as UTF-8 without BOM"
-                reader.tell("byte-order-mark", "(file)", consequence, fix, 1, Repair(kind="utf-8"))
-            text = text[1:]
-        return text.replace("\r\n", "\n")
-    name = encoding.upper().removesuffix("-LE").removesuffix("-BE")
-    consequence = f"is {name}; accelerate reads UTF-8 only and ends in a UnicodeDecodeError."
-    reader.tell("not-utf-8", "(file)", consequence, "save the file as UTF-8", 1, Repair(kind="utf-8"))
-    return data.decode(encoding, errors="replace").removeprefix("\ufeff").replace("\r\n", "\n")
+    again = "save the file as UTF-8"
+    if encoding is not None:
+        name = encoding.upper().removesuffix("-LE").removesuffix("-BE")
+        consequence = f"is {name}; accelerate reads UTF-8 only and ends in a UnicodeDecodeError."
+        reader.tell("not-utf-8", "(file)", consequence, again, 1, Repair(kind="utf-8"))
+        return data.decode(encoding, errors="replace").removeprefix("\ufeff")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        consequence = (
+            "is not UTF-8 but probably Latin-1 or Windows-1252; accelerate ends in a UnicodeDecodeError at byte "
+        )
+        reader.tell("not-utf-8", "(file)", f"{consequence}{error.start}.", again, line, Repair(kind="utf-8"))
+        return data.decode("latin-1")
+    if json_file and text.startswith("\ufeff"):
+        consequence = "begins with a byte order mark, at which Python's JSON reader stops."
+        reader.tell("byte-order-mark", "(file)", consequence, f"{again} without BOM", 1, Repair(kind="utf-8"))
+    return text.removeprefix("\ufeff")
 
 
-def _parsed(reader: _Reader) -> Any:
+def _parsed(reader: _Reader) -> dict[str, Any]:
     odd = _NOT_TEXT.search(reader.text)
     if odd:
         line = reader.text.count("\n", 0, odd.start()) + 1
         consequence = f"holds the character {odd.group()!r}, which no YAML or JSON text may."
-        reader.tell("control-character", "(file)", consequence, "remove it, or check that it is a text file", line)
-        return None
+        raise _Unreadable("control-character", consequence, "remove it, or check that it is a text file", line)
     if not reader.text.strip():
-        reader.tell("empty-file", "(file)", "is empty.", "write the config, or take one of accelerate_configs/", 1)
-        return None
+        raise _Unreadable("empty-file", "is empty.", "write the config, or take one of accelerate_configs/", 1)
     if reader.file.endswith(".json"):
-        values = _json_values(reader)
-        if values is None:
-            return None
+        _check_json(reader.text)
     node = _composed(reader)
-    if node is None:
-        return None
     if not isinstance(node, yaml.MappingNode):
         what = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
-        reader.tell("not-a-mapping", "(file)", f"is {what}, not keys and values.", "write key: value lines", 1)
-        return None
-    if not _affordable(reader, node):
-        return None
+        raise _Unreadable("not-a-mapping", f"is {what}, not keys and values.", "write key: value lines", 1)
+    _check_affordable(reader, node)
     return _mapping(reader, node, "", own=True)
 
 
-def _json_values(reader: _Reader) -> Any:
+def _check_json(text: str) -> None:
     """What JSON's own reader says; its numbers and words are like YAML's, so that the values are taken from there."""
     try:
-        return json.loads(reader.text)
+        json.loads(text)
     except ValueError as error:
-        line = getattr(error, "lineno", None)
-        consequence = f"is no JSON: {first_line(error)}."
-        reader.tell("json-syntax", "(file)", consequence, "correct it there, or name the file .yaml", line)
-        return None
+        fix = "correct it there, or name the file .yaml"
+        raise _Unreadable(
+            "json-syntax", f"is no JSON: {first_line(error)}.", fix, getattr(error, "lineno", None)
+        ) from None
 
 
-def _composed(reader: _Reader) -> yaml.Node | None:
+def _composed(reader: _Reader) -> yaml.Node:
     text = reader.text
     if reader.file.endswith(".json"):
         text = text.replace("\t", " ")  # JSON may be indented by tabs; offsets stay
     try:
-        nodes = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
+        nodes = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None]
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else None
         at = text[mark.index : mark.index + 1] if mark and mark.index is not None else ""
         if at == "\t":
             consequence = "is indented by a tab, which YAML doesn't allow: the file can't be read."
-            reader.tell("tab", "(file)", consequence, "indent with spaces", line)
-        else:
-            reader.tell("yaml-syntax", "(file)", yaml_fault(error), "correct the YAML there", line)
-        return None
+            raise _Unreadable("tab", consequence, "indent with spaces", line) from None
+        raise _Unreadable("yaml-syntax", yaml_fault(error), "correct the YAML there", line) from None
     except (ValueError, IndexError, OverflowError) as error:  # an escape beyond Unicode
-        reader.tell("yaml-syntax", "(file)", f"{first_line(error)}.", "correct the YAML")
-        return None
-    nodes = [node for node in nodes if node is not None]
+        raise _Unreadable("yaml-syntax", f"{first_line(error)}.", "correct the YAML") from None
     if len(nodes) > 1:
         line = nodes[1].start_mark.line + 1
         consequence = "holds several documents (---); accelerate ends in `expected a single document`."
-        reader.tell("several-documents", "(file)", consequence, "one file for each", line)
-        return None
+        raise _Unreadable("several-documents", consequence, "one file for each", line)
     if not nodes:
-        reader.tell("empty-file", "(file)", "has comments only.", "write the config below them", 1)
-        return None
+        raise _Unreadable("empty-file", "has comments only.", "write the config below them", 1)
     return nodes[0]
 
 
-def _affordable(reader: _Reader, root: yaml.Node) -> bool:
-    """Whether the tree stays small and finite when its aliases are followed."""
+def _check_affordable(reader: _Reader, root: yaml.Node) -> None:
+    """Refuse a tree that doesn't stay small and finite when its aliases are followed."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
 
@@ -225,18 +212,17 @@ def _affordable(reader: _Reader, root: yaml.Node) -> bool:
             reader.shared.add(id(node))
         else:
             open_nodes.add(id(node))
-            parts = (
-                node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
-            )
+            pairs = isinstance(node, yaml.MappingNode)
+            parts = itertools.chain.from_iterable(node.value) if pairs else node.value
             sizes[id(node)] = 1 + sum(map(size, parts))
             open_nodes.discard(id(node))
         return sizes[id(node)]
 
-    if size(root) <= MOST_VALUES:
-        return True
-    consequence = f"its aliases hold themselves, or more than {MOST_VALUES} values: reading on could fill the memory."
-    reader.tell("alias-bomb", "(file)", consequence, "write the values out", root.start_mark.line + 1)
-    return False
+    if size(root) > MOST_VALUES:
+        consequence = (
+            f"its aliases hold themselves, or more than {MOST_VALUES} values: reading on could fill the memory."
+        )
+        raise _Unreadable("alias-bomb", consequence, "write the values out", root.start_mark.line + 1)
 
 
 def _mapping(reader: _Reader, node: yaml.MappingNode, prefix: str, own: bool) -> dict[str, Any]:
@@ -254,11 +240,9 @@ def _mapping(reader: _Reader, node: yaml.MappingNode, prefix: str, own: bool) ->
             continue
         line = key_node.start_mark.line + 1
         if key in lines:
-            same = values[key] == (value := _value(reader, value_node, f"{prefix}{key}", own=False))
+            value = _value(reader, value_node, f"{prefix}{key}", own=False)
             consequence = f"is there twice, in lines {lines[key]} and {line}; the last one wins silently."
-            repairs: list[Repair] = []
-            if same and own:
-                repairs.append(Repair(kind="remove", key=f"{prefix}{key}"))
+            repairs = [Repair(kind="remove", key=f"{prefix}{key}")] if own and values[key] == value else []
             reader.tell("duplicate-key", f"{prefix}{key}", consequence, "keep one of them", line, *repairs)
             values[key] = value
             if own:
@@ -271,10 +255,8 @@ def _mapping(reader: _Reader, node: yaml.MappingNode, prefix: str, own: bool) ->
     for line, one in merged:
         for key in one.keys() & taken.keys() - values.keys():
             if id(node) not in reader.told and repr(one[key]) != repr(taken[key]):
-                consequence = (
-                    f"takes {key} from several mappings, as {one[key]!r} and {taken[key]!r}; PyYAML's versions "
-                )
-                consequence += "don't agree on which of them wins."
+                both = f"takes {key} from several mappings, as {one[key]!r} and {taken[key]!r}"
+                consequence = f"{both}; PyYAML's versions don't agree on which of them wins."
                 reader.tell("merge-conflict", f"{prefix}<<", consequence, f"write {key} itself beside <<", line)
         taken |= one
     reader.told.add(id(node))
@@ -296,15 +278,16 @@ def _merged(reader: _Reader, node: yaml.Node, prefix: str) -> list[dict[str, Any
 
 
 def _key(reader: _Reader, node: yaml.Node) -> str | None:
-    value = _value(reader, node, "", own=False) if isinstance(node, yaml.ScalarNode) else None
+    scalar = isinstance(node, yaml.ScalarNode)
+    value = _value(reader, node, "", own=False) if scalar else None
     if isinstance(value, str):
         return value
-    shown = node.value if isinstance(node, yaml.ScalarNode) else "a list or mapping"
+    shown = str(node.value) if scalar else "a list or mapping"
     what = {bool: "a truth value", int: "a number"}.get(type(value), "no text")
     consequence = f"this key is {what} to YAML; accelerate refuses the file."
     fix = "write it in quotes, or correct its indentation"
-    reader.tell("key-not-text", str(shown)[:80], consequence, fix, node.start_mark.line + 1)
-    return str(shown) if isinstance(node, yaml.ScalarNode) else None
+    reader.tell("key-not-text", shown[:80], consequence, fix, node.start_mark.line + 1)
+    return shown if scalar else None
 
 
 def _value(reader: _Reader, node: yaml.Node, key: str, own: bool) -> Any:
