@@ -92,11 +92,11 @@ def versions(machine: Machine) -> Iterator[Result]:
     listed = [name for name in CORE if name in wanted]
     for name in listed:
         yield _version(machine, name, wanted[name])
-    others = [_version(machine, name, wanted[name]) for name in sorted(set(wanted) - set(listed))]
+    others = [_version(machine, name, wanted[name]) for name in sorted(wanted.keys() - listed)]
     faulty = [result for result in others if result.status != "ok"]
     for result in faulty:
         # What only Unsloth's inference or data tools use must not stop a run.
-        yield result if _ours(machine, result.name) else replace(result, status="warning")
+        yield result if result.name in _ours(machine) else replace(result, status="warning")
     if not faulty:
         yield Result(name="other packages", detail=f"{len(others)} within the bounds of {', '.join(REQUIRERS)}")
 
@@ -109,7 +109,7 @@ def _wanted(machine: Machine) -> dict[str, list[tuple[str, Requirement]]]:
     from packaging.utils import canonicalize_name
 
     extra = "cpu" if machine.without_gpu else "gpu"
-    ours = {canonicalize_name(one.name) for one in machine.packages.requirements("unsloth_accel", extra)}
+    ours = _ours(machine, extra)
     wanted: dict[str, list[tuple[str, Requirement]]] = {}
     for requirer in REQUIRERS:
         for one in machine.packages.requirements(requirer, extra if requirer == "unsloth_accel" else ""):
@@ -143,10 +143,10 @@ def _version(machine: Machine, name: str, wanted: Sequence[tuple[str, Requiremen
         return error(name, f"{version} is out of bounds ({_said(broken)})", fix)
     upper = [(requirer, clause) for requirer, clause in clauses if clause.operator in UPPER]
     ours = [pair for pair in upper if pair[0] == "unsloth_accel" and pair not in broken]
-    detail = f"{version} is newer than what was tried ({_said(broken)})"
     if ours:
-        detail = f"{version} is out of bounds ({_said(broken)}), but in those of what was tried here ({_said(ours)})"
-    return warning(name, detail, fix)
+        tried = f"but in those of what was tried here ({_said(ours)})"
+        return warning(name, f"{version} is out of bounds ({_said(broken)}), {tried}", fix)
+    return warning(name, f"{version} is newer than what was tried ({_said(broken)})", fix)
 
 
 def _said(clauses: Sequence[tuple[str, Specifier]]) -> str:
@@ -171,7 +171,8 @@ def _install_unsloth(machine: Machine) -> str:
     return 'pip install "unsloth_accel[gpu]" (`make install` in a checkout)'
 
 
-def _ours(machine: Machine, name: str) -> bool:
+def _ours(machine: Machine, extra: str = "") -> set[str]:
+    """Canonical names of the packages that this one requires."""
     from packaging.utils import canonicalize_name
 
-    return any(canonicalize_name(one.name) == name for one in machine.packages.requirements("unsloth_accel"))
+    return {canonicalize_name(one.name) for one in machine.packages.requirements("unsloth_accel", extra)}

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Requirements that together are trouble; all must be installed and match."""
+    """Versions of a package that are trouble with Unsloth or with what it trains."""
 
-    together: tuple[str, ...]
+    versions: str
+    """A requirement that an installed one meets."""
     status: Status
     consequence: str
     fix: str
@@ -32,14 +33,14 @@ class Pair:
 
 PAIRS = (
     Pair(
-        together=("accelerate<1.15",),
+        versions="accelerate<1.15",
         status="error",
         consequence="FULL_STATE_DICT of a PEFT model loses adapter tensors when it is saved",
         fix='pip install "accelerate>=1.15"',
         reference="accelerate#4206",
     ),
     Pair(
-        together=("torch>=2.11,<2.13",),
+        versions="torch>=2.11,<2.13",
         status="warning",
         consequence="FSDP2 with fsdp_activation_checkpointing stops with a CheckpointError, since recomputing skips "
         "FSDP2's cast of inputs",
@@ -47,7 +48,7 @@ PAIRS = (
         reference="NVIDIA-NeMo/Automodel#3513",
     ),
     Pair(
-        together=("torch<2.8",),
+        versions="torch<2.8",
         status="warning",
         consequence="FSDP2 wants one dtype for all parameters of a unit, frozen ones too: no fp32 LoRA on a bf16 or "
         "4-bit base, so QLoRA is not sharded",
@@ -69,19 +70,13 @@ def pairs(machine: Machine) -> Iterator[Result]:
 
     found = False
     for pair in PAIRS:
-        requirements = [Requirement(text) for text in pair.together]
-        installed = [machine.packages.version(one.name) for one in requirements]
-        if not all(v is not None and v in one.specifier for one, v in zip(requirements, installed, strict=True)):
-            continue
-        found = True
-        names = " and ".join(f"{one.name} {version}" for one, version in zip(requirements, installed, strict=True))
-        yield Result(
-            name="known-bad pair",
-            status=pair.status,
-            detail=f"{names}: {pair.consequence}",
-            fix=pair.fix.format(usual=usual(2).name),
-            reference=pair.reference,
-        )
+        bad = Requirement(pair.versions)
+        version = machine.packages.version(bad.name)
+        if version is not None and version in bad.specifier:
+            found = True
+            told = error if pair.status == "error" else warning
+            fix = pair.fix.format(usual=usual(2).name)
+            yield told("known-bad pair", f"{bad.name} {version}: {pair.consequence}", fix, pair.reference)
     if not found:
         yield Result(name="known-bad pairs", detail=f"none of {len(PAIRS)}")
 
