@@ -111,7 +111,7 @@ def _count(asked: argparse.Namespace) -> int:
     from ..strategies import STRATEGIES, usual
 
     strategy = STRATEGIES[asked.strategy]
-    gpus = asked.gpus if asked.gpus is not None else 1 if strategy.one_process else None
+    gpus = 1 if asked.gpus is None and strategy.one_process else asked.gpus
     if gpus is None:
         consequence = "is missing: accelerate needs the number of processes."
         raise ConfigError(Problem(key="--gpus", consequence=consequence, fix="--gpus 2"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -30,13 +31,8 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--json", action="store_true", help="print the results as JSON")
     made.add_argument("--quick", action="store_true", help="start no processes: leave the all-reduce out")
-    made.add_argument(
-        "--timeout",
-        type=float,
-        default=TIME_LIMIT,
-        metavar="SECONDS",
-        help="limit of each all-reduce (default %(default)g)",
-    )
+    limit = "limit of each all-reduce (default %(default)g)"
+    made.add_argument("--timeout", type=float, default=TIME_LIMIT, metavar="SECONDS", help=limit)
     return made
 
 
@@ -60,11 +56,9 @@ def lines(results: Sequence[Result]) -> list[str]:
         if result.fix:
             reference = f"  [{result.reference}]" if result.reference else ""
             made.append(f"{'':<7}  {'':<{width}}  fix: {result.fix}{reference}")
-    found = [sum(result.status == status for result in results) for status in ("error", "warning")]
-    counted = [
-        f"{count} {word}{'' if count == 1 else 's'}" for count, word in zip(found, ("error", "warning"), strict=True)
-    ]
-    return [*made, "", f"{', '.join(counted)} in {len(results)} results"]
+    count = Counter(result.status for result in results)
+    errors, warnings = (f"{count[word]} {word}{'s' * (count[word] != 1)}" for word in ("error", "warning"))
+    return [*made, "", f"{errors}, {warnings} in {len(results)} results"]
 
 
 def _show(report: Sequence[str]) -> None:

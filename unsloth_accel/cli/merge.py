@@ -23,9 +23,8 @@ def parser() -> argparse.ArgumentParser:
         "into the 16-bit original.",
         EXAMPLES,
     )
-    made.add_argument(
-        "source", metavar="ADAPTER_DIR", help="an adapter's directory, a checkpoint, or a run's directory"
-    )
+    source = "an adapter's directory, a checkpoint, or a run's directory"
+    made.add_argument("source", metavar="ADAPTER_DIR", help=source)
     made.add_argument("target", nargs="?", metavar="OUT_DIR", help="default: merged, beside the adapter")
     made.add_argument("--dtype", metavar="DTYPE", help="bfloat16, float16 or float32; default the base's, in 16 bit")
     made.add_argument("--base", metavar="MODEL", help="merge into this model, where the adapter names another place")
@@ -35,15 +34,13 @@ def parser() -> argparse.ArgumentParser:
 
 def run(words: Sequence[str]) -> int:
     asked = parser().parse_args(words)
-    from ..artifacts import merge as merging
+    from ..artifacts.merge import plan_merge, write_merged
 
-    merge = merging.plan_merge(
-        asked.source, asked.target, base=asked.base, dtype=asked.dtype, overwrite=asked.overwrite
-    )
+    merge = plan_merge(asked.source, asked.target, base=asked.base, dtype=asked.dtype, overwrite=asked.overwrite)
     print(f"adapter  {merge.adapter}")
     print(f"base     {merge.base}" + ("" if merge.base == merge.trained_on else f" (trained on {merge.trained_on})"))
     print(f"merging  {merge.spec.num_parameters / 1e9:.2f}B parameters in {merge.dtype}", flush=True)
-    files = merging.write_merged(merge)
+    files = write_merged(merge)
     size = sum(file.stat().st_size for file in files)
     print(f"merged   {merge.target} ({len(files)} weight file{'s' * (len(files) != 1)}, {size / 2**30:.2f} GiB)")
     return 0

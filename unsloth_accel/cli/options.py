@@ -27,8 +27,7 @@ def command_parser(name: str, description: str, examples: str, usage: str | None
 
 def add_run(made: argparse.ArgumentParser, count: str = "*") -> None:
     """The words that describe a run, for `run_from_words`; `count` is argparse's nargs."""
-    words = "a run's description, and key=value overrides"
-    made.add_argument("words", nargs=count, metavar="RUN.yaml", help=words)
+    made.add_argument("words", nargs=count, metavar="RUN.yaml", help="a run's description, and key=value overrides")
 
 
 def add_hardware(made: argparse.ArgumentParser) -> None:

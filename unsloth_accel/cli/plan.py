@@ -59,8 +59,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _written(made: Plan, directory: str) -> str:
-    missing = [
-        key for key, value in (("data.path", made.run.data.path), ("output_dir", made.run.output_dir)) if not value
-    ]
+    needed = {"data.path": made.run.data.path, "output_dir": made.run.output_dir}
+    missing = [key for key, value in needed.items() if not value]
     without = f" (without {' and '.join(missing)}: add them before you launch it)" if missing else ""
     return f"{directory}/accelerate.yaml and {directory}/run.yaml{without}"

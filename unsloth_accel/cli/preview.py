@@ -36,9 +36,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add_run(made)
     made.add_argument("--rows", type=positive, default=3, metavar="N", help="rows to show; default 3")
-    made.add_argument(
-        "--most", type=positive, default=MOST, metavar="N", help=f"rows to count; default the first {MOST}"
-    )
+    most = f"rows to count; default the first {MOST}"
+    made.add_argument("--most", type=positive, default=MOST, metavar="N", help=most)
     made.add_argument("--json", action="store_true")
     return made
 
@@ -103,5 +102,4 @@ def _print_figures(console: Console, found: Preview) -> None:
         f"packing   {figures.rows:,} rows into {figures.packed:,} of {found.limit:,} tokens "
         f"({figures.rows_each:.1f} each)",
     ]
-    for line in lines:
-        console.print(line, highlight=False)
+    console.print("\n".join(lines), highlight=False)

@@ -45,9 +45,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--strategy", metavar="S[,S...]", help="ddp, fsdp2, fsdp2_native, …; default: all that can run")
     made.add_argument("--steps", type=count, metavar="N", default=8, help="optimizer steps; default %(default)s")
     made.add_argument("--num-processes", type=count, metavar="N", help="to compare one with; default: one per GPU")
-    made.add_argument(
-        "--tolerance", action="append", default=[], metavar="NAME=NUMBER", help="loss, grad_norm, moved or adapter"
-    )
+    names = "loss, grad_norm, moved or adapter"
+    made.add_argument("--tolerance", action="append", default=[], metavar="NAME=NUMBER", help=names)
     made.add_argument("--json", metavar="FILE", help="write every figure there")
     made.add_argument("--keep", metavar="DIRECTORY", help="train there and keep it; default: a temporary directory")
     return made
@@ -86,11 +85,11 @@ def run(words: Sequence[str]) -> int:
         else:
             print(as_text(found))
         if asked.json:
-            command = shlex.join(["unsloth-accel", "verify", *words])
-            _write(Path(asked.json), {"command": command} | found.to_dict())
+            values = {"command": shlex.join(["unsloth-accel", "verify", *words])} | found.to_dict()
+            write_atomically(asked.json, json.dumps(values, indent=1) + "\n")
         if not found.same:
             keep()
-        return 0 if found.same else 1
+        return int(not found.same)
 
 
 def _read(words: Sequence[str], directory: Path) -> RunConfig:
@@ -134,8 +133,7 @@ def _must_be_writable(option: str, directory: Path) -> None:
         with tempfile.TemporaryFile(dir=existing):
             return
     except OSError as error:
-        consequence = f"can't be written: {error.strerror}."
-        fix = "choose a place that you may write"
+        consequence, fix = f"can't be written: {error.strerror}.", "choose a place that you may write"
         raise ConfigError(Problem(key=option, value=str(directory), consequence=consequence, fix=fix)) from None
 
 
@@ -165,7 +163,3 @@ def _terminated_like_interrupted() -> Iterator[None]:
         if sys.stderr.isatty():
             print(file=sys.stderr)  # below the line of progress
         signal.signal(signal.SIGTERM, previous)
-
-
-def _write(path: Path, values: dict[str, object]) -> None:
-    write_atomically(path, json.dumps(values, indent=1) + "\n")
