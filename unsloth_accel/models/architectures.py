@@ -59,9 +59,8 @@ class Dimensions(Sizes):
 
     def is_sparse(self, layer: int) -> bool:
         """Whether decoder block `layer` is a mixture of experts."""
-        return (
-            self.num_experts > 0 and layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
-        )
+        chosen = (layer + 1) % self.decoder_sparse_step == 0
+        return self.num_experts > 0 and chosen and layer not in self.mlp_only_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,10 +140,8 @@ def _dense(
     dims: Dimensions, layer: int, *, qkv_bias: bool | None = None, qk_norm: bool = False, four_norms: bool = False
 ) -> Parameters:
     """A Llama-like block; `qkv_bias` where the architecture fixes it (the output projection then has none)."""
-    out_bias = dims.attention_bias if qkv_bias is None else False
-    yield from _attention(
-        dims, qkv_bias=dims.attention_bias if qkv_bias is None else qkv_bias, out_bias=out_bias, qk_norm=qk_norm
-    )
+    out_bias = dims.attention_bias and qkv_bias is None
+    yield from _attention(dims, qkv_bias=out_bias or bool(qkv_bias), out_bias=out_bias, qk_norm=qk_norm)
     yield from _gated_mlp(dims, dims.mlp_bias)
     yield from _two_norms(dims)
     if four_norms:

@@ -24,15 +24,10 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 KEY = "lora.target_modules"
-_QWEN_EXPERTS = {
-    "gate": "gate.weight",
-    "gate_proj": "gate_up_proj",
-    "up_proj": "gate_up_proj",
-    "down_proj": "down_proj",
-}
+_DOWN, _GATE_UP = "down_proj", "gate_up_proj"
 OLD_EXPERTS: dict[str, dict[str, str]] = {
-    "mixtral": {"gate": "gate.weight", "w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj"},
-    "qwen3_moe": _QWEN_EXPERTS,
+    "mixtral": {"gate": "gate.weight", "w1": _GATE_UP, "w3": _GATE_UP, "w2": _DOWN},
+    "qwen3_moe": {"gate": "gate.weight", "gate_proj": _GATE_UP, "up_proj": _GATE_UP, "down_proj": _DOWN},
 }
 """The fused parameter that holds what a name was before transformers 5 (PEFT's _MOE_TARGET_MODULE_MAPPING)."""
 
@@ -174,9 +169,8 @@ def _fused(spec: ModelSpec, experts: set[str], old: Mapping[str, str]) -> dict[s
     for new in {old[word] for word in words}:
         needed = {name for name, fused in old.items() if fused == new}
         if needed - words:
-            consequence = (
-                f"{', '.join(sorted(needed))} are one parameter, and {', '.join(needed - words)} is not named."
-            )
+            parts, lacking = ", ".join(sorted(needed)), ", ".join(needed - words)
+            consequence = f"{parts} are one parameter, and {lacking} is not named."
             fix = f"name {' and '.join(sorted(needed))} together, or none of them"
             raise ConfigError(Problem(key=KEY, value=", ".join(needed & words), consequence=consequence, fix=fix))
         parameters |= {tensor.name: len(needed) for tensor in spec.tensors if tensor.name.endswith(f".{new}")}
@@ -208,10 +202,8 @@ def _supported(given: str, found: set[str], linear: Collection[str]) -> frozense
 def _unknown(spec: ModelSpec, word: str, linear: Iterable[str], layers: Collection[int] | None) -> Problem:
     names = {name.rpartition(".")[2] for name in linear}
     if word in names:
-        consequence, fix = (
-            f"is in none of the layers {sorted(layers or ())}.",
-            f"layers from 0 to {spec.num_layers - 1}",
-        )
+        consequence = f"is in none of the layers {sorted(layers or ())}."
+        fix = f"layers from 0 to {spec.num_layers - 1}"
     elif any(tensor.name.endswith(f".{word}") for tensor in spec.tensors):
         consequence = "is a parameter of its own, no linear layer; PEFT reaches it by target_parameters alone."
         fix = _names(linear)
@@ -226,10 +218,8 @@ def _names(linear: Iterable[str]) -> str:
 
 
 def _in_layers(name: str, layers: Collection[int] | None) -> bool:
-    if layers is None or not layers:
-        return True
     found = re.match(r".*?\.[^.]*\.(\d+)\.", name)
-    return bool(found) and int(found[1]) in layers  # type: ignore[index]
+    return not layers or (found is not None and int(found[1]) in layers)
 
 
 def _covers(word: str, name: str) -> bool:

@@ -94,9 +94,7 @@ class ModelSpec(Sizes):
 
         found = find_model(str(name), revision)
         source: Source = "known shapes" if found.known else "config.json"
-        stored = []
-        if found.directory and found.has_weights:
-            stored = read_checkpoint(found.directory)
+        stored = read_checkpoint(found.directory) if found.directory and found.has_weights else []
         return from_config(found.config, name=str(name), where=found.where, stored=stored, source=source)
 
     @property
@@ -119,8 +117,7 @@ class ModelSpec(Sizes):
         """Of the largest decoder block."""
         blocks: Counter[str] = Counter()
         for tensor in self.tensors:
-            block = _BLOCK.search(tensor.name)
-            if block:
+            if block := _BLOCK.search(tensor.name):
                 blocks[block[1]] += tensor.numel
         return max(blocks.values(), default=0)
 
@@ -301,20 +298,18 @@ def _compare(
     shapes: Mapping[str, tuple[int, ...]], stored: list[Stored], tied: bool, where: str
 ) -> tuple[Problem, ...]:
     """A warning where the checkpoint and config.json hold different numbers; `ConfigError` for different shapes."""
+    fix = "take config.json and the weights from the same model"
     for tensor in stored:
         shape = shapes.get(tensor.name, shapes.get(f"model.{tensor.name}", tensor.shape))
         if shape != tensor.shape:
             consequence = f"describes {tensor.name} as {list(shape)}, and the weights hold {list(tensor.shape)}."
-            fix = "take config.json and the weights from the same model"
             raise ConfigError(Problem(key=where, consequence=consequence, fix=fix))
     described = sum(map(prod, shapes.values()))
     held = sum(prod(tensor.shape) for tensor in _stored_parameters(stored, tied))
     if held == described:
         return ()
-    consequence = (
-        f"describes {described:,} parameters and the weights hold {held:,}; transformers makes up what is missing."
-    )
-    fix = "take config.json and the weights from the same model"
+    consequence = f"describes {described:,} parameters and the weights hold {held:,}; "
+    consequence += "transformers makes up what is missing."
     return (Problem(key=where, consequence=consequence, fix=fix, severity="warning"),)
 
 
@@ -344,8 +339,8 @@ def _dtype(config: Mapping[str, Any], stored: list[Stored], where: str) -> str:
     """Torch's name of the weights' dtype: config.json's, or that of most stored bytes, or transformers' float32."""
     given = config.get("dtype") or config.get("torch_dtype")
     if given is not None and given != "auto":
-        word = given.removeprefix("torch.") if isinstance(given, str) else given
-        if isinstance(word, str) and word in ITEM_SIZES:
+        word = given.removeprefix("torch.") if isinstance(given, str) else ""
+        if word in ITEM_SIZES:
             return word
         fix = f"use one of: {', '.join(ITEM_SIZES)}."
         raise ConfigError(Problem(key=f"{where}: dtype", value=given, consequence="is no dtype.", fix=fix))
@@ -362,9 +357,8 @@ def _quantization(config: Mapping[str, Any], where: str) -> tuple[str | None, tu
     if given is None:
         return None, ()
     if not isinstance(given, dict):
-        fix = "restore config.json from the model's source"
-        consequence = "must be a mapping."
-        raise ConfigError(Problem(key=f"{where}: quantization_config", value=given, consequence=consequence, fix=fix))
+        key, fix = f"{where}: quantization_config", "restore config.json from the model's source"
+        raise ConfigError(Problem(key=key, value=given, consequence="must be a mapping.", fix=fix))
     method = given.get("quant_method", "bitsandbytes" if "load_in_4bit" in given or "load_in_8bit" in given else "")
     if method == "bitsandbytes":
         method = "bnb-4bit" if given.get("load_in_4bit", given.get("_load_in_4bit")) else "bnb-8bit"

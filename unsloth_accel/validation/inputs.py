@@ -30,10 +30,8 @@ def input_problems(run: RunConfig) -> list[Problem]:
     problems = _model_problems(run)
     rows: dict[str, Rows] = {}
     for key, path in (("data.path", run.data.path), ("data.eval_path", run.data.eval_path)):
-        if path is None:
-            continue
         try:
-            if not locate(path, key).hub:
+            if path is not None and not locate(path, key).hub:
                 most = STREAM_CHECKED if run.data.streaming and key == "data.path" else None
                 rows[key] = read_checked_rows(path, key, run.data, most)
         except ConfigError as error:
@@ -60,11 +58,11 @@ def _kind_problems(run: RunConfig, key: str, found: Rows) -> list[Problem]:
 
 
 def _responses_problems(found: Rows) -> list[Problem]:
-    problem = partial(Problem, key="data.train_on", value="responses")
     if found.kind == "text":
         return [responses_need_turns()]
     if found.kind != "messages":
         return []
+    problem = partial(Problem, key="data.train_on", value="responses")
     without = [index for index, row in enumerate(found.rows) if not has_response(row)]
     if without:
         what = f"{rows_text(len(without))} without an assistant's message: nothing to learn from"
@@ -99,34 +97,32 @@ def _epoch_problems(run: RunConfig, count: int) -> list[Problem]:
     consequence = f"an epoch of {count} rows ends with a step of {count % size}"
     if count < size:
         consequence = f"{rows_text(count)} in all: every step is an epoch of {count}, and never {size}"
-    if not by_tokens:
-        consequence += "; over several processes some rows are repeated there to give each process as many"
-    consequence += "."
     fix = "nothing, if that is all right; or a number of rows that the batch divides"
     if not by_tokens:
+        consequence += "; over several processes some rows are repeated there to give each process as many"
         fix += "; batch.balance=tokens repeats none"
-    return [Problem(key="batch.global_size", value=size, consequence=consequence, fix=fix, severity="warning")]
+    key = "batch.global_size"
+    return [Problem(key=key, value=size, consequence=f"{consequence}.", fix=fix, severity="warning")]
 
 
 def _model_problems(run: RunConfig) -> list[Problem]:
     name = run.model.name
     path = Path(name)
-    if run.model.load_in_4bit:
-        missing = _bitsandbytes_problems("model.load_in_4bit", True)
-        if missing:
-            return missing
+    problem = partial(Problem, key="model.name", value=name)
+    missing = _bitsandbytes_problems("model.load_in_4bit", True) if run.model.load_in_4bit else []
+    if missing:
+        return missing
     if not _exists(path):
         if may_be_hub_id(name):
             return []  # whether it can be had shows when it is loaded
         fix = "check the path, or give a hub id such as unsloth/Llama-3.2-1B-Instruct"
         if name.endswith("models/SmolLM2-135M-Instruct"):
             fix = "make quickstart, or python examples/prepare_smollm2.py"
-        return [Problem(key="model.name", value=name, consequence="no such directory.", fix=fix)]
+        return [problem(consequence="no such directory.", fix=fix)]
     config = path / "config.json"
     if not path.is_dir() or not config.is_file():
-        consequence = "has no config.json, so it is not a model directory."
         fix = "give the directory that holds config.json and the weights"
-        return [Problem(key="model.name", value=name, consequence=consequence, fix=fix)]
+        return [problem(consequence="has no config.json, so it is not a model directory.", fix=fix)]
     fix = "restore the file from the model's source"
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
@@ -136,23 +132,20 @@ def _model_problems(run: RunConfig) -> list[Problem]:
         return [Problem(key=str(config), consequence="has no model_type, so transformers can't load it.", fix=fix)]
     if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
         consequence = "has a config.json and no weights (*.safetensors)."
-        return [Problem(key="model.name", value=name, consequence=consequence, fix="copy the weights into it")]
+        return [problem(consequence=consequence, fix="copy the weights into it")]
     try:
         spec = ModelSpec.load(name)
-        if spec.quantization == "bnb-4bit":
-            return _bitsandbytes_problems("model.name", name)
     except ConfigError as error:  # a file cut short, a shard missing, sizes that contradict each other
         return list(error.problems)
-    return []
+    return _bitsandbytes_problems("model.name", name) if spec.quantization == "bnb-4bit" else []
 
 
 def _bitsandbytes_problems(key: str, value: Any) -> list[Problem]:
     if importlib.util.find_spec("bitsandbytes") is not None:
         return []
+    consequence = "needs the package bitsandbytes, which is not installed."
     fix = "pip install bitsandbytes, or model.load_in_4bit=false"
-    return [
-        Problem(key=key, value=value, consequence="needs the package bitsandbytes, which is not installed.", fix=fix)
-    ]
+    return [Problem(key=key, value=value, consequence=consequence, fix=fix)]
 
 
 def output_problems(run: RunConfig) -> list[Problem]:

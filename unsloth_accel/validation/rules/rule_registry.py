@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from ...errors import Severity
 from .document import Document, Finding, Kind
 
 Check = Callable[[Document], Iterator[Finding]]
-EVERY: tuple[Kind, ...] = (
-    *("accelerate", "run", "deepspeed", "transformers-fsdp", "training-script", "unknown", "unreadable"),
-)
+EVERY: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "pair")
+"""Of one file."""
 
 
 @dataclass(frozen=True, kw_only=True)
