@@ -107,16 +107,18 @@ def _link(machine: NvmlAnswers, devices: tuple[Device, ...]) -> tuple[Link | Non
         return None, None, []
     joined = pairs & machine.joined
     if joined == pairs:
-        nvlink = [machine.nvlink_gbs.get(index) or _stated_nvlink(devices, index) for index in indices]
-        known = [gbs for gbs in nvlink if gbs]
-        slowest = min(known) if len(known) == len(nvlink) else None
+        slowest = _slowest([machine.nvlink_gbs.get(index) or _stated_nvlink(devices, index) for index in indices])
         speed = f"{slowest:g} GB/s per GPU and direction" if slowest else "at a speed NVML doesn't state"
         return "nvlink", slowest, [f"link nvlink: NVML says that it joins every pair of GPUs, {speed}."]
-    pcie = [machine.pcie_gbs[index] for index in indices if index in machine.pcie_gbs]
-    slowest = min(pcie) if len(pcie) == len(indices) else None
+    slowest = _slowest([machine.pcie_gbs.get(index) for index in indices])
     speed = f"{slowest:g} GB/s per direction" if slowest else "at a speed NVML doesn't state"
     some = f"NVLink joins only {len(joined)} of {len(pairs)} pairs, and the slowest sets the pace" if joined else ""
     return "pcie", slowest, [f"link pcie: {some or 'NVML knows no NVLink between the GPUs'}, {speed}."]
+
+
+def _slowest(rates: list[float | None]) -> float | None:
+    """None where one of them is unknown."""
+    return min(rate or 0.0 for rate in rates) or None
 
 
 def _stated_nvlink(devices: tuple[Device, ...], index: int) -> float | None:
