@@ -96,13 +96,8 @@ NESTED_KEYS = {
 DECODER_LAYERS = (
     *("LlamaDecoderLayer", "Llama4TextDecoderLayer", "MistralDecoderLayer", "Ministral3DecoderLayer"),
     *("MixtralDecoderLayer", "Qwen2DecoderLayer", "Qwen2MoeDecoderLayer", "Qwen2VLDecoderLayer"),
-    *(
-        "Qwen2_5_VLDecoderLayer",
-        "Qwen3DecoderLayer",
-        "Qwen3MoeDecoderLayer",
-        "Qwen3NextDecoderLayer",
-        "Qwen3VLTextDecoderLayer",
-    ),
+    *("Qwen2_5_VLDecoderLayer", "Qwen3DecoderLayer", "Qwen3MoeDecoderLayer", "Qwen3NextDecoderLayer"),
+    "Qwen3VLTextDecoderLayer",
     *("GemmaDecoderLayer", "Gemma2DecoderLayer", "Gemma3DecoderLayer", "Gemma3nTextDecoderLayer", "PhiDecoderLayer"),
     *("Phi3DecoderLayer", "CohereDecoderLayer", "Cohere2DecoderLayer", "GraniteDecoderLayer", "GraniteMoeDecoderLayer"),
     *("FalconDecoderLayer", "FalconH1DecoderLayer", "GptOssDecoderLayer", "GlmDecoderLayer", "Glm4DecoderLayer"),
@@ -126,16 +121,12 @@ def layer_exists(name: str) -> bool | None:
 
 def layers_of(model_type: str) -> tuple[str, ...]:
     """The classes that transformers defines for a `model_type` of config.json; empty where that is not known."""
+    models, name = _models(), model_type.replace("-", "_")
+    file = models / name / f"modeling_{name}.py" if models and re.fullmatch(r"\w+", name) else None
+    if file and file.is_file():
+        return tuple(re.findall(r"^class (\w+)", file.read_text(encoding="utf-8"), flags=re.MULTILINE))
     family = ARCHITECTURES.get(model_type)
-    own = (family.decoder_layer_class,) if family else ()
-    models = _models()
-    if models is None or not re.fullmatch(r"[\w-]+", model_type):
-        return own
-    name = model_type.replace("-", "_")
-    file = models / name / f"modeling_{name}.py"
-    if not file.is_file():
-        return own
-    return tuple(re.findall(r"^class (\w+)", file.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    return (family.decoder_layer_class,) if family else ()
 
 
 def _models() -> Path | None:

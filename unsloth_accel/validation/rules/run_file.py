@@ -159,11 +159,10 @@ def run_static_graph(config: Document) -> Iterator[Finding]:
 
     Reference: measured (static_graph alone OK, INTERNAL ASSERT with no_sync).
     """
-    key = "training.ddp_static_graph"
-    accumulation = config.get("training.gradient_accumulation_steps")
-    if config.get(key) is True and not _alone(config) and accumulation != 1:
+    key, accumulation = "training.ddp_static_graph", "training.gradient_accumulation_steps"
+    if config.get(key) is True and not _alone(config) and config.get(accumulation) != 1:
         consequence = "with accumulation DDP fails in an internal assertion."
-        yield config.problem(key, consequence, "remove it, or training.gradient_accumulation_steps: 1")
+        yield config.problem(key, consequence, f"remove it, or {accumulation}: 1")
 
 
 @rule("run-load-best", on=("run",))
@@ -286,13 +285,11 @@ def run_strategy_and_processes(config: Document) -> Iterator[Finding]:
     Reference: unsloth_accel/planning/planner.py: _check_strategy.
     """
     strategy, count = _asked(config), config.get("distributed.num_processes")
-    if not is_whole(count) or count < 1:
-        return
-    key = "distributed.strategy"
-    if strategy and strategy.one_process and count > 1:
-        yield config.problem(key, f"is one process and num_processes is {count}.", f"{usual(count).name}, or auto")
-    if strategy and not strategy.one_process and count == 1:
-        yield config.problem(key, "needs at least two processes and there is one.", f"{usual(1).name}, or auto")
+    if strategy and is_whole(count) and count >= 1 and strategy.one_process != (count == 1):
+        consequence = "needs at least two processes and there is one."
+        if strategy.one_process:
+            consequence = f"is one process and num_processes is {count}."
+        yield config.problem("distributed.strategy", consequence, f"{usual(count).name}, or auto")
 
 
 @rule("run-batch-indivisible", on=("run",))
@@ -321,5 +318,4 @@ def indivisible(config: Document, count: object) -> Iterator[Finding]:
     try:
         divide_batch(size, count, per_device, accumulation)
     except ConfigError as error:
-        for problem in error.problems:
-            yield config.problem(problem.key, problem.consequence, problem.fix)
+        yield from (config.problem(problem.key, problem.consequence, problem.fix) for problem in error.problems)
