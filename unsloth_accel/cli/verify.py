@@ -64,9 +64,8 @@ def run(words: Sequence[str]) -> int:
         _must_be_writable("--json", Path(asked.json).absolute().parent)
     strategies = [name.strip() for name in (asked.strategy or "").split(",") if name.strip()]
     with _directory(asked.keep) as (directory, keep):
-        described = _read(asked.words, directory)
         chosen = settings(
-            described,
+            _read(asked.words, directory),
             Hardware.detect(),
             directory,
             strategies=strategies,

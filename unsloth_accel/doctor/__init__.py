@@ -6,7 +6,7 @@ starts programs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from . import gpus, host, installed, known_bad, processes, runnable_strategies, shell_variables
 from .machine import Machine, this_machine
@@ -15,7 +15,7 @@ from .result import Result, Status, collect
 
 __all__ = ["CHECKS", "TIME_LIMIT", "Machine", "Result", "Status", "examine", "exit_status"]
 
-CHECKS: tuple[tuple[str, Callable[[Machine], Iterator[Result]]], ...] = (
+CHECKS: tuple[tuple[str, Callable[[Machine], Iterable[Result]]], ...] = (
     ("machine", installed.machine_read),
     ("python", installed.python),
     ("platform", installed.platform),

@@ -81,37 +81,32 @@ def pairs(machine: Machine) -> Iterator[Result]:
         yield Result(name="known-bad pairs", detail=f"none of {len(PAIRS)}")
 
 
-def torch_for_device(machine: Machine) -> Iterator[Result]:
+def torch_for_device(machine: Machine) -> list[Result]:
     """torch's build against the driver."""
     build = machine.torch
     if build is None:
-        return  # already an error among the versions
+        return []  # already an error among the versions
     if build.other:
         detail = f"{build.version} is a {build.other} build; this package is tested with CUDA and on CPUs"
-        yield warning("torch build", detail, "use a CUDA build on an NVIDIA GPU")
-        return
+        return [warning("torch build", detail, "use a CUDA build on an NVIDIA GPU")]
     if build.cuda is None and machine.without_gpu:
-        yield Result(name="torch build", detail="CPU")
-        return
+        return [Result(name="torch build", detail="CPU")]
     if build.cuda is None:
         detail = f"{build.version} is a CPU build, so the {len(machine.hardware.devices)} GPUs here stay unused"
         fix = f'pip install --force-reinstall "torch=={build.version.public}" from an index with CUDA builds'
-        yield error("torch build", detail, fix)
-        return
+        return [error("torch build", detail, fix)]
     cuda = _dotted(build.cuda)
     if machine.nvml.driver_cuda is None:
         why = machine.nvml.reason or "it didn't say"
-        yield Result(name="torch build", detail=f"CUDA {cuda}; the driver's CUDA is unknown ({why})")
-        return
+        return [Result(name="torch build", detail=f"CUDA {cuda}; the driver's CUDA is unknown ({why})")]
     driver = f"driver {machine.nvml.driver} runs CUDA {_dotted(machine.nvml.driver_cuda)}"
     if machine.nvml.driver_cuda[0] >= build.cuda[0]:
-        yield Result(name="torch build", detail=f"CUDA {cuda}; {driver}")
-        return
+        return [Result(name="torch build", detail=f"CUDA {cuda}; {driver}")]
     oldest = OLDEST_DRIVER.get(build.cuda[0])
     newer = f"install driver {oldest} or newer" if oldest else "install a newer driver"
     fix = f"{newer}, or a torch built for CUDA {machine.nvml.driver_cuda[0]}"
     detail = f"CUDA {cuda}, but {driver} at most: torch sees no GPU"
-    yield error("torch build", detail, fix, COMPATIBILITY)
+    return [error("torch build", detail, fix, COMPATIBILITY)]
 
 
 def kernels(machine: Machine) -> Iterator[Result]:
