@@ -23,13 +23,13 @@ def repaired(document: Document, found: Sequence[Finding]) -> tuple[str, list[Fi
     mended: list[Finding] = []
     left: list[Finding] = []
     for finding in found:
-        own = [_edit(document, repair) for repair in finding.repairs]
-        made = [edit for edit in own if edit is not None]
-        if not own or len(made) < len(own) or any(_overlap(edit, other) for edit in made for other in edits):
+        own = [edit for repair in finding.repairs if (edit := _edit(document, repair)) is not None]
+        whole = len(own) == len(finding.repairs) > 0
+        if whole and not any(_overlap(edit, other) for edit in own for other in edits):
+            edits += own
+            mended.append(finding)
+        else:
             left.append(finding)
-            continue
-        edits += made
-        mended.append(finding)
     text = document.text
     # From the end, so that offsets hold; insertions at one place stay in their order.
     for start, end, _, new in sorted(((start, end, n, new) for n, (start, end, new) in enumerate(edits)), reverse=True):
