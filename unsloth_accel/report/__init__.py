@@ -1,7 +1,8 @@
 """The report of a run, or of two: one HTML page that needs nothing else, made without torch in a second.
 
-`run_record` reads what a run left, `figures` reckons, `svg` draws, `run_page` and `compare_page` fill the templates.
-Whatever a user or a model wrote is escaped (jinja2's autoescape, markupsafe in what is drawn), and the page's own
+`run_record` reads what a run left, `figures` reckons, `svg` lays charts out, `run_page` and `compare_page` put a page
+together, and `rendering` fills the templates, which hold all the markup.
+Whatever a user or a model wrote is escaped (jinja2's autoescape), and the page's own
 Content-Security-Policy lets it load nothing and run no script but its own.
 """
 

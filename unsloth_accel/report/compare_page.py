@@ -13,8 +13,8 @@ from . import numbers
 from .curves import smoothing
 from .figures import Figures, Series, column, figures, median, throughput
 from .headline import facts, short_name
+from .rendering import rendered
 from .run_context import versions
-from .run_page import rendered
 from .run_record import Recorded, at, number, table, text
 from .svg import line_chart
 

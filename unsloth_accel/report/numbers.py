@@ -40,6 +40,11 @@ def compact(value: float, digits: int = 4) -> str:
     return short(value, digits)
 
 
+def coordinate(value: float) -> str:
+    """In the box of a chart."""
+    return f"{value:.1f}".removesuffix(".0")
+
+
 def percent(part: float | None, digits: int = 0) -> str:
     return NONE if part is None else f"{100 * part:.{digits}f}\u00a0%"
 

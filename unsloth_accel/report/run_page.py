@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import functools
-import hashlib
-import time
-from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
-from ..version import __version__
 from . import curves, memory_chart, messages, numbers, run_context
 from .figures import Figures, figures, memory_by_rank
 from .headline import cards, facts, short_name
+from .rendering import rendered
 from .run_record import Recorded, at, number, rows, table, text
-
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def page_of_run(run: Recorded) -> str:
@@ -57,31 +48,12 @@ def page_of_run(run: Recorded) -> str:
     )
 
 
-def rendered(template: str, **values: Any) -> str:
-    """A template with the page's style and script, which are all it may use."""
-    style, script = (Markup((_TEMPLATES / name).read_text(encoding="utf-8")) for name in ("style.css", "script.js"))
-    digest = base64.b64encode(hashlib.sha256(f"\n{script}".encode()).digest()).decode()
-    values |= {"style": style, "script": script, "script_hash": digest}
-    values |= {"version": __version__, "made": numbers.moment(time.time())}
-    html: str = _templates().get_template(template).render(values)
-    return html
-
-
 def answers(run: Recorded) -> list[dict[str, Any]]:
     """Sample answers to held-out questions, before and after."""
     old, new = (
         [one for one in rows(at(run.results, when, "answers")) if isinstance(one, dict)] for when in ("before", "after")
     )
     return [{**one, "before": old[index].get("answer") if index < len(old) else None} for index, one in enumerate(new)]
-
-
-@functools.cache
-def _templates() -> Any:
-    from jinja2 import Environment, FileSystemLoader
-
-    made = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    made.filters |= {"figure": numbers.figure, "percent": numbers.percent}
-    return made
 
 
 def _plan(run: Recorded) -> dict[str, Any]:

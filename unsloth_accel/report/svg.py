@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 
 from markupsafe import Markup
 
 from .figures import Series
-from .numbers import compact, figure, short
+from .numbers import compact, coordinate, figure, short
+from .rendering import drawn
 
 BOX = 1000.0
 MOST_POINTS = 600
@@ -46,7 +48,6 @@ def line_chart(
     series: Sequence[Series],
     *,
     note: str = "",
-    unit: str = "",
     from_zero: bool = False,
     mean_of: int = 0,
     dots: Sequence[Series] = (),
@@ -58,74 +59,55 @@ def line_chart(
     `mean_of` > 1 draws each series faintly and its running mean over so many points boldly. `dots` are series of few
     points, drawn as such.
     """
-    drawn = [one for one in (*series, *dots) if one]
-    if not drawn:
+    shown = [one for one in (*series, *dots) if one]
+    if not shown:
         return Markup("")
-    left, right = min(min(one.xs) for one in drawn), max(max(one.xs) for one in drawn)
+    left, right = min(min(one.xs) for one in shown), max(max(one.xs) for one in shown)
     if left == right:
         left, right = left - 1, right + 1
-    low, high, ticks = _range(drawn, from_zero)
-    scale = _Scale(left, right, low, high)
+    ticks = _y_ticks(shown, from_zero)
+    scale = _Scale(left, right, ticks[0], ticks[-1])
     paths, tags = [], []
-    for index, one in enumerate(drawn):
+    for index, one in enumerate(shown):
         colour = f"c{index % 6 + 1}"
         bold = one
         if one in dots or len(one.xs) == 1:  # a line of one point would not be seen
-            paths.append(_dots(one, scale, colour))
+            # Lines of no length with round ends: a circle would be stretched with the box.
+            points = [point for run in _runs(one, scale, most=120) for point in run]
+            paths.append((f"thin {colour}", one.name, points, colour))
         elif mean_of > 1:
             bold = running_mean(one, mean_of)
-            paths += [_line(one, scale, f"{colour} faint"), _line(bold, scale, f"{colour} silent")]
+            paths += [(f"{colour} faint", one.name, run, "") for run in _runs(one, scale)]
+            paths += [(f"{colour} silent", one.name, run, "") for run in _runs(bold, scale)]
         else:
-            paths.append(_line(one, scale, colour))
+            paths += [(colour, one.name, run, "") for run in _runs(one, scale)]
         last = next(y for y in reversed(bold.ys) if math.isfinite(y))
-        tags.append((scale.y(last) / BOX, one.name if len(drawn) > 1 else "", compact(last, 3), colour))
-    grid = Markup("").join(
-        Markup('<line class="grid" x1="0" x2="1000" y1="{0}" y2="{0}"/>').format(_short(scale.y(tick)))
-        for tick in ticks
-    )
-    return Markup(
-        '<figure class="{kind}" data-x="{x}" data-range="{range}" data-unit="{unit}">'
-        "<figcaption><h3>{title}</h3>{note}</figcaption>"
-        '<div class="plot"><div class="ys" aria-hidden="true">{ys}</div>'
-        '<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{said}">{grid}{paths}</svg>'
-        '<div class="tags" aria-hidden="true">{tags}</div><div class="xs" aria-hidden="true">{xs}</div></div>'
-        "{table}</figure>"
-    ).format(
-        kind="chart" + " named" * (len(drawn) > 1) + " tall" * tall,
-        x=x_name,
-        range=f"{left!r} {right!r} {low!r} {high!r}",
-        unit=unit,
+        tags.append((scale.y(last) / BOX, one.name if len(shown) > 1 else "", compact(last, 3), colour))
+    x_ticks = [tick for tick in nice_ticks(left, right) if left <= tick <= right]
+    return drawn(
+        "lines",
         title=title,
-        note=Markup("<p>{}</p>").format(note) if note else "",
-        ys=_ticks(ticks, scale),
-        said=f"{title}. " + " ".join(_said(one, x_name, unit) for one in drawn),
-        grid=grid,
-        paths=Markup("").join(paths),
-        tags=_tags(tags, tall),
-        xs=_x_ticks(left, right, scale, x_name),
-        table=_table(drawn, x_name, unit),
+        note=note,
+        kind="chart" + " named" * (len(shown) > 1) + " tall" * tall,
+        x_name=x_name,
+        range=(left, right, ticks[0], ticks[-1]),
+        said=[_said(one, x_name) for one in shown],
+        ticks=[(scale.y(tick), compact(tick)) for tick in ticks],
+        x_ticks=[(scale.x(tick), compact(tick)) for tick in x_ticks if x_name != "step" or tick == int(tick)],
+        paths=paths,
+        tags=_apart(tags, tall),
+        names=[one.name for one in shown],
+        rows=_rows(shown),
     )
 
 
-def bars(title: str, rows: Sequence[Bar], *, note: str = "", unit: str = "", whole: float | None = None) -> Markup:
+def bars(title: str, rows: Sequence[Bar], *, note: str = "", whole: float | None = None) -> Markup:
     """A figure with a stacked bar per row; `whole` is the length of the full width, by default the longest bar."""
-    whole = (whole if rows else 0.0) or max((math.fsum(s.value for s in row.segments) for row in rows), default=0.0)
-    if not whole:
+    whole = whole or max((math.fsum(s.value for s in row.segments) for row in rows), default=0.0)
+    if not rows or not whole:
         return Markup("")
-    made = Markup("").join(_bar(row, whole) for row in rows)
-    names: dict[str, str] = {}
-    for row in rows:
-        names |= {segment.name: segment.colour for segment in row.segments if segment.value > 0}
-    keys = Markup("").join(
-        Markup(
-            '<li><svg class="key" aria-hidden="true"><rect class="{}" width="100%" height="100%"/></svg>{}</li>'
-        ).format(colour, name)
-        for name, colour in names.items()
-    )
-    return Markup(
-        '<figure class="bars"><figcaption><h3>{}</h3>{}</figcaption><ul class="keys" aria-hidden="true">{}</ul>'
-        '<div class="rows">{}</div></figure>'
-    ).format(title, Markup("<p>{}</p>").format(note) if note else "", keys, made)
+    keys = {s.name: s.colour for row in rows for s in row.segments if s.value > 0}
+    return drawn("bars", title=title, note=note, keys=keys, rows=[(row, _parts(row, whole)) for row in rows])
 
 
 def thinned(one: Series, most: int = MOST_POINTS) -> Series:
@@ -180,7 +162,7 @@ class _Scale:
         return BOX * (self.high - value) / (self.high - self.low)
 
 
-def _range(series: Sequence[Series], from_zero: bool) -> tuple[float, float, list[float]]:
+def _y_ticks(series: Sequence[Series], from_zero: bool) -> list[float]:
     finite = [y for one in series for y in one.ys if math.isfinite(y)]
     low, high = min(finite), max(finite)
     if from_zero:
@@ -188,34 +170,21 @@ def _range(series: Sequence[Series], from_zero: bool) -> tuple[float, float, lis
     size = max(abs(low), abs(high))
     if high - low <= size * 1e-6:  # a flat line, in the middle
         low, high = low - (size / 2 or 1.0), high + (size / 2 or 1.0)
-    ticks = nice_ticks(low, high)
-    return ticks[0], ticks[-1], ticks
+    return nice_ticks(low, high)
 
 
-def _line(one: Series, scale: _Scale, classes: str) -> Markup:
-    """Broken where a value is not finite."""
-    few = thinned(one)
-    runs: list[list[str]] = [[]]
-    for x, y in zip(few.xs, few.ys, strict=True):
-        if math.isfinite(y):
-            runs[-1].append(f"{_short(scale.x(x))},{_short(scale.y(y))}")
-        elif runs[-1]:
-            runs.append([])
-    made = Markup('<polyline class="line {}" data-name="{}" points="{}"/>')
-    return Markup("").join(made.format(classes, one.name, " ".join(points)) for points in runs if points)
+def _runs(one: Series, scale: _Scale, most: int = MOST_POINTS) -> list[list[tuple[str, str]]]:
+    """Its points in the box: a list for each stretch of finite values."""
+    few = thinned(one, most)
+    stretches = groupby(zip(few.xs, few.ys, strict=True), key=lambda point: math.isfinite(point[1]))
+    return [
+        [(coordinate(scale.x(x)), coordinate(scale.y(y))) for x, y in stretch]
+        for finite, stretch in stretches
+        if finite
+    ]
 
 
-def _dots(one: Series, scale: _Scale, colour: str) -> Markup:
-    """Lines of no length with round ends: a circle would be stretched with the box."""
-    few = thinned(one, 120)
-    pairs = [(x, y) for x, y in zip(few.xs, few.ys, strict=True) if math.isfinite(y)]
-    made = Markup('<line class="dot {0}" x1="{1}" x2="{1}" y1="{2}" y2="{2}"/>')
-    dots = Markup("").join(made.format(colour, _short(scale.x(x)), _short(scale.y(y))) for x, y in pairs)
-    joined = " ".join(f"{_short(scale.x(x))},{_short(scale.y(y))}" for x, y in pairs)
-    return Markup('<polyline class="line thin {}" data-name="{}" points="{}"/>').format(colour, one.name, joined) + dots
-
-
-def _tags(tags: list[tuple[float, str, str, str]], tall: bool) -> Markup:
+def _apart(tags: list[tuple[float, str, str, str]], tall: bool) -> list[tuple[float, str, str, str]]:
     """Labels at the lines' ends, moved apart where they would cover each other, and above the axis."""
     beside = all(len(name) < 3 for _, name, _, _ in tags)  # else it stands below its value
     room = (0.1 if beside else 0.17) * (1.0 if tall else 1.25)
@@ -227,88 +196,37 @@ def _tags(tags: list[tuple[float, str, str, str]], tall: bool) -> Markup:
     for index in reversed(range(len(tops))):
         tops[index] = min(tops[index], lowest)
         lowest = tops[index] - room
-    made = Markup('<span class="tag {}{}" style="top:{:.1f}%"><b>{}</b>{}</span>')
-    return Markup("").join(
-        made.format(colour, " beside" * beside, 100 * top, value, Markup("<i>{}</i>").format(name) if name else "")
+    return [
+        (top, value, name, colour + " beside" * beside)
         for top, (_, name, value, colour) in zip(tops, tags, strict=True)
-    )
+    ]
 
 
-def _ticks(ticks: list[float], scale: _Scale) -> Markup:
-    made = Markup('<span style="top:{:.1f}%">{}</span>')
-    return Markup("").join(made.format(100 * scale.y(tick) / BOX, compact(tick)) for tick in ticks)
-
-
-def _x_ticks(left: float, right: float, scale: _Scale, name: str) -> Markup:
-    inner = [tick for tick in nice_ticks(left, right) if left <= tick <= right]
-    if name == "step":
-        inner = [tick for tick in inner if tick == int(tick)]
-    made = Markup('<span style="left:{:.1f}%">{}</span>')
-    marks = Markup("").join(made.format(scale.x(tick) / BOX * 100, compact(tick)) for tick in inner)
-    return marks + Markup("<em>{}</em>").format(name)
-
-
-def _said(one: Series, x_name: str, unit: str) -> str:
+def _said(one: Series, x_name: str) -> str:
     """What a reader who doesn't see the line should know of it."""
     pairs = [(x, y) for x, y in zip(one.xs, one.ys, strict=True) if math.isfinite(y)]
     (x0, y0), (x1, y1) = pairs[0], pairs[-1]
     least, most = min(pairs, key=lambda p: p[1]), max(pairs, key=lambda p: p[1])
-    unit = f" {unit}" if unit else ""
     gone = len(one.ys) - len(pairs)
     return (
-        f"{one.name}: {figure(y0)}{unit} at {x_name} {short(x0)}, {figure(y1)}{unit} at {x_name} {short(x1)}; "
+        f"{one.name}: {figure(y0)} at {x_name} {short(x0)}, {figure(y1)} at {x_name} {short(x1)}; "
         f"least {figure(least[1])} at {short(least[0])}, greatest {figure(most[1])} at {short(most[0])}."
         + (f" {gone} values are not finite." if gone else "")
     )
 
 
-def _table(series: Sequence[Series], x_name: str, unit: str) -> Markup:
+def _rows(series: Sequence[Series]) -> list[tuple[str, list[float | None]]]:
     """A few rows of figures, evenly over the run."""
     longest = max(series, key=lambda one: len(one.xs))
-    many = len(longest.xs)
-    picked = sorted({round(i * (many - 1) / (TABLE_ROWS - 1)) for i in range(TABLE_ROWS)}) if many > 1 else [0]
-    by_x = [dict(zip(one.xs, one.ys, strict=True)) for one in series]
+    last = len(longest.xs) - 1
+    picked = {longest.xs[round(i * last / (TABLE_ROWS - 1))] for i in range(TABLE_ROWS)}
     dotted = {x for one in series if len(one.xs) <= TABLE_ROWS for x in one.xs}
-    xs = sorted({longest.xs[i] for i in picked} | dotted)
-    head = Markup("").join(
-        Markup("<th>{}</th>").format(one.name + (f", {unit}" if unit and unit != one.name else "")) for one in series
-    )
-    rows = Markup("").join(
-        Markup("<tr><th>{}</th>{}</tr>").format(
-            short(x), Markup("").join(Markup("<td>{}</td>").format(figure(ys.get(x))) for ys in by_x)
-        )
-        for x in xs
-    )
-    return Markup(
-        "<details><summary>As a table</summary><table><thead><tr><th>{}</th>{}</tr></thead><tbody>{}</tbody></table>"
-        "</details>"
-    ).format(x_name, head, rows)
+    by_x = [dict(zip(one.xs, one.ys, strict=True)) for one in series]
+    return [(short(x), [ys.get(x) for ys in by_x]) for x in sorted(picked | dotted)]
 
 
-def _bar(row: Bar, whole: float) -> Markup:
-    start, rects, labels = 0.0, [], []
-    for segment in row.segments:
-        width = 100 * segment.value / whole
-        if width <= 0:
-            continue
-        rects.append(
-            Markup('<rect class="{}" x="{:.2f}%" width="{:.2f}%" height="100%"><title>{} {}</title></rect>').format(
-                segment.colour, start, max(0.0, width - 0.15), segment.name, segment.label
-            )
-        )
-        if segment.label and width > 5.5 + 1.6 * len(segment.label):
-            labels.append(
-                Markup('<text class="on {}" x="{:.2f}%" y="50%" dy=".36em">{}</text>').format(
-                    segment.colour, start + 1.2, segment.label
-                )
-            )
-        start += width
-    said = f"{row.name}: " + ", ".join(f"{s.name} {s.label or figure(s.value)}" for s in row.segments if s.value > 0)
-    return Markup(
-        '<div class="row"><span class="name">{}</span>'
-        '<svg class="bar" role="img" aria-label="{}">{}{}</svg><span class="end">{}</span></div>'
-    ).format(row.name, said, Markup("").join(rects), Markup("").join(labels), row.note)
-
-
-def _short(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")
+def _parts(row: Bar, whole: float) -> list[tuple[Segment, float, float]]:
+    """Its segments with start and width in percent."""
+    segments = [segment for segment in row.segments if segment.value > 0]
+    widths = [100 * segment.value / whole for segment in segments]
+    return list(zip(segments, accumulate(widths, initial=0.0), widths, strict=False))
