@@ -28,7 +28,10 @@ def reported(directory: str | Path) -> Iterator[None]:
         with suppress(OSError):
             write_atomically(RunDirectory(directory).launch_error, json.dumps(told))
         with suppress(Exception):  # what the ranks logged is there all the same
-            _summarise(Path(directory), since, str(error))
+            from .unfinished import summarise
+
+            if not _put_back(Path(directory)):
+                summarise(directory, since, str(error))
         raise
     finally:
         tell(directory)
@@ -44,13 +47,6 @@ def something_to_show(directory: Path) -> bool:
 def _put_back(directory: Path) -> bool:
     """Whether an earlier run, aside while this one tried to overwrite it, is about to return."""
     return RunDirectory(directory).previous.is_dir() and not something_to_show(directory)
-
-
-def _summarise(directory: Path, since: float, message: str) -> None:
-    from .unfinished import summarise
-
-    if not _put_back(directory):
-        summarise(directory, since, message)
 
 
 def tell(directory: str | Path) -> None:

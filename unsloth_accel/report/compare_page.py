@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from .figures import Figures, Series, column, figures, median, throughput
 from .headline import facts, short_name
 from .rendering import rendered
 from .run_context import versions
-from .run_record import Recorded, at, number, table, text
+from .run_record import Recorded, at, table, text, values
 from .svg import line_chart
 
 NOT_SETTINGS = ("output_dir",)
@@ -88,14 +89,15 @@ def speed(run: Recorded) -> float | None:
 def loss_difference(a: Recorded, b: Recorded) -> tuple[int, float, float, float] | None:
     """How many logged steps both have, how far B's mean loss lies above A's, and the mean and largest difference of
     single steps; all as parts of A's."""
-    first, second = (dict(zip(s.xs, s.ys, strict=True)) for s in (_loss(a, "A"), _loss(b, "B")))
-    pairs = [(first[step], second[step]) for step in first.keys() & second.keys() if first[step]]
+    first, second = (column(run.steps, "loss", "") for run in (a, b))
+    theirs = dict(zip(second.xs, second.ys, strict=True))
+    pairs = [(x, theirs[step]) for step, x in zip(first.xs, first.ys, strict=True) if x and step in theirs]
     pairs = [(x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
     if not pairs:
         return None
     parts = [abs(y - x) / abs(x) for x, y in pairs]
     level = math.fsum(y for _, y in pairs) / math.fsum(x for x, _ in pairs) - 1
-    return len(pairs), level, math.fsum(parts) / len(parts), max(parts)
+    return len(pairs), level, statistics.fmean(parts), max(parts)
 
 
 def not_comparable(a: Recorded, b: Recorded) -> list[str]:
@@ -140,7 +142,7 @@ def _global_size(run: Recorded) -> Any:
 
 def charts(a: Recorded, b: Recorded) -> list[Markup]:
     """The curves of both runs in one box each, over epochs where their steps are of other sizes."""
-    x = "epoch" if _global_size(a) != _global_size(b) and all(_has(run, "epoch") for run in (a, b)) else "step"
+    x = "epoch" if _global_size(a) != _global_size(b) and all(values(run.steps, "epoch") for run in (a, b)) else "step"
     held = [column(run.evaluations, "eval_loss", letter, x) for letter, run in zip("AB", (a, b), strict=True)]
     over = smoothing(min(len(run.steps) for run in (a, b)))
     wanted = (("Loss", "loss", False), ("Gradient norm", "grad_norm", True), ("Learning rate", "learning_rate", True))
@@ -214,14 +216,6 @@ def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", text(value)
-
-
-def _loss(run: Recorded, name: str) -> Series:
-    return column(run.steps, "loss", name)
-
-
-def _has(run: Recorded, key: str) -> bool:
-    return any(number(line.get(key)) is not None for line in run.steps)
 
 
 def _difference(part: float) -> str:

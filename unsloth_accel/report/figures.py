@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..artifacts.run_directory import RunDirectory
-from .run_record import Json, Rank, Recorded, at, number, rows, table, text
+from .run_record import Json, Recorded, at, number, rows, table, tables, text, values
 
 Status = Literal["finished", "failed", "unfinished"]
 PARTS = ("compute", "data", "wait")
@@ -23,6 +24,11 @@ class Series:
     name: str
     xs: tuple[float, ...]
     ys: tuple[float, ...]
+
+    @classmethod
+    def of(cls, name: str, points: Iterable[tuple[float, float]]) -> Series:
+        points = list(points)
+        return cls(name, tuple(x for x, _ in points), tuple(y for _, y in points))
 
     def __bool__(self) -> bool:
         return any(math.isfinite(y) for y in self.ys)
@@ -100,16 +106,16 @@ def figures(run: Recorded) -> Figures:
     finite = [y for y in loss.ys if math.isfinite(y)]
     over = max(1, min(20, len(finite) // 20))
     processes = _count(at(run.plan, "num_processes"), training.get("processes"), len(run.ranks), 1)
-    tokens = _first(summary.get("tokens"), training.get("tokens"), _tokens(run))
-    seconds = _first(summary.get("seconds"), training.get("seconds"), *(r.end.get("seconds") for r in run.ranks))
-    seconds = seconds if seconds is not None else _seconds(run)
-    speed = _first(summary.get("tokens_per_second"))
-    if speed is None and tokens is not None and seconds:
-        speed = tokens / seconds
-    each = _first(summary.get("tokens_per_second_per_gpu"))
+    last = run.steps[-1] if run.steps else {}
+    trained, stepping = (math.fsum(step[i] for step in run.totals) if run.totals else None for i in (1, 2))
+    tokens = _first(summary.get("tokens"), training.get("tokens"), trained, last.get("num_input_tokens_seen"))
+    ends = (rank.end.get("seconds") for rank in run.ranks)
+    seconds = _first(summary.get("seconds"), training.get("seconds"), *ends, stepping, last.get("seconds"))
+    own_speed = tokens / seconds if tokens is not None and seconds else None
+    speed = _first(summary.get("tokens_per_second"), own_speed)
     status, message = _status(run)
     return Figures(
-        model=text(_model(run)),
+        model=text(at(run.run, "model", "name") or at(run.plan, "model", "name")),
         strategy=text(at(run.plan, "strategy") or at(run.run, "distributed", "strategy") or training.get("strategy")),
         processes=processes,
         device=text(at(run.plan, "device") or at(run.run, "distributed", "device") or training.get("device")),
@@ -120,8 +126,10 @@ def figures(run: Recorded) -> Figures:
         seconds=seconds,
         tokens=tokens,
         tokens_per_second=speed,
-        tokens_per_second_per_gpu=each if each is not None else speed / processes if speed else None,
-        step_seconds=_first(summary.get("step_seconds_median"), median(step_seconds(run).ys)),
+        tokens_per_second_per_gpu=_first(
+            summary.get("tokens_per_second_per_gpu"), speed / processes if speed else None
+        ),
+        step_seconds=_first(summary.get("step_seconds_median"), _step_seconds(run)),
         mfu=number(summary.get("mfu")),
         mfu_why=text(summary.get("mfu_why")),
         loss_first=mean(finite[:over]),
@@ -135,60 +143,63 @@ def figures(run: Recorded) -> Figures:
     )
 
 
-def column(lines: Iterable[Json], key: str, name: str, x: str = "step") -> Series:
-    """`key` over `x`, of the lines that have both."""
-    pairs = [(number(line.get(x)), line[key]) for line in lines if key in line]
-    kept = [(at, _value(value)) for at, value in pairs if at is not None and isinstance(value, int | float)]
-    return Series(name, tuple(at for at, _ in kept), tuple(value for _, value in kept))
+def column(lines: Iterable[Json], key: str, name: str, x_key: str = "step") -> Series:
+    """`key` over `x_key`, of the lines that have both."""
+    pairs = ((number(line.get(x_key)), line[key]) for line in lines if key in line)
+    return Series.of(name, [(x, _value(y)) for x, y in pairs if x is not None and isinstance(y, int | float)])
 
 
 def throughput(run: Recorded) -> Series:
     """Real tokens per second over all ranks: of each step from the ranks' logs, else between logged steps."""
     found = [(step, tokens / seconds) for step, tokens, seconds in run.totals if seconds > 0]
-    for before, line in itertools.pairwise([] if found else run.steps):
-        tokens, seconds = _grown(before, line, "num_input_tokens_seen"), _grown(before, line, "seconds")
-        if tokens and seconds:  # both fall where a run went on from a checkpoint
-            found.append((float(line["step"]), tokens / seconds))
-    return Series("tokens/s", tuple(step for step, _ in found), tuple(rate for _, rate in found))
+    return Series.of("tokens/s", found or _between(run, "num_input_tokens_seen", "seconds"))
 
 
-def step_seconds(run: Recorded) -> Series:
-    """Seconds of each step: the slowest rank's, else what passed between logged steps."""
-    found = [(step, seconds) for step, _, seconds in run.totals]
-    for before, line in itertools.pairwise([] if found else run.steps):
-        steps, seconds = _grown(before, line, "step"), _grown(before, line, "seconds")
-        if steps and seconds:
-            found.append((float(line["step"]), seconds / steps))
-    return Series("s", tuple(step for step, _ in found), tuple(seconds for _, seconds in found))
+def _step_seconds(run: Recorded) -> float | None:
+    """Median seconds of a step: the slowest rank's, else what passed between logged steps."""
+    found = [(step, seconds) for step, _, seconds in run.totals] or _between(run, "seconds", "step")
+    return median(seconds for _, seconds in found)
+
+
+def _between(run: Recorded, key: str, per: str) -> list[tuple[float, float]]:
+    """How much `key` grew for each of `per` from one logged step to the next; both fall where a run went on."""
+    pairs = itertools.pairwise(run.steps)
+    grown = ((float(line["step"]), _grown(before, line, key), _grown(before, line, per)) for before, line in pairs)
+    return [(step, more / by) for step, more, by in grown if more and by]
 
 
 def shares(run: Recorded) -> list[Share]:
     """Where each rank's time went; empty where no rank measured it."""
     found = []
-    for told in _told_ranks(run):
+    for told in tables(run.summary.get("ranks")):
         parts = {part: number(told.get(f"{part}_share")) for part in PARTS}
         if any(value is not None for value in parts.values()):
-            whole = {part: value or 0.0 for part, value in parts.items()}
             seconds = number(told.get("seconds_median")) or 0.0
-            found.append(Share(rank=_whole(told.get("rank")) or 0, seconds=seconds, parts=_to_one(whole)))
-    return found or [share for rank in run.ranks if (share := _share(rank))]
+            found.append(Share(rank=_whole(told.get("rank")) or 0, seconds=seconds, parts=_to_one(parts)))
+    for rank in [] if found else run.ranks:
+        sums = {part: math.fsum(values(rank.steps, f"{part}_seconds")) for part in PARTS}
+        if any(sums.values()):
+            seconds = median(values(rank.steps, "seconds")) or 0.0
+            found.append(Share(rank=rank.number, seconds=seconds, parts=_to_one(sums)))
+    return found
 
 
 def memory_by_rank(run: Recorded) -> list[Measured]:
     """What each rank took at its peak; the largest of all ranks where ranks were not logged."""
     largest = table(at(run.results, "memory_gib"))
     context = number(at(largest, "context"))
+    told = tables(run.summary.get("ranks"))
+    told = told or [{"rank": rank.number, **peaks(rank.steps)} for rank in run.ranks if rank.steps]
     found = [
         Measured(
-            rank=_whole(told.get("rank")) or 0,
-            allocated=number(told.get("peak_gib")),
-            reserved=number(told.get("reserved_gib")),
+            rank=_whole(rank.get("rank")) or 0,
+            allocated=number(rank.get("peak_gib")),
+            reserved=number(rank.get("reserved_gib")),
             context=context,
-            host=number(told.get("host_gib")),
+            host=number(rank.get("host_gib")),
         )
-        for told in _told_ranks(run)
+        for rank in told
     ]
-    found = found or [_peak(rank, context) for rank in run.ranks if rank.steps]
     found = [one for one in found if (one.allocated, one.reserved, one.host) != (None, None, None)]
     if found or not largest:
         return found
@@ -196,48 +207,26 @@ def memory_by_rank(run: Recorded) -> list[Measured]:
     return [Measured(rank=None, allocated=allocated, reserved=reserved, context=context, host=None)]
 
 
-def median(values: Iterable[float]) -> float | None:
-    ordered = sorted(value for value in values if math.isfinite(value))
-    if not ordered:
-        return None
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+def peaks(steps: Sequence[Json]) -> dict[str, float | None]:
+    """The most memory that steps had, under the names of summary.json."""
+    kinds = {"peak_gib": "allocated_gib", "reserved_gib": "reserved_gib", "host_gib": "host_gib"}
+    return {name: max(values(steps, key), default=None) for name, key in kinds.items()}
 
 
-def mean(values: list[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
+def median(numbers: Iterable[float]) -> float | None:
+    """Of those that are finite."""
+    finite = list(filter(math.isfinite, numbers))
+    return statistics.median(finite) if finite else None
 
 
-def _told_ranks(run: Recorded) -> list[Json]:
-    return [rank for rank in rows(run.summary.get("ranks")) if isinstance(rank, dict)]
+def mean(numbers: list[float]) -> float | None:
+    return statistics.fmean(numbers) if numbers else None
 
 
-def _share(rank: Rank) -> Share | None:
-    sums = {part: math.fsum(_values(rank, f"{part}_seconds")) for part in PARTS}
-    if not sum(sums.values()):
-        return None
-    seconds = median(_values(rank, "seconds")) or 0.0
-    return Share(rank=rank.number, seconds=seconds, parts=_to_one(sums))
-
-
-def _to_one(parts: dict[str, float]) -> dict[str, float]:
-    whole = math.fsum(max(0.0, value) for value in parts.values())
-    return {part: max(0.0, value) / whole if whole else 0.0 for part, value in parts.items()}
-
-
-def _peak(rank: Rank, context: float | None) -> Measured:
-    most = {key: max(_values(rank, key), default=None) for key in ("allocated_gib", "reserved_gib", "host_gib")}
-    return Measured(
-        rank=rank.number,
-        allocated=most["allocated_gib"],
-        reserved=most["reserved_gib"],
-        context=context,
-        host=most["host_gib"],
-    )
-
-
-def _values(rank: Rank, key: str) -> Iterator[float]:
-    return (value for step in rank.steps if (value := number(step.get(key))) is not None)
+def _to_one(parts: Mapping[str, float | None]) -> dict[str, float]:
+    positive = {part: max(0.0, value or 0.0) for part, value in parts.items()}
+    whole = math.fsum(positive.values())
+    return {part: value / whole if whole else 0.0 for part, value in positive.items()}
 
 
 def _grown(before: Json, line: Json, key: str) -> float | None:
@@ -271,10 +260,6 @@ def _held(run: Recorded, key: str) -> tuple[float | None, float | None]:
     return number(at(run.results, "before", key)), number(at(run.results, "after", key))
 
 
-def _model(run: Recorded) -> Any:
-    return at(run.run, "model", "name") or at(run.plan, "model", "name")
-
-
 def _cards(run: Recorded) -> str:
     names = [text(rank.start.get("device")) for rank in run.ranks if rank.start.get("device")]
     names = names or [text(at(device, "name")) for device in rows(at(run.plan, "hardware", "devices"))]
@@ -283,45 +268,22 @@ def _cards(run: Recorded) -> str:
 
 def _steps(run: Recorded) -> int:
     """Steps behind the run, those before it went on included."""
-    reached = [number(line.get("step")) or 0.0 for line in run.steps[-1:]]
-    reached += [number(rank.steps[-1].get("step")) or 0.0 for rank in run.ranks if rank.steps]
-    told = (_first(at(run.results, "training", "steps")), _first(run.summary.get("steps")))
-    return int(max([0.0, *reached, *(count for count in told if count is not None)]))
-
-
-def _tokens(run: Recorded) -> float | None:
-    if run.totals:
-        return math.fsum(tokens for _, tokens, _ in run.totals)
-    return _first(*(line.get("num_input_tokens_seen") for line in run.steps[-1:]))
-
-
-def _seconds(run: Recorded) -> float | None:
-    if run.totals:
-        return math.fsum(seconds for _, _, seconds in run.totals)
-    return _first(*(line.get("seconds") for line in run.steps[-1:]))
+    lines = [*run.steps[-1:], *(rank.steps[-1] for rank in run.ranks if rank.steps)]
+    told = values([at(run.results, "training"), run.summary], "steps")
+    return int(max([0.0, *values(lines, "step"), *told]))
 
 
 def _finished(run: Recorded) -> float | None:
-    times = [number(rank.end.get("time")) for rank in run.ranks]
-    times += [number(rank.steps[-1].get("time")) for rank in run.ranks if rank.steps]
-    known = [time for time in times if time is not None]
-    if known:
-        return max(known)
+    lines = [line for rank in run.ranks for line in (rank.end, *rank.steps[-1:])]
     files = RunDirectory(run.directory)
-    for path in (files.results, files.step_log):
-        if path.is_file():
-            return path.stat().st_mtime
-    return None
+    changed = (path.stat().st_mtime for path in (files.results, files.step_log) if path.is_file())
+    return max(values(lines, "time"), default=None) or next(changed, None)
 
 
 def _status(run: Recorded) -> tuple[Status, str]:
     """How it ended, and in what words it failed."""
-    if run.errors:
-        return "failed", text(run.errors[0].get("message")) or "a rank failed and left no word."
-    ends = [rank.end for rank in run.ranks if rank.end]
-    failed = next((end for end in ends if end.get("status") == "failed"), None)
+    failed = [*run.errors, *(rank.end for rank in run.ranks if rank.end.get("status") == "failed")]
     if failed:
-        return "failed", text(failed.get("message")) or "a rank failed and left no word."
-    if run.ranks and len(ends) < len(run.ranks) and not run.results:
-        return "unfinished", ""
-    return ("finished", "") if run.results or ends else ("unfinished", "")
+        return "failed", text(failed[0].get("message")) or "a rank failed and left no word."
+    ended = run.results or (run.ranks and all(rank.end for rank in run.ranks))
+    return ("finished" if ended else "unfinished"), ""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from .run_record import Json, number, text
+from .run_record import Json, number, text, values
 
 MOST = 40
 """Kinds of message that are shown."""
@@ -76,10 +76,10 @@ def _message(severity: str, source: str, message: str, lines: list[Json]) -> Mes
 
 def _where(lines: list[Json]) -> str:
     parts = []
-    ranks = sorted({int(rank) for line in lines if (rank := number(line.get("rank"))) is not None})
+    ranks = sorted(set(map(int, values(lines, "rank"))))
     if ranks:
         parts.append(f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}")
-    steps = sorted({int(step) for line in lines if (step := number(line.get("step"))) is not None})
+    steps = sorted(set(map(int, values(lines, "step"))))
     if len(steps) > 3:
         parts.append(f"steps {steps[0]:,} to {steps[-1]:,}, {len(lines):,} times")
     elif steps:

@@ -11,31 +11,17 @@ from .run_record import Recorded, at, number, rows, table, text
 
 
 def loading(run: Recorded) -> dict[str, Any]:
-    """Code that loads what the run made, and what else can be done with it."""
+    """What stands in the code that loads what the run made, and in the commands for it."""
     adapter = run.adapter or run.checkpoint
-    made = {
-        "adapter": text(adapter) if adapter else "",
+    return {
+        "adapter": adapter,
         "is_checkpoint": run.adapter is None and run.checkpoint is not None,
+        "path": repr(str(adapter)),
         "length": at(run.run, "model", "max_seq_length") or 2048,
         "in_4bit": bool(at(run.run, "model", "load_in_4bit")),
+        "merge": shlex.quote(str(run.directory if run.adapter else adapter)),
+        "resume": shlex.quote(str(RunDirectory(run.directory).run_yaml)),
     }
-    if not adapter:
-        return made
-    path = str(adapter)
-    made["unsloth"] = (
-        "from unsloth import FastLanguageModel\n\n"
-        "model, tokenizer = FastLanguageModel.from_pretrained(\n"
-        f"    {path!r},\n    max_seq_length={made['length']},\n    load_in_4bit={made['in_4bit']},\n)\n"
-        "FastLanguageModel.for_inference(model)"
-    )
-    made["peft"] = (
-        f"from peft import AutoPeftModelForCausalLM\n\nmodel = AutoPeftModelForCausalLM.from_pretrained({path!r})"
-    )
-    made["merge"] = f"unsloth-accel merge {shlex.quote(str(run.directory if run.adapter else adapter))}"
-    made["resume"] = (
-        f"unsloth-accel launch {shlex.quote(str(RunDirectory(run.directory).run_yaml))} training.resume=true"
-    )
-    return made
 
 
 def batch(run: Recorded) -> list[tuple[str, str]]:

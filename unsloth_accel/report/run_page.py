@@ -8,7 +8,7 @@ from . import curves, memory_chart, messages, numbers, run_context
 from .figures import Figures, figures, memory_by_rank
 from .headline import cards, facts, short_name
 from .rendering import rendered
-from .run_record import Recorded, at, number, rows, table, text
+from .run_record import Recorded, at, number, rows, table, tables, text, values
 
 
 def page_of_run(run: Recorded) -> str:
@@ -50,9 +50,7 @@ def page_of_run(run: Recorded) -> str:
 
 def answers(run: Recorded) -> list[dict[str, Any]]:
     """Sample answers to held-out questions, before and after."""
-    old, new = (
-        [one for one in rows(at(run.results, when, "answers")) if isinstance(one, dict)] for when in ("before", "after")
-    )
+    old, new = (tables(at(run.results, when, "answers")) for when in ("before", "after"))
     return [{**one, "before": old[index].get("answer") if index < len(old) else None} for index, one in enumerate(new)]
 
 
@@ -60,15 +58,14 @@ def _plan(run: Recorded) -> dict[str, Any]:
     """What the template shows of plan.json, in the types that it needs."""
     return {
         "reasons": [text(reason) for reason in rows(at(run.plan, "reasons"))],
-        "rejected": [option for option in rows(at(run.plan, "rejected")) if isinstance(option, dict)],
+        "rejected": tables(at(run.plan, "rejected")),
         "environment": table(at(run.plan, "environment")),
         "tokens_per_second": number(at(run.plan, "estimated_tokens_per_second")),
     }
 
 
 def _smallest(run: Recorded) -> float | None:
-    sizes = [number(at(device, "memory_gib")) for device in rows(at(run.plan, "hardware", "devices"))]
-    return min((size for size in sizes if size is not None), default=None)
+    return min(values(rows(at(run.plan, "hardware", "devices")), "memory_gib"), default=None)
 
 
 def _mfu(found: Figures) -> str:
@@ -81,5 +78,5 @@ def _stragglers(run: Recorded) -> list[dict[str, Any]]:
     """Slow ranks that no warning tells of."""
     told = [text(line.get("rank")) for line in run.messages if "straggler" in text(line.get("source"))]
     told += [text(line.get("slow_rank")) for line in run.messages]
-    found = [one for one in rows(run.summary.get("stragglers")) if isinstance(one, dict)]
+    found = tables(run.summary.get("stragglers"))
     return [{**one, "steps": messages.steps(one.get("steps"))} for one in found if text(one.get("rank")) not in told]

@@ -68,9 +68,7 @@ class Recorded:
     @property
     def messages(self) -> tuple[Json, ...]:
         """Warnings and errors of all ranks, in the order of their time."""
-        found = [message for rank in self.ranks for message in rank.messages]
-        if not found:
-            found = [line for line in rows(self.summary.get("warnings")) if isinstance(line, dict)]
+        found = [message for rank in self.ranks for message in rank.messages] or tables(self.summary.get("warnings"))
         return tuple(sorted(found, key=lambda line: number(line.get("time")) or 0.0))
 
     @cached_property
@@ -99,7 +97,7 @@ def read_run_record(directory: str | Path) -> Recorded:
     lines = _lines(files.step_log)
     newest = checkpoints(directory)[-1:]
     trainer = _object(newest[0] / STATE) if newest else {}
-    told = [line for line in (*rows(trainer.get("log_history")), *lines) if isinstance(line, dict)]
+    told = [*tables(trainer.get("log_history")), *lines]
     return Recorded(
         directory=directory,
         plan=_object(files.plan),
@@ -149,6 +147,16 @@ def table(value: Any) -> Json:
     return value if isinstance(value, dict) else {}
 
 
+def tables(value: Any) -> list[Json]:
+    """The objects in a list; none where `value` is no list."""
+    return [one for one in rows(value) if isinstance(one, dict)]
+
+
+def values(lines: Iterable[Any], key: str) -> list[float]:
+    """The numbers that `lines` have under `key`."""
+    return [found for line in lines if (found := number(at(line, key))) is not None]
+
+
 def _rank(path: Path) -> Rank:
     kinds: dict[str, list[Json]] = {}
     for line in _lines(path):
@@ -179,7 +187,7 @@ def _by_step(lines: Iterable[Json]) -> tuple[Json, ...]:
 
 def _attempts(lines: list[Json], ranks: tuple[Rank, ...]) -> int:
     # Without rank logs: `seconds` counts from the start of training, so it falls where a run went on.
-    times = [seconds for line in lines if (seconds := number(line.get("seconds"))) is not None]
+    times = values(lines, "seconds")
     return max([1, *(rank.starts for rank in ranks), 1 + sum(b < a for a, b in itertools.pairwise(times))])
 
 
@@ -204,35 +212,29 @@ def _lines(path: Path) -> list[Json]:
     """The objects of a file of JSON lines; those that are none, as after a crash, are left out."""
     lines = [line for line in _text(path).split("\n") if line.strip()]
     try:
-        values = json.loads(f"[{','.join(lines)}]")  # at once, since a long run has many
+        return tables(json.loads(f"[{','.join(lines)}]"))  # at once, since a long run has many
     except ValueError:
-        values = [_value(line) for line in lines]
-    return [value for value in values if isinstance(value, dict)]
+        return tables([_value(line) for line in lines])
 
 
-def _value(line: str) -> Any:
+def _value(written: str) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(written)
     except ValueError:
         return None
 
 
 def _object(path: Path) -> Json:
-    try:
-        value = json.loads(_text(path))
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+    return table(_value(_text(path)))
 
 
 def _yaml(path: Path) -> Json:
     import yaml
 
     try:
-        value = yaml.safe_load(_text(path))
+        return table(yaml.safe_load(_text(path)))
     except yaml.YAMLError:
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _text(path: Path) -> str:

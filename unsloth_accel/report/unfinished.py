@@ -10,8 +10,8 @@ from typing import Any
 
 from ..artifacts.run_directory import RunDirectory
 from ..files import write_atomically
-from .figures import median
-from .run_record import Json, Rank, number, read_run_record
+from .figures import median, peaks
+from .run_record import Json, Rank, number, read_run_record, values
 
 
 def summarise(directory: str | Path, since: float, message: str) -> None:
@@ -32,7 +32,7 @@ def summarise(directory: str | Path, since: float, message: str) -> None:
     tokens = sum(int(_sum(own, "tokens") or 0) for own in steps.values())
     rate = tokens / stepping if stepping else 0.0
     ranks = [_figures(rank, steps[rank.number]) for rank in run.ranks]
-    values = {
+    summary = {
         **ended,
         "steps": max(map(len, steps.values())),
         "seconds": round(max(_lasted(rank, steps[rank.number]) for rank in run.ranks), 3),
@@ -46,14 +46,14 @@ def summarise(directory: str | Path, since: float, message: str) -> None:
         "stragglers": [],  # named by its warnings
         "warnings": _later(run.messages, since),
     }
-    write_atomically(path, json.dumps(values, indent=2) + "\n")
+    write_atomically(path, json.dumps(summary, indent=2) + "\n")
 
 
 def _figures(rank: Rank, steps: list[Json]) -> dict[str, Any]:
     """As a finished run has them of each rank."""
     seconds = _sum(steps, "seconds")
     shares = {part: _sum(steps, f"{part}_seconds") for part in ("data", "compute", "wait")}
-    middle = median(_values(steps, "seconds"))
+    middle = median(values(steps, "seconds"))
     return {
         "rank": rank.number,
         "host": rank.start.get("host"),
@@ -64,15 +64,13 @@ def _figures(rank: Rank, steps: list[Json]) -> dict[str, Any]:
             for part, spent in shares.items()
         },
         "tokens": int(_sum(steps, "tokens") or 0),
-        "peak_gib": max(_values(steps, "allocated_gib"), default=None),
-        "reserved_gib": max(_values(steps, "reserved_gib"), default=None),
-        "host_gib": max(_values(steps, "host_gib"), default=None),
+        **peaks(steps),
     }
 
 
 def _lasted(rank: Rank, steps: list[Json]) -> float:
     """Seconds from the start of training to the last line of a step."""
-    times, started = _values(steps, "time"), number(rank.start.get("time"))
+    times, started = values(steps, "time"), number(rank.start.get("time"))
     return max(0.0, max(times) - started) if times and started is not None else 0.0
 
 
@@ -81,11 +79,7 @@ def _later(lines: Iterable[Json], since: float) -> list[Json]:
     return [line for line in lines if (number(line.get("time")) or 0) >= since]
 
 
-def _values(steps: list[Json], key: str) -> list[float]:
-    return [value for step in steps if (value := number(step.get(key))) is not None]
-
-
 def _sum(steps: list[Json], key: str) -> float | None:
     """None where a step doesn't say."""
-    values = _values(steps, key)
-    return math.fsum(values) if len(values) == len(steps) and steps else None
+    found = values(steps, key)
+    return math.fsum(found) if len(found) == len(steps) and steps else None
