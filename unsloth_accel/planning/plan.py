@@ -104,8 +104,8 @@ class Plan:
             "device": self.device,
         }
         # Going on from an earlier run or deleting it is a word to one launch, not part of the description.
-        for word in ("resume", "overwrite"):
-            values["training"].pop(word, None)
+        values["training"].pop("resume", None)
+        values["training"].pop("overwrite", None)
         values["training"] |= {
             "per_device_train_batch_size": self.batch.per_device,
             "gradient_accumulation_steps": self.batch.accumulation,
@@ -121,24 +121,20 @@ class Plan:
         """
         from omegaconf import OmegaConf
 
+        files, config = RunDirectory(directory), self.accelerate_config
+        comment = (
+            f"{self.strategy}, written by unsloth-accel with {RUN_YAML}. Launch both here, or your own script in the\n"
+            "place of what follows -m:\n\n"
+            + launch_lines(config, ACCELERATE_YAML, f"-m {self.method.module} {RUN_YAML}")
+        )
         try:
-            self._write(Path(directory), OmegaConf.to_yaml(OmegaConf.create(self.resolved())))
+            write_atomically(files.run_yaml, OmegaConf.to_yaml(OmegaConf.create(self.resolved())))
+            config.write(files.accelerate_yaml, comment)
+            write_atomically(files.plan, json.dumps(self.to_dict(), indent=2) + "\n")
         except OSError as error:
             fix = "choose a directory that you may write"
             consequence = f"can't be written: {error.strerror}."
             raise ConfigError(Problem(key=str(directory), consequence=consequence, fix=fix)) from None
-
-    def _write(self, directory: Path, run_yaml: str) -> None:
-        files = RunDirectory(directory)
-        write_atomically(files.run_yaml, run_yaml)
-        config = self.accelerate_config
-        lines = launch_lines(config, ACCELERATE_YAML, f"-m {self.method.module} {RUN_YAML}")
-        comment = (
-            f"{self.strategy}, written by unsloth-accel with {RUN_YAML}. Launch both here, or your own script in the\n"
-        )
-        comment += f"place of what follows -m:\n\n{lines}"
-        config.write(files.accelerate_yaml, comment)
-        write_atomically(files.plan, json.dumps(self.to_dict(), indent=2) + "\n")
 
     def to_dict(self) -> dict[str, Any]:
         """Everything decided, as JSON can hold it: what `unsloth-accel plan --json` prints."""

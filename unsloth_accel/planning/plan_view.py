@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ..methods import USUAL_METHOD
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 def as_dict(plan: Plan) -> dict[str, Any]:
     """See `Plan.to_dict`."""
-    speed = plan.speed
+    speed, config = plan.speed, plan.accelerate_config
     return {
         "method": plan.run.method,
         "strategy": plan.strategy,
@@ -29,9 +30,9 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "estimated_step_seconds": round(speed.step_seconds, 4) if speed else None,
         "estimated_tokens_per_second": round(speed.tokens_per_second) if speed else None,
         "reasons": list(plan.reasons),
-        "rejected": [{"strategy": option.strategy, "reason": option.reason} for option in plan.rejected],
-        "accelerate_config": plan.accelerate_config.to_dict(),
-        "launch_flags": list(plan.accelerate_config.launch_flags),
+        "rejected": [asdict(option) for option in plan.rejected],
+        "accelerate_config": config.to_dict(),
+        "launch_flags": list(config.launch_flags),
         "environment": plan.environment,
         "hardware": plan.hardware.to_dict(),
         "model": model(plan),

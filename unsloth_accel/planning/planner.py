@@ -49,7 +49,9 @@ def plan(
         reasons += [reason for reason in hardware.reasons if any(word in reason for word in DECISIVE)]
     count = _num_processes(run, hardware, device, reasons)
     _check_strategy(run, count, device)
-    data_parallel = STRATEGIES[_unsized_strategy(run, count)].data_parallel(count)
+    asked = run.distributed.strategy
+    unsized = usual(count).name if asked == "auto" else asked  # where nothing is known about the model's size
+    data_parallel = STRATEGIES[unsized].data_parallel(count)
     used = _freest(hardware, count) if device == "cuda" else ()
     precision = choose_precision(run, hardware, used, reasons)
     rows = run.batch.rows(run.model.max_seq_length)
@@ -63,27 +65,29 @@ def plan(
     in_4bit = run.model.load_in_4bit or bool(spec and spec.quantization == "bnb-4bit")
     lacking = capabilities.unavailable(device, load_in_4bit=in_4bit) if capabilities else {}
     unavailable = {} if elsewhere else lacking
-    if capabilities and not elsewhere:
-        _check_installed(capabilities, _unsized_strategy(run, count), run, device, in_4bit)
+    problem = capabilities.problem(unsized, device, load_in_4bit=in_4bit) if capabilities and not elsewhere else None
+    if problem:
+        # Under `auto` nobody wrote the strategy, and there is no other.
+        raise ConfigError(replace(problem, key="distributed.device", value=device) if asked == "auto" else problem)
     if spec is not None:
         trained = targets(run, spec)
         run = _spelt_out(run, spec, trained, reasons)
         choice = _choice(run, spec, trained, replace(hardware, devices=used), precision, count, data_parallel, rows)
         choice = replace(choice, unavailable=unavailable | _cannot_shard(spec, run, device))
         if device == "cuda":
-            chosen, why, rejected = choose(choice, run.distributed.strategy)
+            chosen, why, rejected = choose(choice, asked)
             reasons += why
         else:
-            chosen = choice.option(_unsized_strategy(run, count))
+            chosen = choice.option(unsized)
             _check_host(chosen, choice)
-    strategy = chosen.strategy if chosen else _unsized_strategy(run, count)
+    strategy = chosen.strategy if chosen else unsized
     if STRATEGIES[strategy].through_plugin and not (spec and spec.decoder_layer_class):
         consequence = "the class of the model's decoder layers is unknown, and FSDP must be told it."
         instead = f"distributed.strategy={usual(count).name}"
         fix = f"{instead}, or unsloth-accel config --decoder-layer CLASS for your own script"
         raise ConfigError(Problem(key="distributed.strategy", value=strategy, consequence=consequence, fix=fix))
     if device == "cpu" or chosen is None:
-        reasons.append(_plain_reason(strategy))
+        reasons.append(f"{strategy}: {STRATEGIES[strategy].reason or 'distributed.strategy asks for it.'}")
     if strategy in lacking:
         reasons.append(f"beware: {strategy} needs other versions than are installed here: {lacking[strategy]}")
     batch = _batch(rows, data_parallel, per_device, accumulation, chosen, device, reasons)
@@ -132,58 +136,35 @@ def _num_processes(run: RunConfig, hardware: Hardware, device: str, reasons: lis
         count = min(2, hardware.cpu_cores)
         reasons.append(f"{count} processes: on a CPU more would only divide its cores; two take the multi-GPU path.")
         return count
+    consequence = ""
     if device == "cuda" and asked < gpus and hardware.num_machines > 1:
         consequence = f"{hardware.num_machines} machines have {gpus} GPUs, and accelerate starts as many on each."
+    elif device == "cuda" and asked > gpus:
+        consequence = f"{asked} processes need {asked} GPUs and {gpus} are visible ({hardware.reason})."
+    if consequence:
         key = "distributed.num_processes"
         raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix=f"{key}={gpus}, or auto"))
-    if device == "cuda" and asked > gpus:
-        key = "distributed.num_processes"
-        consequence = f"{asked} processes need {asked} GPUs and {gpus} are visible ({hardware.reason})."
-        fix = f"{key}={gpus}, or auto"
-        raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix=fix))
     return int(asked)
 
 
 def _check_strategy(run: RunConfig, count: int, device: str) -> None:
     asked = run.distributed.strategy
-    key = "distributed.strategy"
     if asked == "auto":
         return
-    strategy, instead = STRATEGIES[asked], f"distributed.strategy={usual(count).name}"
+    strategy, fix = STRATEGIES[asked], f"distributed.strategy={usual(count).name}"
     if strategy.one_process and count > 1:
         consequence = f"{asked} is one process and distributed.num_processes is {count}."
-        raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix=instead))
-    if not strategy.one_process and count == 1:
-        consequence = f"{asked} needs at least two processes and there is one."
-        raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix="distributed.strategy=auto"))
-    if count % strategy.processes_per_row:
+    elif not strategy.one_process and count == 1:
+        consequence, fix = f"{asked} needs at least two processes and there is one.", "distributed.strategy=auto"
+    elif count % strategy.processes_per_row:
         consequence = f"{strategy.processes_per_row} processes compute the same rows under it, and there are {count}."
         more = -(-count // strategy.processes_per_row) * strategy.processes_per_row
-        fix = f"distributed.num_processes={more}, or {instead}"
-        raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix=fix))
-    if not strategy.runs_on_cpu and device == "cpu":
+        fix = f"distributed.num_processes={more}, or {fix}"
+    elif not strategy.runs_on_cpu and device == "cpu":
         consequence = "accelerate has no FSDP on a CPU: each process would train alone."
-        raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix=instead))
-
-
-def _check_installed(capabilities: Capabilities, strategy: str, run: RunConfig, device: str, in_4bit: bool) -> None:
-    """Raise `ConfigError` for a strategy that is asked for, or the only one, and that the versions can't run."""
-    problem = capabilities.problem(strategy, device, load_in_4bit=in_4bit)
-    if problem is None:
+    else:
         return
-    if run.distributed.strategy == "auto":  # nobody wrote it, and there is no other
-        problem = replace(problem, key="distributed.device", value=device)
-    raise ConfigError(problem)
-
-
-def _unsized_strategy(run: RunConfig, count: int) -> str:
-    """The strategy where nothing is known about the model's size."""
-    asked = run.distributed.strategy
-    return usual(count).name if asked == "auto" else asked
-
-
-def _plain_reason(strategy: str) -> str:
-    return f"{strategy}: {STRATEGIES[strategy].reason or 'distributed.strategy asks for it.'}"
+    raise ConfigError(Problem(key="distributed.strategy", value=asked, consequence=consequence, fix=fix))
 
 
 def _spec(run: RunConfig, device: str, count: int, reasons: list[str]) -> ModelSpec | None:
@@ -240,15 +221,13 @@ def _choice(
         sizes = [own // accumulation]
     else:
         sizes = divisors(own)
-    if not hardware.devices:
+    on_cpu = not hardware.devices
+    if on_cpu:
         sizes = [size for size in sizes if size <= DEFAULT_PER_DEVICE] or sizes[:1]
-        capacity = hardware.host_memory_gib / count
-    else:
-        capacity = min(map(free_gib, hardware.devices))
-    full = run.model.dtype == "float32" or (not hardware.devices and precision == "no")
-    work = workload(run, spec, trained, sizes[0], full=full, on_cpu=not hardware.devices)
+    capacity = hardware.host_memory_gib / count if on_cpu else min(map(free_gib, hardware.devices))
+    full = run.model.dtype == "float32" or (on_cpu and precision == "no")
     return Choice(
-        work=work,
+        work=workload(run, spec, trained, sizes[0], full=full, on_cpu=on_cpu),
         data_parallel=data_parallel,
         hardware=hardware,
         capacity_gib=capacity,
@@ -322,10 +301,8 @@ def _cannot_shard(spec: ModelSpec, run: RunConfig, device: str) -> dict[str, str
 def _with_optimizer(run: RunConfig, strategy: str, device: str, reasons: list[str]) -> RunConfig:
     """`run` with its optimizer by name, the same one under every strategy where nothing is said."""
     asked = run.training.get("optim")
-    if device == "cpu":
-        return run
     taken = optimizer_for(strategy, asked)
-    if taken == asked:
+    if device == "cpu" or taken == asked:
         return run
     why = "the same steps under every strategy"
     if asked:
@@ -362,8 +339,8 @@ def _batch(
         given = per_device or min(most, DEFAULT_PER_DEVICE)
         rows = given * (accumulation or 1) * count
         if per_device is None:
-            more = f"batch.global_size says nothing, so up to {DEFAULT_PER_DEVICE}."
-            reasons.append(f"{rows_text(given)} per device: {more}")
+            why = f"batch.global_size says nothing, so up to {DEFAULT_PER_DEVICE}."
+            reasons.append(f"{rows_text(given)} per device: {why}")
         return divide_batch(rows, count, given, accumulation or 1)
     batch = divide_batch(rows, count, per_device, accumulation, most=most)
     if per_device is None and accumulation is None:

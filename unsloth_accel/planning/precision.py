@@ -34,9 +34,8 @@ def choose_precision(run: RunConfig, hardware: Hardware, devices: Sequence[Devic
     if asked == "bf16" and old:
         key = "training.bf16" if fields.get("bf16") else "model.dtype"
         consequence = f"{old[0]} has no bfloat16 (compute capability below 8.0)."
-        raise _refusal(
-            key, fields.get("bf16") or run.model.dtype, consequence, f"drop {key}: the plan takes fp16 there"
-        )
+        fix = f"drop {key}: the plan takes fp16 there"
+        raise _refusal(key, fields.get("bf16") or run.model.dtype, consequence, fix)
     if asked:
         reasons.append(f"precision {asked}: {said}.")
         return asked

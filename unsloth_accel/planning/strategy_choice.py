@@ -42,6 +42,7 @@ class Option:
     memory: MemoryEstimate
     fits: bool
     speed: Speed | None
+    """None where the hardware's is not known, and then of every option."""
 
     @property
     def rank(self) -> tuple[float, int]:
@@ -82,6 +83,11 @@ class Choice:
         used = least.memory_gib - free_gib(least)
         return f"free the {used:.1f} GiB that are in use on GPU {least.index}" if used > 0.1 * least.memory_gib else ""
 
+    @property
+    def available(self) -> list[str]:
+        """The strategies to choose among."""
+        return [one.name for one in choosable(self.num_processes) if one.name not in self.unavailable]
+
     def option(self, strategy: str) -> Option:
         alone = STRATEGIES[strategy].one_process
         count = 1 if alone else self.num_processes
@@ -105,9 +111,7 @@ def choose(choice: Choice, asked: str) -> tuple[Option, tuple[str, ...], tuple[R
 
     Raises `ConfigError` when nothing fits, with what would.
     """
-    several = choice.num_processes > 1
-    names = [one.name for one in choosable(choice.num_processes)]
-    options = [choice.option(name) for name in names if name not in choice.unavailable]
+    options = [choice.option(name) for name in choice.available]
     if asked != "auto":
         return _asked(choice, asked, options)
     fitting = sorted((option for option in options if option.fits), key=lambda option: option.rank)
@@ -120,8 +124,12 @@ def choose(choice: Choice, asked: str) -> tuple[Option, tuple[str, ...], tuple[R
     reasons = [_why(chosen, choice)]
     if chosen.record.shards_weights and not choice.work.in_4bit:
         reasons += _four_bit(choice, chosen)
-    rejected = [_rejected(option, chosen, choice) for option in options if option is not chosen]
-    if several:
+    rejected = [
+        Rejected(strategy=option.strategy, reason=_why_not(option, chosen, choice))
+        for option in options
+        if option is not chosen
+    ]
+    if choice.num_processes > 1:
         rejected += _unavailable(choice)
         rejected += [Rejected(strategy=one.name, reason=one.never_chosen) for one in STRATEGIES if one.never_chosen]
         rejected.append(Rejected(strategy=usual(1).name, reason=_single(choice, chosen)))
@@ -129,8 +137,7 @@ def choose(choice: Choice, asked: str) -> tuple[Option, tuple[str, ...], tuple[R
 
 
 def _asked(choice: Choice, asked: str, options: list[Option]) -> tuple[Option, tuple[str, ...], tuple[Rejected, ...]]:
-    chosen = next((option for option in options if option.strategy == asked), None)
-    chosen = chosen or choice.option(asked)
+    chosen = next((option for option in options if option.strategy == asked), None) or choice.option(asked)
     if not chosen.fits and chosen.memory.total > ERROR * choice.capacity_gib:
         raise ConfigError(_nothing_fits(choice, [chosen, *(o for o in options if o.fits)], asked))
     reasons = [f"{asked}: distributed.strategy asks for it."]
@@ -138,7 +145,7 @@ def _asked(choice: Choice, asked: str, options: list[Option]) -> tuple[Option, t
         reasons.append(f"tight: {_needs(chosen)}, and {_has(choice)}; it may run out of memory.")
     if chosen.record.never_chosen:
         reasons.append(f"beware: {chosen.record.never_chosen}")
-    better = [o for o in options if o.fits and o.speed and chosen.speed and o.rank < chosen.rank]
+    better = [o for o in options if o.fits and o.speed and o.rank < chosen.rank]
     reasons += [f"{o.strategy} would be faster: {_pace(o)} against {_pace(chosen)}." for o in better[:1]]
     rejected = [
         Rejected(strategy=o.strategy, reason=f"distributed.strategy is {asked}{'' if o.fits else f'; it {_needs(o)}'}.")
@@ -150,13 +157,12 @@ def _asked(choice: Choice, asked: str, options: list[Option]) -> tuple[Option, t
 
 def _unavailable(choice: Choice) -> list[Rejected]:
     """The strategies that would count if the installed versions had them; what is never chosen has its own reason."""
-    counting = {one.name for one in _sharding()}
-    return [Rejected(strategy=name, reason=why) for name, why in choice.unavailable.items() if name in counting]
+    return [Rejected(strategy=name, reason=why) for name, why in choice.unavailable.items() if name in _sharding()]
 
 
-def _sharding() -> list[Strategy]:
+def _sharding() -> list[str]:
     """What a plan may take where a model doesn't fit one GPU."""
-    return [one for one in STRATEGIES if one.shards_weights and one.may_be_chosen]
+    return [one.name for one in STRATEGIES if one.shards_weights and one.may_be_chosen]
 
 
 def _why(chosen: Option, choice: Choice) -> str:
@@ -167,26 +173,22 @@ def _why(chosen: Option, choice: Choice) -> str:
     if not chosen.record.shards_weights:
         return f"{name}: the model fits on every GPU ({need}), so only the adapter's gradients cross the links."
     whole = choice.option(usual(choice.num_processes).name)
-    if whole.fits and whole.speed and chosen.speed:
+    if whole.fits and whole.speed:
         return f"{name}: DDP fits with few rows only; {_pace(chosen)} against {_pace(whole)}, estimated ({need})."
-    return f"{chosen.strategy}: the model does not fit on one GPU, so the GPUs divide its weights ({need})."
+    return f"{name}: the model does not fit on one GPU, so the GPUs divide its weights ({need})."
 
 
-def _rejected(option: Option, chosen: Option, choice: Choice) -> Rejected:
+def _why_not(option: Option, chosen: Option, choice: Choice) -> str:
     if not option.fits:
-        why = f"{_needs(option)}, and {_has(choice)}."
-        if option.record.shards_weights and option.record.loads_whole(in_4bit=choice.work.in_4bit):
-            why += " Every GPU loads the whole model before it is sharded."
-        return Rejected(strategy=option.strategy, reason=why)
-    if option.speed and chosen.speed and option.rank < chosen.rank:
-        less = f"{chosen.strategy} has less that can go wrong"
-        why = f"hardly faster: {_pace(option)} against {_pace(chosen)}, estimated; {less}."
-        return Rejected(strategy=option.strategy, reason=why)
-    if option.speed and chosen.speed:
-        why = f"slower: {_pace(option)} against {_pace(chosen)}, estimated"
-        what = "; it gathers the weights in every step" if option.record.shards_weights else ""
-        return Rejected(strategy=option.strategy, reason=f"{why}{what}.")
-    return Rejected(strategy=option.strategy, reason=f"{chosen.strategy} comes first where no speed can be estimated.")
+        loads_whole = option.record.shards_weights and option.record.loads_whole(in_4bit=choice.work.in_4bit)
+        more = " Every GPU loads the whole model before it is sharded." if loads_whole else ""
+        return f"{_needs(option)}, and {_has(choice)}.{more}"
+    if not option.speed:
+        return f"{chosen.strategy} comes first where no speed can be estimated."
+    paces = f"{_pace(option)} against {_pace(chosen)}, estimated"
+    if option.rank < chosen.rank:
+        return f"hardly faster: {paces}; {chosen.strategy} has less that can go wrong."
+    return f"slower: {paces}{'; it gathers the weights in every step' if option.record.shards_weights else ''}."
 
 
 def _single(choice: Choice, chosen: Option) -> str:
@@ -194,7 +196,7 @@ def _single(choice: Choice, chosen: Option) -> str:
     if not alone.fits:
         return f"{_needs(alone)}, and {_has(choice)}."
     idle = f"{choice.num_processes - 1} of {choice.num_processes} GPUs would be idle"
-    return f"{idle}: {_pace(alone)} against {_pace(chosen)}, estimated." if alone.speed and chosen.speed else f"{idle}."
+    return f"{idle}: {_pace(alone)} against {_pace(chosen)}, estimated." if alone.speed else f"{idle}."
 
 
 def _four_bit(choice: Choice, chosen: Option) -> list[str]:
@@ -203,7 +205,7 @@ def _four_bit(choice: Choice, chosen: Option) -> list[str]:
     smaller = replace(choice, work=replace(choice.work, load_in_4bit=True)).option(whole)
     if not smaller.fits:
         return []
-    pace = f", estimated at {_pace(smaller)} against {_pace(chosen)}" if smaller.speed and chosen.speed else ""
+    pace = f", estimated at {_pace(smaller)} against {_pace(chosen)}" if smaller.speed else ""
     return [f"model.load_in_4bit=true would let every GPU hold the model, so DDP would do ({_needs(smaller)}{pace})."]
 
 
@@ -220,11 +222,10 @@ def _nothing_fits(choice: Choice, options: list[Option], asked: str = "auto") ->
 
 
 def _what_fits(choice: Choice, options: list[Option], asked: str) -> Iterator[str]:
-    names = [one.name for one in choosable(choice.num_processes)]
+    names = choice.available
     if asked != "auto":
         yield from (f"distributed.strategy={option.strategy}" for option in options if option.fits)
-        names = [asked]
-    names = [name for name in names if name not in choice.unavailable]
+        names = [asked] if asked not in choice.unavailable else []
 
     def fits(changed: Choice) -> str | None:
         return next((name for name in names if changed.option(name).fits), None)
@@ -239,20 +240,17 @@ def _what_fits(choice: Choice, options: list[Option], asked: str) -> Iterator[st
         found = fits(replace(choice, work=replace(choice.work, load_in_4bit=True)))
         if found:
             yield f"model.load_in_4bit=true ({found} would fit)"
-    length = 1 << (choice.work.length - 1).bit_length() - 1
-    while length >= 256:
-        if fits(replace(choice, work=replace(choice.work, length=length))):
-            yield f"model.max_seq_length={length}"
-            break
-        length //= 2
+    shorter = (1 << power for power in reversed(range(8, (choice.work.length - 1).bit_length())))
+    length = next((size for size in shorter if fits(replace(choice, work=replace(choice.work, length=size)))), None)
+    if length:
+        yield f"model.max_seq_length={length}"
     if choice.free_devices:
         yield choice.free_devices
-    for sharded in (one.name for one in _sharding()):
+    for sharded in _sharding():
         more = None if sharded in choice.unavailable else _more_gpus(choice, sharded)
         if more:
-            yield f"{more} such GPUs ({sharded})" + (
-                "" if asked in ("auto", sharded) else f" with distributed.strategy={sharded}"
-            )
+            how = "" if asked in ("auto", sharded) else f" with distributed.strategy={sharded}"
+            yield f"{more} such GPUs ({sharded}){how}"
             return
 
 
@@ -262,21 +260,13 @@ def _more_gpus(choice: Choice, strategy: str) -> int | None:
         if count <= choice.num_processes:
             continue
         parts = STRATEGIES[strategy].data_parallel(count)
-        rows = None if choice.rows is None else choice.rows * choice.data_parallel
-        if rows is not None and rows % parts:
-            continue
-        sizes: Sequence[int] = choice.sizes
-        if rows is not None and len(sizes) > 1:
-            sizes = divisors(rows // parts)
-        elif rows is not None and rows // parts % sizes[0]:
-            continue  # what the run gives for each device doesn't divide the share of so many
-        changed = replace(
-            choice,
-            num_processes=count,
-            data_parallel=parts,
-            sizes=sizes,
-            rows=None if rows is None else rows // parts,
-        )
+        changed = replace(choice, num_processes=count, data_parallel=parts)
+        if choice.rows is not None:
+            rows, rest = divmod(choice.rows * choice.data_parallel, parts)
+            sizes = divisors(rows) if len(choice.sizes) > 1 else choice.sizes
+            if rest or rows % sizes[0]:
+                continue  # no whole share for so many, or what the run gives for each device doesn't divide it
+            changed = replace(changed, sizes=sizes, rows=rows)
         if changed.option(strategy).fits:
             return count
     return None
@@ -288,12 +278,10 @@ def _needs(option: Option) -> str:
 
 def _has(choice: Choice) -> str:
     least = min(choice.hardware.devices, key=free_gib)
-    free = least.memory_free_gib
-    if free is not None and free < 0.9 * least.memory_gib:
-        return (
-            f"GPU {least.index} has {free:.1f} GiB free of {least.memory_gib:.1f}, of which a plan fills {MARGIN:.0%}"
-        )
-    return f"a GPU has {choice.capacity_gib:.1f} GiB, of which a plan fills {MARGIN:.0%}"
+    has = f"a GPU has {choice.capacity_gib:.1f} GiB"
+    if free_gib(least) < 0.9 * least.memory_gib:
+        has = f"GPU {least.index} has {free_gib(least):.1f} GiB free of {least.memory_gib:.1f}"
+    return f"{has}, of which a plan fills {MARGIN:.0%}"
 
 
 def _pace(option: Option) -> str:
