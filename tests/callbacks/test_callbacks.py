@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from unsloth_accel.callbacks.rank_log import RankLog, read_lines
+from unsloth_accel.callbacks.rank_log import RankLog
+from unsloth_accel.report.run_record import read_lines
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, SCRIPTS, cli_command, variable_rows, write_yaml
 
-from unsloth_accel.callbacks.rank_log import read_lines
+from unsloth_accel.report.run_record import read_lines
 
 pytestmark = pytest.mark.slow
 SLEEP = 0.15

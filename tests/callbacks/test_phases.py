@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from unsloth_accel.callbacks.phases import phase
-from unsloth_accel.callbacks.rank_log import RankLog, read_lines
+from unsloth_accel.callbacks.rank_log import RankLog
+from unsloth_accel.report.run_record import read_lines
 
 
 def test_a_phase_is_shown_once_and_logged_also_when_it_fails(

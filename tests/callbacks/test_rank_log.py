@@ -3,7 +3,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from unsloth_accel.callbacks.rank_log import RankLog, read_lines
+from unsloth_accel.callbacks.rank_log import RankLog
+from unsloth_accel.report.run_record import read_lines
 
 
 def test_a_log_goes_on_behind_a_line_that_a_crash_cut_short(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..adapters.hook_types import Arguments, Control, Json, State, TrainerCallback
 from ..adapters.rank_checks import is_sharded
 from ..artifacts.checkpoints import checkpoints
+from ..artifacts.run_directory import step_of
 from ..errors import UnslothAccelError
 from .rank_log import RankLog
 
@@ -83,12 +84,9 @@ class Divergence(TrainerCallback):
     def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if control.should_save:
             self._check_weights(args, state, kwargs["model"])
-            control.should_save = control.should_save and not self.rule.above
-
-    def on_epoch_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        if control.should_save:
-            self._check_weights(args, state, kwargs["model"])
             control.should_save = not self.rule.above
+
+    on_epoch_end = on_step_end
 
     def on_log(self, args: Arguments, state: State, control: Control, logs: Json | None = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
@@ -118,7 +116,7 @@ class Divergence(TrainerCallback):
     def _stop(self, args: Arguments, state: State, what: str, since: int | None = None) -> None:
         """`since`: checkpoints after this step are not good, though finite."""
         latest = state.global_step if since is None else since
-        found = [path for path in checkpoints(args.output_dir or ".") if int(path.name.split("-")[-1]) <= latest]
+        found = [path for path in checkpoints(args.output_dir or ".") if (step_of(path) or 0) <= latest]
         last = found[-1] if found else None
         where = f"The last good checkpoint is {last}" if last else "There is no good checkpoint"
         message = (

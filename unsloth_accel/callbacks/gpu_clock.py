@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -34,33 +35,35 @@ class ClockReader:
 
     def __init__(self) -> None:
         self._handle: Any = None
-        self._nvml: Any = None
-        self._read = -_SECONDS
+        self._due = 0.0
         self._clock = Clock()
 
     def read(self) -> Clock:
         """Zeros on a CPU, and where NVML or the GPU doesn't tell."""
-        if self._nvml is False or time.monotonic() - self._read < _SECONDS:
+        now = time.monotonic()
+        if now < self._due:
             return self._clock
-        self._read = time.monotonic()
+        self._due = now + _SECONDS
         try:
-            if self._nvml is None:
-                self._handle = self._open()
+            import pynvml
+
+            self._handle = self._handle or _own_gpu()
             self._clock = Clock(
-                float(self._nvml.nvmlDeviceGetClockInfo(self._handle, self._nvml.NVML_CLOCK_SM)),
-                int(self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)),
+                float(pynvml.nvmlDeviceGetClockInfo(self._handle, pynvml.NVML_CLOCK_SM)),
+                int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)),
             )
-        except Exception:  # whatever NVML, its Python package or a virtual GPU has against it: no figure
-            self._nvml, self._clock = False, Clock()
+        except Exception:  # whatever NVML, its Python package or a virtual GPU has against it: no figure, ever
+            self._due, self._clock = math.inf, Clock()
         return self._clock
 
-    def _open(self) -> Any:
-        import pynvml
-        import torch
 
-        if not torch.cuda.is_available():
-            raise RuntimeError("no GPU")
-        pynvml.nvmlInit()
-        self._nvml = pynvml
-        uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
+def _own_gpu() -> Any:
+    """NVML's handle of this process's GPU; raises where there is none."""
+    import pynvml
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("no GPU")
+    pynvml.nvmlInit()
+    uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+    return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())

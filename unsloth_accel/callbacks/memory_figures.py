@@ -20,14 +20,11 @@ def memory_now() -> dict[str, float]:
     `free_gib`: left on the GPU, by what others use of it. `host_gib`: this process's resident memory. Others' use and
     the host's are up to a second old.
     """
-    figures, own, around = {}, torch_memory(), machine()
+    own, around = torch_memory(), machine()
+    figures = {"host_gib": around.process}
     if own is not None:
-        figures = {
-            "allocated_gib": own.peak,
-            "reserved_gib": own.reserved,
-            "free_gib": max(0, around.total - around.others - own.reserved),
-        }
-    figures["host_gib"] = around.process
+        free = max(0, around.total - around.others - own.reserved)
+        figures = {"allocated_gib": own.peak, "reserved_gib": own.reserved, "free_gib": free, **figures}
     return {name: round(value / 2**30, 3) for name, value in figures.items()}
 
 
@@ -47,8 +44,6 @@ class Memory(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         ranks = self._ranks(state.global_step)
-        if ranks is None:
-            return
-        columns = zip(*ranks, strict=True)
-        worst = {name: _WORST[name](column) for name, column in zip(memory_now(), columns, strict=True)}
-        add_figures(logs, state, worst)
+        if ranks is not None:
+            columns = zip(memory_now(), zip(*ranks, strict=True), strict=True)
+            add_figures(logs, state, {name: _WORST[name](column) for name, column in columns})

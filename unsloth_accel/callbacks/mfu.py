@@ -8,7 +8,7 @@ recomputing it would be HFU); so checkpointing lowers MFU by up to a third.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from ..hardware.gpu_table import card_of
@@ -41,24 +41,23 @@ def lora_flops(spec: ModelSpec, lora_parameters: int) -> ModelFlops:
     weights (Kaplan et al., arXiv:2001.08361, section 2.1); frozen ones need no gradient of weights: 4n, LoRA's 6n. The
     embedding is a look-up; lm_head counts, also a tied one. Sliding windows are taken for whole attention.
     """
-    linear = spec.active_parameters - spec.embedding_parameters - spec.lm_head_parameters
-    head = spec.hidden_size * spec.vocab_size
-    return ModelFlops(
-        per_token=4 * (linear + head) + 6 * lora_parameters,
-        per_pair=_attention(spec),
-        formula="4 per frozen weight and token, 6 per LoRA weight, 12 x heads x head_dim x layers per causal pair",
-    )
+    formula = f"4 per frozen weight and token, 6 per LoRA weight, {_PER_PAIR}"
+    per_token = 4 * _matmul_weights(spec) + 6 * lora_parameters
+    return ModelFlops(per_token=per_token, per_pair=_attention(spec), formula=formula)
 
 
 def full_flops(spec: ModelSpec) -> ModelFlops:
     """With every weight trained: 6 per weight and token."""
+    formula = f"6 per weight and token, {_PER_PAIR}"
+    return ModelFlops(per_token=6 * _matmul_weights(spec), per_pair=_attention(spec), formula=formula)
+
+
+_PER_PAIR = "12 x heads x head_dim x layers per causal pair"
+
+
+def _matmul_weights(spec: ModelSpec) -> int:
     linear = spec.active_parameters - spec.embedding_parameters - spec.lm_head_parameters
-    head = spec.hidden_size * spec.vocab_size
-    return ModelFlops(
-        per_token=6 * (linear + head),
-        per_pair=_attention(spec),
-        formula="6 per weight and token, 12 x heads x head_dim x layers per causal pair",
-    )
+    return linear + spec.hidden_size * spec.vocab_size
 
 
 def _attention(spec: ModelSpec) -> float:
@@ -73,7 +72,8 @@ def flops_of(model: torch.nn.Module) -> ModelFlops | str:
         return "the model has no config"
     try:
         # Not the parameters: quantized ones are packed, and sharded ones are parts.
-        spec = from_config(_unquantized(config.to_dict()), name=str(getattr(config, "name_or_path", "")))
+        described = {key: value for key, value in config.to_dict().items() if key != "quantization_config"}
+        spec = from_config(described, name=str(getattr(config, "name_or_path", "")))
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         return f"its FLOPs can't be counted: {str(error).splitlines()[0]}"
     if not spec.tensors:
@@ -85,10 +85,6 @@ def flops_of(model: torch.nn.Module) -> ModelFlops | str:
     if not lora and sum(trainable.values()) >= 0.99 * spec.num_parameters:
         return full_flops(spec)
     return "the formula knows LoRA alone and training every weight; here other weights are trained"
-
-
-def _unquantized(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key != "quantization_config"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,18 +21,16 @@ class Progress(TrainerCallback):
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
-        self._loss: float | None = None
         self._last = (0.0, 0.0)
-        self._rate: float | None = None
+        """Time and tokens at the last log."""
         self._tenth = -1
         self._after_first: tuple[float, int] | None = None
-        self._left: float | None = None
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
         self._last = (time.perf_counter(), float(state.num_input_tokens_seen))
-        self._after_first = self._left = None
+        self._after_first = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", desc="training")
 
@@ -46,32 +44,26 @@ class Progress(TrainerCallback):
         now, tokens = time.perf_counter(), float(state.num_input_tokens_seen)
         before, before_tokens = self._last
         self._last = (now, tokens)
-        self._loss = float(logs["loss"])
-        self._rate = (tokens - before_tokens) / (now - before) if tokens > before_tokens else None
+        rate = f"  {(tokens - before_tokens) / (now - before):,.0f} tokens/s" if tokens > before_tokens else ""
+        figures = f"loss {float(logs['loss']):.4f}{rate}"
         if self._bar is not None:
-            self._bar.set_postfix_str(self._figures())
+            self._bar.set_postfix_str(figures)
             return
-        if self._after_first is None:
-            self._after_first = (now, state.global_step)
-        elif state.global_step > self._after_first[1]:
-            since, step = self._after_first
-            self._left = (now - since) / (state.global_step - step) * (state.max_steps - state.global_step)
+        self._after_first = self._after_first or (now, state.global_step)
+        since, first = self._after_first
+        left = ""
+        if first < state.global_step < state.max_steps:
+            each = (now - since) / (state.global_step - first)
+            left = f"  {duration(each * (state.max_steps - state.global_step))} left"
         tenth = 10 * state.global_step // state.max_steps
         if tenth > self._tenth:
             self._tenth = tenth
-            print(f"step {state.global_step}/{state.max_steps}  {self._figures()}{self._time_left()}", flush=True)
+            print(f"step {state.global_step}/{state.max_steps}  {figures}{left}", flush=True)
 
     def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-    def _time_left(self) -> str:
-        return f"  {duration(self._left)} left" if self._left else ""
-
-    def _figures(self) -> str:
-        rate = "" if self._rate is None else f"  {self._rate:,.0f} tokens/s"
-        return f"loss {self._loss:.4f}{rate}"
 
 
 def duration(seconds: float) -> str:

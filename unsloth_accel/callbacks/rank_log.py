@@ -83,19 +83,6 @@ class RankLog:
             print(f"unsloth_accel: rank {rank}, {message}", file=sys.stderr, flush=True)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `rank-N.jsonl`, without those that a crash cut short."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict):
-            lines.append(line)
-    return lines
-
-
 def _plain(value: Any) -> Any:
     """A number that any reader of JSON takes: NaN and the infinities are none."""
     if isinstance(value, float):

@@ -36,6 +36,7 @@ class RunLog(TrainerCallback):
         exchange: Exchange | None = None,
     ) -> None:
         self.log = log
+        self._summary_file = RunDirectory(log.path.parent.parent).summary if log.path and log.rank == 0 else None
         self._untold = (exchange or Exchange()).join(lambda: [float(len(log.untold))])
         self._throughput = throughput
         self._stragglers = stragglers
@@ -49,8 +50,8 @@ class RunLog(TrainerCallback):
 
         self._started = time.perf_counter()
         self._first = state.global_step
-        if self.log.rank == 0 and self.log.path is not None:  # of an attempt before this one
-            RunDirectory(self.log.path.parent.parent).summary.unlink(missing_ok=True)
+        if self._summary_file:  # of an attempt before this one
+            self._summary_file.unlink(missing_ok=True)
         self.log.write(
             "start",
             host=platform.node(),
@@ -72,28 +73,26 @@ class RunLog(TrainerCallback):
         self.log.tell()
         summary = self._summary(args, state, seconds)
         self.log.write("end", steps=state.global_step - self._first, seconds=seconds, status="finished")
-        if self.log.rank == 0 and self.log.path is not None:
-            write_atomically(RunDirectory(self.log.path.parent.parent).summary, json.dumps(summary, indent=2) + "\n")
+        if self._summary_file:
+            write_atomically(self._summary_file, json.dumps(summary, indent=2) + "\n")
 
     def _steps(self, steps: Sequence[Step]) -> None:
         self.log.steps += len(steps)
         memory = memory_now()
-        self.log.write_all(
-            "step",
-            [
-                {
-                    "step": step.step,
-                    "seconds": step.seconds,
-                    "data_seconds": step.data,
-                    "compute_seconds": step.compute,
-                    "wait_seconds": step.wait,
-                    "tokens": step.tokens,
-                    "padded_tokens": step.padded_tokens,
-                    **memory,
-                }
-                for step in steps
-            ],
-        )
+        lines = [
+            {
+                "step": step.step,
+                "seconds": step.seconds,
+                "data_seconds": step.data,
+                "compute_seconds": step.compute,
+                "wait_seconds": step.wait,
+                "tokens": step.tokens,
+                "padded_tokens": step.padded_tokens,
+                **memory,
+            }
+            for step in steps
+        ]
+        self.log.write_all("step", lines)
 
     def _summary(self, args: Arguments, state: State, seconds: float) -> dict[str, Any]:
         """Of this process's part of the run, if it was resumed; a collective."""

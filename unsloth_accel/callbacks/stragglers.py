@@ -20,7 +20,7 @@ from .throughput import Step, Throughput
 Cause = Literal["data", "gpu clock", "network", "unknown"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Pace:
     """Of one rank: medians over a window of steps, in seconds, and its clock."""
 
@@ -70,14 +70,15 @@ def find_straggler(paces: Sequence[Pace], threshold: float = 0.1) -> Straggler |
     by_data = slow.data - statistics.median(pace.data for pace in others)
     clock, usual_clock = slow.clock_mhz, statistics.median(pace.clock_mhz for pace in others)
     held_back = Clock(clock, int(slow.reasons)).held_back_by
-    cause: Cause = "unknown"
-    detail = "not its loader, nor its GPU's clock: longer rows, another process on its GPU, or a busy host"
+    cause: Cause
     if by_data > slower / 2:
         cause, detail = "data", f"its loader takes {by_data:.3f} s longer: a slow disk, network or tokenizer"
     elif 0 < clock < 0.95 * usual_clock:
-        cause = "gpu clock"
-        detail = f"its GPU runs at {clock:.0f} MHz, the others' at {usual_clock:.0f} MHz"
+        cause, detail = "gpu clock", f"its GPU runs at {clock:.0f} MHz, the others' at {usual_clock:.0f} MHz"
         detail += f", held back by {held_back}" if held_back else ""
+    else:
+        cause = "unknown"
+        detail = "not its loader, nor its GPU's clock: longer rows, another process on its GPU, or a busy host"
     return Straggler(rank=rank, cause=cause, slower_by=slower, share=slower / usual if usual else 1.0, detail=detail)
 
 
@@ -186,14 +187,14 @@ class Stragglers(TrainerCallback):
         # As many on every rank, or the exchange would not fit together.
         busy = [*(step.busy for step in own), *[math.nan] * self.window][: self.window]
         paces = [
-            Pace(**dict(zip(_FIELDS, row[: len(_FIELDS)], strict=True)), steps=tuple(row[len(_FIELDS) :]))
-            for row in share([*self._pace(own), *busy])
+            Pace(data, compute, wait, clock, reasons, tuple(each))
+            for data, compute, wait, clock, reasons, *each in share([*self._pace(own), *busy])
         ]
-        if args.process_index == 0:
+        if args.process_index == 0:  # alone: that its warning is shown needs no other rank
             self._judge(paces, state.global_step, steps)
-        # Only rank 0 judges; that its warning is shown needs no other rank.
 
     def _pace(self, steps: Sequence[Step]) -> list[float]:
+        """In the order of `Pace`."""
         waits = [step.wait for step in steps if step.wait is not None]
         clock = self._clock.read()
         return [
@@ -227,12 +228,12 @@ class Stragglers(TrainerCallback):
         )
 
     def _judge_network(self, paces: Sequence[Pace], step: int) -> None:
-        share_of_step = network_share(paces)
-        if share_of_step is None or share_of_step < self.most_network or self._network_told:
+        part = network_share(paces)
+        if part is None or part < self.most_network or self._network_told:
             return
         self._network_told = True
         self._tell(
-            f"no rank is slow, but exchanging gradients takes {share_of_step:.0%} of a step. What would help: a larger "
+            f"no rank is slow, but exchanging gradients takes {part:.0%} of a step. What would help: a larger "
             "per-device batch or more accumulation, or a faster link (`unsloth-accel doctor` measures it)",
             step,
             cause="network",
@@ -243,9 +244,6 @@ class Stragglers(TrainerCallback):
         self._log.warn("straggler", message, step, **fields)
         if self._log.path is None:  # nobody else shows it
             print(f"unsloth_accel: {message}.", flush=True)
-
-
-_FIELDS = ("data", "compute", "wait", "clock_mhz", "reasons")
 
 
 def _gpu(args: Arguments) -> str:

@@ -78,7 +78,6 @@ class _Open:
 class Totals:
     """Of one rank, summed over steps."""
 
-    steps: int = 0
     seconds: float = 0.0
     data: float = 0.0
     compute: float = 0.0
@@ -89,7 +88,6 @@ class Totals:
     times: list[float] = field(default_factory=list)
 
     def add(self, step: Step, flops: ModelFlops | None) -> None:
-        self.steps += 1
         self.seconds += step.seconds
         self.data += step.data
         self.compute += step.compute
@@ -98,6 +96,10 @@ class Totals:
         self.tokens += step.tokens
         self.flops += flops.of(step.tokens, step.pairs) if flops else 0.0
         self.times.append(step.seconds)
+
+    @property
+    def steps(self) -> int:
+        return len(self.times)
 
     @property
     def median(self) -> float:
@@ -198,10 +200,14 @@ class Throughput(TrainerCallback):
         self._last = time.perf_counter()
 
     def on_evaluate(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        self._leave_out()
+        # What was done since the step's end, or its log, is no part of the next step.
+        now = time.perf_counter()
+        self._since += now - self._last
+        self._last = now
+        self._loader.take()
+        self._marks = {}
 
-    def on_save(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        self._leave_out()
+    on_save = on_evaluate
 
     def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self._settle()
@@ -240,14 +246,6 @@ class Throughput(TrainerCallback):
             figures[f"{name}_share"] = round(sum(r[name] / r["seconds"] for r in ranks) / len(ranks), 4)
         mfu = self.mfu(sum(rank["flops"] for rank in ranks), seconds * len(ranks))
         return figures if mfu is None else {**figures, "mfu": round(mfu, 4)}
-
-    def _leave_out(self) -> None:
-        """What was done since the step's end, or its log, is no part of the next step."""
-        now = time.perf_counter()
-        self._since += now - self._last
-        self._last = now
-        self._loader.take()
-        self._marks = {}
 
     def _mark(self, name: str) -> None:
         if not self._on_gpu:
@@ -289,7 +287,7 @@ class Throughput(TrainerCallback):
             done = list(takewhile(lambda one: one.marks["end"].query(), done))
         if not done:
             return
-        self._open = self._open[len(done) :]
+        del self._open[: len(done)]
         steps = [self._closed(one) for one in done]
         flops = None if isinstance(self.flops, str) else self.flops
         for step in steps:

@@ -94,7 +94,7 @@ def read_run_record(directory: str | Path) -> Recorded:
         fix = "name the output_dir of a run, which holds run.yaml and logs"
         raise ConfigError(Problem(key=str(directory), consequence=consequence, fix=fix))
     ranks = tuple(sorted((_rank(path) for path in files.rank_logs()), key=lambda r: r.number))
-    lines = _lines(files.step_log)
+    lines = read_lines(files.step_log)
     newest = checkpoints(directory)[-1:]
     trainer = _object(newest[0] / STATE) if newest else {}
     told = [*tables(trainer.get("log_history")), *lines]
@@ -159,7 +159,7 @@ def values(lines: Iterable[Any], key: str) -> list[float]:
 
 def _rank(path: Path) -> Rank:
     kinds: dict[str, list[Json]] = {}
-    for line in _lines(path):
+    for line in read_lines(path):
         kinds.setdefault(text(line.get("event")), []).append(line)
     name = path.stem.removeprefix("rank-")
     return Rank(
@@ -208,7 +208,7 @@ def _time(line: Json, *, unknown: float) -> float:
     return unknown if time is None else time
 
 
-def _lines(path: Path) -> list[Json]:
+def read_lines(path: Path) -> list[Json]:
     """The objects of a file of JSON lines; those that are none, as after a crash, are left out."""
     lines = [line for line in _text(path).split("\n") if line.strip()]
     try:
