@@ -29,7 +29,7 @@ def made(directory: Path, end: float = 1.0, **changes: Any) -> Trained:
     save_file(start, directory / "record" / "start.safetensors")
     moved = {"a": start["a"] + np.float32(end), "b": start["b"] - np.float32(end)}
     save_file(moved, directory / "adapter" / "adapter_model.safetensors")
-    values: dict[str, Any] = {"strategy": "ddp", "num_processes": 2, "loss": [3.0, 2.0, 1.0], "grad_norm": [1.0] * 3}
+    values: dict[str, Any] = {"num_processes": 2, "loss": [3.0, 2.0, 1.0], "grad_norm": [1.0] * 3}
     values |= {"seconds": [9.0, 1.0, 1.0], "tokens": [10, 10, 10]}
     values["ranks"] = [{"rank": rank, "adapter": "x", "loading": 1.0 + rank} for rank in range(2)]
     return Trained(directory=directory, **values | changes)

@@ -123,16 +123,17 @@ def _file_fault(file: Path) -> str | None:
     """What its form tells: safetensors' header gives the size, and what torch.save writes ends with its index."""
     if not file.is_file():
         return None
-    if file.suffix == ".safetensors":
+    whole = True
+    if file.suffix in (".pt", ".pth", ".bin"):
+        whole = zipfile.is_zipfile(file)
+    elif file.name == ADAPTER_CONFIG:
+        whole = bool(_read_json(file))
+    elif file.suffix == ".safetensors":
         try:
             read_header(file)
         except ConfigError:
-            return f"{file.name} is damaged or cut short"
-    if file.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(file):
-        return f"{file.name} is damaged or cut short"
-    if file.name == ADAPTER_CONFIG and not _read_json(file):
-        return f"{file.name} is damaged or cut short"
-    return None
+            whole = False
+    return None if whole else f"{file.name} is damaged or cut short"
 
 
 def _missing(path: Path) -> str | None:

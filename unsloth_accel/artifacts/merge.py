@@ -67,9 +67,7 @@ def plan_merge(
     `base` is by default what the adapter names, as its 16-bit original where that is in 4 bit. `dtype` is by default
     the base's own, bfloat16 where that is wider.
     """
-    adapter = _adapter(Path(source))
-    config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    trained_on = _trained_on(adapter, config)
+    adapter, trained_on = _adapter(Path(source))
     base = base or (trained_on if Path(trained_on).is_dir() else unquantized(trained_on))
     spec = ModelSpec.load(base)
     target = Path(target) if target else RunDirectory(adapter.parent).merged
@@ -107,8 +105,11 @@ def write_merged(merge: Merge) -> list[Path]:
     return sorted(merge.target.glob("*.safetensors"))
 
 
-def _adapter(source: Path) -> Path:
-    """The adapter's directory that `source` is or holds, with its two files whole."""
+def _adapter(source: Path) -> tuple[Path, str]:
+    """The adapter's directory that `source` is or holds, with its two files whole, and the base model.
+
+    That is what PEFT wrote, looked for beside the adapter too where it is a relative path.
+    """
     own = RunDirectory(source).adapter
     found = own if (own / ADAPTER_CONFIG).is_file() else source
     fix = "give a run's output_dir, or a directory that holds adapter_config.json and adapter_model.safetensors"
@@ -118,18 +119,12 @@ def _adapter(source: Path) -> Path:
             raise ConfigError(Problem(key="merge", value=str(source), consequence=consequence, fix=fix))
     read_header(found / ADAPTER_WEIGHTS)
     try:
-        json.loads((found / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        name = str(json.loads((found / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"])
     except (OSError, ValueError, KeyError, TypeError):
         consequence = "is damaged: it names no base model."
         raise ConfigError(Problem(key=str(found / ADAPTER_CONFIG), consequence=consequence, fix=fix)) from None
-    return found
-
-
-def _trained_on(adapter: Path, config: dict[str, Any]) -> str:
-    """The base model: what PEFT wrote, looked for beside the adapter too where it is a relative path."""
-    name = str(config["base_model_name_or_path"])
-    beside = (adapter / name).resolve()
-    return str(beside) if not Path(name).exists() and beside.is_dir() else name
+    beside = (found / name).resolve()
+    return found, str(beside) if not Path(name).exists() and beside.is_dir() else name
 
 
 def _base_problems(merge: Merge) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ _KEPT = {
     "training.learning_rate": "the checkpoint's own is kept: the Trainer restores it with the optimizer.",
     "training.weight_decay": "the checkpoint's own is kept: the Trainer restores it with the optimizer.",
 }
+_AS_DESCRIBED = (
+    *("data.train_on", "data.format", "data.columns", "data.too_long", "data.streaming", "data.split", "data.subset"),
+    *("model.max_seq_length", "lora.r", "lora.alpha", "lora.use_rslora"),
+)
+"""Facts that are what run.yaml says."""
 _SHUFFLED_BY_LENGTH = ("group_by_length", "train_sampling_strategy")
 
 
@@ -67,17 +73,7 @@ def made_with(run: RunConfig) -> dict[str, Any]:
         "batch.global_size": run.batch.rows(run.model.max_seq_length),
         "model.name": _resolved(run.model.name),
         "data.path": fingerprint(run.data.path),
-        "data.train_on": run.data.train_on,
-        "data.format": run.data.format,
-        "data.columns": dict(run.data.columns),
-        "data.too_long": run.data.too_long,
-        "data.streaming": run.data.streaming,
-        "data.split": run.data.split,
-        "data.subset": run.data.subset,
-        "model.max_seq_length": run.model.max_seq_length,
-        "lora.r": run.lora.r,
-        "lora.alpha": run.lora.alpha,
-        "lora.use_rslora": run.lora.use_rslora,
+        **{key: attrgetter(key)(run) for key in _AS_DESCRIBED},
         "lora.target_modules": modules if isinstance(modules, str) else sorted(modules),
         "training.seed": training.get("seed", 42),
         "training.data_seed": training.get("data_seed"),
@@ -122,18 +118,18 @@ def resume_problems(run: RunConfig) -> list[Problem]:
     problems = [*difference(checkpoint, facts), *_adapter_problems(checkpoint, facts)]
     seen = {problem.key for problem in problems}
     problems += [problem for problem in _step_problems(run, checkpoint) if problem.key not in seen]
-    if run.lora.dropout and _moved(checkpoint, facts):
+    key = "distributed.num_processes"
+    before, now = checkpoint.made_with.get(key), facts[key]
+    moved = before is not None and before != now
+    if moved and run.lora.dropout:
         consequence = "dropout draws its numbers in each process, so losses differ a little from a straight run."
-        fix = "nothing, or the checkpoint's number of processes"
-        key = "lora.dropout"
-        problems.append(Problem(key=key, value=run.lora.dropout, consequence=consequence, fix=fix, severity="warning"))
-    by_length = any(run.training.get(key) in (True, "group_by_length") for key in _SHUFFLED_BY_LENGTH)
-    if by_length and _moved(checkpoint, facts):
+        fix, value = "nothing, or the checkpoint's number of processes", run.lora.dropout
+        problem = Problem(key="lora.dropout", value=value, consequence=consequence, fix=fix, severity="warning")
+        problems.append(problem)
+    if moved and any(run.training.get(name) in (True, "group_by_length") for name in _SHUFFLED_BY_LENGTH):
         consequence = f"rows are grouped within each process's batches, so on another number of processes {ROWS}"
-        before = checkpoint.made_with.get("distributed.num_processes")
-        fix = f"distributed.num_processes={before}, or start a new run"
-        key, value = "distributed.num_processes", facts["distributed.num_processes"]
-        problems.append(Problem(key=key, value=value, consequence=consequence, fix=fix))
+        fix = f"{key}={before}, or start a new run"
+        problems.append(Problem(key=key, value=now, consequence=consequence, fix=fix))
     return problems
 
 
@@ -157,15 +153,12 @@ def difference(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> list[Problem
 
 
 def _problem(checkpoint: Checkpoint, key: str, now: Any, before: Any, consequence: str, severity: Any) -> Problem:
-    rows = key in ("data.path", "train_dataset")
-    said = f"other rows, fingerprint {before}" if key == "data.path" else str(before)
-    fix = f"{key}={before}, or start a new run in another output_dir"
+    said, instead = str(before), f"{key}={before}"
     if key == "data.path":
-        now = f"rows with fingerprint {now}"
-    if rows:
-        fix = "give the file that it was made with, or start a new run in another output_dir"
-    if severity == "warning":
-        fix = "nothing, or start a new run in another output_dir"
+        said, now = f"other rows, fingerprint {before}", f"rows with fingerprint {now}"
+    if key in ("data.path", "train_dataset"):
+        instead = "give the file that it was made with"
+    fix = f"{'nothing' if severity == 'warning' else instead}, or start a new run in another output_dir"
     consequence = f"{checkpoint.path.name} was made with {said}: {consequence}"
     return Problem(key=key, value=now, consequence=consequence, fix=fix, severity=severity)
 
@@ -218,8 +211,3 @@ def _step_problems(run: RunConfig, checkpoint: Checkpoint) -> Iterator[Problem]:
     )
     fix = "nothing, or copy the adapter first if you want both"
     yield Problem(key="training.resume", value=True, consequence=consequence, fix=fix, severity="warning")
-
-
-def _moved(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> bool:
-    key = "distributed.num_processes"
-    return key in checkpoint.made_with and checkpoint.made_with[key] != facts[key]

@@ -69,15 +69,11 @@ def _strategy_problems(decided: Plan) -> list[Problem]:
     others = (one for one in choosable(decided.num_processes) if one.shards_weights)
     instead = next((f"distributed.strategy={one.name}, or auto" for one in others), "distributed.strategy=auto")
     optim = str(run.training.get("optim"))
+    examines = run.data.eval_path and run.evaluation.exact_match
     asked = {
         "4bit": (run.model.load_in_4bit, "model.load_in_4bit", True, instead),
         "bitsandbytes": (optim in BITSANDBYTES_ADAMW, "training.optim", optim, f"adamw_torch, or {instead}"),
-        "generate": (
-            run.data.eval_path and run.evaluation.exact_match,
-            "evaluation.exact_match",
-            True,
-            f"false, or {instead}",
-        ),
+        "generate": (examines, "evaluation.exact_match", True, f"false, or {instead}"),
     }
     return [
         Problem(key=key, value=value, consequence=cannot[what], fix=fix)
@@ -200,8 +196,8 @@ def _print_dry_run(command: Launch, problems: Sequence[Problem]) -> None:
         print(f"  {name}={value}")
     print(f"\nconfig file\n{command.yaml}", flush=True)
     # A dry run writes nothing, so what is in the output directory only matters to the run itself.
-    blocking = [problem for problem in problems if problem.key not in ("output_dir", "training.resume")]
+    blocking = [problem for problem in errors(problems) if problem.key not in ("output_dir", "training.resume")]
     for problem in problems:
-        if problem not in errors(blocking):
+        if problem not in blocking:
             print(replace(problem, severity="warning"), file=sys.stderr)
     raise_errors(blocking)

@@ -77,10 +77,8 @@ def _prepare(
         _, decided, problems = for_run(Request(run_yaml=os.fspath(plan), overrides=given), Hardware.detect())
         print(decided, flush=True)
         return decided, problems
-    problems = []
-    if overrides:
-        consequence, fix = "comes too late: the plan is made.", 'ua.plan("run.yaml", "key=value")'
-        problems += [Problem(key=override, consequence=consequence, fix=fix) for override in overrides]
+    consequence, fix = "comes too late: the plan is made.", 'ua.plan("run.yaml", "key=value")'
+    problems = [Problem(key=override, consequence=consequence, fix=fix) for override in overrides]
     plan = replace(plan, run=replace(plan.run, training={**plan.run.training, **words}))
     if plan.run.resume and plan.run.overwrite:
         consequence = "resume keeps the earlier run, overwrite deletes it."

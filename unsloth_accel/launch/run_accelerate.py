@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -118,16 +119,16 @@ def _failure(command: Launch, ended: dict[int, int]) -> LaunchError:
 
     `ended` holds exit statuses by rank; a negative one is the signal that ended the rank.
     """
-    reports = sorted(_reports(command.output_dir), key=lambda report: report["time"])
+    left = RunDirectory(command.output_dir).rank_errors() if command.output_dir else []
+    reports = sorted((json.loads(path.read_text(encoding="utf-8")) for path in left), key=itemgetter("time"))
     reported = {report["rank"] for report in reports}
     # A rank that was killed leaves no word, and its peers fall over the connection it left; torchrun's own SIGTERM
     # to the peers comes after a failure.
-    killed = [rank for rank, status in ended.items() if status < 0 and -status != signal.SIGTERM]
-    for rank in killed:
-        if rank not in reported:
-            name = signal.Signals(-ended[rank]).name
+    for rank, status in ended.items():
+        if status < 0 and -status != signal.SIGTERM and rank not in reported:
+            name = signal.Signals(-status).name
             hint = "; out of memory is the usual reason" if name == "SIGKILL" else ""
-            return LaunchError(f"rank {rank} was ended by {name}{hint}.", 128 - ended[rank])
+            return LaunchError(f"rank {rank} was ended by {name}{hint}.", 128 - status)
     if reports:
         first = reports[0]
         where = "" if first["every_rank"] else f"rank {first['rank']} failed: "
@@ -137,12 +138,6 @@ def _failure(command: Launch, ended: dict[int, int]) -> LaunchError:
     if status < 0:
         return LaunchError(f"rank {rank} was ended by {signal.Signals(-status).name}.", 128 - status)
     return LaunchError(f"rank {rank} failed with exit status {status}; its own error is above.", status)
-
-
-def _reports(output_dir: Path | None) -> list[dict[str, Any]]:
-    if output_dir is None:
-        return []
-    return [json.loads(path.read_text(encoding="utf-8")) for path in RunDirectory(output_dir).rank_errors()]
 
 
 def report_error(output_dir: str | Path, rank: int, error: BaseException) -> int:

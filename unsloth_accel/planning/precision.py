@@ -26,19 +26,21 @@ def choose_precision(run: RunConfig, hardware: Hardware, devices: Sequence[Devic
     if asked and of_dtype and asked != of_dtype:
         consequence = f"model.dtype is {run.model.dtype}, and Unsloth refuses to train that in {asked}."
         raise _refusal(f"training.{asked}", True, consequence, f"drop training.{asked}, or model.dtype")
-    said = f"training.{asked} is set" if asked else f"model.dtype is {run.model.dtype}"
+    key, value = (f"training.{asked}", fields[asked]) if asked else ("model.dtype", run.model.dtype)
+    said = f"{key} is {'set' if asked else value}"
     asked = asked or of_dtype
-    if not devices:
-        return _on_cpu(run, hardware, asked, said, reasons)
     old = [device.name for device in devices if not device.has_bf16]
+    if asked == "fp16" and not devices:
+        fix = f"drop {key} (the plan takes bf16 where the CPU has it)"
+        raise _refusal(key, value, "a CPU trains in bf16 or fp32; accelerate refuses fp16 there.", fix)
     if asked == "bf16" and old:
-        key = "training.bf16" if fields.get("bf16") else "model.dtype"
         consequence = f"{old[0]} has no bfloat16 (compute capability below 8.0)."
-        fix = f"drop {key}: the plan takes fp16 there"
-        raise _refusal(key, fields.get("bf16") or run.model.dtype, consequence, fix)
+        raise _refusal(key, value, consequence, f"drop {key}: the plan takes fp16 there")
     if asked:
         reasons.append(f"precision {asked}: {said}.")
         return asked
+    if not devices:
+        return _on_cpu(run, hardware, reasons)
     if old and run.model.dtype == "float32":
         reasons.append(f"precision no: model.dtype is float32, and {old[0]} has no bfloat16.")
         return "no"
@@ -53,15 +55,7 @@ def choose_precision(run: RunConfig, hardware: Hardware, devices: Sequence[Devic
     return "bf16"
 
 
-def _on_cpu(run: RunConfig, hardware: Hardware, asked: Precision | None, said: str, reasons: list[str]) -> Precision:
-    if asked == "fp16":
-        key = "training.fp16" if run.training.get("fp16") else "model.dtype"
-        consequence = "a CPU trains in bf16 or fp32; accelerate refuses fp16 there."
-        fix = f"drop {key} (the plan takes bf16 where the CPU has it)"
-        raise _refusal(key, run.training.get("fp16") or run.model.dtype, consequence, fix)
-    if asked:
-        reasons.append(f"precision {asked}: {said}.")
-        return asked
+def _on_cpu(run: RunConfig, hardware: Hardware, reasons: list[str]) -> Precision:
     if run.training.get("bf16") is False or run.model.dtype == "float32":
         reasons.append("precision no: training.bf16 is false or model.dtype is float32.")
         return "no"

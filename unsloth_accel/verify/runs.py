@@ -25,7 +25,6 @@ class Trained:
     """What one run left in `directory`; lists have one entry per step."""
 
     directory: Path
-    strategy: str
     num_processes: int
     loss: list[float]
     grad_norm: list[float]
@@ -67,8 +66,7 @@ def train(
     `threads` are those of each process on a CPU; by default they share its cores. `module` is started in each process.
     Raises `LaunchError` where it failed, in the failing rank's own words. Whatever `wait` raises ends the run.
     """
-    directory = Path(decided.run.output_dir)
-    files = RunDirectory(directory)
+    files = RunDirectory(decided.run.output_dir)
     shutil.rmtree(files.record, ignore_errors=True)
     command = launch_of(decided, module=module)
     variables = {START_RECORD: str(files.record)} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
@@ -79,18 +77,16 @@ def train(
             Child(command, environment, log.fileno()).run(wait)
         except LaunchError as error:
             raise LaunchError(str(error).replace("above", f"in {files.verify_log}"), error.exit_status) from None
-    return replace(read_trained(decided, directory), wall_seconds=round(time.perf_counter() - started, 1))
+    return replace(read_trained(decided, files.path), wall_seconds=round(time.perf_counter() - started, 1))
 
 
 def read_trained(decided: Plan, directory: Path) -> Trained:
     """What a finished run left in `directory`."""
     files = RunDirectory(directory)
-    lines = files.step_log.read_text(encoding="utf-8").splitlines()
-    steps = [json.loads(line) for line in lines]
+    steps = [json.loads(line) for line in files.step_log.read_text(encoding="utf-8").splitlines()]
     ranks = [json.loads(path.read_text(encoding="utf-8")) for path in files.rank_records()]
     return Trained(
         directory=directory,
-        strategy=decided.strategy,
         num_processes=decided.num_processes,
         loss=[step["loss"] for step in steps],
         grad_norm=[step["grad_norm"] for step in steps],

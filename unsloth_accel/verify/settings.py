@@ -86,7 +86,9 @@ def settings(
     left_out: dict[str, str] = {}
     for strategy in several:
         try:
-            found.append(_checked(short, hardware, strategy, count))
+            decided = plan(_as(short, strategy, count), hardware)
+            raise_errors(plan_problems(decided))
+            found.append(decided)
         except ConfigError as error:
             left_out[strategy] = " ".join(problem.consequence for problem in error.problems)
             if asked or (strategy == several[-1] and not found):
@@ -111,7 +113,9 @@ def settings(
     short.training[_PER_DEVICE] = per_device
     short.training.pop(_ACCUMULATION, None)
     rows = read_rows(short.data.path, data=short.data)
-    short = replace(short, batch=_rows(short, size), data=_of_file(short, directory / "rows.jsonl"))
+    # The rows, as they are trained, in one file.
+    data = DataConfig(path=str(directory / "rows.jsonl"), train_on=short.data.train_on, too_long=short.data.too_long)
+    short = replace(short, batch=_rows(short, size), data=data)
 
     def final(strategy: str, number: int, name: str) -> Plan:
         return plan(replace(_as(short, strategy, number), output_dir=str(directory / name)), hardware)
@@ -126,11 +130,6 @@ def settings(
         notes=tuple(notes),
         rows=_enough(rows, steps * size, short),
     )
-
-
-def _of_file(run: RunConfig, path: Path) -> DataConfig:
-    """The data of `run` where its rows, as they are trained, lie in one file."""
-    return DataConfig(path=str(path), train_on=run.data.train_on, too_long=run.data.too_long)
 
 
 def _known(strategies: Sequence[str]) -> list[str]:
@@ -148,14 +147,13 @@ def _known(strategies: Sequence[str]) -> list[str]:
 
 def _count(run: RunConfig, hardware: Hardware, num_processes: int | None) -> int:
     """How many processes to compare one with; raises `ConfigError` where there are no two."""
-    on_cpu = run.distributed.device == "cpu" or not hardware.devices
     given = num_processes or run.distributed.num_processes
     if num_processes == 1:
         consequence = "one process is what the others are compared with."
         raise ConfigError(Problem(key="--num-processes", value=1, consequence=consequence, fix="2 or more"))
     if given not in ("auto", 1):
         return int(given)
-    if on_cpu:
+    if run.distributed.device == "cpu" or not hardware.devices:
         return 2
     if len(hardware.devices) < 2:
         consequence = "one GPU is visible, and several processes need one each."
@@ -187,12 +185,6 @@ def _shortened(run: RunConfig, steps: int) -> tuple[RunConfig, list[str]]:
 
 def _as(run: RunConfig, strategy: str, count: int) -> RunConfig:
     return replace(run, distributed=replace(run.distributed, strategy=strategy, num_processes=count))
-
-
-def _checked(run: RunConfig, hardware: Hardware, strategy: str, count: int) -> Plan:
-    decided = plan(_as(run, strategy, count), hardware)
-    raise_errors(plan_problems(decided))
-    return decided
 
 
 def _single(run: RunConfig, hardware: Hardware, size: int) -> Plan:

@@ -108,11 +108,8 @@ _STYLES = {"the same": "bold green", "not the same": "bold red", "verdict": "bol
 
 def _ranks(outcome: StrategyOutcome) -> str:
     equal = outcome.comparison.ranks_equal if outcome.comparison else None
-    if equal is None:
-        return NOTHING
-    if outcome.trained and outcome.trained.ranks[0].get("sharded"):
-        return "sharded" if equal else "no"
-    return "yes" if equal else "no"
+    sharded = outcome.trained and outcome.trained.ranks[0].get("sharded")
+    return NOTHING if equal is None else "no" if not equal else "sharded" if sharded else "yes"
 
 
 def _by_rank(values: list[float]) -> str:

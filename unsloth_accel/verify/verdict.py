@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from ..errors import ConfigError, Problem, nearest
 from ..planning.plan import Plan
@@ -37,27 +38,14 @@ _SEEN = (
     "two CPU processes with another number of threads, and so another order of sums, than the one process differ from "
     "it by {} in loss, gradient norm, way and end of the adapter (SmolLM2-135M, 8 steps)"
 )
+_BF16 = Tolerance(loss=0.03, grad_norm=0.04, moved=3e-3, adapter=0.1, reason=_SEEN.format("2 %, 2.6 %, 0.05 % and 4 %"))
 TOLERANCES = {
     "fp32": Tolerance(
         loss=1e-5, grad_norm=1e-4, moved=1e-4, adapter=5e-3, reason=_SEEN.format("5e-7, 1e-6, 5e-8 and 1e-4")
     ),
-    "bf16": Tolerance(
-        loss=0.03,
-        grad_norm=0.04,
-        moved=3e-3,
-        adapter=0.1,
-        reason=_SEEN.format("2 %, 2.6 %, 0.05 % and 4 %"),
-    ),
-    "fp16": Tolerance(
-        loss=0.03, grad_norm=0.04, moved=3e-3, adapter=0.1, reason="not measured; as for bf16, which is coarser"
-    ),
-    "4-bit": Tolerance(
-        loss=0.03,
-        grad_norm=0.04,
-        moved=3e-3,
-        adapter=0.15,
-        reason=_SEEN.format("1 %, 1.2 %, 0.1 % and 6 %"),
-    ),
+    "bf16": _BF16,
+    "fp16": replace(_BF16, reason="not measured; as for bf16, which is coarser"),
+    "4-bit": replace(_BF16, adapter=0.15, reason=_SEEN.format("1 %, 1.2 %, 0.1 % and 6 %")),
 }
 _ON_GPUS = Tolerance(
     loss=2e-3,
@@ -82,6 +70,7 @@ def precision_of(decided: Plan) -> str:
 def tolerance(precision: str, changes: Sequence[str] = (), device: str = "cpu") -> Tolerance:
     """That of `precision` on `device` with `changes`, each `name=number`; raises `ConfigError` for what is none."""
     made = (TOLERANCES if device == "cpu" else TOLERANCES_ON_GPUS)[precision]
+    given: dict[str, Any] = {}
     names = [field.name for field in fields(Tolerance) if field.name != "reason"]
     for change in changes:
         name, _, text = change.partition("=")
@@ -92,8 +81,8 @@ def tolerance(precision: str, changes: Sequence[str] = (), device: str = "cpu") 
         if name not in names or not 0 <= value < math.inf:
             fix = nearest(name, names) if name not in names else f"{name}=1e-3"
             raise ConfigError(Problem(key="--tolerance", value=change, consequence="is no tolerance.", fix=fix))
-        made = Tolerance(**{**asdict(made), name: value})
-    return replace(made, reason=f"given: {', '.join(changes)}") if changes else made
+        given[name] = value
+    return replace(made, reason=f"given: {', '.join(changes)}", **given) if changes else made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +152,8 @@ def _faults(found: Comparison, one: Trained, other: Trained, allowed: Tolerance,
     if not found.loss <= allowed.loss:
         yield f"the loss differs by {share(found.loss)} (tolerated: {share(allowed.loss)})"
     if not found.grad_norm <= allowed.grad_norm:
-        hint = _hint(one, other)
-        yield f"the gradient norm differs by {share(found.grad_norm)} (tolerated: {share(allowed.grad_norm)}){hint}"
+        what = f"the gradient norm differs by {share(found.grad_norm)} (tolerated: {share(allowed.grad_norm)})"
+        yield what + _hint(one, other)
     if learnt and not abs(found.moved) <= allowed.moved:
         how = "further" if found.moved > 0 else "less far"
         yield f"the adapter moved {share(abs(found.moved))} {how} (tolerated: {share(allowed.moved)})"
@@ -180,11 +169,12 @@ def _hint(one: Trained, other: Trained) -> str:
     ratios = [b / a for a, b in zip(one.grad_norm, other.grad_norm, strict=False) if a > 0 and math.isfinite(b)]
     factor = statistics.median(ratios) if ratios else math.nan
     count = other.num_processes
+    looks = ""
     if count > 1 and abs(factor / count - 1) < 0.05:
-        return f": {factor:.2f} times that of one process, as if gradients were summed over ranks and not averaged"
-    if count > 1 and abs(factor * count - 1) < 0.05:
-        return f": {factor:.2f} times that of one process, as if gradients were averaged twice"
-    return ""
+        looks = "summed over ranks and not averaged"
+    elif count > 1 and abs(factor * count - 1) < 0.05:
+        looks = "averaged twice"
+    return f": {factor:.2f} times that of one process, as if gradients were {looks}" if looks else ""
 
 
 def _ranks_equal(run: Trained) -> bool | None:
@@ -201,11 +191,10 @@ def largest(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 def _relative(ours: float, theirs: float) -> float:
     """Difference from `ours` as a share of it; 0 where both overflowed, which fp16's loss scaling lets happen."""
-    if not math.isfinite(ours) and not math.isfinite(theirs):
+    finite = math.isfinite(ours), math.isfinite(theirs)
+    if ours == theirs or not any(finite):
         return 0.0
-    if ours == theirs:
-        return 0.0
-    return abs(theirs - ours) / abs(ours) if ours and math.isfinite(theirs) and math.isfinite(ours) else math.inf
+    return abs(theirs - ours) / abs(ours) if ours and all(finite) else math.inf
 
 
 def share(value: float) -> str:
