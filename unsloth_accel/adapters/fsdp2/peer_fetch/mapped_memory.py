@@ -10,7 +10,6 @@ mapped stays so until the process ends: peers may read it at any time.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import socket
@@ -18,6 +17,7 @@ import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from ctypes import CDLL, Structure, byref, c_char_p, c_int, c_size_t, c_ubyte, c_uint64, c_ushort, c_void_p
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -52,39 +52,39 @@ class Memory(Protocol):
         """Bytes, [sum of the sizes], in which `parts`, each with its size, lie one behind the other."""
 
 
-class _Location(ctypes.Structure):
+class _Location(Structure):
     """CUmemLocation."""
 
-    _fields_ = (("type", ctypes.c_int), ("id", ctypes.c_int))
+    _fields_ = (("type", c_int), ("id", c_int))
 
 
-class _Flags(ctypes.Structure):
+class _Flags(Structure):
     """CUmemAllocationProp.allocFlags."""
 
     _fields_ = (
-        ("compression_type", ctypes.c_ubyte),
-        ("gpu_direct_rdma_capable", ctypes.c_ubyte),
-        ("usage", ctypes.c_ushort),
-        ("reserved", ctypes.c_ubyte * 4),
+        ("compression_type", c_ubyte),
+        ("gpu_direct_rdma_capable", c_ubyte),
+        ("usage", c_ushort),
+        ("reserved", c_ubyte * 4),
     )
 
 
-class _Properties(ctypes.Structure):
+class _Properties(Structure):
     """CUmemAllocationProp."""
 
     _fields_ = (
-        ("type", ctypes.c_int),
-        ("requested_handle_types", ctypes.c_int),
+        ("type", c_int),
+        ("requested_handle_types", c_int),
         ("location", _Location),
-        ("win32_handle_metadata", ctypes.c_void_p),
+        ("win32_handle_metadata", c_void_p),
         ("flags", _Flags),
     )
 
 
-class _Access(ctypes.Structure):
+class _Access(Structure):
     """CUmemAccessDesc."""
 
-    _fields_ = (("location", _Location), ("flags", ctypes.c_int))
+    _fields_ = (("location", _Location), ("flags", c_int))
 
 
 class Cuda:
@@ -96,61 +96,47 @@ class Cuda:
 
     def __init__(self, device: int) -> None:
         try:
-            self._driver = ctypes.CDLL("libcuda.so.1")
+            self._driver = CDLL("libcuda.so.1")
         except OSError as error:
             raise MappingError(f"no CUDA driver: {error}") from None
         self._device = device
         place = _Location(self.ON_DEVICE, device)
         self._properties = _Properties(self.PINNED, self.DESCRIPTOR, place)
         self._access = _Access(place, self.READ_WRITE)
-        size = ctypes.c_size_t()
-        self._call(
-            "cuMemGetAllocationGranularity", ctypes.byref(size), ctypes.byref(self._properties), self.RECOMMENDED
-        )
+        size = c_size_t()
+        self._call("cuMemGetAllocationGranularity", byref(size), byref(self._properties), self.RECOMMENDED)
         self.granularity = int(size.value)
 
     def create(self, size: int) -> Handle:
-        handle = ctypes.c_uint64()
-        self._call(
-            "cuMemCreate",
-            ctypes.byref(handle),
-            ctypes.c_size_t(size),
-            ctypes.byref(self._properties),
-            ctypes.c_uint64(0),
-        )
+        handle = c_uint64()
+        self._call("cuMemCreate", byref(handle), c_size_t(size), byref(self._properties), c_uint64(0))
         return int(handle.value)
 
     def share(self, handle: Handle) -> int:
-        descriptor = ctypes.c_int()
-        self._call(
-            "cuMemExportToShareableHandle",
-            ctypes.byref(descriptor),
-            ctypes.c_uint64(handle),
-            self.DESCRIPTOR,
-            ctypes.c_uint64(0),
-        )
+        descriptor = c_int()
+        self._call("cuMemExportToShareableHandle", byref(descriptor), c_uint64(handle), self.DESCRIPTOR, c_uint64(0))
         return int(descriptor.value)
 
     def find(self, descriptor: int) -> Handle:
-        handle = ctypes.c_uint64()
+        handle = c_uint64()
         # The descriptor itself takes the place of a pointer to a handle of the system.
-        self._call("cuMemImportFromShareableHandle", ctypes.byref(handle), ctypes.c_void_p(descriptor), self.DESCRIPTOR)
+        self._call("cuMemImportFromShareableHandle", byref(handle), c_void_p(descriptor), self.DESCRIPTOR)
         return int(handle.value)
 
     def map(self, parts: Sequence[tuple[Handle, int]]) -> torch.Tensor:
         import torch
 
         total = sum(size for _, size in parts)
-        address, none = ctypes.c_uint64(), ctypes.c_uint64(0)
-        alignment = ctypes.c_size_t(0)
-        self._call("cuMemAddressReserve", ctypes.byref(address), ctypes.c_size_t(total), alignment, none, none)
+        address, none = c_uint64(), c_uint64(0)
+        alignment = c_size_t(0)
+        self._call("cuMemAddressReserve", byref(address), c_size_t(total), alignment, none, none)
         start = int(address.value)
         for handle, size in parts:
-            offset = ctypes.c_size_t(0)  # into the handle's memory; the driver takes no other
-            self._call("cuMemMap", ctypes.c_uint64(start), ctypes.c_size_t(size), offset, ctypes.c_uint64(handle), none)
+            offset = c_size_t(0)  # into the handle's memory; the driver takes no other
+            self._call("cuMemMap", c_uint64(start), c_size_t(size), offset, c_uint64(handle), none)
             start += size
-        count = ctypes.c_size_t(1)
-        self._call("cuMemSetAccess", address, ctypes.c_size_t(total), ctypes.byref(self._access), count)
+        count = c_size_t(1)
+        self._call("cuMemSetAccess", address, c_size_t(total), byref(self._access), count)
         return bytes_at(int(address.value), total, torch.device("cuda", self._device))
 
     def _call(self, name: str, *arguments: Any) -> None:
@@ -159,8 +145,8 @@ class Cuda:
             raise MappingError(f"this CUDA driver has no {name}")
         status = function(*arguments)
         if status:
-            text = ctypes.c_char_p()
-            self._driver.cuGetErrorString(status, ctypes.byref(text))
+            text = c_char_p()
+            self._driver.cuGetErrorString(status, byref(text))
             raise MappingError(f"{name}: {(text.value or b'unknown error').decode()} ({status})")
 
 
@@ -243,19 +229,15 @@ class Mapping:
 
     def __init__(self, memory: Callable[[], Memory]) -> None:
         """`memory` makes what gives out memory; raises `MappingError` where it can't, or ranks can't exchange."""
-        made: list[Memory] = []
         with agreeing():
-            made.append(memory())
-        self.memory = made[0]
+            self.memory = memory()
         self._exchange = Exchange()
 
     def shared(self, sizes: Sequence[int]) -> list[list[Handle]]:
         """New memory of these sizes on every rank: the handles, by rank and size, all of them for this process."""
-        own: list[Handle] = []
-        descriptors: list[int] = []
         with agreeing():
-            own += [self.memory.create(size) for size in sizes]
-            descriptors += [self.memory.share(handle) for handle in own]
+            own = [self.memory.create(size) for size in sizes]
+            descriptors = [self.memory.share(handle) for handle in own]
         passed = self._exchange.all(descriptors)
         found: list[list[Handle]] = []
         with agreeing():
@@ -278,15 +260,13 @@ class Mapping:
         size = self.memory.granularity
         handles = [one for (one,) in self.shared([size])]
         rank, world = dist.get_rank(), dist.get_world_size()
-        mapped: list[torch.Tensor] = []
         with agreeing():
-            mapped.append(self.memory.map([(handle, size) for handle in handles]))
-            mapped.append(self.memory.map([(handles[rank], size)] * 2))
-            mapped[1][:size].fill_(rank + 1)
-            if mapped[1].is_cuda:
+            everyone = self.memory.map([(handle, size) for handle in handles])
+            twice = self.memory.map([(handles[rank], size)] * 2)
+            twice[:size].fill_(rank + 1)
+            if twice.is_cuda:
                 torch.cuda.synchronize()
         with agreeing():
-            everyone, twice = mapped
             expected = torch.arange(1, world + 1, dtype=torch.uint8, device=everyone.device)
             if not bool((everyone.view(world, size) == expected[:, None]).all()) or not bool((twice == rank + 1).all()):
                 raise MappingError("memory that is shared doesn't hold what was written to it")

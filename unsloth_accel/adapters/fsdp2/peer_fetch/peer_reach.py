@@ -32,10 +32,8 @@ def obstacle() -> str | None:
     own = torch.cuda.current_device()
     if torch.cuda.device_count() < world:
         return "a process sees its own GPU only"
-    for other in range(world):
-        if other != own and not torch.cuda.can_device_access_peer(own, other):
-            return f"GPU {own} can't read the memory of GPU {other}"
-    return None
+    far = [one for one in range(world) if one != own and not torch.cuda.can_device_access_peer(own, one)]
+    return f"GPU {own} can't read the memory of GPU {far[0]}" if far else None
 
 
 def trial() -> str | None:
