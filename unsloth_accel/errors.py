@@ -47,7 +47,8 @@ class Problem:
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}: " if self.line else f"{self.file}: " if self.file else ""
-        found = "" if self.value is None else f"={_short(self.value)}"
+        value = repr(self.value) if isinstance(self.value, str) else str(self.value)
+        found = "" if self.value is None else f"={shortened(value, 80)}"
         return f"{self.severity}: {where}{self.key}{found}: {self.consequence} Fix: {self.fix}"
 
 
@@ -115,6 +116,6 @@ def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0].rstrip(".")
 
 
-def _short(value: Any, limit: int = 80) -> str:
-    text = repr(value) if isinstance(value, str) else str(value)
+def shortened(text: str, limit: int) -> str:
+    """`text`, or as much of its beginning as `limit` characters hold, with a sign that more would follow."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

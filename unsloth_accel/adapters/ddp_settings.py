@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..capabilities.probe import Capabilities, available, here
@@ -69,18 +69,16 @@ def choose_settings(accelerator: Accelerator, args: Arguments | None = None) -> 
 
 def gradients_in_buckets(accelerator: Accelerator) -> None:
     """Let DDP keep gradients in its buckets: one copy of the adapter less in memory, and no copy back in each step."""
-    handler = _handler(accelerator)
-    handler.gradient_as_bucket_view = True
-    accelerator.ddp_handler = handler
+    accelerator.ddp_handler = _handler(accelerator)
+    accelerator.ddp_handler.gradient_as_bucket_view = True
 
 
 def may_go_without_gradient(model: torch.nn.Module) -> tuple[str, str] | None:
     """The first trainable parameter of `model` that a step may skip, and why; None where each takes part in all."""
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            found = next((why for pattern, why in SKIPPED if re.search(pattern, name.lower())), None)
-            if found:
-                return name, found
+        for pattern, why in SKIPPED if parameter.requires_grad else ():
+            if re.search(pattern, name.lower()):
+                return name, why
     config = getattr(model, "config", None)
     for key, value in vars(config).items() if config is not None else ():
         if "layerdrop" in key and isinstance(value, float) and value > 0:
@@ -111,10 +109,9 @@ def refuse_static_graph(args: Arguments | None) -> None:
     """Raise `ConfigError` for DDP's static graph with accumulation."""
     if args is None or world_size() == 1 or not getattr(args, "ddp_static_graph", None):
         return
-    if args.gradient_accumulation_steps > 1:
-        consequence = (
-            f"with gradient_accumulation_steps={args.gradient_accumulation_steps} DDP fails in an internal assertion."
-        )
+    steps = args.gradient_accumulation_steps
+    if steps > 1:
+        consequence = f"with gradient_accumulation_steps={steps} DDP fails in an internal assertion."
         fix = "remove it, or gradient_accumulation_steps=1"
         raise ConfigError(Problem(key="ddp_static_graph", value=True, consequence=consequence, fix=fix))
 
@@ -171,11 +168,11 @@ def without_gradient(accelerator: Accelerator, model: torch.nn.Module) -> list[s
 def _set(accelerator: Accelerator, model: torch.nn.Module, args: Arguments | None, view: bool) -> None:
     handler = _handler(accelerator)
     if getattr(args, "ddp_find_unused_parameters", None) is None:  # Unsloth's own decision stands there too
-        handler.find_unused_parameters = False
-        for line in _search(model):
-            handler.find_unused_parameters = True
-            if rank() == 0:
-                print(f"unsloth_accel: {line}", flush=True)
+        skipped = may_go_without_gradient(model)
+        handler.find_unused_parameters = skipped is not None and not checkpoints_reentrantly(model)
+        if skipped and handler.find_unused_parameters and rank() == 0:
+            why = f"{skipped[0]}, since {skipped[1]}"
+            print(f"unsloth_accel: DDP looks for parameters without gradient in every step: {why}", flush=True)
     constant = getattr(args, "ddp_broadcast_buffers", None) is None and not buffers_change(model)
     if constant and available("buffers that DDP leaves alone"):
         _keep_buffers_out(model)
@@ -189,13 +186,6 @@ def _keep_buffers_out(model: torch.nn.Module) -> None:
     ignored: Any = getattr(model, "_ddp_params_and_buffers_to_ignore", None) or ()
     names = list(dict.fromkeys([*ignored, *(name for name, _ in model.named_buffers())]))
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
-
-
-def _search(model: torch.nn.Module) -> Iterator[str]:
-    """What to say where DDP must search; nothing where it need not, or where the search would fail."""
-    skipped = may_go_without_gradient(model)
-    if skipped and not checkpoints_reentrantly(model):
-        yield f"DDP looks for parameters without gradient in every step: {skipped[0]}, since {skipped[1]}"
 
 
 def _handler(accelerator: Accelerator) -> Any:

@@ -88,7 +88,10 @@ def promise(environ: Mapping[str, str] = os.environ) -> Promise | None:
     """
     if environ.get(PROMISE):
         return Promise(**json.loads(environ[PROMISE]))
-    return from_launcher_config(_parent_command()) or _from_torchrun(environ)
+    found, count = from_launcher_config(_parent_command()), world_size(environ)
+    if found is None and "LOCAL_RANK" in environ and count > 1:
+        return Promise(num_processes=count, made_by="WORLD_SIZE")
+    return found
 
 
 def from_launcher_config(command: Sequence[str]) -> Promise | None:
@@ -113,16 +116,16 @@ def from_launcher_config(command: Sequence[str]) -> Promise | None:
 
 def check_world_size(promised: Promise, environ: Mapping[str, str] = os.environ) -> None:
     """Raise `WorldError` unless as many processes were started as were promised."""
-    started = world_size(environ)
-    if started == promised.num_processes:
+    started, asked = world_size(environ), promised.num_processes
+    if started == asked:
         return
     raise WorldError(
-        f"{promised.made_by} asks for {promised.num_processes} processes and {started} started: the run would train "
-        f"with a batch {promised.num_processes}/{started} of the one asked for. Fix: distributed_type: MULTI_GPU (with "
-        "use_cpu: true on a CPU), as in accelerate_configs/; `accelerate launch` starts one process for MULTI_CPU."
+        f"{promised.made_by} asks for {asked} processes and {started} started: the run would train with a batch "
+        f"{asked}/{started} of the one asked for. Fix: distributed_type: MULTI_GPU (with use_cpu: true on a CPU), as "
+        "in accelerate_configs/; `accelerate launch` starts one process for MULTI_CPU."
         if started == 1
-        else f"{promised.made_by} asks for {promised.num_processes} processes and {started} started. "
-        f"Fix: launch it with --num_processes {promised.num_processes}."
+        else f"{promised.made_by} asks for {asked} processes and {started} started. "
+        f"Fix: launch it with --num_processes {asked}."
     )
 
 
@@ -142,13 +145,6 @@ def show_own_errors_plainly() -> None:
 
     hook._unsloth_accel = True  # type: ignore[attr-defined]
     sys.excepthook = hook
-
-
-def _from_torchrun(environ: Mapping[str, str]) -> Promise | None:
-    count = world_size(environ)
-    if "LOCAL_RANK" not in environ or count == 1:
-        return None
-    return Promise(num_processes=count, made_by="WORLD_SIZE")
 
 
 def _parent_command() -> list[str]:

@@ -14,6 +14,7 @@ Refuses:
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from ..capabilities.probe import available
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 WRAPPED = "_fsdp_wrapped_module."
-_MARK = "_unsloth_accel"
 
 
 class RestoreError(UnslothAccelError):
@@ -76,12 +76,11 @@ def refuse_fused(trainer: Trainer) -> None:
         fused = any(group.get("fused") for group in trainer.optimizer.param_groups)
     saves = str(getattr(args.save_strategy, "value", args.save_strategy)) != "no" and not args.save_only_model
     if saves and fused:
-        consequence = (
-            "FSDP1 can't put the state of a fused optimizer together: the run would end at its first checkpoint."
-        )
-        raise ConfigError(Problem(key="optim", value=optimizer, consequence=consequence, fix="optim='adamw_torch'"))
+        what = "FSDP1 can't put the state of a fused optimizer together: the run would end at its first checkpoint."
+        raise ConfigError(Problem(key="optim", value=optimizer, consequence=what, fix="optim='adamw_torch'"))
 
 
+@functools.cache
 def let_peft_see_through() -> None:
     """Make PEFT find, save and restore the adapter of an FSDP1 model; does nothing the second time."""
     available("the adapter under FSDP1")
@@ -89,42 +88,34 @@ def let_peft_see_through() -> None:
     from peft.tuners import tuners_utils
 
     prefixes, restore = tuners_utils._get_tuner_state_dict_key_prefixes, fsdp_utils._set_model_state_dict
-    if not getattr(prefixes, _MARK, False):
 
-        def of_bare_names(*args: Any, **kwargs: Any) -> set[str]:
-            return {bare(prefix) for prefix in prefixes(*args, **kwargs)}
+    def of_bare_names(*args: Any, **kwargs: Any) -> set[str]:
+        return {bare(prefix) for prefix in prefixes(*args, **kwargs)}
 
-        setattr(of_bare_names, _MARK, True)
-        tuners_utils._get_tuner_state_dict_key_prefixes = of_bare_names
-    if not getattr(restore, _MARK, False):
-
-        def restore_by_bare_names(
-            model: Any, state_dict: dict[str, Any], adapter_only: bool = False, sd_options: Any = None
-        ) -> Any:
-            if not (adapter_only and is_fsdp1(model) and hasattr(model, "peft_config")):
-                return restore(model, state_dict, adapter_only=adapter_only, sd_options=sd_options)
+    def restore_by_bare_names(
+        model: Any, state_dict: dict[str, Any], adapter_only: bool = False, sd_options: Any = None
+    ) -> Any:
+        if adapter_only and is_fsdp1(model) and hasattr(model, "peft_config"):
             return _restored(model, state_dict)
+        return restore(model, state_dict, adapter_only=adapter_only, sd_options=sd_options)
 
-        setattr(restore_by_bare_names, _MARK, True)
-        fsdp_utils._set_model_state_dict = restore_by_bare_names
+    tuners_utils._get_tuner_state_dict_key_prefixes = of_bare_names
+    fsdp_utils._set_model_state_dict = restore_by_bare_names
 
 
 def _restored(model: Any, saved: dict[str, Any]) -> Any:
     """Load `saved`, PEFT's names without the adapter's, into `model`; raises `RestoreError` where a tensor is lost."""
     adapter = model.active_adapter
     # As accelerate's FULL_STATE_DICT saves them, the names have the adapter's already.
-    named = {key if f".{adapter}." in key else _with_adapter(key, adapter): value for key, value in saved.items()}
+    named = {
+        key if f".{adapter}." in key else f".{adapter}.".join(key.rsplit(".", 1)): value for key, value in saved.items()
+    }
     result = model.load_state_dict(named, strict=False)
     lost = [key for key in (*result.unexpected_keys, *result.missing_keys) if ".lora_" in key]
     if lost or not named:
         detail = f"{len(lost)} of its tensors fit no parameter, first {lost[0]}" if lost else "it holds none"
         raise RestoreError(f"the checkpoint's adapter was not restored: {detail}. Fix: start a new run.")
     return result
-
-
-def _with_adapter(key: str, adapter: str) -> str:
-    head, _, last = key.rpartition(".")
-    return f"{head}.{adapter}.{last}"
 
 
 def _units(model: Any) -> list[tuple[str, Any]]:

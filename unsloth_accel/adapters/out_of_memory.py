@@ -232,7 +232,9 @@ def halve_on_out_of_memory(trainer: Trainer, advice: str = ADVICE) -> StepHalvin
     a single row fits.
     """
     several = trainer.accelerator.num_processes > 1
-    if several and (native.requested() or not (distributed_type().startswith("MULTI_") or _may_be_fetched(trainer))):
+    # Weights that FSDP2 divides are fetched from the peers where they can be.
+    fetched = getattr(trainer.accelerator, "is_fsdp2", False) and os.environ.get(SWITCH) != "0"
+    if several and (native.requested() or not (distributed_type().startswith("MULTI_") or fetched)):
         return MEETING
     for name in OWN_AVERAGING if several else ():
         if getattr(trainer.args, name, None) or getattr(trainer.accelerator.ddp_handler, name, None):
@@ -246,11 +248,6 @@ def halve_on_out_of_memory(trainer: Trainer, advice: str = ADVICE) -> StepHalvin
     trainer.training_step = halving.training_step
     trainer.step_halving = halving
     return halving
-
-
-def _may_be_fetched(trainer: Trainer) -> bool:
-    """Whether the weights are divided by FSDP2, which are fetched from the peers where they can be."""
-    return bool(getattr(trainer.accelerator, "is_fsdp2", False)) and os.environ.get(SWITCH) != "0"
 
 
 def _meeting(model: torch.nn.Module) -> str | None:

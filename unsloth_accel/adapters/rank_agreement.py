@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..errors import shortened
 from .rank_checks import GuardError
 
 if TYPE_CHECKING:
@@ -39,12 +40,12 @@ def check_same(facts: Mapping[str, Any], what: str = "") -> None:
         return
     everyone: list[dict[str, str]] = of_every_rank({key: repr(value) for key, value in facts.items()})
     first = everyone[0]
-    wrong = []
-    for rank, other in enumerate(everyone):
-        for key in sorted(first.keys() | other.keys()):
-            ours, theirs = first.get(key, "nothing"), other.get(key, "nothing")
-            if ours != theirs:
-                wrong.append(f"{key} is {_short(theirs)} on rank {rank} and {_short(ours)} on rank 0")
+    wrong = [
+        f"{key} is {shortened(theirs, 100)} on rank {rank} and {shortened(ours, 100)} on rank 0"
+        for rank, other in enumerate(everyone)
+        for key in sorted(first.keys() | other.keys())
+        if (ours := first.get(key, "nothing")) != (theirs := other.get(key, "nothing"))
+    ]
     if not wrong:
         return
     more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
@@ -58,12 +59,8 @@ def check_same(facts: Mapping[str, Any], what: str = "") -> None:
 def facts_of(trainer: Trainer) -> dict[str, Any]:
     """What every rank of `trainer` must share: its rows, its training arguments, its model's parameters."""
     facts = {f"training argument {key}": value for key, value in _plain(trainer.args.to_dict()).items()}
-    rows = rows_of(trainer.train_dataset)
-    if rows is not None:
-        facts["train_dataset"] = rows
-    held_out = rows_of(trainer.eval_dataset)
-    if held_out is not None:
-        facts["eval_dataset"] = held_out
+    rows = {"train_dataset": rows_of(trainer.train_dataset), "eval_dataset": rows_of(trainer.eval_dataset)}
+    facts |= {name: known for name, known in rows.items() if known is not None}
     named = [(name, tuple(p.shape), p.requires_grad) for name, p in trainer.model.named_parameters()]
     facts["number of trainable parameters"] = sum(1 for *_, trains in named if trains)
     facts["model (names and shapes of parameters)"] = _digest(repr(named))
@@ -100,7 +97,3 @@ def _digest(*texts: str) -> str:
     for text in texts:
         digest.update(text.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:16]
-
-
-def _short(text: str, limit: int = 100) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -6,6 +6,8 @@ its device, `cpu:0`, `cpu:1`, …, and torch.load knows only `cpu`, so no run re
 
 from __future__ import annotations
 
+import functools
+import json
 import platform
 import shutil
 import tempfile
@@ -123,7 +125,7 @@ def gathered(model: Any) -> dict[str, Any] | None:
         return fsdp1.gathered(model)
     bare = unwrapped(model)
     parameters = dict(bare.named_parameters(remove_duplicate=False))
-    if not any(rank_checks.is_sharded(tensor) for tensor in parameters.values()):
+    if not any(map(rank_checks.is_sharded, parameters.values())):
         return None
     first = PartialState().is_main_process
     # Rank 0 chooses for all: PEFT may look the base model up, and ranks that chose otherwise would wait for ever.
@@ -145,38 +147,25 @@ def _what_peft_saves(model: Any, parameters: dict[str, Any]) -> list[str]:
     return [name for name, tensor in parameters.items() if id(tensor) in identities or tensor.requires_grad]
 
 
+@functools.cache
 def let_numbered_cpus_load() -> None:
     """Teach torch.load that `cpu:N` is the CPU, for resuming in several processes; does nothing the second time."""
     import torch
 
-    global _numbered_cpus_load
-    if not _numbered_cpus_load:
-        # torch asks its own packages first, with priorities from 10; this one answers what they left.
-        torch.serialization.register_package(100, lambda storage: None, _stay_on_cpu)
-        _numbered_cpus_load = True
+    def stay_on_cpu(storage: Any, location: str) -> Any:
+        return storage if location.startswith("cpu:") else None
 
-
-_numbered_cpus_load = False
-
-
-def _stay_on_cpu(storage: Any, location: str) -> Any:
-    return storage if location.startswith("cpu:") else None
+    # torch asks its own packages first, with priorities from 10; this one answers what they left.
+    torch.serialization.register_package(100, lambda storage: None, stay_on_cpu)
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter for a result; those not installed are left out."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {package: next(iter(metadata.distributions(name=package)), None) for package in PACKAGES}
+    return {"python": platform.python_version()} | {name: one.version for name, one in found.items() if one}
 
 
 def _write(model: Any, tokenizer: Any, target: Path, sources: dict[str, Path], tensors: dict[str, Any] | None) -> None:
-    import json
-
     with replacing_directory(target) as directory:
         model.save_pretrained(str(directory), safe_serialization=True, state_dict=tensors)
         if tokenizer is not None:

@@ -13,7 +13,7 @@ every rank as many, here each row is in the epoch once, and a rank without any g
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -86,7 +86,7 @@ def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance 
         return "their sampler gives the order a meaning of its own"
     if not isinstance(loader, DataLoaderShard) or trainer.accelerator.split_batches:
         return "accelerate is set to divide batches itself (dispatch_batches or split_batches)"
-    if not _weighs_by_tokens(trainer):
+    if not (trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None):
         return f"{type(trainer.model).__name__} takes no num_items_in_batch, so its loss can't be weighted by tokens"
     lengths = _lengths(loader.dataset)
     if lengths is None:
@@ -145,6 +145,7 @@ def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance 
     )
 
 
+@dataclass(eq=False, repr=False)
 class TokenBatches(Sampler[list[int]]):
     """One rank's micro-batches: lists of row numbers, `accumulation` for every `rows` rows of `sampler`'s order.
 
@@ -152,34 +153,28 @@ class TokenBatches(Sampler[list[int]]):
     holds the shortest row of that step, as -1 - its number: `MaskedRow` makes it count for nothing.
     """
 
-    def __init__(
-        self,
-        sampler: Any,
-        lengths: Sequence[int],
-        *,
-        rows: int,
-        ranks: int,
-        rank: int,
-        accumulation: int,
-        padded: bool,
-        drop_last: bool = False,
-    ) -> None:
-        self.sampler = sampler  # accelerate's loaders reach through this name to set the epoch
-        self.lengths = lengths
-        self.rows = rows
-        self.num_processes = ranks
-        self.rank = rank
-        self.accumulation = accumulation
-        self.padded = padded
-        self.drop_last = drop_last
-        self.batch_size = rows // (ranks * accumulation)
+    sampler: Any
+    """Accelerate's loaders reach through this name to set the epoch."""
+    lengths: Sequence[int]
+    _: KW_ONLY
+    rows: int
+    ranks: int
+    rank: int
+    accumulation: int
+    padded: bool
+    drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        # Accelerate's names, from which its loaders know their total batch size.
+        self.num_processes = self.ranks
+        self.batch_size = self.rows // (self.ranks * self.accumulation)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in _steps(self.sampler, self.rows):
             if len(step) < self.rows and self.drop_last:
                 return
             lengths = [self.lengths[row] for row in step]
-            shares = share(lengths, self.num_processes, self._micro_batches(len(step)), padded=self.padded)
+            shares = share(lengths, self.ranks, self._micro_batches(len(step)), padded=self.padded)
             for group in shares[self.rank]:
                 yield [step[row] for row in group] or [-1 - min(step, key=lambda row: (self.lengths[row], row))]
 
@@ -191,7 +186,7 @@ class TokenBatches(Sampler[list[int]]):
 
     def _micro_batches(self, rows: int) -> int:
         """Of a step of `rows` rows, per rank: no more than give every rank a row in each, as far as rows go."""
-        return min(self.accumulation, ceil(rows / self.num_processes))
+        return min(self.accumulation, ceil(rows / self.ranks))
 
 
 class MaskedRow(dict[str, Any]):
@@ -211,11 +206,8 @@ class _Rows(Dataset[Any]):
         return self.rows[row] if row >= 0 else MaskedRow(self.rows[-1 - row])
 
     def __getitems__(self, rows: list[int]) -> list[Any]:
-        several = getattr(self.rows, "__getitems__", None)
-        if several is None or rows[0] < 0:
-            return [self[row] for row in rows]
-        found: list[Any] = several(rows)
-        return found
+        several: Callable[[list[int]], list[Any]] | None = getattr(self.rows, "__getitems__", None)
+        return [self[row] for row in rows] if several is None or rows[0] < 0 else several(rows)
 
 
 class _Collate:
@@ -227,9 +219,8 @@ class _Collate:
     def __call__(self, rows: list[Any]) -> Any:
         batch = self.collate(rows)
         if isinstance(rows[0], MaskedRow):
-            for name in ("labels", "shift_labels"):
-                if name in batch:
-                    batch[name].fill_(-100)
+            for name in {"labels", "shift_labels"} & batch.keys():
+                batch[name].fill_(-100)
         return batch
 
 
@@ -247,10 +238,6 @@ def _with_batches(prepared: DataLoaderShard, batches: TokenBatches) -> DataLoade
         _non_blocking=prepared._non_blocking,
         **{name: getattr(prepared, name) for name in KEPT},
     )
-
-
-def _weighs_by_tokens(trainer: Trainer) -> bool:
-    return bool(trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None)
 
 
 def _lengths(dataset: Any) -> list[int] | None:
@@ -292,9 +279,7 @@ def _fewest(steps: list[list[int]], rows: int, ranks: int, planned: int, most: i
     `steps` are the lengths of the rows of every step of the run.
     """
     for accumulation in range(1, planned):
-        if rows % (ranks * accumulation):
-            continue
-        if all(
+        if rows % (ranks * accumulation) == 0 and all(
             max(map(max, _costs(step, share(step, ranks, accumulation, padded=padded), padded))) <= most
             for step in steps
         ):
@@ -310,13 +295,8 @@ def _costs(lengths: list[int], shares: list[list[list[int]]], padded: bool) -> l
 def _by_number(rows: int, ranks: int, accumulation: int) -> list[list[list[int]]]:
     """What accelerate gives each rank: micro-batches of as many rows, in order, in turn."""
     each = ceil(rows / (ranks * accumulation))
-    return [
-        [
-            list(range(rows)[(slot * ranks + rank) * each : (slot * ranks + rank + 1) * each])
-            for slot in range(accumulation)
-        ]
-        for rank in range(ranks)
-    ]
+    batches = [list(range(rows)[turn * each : (turn + 1) * each]) for turn in range(ranks * accumulation)]
+    return [batches[rank::ranks] for rank in range(ranks)]
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,7 @@ class LateTokenCount(TrainerCallback):
     def on_epoch_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self.settle()
 
-    def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        self.settle()
+    on_train_end = on_epoch_end
 
     def settle(self) -> None:
         """Add what all ranks have counted; each must call it."""

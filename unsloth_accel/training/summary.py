@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import shortened
+
 if TYPE_CHECKING:
     from transformers import Trainer
 
@@ -48,6 +50,5 @@ def summary(results: dict[str, Any], adapter: Path) -> str:
     return "\n".join(lines)
 
 
-def _one_line(text: str, limit: int = 160) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def _one_line(text: str) -> str:
+    return shortened(" ".join(text.split()), 160)

@@ -22,7 +22,6 @@ from .units import groups_of, units_of
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
-    from torch.distributed.fsdp import FSDPModule
 
 INSIDE = "_unsloth_accel_generating"
 _WRAPPED = "_unsloth_accel_gathers"
@@ -38,6 +37,8 @@ def generating(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     Blocks may be nested; the outermost gathers and frees. Inside, `generate(…, synced_gpus=False)` lets ranks generate
     without waiting for each other, also different numbers of times.
     """
+    import torch
+
     units = units_of(model)
     if not units or getattr(model, INSIDE, False):
         yield model
@@ -55,7 +56,10 @@ def generating(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     try:
         for group in groups:
             group.post_forward_mesh_info = None  # a block that is called inside keeps its weights
-        _unshard(units)
+        # Tensors that are made under inference_mode can't be trained on later, and FSDP2 keeps what it makes here.
+        with torch.inference_mode(False), torch.no_grad():
+            for unit in units:
+                unit.unshard()
         yield model
     finally:
         delattr(model, INSIDE)
@@ -71,8 +75,7 @@ def gather_in_generate(accelerator: Accelerator, model: Any) -> None:
     It may come before accelerate shards the model, as in a Trainer, which shards when it starts to train. Every rank
     must then call `generate` as often as the others. Once is enough.
     """
-    native = _unsloths_own(model) is not None
-    if native or (accelerator.is_fsdp2 and available("FSDP2's units")):
+    if _unsloths_own(model) is not None or (accelerator.is_fsdp2 and available("FSDP2's units")):
         wrap_generate(model)
 
 
@@ -98,12 +101,3 @@ def _unsloths_own(model: torch.nn.Module) -> Any:
     """Unsloth's module for its own sharding if that has sharded `model`, else None."""
     native: Any = sys.modules.get("unsloth.models.fsdp2_native")
     return native if native is not None and native.is_native_fsdp2(model) else None
-
-
-def _unshard(units: list[FSDPModule]) -> None:
-    import torch
-
-    # Tensors that are made under inference_mode can't be trained on later, and FSDP2 keeps what it makes here.
-    with torch.inference_mode(False), torch.no_grad():
-        for unit in units:
-            unit.unshard()

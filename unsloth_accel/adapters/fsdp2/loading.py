@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ...capabilities.probe import available
@@ -60,16 +60,11 @@ def sharded_loading(load_in_4bit: bool) -> Iterator[None]:
     from accelerate import PartialState
 
     PartialState()  # the process group, over which the rows are divided
-    if load_in_4bit:
-        if not available("4-bit weights cut as they are made"):
-            yield
-            return
-        with _cut_when_quantised():
-            yield
-        return
-    from unsloth.models.fsdp2_load import fsdp2_sharded_loading
-
-    with fsdp2_sharded_loading():
+    if not load_in_4bit:
+        from unsloth.models.fsdp2_load import fsdp2_sharded_loading as loading
+    else:
+        loading = _cut_when_quantised if available("4-bit weights cut as they are made") else nullcontext
+    with loading():
         yield
 
 

@@ -90,9 +90,7 @@ def _keep_lora_whole(model: torch.nn.Module, accelerator: Accelerator) -> None:
 def _count(weight: Any) -> int:
     """Weights in `weight`, which may be in 4 bit: several in each stored number."""
     state = getattr(weight, "quant_state", None)
-    if state is None:
-        return int(weight.numel())
-    return prod(state.shape)
+    return int(weight.numel()) if state is None else prod(state.shape)
 
 
 def _gather_head_for_the_loss(model: Any) -> None:
