@@ -9,21 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-
-def is_directory(path: Path) -> bool:
-    """Whether there is one; False for a name that no file can have, at which `Path.is_dir` raises."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is one; False as in `is_directory`."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
+is_directory, is_file = os.path.isdir, os.path.isfile
+"""False also for a name that no file can have, at which `Path.is_dir` and `Path.is_file` raise."""
 
 
 def write_atomically(path: str | Path, text: str) -> None:

@@ -9,8 +9,9 @@ GPUs): it costs the sum of its rows' tokens. It is *padded* otherwise: number of
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from heapq import heapify, heapreplace
+from heapq import heapreplace
 
 
 def divide(lengths: Sequence[int], groups: int, *, padded: bool) -> list[list[int]]:
@@ -54,7 +55,6 @@ def _deal(order: list[int], lengths: Sequence[int], groups: int) -> list[list[in
     """Each row to the group that has least so far; of equal ones to the one with fewer rows."""
     found: list[list[int]] = [[] for _ in range(groups)]
     heap = [(0, 0, group) for group in range(groups)]
-    heapify(heap)
     for row in order:
         tokens, rows, group = heap[0]
         found[group].append(row)
@@ -66,15 +66,10 @@ def _cut(order: list[int], lengths: Sequence[int], groups: int) -> list[list[int
     """Runs of `order` (longest first) whose most expensive costs as little as possible."""
     if not order:
         return [[] for _ in range(groups)]
-    low = lengths[order[0]]
-    high = low * -(-len(order) // groups)
-    while low < high:
-        middle = (low + high) // 2
-        if len(_runs(order, lengths, groups, middle)) <= groups:
-            high = middle
-        else:
-            low = middle + 1
-    found = _runs(order, lengths, groups, low)
+    longest = lengths[order[0]]
+    possible = range(longest, longest * -(-len(order) // groups))  # beyond its end every one is enough
+    enough = bisect_left(possible, True, key=lambda most: len(_runs(order, lengths, groups, most)) <= groups)
+    found = _runs(order, lengths, groups, longest + enough)
     return found + [[] for _ in range(groups - len(found))]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,12 +113,10 @@ def _csv(path: Path, key: str) -> Iterator[tuple[int, Any]]:
 
 
 def _from_csv(value: str | None) -> Any:
-    if not value or not value.startswith("[{"):
-        return value
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        return value
+    if value and value.startswith("[{"):
+        with suppress(json.JSONDecodeError):
+            return json.loads(value)
+    return value
 
 
 def _parquet(path: Path, key: str) -> Iterator[tuple[int, Any]]:
@@ -148,11 +147,7 @@ def _arrow(path: Path, key: str) -> Iterator[tuple[int, Any]]:
 
 
 def _of_batches(batches: Any) -> Iterator[tuple[int, Any]]:
-    number = 0
-    for batch in batches:
-        for row in batch.to_pylist():
-            number += 1
-            yield number, row
+    yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
 
 
 def _unreadable(path: Path, key: str, kind: str, error: Exception) -> ConfigError:

@@ -20,7 +20,6 @@ def load(name: str, key: str, data: DataConfig | None, *, streaming: bool = Fals
         return load_dataset(name, subset, split=split, streaming=streaming)
     except Exception as error:  # whatever the network, the hub or a loader raises: all of it stops the run
         consequence = f"can't be loaded: {type(error).__name__}: {first_line(error)[:300]}."
-        fix = (
-            f"check the path, or the hub id with {'data.eval_split' if 'eval' in key else 'data.split'} and data.subset"
-        )
+        part = "data.eval_split" if "eval" in key else "data.split"
+        fix = f"check the path, or the hub id with {part} and data.subset"
         raise ConfigError(Problem(key=key, value=name, consequence=consequence, fix=fix)) from None

@@ -56,8 +56,7 @@ def _histogram(ordered: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
     low, high = ordered[0], ordered[-1]
     width = max(1, -(-(high - low + 1) // BINS))
     bins = [(start, min(start + width - 1, high)) for start in range(low, high + 1, width)]
-    counted = [(start, end, bisect_left(ordered, end + 1) - bisect_left(ordered, start)) for start, end in bins]
-    return tuple(counted)
+    return tuple((start, end, bisect_left(ordered, end + 1) - bisect_left(ordered, start)) for start, end in bins)
 
 
 def _padding(lengths: Sequence[int], batch: int) -> float:

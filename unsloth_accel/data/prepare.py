@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ class DataReport:
     """Rows that are trained, before they are packed."""
     tokens: int = 0
     trained_tokens: int = 0
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     """The same in words, with row numbers."""
 
     def figures(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Prepared:
     held_out_directory: Path | None = None
     report: dict[str, Any]
     """For results.json."""
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     """To say aloud, once."""
 
 
@@ -80,29 +80,20 @@ def prepare_rows(run: RunConfig, tokenizer: Any) -> Prepared:
     """
     choose_template(tokenizer, run)
     held_out = _split(run, tokenizer, run.data.eval_path, "data.eval_path") if run.data.eval_path else None
-    notes: tuple[str, ...] = ()
-    train: Any
-    report: dict[str, Any]
-    directory = None
     if run.data.streaming:
         from .streaming import streamed
 
-        train, report = streamed(run, tokenizer), {"streaming": True}
+        made = Prepared(train=streamed(run, tokenizer), report={"streaming": True})
     else:
         train, found, directory = _split(run, tokenizer, run.data.path, "data.path")
-        report, notes = found.figures(), (*found.notes, *_batch_notes(run, len(train)))
+        notes = (*found.notes, *_batch_notes(run, len(train)))
+        made = Prepared(train=train, train_directory=directory, report=found.figures(), notes=notes)
     if held_out is None:
-        return Prepared(train=train, train_directory=directory, report=report, notes=notes)
-    notes += tuple(f"held out: {note}" for note in held_out[1].notes)
-    report |= {"eval": held_out[1].figures()}
-    return Prepared(
-        train=train,
-        train_directory=directory,
-        held_out=held_out[0],
-        held_out_directory=held_out[2],
-        report=report,
-        notes=notes,
-    )
+        return made
+    rows, found, directory = held_out
+    notes = (*made.notes, *(f"held out: {note}" for note in found.notes))
+    report = made.report | {"eval": found.figures()}
+    return replace(made, held_out=rows, held_out_directory=directory, report=report, notes=notes)
 
 
 def _batch_notes(run: RunConfig, count: int) -> tuple[str, ...]:
@@ -141,9 +132,7 @@ def _cache(run: RunConfig) -> Path:
     for directory in (Path(config.HF_DATASETS_CACHE, "unsloth_accel"), Path(run.output_dir, "data")):
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            probe = directory / f".{id(run)}"
-            probe.touch()
-            probe.unlink(missing_ok=True)
+            tempfile.TemporaryFile(dir=directory).close()
         except OSError:
             continue
         return directory
@@ -153,14 +142,8 @@ def _cache(run: RunConfig) -> Path:
 
 def _name(run: RunConfig, tokenizer: Any, path: str, key: str) -> str:
     """Of the prepared rows: a digest of everything that decides what they are."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = []
-    for package in ("trl", "transformers", "tokenizers", "unsloth_zoo"):
-        try:
-            versions.append(version(package))
-        except PackageNotFoundError:
-            versions.append("")
+    packages = [distributions(name=package) for package in ("trl", "transformers", "tokenizers", "unsloth_zoo")]
+    versions = [next((one.version for one in installed), "") for installed in packages]
     data = run.data
     hub = ""
     if locate(path, key).hub:
@@ -183,7 +166,8 @@ def _make(run: RunConfig, tokenizer: Any, path: str, key: str, directory: Path) 
     tokenise = Tokenise(tokenizer, recipe)
     print(f"tokenising {len(rows.rows):,} rows of {path}", flush=True)
     raw = Dataset.from_list(rows.rows)
-    with _no_warning_about_hashes():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*couldn't be hashed properly.*")
         tokens = raw.map(
             tokenise,
             batched=True,
@@ -259,11 +243,8 @@ def _nothing_left(lengths: list[int], recipe: Recipe, empty: int, key: str) -> P
             + (", and what is kept of them holds no response." if empty else ".")
         )
         return Problem(key=key, consequence=consequence, fix=f"model.max_seq_length={max(lengths)}, or shorter rows")
-    consequence = (
-        "no row is left to train on: in none of them the markers of a response were found."
-        if recipe.responses
-        else "no row is left to train on: none has more than one token."
-    )
+    why = "in none of them the markers of a response were found" if recipe.responses else "none has more than one token"
+    consequence = f"no row is left to train on: {why}."
     return Problem(key=key, consequence=consequence, fix="look at `unsloth-accel preview RUN.yaml`; data.train_on=all")
 
 
@@ -284,10 +265,3 @@ def tell(notes: tuple[str, ...]) -> None:
     """Say aloud what became of the rows."""
     for note in notes:
         print(f"data: {note}", flush=True)
-
-
-@contextmanager
-def _no_warning_about_hashes() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*couldn't be hashed properly.*")
-        yield

@@ -71,8 +71,7 @@ def preview_rows(run: RunConfig, shown: int, most: int) -> Preview:
         lengths += made["length"]
         trained += made["trained"]
         kept += sum(map(len, made["input_ids"]))
-        for index in range(min(len(batch), shown - len(first))):
-            first.append(_shown(made, index, rows, start, tokenizer))
+        first += [_shown(made, index, rows, start, tokenizer) for index in range(min(len(batch), shown - len(first)))]
     size = run.training.get("per_device_train_batch_size") or DEFAULT_PER_DEVICE
     return Preview(
         kind=rows.kind,

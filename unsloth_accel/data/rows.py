@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +98,7 @@ def _checked(
 ) -> Iterator[tuple[str, int, Any]]:
     """File, number and canonical row, or the `Fault` in its place."""
     form, columns = (data.format, data.columns) if data else ("auto", {})
+    hint = "" if columns else "; columns of other names: data.columns"
     first: str | None = None
     for name, number, row in _raw(source, key, data, streaming=streaming):
         if isinstance(row, Fault):
@@ -109,32 +110,26 @@ def _checked(
         try:
             made = canonical(row, form, columns)
         except FormatError as error:
-            yield name, number, Fault(str(error), f"give every row {NEEDED}" + _rename_hint(columns))
+            yield name, number, Fault(str(error), f"give every row {NEEDED}{hint}")
             continue
         found = form_in_words(made)
-        if first is not None and found != first:
+        first = first or found
+        if found == first:
+            yield name, number, made
+        else:
             fix = f"give every row {NEEDED}, the same in all"
             yield name, number, Fault(f"is a {found} row and the first is {first}.", fix)
-            continue
-        first = first or found
-        yield name, number, made
-
-
-def _rename_hint(columns: Any) -> str:
-    return "" if columns else "; columns of other names: data.columns"
 
 
 def _raw(source: Source, key: str, data: DataConfig | None, *, streaming: bool) -> Iterator[tuple[str, int, Any]]:
-    if not source.hub:
-        for file in source.files:
-            for number, row in rows_of_file(file, key):
-                yield str(file), number, row
-        return
-    from .hub import load
+    for file in source.files:
+        for number, row in rows_of_file(file, key):
+            yield str(file), number, row
+    if source.hub:
+        from .hub import load
 
-    loaded: Iterable[Any] = load(source.hub, key, data, streaming=streaming)
-    for number, row in enumerate(loaded, start=1):
-        yield source.hub, number, row
+        for number, row in enumerate(load(source.hub, key, data, streaming=streaming), start=1):
+            yield source.hub, number, row
 
 
 def no_step(count: int, size: int) -> Problem:

@@ -8,9 +8,10 @@ processes would leave the others waiting; training.max_steps ends the run.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ..capabilities.probe import available
@@ -43,7 +44,7 @@ def streamed(run: RunConfig, tokenizer: Any) -> IterableDataset:
         raise ConfigError(Problem(key="data.path", value=run.data.path, consequence="has no rows.", fix=fix))
     recipe = Recipe.of(run, kind_of(first))
     tokenise = Tokenise(tokenizer, recipe)
-    columns = ["input_ids", *(["labels"] if recipe.responses else [])]
+    columns = ["input_ids", "labels"] if recipe.responses else ["input_ids"]
     features = Features({column: Sequence(Value("int64")) for column in columns})
     dataset = IterableDataset.from_generator(partial(_tokens, run, tokenise, columns), features=features)
     if available("rows that Unsloth need not cut"):
@@ -53,8 +54,6 @@ def streamed(run: RunConfig, tokenizer: Any) -> IterableDataset:
 
 def _tokens(run: RunConfig, tokenise: Tokenise, columns: list[str]) -> Iterator[dict[str, Any]]:
     """Every pass over the rows, one after another."""
-    import random
-
     training = run.training
     chance = random.Random(training.get("data_seed") or training.get("seed", 42))
     while True:
@@ -73,7 +72,7 @@ def _tokens(run: RunConfig, tokenise: Tokenise, columns: list[str]) -> Iterator[
             raise ConfigError(Problem(key="data.path", value=run.data.path, consequence=consequence, fix=fix))
 
 
-def _shuffled(rows: Iterator[dict[str, Any]], chance: Any) -> Iterator[dict[str, Any]]:
+def _shuffled(rows: Iterator[dict[str, Any]], chance: random.Random) -> Iterator[dict[str, Any]]:
     """Every row once, drawn from a buffer."""
     held = list(islice(rows, BUFFER))
     for row in rows:
@@ -81,4 +80,4 @@ def _shuffled(rows: Iterator[dict[str, Any]], chance: Any) -> Iterator[dict[str,
         drawn, held[index] = held[index], row
         yield drawn
     chance.shuffle(held)
-    yield from chain(held)
+    yield from held

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,11 +73,13 @@ class Tokenise:
     """
 
     def __init__(self, tokenizer: Any, recipe: Recipe) -> None:
-        if recipe.kind != "text":
-            _check_template(tokenizer, recipe)
+        chat = recipe.kind == "messages"
+        if chat and not tokenizer.chat_template:
+            consequence = "the model's tokenizer has no chat template, so nobody knows how chats become text."
+            fix = "an instruct model, training.chat_template_path=FILE.jinja, or rows of text"
+            raise ConfigError(Problem(key="data.path", consequence=consequence, fix=fix))
         self.tokenizer = tokenizer
         self.recipe = recipe
-        chat = recipe.kind == "messages"
         self.response_labels = response_labels(tokenizer) if chat and recipe.responses else None
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> Batch:
@@ -108,11 +111,8 @@ class Tokenise:
             begins = self._texts(prompts)
         if not self.recipe.responses:
             return whole, whole
-        labels = []
-        for ids, prompt in zip(whole, begins, strict=True):
-            same = _common(ids, prompt)
-            labels.append([IGNORED] * same + ids[same:])
-        return whole, labels
+        same = map(_common, whole, begins)
+        return whole, [[IGNORED] * count + ids[count:] for ids, count in zip(whole, same, strict=True)]
 
     def _ended(self, text: str) -> str:
         end = self.tokenizer.eos_token or ""
@@ -179,19 +179,9 @@ def fingerprint_of(tokenizer: Any, recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def _check_template(tokenizer: Any, recipe: Recipe) -> None:
-    if recipe.kind == "messages" and not tokenizer.chat_template:
-        consequence = "the model's tokenizer has no chat template, so nobody knows how chats become text."
-        fix = "an instruct model, training.chat_template_path=FILE.jinja, or rows of text"
-        raise ConfigError(Problem(key="data.path", consequence=consequence, fix=fix))
-
-
 def _common(ids: list[int], prompt: list[int]) -> int:
     """How many tokens both begin with: at the border the prompt's last may merge with the completion's first."""
-    for index, (one, other) in enumerate(zip(ids, prompt, strict=False)):
-        if one != other:
-            return index
-    return min(len(ids), len(prompt))
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(ids, prompt, strict=False))))
 
 
 def _lists(rows: Any) -> list[list[int]]:

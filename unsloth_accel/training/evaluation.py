@@ -62,13 +62,14 @@ def _answers(held: HeldOut, trainer: SFTTrainer) -> list[dict[str, Any]]:
     """A greedy answer to every question: each rank answers its share, all ranks get all."""
     import torch
     from accelerate.utils import gather_object
+    from unsloth import FastLanguageModel
 
     state = trainer.accelerator
     mine = range(state.process_index, len(held.questions), state.num_processes)
     tokenizer: Any = trainer.processing_class
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
-    _mode(model, "for_inference")
+    FastLanguageModel.for_inference(model)
     found: list[tuple[int, dict[str, Any]]] = []
     try:
         with generating(model):
@@ -96,12 +97,5 @@ def _answers(held: HeldOut, trainer: SFTTrainer) -> list[dict[str, Any]]:
                     found.append((index, {**answer, "right": text.strip() == reference.strip()}))
     finally:
         tokenizer.padding_side = side
-        _mode(model, "for_training")
+        FastLanguageModel.for_training(model)
     return [answer for _, answer in sorted(gather_object(found), key=lambda pair: pair[0])]
-
-
-def _mode(model: Any, method: str) -> None:
-    """Unsloth's switch between its training and its generation paths."""
-    from unsloth import FastLanguageModel
-
-    getattr(FastLanguageModel, method)(model)

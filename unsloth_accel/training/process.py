@@ -96,8 +96,9 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     trainer = build_trainer(run, log)
 
     from ..adapters.saving import of_every_rank, save_run, versions
+    from ..callbacks.peak_memory import PeakMemory
     from .evaluation import HeldOut, evaluate
-    from .summary import peak_memory_of, summary
+    from .summary import summary
 
     results: dict[str, Any] = {}
     held = HeldOut.of(run)
@@ -106,9 +107,10 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     elif held:
         with phase("evaluating", log, about="held-out rows, before training"):
             results["before"] = evaluate(held, trainer)
-    done = _progress_of(newest[0]) if newest else {"global_step": 0, "num_input_tokens_seen": 0}
+    done: dict[str, int] = {"global_step": 0, "num_input_tokens_seen": 0}  # before this run
     for path in newest:
         print(f"going on from {path}", flush=True)
+        done = json.loads(Path(path, STATE).read_text(encoding="utf-8"))
     started = time.perf_counter()
     with phase("training", log):
         outcome = trainer.train(resume_from_checkpoint=newest[0] if newest else None)
@@ -124,12 +126,11 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     }
     results["data"] = trainer.data_report
     results["versions"] = versions()
-    memory = peak_memory_of(trainer)
+    memory = next(one for one in trainer.callback_handler.callbacks if isinstance(one, PeakMemory)).figures()
     if memory:
         results["memory_gib"] = memory
-    halved = of_every_rank(
-        [asdict(one) for one in trainer.step_halving.halvings] if hasattr(trainer, "step_halving") else []
-    )
+    halving = getattr(trainer, "step_halving", None)
+    halved = of_every_rank([asdict(one) for one in halving.halvings] if halving else [])
     if any(halved):
         results["out_of_memory"] = [one for rank in halved for one in rank]
     # Saved before it is examined: whatever goes wrong from here on, the training is not lost.
@@ -170,12 +171,6 @@ def build_trainer(run: RunConfig, log: RankLog | None = None) -> Trainer:
         rows = steps.prepare_data(run, tokenizer)
         trainer: Trainer = steps.make_trainer(run, model, tokenizer, config, rows)
     return attach(trainer, run, log, method)
-
-
-def _progress_of(checkpoint: str) -> dict[str, int]:
-    """Steps and tokens that a checkpoint's run had behind it."""
-    state: dict[str, int] = json.loads(Path(checkpoint, STATE).read_text(encoding="utf-8"))
-    return state
 
 
 def _speak_into(path: Path) -> None:

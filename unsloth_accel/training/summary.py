@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import shortened
-
-if TYPE_CHECKING:
-    from transformers import Trainer
-
-
-def peak_memory_of(trainer: Trainer) -> dict[str, float]:
-    """The figures of the trainer's `PeakMemory`; every rank must call it."""
-    from ..callbacks.peak_memory import PeakMemory
-
-    return next(c for c in trainer.callback_handler.callbacks if isinstance(c, PeakMemory)).figures()
 
 
 def summary(results: dict[str, Any], adapter: Path) -> str:
     """What a run tells at its end: held-out figures and answers before and after, and where the adapter is."""
-    lines = []
     before, after = results.get("before"), results.get("after")
     training = results["training"]
     speed = training["tokens"] / training["seconds"] if training["seconds"] else 0.0
-    lines.append(f"trained {training['steps']} steps in {training['seconds']:.0f} s ({speed:,.0f} tokens/s)")
+    lines = [f"trained {training['steps']} steps in {training['seconds']:.0f} s ({speed:,.0f} tokens/s)"]
     answers = (after or {}).get("answers", [])
     earlier = before.get("answers", []) if before else [None] * len(answers)  # none where the strategy shards
     for old, new in zip(earlier, answers, strict=True):
@@ -35,18 +24,13 @@ def summary(results: dict[str, Any], adapter: Path) -> str:
             *([f"  before  {_one_line(old['answer'])}"] if old else []),
             f"  after   {_one_line(new['answer'])}  {verdict}",
         ]
-    lines += [
-        "",
-        f"adapter   {adapter}",
-        f'load it   FastLanguageModel.from_pretrained("{adapter}")',
-    ]
+    lines += ["", f"adapter   {adapter}", f'load it   FastLanguageModel.from_pretrained("{adapter}")']
     if before and after:
         if "loss" in before:
             lines.append(f"held-out loss      {before['loss']:.4f} before → {after['loss']:.4f} after")
         if "accuracy" in before:
-            rows = after["rows"]
             figures = f"{before['accuracy']:.1%} before → {after['accuracy']:.1%} after"
-            lines.append(f"held-out accuracy  {figures} (exact match, {rows} rows)")
+            lines.append(f"held-out accuracy  {figures} (exact match, {after['rows']} rows)")
     return "\n".join(lines)
 
 

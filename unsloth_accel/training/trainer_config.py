@@ -17,6 +17,7 @@ def trainer_config(run: RunConfig, method: Method, own: dict[str, Any]) -> Any:
 
     Raises `ConfigError` for a field that it refuses.
     """
+    checkpointing = bool(CHECKPOINTING[run.model.gradient_checkpointing])
     fields = {
         "logging_steps": 1,
         "save_strategy": "no",
@@ -25,9 +26,7 @@ def trainer_config(run: RunConfig, method: Method, own: dict[str, Any]) -> Any:
         **run.trainer_fields(),
         **own,
         "output_dir": run.output_dir,
-        **dict.fromkeys(
-            checkpointing_fields(method.config_sources), bool(CHECKPOINTING[run.model.gradient_checkpointing])
-        ),
+        **dict.fromkeys(checkpointing_fields(method.config_sources), checkpointing),
         "report_to": run.logging.report_to,
         "disable_tqdm": True,
     }
