@@ -2,7 +2,8 @@
 
 Both kinds stand here: names that are only looked for, since they tell what a release can do, and names that `adapter`
 replaces, or reads although they are private or written down nowhere. Where one is gone, `capabilities.probe` says so:
-to a plan, to `doctor`, and to the adapter itself, which asks before it touches the name.
+to a plan, to `doctor`, and to the adapter itself, which asks before it touches the name. What every version has that
+setup.cfg admits isn't looked for: pip sees to those, and `doctor` where somebody went past it.
 """
 
 from __future__ import annotations
@@ -133,12 +134,6 @@ PATCHES = (
         cost="DDP fails with unsloth_tiled_mlp=True; leave it off",
     ),
     Patch(
-        what="LoRA on a mixture's experts",
-        place="peft/tuners/lora/config.py: target_parameters",
-        cost="the experts of a mixture get no LoRA, only its attention does",
-        install='pip install -U "peft>=0.18"',
-    ),
-    Patch(
         what="fully_shard",
         place="torch/distributed/fsdp/__init__.py: fully_shard",
         cost="there is no FSDP2",
@@ -159,18 +154,6 @@ PATCHES = (
         place="accelerate/utils/fsdp_utils.py: fsdp2_prepare_model",
         cost="accelerate wraps with FSDP1 only",
         install='pip install "accelerate>=1.15"',
-    ),
-    Patch(
-        what="loss over all ranks' tokens",
-        place="transformers/training_args.py: average_tokens_across_devices",
-        cost="where ranks hold different numbers of tokens, the mean loss of several GPUs isn't that of one",
-        install='pip install "transformers>=4.51.3"',
-    ),
-    Patch(
-        what="rows cut by SFTConfig.max_length",
-        place="trl/trainer/sft_config.py: max_length",
-        cost="model.max_seq_length has no field to go to, so `launch RUN.yaml` stops before training",
-        install='pip install "trl>=0.18.2"',
     ),
     Patch(
         what="4-bit weights",

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from ..errors import ConfigError, Problem
@@ -132,9 +132,7 @@ def _has(text: str | None, word: str) -> bool:
 def _root(name: str, path: Sequence[str] | None) -> Path | None:
     """The directory of package `name`; None where it is not installed."""
     try:
-        spec: ModuleSpec | None = (
-            importlib.util.find_spec(name) if path is None else PathFinder.find_spec(name, list(path))
-        )
+        spec = importlib.util.find_spec(name) if path is None else PathFinder.find_spec(name, path)
     except ValueError:  # a module that stands in for the package
         return None
     if spec is None or not spec.origin:  # a bare directory of that name is no package
