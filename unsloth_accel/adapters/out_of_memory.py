@@ -115,7 +115,10 @@ class StepHalving:
             return self._plain(model, inputs, num_items_in_batch, *rest)
         if not self._done:
             self._tokens = getattr(self._trainer, "_total_train_tokens", None)
-            self._listen()
+            # The parts that some rank needs, once its word has arrived.
+            if self._needed_parts is not None and self._needed_parts.arrived():
+                self.parts = max(self.parts, self._needed_parts.parts)
+                self._needed_parts = None
         with self._alone(model) if several else nullcontext():
             loss = self._compute(model, inputs, num_items_in_batch, rest)
         self._done.append(inputs)
@@ -185,12 +188,6 @@ class StepHalving:
     def _time(self, mark: str) -> None:
         for timer in self.timers:
             timer(mark)
-
-    def _listen(self) -> None:
-        """Take over the parts that some rank needs, once its word has arrived."""
-        if self._needed_parts is not None and self._needed_parts.arrived():
-            self.parts = max(self.parts, self._needed_parts.parts)
-            self._needed_parts = None
 
     @contextmanager
     def _alone(self, model: Any) -> Iterator[None]:

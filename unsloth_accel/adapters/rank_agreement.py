@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import shortened
 from .rank_checks import GuardError
+from .saving import of_every_rank
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -33,8 +34,6 @@ def check_same(facts: Mapping[str, Any], what: str = "") -> None:
     Every rank must call it. Does nothing in one process.
     """
     from accelerate import PartialState
-
-    from .saving import of_every_rank
 
     if PartialState().num_processes == 1:
         return
@@ -93,7 +92,4 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _digest(*texts: str) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()[:16]
+    return hashlib.sha256("".join(texts).encode("utf-8", "surrogatepass")).hexdigest()[:16]

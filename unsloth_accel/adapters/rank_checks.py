@@ -88,8 +88,7 @@ def check_equal(tensors: Mapping[str, torch.Tensor], what: str) -> None:
     # The first entry is the number of tensors, so that ranks with other tensors differ instead of hanging.
     count = torch.tensor([len(whole)], device=state.device)
     mine = torch.cat([count, _checksums(list(whole.values()), state.device)[: _smallest(len(whole))]])
-    everyone = gather(mine.unsqueeze(0))
-    assert isinstance(everyone, torch.Tensor)
+    everyone: torch.Tensor = gather(mine.unsqueeze(0))
     same = (everyone == everyone[0]).all(dim=0)
     if bool(same.all()):
         return
@@ -114,13 +113,6 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.grad.detach() for name, p in named if p.requires_grad and p.grad is not None}
 
 
-def _weights(count: int, device: torch.device) -> torch.Tensor:
-    """Of `count` positions: an odd multiplier below 2**31; products wrap around, which a checksum may."""
-    import torch
-
-    return torch.arange(count, device=device, dtype=torch.int64) * 0x5851_F42D + 1
-
-
 def _checksums(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
     """Of each tensor a 64-bit sum over its bits, weighted by position, on `device`: equal ones agree, others almost
     surely don't. Tensors that are alike are summed together, since an adapter has hundreds of small ones."""
@@ -132,7 +124,9 @@ def _checksums(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.T
         alike[tensor.device, tensor.dtype, tensor.numel()].append(index)
     sums = torch.zeros(len(tensors), dtype=torch.int64, device=device)
     for (where, _, size), indices in alike.items():
-        weights, most = _weights(size, where), max(1, AT_ONCE // max(size, 1))
+        # By an odd multiplier below 2**31; products wrap around, which a checksum may.
+        weights = torch.arange(size, device=where, dtype=torch.int64) * 0x5851_F42D + 1
+        most = max(1, AT_ONCE // max(size, 1))
         for start in range(0, len(indices), most):
             chosen = indices[start : start + most]
             bits = torch.stack(

@@ -98,16 +98,15 @@ def _fields(row: Mapping[str, Any]) -> str:
 def _from_alpaca(row: dict[str, Any]) -> dict[str, Any]:
     parts = {field: row.get(field) for field in ("instruction", "input", "output", "system")}
     for field, value in parts.items():
-        if value is None and field in ("input", "system"):
-            continue
-        if not isinstance(value, str):
+        optional = value is None and field in ("input", "system")
+        if not optional and not isinstance(value, str):
             raise FormatError(f"field {field!r} is {type(value).__name__}, not text.")
     for field in ("instruction", "output"):
         if not str(parts[field]).strip():
             raise FormatError(f"field {field!r} is empty: there is nothing to learn from it.")
     asked = "\n\n".join(part for part in (parts["instruction"], parts["input"]) if part)
-    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": parts["output"]}]
-    return {"messages": [*([{"role": "system", "content": parts["system"]}] if parts["system"] else []), *messages]}
+    said = {"system": parts["system"], "user": asked, "assistant": parts["output"]}
+    return {"messages": [{"role": role, "content": text} for role, text in said.items() if text]}
 
 
 def _from_sharegpt(row: dict[str, Any]) -> dict[str, Any]:

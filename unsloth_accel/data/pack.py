@@ -31,11 +31,9 @@ def pack(trainer: Any, run: RunConfig, rows: Prepared) -> None:
     asked, strategy = run.training.get("packing"), run.training.get("packing_strategy", "bfd")
     if not trainer.args.packing:
         if asked and strategy in DIVIDING and run.data.too_long == "cut":
+            key, fix = "training.packing_strategy", "training.packing=false, or without packing_strategy"
             consequence = "Unsloth turns packing off here, so longer rows would be neither divided nor cut."
-            fix = "training.packing=false, or without packing_strategy"
-            raise ConfigError(
-                Problem(key="training.packing_strategy", value=strategy, consequence=consequence, fix=fix)
-            )
+            raise ConfigError(Problem(key=key, value=strategy, consequence=consequence, fix=fix))
         if asked:
             rows.report["packing"] = "turned off by Unsloth: a step has rows as they are, and so fewer tokens"
             print(f"data: packing {rows.report['packing']}", flush=True)

@@ -33,8 +33,6 @@ VERSION = 1
 REPORT = "unsloth_accel.json"
 LARGE = 5_000
 """Rows from which on several processes are quicker than one; Unsloth's own number."""
-SKIP: dict[str, Any] = {"dataset_kwargs": {"skip_prepare_dataset": True}}
-"""SFTConfig's field for rows that are tokenised already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,9 +257,3 @@ def check_collator(trainer: Any) -> None:
         return
     consequence = "the installed TRL does not heed labels that rows bring along: it would train on every token."
     raise ConfigError(Problem(key="data.train_on", consequence=consequence, fix="pip install --upgrade trl unsloth"))
-
-
-def tell(notes: tuple[str, ...]) -> None:
-    """Say aloud what became of the rows."""
-    for note in notes:
-        print(f"data: {note}", flush=True)

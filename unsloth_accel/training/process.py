@@ -82,7 +82,10 @@ def train(run: RunConfig) -> dict[str, Any]:
     """Load, train, evaluate and save; returns what results.json holds."""
     files = RunDirectory(run.output_dir)
     if environment.rank() != 0:
-        _speak_into(files.rank_output(environment.rank()))
+        # Libraries greet on every rank, the console needs it once.
+        output = files.rank_output(environment.rank())
+        output.parent.mkdir(parents=True, exist_ok=True)
+        sys.stdout = output.open("w", encoding="utf-8", buffering=1)
     newest = [str(path) for path in checkpoints(run.output_dir)[-1:]] if run.resume else []
     log = RankLog(files.logs, environment.rank(), resumed=bool(newest))
     try:
@@ -171,12 +174,6 @@ def build_trainer(run: RunConfig, log: RankLog | None = None) -> Trainer:
         rows = steps.prepare_data(run, tokenizer)
         trainer: Trainer = steps.make_trainer(run, model, tokenizer, config, rows)
     return attach(trainer, run, log, method)
-
-
-def _speak_into(path: Path) -> None:
-    """Send what this process prints to a file: libraries greet on every rank, the console needs it once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout = path.open("w", encoding="utf-8", buffering=1)
 
 
 def _quiet_progress_bars() -> None:

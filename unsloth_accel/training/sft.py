@@ -23,19 +23,18 @@ if TYPE_CHECKING:
 
 def config_fields(run: RunConfig) -> dict[str, Any]:
     """What SFTConfig gets beside the fields of `training` and those that every method's config has."""
-    from ..data.prepare import SKIP
-
-    return {**SKIP, "max_length": run.model.max_seq_length}
+    # The rows are tokenised already.
+    return {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": run.model.max_seq_length}
 
 
 def prepare_data(run: RunConfig, tokenizer: Any) -> Prepared:
     """The rows of `run`, tokenised; raises `ConfigError`, the same on every rank, where they can't be trained."""
     from ..adapters import environment
-    from ..data.prepare import prepare_rows, tell
+    from ..data.prepare import prepare_rows
 
     rows = prepare_rows(run, tokenizer)
-    if environment.rank() == 0:
-        tell(rows.notes)
+    for note in rows.notes if environment.rank() == 0 else ():
+        print(f"data: {note}", flush=True)
     return rows
 
 

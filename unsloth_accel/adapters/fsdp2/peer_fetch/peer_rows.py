@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from .peer_reach import ALIGNMENT
@@ -34,12 +35,9 @@ def rows_in(memories: list[torch.Tensor], parameter: Any, offset: int) -> list[t
     length = parameter._orig_size[0]
     most = parameter.padded_sharded_param_size[0]
     width = parameter._orig_size[1:].numel()
-    views = []
-    for number, memory in enumerate(memories):
-        rows = max(0, min(most, length - number * most))
-        count = rows * width * local.element_size()
-        views.append(memory[offset : offset + count].view(local.dtype))
-    return views
+    rows = [max(0, min(most, length - number * most)) for number in range(len(memories))]
+    ends = [offset + count * width * local.element_size() for count in rows]
+    return [memory[offset:end].view(local.dtype) for memory, end in zip(memories, ends, strict=True)]
 
 
 def can_be_mapped(parameter: Any, world: int, granularity: int) -> bool:
@@ -72,9 +70,7 @@ def allocated(buffers: list[torch.Tensor]) -> bool:
 
 def copy_rows(whole: torch.Tensor, rows: list[torch.Tensor], first: int) -> None:
     """Copy all ranks' `rows` one after the other into `whole`, this rank's own first, unless they are there."""
-    offsets = [0]
-    for part in rows:
-        offsets.append(offsets[-1] + part.numel())
+    offsets = list(accumulate((part.numel() for part in rows), initial=0))
     for turn in range(len(rows)):
         rank = (first + turn) % len(rows)
         part = whole[offsets[rank] : offsets[rank + 1]]

@@ -165,7 +165,6 @@ class Unit:
     def _unshard_by_copies(self) -> None:
         """Give the unit's parameter group its own `unshard` and what follows it (torch: FSDPParamGroup)."""
         from torch.distributed.fsdp._fully_shard._fsdp_collectives import AllGatherResult
-        from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 
         group = self.group
         to_sharded = group._to_sharded
@@ -173,18 +172,16 @@ class Unit:
         def unshard(async_op: bool = False) -> None:
             if group._all_gather_result is not None or group.is_unsharded:
                 return
-            backward = group._training_state == TrainingState.PRE_BACKWARD
-            if backward and not getattr(group, "unshard_in_backward", True):
+            if self._in_backward() and not getattr(group, "unshard_in_backward", True):
                 return
             self.fetch()
             group._all_gather_result = AllGatherResult(None, self.ready, None, [], [], [])
 
         def wait_for_unshard() -> None:
-            if group._all_gather_result is None:
-                return
-            self.install()
-            group._to_unsharded()
-            group._all_gather_result = None
+            if group._all_gather_result is not None:
+                self.install()
+                group._to_unsharded()
+                group._all_gather_result = None
 
         def reshard() -> None:
             if group.is_unsharded:
@@ -323,15 +320,11 @@ class Unit:
 
     def _buffers(self) -> list[torch.Tensor]:
         found = []
-        for index, parameter in enumerate(self.group.fsdp_params):
-            mapped = self.mapped[index]
-            if mapped is not None:
-                found.append(mapped)
-                continue
+        for index, (parameter, mapped) in enumerate(zip(self.group.fsdp_params, self.mapped, strict=True)):
             key = (self.turn, index, parameter._orig_size, parameter.param_dtype, self.rows[index][0].dtype)
-            if key not in self.units.buffers:
+            if mapped is None and key not in self.units.buffers:
                 self.units.buffers[key] = self._empty(index)
-            found.append(self.units.buffers[key])
+            found.append(self.units.buffers[key] if mapped is None else mapped)
         return found
 
     def _empty(self, index: int) -> torch.Tensor:
