@@ -166,6 +166,8 @@ def without_gradient(accelerator: Accelerator, model: torch.nn.Module) -> list[s
 
 
 def _set(accelerator: Accelerator, model: torch.nn.Module, args: Arguments | None, view: bool) -> None:
+    from torch.nn.parallel import DistributedDataParallel
+
     handler = _handler(accelerator)
     if getattr(args, "ddp_find_unused_parameters", None) is None:  # Unsloth's own decision stands there too
         skipped = may_go_without_gradient(model)
@@ -175,17 +177,11 @@ def _set(accelerator: Accelerator, model: torch.nn.Module, args: Arguments | Non
             print(f"unsloth_accel: DDP looks for parameters without gradient in every step: {why}", flush=True)
     constant = getattr(args, "ddp_broadcast_buffers", None) is None and not buffers_change(model)
     if constant and available("buffers that DDP leaves alone"):
-        _keep_buffers_out(model)
+        ignored: Any = getattr(model, "_ddp_params_and_buffers_to_ignore", None) or ()
+        names = list(dict.fromkeys([*ignored, *(name for name, _ in model.named_buffers())]))
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
     handler.gradient_as_bucket_view = handler.gradient_as_bucket_view or view
     accelerator.ddp_handler = handler
-
-
-def _keep_buffers_out(model: torch.nn.Module) -> None:
-    from torch.nn.parallel import DistributedDataParallel
-
-    ignored: Any = getattr(model, "_ddp_params_and_buffers_to_ignore", None) or ()
-    names = list(dict.fromkeys([*ignored, *(name for name, _ in model.named_buffers())]))
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
 
 
 def _handler(accelerator: Accelerator) -> Any:

@@ -44,7 +44,9 @@ def check_import_order(set_now: Set[str]) -> None:
             f"unsloth was imported before unsloth_accel and has chosen {unsloth.DEVICE_TYPE}; this run is on a CPU. "
             "Fix: `import unsloth_accel` before `import unsloth`."
         )
-    if "ACCELERATE_USE_CPU" in set_now and _state_without_group():
+    state: Any = sys.modules.get("accelerate.state") if "ACCELERATE_USE_CPU" in set_now else None
+    known = state is not None and available("an Accelerator without a group")
+    if known and state.PartialState._shared_state.get("distributed_type") == "NO":
         raise ImportOrderError(
             "an Accelerator was built before unsloth_accel was imported, and its processes form no group: each would "
             "train alone. Fix: `import unsloth_accel` before anything builds an Accelerator or TrainingArguments."
@@ -78,10 +80,3 @@ def check_trainer(trainer: Trainer) -> None:
             f"{name} was imported from trl before unsloth, so it is TRL's own, without what Unsloth changes in it. "
             f"Fix: `import unsloth` before `from trl import {name}`."
         )
-
-
-def _state_without_group() -> bool:
-    state = sys.modules.get("accelerate.state")
-    known = state is not None and available("an Accelerator without a group")
-    shared: dict[str, Any] = state.PartialState._shared_state if state is not None and known else {}
-    return bool(shared) and shared.get("distributed_type") == "NO"

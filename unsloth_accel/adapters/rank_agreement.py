@@ -31,12 +31,8 @@ _OWN = {
 def check_same(facts: Mapping[str, Any], what: str = "") -> None:
     """Raise `GuardError` on every rank unless `facts` are the same on all; `what` names where they come from.
 
-    Every rank must call it. Does nothing in one process.
+    Every rank must call it.
     """
-    from accelerate import PartialState
-
-    if PartialState().num_processes == 1:
-        return
     everyone: list[dict[str, str]] = of_every_rank({key: repr(value) for key, value in facts.items()})
     first = everyone[0]
     wrong = [

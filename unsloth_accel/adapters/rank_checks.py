@@ -79,10 +79,12 @@ def check_equal(tensors: Mapping[str, torch.Tensor], what: str) -> None:
     """
     import torch
     from accelerate import PartialState
+    from accelerate.state import AcceleratorState, is_initialized
     from accelerate.utils import gather
 
     state = PartialState()
-    if state.num_processes == 1 or not (distributed_type().startswith("MULTI_") or _is_fsdp2()):
+    fsdp2 = is_initialized() and AcceleratorState().is_fsdp2
+    if state.num_processes == 1 or not (distributed_type().startswith("MULTI_") or fsdp2):
         return
     whole = {name: tensor for name, tensor in tensors.items() if not is_sharded(tensor)}
     # The first entry is the number of tensors, so that ranks with other tensors differ instead of hanging.
@@ -159,12 +161,6 @@ def distributed_type() -> str:
 
     state = AcceleratorState() if is_initialized() else PartialState()
     return str(state.distributed_type.value)
-
-
-def _is_fsdp2() -> bool:
-    from accelerate.state import AcceleratorState, is_initialized
-
-    return is_initialized() and bool(AcceleratorState().is_fsdp2)
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:

@@ -94,11 +94,8 @@ def _elsewhere(model: Any, tokenizer: Any, sources: dict[str, Path], tensors: An
 
 def of_every_rank(value: Any) -> list[Any]:
     """What every rank gives, by rank; a collective, so that all have arrived when it returns."""
-    from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    if PartialState().num_processes == 1:
-        return [value]
     everyone: list[Any] = gather_object([value])
     return everyone
 

@@ -256,14 +256,12 @@ def _orders(sampler: Any, epochs: int) -> Iterator[list[int]]:
     """The order of rows in each epoch; nothing where the sampler doesn't know it beforehand."""
     if isinstance(sampler, SequentialSampler):
         yield from [list(sampler)] * epochs
-        return
-    if not hasattr(sampler, "set_epoch"):
-        return
-    before = sampler.epoch
-    for epoch in range(epochs):
-        sampler.set_epoch(epoch)
-        yield list(sampler)
-    sampler.set_epoch(before)
+    elif hasattr(sampler, "set_epoch"):
+        before = sampler.epoch
+        for epoch in range(epochs):
+            sampler.set_epoch(epoch)
+            yield list(sampler)
+        sampler.set_epoch(before)
 
 
 def _steps(order: Iterable[int], rows: int) -> Iterator[list[int]]:

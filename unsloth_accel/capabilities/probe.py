@@ -33,11 +33,10 @@ class Capabilities:
     def unavailable(self, device: str, *, load_in_4bit: bool = False) -> dict[str, str]:
         """The strategies that can't run on `device` (`cuda` or `cpu`), each with the reason as a sentence."""
         reasons: dict[str, str] = {}
+        where = ("", device, "4bit" if load_in_4bit else "")
         for patch in self.missing:
-            if patch.only and patch.only not in (device, "4bit" if load_in_4bit else ""):
-                continue
             for strategy in STRATEGIES:
-                if patch.what in strategy.needs:
+                if patch.only in where and patch.what in strategy.needs:
                     reasons.setdefault(strategy.name, f"{self.sentence(patch)}.")
         return reasons
 

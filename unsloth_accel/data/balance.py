@@ -38,12 +38,9 @@ def share(lengths: Sequence[int], ranks: int, accumulation: int, *, padded: bool
     gets the most expensive one alternates, so that the sums over the step are alike too.
     """
     groups = divide(lengths, ranks * accumulation, padded=padded)
-    found: list[list[list[int]]] = [[] for _ in range(ranks)]
-    for slot in range(accumulation):
-        together = groups[slot * ranks : (slot + 1) * ranks]
-        for rank, group in enumerate(together if slot % 2 == 0 else reversed(together)):
-            found[rank].append(group)
-    return found
+    slots = [groups[slot * ranks : (slot + 1) * ranks] for slot in range(accumulation)]
+    dealt = [together[::-1] if slot % 2 else together for slot, together in enumerate(slots)]
+    return [list(own) for own in zip(*dealt, strict=True)]
 
 
 def cost(lengths: Sequence[int], *, padded: bool) -> int:

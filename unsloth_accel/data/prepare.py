@@ -12,6 +12,7 @@ import json
 import shutil
 import tempfile
 import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import distributions
 from pathlib import Path
@@ -128,12 +129,10 @@ def _cache(run: RunConfig) -> Path:
     from datasets import config
 
     for directory in (Path(config.HF_DATASETS_CACHE, "unsloth_accel"), Path(run.output_dir, "data")):
-        try:
+        with suppress(OSError):
             directory.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=directory).close()
-        except OSError:
-            continue
-        return directory
+            return directory
     fix = "set HF_DATASETS_CACHE to a directory that you may write"
     raise ConfigError(Problem(key="output_dir", consequence="tokenised rows can't be written anywhere.", fix=fix))
 

@@ -10,7 +10,6 @@ Mends, in torch 2.13 with accelerate 1.15 and Unsloth 2026.10.9:
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,17 +83,8 @@ def wrap_generate(model: Any) -> None:
     for module in model.modules():
         generate = getattr(module, "generate", None)
         if callable(generate) and not hasattr(generate, _WRAPPED):
-            module.generate = _gathering(model, generate)
-
-
-def _gathering(root: Any, generate: Any) -> Any:
-    @functools.wraps(generate)
-    def wrapped(*arguments: Any, **keywords: Any) -> Any:
-        with generating(root):
-            return generate(*arguments, **keywords)
-
-    setattr(wrapped, _WRAPPED, True)
-    return wrapped
+            module.generate = generating(model)(generate)  # enters and leaves it anew in every call
+            setattr(module.generate, _WRAPPED, True)
 
 
 def _unsloths_own(model: torch.nn.Module) -> Any:

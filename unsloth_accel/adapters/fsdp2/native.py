@@ -50,14 +50,12 @@ def shard(
         for group in optimizer.param_groups:
             group["params"] = [sharded.get(names.get(id(old), ""), old) for old in group["params"]]
         if schedulers and len(fsdp2_native.split_param_groups(optimizer.param_groups)) > len(optimizer.param_groups):
-            raise ConfigError(
-                Problem(
-                    key="scheduler",
-                    consequence="some trainable tensors are sharded and some whole, so Unsloth splits the optimizer's "
-                    "groups, and a scheduler built before would leave the new ones at their first learning rate.",
-                    fix="build the scheduler from the optimizer that prepare returns, and set it to no other",
-                )
+            consequence = (
+                "some trainable tensors are sharded and some whole, so Unsloth splits the optimizer's groups, and a "
+                "scheduler built before would leave the new ones at their first learning rate."
             )
+            fix = "build the scheduler from the optimizer that prepare returns, and set it to no other"
+            raise ConfigError(Problem(key="scheduler", consequence=consequence, fix=fix))
     # Unsloth's word for an accelerator whose loop keeps to what its hooks can do.
     setattr(accelerator, fsdp2_native._TRAINER_ACCELERATOR, True)
 

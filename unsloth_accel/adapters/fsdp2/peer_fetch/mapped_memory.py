@@ -127,8 +127,7 @@ class Cuda:
         import torch
 
         total = sum(size for _, size in parts)
-        address, none = c_uint64(), c_uint64(0)
-        alignment = c_size_t(0)
+        address, none, alignment = c_uint64(), c_uint64(0), c_size_t(0)
         self._call("cuMemAddressReserve", byref(address), c_size_t(total), alignment, none, none)
         start = int(address.value)
         for handle, size in parts:
