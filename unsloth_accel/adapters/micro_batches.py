@@ -45,10 +45,7 @@ def _flat(inputs: Mapping[str, Any], lengths: list[int], parts: int) -> list[dic
     rows = torch.arange(ids.shape[1], device=ids.device)[: sum(lengths)].split(lengths)
     found = []
     for group in _groups(lengths, parts, padded=False):
-        columns = torch.cat([rows[row] for row in group])
-        part = {
-            name: value.index_select(1, columns) if _is(value, ids.shape) else value for name, value in inputs.items()
-        }
+        part = _chosen(inputs, 1, torch.cat([rows[row] for row in group]))
         found.append(part | _boundaries([lengths[row] for row in group], inputs))
     return found
 
@@ -79,14 +76,8 @@ def _padded(inputs: Mapping[str, Any], parts: int) -> list[dict[str, Any]]:
     right = mask is not None and bool(mask[:, 0].all())
     found = []
     for group in _groups(lengths, parts, padded=True):
-        chosen = torch.tensor(group, device=ids.device)
         longest = max(lengths[row] for row in group) if right else tokens
-        found.append(
-            {
-                name: value.index_select(0, chosen)[:, :longest] if _is(value, ids.shape) else value
-                for name, value in inputs.items()
-            }
-        )
+        found.append(_chosen(inputs, 0, torch.tensor(group, device=ids.device), longest))
     return found
 
 
@@ -94,6 +85,11 @@ def _groups(lengths: list[int], parts: int, *, padded: bool) -> list[list[int]]:
     return [sorted(group) for group in divide(lengths, parts, padded=padded) if group]
 
 
-def _is(value: Any, shape: torch.Size) -> bool:
-    """Whether `value` is a tensor with something for every token."""
-    return tuple(getattr(value, "shape", ())[:2]) == tuple(shape)
+def _chosen(inputs: Mapping[str, Any], axis: int, places: torch.Tensor, longest: int | None = None) -> dict[str, Any]:
+    """`inputs`, but of tensors with something for every token those `places` on `axis`, and no more than `longest`."""
+    shape = inputs["input_ids"].shape
+    of_tokens = {name for name, value in inputs.items() if getattr(value, "shape", ())[:2] == shape}
+    return {
+        name: value.index_select(axis, places)[:, :longest] if name in of_tokens else value
+        for name, value in inputs.items()
+    }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..errors import shortened
@@ -77,13 +78,9 @@ def rows_of(dataset: Any) -> str | None:
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `values` that can be compared between processes: numbers, texts, lists and mappings of them."""
     found = {}
-    for key, value in values.items():
-        if key in _OWN:
-            continue
-        try:
-            found[key] = json.loads(json.dumps(value, sort_keys=True))
-        except (TypeError, ValueError):
-            continue
+    for key in values.keys() - _OWN:
+        with suppress(TypeError, ValueError):
+            found[key] = json.loads(json.dumps(values[key], sort_keys=True))
     return found
 
 

@@ -93,9 +93,8 @@ def _resumable(trainer: Trainer, asked: str | bool) -> Checkpoint:
             fix = f"{whole.path}, the newest whole one" if whole else "start without it"
             raise ConfigError(Problem(key=key, value=str(asked), consequence=f"{found.fault}.", fix=fix))
     problems = difference(found, made_with(trainer))
-    if environment.rank() == 0:
-        for problem in problems:
-            if problem.severity == "warning":
-                print(f"unsloth_accel: {problem}", file=sys.stderr, flush=True)
+    for problem in problems:
+        if problem.severity == "warning" and environment.rank() == 0:
+            print(f"unsloth_accel: {problem}", file=sys.stderr, flush=True)
     raise_errors(problems)
     return found

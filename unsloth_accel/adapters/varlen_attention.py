@@ -123,10 +123,10 @@ def trial(attend: Attend, device: torch.device, dtype: torch.dtype | None = None
             exact = query, key, value = [one.float().requires_grad_() for one in inputs]
             expected = row_by_row(query, key, value, LENGTHS, window)
             theirs = [expected, *torch.autograd.grad(expected, exact, upstream.float())]
-        for name, one, other in zip(("output", "query", "key", "value"), ours, theirs, strict=True):
+        names = ("output", "query's gradient", "key's gradient", "value's gradient")
+        for what, one, other in zip(names, ours, theirs, strict=True):
             off = float((one.detach().float() - other.detach()).abs().max() / other.detach().abs().max())
             if not off <= TOLERANCE:  # also where it is no number
-                what = "output" if name == "output" else f"{name}'s gradient"
                 return f"torch's flash attention computes another {what}, off by {off:.2g}"
     return None
 

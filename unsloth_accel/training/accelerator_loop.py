@@ -62,15 +62,12 @@ def _check_first_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
         if whole and not any(bool(gradient.any()) for gradient in whole):
             return  # torch steps an optimizer once without gradients before it loads a state into it
         first.remove()
-        compared.append(True)
         rank_checks.check_equal(rank_checks.gradients(model), "gradients of the first step")
 
-    def after(*_: Any) -> None:
-        if not compared:
-            return
-        last.remove()
-        rank_checks.check_equal(rank_checks.trainable(model), "trainable weights after the first step")
+        def after(*_: Any) -> None:
+            last.remove()
+            rank_checks.check_equal(rank_checks.trainable(model), "trainable weights after the first step")
 
-    compared: list[bool] = []
+        last = optimizer.register_step_post_hook(after)
+
     first = optimizer.register_step_pre_hook(before)
-    last = optimizer.register_step_post_hook(after)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth is imported)
 
+from ..adapters import environment
 from ..config.run_config import RunConfig
 from ..methods import METHODS
 from ..registry import imported
@@ -29,7 +30,6 @@ def config_fields(run: RunConfig) -> dict[str, Any]:
 
 def prepare_data(run: RunConfig, tokenizer: Any) -> Prepared:
     """The rows of `run`, tokenised; raises `ConfigError`, the same on every rank, where they can't be trained."""
-    from ..adapters import environment
     from ..data.prepare import prepare_rows
 
     rows = prepare_rows(run, tokenizer)

@@ -79,16 +79,12 @@ class Unit:
         self.whole: list[torch.Tensor] = []
         """Per parameter, where the whole weight is, or was last."""
         parameters: list[Any] = group.fsdp_params
-        sizes = [
-            0 if mapped is not None else padded_bytes(parameter)
-            for parameter, mapped in zip(parameters, self.mapped, strict=True)
-        ]
-        peers = self._arena(sum(sizes))
-        offset = 0
-        for index, (parameter, size) in enumerate(zip(parameters, sizes, strict=True)):
+        copied = [one for one, mapped in zip(parameters, self.mapped, strict=True) if mapped is None]
+        peers, offset = self._arena(sum(map(padded_bytes, copied))), 0
+        for index, parameter in enumerate(parameters):
             if self.mapped[index] is None:
                 self.rows[index] = rows_in(peers, parameter, offset)
-                offset += size
+                offset += padded_bytes(parameter)
             self._move(parameter, self.rows[index])
         self._unshard_by_copies()
 
