@@ -27,6 +27,7 @@ class Method:
     config_sources: tuple[str, ...]
     """Where the fields are declared, as package/file.py:Class, the class inherited from first: they are read without
     importing."""
+    trainer_class: str
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     """Fields of its config that have one place of their own in run.yaml; set twice they could disagree."""
     callbacks: tuple[str, ...] = ()
@@ -60,6 +61,7 @@ METHODS: Registry[Method] = Registry(
                 "trl/trainer/base_config.py:_BaseConfig",
                 "trl/trainer/sft_config.py:SFTConfig",
             ),
+            trainer_class="trl.SFTTrainer",
             elsewhere={
                 "max_length": "model.max_seq_length",
                 "max_seq_length": "model.max_seq_length",
