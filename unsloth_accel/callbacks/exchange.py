@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 Numbers = list[list[float]]
 """By rank."""
@@ -56,12 +57,8 @@ class Exchange:
         # Of one clock, so that every rank comes to the same step.
         self._due_at = step + _steps_in(LEAST_SECONDS, max(row[0] for row in everyone), step - self._asked_at)
         self._asked, self._asked_at = now, step
-        told: list[Numbers | None] = []
-        start = 1
-        for numbers in own:
-            told.append([row[start : start + len(numbers)] for row in everyone])
-            start += len(numbers)
-        return told
+        rows = [iter(row[1:]) for row in everyone]
+        return [[list(islice(row, len(numbers))) for row in rows] for numbers in own]
 
 
 def _steps_in(seconds: float, taken: float, steps: int) -> int:

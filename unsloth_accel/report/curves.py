@@ -34,24 +34,18 @@ def smoothing(points: int) -> int:
 def _held_out(run: Recorded) -> Series:
     """Held-out loss at every evaluation, before and after training included."""
     before, after = (number(at(run.results, when, "loss")) for when in ("before", "after"))
-    lines: dict[float, float] = {} if before is None else {0.0: before}
-    for line in run.evaluations:
-        value = number(line.get("eval_loss"))
-        if value is not None:
-            lines[float(line["step"])] = value
-    if after is not None and run.steps:
-        lines[float(run.steps[-1]["step"])] = after
-    return column([{"step": step, "loss": loss} for step, loss in lines.items()], "loss", "held-out")
+    lines = [(0.0, before), *((float(line["step"]), number(line.get("eval_loss"))) for line in run.evaluations)]
+    lines += [(float(line["step"]), after) for line in run.steps[-1:]]
+    known = {step: loss for step, loss in lines if loss is not None}
+    return Series.of("held-out", known.items())
 
 
-def speed(run: Recorded) -> list[Markup]:
+def speed(run: Recorded) -> Markup:
     speed = throughput(run)
     over = smoothing(len(speed.xs))
-    note = "All ranks together, padding left out" + (
-        f"; the bold line is the running mean of {over} steps." if over > 1 else "."
-    )
-    chart = line_chart("Tokens per second", [speed], note=note, from_zero=True, mean_of=over)
-    return [chart] if chart else []
+    bold = f"; the bold line is the running mean of {over} steps" if over > 1 else ""
+    note = f"All ranks together, padding left out{bold}."
+    return line_chart("Tokens per second", [speed], note=note, from_zero=True, mean_of=over)
 
 
 def step_time(run: Recorded) -> Markup:

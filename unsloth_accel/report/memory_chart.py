@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -33,13 +34,9 @@ def chart(predicted: Json, measured: Sequence[Measured], *, on_cpu: bool, of_gib
 def verdict(predicted: Json, measured: Sequence[Measured], *, on_cpu: bool) -> str:
     """How near the prediction came to the largest rank, of what both know; empty where they share nothing."""
     terms = {name: number(value) or 0.0 for name, value in predicted.items()}
-    if not terms:
-        return ""
-    allocated = max((one.allocated for one in measured if one.allocated is not None), default=None)
-    if on_cpu or allocated is None:
-        return ""
+    allocated = max((one.allocated or 0.0 for one in measured), default=0.0)
     expected = sum(terms.get(name, 0.0) for _, _, names in _GROUPS[:3] for name in names) + terms.get("other", 0.0)
-    if not expected or not allocated:
+    if on_cpu or not expected or not allocated:
         return ""
     off = expected / allocated - 1
     word = "more" if off >= 0 else "less"
@@ -49,25 +46,24 @@ def verdict(predicted: Json, measured: Sequence[Measured], *, on_cpu: bool) -> s
 
 def _predicted(terms: Json) -> Bar | None:
     values = {name: number(value) or 0.0 for name, value in terms.items() if name != "total"}
-    segments = [(name, colour, sum(values.pop(term, 0.0) for term in known)) for name, colour, known in _GROUPS]
-    segments.append(("other", "c6", sum(values.values())))
-    made = tuple(Segment(name, value, colour, f"{value:.1f}") for name, colour, value in segments if value > 0)
-    return Bar("predicted", made, gib(sum(segment.value for segment in made))) if made else None
+    parts = [(name, sum(values.pop(term, 0.0) for term in known), colour) for name, colour, known in _GROUPS]
+    return _bar("predicted", *parts, ("other", sum(values.values()), "c6"))
 
 
 def _measured(one: Measured, on_cpu: bool) -> Bar | None:
     name = "largest" if one.rank is None else f"rank {one.rank}"
     if one.allocated is None:
-        if one.host is None:
-            return None
-        return Bar(name, (Segment("host memory", one.host, "c6", f"{one.host:.1f}"),), gib(one.host))
-    segments = [Segment("allocated by torch", one.allocated, "c7", f"{one.allocated:.1f}")]
-    total = one.allocated
-    if one.reserved is not None and one.reserved > one.allocated:
-        held = one.reserved - one.allocated
-        total += held
-        segments.append(Segment("allocator", held, "c4", f"{held:.1f}"))
-    if one.context:
-        total += one.context
-        segments.append(Segment("context", one.context, "c5", f"{one.context:.1f}"))
-    return Bar(name, tuple(segments), gib(total))
+        return _bar(name, ("host memory", one.host or 0.0, "c6"))
+    held = (one.reserved or 0.0) - one.allocated
+    return _bar(
+        name,
+        ("allocated by torch", one.allocated, "c7"),
+        ("allocator", held, "c4"),
+        ("context", one.context or 0.0, "c5"),
+    )
+
+
+def _bar(name: str, *parts: tuple[str, float, str]) -> Bar | None:
+    """A bar of parts, each a name, its GiB and its colour; None where there is none."""
+    made = tuple(Segment(part, value, colour, f"{value:.1f}") for part, value, colour in parts if value > 0)
+    return Bar(name, made, gib(math.fsum(segment.value for segment in made))) if made else None

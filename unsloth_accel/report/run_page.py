@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import curves, memory_chart, messages, numbers, run_context
-from .figures import Figures, figures, memory_by_rank
+from .figures import figures, memory_by_rank
 from .headline import cards, facts, short_name
 from .rendering import rendered
 from .run_record import Recorded, at, number, rows, table, tables, text, values
@@ -33,7 +33,6 @@ def page_of_run(run: Recorded) -> str:
         charts=curves.training(run),
         speed=curves.speed(run),
         shares=curves.step_time(run),
-        mfu=_mfu(found),
         memory=memory_chart.chart(predicted, measured, on_cpu=on_cpu, of_gib=_smallest(run)),
         memory_verdict=memory_chart.verdict(predicted, measured, on_cpu=on_cpu),
         terms=[(name.replace("_", " "), number(value)) for name, value in predicted.items()],
@@ -66,12 +65,6 @@ def _plan(run: Recorded) -> dict[str, Any]:
 
 def _smallest(run: Recorded) -> float | None:
     return min(values(rows(at(run.plan, "hardware", "devices")), "memory_gib"), default=None)
-
-
-def _mfu(found: Figures) -> str:
-    if found.mfu is not None:
-        return f"Model FLOPs utilisation {numbers.percent(found.mfu, 1)}. {found.mfu_why}"
-    return f"No model FLOPs utilisation: {found.mfu_why}" if found.mfu_why else ""
 
 
 def _stragglers(run: Recorded) -> list[dict[str, Any]]:

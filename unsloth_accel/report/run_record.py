@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -162,21 +163,17 @@ def _rank(path: Path) -> Rank:
     for line in read_lines(path):
         kinds.setdefault(text(line.get("event")), []).append(line)
     name = path.stem.removeprefix("rank-")
+    start, end = (kinds.get(kind, [{}])[-1] for kind in ("start", "end"))
     return Rank(
         number=int(name) if name.isdecimal() else 0,
-        start=kinds.get("start", [{}])[-1],
+        start=start,
         phases=tuple(kinds.get("phase", [])),
         steps=_by_step(kinds.get("step", [])),
         messages=(*kinds.get("warning", []), *kinds.get("error", [])),
         # An end before the newest start is that of the attempt before.
-        end=_after(kinds.get("end", [{}])[-1], kinds.get("start", [{}])[-1]),
+        end=end if _time(end, unknown=math.inf) >= _time(start, unknown=-math.inf) else {},
         starts=len(kinds.get("start", [])),
     )
-
-
-def _after(end: Json, start: Json) -> Json:
-    ended, started = number(end.get("time")), number(start.get("time"))
-    return {} if ended is not None and started is not None and ended < started else end
 
 
 def _by_step(lines: Iterable[Json]) -> tuple[Json, ...]:

@@ -120,17 +120,13 @@ def thinned(one: Series, most: int = MOST_POINTS) -> Series:
         stretch = range(index * len(one.xs) // stretches, (index + 1) * len(one.xs) // stretches)
         finite = [i for i in stretch if math.isfinite(one.ys[i])] or list(stretch)[:1]
         kept |= {min(finite, key=lambda i: one.ys[i]), max(finite, key=lambda i: one.ys[i])}
-    order = sorted(kept)
-    return Series(one.name, tuple(one.xs[i] for i in order), tuple(one.ys[i] for i in order))
+    return Series.of(one.name, [(one.xs[i], one.ys[i]) for i in sorted(kept)])
 
 
 def running_mean(one: Series, over: int) -> Series:
     """The mean of the `over` points around each; fewer at the ends, and only finite ones."""
-    sums, counts = [0.0], [0]
-    for y in one.ys:
-        finite = math.isfinite(y)
-        sums.append(sums[-1] + (y if finite else 0.0))
-        counts.append(counts[-1] + finite)
+    sums = list(accumulate((y if math.isfinite(y) else 0.0 for y in one.ys), initial=0.0))
+    counts = list(accumulate(map(math.isfinite, one.ys), initial=0))
     ys = []
     for index in range(len(one.ys)):
         a, b = max(0, index - over // 2), min(len(one.ys), index + over // 2 + 1)
