@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +93,7 @@ def _plain(value: Any) -> Any:
 
 
 def _cut_short(path: Path) -> bool:
-    if not path.is_file() or not path.stat().st_size:
-        return False
-    with path.open("rb") as file:
-        file.seek(-1, 2)
+    with suppress(OSError), path.open("rb") as file:  # none, or one without a last byte
+        file.seek(-1, os.SEEK_END)
         return file.read(1) != b"\n"
+    return False

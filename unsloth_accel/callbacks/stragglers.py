@@ -145,6 +145,9 @@ class Stragglers(TrainerCallback):
         self._open: _Episode | None = None
         self._network_told = False
         self._checked = 0
+        if self._owned:  # no Trainer calls it
+            self.on_step_begin = self.throughput.on_step_begin
+            self.on_step_end = self.throughput.on_step_end
 
     @property
     def found(self) -> list[dict[str, Any]]:
@@ -161,14 +164,6 @@ class Stragglers(TrainerCallback):
         self._checked = state.global_step + self.warmup
         where = f"{platform.node()}, " + (f"GPU {_gpu(args)}" if args.device.type == "cuda" else "CPU")
         self._names = of_every_rank(where)
-
-    def on_step_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        if self._owned:
-            self.throughput.on_step_begin(args, state, control, **kwargs)
-
-    def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        if self._owned:
-            self.throughput.on_step_end(args, state, control, **kwargs)
 
     def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if self._owned:

@@ -123,11 +123,7 @@ _STYLE = "text-align:left;vertical-align:top;padding:2px 12px 2px 0"
 
 def as_html(plan: Plan) -> str:
     """For notebooks, with bars for memory; colours come from the notebook's theme."""
-    rows = [
-        f"<tr><th style='{_STYLE}'>{html.escape(n)}</th><td style='{_STYLE}'>{html.escape(t)}</td></tr>"
-        for n, t in lines(plan)
-        if n != "memory" and not n.startswith("not")
-    ]
+    rows = [_row(n, html.escape(t)) for n, t in lines(plan) if n != "memory" and not n.startswith("not")]
     if plan.memory:
         bars = "".join(
             f"<tr><td style='{_STYLE}'>{html.escape(name.replace('_', ' '))}</td>"
@@ -137,13 +133,14 @@ def as_html(plan: Plan) -> str:
             for name, value in plan.memory.terms.items()
         )
         title = f"memory, {plan.memory.total:.1f} GiB per {'process' if plan.device == 'cpu' else 'GPU'}"
-        rows.append(f"<tr><th style='{_STYLE}'>{title}</th><td style='{_STYLE}'><table>{bars}</table></td></tr>")
-    for option in plan.rejected:
-        rows.append(
-            f"<tr><th style='{_STYLE};opacity:0.6'>not {html.escape(option.strategy)}</th>"
-            f"<td style='{_STYLE};opacity:0.6'>{html.escape(option.reason)}</td></tr>"
-        )
+        rows.append(_row(title, f"<table>{bars}</table>"))
+    faint = f"{_STYLE};opacity:0.6"
+    rows += [_row(f"not {option.strategy}", html.escape(option.reason), faint) for option in plan.rejected]
     return f"<table>{''.join(rows)}</table>"
+
+
+def _row(name: str, cell: str, style: str = _STYLE) -> str:
+    return f"<tr><th style='{style}'>{html.escape(name)}</th><td style='{style}'>{cell}</td></tr>"
 
 
 def _large(terms: dict[str, float]) -> list[tuple[str, float]]:

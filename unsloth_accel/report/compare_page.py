@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from markupsafe import Markup
 
 from . import numbers
 from .curves import smoothing
-from .figures import Figures, Series, column, figures, median, throughput
+from .figures import Figures, column, figures, median, throughput
 from .headline import facts, short_name
 from .rendering import rendered
 from .run_context import versions
@@ -58,15 +58,14 @@ def comparison_page(a: Recorded, b: Recorded) -> str:
 def verdict(a: Recorded, b: Recorded) -> str:
     """What the two runs show, in a sentence or two that claim no more than they do."""
     said = []
-    speeds = (speed(a), speed(b))
-    if speeds[0] and speeds[1]:
-        ratio = speeds[1] / speeds[0]
-        where = [figures(run).where for run in (a, b)]
-        on = "" if where[0] == where[1] else f", on {where[1]} against {where[0]}"
-        if abs(ratio - 1) < 0.01:
-            said.append(f"B trains as many tokens/s as A, within 1\u00a0%{on}.")
-        else:
-            said.append(f"B trains {ratio:.2f}\u00a0× the tokens/s of A{on}.")
+    first, second = speed(a), speed(b)
+    if first and second:
+        ratio = second / first
+        here, there = figures(a).where, figures(b).where
+        on = "" if here == there else f", on {there} against {here}"
+        near = abs(ratio - 1) < 0.01
+        what = "as many tokens/s as A, within 1\u00a0%" if near else f"{ratio:.2f}\u00a0× the tokens/s of A"
+        said.append(f"B trains {what}{on}.")
     close = loss_difference(a, b)
     if close:
         steps, level, average, largest = close
@@ -111,8 +110,8 @@ def not_comparable(a: Recorded, b: Recorded) -> list[str]:
         found.append(
             f"Rows of up to {lengths[0]} tokens against {lengths[1]}: other tokens are trained, at another speed."
         )
-    ends = [figures(run).status for run in (a, b)]
-    for letter, end in zip("AB", ends, strict=True):
+    for letter, run in (("A", a), ("B", b)):
+        end = figures(run).status
         if end != "finished":
             how = "failed" if end == "failed" else "has not come to its end"
             found.append(f"{letter} {how}: its last figures are not those of a whole run.")
@@ -122,17 +121,14 @@ def not_comparable(a: Recorded, b: Recorded) -> list[str]:
 def _batch_reasons(a: Recorded, b: Recorded) -> list[str]:
     """Why a step of one is not a step of the other."""
     found = []
-    if any(at(a.run, "data", key) != at(b.run, "data", key) for key in _keys(a, b, "data")):
+    # Held-out rows change nothing of what is trained.
+    first, second = ({**table(at(run.run, "data")), "eval_path": None} for run in (a, b))
+    if any(first.get(key) != second.get(key) for key in first.keys() | second.keys()):
         found.append("Other data: losses can't be compared.")
     sizes = [_global_size(run) for run in (a, b)]
     if sizes[0] != sizes[1]:
         found.append(f"{sizes[0]} rows per step against {sizes[1]}: curves over steps don't show the same rows.")
     return found
-
-
-def _keys(a: Recorded, b: Recorded, section: str) -> set[str]:
-    # Held-out rows change nothing of what is trained.
-    return {*table(at(a.run, section)), *table(at(b.run, section))} - {"eval_path"}
 
 
 def _global_size(run: Recorded) -> Any:
@@ -142,14 +138,15 @@ def _global_size(run: Recorded) -> Any:
 
 def charts(a: Recorded, b: Recorded) -> list[Markup]:
     """The curves of both runs in one box each, over epochs where their steps are of other sizes."""
+    sides = (("A", a), ("B", b))
     x = "epoch" if _global_size(a) != _global_size(b) and all(values(run.steps, "epoch") for run in (a, b)) else "step"
-    held = [column(run.evaluations, "eval_loss", letter, x) for letter, run in zip("AB", (a, b), strict=True)]
+    held = [column(run.evaluations, "eval_loss", letter, x) for letter, run in sides]
     over = smoothing(min(len(run.steps) for run in (a, b)))
     wanted = (("Loss", "loss", False), ("Gradient norm", "grad_norm", True), ("Learning rate", "learning_rate", True))
     made = [
         line_chart(
             title,
-            [column(run.steps, key, letter, x) for letter, run in zip("AB", (a, b), strict=True)],
+            [column(run.steps, key, letter, x) for letter, run in sides],
             from_zero=zero,
             mean_of=0 if key == "learning_rate" else over,
             note=f"Faint: every logged step; bold: the running mean of {over}." if key == "loss" and over else "",
@@ -159,13 +156,9 @@ def charts(a: Recorded, b: Recorded) -> list[Markup]:
         for title, key, zero in wanted
     ]
     made.insert(1, line_chart("Held-out loss", held, x_name=x))
-    rates = [throughput(run) for run in (a, b)]
-    both = [Series(letter, one.xs, one.ys) for letter, one in zip("AB", rates, strict=True)]
-    made.append(
-        line_chart(
-            "Tokens per second", both, note="All ranks together, padding left out.", from_zero=True, mean_of=over
-        )
-    )
+    rates = [replace(throughput(run), name=letter) for letter, run in sides]
+    note = "All ranks together, padding left out."
+    made.append(line_chart("Tokens per second", rates, note=note, from_zero=True, mean_of=over))
     return [chart for chart in made if chart]
 
 

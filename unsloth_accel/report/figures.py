@@ -105,7 +105,8 @@ def figures(run: Recorded) -> Figures:
     loss = column(run.steps, "loss", "loss")
     finite = [y for y in loss.ys if math.isfinite(y)]
     over = max(1, min(20, len(finite) // 20))
-    processes = _count(at(run.plan, "num_processes"), training.get("processes"), len(run.ranks), 1)
+    counts = map(_whole, (at(run.plan, "num_processes"), training.get("processes"), len(run.ranks)))
+    processes = next(filter(None, counts), 1)
     last = run.steps[-1] if run.steps else {}
     trained, stepping = (math.fsum(step[i] for step in run.totals) if run.totals else None for i in (1, 2))
     tokens = _first(summary.get("tokens"), training.get("tokens"), trained, last.get("num_input_tokens_seen"))
@@ -245,10 +246,6 @@ def _value(value: float) -> float:
 
 def _first(*values: Any) -> float | None:
     return next((found for value in values if (found := number(value)) is not None), None)
-
-
-def _count(*values: Any) -> int:
-    return next(found for value in values if (found := _whole(value)))
 
 
 def _whole(value: Any) -> int | None:

@@ -30,14 +30,9 @@ def batch(run: Recorded) -> list[tuple[str, str]]:
     accumulation = at(run.plan, "gradient_accumulation_steps") or at(run.run, "training", "gradient_accumulation_steps")
     processes = at(run.plan, "num_processes") or at(run.run, "distributed", "num_processes")
     product = at(run.plan, "global_batch_size") or at(run.run, "batch", "global_size")
-    if not all((per_device, accumulation, processes, product)):
-        return []
-    return [
-        (text(per_device), "rows per device"),
-        (text(accumulation), "accumulation"),
-        (text(processes), "processes"),
-        (text(product), "rows per step"),
-    ]
+    values = [text(value) for value in (per_device, accumulation, processes, product) if value]
+    names = ("rows per device", "accumulation", "processes", "rows per step")
+    return list(zip(values, names, strict=True)) if len(values) == len(names) else []
 
 
 def data(run: Recorded) -> list[tuple[str, str]]:
@@ -74,21 +69,14 @@ def hardware(run: Recorded) -> list[tuple[str, str]]:
         told.append(("link", text(found["link"])))
     if at(found, "reason"):
         told.append(("found by", text(found["reason"])))
-    told += [(f"rank {rank.number}", _place(rank.start)) for rank in run.ranks if rank.start]
+    for rank in run.ranks:
+        place = filter(None, (text(rank.start.get("device")), text(rank.start.get("host"))))
+        told += [(f"rank {rank.number}", ", ".join(place))] if rank.start else []
     if not run.ranks:
-        devices = rows(at(found, "devices"))
-        told += [
-            (
-                f"GPU {text(at(device, 'index'))}",
-                f"{text(at(device, 'name'))}, {numbers.gib(number(at(device, 'memory_gib')))}",
-            )
-            for device in devices
-        ]
+        for device in rows(at(found, "devices")):
+            memory = numbers.gib(number(at(device, "memory_gib")))
+            told.append((f"GPU {text(at(device, 'index'))}", f"{text(at(device, 'name'))}, {memory}"))
     return told
-
-
-def _place(start: dict[str, Any]) -> str:
-    return ", ".join(part for part in (text(start.get("device")), text(start.get("host"))) if part)
 
 
 def versions(run: Recorded) -> dict[str, str]:

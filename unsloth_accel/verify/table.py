@@ -33,8 +33,7 @@ def table(found: Verification) -> list[list[str]]:
     rows.append(["verdict", *("not the same" if o.faults else "the same" for o in found.outcomes), ""])
     rows.append([])
     runs = [single, *(outcome.trained for outcome in found.outcomes)]
-    names = ["one process", *(outcome.name for outcome in found.outcomes)]
-    rows.append(["", *names])
+    rows.append(["", "one process", *(outcome.name for outcome in found.outcomes)])
     speeds = [run.tokens_per_second(found.warm_up) if run else 0.0 for run in runs]
     rows.append(["processes", "1", *(str(outcome.plan.num_processes) for outcome in found.outcomes)])
     rows.append([f"tokens/s after {found.warm_up} steps", *(f"{s:,.0f}" if s else NOTHING for s in speeds)])
