@@ -37,8 +37,8 @@ class MemoryWatch(TrainerCallback):
     start over, a host nearly full (its system then kills a process without a word).
 
     `most`: share of a GPU's memory from which on it warns, by default 0.95 as a plan fills one; `most_host` likewise.
-    `advice` says what would help. `listener` gets each warning, or `log`, which
-    lets rank 0 tell it; by default it goes to stderr.
+    `advice` says what would help. `listener` gets each warning, or `log`, which lets rank 0 tell it; by default it goes
+    to stderr.
     """
 
     def __init__(

@@ -91,15 +91,13 @@ def _held_by_nvml() -> dict[int, float]:
     held: dict[int, float] = {}
     try:
         for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-                if process.pid == os.getpid() and process.usedGpuMemory:
-                    held[index] = held.get(index, 0.0) + process.usedGpuMemory / 2**30
+            processes = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(index))
+            held[index] = sum(one.usedGpuMemory or 0 for one in processes if one.pid == os.getpid()) / 2**30
     except pynvml.NVMLError:
         return {}
     finally:
         pynvml.nvmlShutdown()
-    return held
+    return {index: gib for index, gib in held.items() if gib}
 
 
 def _held_by_torch() -> dict[int, float]:

@@ -55,12 +55,12 @@ def _measured(one: Measured, on_cpu: bool) -> Bar | None:
     if one.allocated is None:
         return _bar(name, ("host memory", one.host or 0.0, "c6"))
     held = (one.reserved or 0.0) - one.allocated
-    return _bar(
-        name,
+    parts = (
         ("allocated by torch", one.allocated, "c7"),
         ("allocator", held, "c4"),
         ("context", one.context or 0.0, "c5"),
     )
+    return _bar(name, *parts)
 
 
 def _bar(name: str, *parts: tuple[str, float, str]) -> Bar | None:
