@@ -78,8 +78,7 @@ def errors(problems: Iterable[Problem]) -> list[Problem]:
 
 def raise_errors(problems: Sequence[Problem]) -> None:
     """Raise `ConfigError` with all of `problems` that are errors; return when there are none."""
-    found = errors(problems)
-    if found:
+    if found := errors(problems):
         raise ConfigError(found)
 
 

@@ -56,7 +56,8 @@ def gathered(model: torch.nn.Module) -> dict[str, torch.Tensor]:
             if handle is None or not handle.flat_param.requires_grad:
                 continue
             with FSDP.summon_full_params(unit, recurse=False, writeback=False):
-                own = _own_parameters(unit)
+                inner = tuple(other for other, module in _units(unit) if module is not unit)
+                own = [(name, value) for name, value in unit.named_parameters() if not name.startswith(inner)]
                 found |= {bare(f"{prefix}{name}"): value.detach().cpu().clone() for name, value in own if first}
     return found
 
@@ -123,12 +124,3 @@ def _units(model: Any) -> list[tuple[str, Any]]:
     from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
     return [(f"{name}." if name else "", module) for name, module in model.named_modules() if isinstance(module, FSDP)]
-
-
-def _own_parameters(unit: Any) -> list[tuple[str, torch.Tensor]]:
-    """A summoned unit's parameters by name, without those of the units inside it."""
-    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
-
-    inner = [name for name, module in unit.named_modules() if module is not unit and isinstance(module, FSDP)]
-    names = unit.named_parameters()
-    return [(name, value) for name, value in names if not any(name.startswith(f"{other}.") for other in inner)]
