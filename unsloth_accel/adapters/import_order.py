@@ -16,7 +16,6 @@ import sys
 from collections.abc import Set
 from typing import TYPE_CHECKING, Any
 
-from ..capabilities.probe import available
 from ..errors import UnslothAccelError
 
 if TYPE_CHECKING:
@@ -44,9 +43,12 @@ def check_import_order(set_now: Set[str]) -> None:
             f"unsloth was imported before unsloth_accel and has chosen {unsloth.DEVICE_TYPE}; this run is on a CPU. "
             "Fix: `import unsloth_accel` before `import unsloth`."
         )
-    state: Any = sys.modules.get("accelerate.state") if "ACCELERATE_USE_CPU" in set_now else None
-    known = state is not None and available("an Accelerator without a group")
-    if known and state.PartialState._shared_state.get("distributed_type") == "NO":
+    state: Any = sys.modules.get("accelerate.state")
+    if state is None or "ACCELERATE_USE_CPU" not in set_now:
+        return
+    from ..capabilities.probe import available  # here, since importing this package costs next to nothing
+
+    if available("an Accelerator without a group") and state.PartialState._shared_state.get("distributed_type") == "NO":
         raise ImportOrderError(
             "an Accelerator was built before unsloth_accel was imported, and its processes form no group: each would "
             "train alone. Fix: `import unsloth_accel` before anything builds an Accelerator or TrainingArguments."
@@ -55,6 +57,8 @@ def check_import_order(set_now: Set[str]) -> None:
 
 def check_accelerator(accelerator: Accelerator) -> None:
     """Raise `ImportOrderError` for an FSDP2 `accelerator` with mixed precision that was built before unsloth."""
+    from ..capabilities.probe import available
+
     unsloth: Any = sys.modules.get("unsloth.models.fsdp2")
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if unsloth is None or getattr(plugin, "fsdp_version", 1) != 2 or not available("Unsloth's policy, seen"):
