@@ -38,11 +38,6 @@ class Registry(Generic[Record]):
         self.added.append(record.name)
         return record
 
-    def remove(self, name: str) -> None:
-        """Take out what `add` put in."""
-        del self._records[name]
-        self.added.remove(name)
-
     def get(self, name: object) -> Record | None:
         """The record of that name; None where there is none, or `name` is no name."""
         return self._all().get(name) if isinstance(name, str) else None

@@ -103,11 +103,6 @@ class Strategy:
         return num_processes // self.processes_per_row
 
     @property
-    def may_be_chosen(self) -> bool:
-        """A plan may take it without being asked."""
-        return not self.never_chosen
-
-    @property
     def through_plugin(self) -> bool:
         """Accelerate's FSDP plugin divides the weights, and must be told the class of the decoder blocks."""
         return self.distributed_type == "FSDP"
@@ -238,8 +233,8 @@ def choosable(num_processes: int) -> list[Strategy]:
 
     Their processes all compute different rows, so the batch is divided alike whichever is taken.
     """
-    alone = num_processes == 1
-    return [one for one in STRATEGIES if one.may_be_chosen and one.one_process == alone and one.processes_per_row == 1]
+    free = [one for one in STRATEGIES if not one.never_chosen and one.processes_per_row == 1]
+    return [one for one in free if one.one_process == (num_processes == 1)]
 
 
 def usual(num_processes: int) -> Strategy:

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..hardware.cpu_and_memory import memory_gib
+from ..models.locate import hub_cache
 from .machine import Machine
 from .result import Result, error, warning
-from .shell_variables import hub_cache
 
 GIB = 2**30
 NO_ROOM_GIB = 1.0

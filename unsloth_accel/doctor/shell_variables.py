@@ -113,11 +113,6 @@ def _hugging_face_home(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("HF_HOME") or default).expanduser()
 
 
-def hub_cache(environ: Mapping[str, str]) -> Path:
-    """Where models are downloaded to."""
-    return Path(environ.get("HF_HUB_CACHE") or _hugging_face_home(environ) / "hub").expanduser()
-
-
 def _on(environ: Mapping[str, str], name: str) -> bool:
     return environ.get(name, "").lower() in ON
 

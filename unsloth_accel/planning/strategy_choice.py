@@ -162,7 +162,7 @@ def _unavailable(choice: Choice) -> list[Rejected]:
 
 def _sharding() -> list[str]:
     """What a plan may take where a model doesn't fit one GPU."""
-    return [one.name for one in STRATEGIES if one.shards_weights and one.may_be_chosen]
+    return [one.name for one in STRATEGIES if one.shards_weights and not one.never_chosen]
 
 
 def _why(chosen: Option, choice: Choice) -> str:
