@@ -115,9 +115,9 @@ def test_a_hang_is_ended_with_all_its_processes(tmp_path: Path) -> None:
     ids.mkdir()
     body = f"say(stage='imported')\nopen(f'{ids}/{{os.getpid()}}', 'w').close()\ntime.sleep(600)\n"
     start = time.monotonic()
-    found = processes.check_processes("cpu", 2, os.environ, 20, script(tmp_path, body))
-    assert time.monotonic() - start < 30
-    assert "stopped after 20 s: the processes started and found no way to each other" in found.detail
+    found = processes.check_processes("cpu", 2, os.environ, 14, script(tmp_path, body))
+    assert time.monotonic() - start < 24
+    assert "stopped after 14 s: the processes started and found no way to each other" in found.detail
     assert "GLOO_SOCKET_IFNAME" in found.fix
     started = [int(path.name) for path in ids.iterdir()]
     assert len(started) == 2
