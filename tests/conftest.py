@@ -59,11 +59,6 @@ NATIVE = {
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that import unsloth in this process go last: it patches transformers and TRL for all that come after."""
-    items.sort(key=lambda item: "unsloth_model" in getattr(item, "fixturenames", ()))
-
-
 @pytest.fixture(autouse=True)
 def _outside_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests don't see the variables of a launch that started them."""
