@@ -47,3 +47,4 @@ def test_an_unknown_name_is_told_with_the_nearest() -> None:
     assert STRATEGIES.get("auto") is None
     assert STRATEGIES.get(None) is None
     assert "ddp" in STRATEGIES
+    assert ["ddp"] not in STRATEGIES, "what a YAML holds may be no name, and is no reason to fail"

@@ -32,11 +32,10 @@ class Registry(Generic[Record]):
         """The names of records from outside."""
         self._records = {record.name: record for record in records}
 
-    def add(self, record: Record) -> Record:
-        """Add `record`, in the place of one of the same name; returns it."""
+    def add(self, record: Record) -> None:
+        """Add `record`, in the place of one of the same name."""
         self._records[record.name] = record
         self.added.append(record.name)
-        return record
 
     def get(self, name: object) -> Record | None:
         """The record of that name; None where there is none, or `name` is no name."""
@@ -51,7 +50,7 @@ class Registry(Generic[Record]):
         return found
 
     def __contains__(self, name: object) -> bool:
-        return name in self._all()
+        return self.get(name) is not None
 
     def __iter__(self) -> Iterator[Record]:
         return iter(tuple(self._all().values()))

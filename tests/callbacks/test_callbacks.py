@@ -45,7 +45,7 @@ def test_each_callback_alone_in_a_plain_trainer(tmp_path: Path) -> None:
     config = LlamaConfig(
         vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
     )
-    throughput, log = Throughput(), RankLog(tmp_path / "logs", 0)
+    throughput, log = Throughput(), RankLog(tmp_path / "told", 0)
     trainer = Trainer(
         model=LlamaForCausalLM(config),
         args=TrainingArguments(
@@ -65,11 +65,11 @@ def test_each_callback_alone_in_a_plain_trainer(tmp_path: Path) -> None:
     assert {"loss", "tokens_per_second", "data_share", "compute_share", "wait_share", "host_gib"} <= first.keys()
     assert first["wait_share"] == 0
     assert trainer.state.log_history[0]["tokens_per_second"] == first["tokens_per_second"]
-    steps = [line for line in read_lines(tmp_path / "logs" / "rank-0.jsonl") if line["event"] == "step"]
+    steps = [line for line in read_lines(tmp_path / "told" / "rank-0.jsonl") if line["event"] == "step"]
     assert [(step["step"], step["tokens"], step["padded_tokens"]) for step in steps] == [
         (n, 20, 20) for n in (1, 2, 3, 4)
     ]
     assert all(step["data_seconds"] >= 0.04 for step in steps)
-    summary = json.loads((tmp_path / "logs" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "told" / "summary.json").read_text())
     assert (summary["steps"], summary["tokens"], summary["mfu"]) == (4, 80, None)
     assert torch.utils.data.dataloader._BaseDataLoaderIter.__next__.__name__ == "__next__", "nothing stays behind"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 RUN_YAML = "run.yaml"
 ACCELERATE_YAML = "accelerate.yaml"
+SUMMARY = "summary.json"
 START_RECORD = "UNSLOTH_ACCEL_RECORD"
 """Environment variable of processes that `verify` launches: the directory that each rank leaves its record in."""
 _CHECKPOINT = "checkpoint-"
@@ -33,7 +34,7 @@ class RunDirectory:
         self.logs = self.path / "logs"
         self.step_log = self.logs / "steps.jsonl"
         """Rank 0's logged steps."""
-        self.summary = self.logs / "summary.json"
+        self.summary = self.logs / SUMMARY
         # Why it failed.
         self.errors = self.path / "errors"
         self.launch_error = self.errors / "launch.json"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..adapters.hook_types import Arguments, Control, Json, State, TrainerCallback
-from ..artifacts.run_directory import RunDirectory
+from ..artifacts.run_directory import SUMMARY
 from ..files import write_atomically
 from .exchange import Exchange
 from .memory_figures import memory_now
@@ -36,7 +36,7 @@ class RunLog(TrainerCallback):
         exchange: Exchange | None = None,
     ) -> None:
         self.log = log
-        self._summary_file = RunDirectory(log.path.parent.parent).summary if log.path and log.rank == 0 else None
+        self._summary_file = log.path.with_name(SUMMARY) if log.path and log.rank == 0 else None
         self._untold = (exchange or Exchange()).join(lambda: [float(len(log.untold))])
         self._throughput = throughput
         self._stragglers = stragglers
