@@ -40,8 +40,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import streams
+from benchmarks.gate import Gate, wait_for_imports
 from benchmarks.random_checkpoint import SHAPES
-from benchmarks.worker import GATE, KEEP, MODULE, PROFILE
+from benchmarks.worker import KEEP, PROFILE
 from unsloth_accel.adapters.fsdp2.peer_fetch.peer_reach import SWITCH
 from unsloth_accel.adapters.saving import versions
 from unsloth_accel.config.read_run import from_dict
@@ -49,7 +50,7 @@ from unsloth_accel.files import write_atomically
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.planning.plan import Plan
 from unsloth_accel.planning.planner import plan
-from unsloth_accel.verify.runs import Trained, read_trained, train
+from unsloth_accel.verify.runs import Trained, read_trained
 from unsloth_accel.verify.verdict import compare, largest, precision_of, tolerance
 
 RESULTS = "benchmarks/results"
@@ -58,10 +59,6 @@ PARITY = 5
 WARM_UP = 3
 TIMED = 6
 """Steps on variable rows; on full rows before the clock starts; and timed."""
-CELL_TIMEOUT = 200.0
-"""Seconds, once the gate is open."""
-IMPORT_TIMEOUT = 180.0
-"""Seconds in which all cells should have imported their packages; after them the first starts all the same."""
 ALONE = ("alone_0", "alone")
 """On the first and on the last GPU."""
 
@@ -184,17 +181,13 @@ def main() -> int:
             single = partial(report["cells"].get, f"{cell.group}-single")
             running[cell.name] = pool.submit(measure, cell, work, place, stopped, single)
         try:
-            latest = time.perf_counter() + IMPORT_TIMEOUT
-            while time.perf_counter() < latest and not all(
-                running[cell.name].done() or waits(cell, work) for cell in wanted
-            ):
-                time.sleep(0.5)
+            wait_for_imports((running[cell.name], gate_of(cell, work)) for cell in wanted)
             print(f"{time.perf_counter() - started:.0f}s packages imported", flush=True)
             for turn in turns:
                 if time.perf_counter() - started > options.seconds:
                     break
                 for cell in turn:
-                    gate_of(cell, work).touch()
+                    gate_of(cell, work).open()
                 for cell in turn:
                     record(cell, running[cell.name].result())
         finally:
@@ -213,14 +206,8 @@ def card_name(hardware: Hardware) -> str:
     return device.card.model.replace(" ", "-") if device.card else device.name.replace(" ", "-")
 
 
-def gate_of(cell: Cell, work: Path) -> Path:
-    return work / "gates" / cell.name
-
-
-def waits(cell: Cell, work: Path) -> bool:
-    """Whether all processes of `cell` have imported what they need."""
-    ready = len(list(gate_of(cell, work).parent.glob(f"{cell.name}.ready-*")))
-    return ready == (1 if cell.runs_alone else cell.processes)
+def gate_of(cell: Cell, work: Path) -> Gate:
+    return Gate(work / "gates" / cell.name, 1 if cell.runs_alone else cell.processes)
 
 
 def opened(out: Path, hardware: Hardware) -> dict[str, Any]:
@@ -252,29 +239,14 @@ def measure(
     """Train `cell` on all of `hardware` once its gate is open: its step time in seconds, memory in GiB by rank, and how
     it differs from the `single` of its group; or the error that ended it. `stopped` ends one that still waits."""
     figures: dict[str, Any] = {"cell": asdict(cell)}
-    gate = gate_of(cell, work)
-    gate.parent.mkdir(parents=True, exist_ok=True)
-    # A compiled cache of its own: many processes that write the same one meet half a file.
-    environment = os.environ | {GATE: str(gate), "UNSLOTH_COMPILE_LOCATION": str(work / "compiled" / cell.name)}
-    environment |= VARIANTS.get(cell.variant, {})
+    environment = os.environ | VARIANTS.get(cell.variant, {})
     if PROFILE in environment:
         environment[PROFILE] = str(Path(environment[PROFILE], cell.name))
     if cell.runs_alone:
         environment["CUDA_VISIBLE_DEVICES"] = hardware.devices[0].uuid
-    opened: list[float] = []
-
-    def wait(seconds: float) -> None:
-        if not opened and gate.exists():
-            opened.append(time.perf_counter())
-        if opened and time.perf_counter() > opened[0] + CELL_TIMEOUT:
-            raise TimeoutError(f"not done after {CELL_TIMEOUT:.0f} s")
-        if stopped.is_set() and not opened:
-            raise TimeoutError("not started")
-        time.sleep(seconds)
-
     try:
         decided = planned(cell, work, hardware)
-        done = train(decided, wait, environment, module=MODULE)
+        done = gate_of(cell, work).train(decided, environment, stopped)
     except Exception as error:  # whatever it is, the other cells are worth having
         return figures | {"error": f"{type(error).__name__}: {error}"[-1500:]}
     figures |= {

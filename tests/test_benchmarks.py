@@ -208,7 +208,7 @@ def test_four_gpus(work: Path) -> None:
         "alone": 3,
     }
     tiny = Cell("tiny", 16, "single", 2, 4)
-    assert strategies.waits(tiny, work) is False
+    assert strategies.gate_of(tiny, work).is_reached() is False
     four = Hardware(devices=(GPU,) * 4, cpu_cores=8, host_memory_gib=64)
     single = planned(tiny, work, Hardware(devices=(GPU,), cpu_cores=8, host_memory_gib=64))
     ddp = planned(Cell("tiny", 16, "ddp", 2, 4), work, four)
