@@ -1,3 +1,5 @@
+import hashlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -6,6 +8,7 @@ import pytest
 from row_files import ALPACA, write
 
 from unsloth_accel.config.read_run import from_dict
+from unsloth_accel.data import sources
 from unsloth_accel.data.sources import locate
 from unsloth_accel.errors import ConfigError
 from unsloth_accel.validation.inputs import input_problems
@@ -23,3 +26,29 @@ def test_a_directory_of_several_kinds_and_one_of_none(tmp_path: Path) -> None:
     for path, words in (("a", "several kinds (csv, jsonl)"), ("b", "no file of rows"), ("b/*.csv", "no file matches")):
         with pytest.raises(ConfigError, match=re.escape(words)):
             locate(tmp_path / path)
+
+
+def test_a_large_file_is_read_once_per_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    reads: list[Path] = []
+    plain = sources._read_digest
+    monkeypatch.setattr(sources, "_read_digest", lambda path: reads.append(path) or plain(path))
+    file = tmp_path / "rows.jsonl"
+
+    def in_another_process() -> str:
+        sources._cached_digest.cache_clear()
+        return sources.fingerprint(file)
+
+    file.write_bytes(b"a" * sources.SMALL)
+    found = in_another_process()
+    assert found == hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    assert sources.fingerprint(file) == in_another_process() == found
+    assert len(reads) == 1
+    before = file.stat()
+    file.write_bytes(b"b" * sources.SMALL)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as rsync --times does
+    assert in_another_process() != found
+    assert len(reads) == 2
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(file / "none"))  # where nothing can be written
+    assert in_another_process() == hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    assert len(reads) == 3

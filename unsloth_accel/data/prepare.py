@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..capabilities.probe import available
 from ..errors import ConfigError, Problem
 from .rows import Rows, no_step, read_checked_rows
-from .sources import fingerprint, locate
+from .sources import cache_directory, fingerprint, locate
 from .tokenise import Recipe, Tokenise, choose_template, fingerprint_of
 
 if TYPE_CHECKING:
@@ -126,9 +126,7 @@ def _split(run: RunConfig, tokenizer: Any, path: str, key: str) -> tuple[Dataset
 
 def _cache(run: RunConfig) -> Path:
     """Where prepared rows lie: the cache of `datasets`, or the run's own directory where that can't be written."""
-    from datasets import config
-
-    for directory in (Path(config.HF_DATASETS_CACHE, "unsloth_accel"), Path(run.output_dir, "data")):
+    for directory in (cache_directory(), Path(run.output_dir, "data")):
         with suppress(OSError):
             directory.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=directory).close()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from ..errors import ConfigError, Problem
-from ..models.locate import may_be_hub_id
+from ..files import write_atomically
+from ..models.locate import hugging_face_home, may_be_hub_id
 
 KINDS = {
     ".jsonl": "jsonl",
@@ -22,6 +24,8 @@ KINDS = {
     ".arrow": "arrow",
 }
 """How a file is read, by the end of its name; another end is taken for JSON Lines."""
+SMALL = 2**20
+"""Bytes below which a file is read as quickly as its digest is looked up."""
 _NO_ROWS = ("dataset_info.json", "state.json", "dataset_dict.json")
 """What `datasets.Dataset.save_to_disk` leaves beside the rows."""
 
@@ -93,9 +97,10 @@ def _error(key: str, value: str, consequence: str, fix: str) -> ConfigError:
 
 
 def fingerprint(path: str | Path) -> str:
-    """The bytes that `path` names in 16 hexadecimal digits of their SHA-256; empty where they can't be read.
+    """Return 16 hexadecimal digits of the SHA-256 of the bytes that `path` names; empty where they can't be read.
 
-    Of several files also their order counts. A hub id has no bytes here: its name stands for it.
+    With several files their order counts too. A hub id has no bytes here: its name stands for it. Each file is read
+    once per machine: other processes, and later runs, find its digest in a cache while the file stays as it is.
     """
     try:
         source = locate(path)
@@ -110,11 +115,41 @@ def fingerprint(path: str | Path) -> str:
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            for block in iter(partial(file.read, 2**20), b""):
-                digest.update(block)
+        state = path.stat()
+        # The time of change can't be set, and a file that is replaced is another inode.
+        known = (str(path.resolve()), state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+        return _cached_digest(path, hashlib.sha256(repr(known).encode()).hexdigest())
     except OSError:
         return ""
+
+
+@functools.cache
+def _cached_digest(path: Path, known: str) -> str:
+    """The digest of `path`, kept under the name `known`; raises `OSError` where `path` can't be read."""
+    from filelock import FileLock
+
+    place = cache_directory() / "digests" / known
+    if path.stat().st_size < SMALL:
+        return _read_digest(path)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{place}.lock"):
+            if not place.is_file():
+                write_atomically(place, _read_digest(path))
+            return place.read_text(encoding="utf-8")
+    except OSError:  # the cache, or the file itself
+        return _read_digest(path)
+
+
+def _read_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(partial(file.read, 2**20), b""):
+            digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def cache_directory(environ: Mapping[str, str] = os.environ) -> Path:
+    """Directory of tokenised rows and of files' digests, in the cache of `datasets` (datasets/config.py)."""
+    return Path(environ.get("HF_DATASETS_CACHE") or hugging_face_home(environ) / "datasets", "unsloth_accel")

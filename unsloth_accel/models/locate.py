@@ -151,8 +151,13 @@ def hub_cache(environ: Mapping[str, str] = os.environ) -> Path:
     cache = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
     if cache:
         return Path(cache).expanduser()
+    return hugging_face_home(environ) / "hub"
+
+
+def hugging_face_home(environ: Mapping[str, str] = os.environ) -> Path:
+    """The directory of Hugging Face's caches, from the environment (huggingface_hub/constants.py)."""
     home = environ.get("HF_HOME") or os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    return Path(os.path.expandvars(home)).expanduser() / "hub"
+    return Path(os.path.expandvars(home)).expanduser()
 
 
 def _downloaded(name: str, revision: str | None) -> Found:
