@@ -70,6 +70,7 @@ def trainer(description: dict[str, Any], tmp_path: Path) -> Any:
         world_size=1,
         train_batch_size=8,
         gradient_accumulation_steps=1,
+        accelerator_config=SimpleNamespace(split_batches=False),
         seed=42,
         data_seed=None,
         optim="adamw_torch",
@@ -82,6 +83,7 @@ def trainer(description: dict[str, Any], tmp_path: Path) -> Any:
     made = SimpleNamespace(
         _run_epoch=lambda epoch: None,
         args=args,
+        callback_handler=SimpleNamespace(train_dataloader=SimpleNamespace()),
         model=model,
         train_dataset=rows(*"abcdefgh"),
         eval_dataset=None,

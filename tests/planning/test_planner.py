@@ -56,7 +56,9 @@ def test_the_environment_says_what_the_yaml_cannot(description: dict[str, Any]) 
     assert forced["UNSLOTH_FORCE_CPU"] == "1"
     promise = json.loads(on_cpu["UNSLOTH_ACCEL_PROMISE"])
     promised = {"num_processes": 2, "strategy": "ddp", "device": "cpu", "made_by": "the plan", "environment": {}}
-    assert promise == promised
+    assert promise == promised | {"rows_per_step": 8, "memory_gib": None}
+    estimate = make(description, gpus(2))
+    assert json.loads(estimate.environment["UNSLOTH_ACCEL_PROMISE"])["memory_gib"] == round(estimate.memory.total, 2)
 
 
 def test_the_freest_gpus_are_taken(description: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from conftest import (
 )
 
 from unsloth_accel.config.read_run import load
+from unsloth_accel.report.run_record import read_run_record
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5
@@ -215,6 +216,37 @@ def test_the_module_alone_tells_its_errors(described: Path, tmp_path: Path) -> N
         assert words in done.stderr
         assert "Traceback" not in done.stderr
     assert "SFTConfig refuses it" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_another_number_of_processes_keeps_the_rows(straight: Path, tmp_path: Path) -> None:
+    """The plan's own launch line with --num_processes 1, going on from a checkpoint of two processes."""
+    place = tmp_path / "run"
+    shutil.copytree(straight, place, ignore=shutil.ignore_patterns("checkpoint-6", "adapter", "results.json"))
+    words = ["-m", "unsloth_accel.training.sft", place / "run.yaml", "training.resume=true", f"output_dir={place}"]
+    config = straight / "accelerate.yaml"
+    done = accelerate_launch("--config_file", config, "--num_processes", "1", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 processes were planned and 1 started: 8 rows per step = 4 × 2 × 1" in done.stdout
+    assert max(difference(straight, place).values()) < TOLERANCE
+    results = json.loads((place / "results.json").read_text(encoding="utf-8"))["training"]
+    assert (results["global_batch_size"], results["processes"], results["strategy"]) == (8, 1, "single")
+    record = json.loads((place / "checkpoint-6" / "unsloth_accel.json").read_text(encoding="utf-8"))["made_with"]
+    assert (record["batch.global_size"], record["distributed.num_processes"]) == (8, 1)
+    assert read_run_record(place).batch["global_size"] == 8
+
+
+def test_rows_that_cannot_be_kept(straight: Path, tmp_path: Path) -> None:
+    """Three processes by torchrun: told before anything is imported, with status 2 and the numbers that work."""
+    import subprocess
+    import sys
+
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "3", "--master_port", "0"]
+    words = ["-m", "unsloth_accel.training.sft", str(straight / "run.yaml"), f"output_dir={tmp_path / 'out'}"]
+    done = subprocess.run([*torchrun, *words], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert "batch.global_size=8: can't be 4 rows per device × 3 processes" in done.stderr
+    assert "Fix: batch.global_size=12, or 2 processes in place of 3" in done.stderr
+    assert "exitcode  : 2" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("processes", [1, 2])

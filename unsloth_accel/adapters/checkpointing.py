@@ -27,6 +27,7 @@ from ..capabilities.probe import available
 from ..errors import first_line
 from ..files import write_atomically
 from . import environment, fsdp1, rank_agreement, rank_checks
+from .real_batch import batch_of
 from .saving import SaveError, check_whole, gathered, of_every_rank, unwrapped, versions
 
 if TYPE_CHECKING:
@@ -58,7 +59,6 @@ def made_with(trainer: Trainer) -> dict[str, Any]:
     known: dict[str, Any] = {
         "distributed.strategy": promised.strategy if promised else None,
         "distributed.num_processes": args.world_size,
-        "batch.global_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "train_dataset": rank_agreement.rows_of(trainer.train_dataset),
         "training.seed": args.seed,
         "training.data_seed": args.data_seed,
@@ -67,6 +67,7 @@ def made_with(trainer: Trainer) -> dict[str, Any]:
         "training.weight_decay": args.weight_decay,
     }
     known |= lora_facts(trainer.model) | getattr(trainer, "_unsloth_accel_made_with", {})
+    known["batch.global_size"] = batch_of(trainer).global_size
     return {key: value for key, value in known.items() if value is not None or key == "training.data_seed"}
 
 

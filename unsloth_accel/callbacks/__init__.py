@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .progress import Progress as Progress
     from .rank_log import RankLog as RankLog
     from .rank_sync import RankSync as RankSync
+    from .rows_per_step import RowsPerStep as RowsPerStep
     from .run_log import RunLog as RunLog
     from .step_log import StepLog as StepLog
     from .stragglers import Stragglers as Stragglers
@@ -29,6 +30,7 @@ _HOME = {
     "Progress": "progress",
     "RankLog": "rank_log",
     "RankSync": "rank_sync",
+    "RowsPerStep": "rows_per_step",
     "RunLog": "run_log",
     "StepLog": "step_log",
     "Stragglers": "stragglers",

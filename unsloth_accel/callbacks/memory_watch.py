@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
+from ..planning.memory_estimate import ESTIMATE_ERROR, MEMORY_LIMIT
 from .memory_reading import machine, torch_memory
 from .rank_log import RankLog
 
@@ -22,6 +23,8 @@ class MemoryShares:
     """How often torch's allocator had to give back what it held to go on: what comes before out of memory."""
     host: float
     """Of this machine's memory, or of the container's."""
+    gpu_gib: float = 0.0
+    """The same as `gpu`, in GiB."""
 
 
 def memory_shares() -> MemoryShares:
@@ -29,23 +32,25 @@ def memory_shares() -> MemoryShares:
     own, around = torch_memory(), machine()
     if own is None:
         return MemoryShares(gpu=None, retries=0, host=around.host)
-    return MemoryShares(gpu=(own.peak + around.others) / around.total, retries=own.retries, host=around.host)
+    used = own.peak + around.others
+    return MemoryShares(gpu=used / around.total, retries=own.retries, host=around.host, gpu_gib=used / 2**30)
 
 
 class MemoryWatch(TrainerCallback):
-    """Looks after every step, on every rank, and warns once of each: a GPU nearly full, torch's allocator that had to
-    start over, a host nearly full (its system then kills a process without a word).
+    """Looks after every step, on every rank, and warns once of each: a GPU nearly full, one fuller than was planned,
+    torch's allocator that had to start over, a host nearly full (its system then kills a process without a word).
 
-    `most`: share of a GPU's memory from which on it warns, by default 0.95 as a plan fills one; `most_host` likewise.
-    `advice` says what would help. `listener` gets each warning, or `log`, which lets rank 0 tell it; by default it goes
-    to stderr.
+    `most`: share of a GPU's memory from which on it warns, by default what a plan fills; `most_host`: likewise of the
+    host's. `planned_gib`: GiB per GPU that the plan reckoned with. `advice` says what would help. `listener` gets each
+    warning, or `log`, which lets rank 0 tell it; by default it goes to stderr.
     """
 
     def __init__(
         self,
         *,
-        most: float = 0.95,
-        most_host: float = 0.95,
+        most: float = MEMORY_LIMIT,
+        most_host: float = MEMORY_LIMIT,
+        planned_gib: float | None = None,
         advice: str = "a smaller per-device batch with more accumulation, or shorter rows",
         listener: Callable[[str], None] | None = None,
         log: RankLog | None = None,
@@ -53,6 +58,7 @@ class MemoryWatch(TrainerCallback):
     ) -> None:
         self.most = most
         self.most_host = most_host
+        self.planned_gib = planned_gib
         self.advice = advice
         self.listener = listener
         self.log = log
@@ -80,8 +86,12 @@ class MemoryWatch(TrainerCallback):
                 print(f"unsloth_accel: {text}", file=sys.stderr, flush=True)
 
     def _shortages(self, now: MemoryShares) -> Iterator[tuple[str, str]]:
+        planned = f" (the plan reckoned with {self.planned_gib:.1f} GiB)" if self.planned_gib else ""
         if now.gpu is not None and now.gpu >= self.most:
-            yield "gpu", f"{now.gpu:.0%} of the GPU's memory was in use; a step with longer rows may not fit"
+            yield "gpu", f"{now.gpu:.0%} of the GPU's memory was in use{planned}; a step with longer rows may not fit"
+        elif self.planned_gib and now.gpu_gib > ESTIMATE_ERROR * self.planned_gib:
+            used = f"{now.gpu_gib:.1f} GiB of the GPU's memory were in use{planned}, {now.gpu:.0%} of it"
+            yield "plan", f"{used}; another model, or another program on that GPU, than the plan knew may fill it"
         if now.retries > self._retries:
             yield "retries", "torch had to free all that it held ready to go on; the next larger step may not fit"
         if now.host >= self.most_host:

@@ -6,6 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ..adapters.hook_types import Arguments, Control, Json, State, TrainerCallback
@@ -46,6 +47,7 @@ class RunLog(TrainerCallback):
         throughput.listeners.append(self._steps)
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        from ..adapters.real_batch import real_batch
         from ..adapters.saving import versions
 
         self._started = time.perf_counter()
@@ -59,6 +61,7 @@ class RunLog(TrainerCallback):
             versions=versions(),
             world_size=args.world_size,
             strategy=self._strategy,
+            batch=asdict(real_batch(args, kwargs.get("train_dataloader"))),
             step=state.global_step,
             steps=state.max_steps,
         )

@@ -10,7 +10,7 @@ import yaml
 
 from ..files import write_atomically
 from ..strategies import STRATEGIES
-from .promise import as_comment
+from .promise import Promise, as_comment
 
 Precision = Literal["no", "fp16", "bf16"]
 NETWORK_PORT = 29500
@@ -101,14 +101,15 @@ class AccelerateConfig:
             values["fsdp_reshard_after_forward"] = self.reshard_after_forward
         return values
 
-    def to_yaml(self, comment: str = "") -> str:
+    def to_yaml(self, comment: str = "", promised: Promise | None = None) -> str:
+        """The file's text, with `comment` at its head, and what accelerate has no key for in the lines after it."""
         header = "".join(f"# {line}\n" if line else "#\n" for line in comment.splitlines())
-        if self.environment:
-            header += as_comment(self.environment) + "\n"
+        header += as_comment(self.environment, promised)
         return header + yaml.safe_dump(self.to_dict(), sort_keys=False)
 
-    def write(self, path: str | Path, comment: str = "") -> None:
-        write_atomically(path, self.to_yaml(comment))
+    def write(self, path: str | Path, comment: str = "", promised: Promise | None = None) -> None:
+        """Write `to_yaml` to `path`; raises `OSError` where that fails."""
+        write_atomically(path, self.to_yaml(comment, promised))
 
 
 def launch_lines(config: AccelerateConfig, file: str, script: str = "my_script.py") -> str:

@@ -6,7 +6,8 @@ It travels in an environment variable, or is read from the accelerate config tha
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ PROMISE = "UNSLOTH_ACCEL_PROMISE"
 """Environment variable: JSON of the `Promise` that `unsloth-accel launch` made for its processes."""
 IN_COMMENT = "# unsloth_accel sets:"
 """How the line of a config file begins that holds variables, `NAME=value` each; accelerate refuses unknown keys."""
+PROMISED_IN_COMMENT = "# unsloth_accel promises:"
+"""How the line of a plan's config file begins that holds what accelerate has no key for, `name=number` each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,10 @@ class Promise:
     """None: not said."""
     device: Literal["cuda", "cpu"] | None = None
     """None: not said."""
+    rows_per_step: int | None = None
+    """Rows per optimizer step, over all processes; None: not said."""
+    memory_gib: float | None = None
+    """GiB per GPU that the plan's estimate comes to; None: not said."""
     made_by: str = PLANNED
     """Who promised it: the plan, a config file's path, or WORLD_SIZE."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -73,19 +80,42 @@ def promise_of_config(config: Any, file: str, num_processes: int | None = None, 
         device="cpu" if on_cpu else "cuda",
         made_by=file,
         environment=variables,
+        **promised_in_comment(text),
     )
 
 
-def as_comment(variables: Mapping[str, str]) -> str:
-    """The line of a config file that holds `variables`; `in_comment` reads it."""
-    return " ".join([IN_COMMENT, *(f"{name}={value}" for name, value in variables.items())])
+def as_comment(variables: Mapping[str, str], promised: Promise | None = None) -> str:
+    """The lines of a config file that hold `variables` and what `promised` says beyond accelerate's keys.
+
+    `in_comment` and `promised_in_comment` read them; empty where there is nothing to hold.
+    """
+    numbers = {name: getattr(promised, name, None) for name in _NUMBERS}
+    told = {name: str(value) for name, value in numbers.items() if value is not None}
+    lines = ((IN_COMMENT, variables), (PROMISED_IN_COMMENT, told))
+    return "".join(f"{' '.join([begin, *map('='.join, pairs.items())])}\n" for begin, pairs in lines if pairs)
 
 
 def in_comment(text: str) -> dict[str, str]:
     """The variables that a config file's comment holds; only Unsloth's own, so that a file can't set just anything."""
-    words = [word for line in text.splitlines() if line.startswith(IN_COMMENT) for word in line.split()]
-    pairs = (word.partition("=") for word in words)
-    return {name: value for name, _, value in pairs if name.startswith("UNSLOTH_FSDP2") and value}
+    return {name: value for name, value in _pairs(text, IN_COMMENT) if name.startswith("UNSLOTH_FSDP2") and value}
+
+
+def promised_in_comment(text: str) -> dict[str, Any]:
+    """The fields of a `Promise` that a config file's comment holds; what is no number is left out."""
+    found: dict[str, Any] = {}
+    for name, value in _pairs(text, PROMISED_IN_COMMENT):
+        with suppress(ValueError):
+            found |= {name: _NUMBERS[name](value)} if name in _NUMBERS else {}
+    return found
+
+
+_NUMBERS: dict[str, Callable[[str], float]] = {"rows_per_step": int, "memory_gib": float}
+"""The fields of a `Promise` that stand in a config file's comment, and how each is read."""
+
+
+def _pairs(text: str, begin: str) -> list[tuple[str, str]]:
+    words = [word for line in text.splitlines() if line.startswith(begin) for word in line.split()]
+    return [(name, value) for name, _, value in (word.partition("=") for word in words)]
 
 
 def number(text: str | None) -> int | None:

@@ -39,6 +39,8 @@ def for_run(request: Request, hardware: Hardware) -> tuple[Launch, Plan, list[Pr
     assert request.run_yaml is not None
     flags, overrides = own_overrides(request.accelerate_flags)
     run = load(request.run_yaml, [*request.overrides, *overrides])
+    if any(word.startswith("distributed.num_processes=") for word in overrides):
+        run = _with_fitting_strategy(run)
     problems = run_problems(run)
     try:
         decided = plan(run, hardware, capabilities=here())
@@ -50,6 +52,16 @@ def for_run(request: Request, hardware: Hardware) -> tuple[Launch, Plan, list[Pr
     if flags:
         parse_arguments(command.arguments)  # refuses a misspelt flag before anything is touched
     return command, decided, problems
+
+
+def _with_fitting_strategy(run: RunConfig) -> RunConfig:
+    """`run` after --num_processes, which `accelerate launch` takes for any config: a strategy that was decided for one
+    process, or for several, gives way to the plan's own choice, where there are now several, or one."""
+    strategy, count = run.strategy, run.distributed.num_processes
+    if strategy is None or strategy.one_process == (count == 1):
+        return run
+    print(f"distributed.strategy={strategy.name} gives way to auto: --num_processes {count}", flush=True)
+    return replace(run, distributed=replace(run.distributed, strategy="auto"))
 
 
 def run_problems(run: RunConfig) -> list[Problem]:

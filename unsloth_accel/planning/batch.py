@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
-from ..config.run_config import DEFAULT_PER_DEVICE
+from ..config.run_config import DEFAULT_PER_DEVICE, RunConfig
 from ..errors import ConfigError, Problem
+from ..strategies import usual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,9 @@ def divide_batch(
     """Split `global_size` rows exactly over `count` data-parallel processes; per device as many as divide them, up to
     `most`.
 
-    Raises `ConfigError` when that is impossible, with the nearest global sizes that work.
+    Where `per_device` is given, `accumulation` gives way: the rows of a step are the promise, and the same description
+    may run in another number of processes. Raises `ConfigError` when the rows can't be kept, with the nearest numbers
+    that work.
     """
     check_divisible(global_size, count, per_device, accumulation)
     rows = global_size // count
@@ -44,28 +48,66 @@ def divide_batch(
     return Batch(global_size=global_size, per_device=per_device, accumulation=rows // per_device, data_parallel=count)
 
 
+def keep_rows(run: RunConfig, count: int) -> tuple[RunConfig, str]:
+    """`run` as `count` processes train it, with the rows per step that it describes, and what had to change for that.
+
+    Nothing changes where it was planned for `count`, or says nothing about its rows. Raises `ConfigError` where the
+    rows can't be kept.
+    """
+    strategy, name = run.strategy, run.distributed.strategy
+    if strategy and strategy.one_process != (count == 1):
+        strategy, name = None, usual(1).name if count == 1 else "auto"
+    rows = run.batch.rows(run.model.max_seq_length)
+    planned: int | str = run.distributed.num_processes
+    run = replace(run, distributed=replace(run.distributed, strategy=name, num_processes=count))
+    if rows is None:
+        return run, ""
+    given: int | None = run.training.get(_ACCUMULATION)
+    parallel = strategy.data_parallel(count) if strategy else count
+    batch = divide_batch(rows, parallel, run.training.get(_PER_DEVICE), given)
+    own = {_PER_DEVICE: batch.per_device, _ACCUMULATION: batch.accumulation}
+    told = f"{planned} processes were planned and {count} started: {batch}" if planned not in (count, "auto") else ""
+    if not told and given not in (None, batch.accumulation):
+        told = gives_way(given, batch)
+    return replace(run, training=run.training | own), told
+
+
+def gives_way(accumulation: int, batch: Batch) -> str:
+    """What is said where `accumulation` was asked for and `batch` has another."""
+    return f"training.{_ACCUMULATION}={accumulation} gives way: {batch}"
+
+
+_PER_DEVICE, _ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
+
+
 def divisors(rows: int) -> list[int]:
-    """Of `rows`, ascending."""
+    """Return the divisors of `rows` in ascending order."""
     small = [size for size in range(1, int(rows**0.5) + 1) if rows % size == 0]
     return sorted({*small, *(rows // size for size in small)})
 
 
 def check_divisible(global_size: int, count: int, per_device: int | None, accumulation: int | None) -> None:
-    """Raise `ConfigError`, with the nearest global sizes that work, unless `divide_batch` can keep the global size."""
-    unit = count * (per_device or 1) * (accumulation or 1)
-    exact = per_device is not None and accumulation is not None
-    if global_size % unit or (exact and global_size != unit):
-        product = " × ".join(
-            f"{number} {what}"
-            for number, what in ((per_device, "rows per device"), (accumulation, "accumulation"), (count, "processes"))
-            if number is not None
-        )
-        below = global_size // unit * unit
-        works = [unit] if exact else [size for size in (below, below + unit) if size > 0]
-        problem = Problem(
+    """Raise `ConfigError`, with the nearest numbers that work, unless `divide_batch` can keep the global size."""
+    factors = [(count, "processes")]
+    if per_device is not None:
+        factors.insert(0, (per_device, "rows per device"))
+    elif accumulation is not None:
+        factors.insert(0, (accumulation, "accumulation"))
+    unit = prod(number for number, _ in factors)
+    if global_size % unit == 0:
+        return
+    below = global_size // unit * unit
+    works = [f"batch.global_size={size}" for size in (below, below + unit) if size > 0]
+    each = unit // count
+    counts = divisors(global_size // each) if global_size % each == 0 else []
+    near = [*[number for number in counts if number < count][-1:], *[number for number in counts if number > count][:1]]
+    instead = f", or {' or '.join(map(str, near))} process{'es' * (near != [1])} in place of {count}" if near else ""
+    raise ConfigError(
+        Problem(
             key="batch.global_size",
             value=global_size,
-            consequence=f"can't be {product}{'' if exact else ' times a whole number'}, so it could not be kept.",
-            fix=" or ".join(f"batch.global_size={size}" for size in works),
+            consequence=f"can't be {' × '.join(f'{number} {what}' for number, what in factors)} times a whole number, "
+            "so it could not be kept.",
+            fix=" or ".join(works) + instead,
         )
-        raise ConfigError(problem)
+    )

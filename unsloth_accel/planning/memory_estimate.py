@@ -42,6 +42,13 @@ OPTIMIZER_BYTES: dict[str, float] = {
 optim/optimizer.py; their block scales add 3 % and tensors below 4096 elements stay at 32 bit, which LoRA's are not).
 Paged ones count in full: pages move to the host only under pressure. An unknown optimizer counts as AdamW."""
 
+MEMORY_LIMIT = 0.95
+"""Share of a GPU's memory that a plan may fill, and from which on a run warns: the estimate was within 8 % where it was
+fitted, mostly within 1 %."""
+ESTIMATE_ERROR = 1.15
+"""The worst error of the estimate: what is asked for by name is refused only if it is that much too large for the GPU,
+and a run that takes that much more than was planned says so."""
+
 OPTIMIZER, ON_THE_HOST = "adamw_torch_fused", "adamw_torch"
 """Torch's AdamW; the second keeps its step counter on the host."""
 BITSANDBYTES_ADAMW = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw", "paged_adamw_32bit", "paged_adamw_8bit")

@@ -55,7 +55,13 @@ class Plan:
 
     @property
     def promise(self) -> Promise:
-        return Promise(num_processes=self.num_processes, strategy=self.strategy, device=self.device)
+        return Promise(
+            num_processes=self.num_processes,
+            strategy=self.strategy,
+            device=self.device,
+            rows_per_step=self.batch.global_size,
+            memory_gib=round(self.memory.total, 2) if self.memory and self.device == "cuda" else None,
+        )
 
     @property
     def accelerate_config(self) -> AccelerateConfig:
@@ -129,7 +135,7 @@ class Plan:
         )
         try:
             write_atomically(files.run_yaml, OmegaConf.to_yaml(OmegaConf.create(self.resolved())))
-            config.write(files.accelerate_yaml, comment)
+            config.write(files.accelerate_yaml, comment, self.promise)
             write_atomically(files.plan, json.dumps(self.to_dict(), indent=2) + "\n")
         except OSError as error:
             fix = "choose a directory that you may write"

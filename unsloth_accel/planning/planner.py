@@ -16,12 +16,12 @@ from ..models.locate import may_be_hub_id
 from ..models.lora_targets import Targets, targets
 from ..models.spec import TOWER, ModelSpec
 from ..strategies import STRATEGIES, usual
-from .batch import Batch, check_divisible, divide_batch, divisors
-from .memory_estimate import Workload, optimizer_for
+from .batch import Batch, check_divisible, divide_batch, divisors, gives_way
+from .memory_estimate import ESTIMATE_ERROR, Workload, optimizer_for
 from .packing_choice import with_packing
 from .plan import Plan
 from .precision import choose_precision
-from .strategy_choice import ERROR, Choice, Option, Rejected, choose, free_gib
+from .strategy_choice import Choice, Option, Rejected, choose, free_gib
 
 DECISIVE = ("taken as", "link ", "network ", "MIG")
 """Words of those findings about hardware that a plan depends on; the others are in `Hardware.reasons`."""
@@ -315,7 +315,7 @@ def _with_optimizer(run: RunConfig, strategy: str, device: str, reasons: list[st
 def _check_host(chosen: Option, choice: Choice) -> None:
     """Raise `ConfigError` when the processes need more than the machine has, by more than the estimate may be wrong."""
     need, has = chosen.memory.total, choice.capacity_gib
-    if not choice.hardware.host_known or need <= ERROR * has:
+    if not choice.hardware.host_known or need <= ESTIMATE_ERROR * has:
         return
     count = choice.num_processes
     consequence = (
@@ -343,6 +343,8 @@ def _batch(
             reasons.append(f"{rows_text(given)} per device: {why}")
         return divide_batch(rows, count, given, accumulation or 1)
     batch = divide_batch(rows, count, per_device, accumulation, most=most)
+    if accumulation not in (None, batch.accumulation):
+        reasons.append(f"{gives_way(accumulation, batch)}.")
     if per_device is None and accumulation is None:
         limits = ["memory allows"] * (chosen is not None) + [f"is at most {DEFAULT_PER_DEVICE}"] * (device == "cpu")
         limit = ", ".join(limits) or f"is at most {DEFAULT_PER_DEVICE}"

@@ -11,13 +11,9 @@ from ..hardware.device import Device
 from ..hardware.hardware import Hardware
 from ..strategies import STRATEGIES, Strategy, choosable, usual
 from .batch import divisors
-from .memory_estimate import MemoryEstimate, Workload, estimate
+from .memory_estimate import ESTIMATE_ERROR, MEMORY_LIMIT, MemoryEstimate, Workload, estimate
 from .speed_estimate import Speed, estimate_speed
 
-MARGIN = 0.95
-"""Share of a GPU's memory that a plan may fill: the estimate was within 8 % where it was fitted, mostly within 1 %."""
-ERROR = 1.15
-"""What is asked for by name is refused only if the estimate is that much too large: its worst error."""
 NEARLY = 0.9
 """DDP is taken while it reaches this share of the fastest: it has the least that can go wrong."""
 
@@ -91,7 +87,7 @@ class Choice:
     def option(self, strategy: str) -> Option:
         alone = STRATEGIES[strategy].one_process
         count = 1 if alone else self.num_processes
-        budget = MARGIN * self.capacity_gib
+        budget = MEMORY_LIMIT * self.capacity_gib
 
         def memory(size: int) -> MemoryEstimate:
             return estimate(replace(self.work, per_device=size), strategy, count, free_gib=self.capacity_gib)
@@ -138,7 +134,7 @@ def choose(choice: Choice, asked: str) -> tuple[Option, tuple[str, ...], tuple[R
 
 def _asked(choice: Choice, asked: str, options: list[Option]) -> tuple[Option, tuple[str, ...], tuple[Rejected, ...]]:
     chosen = next((option for option in options if option.strategy == asked), None) or choice.option(asked)
-    if not chosen.fits and chosen.memory.total > ERROR * choice.capacity_gib:
+    if not chosen.fits and chosen.memory.total > ESTIMATE_ERROR * choice.capacity_gib:
         raise ConfigError(_nothing_fits(choice, [chosen, *(o for o in options if o.fits)], asked))
     reasons = [f"{asked}: distributed.strategy asks for it."]
     if not chosen.fits:
@@ -281,7 +277,7 @@ def _has(choice: Choice) -> str:
     has = f"a GPU has {choice.capacity_gib:.1f} GiB"
     if free_gib(least) < 0.9 * least.memory_gib:
         has = f"GPU {least.index} has {free_gib(least):.1f} GiB free of {least.memory_gib:.1f}"
-    return f"{has}, of which a plan fills {MARGIN:.0%}"
+    return f"{has}, of which a plan fills {MEMORY_LIMIT:.0%}"
 
 
 def _pace(option: Option) -> str:

@@ -125,21 +125,17 @@ def _batch_reasons(a: Recorded, b: Recorded) -> list[str]:
     first, second = ({**table(at(run.run, "data")), "eval_path": None} for run in (a, b))
     if any(first.get(key) != second.get(key) for key in first.keys() | second.keys()):
         found.append("Other data: losses can't be compared.")
-    sizes = [_global_size(run) for run in (a, b)]
+    sizes = [run.batch.get("global_size") for run in (a, b)]
     if sizes[0] != sizes[1]:
         found.append(f"{sizes[0]} rows per step against {sizes[1]}: curves over steps don't show the same rows.")
     return found
 
 
-def _global_size(run: Recorded) -> Any:
-    size = at(run.plan, "global_batch_size") or at(run.run, "batch", "global_size")
-    return size or at(run.results, "training", "global_batch_size")
-
-
 def charts(a: Recorded, b: Recorded) -> list[Markup]:
     """The curves of both runs in one box each, over epochs where their steps are of other sizes."""
     sides = (("A", a), ("B", b))
-    x = "epoch" if _global_size(a) != _global_size(b) and all(values(run.steps, "epoch") for run in (a, b)) else "step"
+    sizes = {run.batch.get("global_size") for run in (a, b)}
+    x = "epoch" if len(sizes) > 1 and all(values(run.steps, "epoch") for run in (a, b)) else "step"
     held = [column(run.evaluations, "eval_loss", letter, x) for letter, run in sides]
     over = smoothing(min(len(run.steps) for run in (a, b)))
     wanted = (("Loss", "loss", False), ("Gradient norm", "grad_norm", True), ("Learning rate", "learning_rate", True))

@@ -22,7 +22,7 @@ def short_name(model: str) -> str:
 
 def facts(run: Recorded, found: Figures) -> list[str]:
     """What ran where, in a few words each."""
-    batch = at(run.plan, "global_batch_size") or at(run.run, "batch", "global_size")
+    batch = run.batch.get("global_size")
     precision = text(at(run.plan, "mixed_precision"))
     told = [found.strategy, found.where]
     told += [f"{batch} rows per step"] if batch else []

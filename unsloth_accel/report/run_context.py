@@ -26,13 +26,14 @@ def loading(run: Recorded) -> dict[str, Any]:
 
 def batch(run: Recorded) -> list[tuple[str, str]]:
     """The factors of the global batch, and their product."""
-    per_device = at(run.plan, "per_device_batch_size") or at(run.run, "training", "per_device_train_batch_size")
-    accumulation = at(run.plan, "gradient_accumulation_steps") or at(run.run, "training", "gradient_accumulation_steps")
-    processes = at(run.plan, "num_processes") or at(run.run, "distributed", "num_processes")
-    product = at(run.plan, "global_batch_size") or at(run.run, "batch", "global_size")
-    values = [text(value) for value in (per_device, accumulation, processes, product) if value]
-    names = ("rows per device", "accumulation", "processes", "rows per step")
-    return list(zip(values, names, strict=True)) if len(values) == len(names) else []
+    names = {
+        "per_device": "rows per device",
+        "accumulation": "accumulation",
+        "data_parallel": "processes",
+        "global_size": "rows per step",
+    }
+    told = run.batch
+    return [(text(told[key]), name) for key, name in names.items()] if names.keys() <= told.keys() else []
 
 
 def data(run: Recorded) -> list[tuple[str, str]]:

@@ -72,6 +72,24 @@ class Recorded:
         found = [message for rank in self.ranks for message in rank.messages] or tables(self.summary.get("warnings"))
         return tuple(sorted(found, key=lambda line: number(line.get("time")) or 0.0))
 
+    @property
+    def batch(self) -> dict[str, int]:
+        """The rows of a step as they were trained, with the names of `planning.batch.Batch`; as planned, where no rank
+        has told yet; empty where neither is known."""
+        told = next((table(rank.start["batch"]) for rank in self.ranks if "batch" in rank.start), {})
+        if told:
+            return told
+        training = table(at(self.run, "training"))
+        found = {
+            "per_device": at(self.plan, "per_device_batch_size") or training.get("per_device_train_batch_size"),
+            "accumulation": at(self.plan, "gradient_accumulation_steps") or training.get("gradient_accumulation_steps"),
+            "data_parallel": at(self.plan, "num_processes") or at(self.run, "distributed", "num_processes"),
+            "global_size": at(self.results, "training", "global_batch_size")
+            or at(self.plan, "global_batch_size")
+            or at(self.run, "batch", "global_size"),
+        }
+        return {name: value for name, value in found.items() if value}
+
     @cached_property
     def totals(self) -> tuple[tuple[float, float, float], ...]:
         """Step, tokens of all ranks, seconds of the slowest one, for the steps that every rank logged."""

@@ -16,6 +16,7 @@ from ..adapters.varlen_attention import attend_at_once
 from ..callbacks.every_gradient import EveryGradient
 from ..callbacks.guard import Guard
 from ..callbacks.order import figures_first
+from ..callbacks.rows_per_step import RowsPerStep
 from ..capabilities.probe import available
 from ..registry import imported
 from ..strategies import STRATEGIES
@@ -58,6 +59,8 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
             trainer.add_callback(EveryGradient(trainer.accelerator))
         gather_in_generate(trainer.accelerator, trainer.model)
         trainer.add_callback(Guard())
+        if not any(isinstance(callback, RowsPerStep) for callback in trainer.callback_handler.callbacks):
+            trainer.add_callback(RowsPerStep())
     figures_first(trainer)
     return trainer
 

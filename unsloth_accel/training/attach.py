@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+from ..adapters import environment
 from ..artifacts.resume_facts import made_with
 from ..artifacts.run_directory import RunDirectory
 from ..callbacks.rank_log import RankLog
@@ -25,10 +26,12 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     from ..adapters.checkpointing import describe
     from ..adapters.ddp_settings import gradients_in_buckets
     from ..adapters.out_of_memory import StepHalving, halve_on_out_of_memory
+    from ..adapters.real_batch import batch_of
     from ..callbacks.memory_watch import MemoryWatch
     from ..callbacks.observe import observe
     from ..callbacks.peak_memory import PeakMemory
     from ..callbacks.progress import Progress
+    from ..callbacks.rows_per_step import RowsPerStep
     from ..callbacks.step_log import StepLog
     from ..callbacks.verify_record import add_if_asked
     from .adapt import adapt
@@ -37,7 +40,10 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
         share_out(trainer, run)
     trainer.remove_callback(PrinterCallback)
     add_if_asked(trainer)
-    trainer.add_callback(MemoryWatch(advice=advice(run), log=log))
+    promised = environment.promise()
+    trainer.add_callback(RowsPerStep(run.batch.rows(run.model.max_seq_length) or batch_of(trainer).global_size))
+    estimate = promised.memory_gib if promised else None
+    trainer.add_callback(MemoryWatch(advice=advice(run), log=log, planned_gib=estimate))
     if run.distributed.gradient_as_bucket_view:
         gradients_in_buckets(trainer.accelerator)
     halves = run.batch.on_out_of_memory == "halve"

@@ -28,10 +28,11 @@ from ..callbacks.rank_log import RankLog
 from ..config.promise import PLANNED
 from ..config.read_run import load
 from ..config.run_config import RunConfig
-from ..errors import UnslothAccelError
+from ..errors import ConfigError, UnslothAccelError
 from ..files import write_atomically
 from ..launch.run_accelerate import report_error
 from ..methods import METHODS
+from ..planning.batch import keep_rows
 from ..report.at_end import tell
 
 if TYPE_CHECKING:
@@ -41,7 +42,14 @@ if TYPE_CHECKING:
 def main(run_yaml: str, *overrides: str) -> int:
     """Train what `run_yaml` describes in this process, one of those launched; returns the exit status."""
     environment.show_own_errors_plainly()
-    run = load(run_yaml, overrides)
+    try:
+        run, told = keep_rows(load(run_yaml, overrides), environment.world_size())
+    except ConfigError as refused:
+        if environment.rank() == 0:
+            print(f"unsloth_accel: {refused}", file=sys.stderr, flush=True)
+        return refused.exit_status
+    if told and environment.rank() == 0:
+        print(f"unsloth_accel: {told}", flush=True)
     # Under torchrun there is no accelerate config, whose comment carries them; without them it would be DDP.
     if run.strategy:
         os.environ |= run.strategy.variables(in_4bit=run.model.load_in_4bit)
@@ -98,6 +106,7 @@ def train(run: RunConfig) -> dict[str, Any]:
 def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     trainer = build_trainer(run, log)
 
+    from ..adapters.real_batch import batch_of
     from ..adapters.saving import of_every_rank, save_run, versions
     from ..callbacks.peak_memory import PeakMemory
     from .evaluation import HeldOut, evaluate
@@ -121,7 +130,7 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
         "strategy": run.distributed.strategy,
         "processes": trainer.accelerator.num_processes,
         "device": trainer.accelerator.device.type,
-        "global_batch_size": run.batch.global_size,
+        "global_batch_size": batch_of(trainer).global_size,
         "seconds": round(time.perf_counter() - started, 1),
         "steps": trainer.state.global_step - done["global_step"],
         "loss": outcome.training_loss,

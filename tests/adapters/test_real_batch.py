@@ -1,0 +1,63 @@
+"""The batch of a Trainer, read from the loaders that accelerate really makes."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+
+def args(processes: int, **more: Any) -> Any:
+    plain = {"train_batch_size": 4, "gradient_accumulation_steps": 3, "world_size": processes}
+    return SimpleNamespace(**plain | {"accelerator_config": SimpleNamespace(split_batches=False)} | more)
+
+
+def loader(processes: int, *, streamed: bool = False, rows: int = 4, **more: Any) -> Any:
+    """Rank 1's, as `Accelerator.prepare` makes it; `rows` is the batch size of the loader that is given to it."""
+    from accelerate.data_loader import prepare_data_loader
+    from torch.utils.data import DataLoader, IterableDataset
+
+    class Stream(IterableDataset[int]):
+        def __iter__(self) -> Any:
+            return iter(range(64))
+
+    data: Any = Stream() if streamed else list(range(64))
+    settings = {"dispatch_batches": False, "put_on_device": False} | more
+    index = min(1, processes - 1)
+    return prepare_data_loader(
+        DataLoader(data, batch_size=rows), num_processes=processes, process_index=index, **settings
+    )
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_rows_of_all_processes_and_micro_batches(streamed: bool, processes: int) -> None:
+    from unsloth_accel.adapters.real_batch import real_batch
+
+    batch = real_batch(args(processes), loader(processes, streamed=streamed))
+    assert str(batch).startswith(f"{12 * processes} rows per step = 4 × 3 × {processes}")
+
+
+def test_what_the_loader_does_counts_and_not_what_the_arguments_say() -> None:
+    from unsloth_accel.adapters.real_batch import real_batch
+
+    assert real_batch(args(2), loader(2, rows=6)).global_size == 36
+    divided = args(2, accelerator_config=SimpleNamespace(split_batches=True))
+    assert real_batch(divided, loader(2, split_batches=True)).global_size == 12, "accelerate divides the batch of four"
+    assert real_batch(divided, loader(2, split_batches=True)).per_device == 2
+
+
+def test_grpos_loader_holds_several_micro_batches() -> None:
+    from unsloth_accel.adapters.real_batch import real_batch
+
+    assert real_batch(args(2, steps_per_generation=3), loader(2, rows=12)).global_size == 24
+
+
+def test_rows_shared_out_by_tokens() -> None:
+    from torch.utils.data import DataLoader, SequentialSampler
+
+    from unsloth_accel.adapters.real_batch import real_batch
+    from unsloth_accel.adapters.token_balance import TokenBatches
+
+    data: Any = list(range(64))
+    batches = TokenBatches(SequentialSampler(data), data, rows=24, ranks=2, rank=0, accumulation=3, padded=False)
+    assert real_batch(args(2), DataLoader(data, batch_sampler=batches)).global_size == 24

@@ -1,0 +1,37 @@
+"""The batch that a Trainer really takes, from its arguments and the loader that accelerate prepared for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..planning.batch import Batch
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainingArguments
+
+
+def real_batch(args: TrainingArguments, loader: Any) -> Batch:
+    """The rows of each whole optimizer step that a Trainer with `args` makes of `loader`, over all processes.
+
+    `loader` is the prepared training loader. In GRPO and its kin a row is a completion. The last step of an epoch may
+    hold fewer.
+    """
+    sampler = getattr(loader, "batch_sampler", None)
+    dealt: int | None = getattr(sampler, "num_processes", None)  # accelerate's sampler, or ours
+    divided = getattr(sampler, "split_batches", args.accelerator_config.split_batches)
+    rows = getattr(sampler, "batch_size", None) or args.train_batch_size
+    # GRPO's loader gives the rows of several micro-batches at once.
+    rows //= getattr(args, "steps_per_generation", None) or 1
+    processes = dealt or args.world_size
+    together = rows if divided else rows * processes
+    return Batch(
+        global_size=together * args.gradient_accumulation_steps,
+        per_device=together // processes,
+        accumulation=args.gradient_accumulation_steps,
+        data_parallel=processes,
+    )
+
+
+def batch_of(trainer: Trainer) -> Batch:
+    """The batch of `trainer`, before, while or after it trains."""
+    return real_batch(trainer.args, trainer.callback_handler.train_dataloader or trainer.get_train_dataloader())
