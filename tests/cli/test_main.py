@@ -22,7 +22,7 @@ from unsloth_accel.cli.main import COMMANDS, main
         (["plan", "--hardware", "cpu", MODEL, "distributed.strategy=fsdp2"], "no FSDP on a CPU"),
         (["config"], "--strategy: is missing"),
         (["config", "--strategy", "ddp"], "--gpus: is missing"),
-        (["config", "--strategy", "ddp", "--gpus", "0"], "is no number"),
+        (["config", "--strategy", "ddp", "--gpus", "0"], "must be at least 1"),
         (["config", "--strategy", "ddp", "--gpus", "1"], "at least two"),
         (["config", "--strategy", "single", "--gpus", "2"], "single is one process"),
         (["config", "--strategy", "fsdp2", "--gpus", "2", "--cpu"], "no FSDP on a CPU"),

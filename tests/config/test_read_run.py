@@ -61,7 +61,7 @@ def test_an_unknown_key_names_the_nearest(file: Path, override: str, word: str) 
         ("lora=16", "is a section, not a value"),
         ("batch.global_size=0", "must be at least 1"),
         ("lora.target_modules=some", "all-linear, or a list"),
-        ("distributed.num_processes=all", "is no number of processes"),
+        ("distributed.num_processes=all", "must be auto or a whole number from 1"),
         ("distributed.strategy=ddpp", "use one of: auto, single, ddp"),
         ("model.dtype=int4", "use one of: null, float32"),
         ("training.output_dir=x", "set output_dir instead"),
@@ -140,8 +140,8 @@ def test_it_is_written_as_it_is_read(description: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("data", "training", "words"),
     [
-        ({"streaming": True}, {}, "a stream has no known end"),
-        ({"streaming": True}, {"max_steps": 2, "packing": True}, "packing needs to know all rows"),
+        ({"streaming": True}, {}, "a stream has no known length"),
+        ({"streaming": True}, {"max_steps": 2, "packing": True}, "packing needs all rows beforehand"),
         ({"columns": {"mesages": "x"}}, {}, "did you mean messages?"),
         ({"format": "alpacca"}, {}, "use one of: auto, chat"),
         ({"too_long": "keep"}, {}, "use one of: cut, drop"),

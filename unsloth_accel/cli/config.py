@@ -35,14 +35,14 @@ def parser() -> argparse.ArgumentParser:
     add_hardware(made)
     made.add_argument("--strategy", choices=STRATEGIES.names)
     made.add_argument("--gpus", type=number, metavar="N", help="GPUs of one machine (with --strategy)")
-    made.add_argument("--machines", type=number, metavar="N", help="default 1")
-    made.add_argument("--main-process-ip", metavar="ADDRESS", help="of the first of several machines")
-    made.add_argument("--mixed-precision", choices=["no", "fp16", "bf16"], help="default bf16")
+    made.add_argument("--machines", type=number, metavar="N", help="number of machines; default 1")
+    made.add_argument("--main-process-ip", metavar="ADDRESS", help="address of the first of several machines")
+    made.add_argument("--mixed-precision", choices=["no", "fp16", "bf16"], help="precision of training; default bf16")
     layer = "class that FSDP wraps as one unit, for example Qwen3DecoderLayer; default LlamaDecoderLayer"
     made.add_argument("--decoder-layer", action="append", metavar="CLASS", help=layer)
     made.add_argument("--load-in-4bit", action="store_true", help="the model is loaded in 4 bit")
     made.add_argument("--cpu", action="store_true", help="processes on a CPU instead of GPUs")
-    made.add_argument("--out", metavar="FILE.yaml", help="write it there instead of printing it")
+    made.add_argument("--out", metavar="FILE.yaml", help="write the config there instead of printing it")
     return made
 
 
@@ -94,7 +94,7 @@ def _planned(asked: argparse.Namespace) -> AccelerateConfig:
     }
     raise_errors(
         [
-            Problem(key=name, value=value, consequence="is the plan's to decide here.", fix=fix)
+            Problem(key=name, value=value, consequence="is decided by the plan here.", fix=fix)
             for name, (value, fix) in decided.items()
             if value is not None
         ]
@@ -118,7 +118,7 @@ def _count(asked: argparse.Namespace) -> int:
     machines = 1 if asked.machines is None else asked.machines
     for name, value in (("--gpus", gpus), ("--machines", machines)):
         if value < 1:
-            raise ConfigError(Problem(key=name, value=value, consequence="is no number of them.", fix=f"{name} 2"))
+            raise ConfigError(Problem(key=name, value=value, consequence="must be at least 1.", fix=f"{name} 2"))
     total = gpus * machines
     if strategy.one_process != (total == 1):
         consequence = f"single is one process and the others need at least two; this is {total}."
@@ -132,7 +132,7 @@ def _count(asked: argparse.Namespace) -> int:
 
 
 def number(text: str) -> int:
-    """For argparse; what is no sensible number of machines or GPUs is refused here."""
+    """Parse a number of machines or GPUs for argparse; refuse more than 65536."""
     value = int(text)
     if value > 65536:
         raise argparse.ArgumentTypeError("must be at most 65536")

@@ -28,8 +28,8 @@ def parser() -> argparse.ArgumentParser:
         usage="unsloth-accel estimate [RUN.yaml] [key=value ...] [--gpus N] [--rows N] [--json]",
     )
     add_run(made)
-    made.add_argument("--gpus", type=count, default=2, metavar="N", help="that share the model; default 2")
-    made.add_argument("--rows", type=count, metavar="N", help="rows at once on each GPU; default the run's, or 2")
+    made.add_argument("--gpus", type=count, default=2, metavar="N", help="GPUs that share the model; default 2")
+    made.add_argument("--rows", type=count, metavar="N", help="per-device batch in rows; default the run's, or 2")
     made.add_argument("--json", action="store_true")
     return made
 

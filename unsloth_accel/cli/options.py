@@ -1,4 +1,4 @@
-"""What the commands share: their parsers' form, options, numbers, the run that words describe, a console for tables."""
+"""Helpers that the commands share: parsers, options, numbers, reading a run's words, a console for tables."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ def command_parser(name: str, description: str, examples: str, usage: str | None
 
 
 def add_run(made: argparse.ArgumentParser, count: str = "*") -> None:
-    """The words that describe a run, for `run_from_words`; `count` is argparse's nargs."""
+    """Add the words that describe a run, for `run_from_words`; `count` is argparse's nargs."""
     made.add_argument("words", nargs=count, metavar="RUN.yaml", help="a run's description, and key=value overrides")
 
 
 def add_hardware(made: argparse.ArgumentParser) -> None:
-    """The option that plans for hardware elsewhere."""
+    """Add the option that plans for other hardware."""
     words = "plan for other hardware: 2xT4, 8xH100-80GB, 2x8xH100 (machines x GPUs), cpu; default: this machine"
     made.add_argument("--hardware", metavar="HARDWARE", help=words)
 
 
 def chosen_hardware(asked: argparse.Namespace) -> Hardware:
-    """The hardware that `--hardware` names; this machine's without it."""
+    """Return the hardware that `--hardware` names, or this machine's without it."""
     from ..hardware.hardware import Hardware
 
     return Hardware.detect() if asked.hardware is None else Hardware.parse(asked.hardware)
 
 
 def count(text: str) -> int:
-    """A number from 1 to 65536, for argparse."""
+    """Parse a number from 1 to 65536, for argparse."""
     number = int(text)
     if not 1 <= number <= 65536:
         raise argparse.ArgumentTypeError("must be 1 to 65536")
@@ -52,7 +52,7 @@ def count(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """A whole number from 1, for argparse."""
+    """Parse a whole number from 1, for argparse."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
@@ -75,7 +75,7 @@ def run_from_words(words: Sequence[str]) -> RunConfig:
 
 
 def wide_console() -> Console:
-    """For tables: as wide as the terminal or COLUMNS; elsewhere rich would fold lines at 80 columns."""
+    """Return a console as wide as the terminal or COLUMNS; elsewhere rich would fold tables at 80 columns."""
     from rich.console import Console
 
     terminal = Console()

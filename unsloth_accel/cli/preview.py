@@ -71,7 +71,7 @@ def _print_row(console: Console, row: PreviewedRow, limit: int) -> None:
 
 
 def _marked(row: PreviewedRow, *, colours: bool) -> Text:
-    """Trained tokens green and underlined; where there are no colours, between ⟦ and ⟧."""
+    """Return the row with trained tokens green and underlined; without colours, between ⟦ and ⟧."""
     from rich.text import Text
 
     text = Text()

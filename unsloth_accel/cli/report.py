@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("runs", nargs="+", metavar="RUN_DIR", help="a run's output_dir")
     made.add_argument("--compare", action="store_true", help="set the second of two runs beside the first")
-    made.add_argument("--out", metavar="FILE.html", help="default: report.html in the run's directory")
+    made.add_argument("--out", metavar="FILE.html", help="file to write; default: report.html in the run's directory")
     made.add_argument("--open", action="store_true", help="show the page in the default browser")
     return made
 

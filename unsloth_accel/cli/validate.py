@@ -85,7 +85,7 @@ def _as_json(problem: Finding) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON has it: dates and infinite numbers as text."""
+    """Return `value` as JSON can hold it: dates and infinite numbers as text."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list):

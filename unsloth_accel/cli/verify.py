@@ -42,12 +42,12 @@ def parser() -> argparse.ArgumentParser:
         "[--tolerance NAME=NUMBER] [--json FILE] [--keep DIRECTORY]",
     )
     add_run(made, "+")
-    made.add_argument("--strategy", metavar="S[,S...]", help="ddp, fsdp2, fsdp2_native, …; default: all that can run")
+    made.add_argument("--strategy", metavar="S[,S...]", help="strategies, such as ddp,fsdp2; default: all that can run")
     made.add_argument("--steps", type=count, metavar="N", default=8, help="optimizer steps; default %(default)s")
-    made.add_argument("--num-processes", type=count, metavar="N", help="to compare one with; default: one per GPU")
-    names = "loss, grad_norm, moved or adapter"
+    made.add_argument("--num-processes", type=count, metavar="N", help="processes of each strategy; default: all GPUs")
+    names = "tolerance of loss, grad_norm, moved or adapter"
     made.add_argument("--tolerance", action="append", default=[], metavar="NAME=NUMBER", help=names)
-    made.add_argument("--json", metavar="FILE", help="write every figure there")
+    made.add_argument("--json", metavar="FILE", help="write every figure there as JSON")
     made.add_argument("--keep", metavar="DIRECTORY", help="train there and keep it; default: a temporary directory")
     return made
 
@@ -105,7 +105,7 @@ def _read(words: Sequence[str], directory: Path) -> RunConfig:
 
 @contextmanager
 def _directory(asked: str | None) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """Where to train, and what to call to keep it: it is kept when asked for, or when something went wrong."""
+    """Yield the directory to train in, and a function that keeps a temporary one; a failed launch keeps it too."""
     from ..errors import LaunchError
 
     if asked is not None:
@@ -137,7 +137,7 @@ def _must_be_writable(option: str, directory: Path) -> None:
 
 
 def _progress() -> Callable[[str, int, int, float], None]:
-    """A line on stderr: on a terminal one that changes, elsewhere one when a run starts training and one at its end."""
+    """Return a function that shows progress on stderr: a changing line on a terminal, elsewhere two lines a run."""
     shown: list[str] = []
 
     def tell(name: str, done: int, steps: int, seconds: float) -> None:
@@ -154,7 +154,7 @@ def _progress() -> Callable[[str, int, int, float], None]:
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM ends the runs first, as Ctrl-C does."""
+    """Let SIGTERM end the runs first, as Ctrl-C does."""
     previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield

@@ -1,1 +1,1 @@
-"""What is asked: a run's description, the accelerate config that follows, and the promise to its processes."""
+"""Configuration: a run's description, the accelerate config made from it, and the promise to its processes."""

@@ -14,38 +14,38 @@ from .promise import Promise, as_comment
 
 Precision = Literal["no", "fp16", "bf16"]
 NETWORK_PORT = 29500
-"""Where the machines of a run meet: torchrun's own default."""
+"""Port of the rendezvous of several machines: torchrun's own default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AccelerateConfig:
     """An accelerate config. Field names are ours; `to_dict` gives accelerate's.
 
-    What accelerate 1.15 accepts in YAML and then ignores is not in `to_dict`: `launch_flags` has it.
+    Settings that accelerate 1.15 accepts in YAML and then ignores are in `launch_flags`, not in `to_dict`.
     """
 
     strategy: str
     num_processes: int
-    """Over all machines."""
+    """Number of processes over all machines."""
     device: Literal["cuda", "cpu"] = "cuda"
     mixed_precision: Precision = "no"
     num_machines: int = 1
     machine_rank: int = 0
-    """This machine's number; 0 is the one that `main_process_ip` names."""
+    """Rank of this machine; 0 is the one that `main_process_ip` names."""
     main_process_ip: str | None = None
     main_process_port: int | None = None
-    """None: any free port on one machine, 29500 on several."""
+    """Port of the rendezvous; None takes any free port on one machine, 29500 on several."""
     rdzv_backend: Literal["static", "c10d"] = "static"
-    """How several machines find each other; `c10d` numbers them itself and outlives a restarted one."""
+    """Torchrun's rendezvous backend; `c10d` assigns the machine ranks itself and survives a restarted machine."""
     decoder_layers: tuple[str, ...] = ("LlamaDecoderLayer",)
     """Classes that FSDP wraps as one unit each. Accelerate's own guess reads `_no_split_modules`, which names vision
     blocks too and is empty for some models; then the whole model is one unit and nothing is saved."""
     load_in_4bit: bool = False
     reshard_after_forward: bool = True
-    """fsdp2: free each block's gathered weights after its forward; False keeps them until its backward."""
+    """Free each block's gathered weights after its forward (fsdp2); False keeps them until its backward."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Keys and values of accelerate 1.15's `ClusterConfig` (accelerate/commands/config/config_args.py)."""
+        """Return keys and values of accelerate 1.15's `ClusterConfig` (accelerate/commands/config/config_args.py)."""
         values: dict[str, Any] = {
             "compute_environment": "LOCAL_MACHINE",
             "distributed_type": STRATEGIES[self.strategy].distributed_type,
@@ -67,7 +67,7 @@ class AccelerateConfig:
 
     @property
     def launch_flags(self) -> tuple[str, ...]:
-        """What must stand on the command line because accelerate ignores it in YAML.
+        """Return the command-line flags for settings that accelerate ignores in YAML.
 
         The launcher takes a YAML value only where its own flag is None, and these flags default to something else
         (accelerate/commands/launch.py: `_validate_launch_command`).
@@ -76,7 +76,7 @@ class AccelerateConfig:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables that choose the strategy where accelerate's config can't say it."""
+        """Return the environment variables that choose the strategy where accelerate's config has no key for it."""
         return STRATEGIES[self.strategy].variables(in_4bit=self.load_in_4bit)
 
     def _fsdp_config(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class AccelerateConfig:
 
 
 def launch_lines(config: AccelerateConfig, file: str, script: str = "my_script.py") -> str:
-    """How to launch `script` with `config` in `file`, one line per machine, with what the YAML can't say."""
+    """Return the commands that launch `script` with `config` in `file`, one per machine, with the flags it needs."""
     variables = "".join(f"{name}={value} " for name, value in config.environment.items())
     flags = "".join(f" {flag}" for flag in config.launch_flags)
     ranks = [f" --machine_rank {rank}" for rank in range(config.num_machines)] if config.num_machines > 1 else [""]

@@ -63,12 +63,12 @@ _POSITIVE = (
 MOST = 2**31
 _REQUIRED = ("model.name", "data.path", "output_dir")
 _MAPPINGS = ("training", "data.columns")
-"""Keys whose own keys are free."""
+"""Sections whose keys are not fixed."""
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=")
 
 
 def is_override(token: str) -> bool:
-    """Whether a command-line token is a `key=value` override."""
+    """Return whether a command-line token is a `key=value` override."""
     return bool(_OVERRIDE.match(token))
 
 
@@ -210,7 +210,7 @@ def _check_training(schema: DictConfig) -> list[Problem]:
         if key in _REFUSED:
             tell(value, *_REFUSED[key], "run-refused")
         elif key in elsewhere:
-            tell(value, "has its place elsewhere in run.yaml.", f"set {elsewhere[key]} instead", "run-elsewhere")
+            tell(value, "is set elsewhere in run.yaml.", f"set {elsewhere[key]} instead", "run-elsewhere")
         elif key not in known:
             if len(known) > len(OWN_TRAINING_KEYS):  # otherwise TRL is not installed and nothing is known
                 consequence = f"unknown key: {method.config_name} has no such field."
@@ -221,7 +221,7 @@ def _check_training(schema: DictConfig) -> list[Problem]:
 
 
 def _check_values(tree: DictConfig) -> list[Problem]:
-    """Values of the right type that mean nothing, or contradict each other."""
+    """Return problems with values of the right type that are out of range or contradict each other."""
     problems: list[Problem] = []
     wrong = partial(_tell, problems)
 
@@ -243,10 +243,10 @@ def _check_values(tree: DictConfig) -> list[Problem]:
         if isinstance(value, int | float) and value < 1:
             wrong(key, value, "must be at least 1.", "give 1 or more")
     if not 0 <= given("lora.dropout") < 1:
-        wrong("lora.dropout", given("lora.dropout"), "is no share of the activations.", "give 0, or less than 1")
+        wrong("lora.dropout", given("lora.dropout"), "must be at least 0 and below 1.", "give 0, or less than 1")
     count = given("distributed.num_processes")
     if count != "auto" and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        wrong("distributed.num_processes", count, "is no number of processes.", "auto, or 1, 2, …")
+        wrong("distributed.num_processes", count, "must be auto or a whole number from 1.", "auto, or 1, 2, …")
     modules = given("lora.target_modules")
     names = isinstance(modules, ListConfig) and len(modules) and all(isinstance(name, str) for name in modules)
     if modules != "all-linear" and not names:
@@ -262,22 +262,22 @@ def _check_values(tree: DictConfig) -> list[Problem]:
             wrong(f"data.columns.{name}", given("data.columns")[name], "unknown column.", nearest(str(name), columns))
     if given("data.streaming") is True:
         if not (isinstance(steps := given("training.max_steps"), int) and steps > 0):
-            consequence = "a stream has no known end, so nobody knows when the run is over."
+            consequence = "a stream has no known length, so the run needs a number of steps."
             wrong("data.streaming", True, consequence, "training.max_steps=…, or data.streaming=false")
         if given("training.packing") is True:
             fix = "training.packing=false, or data.streaming=false"
-            wrong("data.streaming", True, "packing needs to know all rows.", fix)
+            wrong("data.streaming", True, "packing needs all rows beforehand.", fix)
     template = given("training.chat_template_path")
     if isinstance(template, str) and not os.path.isfile(os.path.expanduser(template)):
-        consequence = "is no file; another model's template would come with tokens that this model lacks."
+        consequence = "is not a file; another model's template would come with tokens that this model lacks."
         wrong("training.chat_template_path", template, consequence, "name a .jinja file")
     tokens, length = given("batch.global_tokens"), given("model.max_seq_length")
     if tokens is not None and given("batch.global_size") is not None:
-        wrong("batch.global_tokens", tokens, "batch.global_size says the same in rows.", "give one of them")
+        wrong("batch.global_tokens", tokens, "batch.global_size gives the same in rows.", "give one of them")
     elif isinstance(tokens, int) and isinstance(length, int) and length > 0 and tokens % length:
         below = tokens // length * length
         works = " or ".join(f"batch.global_tokens={size}" for size in (below, below + length) if size)
-        wrong("batch.global_tokens", tokens, f"is no whole number of rows of {length} tokens.", works)
+        wrong("batch.global_tokens", tokens, f"is not a multiple of model.max_seq_length={length}.", works)
     if given("training.resume") is True and given("training.overwrite") is True:
         consequence = "resume keeps the earlier run, overwrite deletes it."
         wrong("training.resume", True, consequence, "choose one of them", "run-resume-and-overwrite")
@@ -285,7 +285,7 @@ def _check_values(tree: DictConfig) -> list[Problem]:
 
 
 def _field_type(name: str) -> str:
-    """The declared type of a dotted key, in words."""
+    """Return the declared type of a dotted key, in words."""
     owner: Any = RunConfig
     *sections, last = name.split(".")
     for section in sections:

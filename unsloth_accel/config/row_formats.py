@@ -1,4 +1,4 @@
-"""The forms that rows come in, and the columns of each."""
+"""Formats of rows, and the columns of each."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "text": ("text",),
 }
-"""The columns that tell a form, in the order in which they are looked for."""
+"""Columns that identify a format, in the order in which they are looked for."""
 OPTIONAL = {"alpaca": ("input", "system")}

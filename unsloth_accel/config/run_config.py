@@ -17,39 +17,39 @@ OWN_TRAINING_KEYS = {"resume": bool, "overwrite": bool}
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 """`all-linear`: the linear layers of a Llama-style decoder block, for which Unsloth has fused LoRA kernels."""
 DEFAULT_PER_DEVICE = 8
-"""Rows: the most that one process gets at once where memory says nothing: on a CPU, or without a global batch."""
+"""Largest per-device batch, in rows, where memory sets no limit: on a CPU, or without a global batch."""
 
 
 @dataclass
 class ModelConfig:
     name: str = MISSING
-    """A local directory with a config.json, or a hub id."""
+    """Model to fine-tune: a local directory with a config.json, or a hub id."""
     load_in_4bit: bool = False
-    """QLoRA: keep the base model's weights in 4 bit."""
+    """Load the base model's weights in 4 bit (QLoRA)."""
     max_seq_length: int = 2048
-    """Tokens; longer rows are cut."""
+    """Maximum length of a row in tokens; `data.too_long` says what happens to longer rows."""
     dtype: str | None = None
-    """float32, float16 or bfloat16; null lets Unsloth choose for the hardware."""
+    """Data type of the base model: float32, float16 or bfloat16; null lets Unsloth choose for the hardware."""
     gradient_checkpointing: str = "unsloth"
-    """`unsloth` (offloaded, least memory), `true` (PyTorch's), or `false` (fastest while memory lasts)."""
+    """Gradient checkpointing: `unsloth` (offloaded, least memory), `true` (PyTorch's) or `false` (fastest)."""
     trust_remote_code: bool = False
-    """Run Python code that the model repository ships."""
+    """Run Python code from the model's repository."""
 
 
 @dataclass
 class LoraConfig:
     r: int = 16
-    """Rank."""
+    """Rank of the LoRA matrices."""
     alpha: int = 16
-    """Scale: the update is multiplied by alpha / r."""
+    """Numerator of the LoRA scaling: the update is multiplied by alpha / r."""
     dropout: float = 0.0
-    """0 is fastest with Unsloth."""
+    """Dropout probability of the LoRA layers; 0 is fastest with Unsloth."""
     target_modules: Any = "all-linear"
-    """`all-linear` (the seven projections of a decoder block) or a list of module names."""
+    """Modules that get LoRA: `all-linear` (the seven projections of a decoder block) or a list of module names."""
     use_rslora: bool = False
-    """Scale by alpha / sqrt(r)."""
+    """Scale the LoRA update by alpha / sqrt(r) instead of alpha / r (rank-stabilized LoRA)."""
     random_state: int = 3407
-    """Seed of the adapter's initial weights; the same on every process."""
+    """Seed of the adapter's initial weights, equal on every process."""
 
 
 @dataclass
@@ -57,55 +57,55 @@ class DataConfig:
     path: str = MISSING
     """Training rows: a JSON Lines, JSON, CSV, Parquet or Arrow file, a directory or glob of them, or a hub id."""
     eval_path: str | None = None
-    """Held-out rows, in the same form."""
+    """Held-out rows for evaluation: files or a hub id, as for `data.path`."""
     split: str = "train"
-    """Of a hub data set."""
+    """Split of the Hub dataset to train on."""
     eval_split: str = "test"
-    """The same for `eval_path`."""
+    """Split of the Hub dataset to evaluate on."""
     subset: str | None = None
-    """Of a hub data set: its configuration's name."""
+    """Configuration (subset) of the Hub dataset, for training and evaluation."""
     format: str = "auto"
-    """`auto` (told by the columns), `chat`, `prompt-completion`, `text`, `alpaca` or `sharegpt`."""
+    """Format of the rows: `auto` (by their columns), `chat`, `prompt-completion`, `text`, `alpaca` or `sharegpt`."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Columns of other names, ours first: {messages: my_column}."""
+    """Mapping from the column names used here to those in the data: {messages: my_column}."""
     train_on: str = "auto"
-    """`all` tokens; only the `responses`: assistant's messages, completions; or `auto`: completions where rows have
-    them, otherwise all."""
+    """Tokens to train on: `all`; `responses`, the assistant's messages or the completions; or `auto`: completions where
+    rows have them, otherwise all."""
     too_long: str = "cut"
-    """Rows longer than model.max_seq_length: `cut`, or `drop` them whole."""
+    """Treatment of rows longer than model.max_seq_length: `cut` truncates them, `drop` leaves them out."""
     streaming: bool = False
-    """Read training rows as they are needed, for those that don't fit in memory; needs training.max_steps."""
+    """Read training rows as they are needed, for datasets that don't fit in memory; needs training.max_steps."""
 
 
 @dataclass
 class BatchConfig:
     global_size: int | None = None
-    """Rows per optimizer step over all processes: per-device × accumulation × processes. Null: what these give."""
+    """Rows per optimizer step over all processes: per-device × accumulation × processes. Null lets these decide."""
     global_tokens: int | None = None
-    """The same in tokens, of full rows: a multiple of model.max_seq_length."""
+    """Tokens per optimizer step over all processes, in full rows: a multiple of model.max_seq_length."""
     balance: str = "tokens"
-    """How the rows of a step are shared out among processes: alike in `tokens`, so that none waits for the others, or
-    alike in number of `rows`, in order. The rows of each step are the same."""
+    """Distribution of a step's rows over processes: equal `tokens`, so that none waits for the others, or equal numbers
+    of `rows`, in order. Each step trains on the same rows either way."""
     on_out_of_memory: str = "halve"
-    """`halve`: do the step again with half as many rows at once, and go on in twice as many micro-batches; or `stop`.
-    Where divided weights are gathered (`fsdp2_native`, `fsdp1`, `fsdp2` without peer access) a run always stops."""
+    """Reaction to running out of GPU memory: `halve` repeats the step, and goes on, in twice as many micro-batches of
+    half the rows; `stop` ends the run, as `fsdp2_native`, `fsdp1` and `fsdp2` without peer access always do."""
 
     def rows(self, max_seq_length: int) -> int | None:
-        """Rows per optimizer step; None where nothing is said."""
+        """Return the rows per optimizer step, or None if no global batch is given."""
         return self.global_tokens // max_seq_length if self.global_tokens else self.global_size
 
 
 @dataclass
 class DistributedConfig:
     strategy: str = "auto"
-    """`auto`, `single`, `ddp`, `fsdp2`, `fsdp2_native` or `fsdp1`."""
+    """Parallelism strategy: `auto`, `single`, `ddp`, `fsdp2`, `fsdp2_native` or `fsdp1`."""
     num_processes: Any = "auto"
-    """`auto` (one per visible GPU; two on a CPU) or a number."""
+    """Number of processes, or `auto`: one per visible GPU, two on a CPU."""
     device: str = "auto"
-    """`auto`, `cuda` or `cpu`."""
+    """Device to train on: `auto`, `cuda` or `cpu`."""
     gradient_as_bucket_view: bool = False
-    """DDP: keep gradients in the buffers they are averaged in, which saves one copy of the adapter (float32). The size
-    of these buffers is training.ddp_bucket_cap_mb, 25 MiB where nothing is said."""
+    """Make DDP's gradients views of its communication buckets, which saves one copy of the adapter in float32. The
+    buckets' size is training.ddp_bucket_cap_mb, by default 25 MiB."""
 
 
 @dataclass
@@ -113,24 +113,24 @@ class EvaluationConfig:
     """Compare the model before and after training on `data.eval_path`."""
 
     loss: bool = True
-    """Held-out loss before and after."""
+    """Compute the held-out loss before and after training."""
     exact_match: bool = False
-    """Answer the held-out chat rows greedily, before and after, and count answers that equal the reference."""
+    """Answer the held-out chat rows greedily, before and after training, and count answers equal to the reference."""
     max_rows: int = 64
-    """Rows to answer for `exact_match`."""
+    """Maximum number of rows that `exact_match` answers."""
     max_new_tokens: int = 64
     samples: int = 3
-    """Answers to show at the end."""
+    """Number of sample answers to show at the end."""
 
 
 @dataclass
 class LoggingConfig:
     report_to: str = "none"
-    """`none`, `tensorboard`, `wandb`, `trackio`, …: the Trainer's own integrations."""
+    """Experiment tracker: `none`, `tensorboard`, `wandb`, `trackio`, …, one of the Trainer's own integrations."""
     progress: bool = True
-    """Show the progress bar (rank 0)."""
+    """Show the progress bar (on rank 0)."""
     rank_sync_steps: int = 100
-    """Compare the adapter over all ranks every so many steps and stop where it differs; 0: never."""
+    """Steps between comparisons of the adapter over all ranks; the run stops if they differ. 0 never compares."""
     stop_on_divergence: bool = True
     """Stop on a loss, gradient or weight that is NaN or infinite, or a loss that stays far above its median."""
 
@@ -138,22 +138,22 @@ class LoggingConfig:
 @dataclass
 class RunConfig:
     method: str = USUAL_METHOD
-    """`sft`."""
+    """Training method: `sft`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     training: dict[str, Any] = field(default_factory=dict)
-    """Any field of the method's config (TRL's SFTConfig), and `resume` and `overwrite` (true or false)."""
+    """Fields of the method's config (TRL's SFTConfig), and `resume` and `overwrite` (true or false)."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     output_dir: str = MISSING
-    """Everything that the run writes goes here."""
+    """Directory that everything the run writes goes to."""
 
     @property
     def strategy(self) -> Strategy | None:
-        """The record of the strategy that is asked for; None for `auto`."""
+        """Record of the strategy that is asked for; None for `auto`."""
         return STRATEGIES.get(self.distributed.strategy)
 
     @property
@@ -165,7 +165,7 @@ class RunConfig:
         return bool(self.training.get("overwrite", False))
 
     def trainer_fields(self) -> dict[str, Any]:
-        """`training` without our own two keys: what the config of the method's trainer gets."""
+        """Return `training` without `resume` and `overwrite`: the arguments of the method's config class."""
         fields = {key: value for key, value in self.training.items() if key not in OWN_TRAINING_KEYS}
         # YAML 1.1 reads an unquoted `no` as false; these fields mean the word.
         return {key: "no" if key.endswith("_strategy") and value is False else value for key, value in fields.items()}

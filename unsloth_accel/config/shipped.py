@@ -1,4 +1,4 @@
-"""The ready configs that the project ships in accelerate_configs/, each with the comment that says when to take it."""
+"""Ready accelerate configs, shipped in accelerate_configs/, each with a comment on when to use it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def write_shipped(directory: str | Path = "accelerate_configs") -> None:
 
 
 def _launch(name: str, config: AccelerateConfig) -> str:
-    """How to launch a script with the config, on each machine."""
+    """Return the commands that launch a script with the config, one per machine."""
     command = f"    accelerate launch --config_file accelerate_configs/{name}"
     if config.num_machines == 1:
         return f"{command} {'examples/sft.py' if config.device == 'cpu' else 'my_script.py'}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 CHECKPOINTING_FIELDS = ("gradient_checkpointing", "activation_checkpointing")
-"""The field that has activations recomputed, and its name from transformers 5.23 on. The old one stays until 6, and
+"""Name of the gradient-checkpointing field, and its new name from transformers 5.23 on. The old one stays until 6, and
 warns where it is given alone; Unsloth 2026.10.9 reads the old one, the Trainer the new one."""
 _SIMPLE: dict[str, Any] = {"bool": bool, "int": int, "float": float, "str": str, "dict": dict, "list": list}
 
@@ -43,13 +43,13 @@ def training_fields(sources: tuple[str, ...]) -> dict[str, Any]:
 
 
 def checkpointing_fields(sources: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of `CHECKPOINTING_FIELDS` that the installed config has."""
+    """Return the names of `CHECKPOINTING_FIELDS` that the installed config has."""
     known = training_fields(sources)
     return tuple(name for name in CHECKPOINTING_FIELDS if name in known) or CHECKPOINTING_FIELDS[:1]
 
 
 def _installed(place: str) -> Path | None:
-    """The file `package/file.py`, or `module.py`, where Python would find it."""
+    """Return the path of `package/file.py`, or `module.py`, where Python would find it."""
     package, _, file = place.partition("/")
     spec = importlib.util.find_spec(package.removesuffix(".py"))
     if spec is None or spec.origin is None:
@@ -85,7 +85,7 @@ def _union(parts: list[Any]) -> Any:
 
 
 def accepts(kind: Any, value: Any) -> bool:
-    """Whether `value`, as YAML gives it, fits the type `kind` of `training_fields`.
+    """Return whether `value`, as YAML gives it, fits the type `kind` of `training_fields`.
 
     A whole number fits a float; a bool fits nothing but bool, although Python calls it an int. Strings fit an int or
     float only in `kind`s that allow strings.

@@ -1,1 +1,1 @@
-"""What is there: the GPUs, cores and memory that a run may use, found without torch."""
+"""Hardware: the GPUs, cores and memory that a run may use, found without torch."""

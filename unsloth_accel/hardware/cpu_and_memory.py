@@ -11,11 +11,11 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
 _CPU_INFO = Path("/proc/cpuinfo")
 _NO_LIMIT = 2**60
-"""Bytes: cgroup v1 writes a number near 2^63 where there is no limit."""
+"""Bytes that stand for no limit: cgroup v1 writes a number near 2^63 there."""
 
 
 def cores() -> tuple[int, str]:
-    """Cores that this process may use, at least 1: its affinity, or less by a container's CPU quota."""
+    """Return the cores that this process may use, at least 1: its affinity, or fewer by a container's CPU quota."""
     if hasattr(os, "sched_getaffinity"):
         allowed, why = len(os.sched_getaffinity(0)), "the CPU affinity of this process"
     else:
@@ -27,7 +27,7 @@ def cores() -> tuple[int, str]:
 
 
 def memory_gib() -> tuple[float, str]:
-    """GiB of memory that this process may use: the machine's, or less by a container's limit."""
+    """Return the GiB of memory that this process may use: the machine's, or less by a container's limit."""
     import psutil
 
     total = psutil.virtual_memory().total
@@ -39,7 +39,7 @@ def memory_gib() -> tuple[float, str]:
 
 @functools.cache
 def bf16() -> tuple[bool, str]:
-    """Whether the CPU multiplies bfloat16 natively: AVX512-BF16 or AMX in /proc/cpuinfo."""
+    """Return whether the CPU multiplies bfloat16 natively: AVX512-BF16 or AMX in /proc/cpuinfo."""
     try:
         lines = _CPU_INFO.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -50,7 +50,7 @@ def bf16() -> tuple[bool, str]:
 
 
 def _memory_limits() -> Iterator[int]:
-    """Bytes, from every cgroup around this process: the tightest counts, whichever level it stands at."""
+    """Yield the memory limits, in bytes, of every cgroup around this process; the tightest counts."""
     for directory in _directories("memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
             limit = _read(directory / name)
@@ -59,7 +59,7 @@ def _memory_limits() -> Iterator[int]:
 
 
 def _cpu_quotas() -> Iterator[float]:
-    """Cores' worth of time, from every cgroup around this process."""
+    """Yield the CPU quotas, in cores, of every cgroup around this process."""
     for directory in _directories("cpu"):
         words = _read(directory / "cpu.max").split()
         words = words or [_read(directory / "cpu.cfs_quota_us"), _read(directory / "cpu.cfs_period_us")]

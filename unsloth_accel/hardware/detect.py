@@ -1,4 +1,4 @@
-"""What this machine has: GPUs that CUDA_VISIBLE_DEVICES leaves visible, their links, cores and memory."""
+"""Detection of this machine: the GPUs that CUDA_VISIBLE_DEVICES leaves visible, their links, cores and memory."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _one_instance(visible: tuple[Device, ...]) -> tuple[tuple[Device, ...], list
 
 
 def _order(found: tuple[Device, ...], chosen: str | None) -> list[str]:
-    """A warning where CUDA may count otherwise than NVML: unless told, it puts the fastest card first."""
+    """Return a warning if CUDA may count otherwise than NVML: by default it puts the fastest card first."""
     if chosen is None or not any(token.strip().isdigit() for token in chosen.split(",")):
         return []
     if len({device.name for device in found}) < 2:
@@ -117,7 +117,7 @@ def _link(machine: NvmlAnswers, devices: tuple[Device, ...]) -> tuple[Link | Non
 
 
 def _slowest(rates: list[float | None]) -> float | None:
-    """None where one of them is unknown."""
+    """Return the lowest of `rates`, or None if one of them is unknown."""
     return min(rate or 0.0 for rate in rates) or None
 
 

@@ -23,38 +23,38 @@ class Device:
     uuid: str = ""
     """`GPU-…` or `MIG-…`: names the GPU whatever order CUDA counts in."""
     memory_free_gib: float | None = None
-    """GiB that nobody used when it was looked at; None for hardware elsewhere."""
+    """Free memory in GiB when detected; None for hardware elsewhere."""
     parent: str = ""
-    """For a MIG instance, its GPU."""
+    """GPU that a MIG instance is part of; empty for a whole GPU."""
     instance: tuple[int, int] | None = None
-    """For a MIG instance, its GPU instance and compute instance, as drivers before 470 name it."""
+    """GPU instance and compute instance of a MIG instance, as drivers before 470 name it."""
 
     @property
     def mig(self) -> bool:
-        """It is a MIG instance of the GPU `parent`."""
+        """Whether it is a MIG instance of the GPU `parent`."""
         return bool(self.parent)
 
     @property
     def card(self) -> Card | None:
-        """Its row of the card table; None for an unknown card, and for a MIG instance, which is only a part of one."""
+        """Row of the card table; None for an unknown card, and for a MIG instance, which is only a part of one."""
         return None if self.mig else card_of(self.name, self.memory_gib)
 
     @property
     def has_bf16(self) -> bool:
-        """Its tensor cores multiply bfloat16."""
+        """Whether its tensor cores multiply bfloat16."""
         return self.compute_capability >= (8, 0)
 
     @property
     def bf16_tflops(self) -> float | None:
-        """Dense with fp32 accumulation, 10^12 operations/s (`cards.Card.tflops`); None without bf16 or unknown."""
+        """Dense bf16 rate with fp32 accumulation, 10^12 operations/s; None without bf16 and for an unknown card."""
         return self.card.bf16_tflops if self.card else None
 
     @property
     def fp16_tflops(self) -> float | None:
-        """Dense with fp32 accumulation, 10^12 operations/s; None for an unknown card."""
+        """Dense fp16 rate with fp32 accumulation, 10^12 operations/s; None for an unknown card."""
         return self.card.fp16_tflops if self.card else None
 
     @property
     def bandwidth_gbs(self) -> float | None:
-        """Of its memory, 10^9 bytes/s; None for an unknown card."""
+        """Memory bandwidth, 10^9 bytes/s; None for an unknown card."""
         return self.card.bandwidth_gbs if self.card else None

@@ -57,25 +57,25 @@ class Card:
     variant: str
     """Form factor or edition, where a model comes in several."""
     memory_gb: int
-    """Nominal, as in the card's name."""
+    """Nominal memory in GB, as in the card's name."""
     memory_mib: int
     """MiB that NVML reports as total."""
     tflops: float
     """Dense fp16 (and bf16, where the card has it) with fp32 accumulation, 10^12 operations/s."""
     bandwidth_gbs: float
-    """Of the card's memory, 10^9 bytes/s."""
+    """Memory bandwidth, 10^9 bytes/s."""
     capability: tuple[int, int]
     nvlink_gbs: float
-    """Both directions together, 10^9 bytes/s per GPU; 0 without NVLink."""
+    """NVLink bandwidth per GPU, both directions together, 10^9 bytes/s; 0 without NVLink."""
     pcie: tuple[int, int]
-    """Generation and lanes."""
+    """PCIe generation and number of lanes."""
     source: str
     also: tuple[str, ...] = ()
     """Other names that users or NVML give it."""
     bridge: bool = False
-    """NVLink needs a bridge, which joins two cards (H200 NVL: up to four) and may be absent."""
+    """Whether NVLink needs a bridge, which joins two cards (H200 NVL: up to four) and may be absent."""
     derived: bool = False
-    """`tflops` is computed from other figures of the source."""
+    """Whether `tflops` is computed from other figures of the source."""
 
     @property
     def name(self) -> str:
@@ -83,7 +83,7 @@ class Card:
 
     @property
     def aliases(self) -> tuple[str, ...]:
-        """Every name it goes by, without a memory size."""
+        """All names of the card, without a memory size."""
         names = {self.model, f"{self.model} {self.variant}".strip(), *self.also}
         return tuple(sorted(names | {name.removeprefix("RTX ") for name in names}))
 
@@ -101,7 +101,7 @@ class Card:
 
     @property
     def pcie_gbs(self) -> float:
-        """One direction, 10^9 bytes/s."""
+        """PCIe bandwidth in one direction, 10^9 bytes/s."""
         return pcie_gbs(*self.pcie)
 
 
@@ -178,7 +178,7 @@ _NOISE = {"nvidia", "geforce", "tesla", "generation", "edition", "gpu", "gpus", 
 
 
 def pcie_gbs(generation: int, lanes: int) -> float:
-    """One direction in 10^9 bytes/s, rounded as NVIDIA states it: generation 3 × 16 lanes is 16, each later one twice.
+    """Return GB/s in one direction, rounded as NVIDIA states it: 16 for generation 3 × 16 lanes, each later one twice.
 
     Raises `ValueError` below generation 1.
     """

@@ -15,31 +15,31 @@ from .parse import parse
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """What one machine offers, and how many such machines there are."""
+    """GPUs, cores and memory of one machine, and the number of such machines."""
 
     devices: tuple[Device, ...] = ()
-    """Of one machine; they may differ from one another."""
+    """GPUs of one machine; they may differ from one another."""
     cpu_cores: int
-    """Cores this process may run on, at least 1; of one machine."""
+    """Cores of one machine that this process may run on, at least 1."""
     host_memory_gib: float
-    """GiB of one machine that this process may use."""
+    """GiB of host memory of one machine that this process may use."""
     cpu_bf16: bool = False
-    """The CPU multiplies bfloat16 natively (AVX512-BF16 or AMX)."""
+    """Whether the CPU multiplies bfloat16 natively (AVX512-BF16 or AMX)."""
     reason: str = ""
-    """How the GPUs were found, or why there are none."""
+    """Sentence on how the GPUs were found, or why there are none."""
     num_machines: int = 1
-    """All alike."""
+    """Number of machines, all alike."""
     link: Link | None = None
-    """The slowest way between two GPUs of one machine; None when there are no two, or nobody knows."""
+    """Slowest link between two GPUs of one machine; None with fewer than two GPUs, or if it is unknown."""
     link_gbs: float | None = None
-    """10^9 bytes/s that one GPU can send to the others of its machine, over all its links, in one direction, as NVIDIA
-    states it: half of a bidirectional figure, before protocol overhead."""
+    """Rate in 10^9 bytes/s at which one GPU can send to the others of its machine, over all its links, in one
+    direction, as NVIDIA states it: half of a bidirectional figure, before protocol overhead."""
     network_gbs: float | None = None
-    """10^9 bytes/s between two machines, per machine and direction; None for one machine."""
+    """Rate in 10^9 bytes/s between two machines, per machine and direction; None for one machine."""
     host_known: bool = True
-    """False when `cpu_cores` and `host_memory_gib` are assumptions, which must not decide anything."""
+    """Whether `cpu_cores` and `host_memory_gib` are measured; assumptions must not decide anything."""
     reasons: tuple[str, ...] = ()
-    """One sentence for everything that was found out or assumed."""
+    """Sentences on everything that was found out or assumed, one each."""
 
     @classmethod
     def detect(cls, environ: Mapping[str, str] = os.environ) -> Hardware:
@@ -61,7 +61,7 @@ class Hardware:
         return cls(**parse(text, network_gbs))
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything known, with the cards' rates, as JSON can hold it."""
+        """Return everything known, with the cards' rates, as JSON-serialisable values."""
         values = asdict(self)
         rates = ("mig", "has_bf16", "bf16_tflops", "fp16_tflops", "bandwidth_gbs")
         values["devices"] = [

@@ -1,4 +1,4 @@
-"""What NVML says about this machine's GPUs and the links between them, without a CUDA context.
+"""NVML's answers about this machine's GPUs and the links between them, without a CUDA context.
 
 Any query may be unsupported (virtual GPUs, MIG instances, GPUs that share the host's memory): each is asked for itself,
 so that one refusal loses only its own answer.
@@ -22,19 +22,19 @@ V100 6 × 25, A100 12 × 25, H100 18 × 25, B200 18 × 50. https://www.nvidia.co
 
 @dataclass(frozen=True, kw_only=True)
 class NvmlAnswers:
-    """Everything NVML knows, before CUDA_VISIBLE_DEVICES chooses."""
+    """All GPUs and links that NVML reports, before CUDA_VISIBLE_DEVICES chooses."""
 
     devices: tuple[Device, ...] = ()
-    """In PCI order; a GPU in MIG mode is represented by its instances."""
+    """GPUs in PCI order; a GPU in MIG mode is represented by its instances."""
     joined: frozenset[tuple[int, int]] = frozenset()
     """Pairs of GPU indices, the lower first, that NVLink joins."""
     nvlink_gbs: Mapping[int, float] = field(default_factory=dict)
-    """By GPU index: over all its active links, one direction, 10^9 bytes/s."""
+    """NVLink bandwidth by GPU index: all its active links, one direction, 10^9 bytes/s."""
     pcie_gbs: Mapping[int, float] = field(default_factory=dict)
-    """By GPU index: one direction, 10^9 bytes/s."""
+    """PCIe bandwidth by GPU index: one direction, 10^9 bytes/s."""
     reason: str
     notes: tuple[str, ...] = ()
-    """What could not be found out, and what was taken instead."""
+    """Sentences on what could not be found out, and what was assumed instead."""
 
 
 def ask_nvml(host_memory_gib: float) -> NvmlAnswers:
@@ -163,14 +163,14 @@ def _joined(pynvml: Any, one: Any, other: Any) -> bool:
 
 
 def _pcie(pynvml: Any, handle: Any) -> float:
-    """GB/s of one direction at the most that card and slot can do: an idle link reports less than it runs at."""
+    """Return GB/s in one direction at the most that card and slot can do: an idle link reports less than it runs at."""
     generation = _ask(pynvml, "nvmlDeviceGetMaxPcieLinkGeneration", handle)
     lanes = _ask(pynvml, "nvmlDeviceGetMaxPcieLinkWidth", handle)
     return pcie_gbs(generation, lanes) if generation and lanes else 0.0
 
 
 def _ask(pynvml: Any, query: str, *arguments: Any) -> Any:
-    """The answer, or None where the driver, the GPU or this nvidia-ml-py has none."""
+    """Return the answer, or None where the driver, the GPU or this nvidia-ml-py has none."""
     function = getattr(pynvml, query, None)
     if function is None:
         return None

@@ -1,4 +1,4 @@
-"""Hardware that is not here, from a text such as `2x8xH100-80GB`."""
+"""Parsing of hardware elsewhere, from a text such as `2x8xH100-80GB`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .device import Device, Link
 from .gpu_table import CARDS, Card, cards_named, similar
 
 MOST_GPUS = 64
-"""In one machine. The largest that are sold hold 16; more is taken for a slip of the pen."""
+"""Most GPUs in one machine. The largest that are sold hold 16; more is taken for a typing error."""
 MOST_MACHINES = 4096
 CORES_PER_GPU = 8
 CPU_CORES = 8
 GIB_PER_CORE = 4
 NETWORK_GBS = 12.5
-"""100 Gbit/s Ethernet, in 10^9 bytes/s."""
+"""Bandwidth of 100 Gbit/s Ethernet, in 10^9 bytes/s."""
 
 _COUNTED = re.compile(r"(?:([-+]?[\d.]+)\s*x\s*)?(?:([-+]?[\d.]+)\s*x\s*)?(.*)", re.IGNORECASE)
 _CPU = re.compile(r"cpu(?:\s*:\s*([-+]?[\d.]+))?", re.IGNORECASE)
