@@ -44,12 +44,12 @@ def share(lengths: Sequence[int], ranks: int, accumulation: int, *, padded: bool
 
 
 def cost(lengths: Sequence[int], *, padded: bool) -> int:
-    """Tokens that a micro-batch of rows of `lengths` is computed with."""
+    """Return the tokens that a micro-batch of rows of `lengths` is computed with, padding included."""
     return len(lengths) * max(lengths, default=0) if padded else sum(lengths)
 
 
 def _deal(order: list[int], lengths: Sequence[int], groups: int) -> list[list[int]]:
-    """Each row to the group that has least so far; of equal ones to the one with fewer rows."""
+    """Assign each row to the group with the fewest tokens so far; of equal ones, to that with fewer rows."""
     found: list[list[int]] = [[] for _ in range(groups)]
     heap = [(0, 0, group) for group in range(groups)]
     for row in order:
@@ -60,7 +60,7 @@ def _deal(order: list[int], lengths: Sequence[int], groups: int) -> list[list[in
 
 
 def _cut(order: list[int], lengths: Sequence[int], groups: int) -> list[list[int]]:
-    """Runs of `order` (longest first) whose most expensive costs as little as possible."""
+    """Return runs of `order` (longest first) whose most expensive costs as little as possible."""
     if not order:
         return [[] for _ in range(groups)]
     longest = lengths[order[0]]
@@ -71,7 +71,7 @@ def _cut(order: list[int], lengths: Sequence[int], groups: int) -> list[list[int
 
 
 def _runs(order: list[int], lengths: Sequence[int], groups: int, most: int) -> list[list[int]]:
-    """Runs that cost at most `most`, each as long as it can be while a row is left for every group after it."""
+    """Return runs that cost at most `most`, each as long as it can be while a row is left for every group after it."""
     found: list[list[int]] = []
     start = 0
     while start < len(order):

@@ -1,6 +1,6 @@
-"""Rows of files, one by one with their numbers, by the standard library where it can: planning loads nothing heavy.
+"""Readers of row files, by the standard library where it can: planning loads nothing heavy.
 
-Yields what stands there, or a `Fault`: what is wrong with a row doesn't keep the rows after it from being looked at.
+Each yields rows with their numbers; a row that can't be read is a `Fault`, after which reading goes on.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .sources import kind_of_file
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a row can't be read."""
+    """Reason why a row can't be read."""
 
     consequence: str
     fix: str
 
 
 def rows_of_file(path: Path, key: str) -> Iterator[tuple[int, Any]]:
-    """Each row of a file with its number from 1: its line in text files, its place in the others.
+    """Yield each row of a file with its number from 1: its line in text files, its place in the others.
 
     Raises `ConfigError`, naming `key`, for a file that can't be read at all.
     """
@@ -41,7 +41,7 @@ def rows_of_file(path: Path, key: str) -> Iterator[tuple[int, Any]]:
 
 
 def _text_lines(path: Path) -> Iterator[tuple[int, str | Fault]]:
-    """Every line, decoded on its own, so that each broken one is known by its number."""
+    """Yield every line, decoded on its own, so that each broken one is known by its number."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             try:
@@ -66,7 +66,7 @@ def _json_lines(path: Path, key: str) -> Iterator[tuple[int, Any]]:
 
 
 def _json(path: Path, key: str) -> Iterator[tuple[int, Any]]:
-    """A list of rows; a file that begins otherwise holds one row a line, as `datasets` takes it."""
+    """Yield the rows of a JSON list; a file that begins otherwise holds one row a line, as `datasets` takes it."""
     with path.open("rb") as file:
         begins = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     if begins != b"[":
@@ -88,7 +88,7 @@ def _json(path: Path, key: str) -> Iterator[tuple[int, Any]]:
 
 
 def _csv(path: Path, key: str) -> Iterator[tuple[int, Any]]:
-    """Fields by the names in the first line. A field of messages is JSON there: CSV has only text."""
+    """Yield rows with fields named by the first line. A field of messages is JSON there: CSV has only text."""
     csv.field_size_limit(2**31 - 1)
     broken: list[tuple[int, Fault]] = []
 
@@ -131,7 +131,7 @@ def _parquet(path: Path, key: str) -> Iterator[tuple[int, Any]]:
 
 
 def _arrow(path: Path, key: str) -> Iterator[tuple[int, Any]]:
-    """Either of Arrow's two forms: the stream, which `datasets` writes, or the file."""
+    """Read either of Arrow's two forms: the stream, which `datasets` writes, or the file."""
     import pyarrow
 
     try:

@@ -1,4 +1,4 @@
-"""The forms that rows come in, told by their columns, and the three forms that are trained.
+"""Formats of rows, identified by their columns, and the three formats that are trained.
 
 Alpaca and ShareGPT rows become chats, so that the model's own chat template and training on responses apply to them.
 """
@@ -21,15 +21,15 @@ _ROLES = {
     "system": "system",
     **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
 }
-"""Who speaks in ShareGPT rows, in the words of chat templates."""
+"""Roles in chat templates of the speakers in ShareGPT rows."""
 
 
 class FormatError(Exception):
-    """What is wrong with a row, as a sentence about it."""
+    """Error in a row, as a sentence about it."""
 
 
 def format_of(row: Mapping[str, Any]) -> str | None:
-    """The form of a row by its columns, or None."""
+    """Return the format of a row by its columns, or None."""
     return next((name for name, fields in FIELDS.items() if all(field in row for field in fields)), None)
 
 
@@ -53,24 +53,24 @@ def canonical(row: Mapping[str, Any], form: str = "auto", columns: Mapping[str, 
 
 
 def kind_of(row: Mapping[str, Any]) -> Kind:
-    """The form of a canonical row."""
+    """Return the format of a canonical row."""
     if "messages" in row:
         return "messages"
     return "prompt-completion" if "completion" in row else "text"
 
 
 def form_in_words(row: Mapping[str, Any]) -> str:
-    """A canonical row's form; a conversational prompt is another form than a text one."""
+    """Return a canonical row's format in words; conversational and text prompts are different formats."""
     return f"conversational {kind_of(row)}" if isinstance(row.get("prompt"), list) else kind_of(row)
 
 
 def roles(row: Mapping[str, Any]) -> list[str]:
-    """Who speaks in a canonical chat row, in turn."""
+    """Return the roles of a canonical chat row's messages, in order."""
     return [message["role"] for message in row["messages"]]
 
 
 def has_response(row: Mapping[str, Any]) -> bool:
-    """Whether a canonical chat row has an answer to learn from."""
+    """Return whether a canonical chat row has an answer to learn from."""
     return any(m["role"] == "assistant" and (m.get("content") or m.get("tool_calls")) for m in row["messages"])
 
 
@@ -112,11 +112,11 @@ def _from_alpaca(row: dict[str, Any]) -> dict[str, Any]:
 def _from_sharegpt(row: dict[str, Any]) -> dict[str, Any]:
     turns = row["conversations"]
     if not isinstance(turns, list) or not turns:
-        raise FormatError("`conversations` is no list of messages.")
+        raise FormatError("`conversations` is not a list of messages.")
     messages = []
     for turn in turns:
         if not isinstance(turn, dict):
-            raise FormatError("a message is no JSON object.")
+            raise FormatError("a message is not a JSON object.")
         speaker, said = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
         if not isinstance(speaker, str) or not isinstance(said, str):
             part = "from" if not isinstance(speaker, str) else "value"
@@ -129,11 +129,11 @@ def _from_sharegpt(row: dict[str, Any]) -> dict[str, Any]:
 
 def _messages(messages: Any, field: str) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not messages:
-        raise FormatError(f"`{field}` is no list of messages.")
+        raise FormatError(f"`{field}` is not a list of messages.")
     made = []
     for message in messages:
         if not isinstance(message, dict):
-            raise FormatError("a message is no JSON object.")
+            raise FormatError("a message is not a JSON object.")
         # Arrow fills what a message lacks with nulls, which chat templates take for given.
         message = {key: value for key, value in message.items() if value is not None}
         calls = bool(message.get("tool_calls"))

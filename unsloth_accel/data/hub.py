@@ -1,4 +1,4 @@
-"""A data set of the hub, through the `datasets` library, which downloads it once and keeps it."""
+"""Datasets of the Hub, through the `datasets` library, which downloads each once and keeps it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def load(name: str, key: str, data: DataConfig | None, *, streaming: bool = False) -> Any:
-    """One split of it: `data.split` to train on, `data.eval_split` to evaluate; raises `ConfigError` with why not."""
+    """Load one split of a dataset: `data.split` to train on, `data.eval_split` to evaluate; raises `ConfigError`."""
     from datasets import load_dataset
 
     split = "train" if data is None else data.eval_split if key == "data.eval_path" else data.split

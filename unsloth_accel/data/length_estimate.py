@@ -1,4 +1,4 @@
-"""How long rows are, in tokens, before anything is loaded: from the first ones, without torch."""
+"""Estimate of row lengths in tokens, before anything is loaded: from the first rows, without torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 ROWS = 500
 CHARACTERS = 4.0
-"""Per token, where the model's tokenizer isn't on this machine: what English text has."""
+"""Characters per token of English text, used where the model's tokenizer isn't on this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class RowLengths:
     mean: float
     rows: int
     counted: bool
-    """Counted by the model's tokenizer, and not estimated from characters."""
+    """Whether the model's tokenizer counted them; otherwise they are estimated from characters."""
 
     def __str__(self) -> str:
         how = "counted" if self.counted else f"estimated from {CHARACTERS:g} characters per token"
@@ -35,7 +35,7 @@ class RowLengths:
 def row_lengths(data: DataConfig, model: str | Path, limit: int) -> RowLengths | None:
     """Lengths of up to the first `ROWS` rows of `data.path`, none counted above `limit` tokens.
 
-    None for a hub id, which a plan doesn't download, and where they can't be read; what is wrong is said elsewhere.
+    None for a hub id, which a plan doesn't download, and for rows that can't be read, which other checks report.
     """
     try:
         if locate(data.path).hub:

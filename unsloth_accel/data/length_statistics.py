@@ -1,4 +1,4 @@
-"""What the lengths of rows say: their distribution, what padding wastes and what packing would gain."""
+"""Statistics of row lengths: their distribution, what padding wastes and what packing would gain."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BINS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Of rows in tokens, before they are cut; the last two after."""
+    """Lengths of rows in tokens, before truncation; `padding` and `packed` are after it."""
 
     rows: int
     over: int
@@ -23,20 +23,20 @@ class Lengths:
     p95: int
     longest: int
     histogram: tuple[tuple[int, int, int], ...]
-    """From, to (both inclusive) and the number of rows."""
+    """Bins of the lengths: lowest and highest (both inclusive), and number of rows."""
     padding: float
     """Share of a padded batch that is padding, the mean over batches in a random order."""
     packed: int
-    """Rows of the limit's length into which best-fit-decreasing packing puts them all."""
+    """Number of rows of the limit's length after best-fit-decreasing packing."""
 
     @property
     def rows_each(self) -> float:
-        """That share a packed row."""
+        """Mean number of rows in a packed row."""
         return self.rows / self.packed
 
 
 def lengths_of(lengths: Sequence[int], limit: int, batch: int) -> Lengths:
-    """Figures of at least one row; `batch` rows are padded together."""
+    """Return the statistics of at least one row; `batch` rows are padded together."""
     ordered = sorted(lengths)
     kept = [min(length, limit) for length in lengths]
     return Lengths(
@@ -67,7 +67,7 @@ def _padding(lengths: Sequence[int], batch: int) -> float:
 
 
 def best_fit(lengths: Sequence[int], limit: int) -> list[int]:
-    """Tokens in each packed row: the longest first, each into the fullest row that has room (best-fit decreasing)."""
+    """Return the tokens in each packed row, filled best-fit decreasing: longest first, into the fullest with room."""
     room: list[int] = []  # of each packed row, ascending
     for length in sorted(lengths, reverse=True):
         index = bisect_left(room, length)

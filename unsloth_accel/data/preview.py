@@ -22,11 +22,11 @@ class PreviewedRow:
 
     place: str
     parts: tuple[tuple[str, bool], ...]
-    """Text of neighbouring tokens that are alike, and whether they are trained; special tokens are part of it."""
+    """Text of adjacent tokens that are alike, and whether they are trained; special tokens included."""
     ids: tuple[int, ...]
     labels: tuple[int, ...]
     length: int
-    """Tokens before it was cut."""
+    """Length in tokens, before truncation."""
     trained: int
 
 
@@ -41,9 +41,9 @@ class Preview:
     empty: int
     """Rows with nothing to learn."""
     batch: int
-    """Rows that would be padded together."""
+    """Number of rows that would be padded together."""
     whole: bool
-    """All rows were looked at."""
+    """Whether all rows were looked at."""
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)

@@ -26,7 +26,7 @@ class Rows:
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
-    """Of each row in its file."""
+    """Number of each row in its file."""
     files: list[tuple[int, str]] = field(default_factory=list)
     """The index of the first row that comes from each file, and the file's name."""
 
@@ -35,14 +35,14 @@ class Rows:
         return kind_of(self.rows[0])
 
     def place(self, index: int) -> str:
-        """Where a row stands: its number, with its file where there are several."""
+        """Return a row's number, with its file where there are several."""
         if len(self.files) < 2:
             return str(self.numbers[index])
         starts = [start for start, _ in self.files]
         return f"{self.files[bisect_right(starts, index) - 1][1]}:{self.numbers[index]}"
 
     def places(self, indices: Sequence[int]) -> str:
-        """`row 3`, `rows 3, 5`: the first 20, then how many more."""
+        """Return `row 3` or `rows 3, 5`: the first 20, then how many more."""
         shown = ", ".join(self.place(index) for index in indices[:MOST_SHOWN])
         more = f" and {len(indices) - MOST_SHOWN:,} more" if len(indices) > MOST_SHOWN else ""
         return f"row{'s' * (len(indices) != 1)} {shown}{more}"
@@ -96,7 +96,7 @@ def stream(path: str | Path, key: str, data: DataConfig) -> Iterator[dict[str, A
 def _checked(
     source: Source, key: str, data: DataConfig | None, *, streaming: bool = False
 ) -> Iterator[tuple[str, int, Any]]:
-    """File, number and canonical row, or the `Fault` in its place."""
+    """Yield file, number and canonical row, or the `Fault` in its place."""
     form, columns = (data.format, data.columns) if data else ("auto", {})
     hint = "" if columns else "; columns of other names: data.columns"
     first: str | None = None
@@ -105,7 +105,7 @@ def _checked(
             yield name, number, row
             continue
         if not isinstance(row, dict):
-            yield name, number, Fault("is no JSON object.", f"give every row {NEEDED}")
+            yield name, number, Fault("is not a JSON object.", f"give every row {NEEDED}")
             continue
         try:
             made = canonical(row, form, columns)
@@ -133,7 +133,7 @@ def _raw(source: Source, key: str, data: DataConfig | None, *, streaming: bool) 
 
 
 def no_step(count: int, size: int) -> Problem:
-    """Of rows that make no whole global batch, where smaller ones are left out."""
+    """Return the problem of too few rows for one global batch where incomplete batches are dropped."""
     consequence = f"{count} rows are fewer than batch.global_size={size} and incomplete batches are left out: no step."
     fix = "training.dataloader_drop_last=false, a smaller batch.global_size, or more rows"
     return Problem(key="training.dataloader_drop_last", value=True, consequence=consequence, fix=fix)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..config.run_config import RunConfig
 
 BUFFER = 1_000
-"""Rows among which the next one is drawn: all that is ever held."""
+"""Rows in the shuffle buffer, the only ones held in memory."""
 _BATCH = 32
 """Rows tokenised at once."""
 
@@ -53,7 +53,7 @@ def streamed(run: RunConfig, tokenizer: Any) -> IterableDataset:
 
 
 def _tokens(run: RunConfig, tokenise: Tokenise, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Every pass over the rows, one after another."""
+    """Yield the tokenised rows of every pass over the data, one after another."""
     training = run.training
     chance = random.Random(training.get("data_seed") or training.get("seed", 42))
     while True:
@@ -73,7 +73,7 @@ def _tokens(run: RunConfig, tokenise: Tokenise, columns: list[str]) -> Iterator[
 
 
 def _shuffled(rows: Iterator[dict[str, Any]], chance: random.Random) -> Iterator[dict[str, Any]]:
-    """Every row once, drawn from a buffer."""
+    """Yield every row once, drawn from a buffer at random."""
     held = list(islice(rows, BUFFER))
     for row in rows:
         index = chance.randrange(len(held))

@@ -1,4 +1,4 @@
-"""From canonical rows to tokens and what of them is trained: the one place that training and `preview` share.
+"""Tokenising canonical rows, and choosing the trained tokens: shared by training and `preview`.
 
 Chats go through the tokenizer's chat template. Their responses are found by Unsloth's own `train_on_responses_only`.
 Text and completions end with the end-of-sequence token, as TRL has it, so that the model learns to stop.
@@ -24,23 +24,23 @@ IGNORED = -100
 """The label of a token that is not trained: torch's and transformers' `ignore_index`."""
 Batch = dict[str, list[Any]]
 _QUIET = {"verbose": False}
-"""Without the warning about rows longer than the model takes: they are counted and cut."""
+"""Arguments that silence the tokenizer's warning about rows longer than the model takes: they are counted and cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything but rows and tokenizer that decides which tokens come out."""
+    """Settings that decide which tokens come out, beside rows and tokenizer."""
 
     kind: str
     """`messages`, `prompt-completion` or `text`."""
     responses: bool
     """Train only on the assistant's messages or the completion."""
     limit: int
-    """Tokens."""
+    """Maximum length in tokens."""
     keep: str = "keep_start"
-    """Which end of a longer row stays: TRL's truncation_mode."""
+    """End of a longer row that stays: TRL's truncation_mode."""
     cut: bool = True
-    """Longer rows are cut; not where they get dropped, or packing divides them."""
+    """Whether longer rows are cut; False where they are dropped, or packing divides them."""
 
     @classmethod
     def of(cls, run: RunConfig, kind: str) -> Recipe:
@@ -59,7 +59,7 @@ class Recipe:
 
 
 def responses_need_turns() -> Problem:
-    """Of `data.train_on: responses` with rows of plain text."""
+    """Return the problem of `data.train_on: responses` with rows of plain text."""
     consequence = "needs rows of chats or of prompts with completions to know what a response is; these are text."
     fix = "data.train_on=all, or give rows with messages, or with prompt and completion"
     return Problem(key="data.train_on", value="responses", consequence=consequence, fix=fix)
@@ -170,7 +170,7 @@ def choose_template(tokenizer: Any, run: RunConfig) -> None:
 
 
 def fingerprint_of(tokenizer: Any, recipe: Recipe) -> str:
-    """What distinguishes the tokens that `tokenizer` makes by `recipe` from others, the same in every process."""
+    """Return a fingerprint of the tokens that `tokenizer` makes by `recipe`, the same in every process."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
     if backend is not None:  # using a tokenizer resets these two
@@ -180,7 +180,7 @@ def fingerprint_of(tokenizer: Any, recipe: Recipe) -> str:
 
 
 def _common(ids: list[int], prompt: list[int]) -> int:
-    """How many tokens both begin with: at the border the prompt's last may merge with the completion's first."""
+    """Return the number of equal leading tokens: the prompt's last token may merge with the completion's first."""
     return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(ids, prompt, strict=False))))
 
 

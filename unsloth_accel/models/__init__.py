@@ -1,1 +1,1 @@
-"""What a model is: its shapes and where its files lie, without loading it."""
+"""Models: their shapes, and where their files lie, without loading them."""

@@ -18,12 +18,12 @@ from ..registry import Registry
 Shape = tuple[int, ...]
 Parameters = Iterator[tuple[str, Shape]]
 MAX_LAYERS = 10_000
-"""More decoder blocks than any model has; above it a config.json is nonsense and would only be slow."""
+"""Most decoder blocks that a model may have; a config.json with more is nonsense and would only be slow."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """The sizes of a model, in elements. A number that an unknown architecture doesn't tell is 0."""
+    """Sizes of a model, in elements. A number that an unknown architecture doesn't tell is 0."""
 
     hidden_size: int
     intermediate_size: int
@@ -34,22 +34,22 @@ class Sizes:
     vocab_size: int
     tie_word_embeddings: bool
     num_experts: int
-    """0 for a dense model."""
+    """Experts per layer; 0 for a dense model."""
     experts_per_token: int
-    """0 for a dense model."""
+    """Experts that each token is routed to; 0 for a dense model."""
     moe_intermediate_size: int
-    """Of one expert; 0 for a dense model."""
+    """MLP width of one expert; 0 for a dense model."""
     max_position_embeddings: int
-    """Tokens. Of `known shapes` a hint only: base and instruct models share a shape and may differ here."""
+    """Context length in tokens; in `known shapes` a hint only, since base and instruct models share a shape."""
 
     def sizes(self) -> dict[str, Any]:
-        """These alone, by name."""
+        """Return the sizes by name."""
         return {field.name: getattr(self, field.name) for field in fields(Sizes)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dimensions(Sizes):
-    """What of a config.json decides shapes."""
+    """Values of a config.json that decide shapes."""
 
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -58,7 +58,7 @@ class Dimensions(Sizes):
     mlp_only_layers: tuple[int, ...] = ()
 
     def is_sparse(self, layer: int) -> bool:
-        """Whether decoder block `layer` is a mixture of experts."""
+        """Return whether decoder block `layer` is a mixture of experts."""
         chosen = (layer + 1) % self.decoder_sparse_step == 0
         return self.num_experts > 0 and chosen and layer not in self.mlp_only_layers
 
@@ -68,16 +68,16 @@ class Architecture:
     """A family of models; one of your own is added by `ARCHITECTURES.add`."""
 
     name: str
-    """model_type of its config.json."""
+    """`model_type` in its config.json."""
     decoder_layer_class: str
     """The class of a decoder block in transformers, for FSDP's transformer_layer_cls_to_wrap."""
     block: Callable[[Dimensions, int], Parameters]
     """Parameters of a decoder block, from its number; names are relative to the block."""
     defaults: Mapping[str, Any]
-    """Values of config.json's keys where it has none."""
+    """Default values of config.json's keys."""
     final_norm: str = "norm"
     biased: bool = False
-    """The final norm and lm_head have a bias."""
+    """Whether the final norm and lm_head have a bias."""
 
 
 def parameters(architecture: Architecture, dims: Dimensions) -> Parameters:
@@ -201,8 +201,8 @@ def _family(
     max_position_embeddings: int,
     **others: Any,
 ) -> Architecture:
-    """`sizes`: vocab, hidden, intermediate, layers, heads, key-value heads (None: as many as heads); `others` are more
-    defaults."""
+    """Return an `Architecture`; `sizes`: vocab, hidden, intermediate, layers, heads, key-value heads (None: as many as
+    heads); `others` are more defaults."""
     keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     defaults: dict[str, Any] = dict(zip((*keys, "num_key_value_heads"), sizes, strict=True))
     defaults |= {"max_position_embeddings": max_position_embeddings, "tie_word_embeddings": False} | others
@@ -264,7 +264,7 @@ def read_dimensions(config: Mapping[str, Any], defaults: Mapping[str, Any], wher
     def number(key: str, least: int = 1, default: int = 0) -> int:
         value = values.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
-            wrong(key, value, "is no whole number, so the model has no shape.")
+            wrong(key, value, "is not a whole number, so the model has no shape.")
             return least
         if value < least:
             wrong(key, value, f"must be at least {least}.")

@@ -1,4 +1,4 @@
-"""Where a model's config.json is: in a directory, in the hub cache, among the known shapes, or on the hub."""
+"""Finding a model's config.json: in a directory, in the hub cache, among the known shapes, or on the hub."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Found:
     """A model's config.json."""
 
     config: dict[str, Any]
-    """Its keys and values; `model_type` is among them, a word."""
+    """Keys and values of config.json, with the string `model_type` among them."""
     where: str
-    """The file, for errors."""
+    """Path of the file, for errors."""
     directory: Path | None = None
-    """Where its weights would be."""
+    """Directory that would hold its weights."""
     has_weights: bool = False
     """Whether `directory` is meant to hold them, so that missing ones are an error."""
     known: bool = False
-    """It is one of the library's own."""
+    """Whether it is one of the library's own shapes."""
 
 
 def find_model(name: str, revision: str | None = None) -> Found:
@@ -97,7 +97,7 @@ def read_config(path: Path) -> dict[str, Any]:
         consequence = f"can't be read: {first_line(error)}."
         raise ConfigError(Problem(key=str(path), consequence=consequence, fix=fix)) from None
     if not isinstance(values, dict):
-        raise ConfigError(Problem(key=str(path), consequence="is no mapping of keys to values.", fix=fix))
+        raise ConfigError(Problem(key=str(path), consequence="is not a mapping of keys to values.", fix=fix))
     if not isinstance(values.get("model_type"), str):
         consequence = "has no model_type, so transformers can't load it."
         raise ConfigError(Problem(key=str(path), value=values.get("model_type"), consequence=consequence, fix=fix))
@@ -136,7 +136,7 @@ def _cached(name: str, revision: str | None) -> Found | None:
 
 
 def _complete(snapshot: Path) -> bool:
-    """Whether all weights were downloaded: a cache that lacks some is no fault, they come when the model is loaded."""
+    """Return whether all weights were downloaded; missing ones are no fault, they come when the model is loaded."""
     if (snapshot / SINGLE).is_file():
         return True
     try:
@@ -187,7 +187,7 @@ def _download(name: str, revision: str | None) -> Path:
 
 
 def _within(seconds: float, call: Callable[[], Path]) -> Path:
-    """What `call` returns or raises, or `TimeoutError`: huggingface_hub itself retries for much longer."""
+    """Return or raise what `call` does, or raise `TimeoutError`: huggingface_hub itself retries for much longer."""
     done: Future[Path] = Future()
 
     def work() -> None:
@@ -209,7 +209,7 @@ def _offline() -> bool:
 
 
 def may_be_hub_id(name: str) -> bool:
-    """Whether `name` has the form of a hub id, and is no path here: of an owner that exists, it would be one."""
+    """Return whether `name` has the form of a hub id, and is no path here: of an owner that exists, it would be one."""
     owner, _, model = name.partition("/")
     if name.startswith((".", "~", "/")) or "\0" in name or "/" in model:
         return False

@@ -1,4 +1,4 @@
-"""How many parameters a LoRA adapter trains, as PEFT 0.21 counts on a transformers 5.17 model.
+"""Number of parameters that a LoRA adapter trains, as PEFT 0.21 counts on a transformers 5.17 model.
 
 What PEFT does is mirrored where it surprises:
 - `all-linear` is every nn.Linear but lm_head. Experts that are fused into three-dimensional parameters are none, so on
@@ -60,7 +60,7 @@ def lora_parameters(
     nothing, which PEFT passes over in silence as long as another name matches, and where PEFT would refuse.
     """
     if isinstance(r, bool) or not isinstance(r, int) or r < 1:
-        raise ConfigError(Problem(key="lora.r", value=r, consequence="is no rank.", fix="give 1 or more"))
+        raise ConfigError(Problem(key="lora.r", value=r, consequence="must be at least 1.", fix="give 1 or more"))
     modules = _modules(spec)
     saved = _saved(modules, modules_to_save)
     targets = _targets(spec, modules, target_modules, layers)
@@ -181,7 +181,7 @@ def _matching(pattern: str, names: Iterable[str]) -> set[str]:
     try:
         found = {name for name in names if re.fullmatch(pattern, name)}
     except re.error as error:
-        consequence, fix = f"is no regular expression: {error}.", "all-linear, or a list such as [q_proj, v_proj]"
+        consequence, fix = f"is not a regular expression: {error}.", "all-linear, or a list such as [q_proj, v_proj]"
         raise ConfigError(Problem(key=KEY, value=pattern, consequence=consequence, fix=fix)) from None
     if not found:
         consequence = "matches no module's whole name."
@@ -191,10 +191,10 @@ def _matching(pattern: str, names: Iterable[str]) -> set[str]:
 
 
 def _supported(given: str, found: set[str], linear: Collection[str]) -> frozenset[str]:
-    """`found`, where PEFT has LoRA for each of them."""
+    """Return `found`; raise `ConfigError` if PEFT has no LoRA for one of them."""
     other = sorted(found.difference(linear) - {"lm_head", "model.embed_tokens"})
     if other:
-        consequence = f"means {other[0]}, which is no linear layer, so PEFT refuses it."
+        consequence = f"means {other[0]}, which is not a linear layer, so PEFT refuses it."
         raise ConfigError(Problem(key=KEY, value=given, consequence=consequence, fix=_names(linear)))
     return frozenset(found)
 
@@ -205,7 +205,7 @@ def _unknown(spec: ModelSpec, word: str, linear: Iterable[str], layers: Collecti
         consequence = f"is in none of the layers {sorted(layers or ())}."
         fix = f"layers from 0 to {spec.num_layers - 1}"
     elif any(tensor.name.endswith(f".{word}") for tensor in spec.tensors):
-        consequence = "is a parameter of its own, no linear layer; PEFT reaches it by target_parameters alone."
+        consequence = "is a parameter of its own, not a linear layer; PEFT reaches it by target_parameters alone."
         fix = _names(linear)
     else:
         consequence = f"matches no module of a {spec.model_type} model, so nothing would be trained for it."
@@ -223,5 +223,5 @@ def _in_layers(name: str, layers: Collection[int] | None) -> bool:
 
 
 def _covers(word: str, name: str) -> bool:
-    """Whether PEFT keeps LoRA off `name` because `word` is in modules_to_save."""
+    """Return whether PEFT keeps LoRA off `name` because `word` is in modules_to_save."""
     return re.match(rf"(^|.*\.){word}($|\..*)", name) is not None

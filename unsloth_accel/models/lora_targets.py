@@ -1,4 +1,4 @@
-"""Which modules a run's adapter trains, as Unsloth takes them, and how many parameters that is."""
+"""Modules that a run's adapter trains, as Unsloth takes them, and the number of their parameters."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from ..errors import ConfigError, Problem
 from .spec import ModelSpec
 
 WHOLE = ("embed_tokens", "lm_head")
-"""Unsloth trains these whole where they are among the target modules (unsloth/models/_utils.py:
+"""Modules that Unsloth trains whole where they are targets (unsloth/models/_utils.py:
 `_redirect_embedding_targets`)."""
 MLP = ("gate_proj", "up_proj", "down_proj")
-"""Where one of these is asked for, Unsloth gives every expert of a mixture LoRA of rank r (unsloth/models/llama.py:
+"""Targets for which Unsloth gives every expert of a mixture LoRA of rank r (unsloth/models/llama.py:
 `get_moe_target_parameters`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
     modules: tuple[str, ...]
-    """What stands in lora.target_modules once `all-linear` is spelt out."""
+    """Target modules, with `all-linear` spelt out."""
     parameters: int
-    """Trained, over all of them."""
+    """Number of trained parameters, over all modules."""
     whole: tuple[str, ...] = ()
-    """Of `modules`, those that are trained whole."""
+    """Modules among `modules` that are trained whole."""
 
 
 def targets(run: RunConfig, spec: ModelSpec) -> Targets:
-    """What `run` trains of the model `spec`.
+    """Return what `run` trains of the model `spec`.
 
     `all-linear` is every nn.Linear in the decoder blocks, and the experts of a mixture: for Llama-style models the
     seven projections. Raises `ConfigError` for names that match nothing, and where nothing is left to get LoRA.
@@ -57,6 +57,6 @@ def _all_linear(spec: ModelSpec) -> list[str]:
 
 
 def _expert_parameters(spec: ModelSpec, r: int) -> int:
-    """r × (in + out) for every fused weight of every expert."""
+    """Return the sum of r × (in + out) over every fused weight of every expert."""
     fused = [tensor.shape for tensor in spec.tensors if ".experts." in tensor.name and len(tensor.shape) == 3]
     return sum(shape[0] * r * (shape[1] + shape[2]) for shape in fused if prod(shape))

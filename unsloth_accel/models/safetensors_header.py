@@ -1,4 +1,4 @@
-"""What a safetensors checkpoint holds, from its headers alone: no tensor is read, and neither torch nor safetensors.
+"""Contents of a safetensors checkpoint, from its headers alone: reads no tensor, needs neither torch nor safetensors.
 
 The format (github.com/huggingface/safetensors, README.md): eight bytes with the little-endian length of the header, a
 JSON object of name to dtype, shape and data_offsets, then the tensors' bytes.
@@ -17,7 +17,7 @@ from ..errors import ConfigError, Problem
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_HEADER = 100_000_000
-"""Bytes; the safetensors library refuses a longer header (MAX_HEADER_SIZE in safetensors/src/tensor.rs)."""
+"""Most bytes of a header; the safetensors library refuses more (MAX_HEADER_SIZE in safetensors/src/tensor.rs)."""
 DTYPES = {
     "F64": ("float64", 8),
     "F32": ("float32", 4),
@@ -36,7 +36,7 @@ DTYPES = {
     "U8": ("uint8", 1),
     "BOOL": ("bool", 1),
 }
-"""Torch's name and the bytes of one element, by the header's dtype."""
+"""Torch's name, and the bytes of one element, by the header's dtype."""
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 
@@ -83,14 +83,14 @@ def read_header(path: Path) -> list[Stored]:
             if start == b"version ":  # git-lfs.com/spec/v1: a pointer's first line is `version https://git-lfs…`
                 raise _bad(path, "is a Git LFS pointer, not the weights.", "git lfs pull")
             if len(start) < 8 or not 2 <= length <= min(MAX_HEADER, size - 8):
-                raise _bad(path, f"is no whole safetensors file: {size} bytes, of which its header says {length}.")
+                raise _bad(path, f"is not a whole safetensors file: {size} bytes, of which its header says {length}.")
             header = json.loads(file.read(length))
     except OSError as error:
         raise _bad(path, f"can't be read: {error.strerror or error}.", "give a readable file") from None
     except (ValueError, RecursionError):
-        raise _bad(path, "is no safetensors file: its header is not JSON.") from None
+        raise _bad(path, "is not a safetensors file: its header is not JSON.") from None
     if not isinstance(header, dict):
-        raise _bad(path, "is no safetensors file: its header holds no tensors.")
+        raise _bad(path, "is not a safetensors file: its header holds no tensors.")
     header.pop("__metadata__", None)
     tensors = [_tensor(path, name, entry) for name, entry in header.items()]
     end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)

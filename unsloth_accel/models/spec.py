@@ -1,4 +1,4 @@
-"""ModelSpec: what a model is made of, exactly, without loading it and without torch."""
+"""ModelSpec: a model's exact sizes and parameters, without loading it and without torch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Tensor:
     dtype: str
     """Torch's name, such as bfloat16: the checkpoint's, or config.json's where none was read or it is quantized."""
     bytes: int
-    """In `dtype`: of the parameter, not of its quantized form."""
+    """Bytes of the parameter in `dtype`, not of its quantized form."""
 
     @property
     def numel(self) -> int:
@@ -46,7 +46,7 @@ class Linear(NamedTuple):
     """The weight of one nn.Linear."""
 
     name: str
-    """Of the module, without `.weight`."""
+    """Name of the module, without `.weight`."""
     out_features: int
     in_features: int
 
@@ -61,19 +61,19 @@ class ModelSpec(Sizes):
     name: str
     model_type: str
     source: Source
-    """What it was counted from. Shapes are config.json's; headers confirm them and give dtype and stored bytes."""
+    """Source of the counts. Shapes are config.json's; headers confirm them and give dtype and stored bytes."""
     dtype: str
-    """Of the checkpoint's weights, or what they were quantized from."""
+    """Dtype of the checkpoint's weights, or of those that were quantized."""
     quantization: str | None
-    """None, or how the checkpoint is quantized: bnb-4bit, bnb-8bit, mxfp4, gptq, awq, fp8, …"""
+    """Quantization of the checkpoint (bnb-4bit, bnb-8bit, mxfp4, gptq, awq, fp8, …), or None."""
     unquantized_modules: tuple[str, ...] = ()
     """Patterns of the modules that a quantized checkpoint keeps in `dtype` (llm_int8_skip_modules)."""
     decoder_layer_class: str
-    """Its name in transformers, for FSDP's transformer_layer_cls_to_wrap; empty for an unknown architecture."""
+    """Class of a decoder block, for FSDP's transformer_layer_cls_to_wrap; empty for an unknown architecture."""
     tensors: tuple[Tensor, ...]
-    """Every parameter; a tied lm_head is none of its own."""
+    """All parameters; a tied lm_head counts once, as the embeddings."""
     stored_bytes: int | None = None
-    """Of all tensors in the checkpoint, quantization states included; None where no headers were read."""
+    """Bytes of all tensors in the checkpoint, quantization states included; None where no headers were read."""
     towers: tuple[str, ...] = ()
     """Keys of config.json that describe another model beside the text model, of images or sound."""
     problems: tuple[Problem, ...] = ()
@@ -99,22 +99,22 @@ class ModelSpec(Sizes):
 
     @property
     def num_parameters(self) -> int:
-        """`sum(p.numel() for p in model.parameters())`."""
+        """Number of all parameters: `sum(p.numel() for p in model.parameters())`."""
         return sum(tensor.numel for tensor in self.tensors)
 
     @property
     def embedding_parameters(self) -> int:
-        """Of the input embeddings."""
+        """Number of parameters of the input embeddings."""
         return sum(tensor.numel for tensor in self.tensors if tensor.name.endswith("embed_tokens.weight"))
 
     @property
     def lm_head_parameters(self) -> int:
-        """Of lm_head, its bias included; 0 where it is tied to the input embeddings."""
+        """Number of parameters of lm_head, bias included; 0 where it is tied to the input embeddings."""
         return sum(tensor.numel for tensor in self.tensors if tensor.name.startswith("lm_head."))
 
     @property
     def layer_parameters(self) -> int:
-        """Of the largest decoder block."""
+        """Number of parameters of the largest decoder block."""
         blocks: Counter[str] = Counter()
         for tensor in self.tensors:
             if block := _BLOCK.search(tensor.name):
@@ -123,7 +123,7 @@ class ModelSpec(Sizes):
 
     @property
     def active_parameters(self) -> int:
-        """Those that one token uses: all but the experts that it is not routed to; embeddings and lm_head count."""
+        """Number of parameters that one token uses: all, embeddings included, but the experts it is not routed to."""
         if not self.num_experts:
             return self.num_parameters
         experts = sum(tensor.numel for tensor in self.tensors if ".experts." in tensor.name)
@@ -195,9 +195,9 @@ def nf4_bytes(numel: int) -> int:
 
 
 TOWERS = ("vision_config", "audio_config", "speech_config")
-"""What transformers calls the configs of such models."""
+"""Keys of config.json under which transformers keeps the configs of vision and audio models."""
 TOWER = "towers"
-"""`Problem.rule` of a model that has one and can't be counted."""
+"""`Problem.rule` of a model that has such a config and can't be counted."""
 
 
 def from_config(
@@ -324,7 +324,8 @@ def _is_linear(tensor: Tensor) -> bool:
 
 
 def _kept(module: str, patterns: Iterable[str]) -> bool:
-    """Whether bitsandbytes leaves `module` alone: `should_convert_module` in transformers' quantizers_utils.py."""
+    """Return whether bitsandbytes leaves `module` alone (transformers, quantizers_utils.py:
+    `should_convert_module`)."""
     return any(module.endswith(pattern) or _matches(pattern, module) for pattern in patterns)
 
 
@@ -343,7 +344,7 @@ def _dtype(config: Mapping[str, Any], stored: list[Stored], where: str) -> str:
         if word in ITEM_SIZES:
             return word
         fix = f"use one of: {', '.join(ITEM_SIZES)}."
-        raise ConfigError(Problem(key=f"{where}: dtype", value=given, consequence="is no dtype.", fix=fix))
+        raise ConfigError(Problem(key=f"{where}: dtype", value=given, consequence="is not a dtype.", fix=fix))
     floats: Counter[str] = Counter()
     for tensor in stored:
         if tensor.dtype in ("float64", "float32", "float16", "bfloat16"):
@@ -352,7 +353,7 @@ def _dtype(config: Mapping[str, Any], stored: list[Stored], where: str) -> str:
 
 
 def _quantization(config: Mapping[str, Any], where: str) -> tuple[str | None, tuple[str, ...]]:
-    """How the checkpoint is quantized, and the modules that aren't."""
+    """Return how the checkpoint is quantized, and the modules that aren't."""
     given = config.get("quantization_config")
     if given is None:
         return None, ()
