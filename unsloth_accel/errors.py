@@ -1,4 +1,4 @@
-"""What is wrong with a run, said so that the reader can mend it.
+"""Errors and problems of a run, told so that the reader can fix them.
 
 Every check in this package returns `Problem`s instead of raising, so that all of them are shown at once.
 """
@@ -18,10 +18,10 @@ class UnslothAccelError(Exception):
 
     exit_status = 1
     on_every_rank = False
-    """All ranks raise it alike, so that telling it once is enough."""
+    """Whether all ranks raise it alike, so that telling it once is enough."""
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython, and so a notebook's cell, shows instead of a traceback."""
+        """Return what IPython, and so a notebook's cell, shows instead of a traceback."""
         return [f"{type(self).__name__}: {self}"]
 
 
@@ -30,20 +30,20 @@ class Problem:
     """One thing wrong with a description, a config file or a data set."""
 
     key: str
-    """Where it stands: a dotted config key, or `file:line`."""
+    """Dotted config key, or `file:line`."""
     value: Any = None
-    """What was found there; None when there is nothing to show."""
+    """Value found there; None when there is nothing to show."""
     consequence: str
-    """What is wrong, or what would happen."""
+    """Sentence on what is wrong, or what would happen."""
     fix: str
-    """What to write or run instead."""
+    """Text to write or command to run instead."""
     severity: Severity = "error"
     file: str = ""
-    """The file it stands in; empty when there is none or the key says it."""
+    """File that holds the key; empty when there is none or the key says it."""
     line: int | None = None
-    """Its line in `file`, from 1."""
+    """Line in `file`, from 1."""
     rule: str = ""
-    """The validation rule that found it."""
+    """Id of the validation rule that found it."""
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}: " if self.line else f"{self.file}: " if self.file else ""
@@ -72,7 +72,7 @@ class LaunchError(UnslothAccelError):
 
 
 def errors(problems: Iterable[Problem]) -> list[Problem]:
-    """Those of `problems` that stop a run."""
+    """Return those of `problems` that stop a run."""
     return [problem for problem in problems if problem.severity == "error"]
 
 
@@ -83,12 +83,12 @@ def raise_errors(problems: Sequence[Problem]) -> None:
 
 
 def close_match(word: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that `word` is most likely a misspelling of."""
+    """Return the one of `known` that `word` is most likely a misspelling of."""
     return next(iter(difflib.get_close_matches(word[:200], sorted(known), n=1, cutoff=0.6)), None)
 
 
 def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """A fix for an unknown `word`: the nearest of `known` (behind `prefix`), or all of them when none is near."""
+    """Return a fix for an unknown `word`: the nearest of `known` (behind `prefix`), or all of them if none is near."""
     known = sorted(known)
     close = close_match(word, known)
     if close:
@@ -99,12 +99,12 @@ def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def rows_text(count: int) -> str:
-    """`1 row`, `2 rows`."""
+    """Return `1 row`, `2 rows`."""
     return f"{count} row{'s' * (count != 1)}"
 
 
 def yaml_fault(error: Exception) -> str:
-    """What is wrong with a YAML text, and in which line, from PyYAML's error."""
+    """Return what is wrong with a YAML text, and in which line, from PyYAML's error."""
     mark = getattr(error, "problem_mark", None)
     where = f"line {mark.line + 1}: " if mark else ""
     return f"{where}{getattr(error, 'problem', None) or first_line(error)}."
@@ -116,5 +116,5 @@ def first_line(error: Exception) -> str:
 
 
 def shortened(text: str, limit: int) -> str:
-    """`text`, or as much of its beginning as `limit` characters hold, with a sign that more would follow."""
+    """Return `text`, cut to `limit` characters with an ellipsis if it is longer."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

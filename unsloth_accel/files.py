@@ -1,4 +1,4 @@
-"""Files: written so that a reader, or a crash, never meets half of one; asked about under any name."""
+"""Atomic writing of files and directories, and tests for them that take any name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 is_directory, is_file = os.path.isdir, os.path.isfile
-"""False also for a name that no file can have, at which `Path.is_dir` and `Path.is_file` raise."""
+"""Tests that are False for a name no file can have, at which `Path.is_dir` and `Path.is_file` raise."""
 
 
 def write_atomically(path: str | Path, text: str) -> None:
@@ -33,7 +33,7 @@ def write_atomically(path: str | Path, text: str) -> None:
 
 @contextmanager
 def replacing_directory(path: str | Path) -> Iterator[Path]:
-    """A temporary directory beside `path` that takes its place when the block ends well.
+    """Yield a temporary directory beside `path` that takes its place when the block ends well.
 
     A directory can't be replaced in one step; the old one is moved aside first, and moved back if that fails.
     """

@@ -18,15 +18,14 @@ class Method:
     about: str
     """One line for people."""
     module: str
-    """What each launched process runs. It has `config_fields`, `prepare_data` and `make_trainer`, which
+    """Module that each launched process runs. It has `config_fields`, `prepare_data` and `make_trainer`, which
     `training.process` calls, and is `training.process.main` as a program."""
 
     # The trainer's config.
     config_class: str
-    """`training` in run.yaml takes its fields."""
+    """Config class of the trainer; `training` in run.yaml takes its fields."""
     config_sources: tuple[str, ...]
-    """Where the fields are declared, as package/file.py:Class, the class inherited from first: they are read without
-    importing."""
+    """Classes that declare the fields, as package/file.py:Class, base classes first; read without importing."""
     trainer_class: str
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     """Fields of its config that have one place of their own in run.yaml; set twice they could disagree."""
@@ -41,7 +40,7 @@ class Method:
     sequences_per_row: int = 1
     """Sequences that the model reads for one row: two for a pair."""
     reference_passes: int = 0
-    """Forward passes beside the trained one, as of a reference model."""
+    """Forward passes beside the trained one, such as a reference model's."""
 
     @property
     def config_name(self) -> str:
@@ -75,4 +74,4 @@ METHODS: Registry[Method] = Registry(
     ],
 )
 USUAL_METHOD = "sft"
-"""Where run.yaml names none."""
+"""Method of a run.yaml that names none."""

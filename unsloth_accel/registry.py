@@ -26,7 +26,7 @@ class Registry(Generic[Record]):
     """Records by name, in the order in which they were added."""
 
     def __init__(self, key: str, records: Iterable[Record]) -> None:
-        """`key` is what a user writes a name of this kind at, for errors."""
+        """Hold `records`; `key` is the config key that takes a name of this kind, for errors."""
         self.key = key
         self.added: list[str] = []
         """The names of records from outside."""
@@ -38,7 +38,7 @@ class Registry(Generic[Record]):
         self.added.append(record.name)
 
     def get(self, name: object) -> Record | None:
-        """The record of that name; None where there is none, or `name` is no name."""
+        """Return the record of that name; None where there is none, or `name` is not a name."""
         return self._all().get(name) if isinstance(name, str) else None
 
     def __getitem__(self, name: str) -> Record:
@@ -77,11 +77,11 @@ def _import_plugins() -> None:
         except Exception as error:  # whatever a module of the user's does wrong
             _imported.discard(name)
             consequence = f"{type(error).__name__}: {first_line(error)}: what it would add is unknown."
-            fix = f"mend it, put it where Python finds it (PYTHONPATH), or take it out of {PLUGINS}"
+            fix = f"fix it, put it where Python finds it (PYTHONPATH), or take it out of {PLUGINS}"
             raise ConfigError(Problem(key=PLUGINS, value=name, consequence=consequence, fix=fix)) from None
 
 
 def imported(path: str) -> Any:
-    """What a record names as `package.module.name`."""
+    """Import and return the object that a record names as `package.module.name`."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)

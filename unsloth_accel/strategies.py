@@ -14,8 +14,8 @@ from typing import Any, Literal
 from .registry import Registry
 
 Loading = Literal["whole", "sent", "cut", "shards", "16-bit shards"]
-"""How weights get onto a GPU: each loads the `whole` model; so, and rank 0 has `sent` its own to all; so, and it was
-`cut` when its shards were made; each loads its `shards` only; `16-bit shards` likewise, but of 4 bit the whole."""
+"""Loading of weights onto a GPU: the `whole` model; the whole, which rank 0 has also `sent` to all; the whole, also
+`cut` into shards; a process's own `shards` only; `16-bit shards`: own shards, but a 4-bit model whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,22 +24,22 @@ class Strategy:
     about: str
     """One line for people."""
     reason: str = ""
-    """Why a plan takes it where nothing is known about the model's size; empty where only a user's word is a reason."""
+    """Reason to plan it where nothing is known about the model's size; empty where only a user's word is a reason."""
     never_chosen: str = ""
-    """Why a plan never takes it unless it is asked for; empty where it may."""
+    """Reason why a plan never takes it unless it is asked for; empty where it may."""
 
     # What it divides, and where it runs.
     one_process: bool = False
-    """It is one process; any other strategy needs at least two."""
+    """Whether it is one process; any other strategy needs at least two."""
     shards_weights: bool = False
-    """Its processes divide the frozen weights among them."""
+    """Whether its processes divide the frozen weights among them."""
     flattens: bool = False
-    """It does so in flat pieces without names and shapes, instead of DTensors."""
+    """Whether it divides them in flat pieces without names and shapes, instead of DTensors."""
     processes_per_row: int = 1
     """Processes that compute the same rows together; the others are data parallel."""
     runs_on_cpu: bool = True
     by_unsloth: bool = False
-    """Unsloth itself does it, so that not even a script without our launch can do without Unsloth."""
+    """Whether Unsloth itself implements it, so that a script started without our launch needs Unsloth, too."""
 
     # What accelerate is told.
     distributed_type: Literal["NO", "MULTI_GPU", "FSDP"]
@@ -48,77 +48,77 @@ class Strategy:
     fsdp_config: Mapping[str, Any] = field(default_factory=dict)
     """Keys of accelerate's fsdp_config that are its own; `fsdp_version` first."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables that choose it, where accelerate's config can't say it; the first one does, the others say how."""
+    """Variables that select it where accelerate's config can't; the first one does, the others configure it."""
     environment_16_bit: Mapping[str, str] = field(default_factory=dict)
-    """More of them where the weights are not in 4 bit."""
+    """Further variables where the weights are not in 4 bit."""
     process_environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that each of its processes sets for itself."""
 
     adapter: str = ""
-    """Import path of what makes an Accelerator fit it: called with each before it wraps a model, in a launched process;
-    it does nothing under another strategy."""
+    """Import path of the function that fits an Accelerator to it: called with each before it wraps a model, in a
+    launched process; it does nothing under another strategy."""
 
     # What it needs, and what it can't do.
     needs: tuple[str, ...] = ("CPU backend",)
-    """What the installed packages must have, by the names in `capabilities.patches`."""
+    """Capabilities that the installed packages must have, by the names in `capabilities.patches`."""
     cannot: Mapping[str, str] = field(default_factory=dict)
-    """What fails under it, as a sentence each: `4bit`, `bitsandbytes` (optimizers), `generate`."""
+    """Features that fail under it, with a sentence each: `4bit`, `bitsandbytes` (optimizers), `generate`."""
     steps_bitsandbytes: bool = True
-    """bitsandbytes' optimizers can step its parameters; otherwise torch's fused AdamW takes their place."""
+    """Whether bitsandbytes' optimizers can step its parameters; otherwise torch's fused AdamW takes their place."""
     saves_fused: bool = True
-    """The state of a fused optimizer can be put together for a checkpoint."""
+    """Whether the state of a fused optimizer can be put together for a checkpoint."""
     optimizer_state: str = "whole"
-    """How its checkpoints keep the optimizer: as one process does, by parameters' names, or in a form of its own."""
+    """Form of the optimizer in its checkpoints: as one process keeps it, by parameters' names, or a form of its own."""
     reads: tuple[str, ...] = ("whole", "named")
-    """The forms of `optimizer_state` that it can go on from."""
+    """Forms of `optimizer_state` that it can resume from."""
 
     # Memory (planning.memory_estimate).
     loading: Loading = "whole"
     gathered_blocks: int = 0
     """Decoder blocks whose weights are gathered at the peak."""
     gathers_outer: bool = False
-    """Input embeddings and output head are gathered beside them all along, not only at the loss."""
+    """Whether input embeddings and output head are gathered beside them throughout, not only at the loss."""
     whole_adapter_share: float = 0.0
-    """LoRA weights stay whole on every rank up to this part of the model's parameters."""
+    """Share of the model's parameters up to which LoRA weights stay whole on every rank."""
     gradient_buckets: bool = False
-    """Gradients are copied into buffers to be averaged."""
+    """Whether gradients are copied into buckets to be averaged."""
     fragmentation: float = 0.03
-    """What torch's allocator holds beyond the peak it has given out, as a share of that; medians. Gathers on other
+    """Memory that torch's allocator holds beyond its peak of allocations, as a share of that; medians. Gathers on other
     streams fragment more."""
 
     # Speed (planning.speed_estimate).
     seconds_per_block: float = 0.0
-    """Per decoder block, device batch and step, beside the bytes: hooks and waiting at each gather; fitted."""
+    """Seconds per decoder block, device batch and step beside the bytes: hooks and waiting at each gather; fitted."""
     hides_gathering: bool = False
-    """Over NVLink, copy engines fetch the next block while one computes."""
+    """Whether copy engines fetch the next block over NVLink while one computes."""
     compute_factor: float = 1.0
-    """Times the seconds of computing."""
+    """Factor on the seconds of computing."""
 
     def variables(self, *, in_4bit: bool) -> dict[str, str]:
-        """Those that choose it, for weights in 4 bit or not."""
+        """Return the variables that select it, for weights in 4 bit or not."""
         return {**self.environment, **({} if in_4bit else self.environment_16_bit)}
 
     def data_parallel(self, num_processes: int) -> int:
-        """Processes that compute different rows, of `num_processes` in all."""
+        """Return the number of processes that compute different rows, of `num_processes` in all."""
         return num_processes // self.processes_per_row
 
     @property
     def through_plugin(self) -> bool:
-        """Accelerate's FSDP plugin divides the weights, and must be told the class of the decoder blocks."""
+        """Whether accelerate's FSDP plugin divides the weights, and must be told the class of the decoder blocks."""
         return self.distributed_type == "FSDP"
 
     @property
     def loads_shards(self) -> bool:
-        """Each process loads its part only, of a 16-bit checkpoint at least."""
+        """Whether each process loads its part only, of a 16-bit checkpoint at least."""
         return self.loading in ("shards", "16-bit shards")
 
     def loads_whole(self, *, in_4bit: bool) -> bool:
-        """Each process holds the whole model at some time while loading."""
+        """Return whether each process holds the whole model at some time while loading."""
         return not self.loads_shards or (in_4bit and self.loading == "16-bit shards")
 
 
 _ALIKE = {"UNSLOTH_GRPO_SEQ_PACKING": "0", "UNSLOTH_GRPO_PREFIX_GROUPER": "0"}
-"""Where every forward pass gathers weights all ranks must make the same ones (unsloth_zoo/rl_replacements.py)."""
+"""Variables for equal forward passes on all ranks, since each gathers weights (unsloth_zoo/rl_replacements.py)."""
 _FSDP2_NEEDS = ("fused loss under FSDP2", "4-bit weights under FSDP2", "CPU backend", "fully_shard", "FSDP2's units")
 
 STRATEGIES: Registry[Strategy] = Registry(
@@ -229,7 +229,7 @@ STRATEGIES: Registry[Strategy] = Registry(
 
 
 def choosable(num_processes: int) -> list[Strategy]:
-    """Those that a plan may take for so many processes without being asked, in order of preference.
+    """Return the strategies that a plan may take for so many processes without being asked, in order of preference.
 
     Their processes all compute different rows, so the batch is divided alike whichever is taken.
     """
@@ -238,14 +238,14 @@ def choosable(num_processes: int) -> list[Strategy]:
 
 
 def usual(num_processes: int) -> Strategy:
-    """What works wherever the model fits: every process holds it."""
+    """Return the strategy that works wherever the model fits: every process holds it."""
     return next(one for one in choosable(num_processes) if not one.shards_weights)
 
 
 def strategy_of(
     distributed_type: str, fsdp_version: Any = None, variables: Mapping[str, str] | None = None
 ) -> Strategy:
-    """What an accelerate config of `distributed_type` starts in several processes, with `variables` set beside it.
+    """Return the strategy that an accelerate config starts in several processes, with `variables` set beside it.
 
     Accelerate takes version 1 where `fsdp_version` says nothing.
     """

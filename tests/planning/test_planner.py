@@ -142,7 +142,7 @@ def test_tokens_may_be_given_instead_of_rows() -> None:
     assert made.batch.global_size == 64
     with pytest.raises(ConfigError, match=r"batch\.global_tokens=131072 or batch\.global_tokens=133120"):
         planned("8xH100-80GB", SMALL, None, batch={"global_tokens": 132000})  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="says the same in rows"):
+    with pytest.raises(ConfigError, match="gives the same in rows"):
         planned("8xH100-80GB", SMALL, batch={"global_tokens": 131072})
 
 

@@ -1,1 +1,1 @@
-"""Where things lie: what a run leaves behind, read and checked without torch."""
+"""Artifacts: the files that a run leaves behind, read and checked without torch."""

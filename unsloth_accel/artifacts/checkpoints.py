@@ -22,7 +22,7 @@ RECORD = "unsloth_accel.json"
 STATE = "trainer_state.json"
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer_dcp", "optimizer_0")
-"""By the Trainer, by accelerate's FSDP as one file or in shards, by Unsloth in shards."""
+"""Files of the optimizer: the Trainer's, accelerate's FSDP's as one file or in shards, Unsloth's in shards."""
 _RANDOM = re.compile(r"rng_state(?:_(\d+))?\.pth")
 
 
@@ -38,7 +38,7 @@ class Checkpoint:
 
     @cached_property
     def fault(self) -> str | None:
-        """Why no run can go on from it, as a clause; None where it is whole."""
+        """Reason why no run can resume from it, as a clause; None where it is whole."""
         return _state_fault(self) or _record_fault(self) or _form_fault(self.path) or _missing(self.path)
 
     @property
@@ -49,7 +49,7 @@ class Checkpoint:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """What its record says; empty where it has none that can be read."""
+        """Contents of its record; empty where it has none that can be read."""
         return _read_json(self.path / RECORD)
 
     @property
@@ -70,7 +70,7 @@ def find_checkpoints(directory: str | Path) -> list[Checkpoint]:
 
 
 def checkpoints(directory: str | Path) -> list[Path]:
-    """Those in a run's directory from which a run can go on, oldest first."""
+    """Return the checkpoints in a run's directory from which a run can resume, oldest first."""
     return [checkpoint.path for checkpoint in find_checkpoints(directory) if checkpoint.fault is None]
 
 
@@ -120,7 +120,7 @@ def _form_fault(path: Path) -> str | None:
 
 
 def _file_fault(file: Path) -> str | None:
-    """What its form tells: safetensors' header gives the size, and what torch.save writes ends with its index."""
+    """Return a fault in a file's form: safetensors' header gives its size, torch.save's files end with their index."""
     if not file.is_file():
         return None
     whole = True
@@ -153,7 +153,7 @@ def _missing(path: Path) -> str | None:
 
 
 def _missing_rank(path: Path) -> str | None:
-    """A rank's random state that is not there, as far as the other ranks' tell; the record knows them all."""
+    """Return the fault of a missing random state, as far as other ranks' files tell; the record knows them all."""
     found = [match for file in path.iterdir() if (match := _RANDOM.fullmatch(file.name))]
     if not found:
         return "rng_state.pth is missing"

@@ -25,9 +25,9 @@ from .checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .run_directory import RunDirectory
 
 DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
-"""Bytes of one number."""
+"""Bytes per number of each dtype."""
 _SPARE = 1.1
-"""Of memory: PEFT holds one weight's update beside it, in float32."""
+"""Factor on the needed memory: PEFT holds one weight's update beside it, in float32."""
 
 
 class MergeError(UnslothAccelError):
@@ -36,7 +36,7 @@ class MergeError(UnslothAccelError):
 
 @dataclass(frozen=True, kw_only=True)
 class Merge:
-    """What is merged into what, and where to."""
+    """Adapter, base model and target of a merge."""
 
     adapter: Path
     base: str
@@ -49,7 +49,7 @@ class Merge:
 
     @property
     def bytes(self) -> int:
-        """Of the merged model, on disk and in memory."""
+        """Bytes of the merged model, on disk and in memory."""
         return self.spec.num_parameters * DTYPES[self.dtype]
 
 
@@ -177,7 +177,7 @@ def _room_problems(merge: Merge) -> Iterator[Problem]:
 
 
 def _class(transformers: Any, base: str) -> Any:
-    """The model's own class, by its config: a vision-language model is no AutoModelForCausalLM."""
+    """Return the model's own class, by its config: a vision-language model is no AutoModelForCausalLM."""
     config = transformers.AutoConfig.from_pretrained(base)
     names = config.architectures or ()
     return next((found for name in names if (found := getattr(transformers, name, None))), None) or (

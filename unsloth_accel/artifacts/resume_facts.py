@@ -1,4 +1,4 @@
-"""What a run must share with the checkpoint that it goes on from; compared before any process starts, without torch.
+"""Facts that a run must share with the checkpoint it resumes from; compared before any process starts, without torch.
 
 What can change was found by trying it (transformers 5.17, Unsloth 2026.10.9): with the same global batch the Trainer
 goes on with the same rows on any number of processes. An optimizer moves between one process and DDP, and from
@@ -24,26 +24,26 @@ from .run_directory import RunDirectory
 ROWS = "other rows would be trained than in a straight run."
 _WEIGHTS = "the saved weights don't belong to this run's model."
 _MUST_AGREE = {
-    "method": "another method makes other steps.",
+    "method": "another method trains other steps.",
     "batch.global_size": f"the Trainer skips batches by steps, so {ROWS}",
     "data.path": ROWS,
     "train_dataset": ROWS,
-    "data.train_on": "the loss would be of other tokens.",
+    "data.train_on": "the loss would count other tokens.",
     "data.format": ROWS,
     "data.columns": ROWS,
     "data.too_long": ROWS,
     "data.streaming": f"a stream has another order, so {ROWS}",
     "data.split": ROWS,
     "data.subset": ROWS,
-    "model.max_seq_length": "rows would be cut elsewhere.",
+    "model.max_seq_length": "rows would be cut at another length.",
     "training.packing": ROWS,
     "training.seed": f"the order of rows follows it, so {ROWS}",
     "training.data_seed": f"the order of rows follows it, so {ROWS}",
     "training.optim": "its state is of another optimizer.",
     "model.name": _WEIGHTS,
     "lora.r": _WEIGHTS,
-    "lora.alpha": "the saved weights would be scaled otherwise.",
-    "lora.use_rslora": "the saved weights would be scaled otherwise.",
+    "lora.alpha": "the saved weights would be scaled differently.",
+    "lora.use_rslora": "the saved weights would be scaled differently.",
     "lora.target_modules": _WEIGHTS,
 }
 _KEPT = {
@@ -54,12 +54,12 @@ _AS_DESCRIBED = (
     *("data.train_on", "data.format", "data.columns", "data.too_long", "data.streaming", "data.split", "data.subset"),
     *("model.max_seq_length", "lora.r", "lora.alpha", "lora.use_rslora"),
 )
-"""Facts that are what run.yaml says."""
+"""Facts that are taken from run.yaml."""
 _SHUFFLED_BY_LENGTH = ("group_by_length", "train_sampling_strategy")
 
 
 def made_with(run: RunConfig) -> dict[str, Any]:
-    """The facts of a planned run (every `auto` decided) on which going on from its checkpoints depends, by its keys.
+    """Return the facts of a planned run (every `auto` decided) on which resuming its checkpoints depends, by its keys.
 
     `data.path` is the file's fingerprint, so that it may move. JSON keeps them as they are.
     """
@@ -82,7 +82,7 @@ def made_with(run: RunConfig) -> dict[str, Any]:
 
 
 def facts_of_run(run: RunConfig) -> dict[str, Any]:
-    """Everything that a run's description says, by dotted keys, and fingerprints of its rows: what all ranks share."""
+    """Return all values of a run's description, by dotted keys, and fingerprints of its rows: what all ranks share."""
     facts: dict[str, Any] = {}
     for section, values in asdict(run).items():
         facts |= {f"{section}.{key}": value for key, value in values.items()} if isinstance(values, dict) else {}
@@ -93,7 +93,7 @@ def facts_of_run(run: RunConfig) -> dict[str, Any]:
 
 
 def lora_facts(model: Any) -> dict[str, Any]:
-    """The same of a PEFT model's adapter; nothing for another model."""
+    """Return the facts of a PEFT model's adapter; empty for another model."""
     configs = getattr(model, "peft_config", None)
     config = configs.get("default") if isinstance(configs, dict) else None
     if config is None or not hasattr(config, "r"):
@@ -109,8 +109,8 @@ def lora_facts(model: Any) -> dict[str, Any]:
 
 
 def resume_problems(run: RunConfig) -> list[Problem]:
-    """Why `run` (planned, every `auto` decided) can't go on from its output_dir's newest whole checkpoint, and what
-    it should know if it does. Nothing where there is none: `validation.output_problems` says that."""
+    """Return the problems of resuming `run` (planned, every `auto` decided) from its output_dir's newest whole
+    checkpoint. Empty without such a checkpoint, which `validation.output_problems` reports."""
     checkpoint, _ = newest(run.output_dir)
     if checkpoint is None:
         return []
@@ -134,7 +134,7 @@ def resume_problems(run: RunConfig) -> list[Problem]:
 
 
 def difference(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> list[Problem]:
-    """What `checkpoint` was made with and `facts` say otherwise; keys that either lacks are not compared."""
+    """Return a problem for each fact that `checkpoint` and `facts` give differently; skip keys that either lacks."""
     before = checkpoint.made_with
     problems = []
     for key, consequence in (_MUST_AGREE | _KEPT).items():
@@ -164,7 +164,7 @@ def _problem(checkpoint: Checkpoint, key: str, now: Any, before: Any, consequenc
 
 
 def _adapter_problems(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Iterator[Problem]:
-    """Where the checkpoint's adapter_config.json says otherwise than the run, and its record didn't."""
+    """Yield the differences of the checkpoint's adapter_config.json from the run that its record doesn't tell."""
     config = checkpoint.adapter_config
     recorded = checkpoint.made_with
     pairs: dict[str, tuple[str, Callable[[Any], Any]]] = {
@@ -185,7 +185,7 @@ def _adapter_problems(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Itera
 
 
 def _base(name: str) -> str:
-    """A model's name as far as it tells models apart: Unsloth loads `owner/name` also as its 4-bit copy."""
+    """Return a model's name as far as it tells models apart: Unsloth loads `owner/name` also as its 4-bit copy."""
     resolved = _resolved(name)
     if resolved != name or name.startswith(("/", ".", "~")):
         return resolved

@@ -38,7 +38,7 @@ class RunDirectory:
         # Why it failed.
         self.errors = self.path / "errors"
         self.launch_error = self.errors / "launch.json"
-        """The launcher's own word: a rank that was killed leaves none."""
+        """File of the launcher's own error: a rank that was killed leaves none."""
         self.failed_report = self.errors / self.report.name
         """The report of an attempt that came to nothing, while an earlier run's stays."""
         self.previous = self.path / ".previous"
@@ -46,10 +46,10 @@ class RunDirectory:
         # What `verify` notes.
         self.record = self.path / "record"
         self.verify_log = self.path / "verify.log"
-        """Everything that the processes of a run of `verify` printed."""
+        """Output of the processes of a run of `verify`."""
 
     def rank_output(self, rank: int) -> Path:
-        """What a rank other than 0 prints."""
+        """Return the file of what a rank other than 0 prints."""
         return self.logs / f"rank-{rank}.log"
 
     def rank_error(self, rank: int) -> Path:
@@ -68,12 +68,12 @@ class RunDirectory:
         return self.path / f"{_CHECKPOINT}{step}"
 
     def checkpoints(self) -> list[Path]:
-        """Those that are there, whole or not, oldest first."""
+        """Checkpoints in the directory, whole or not, oldest first."""
         found = [path for path in self.path.glob(f"{_CHECKPOINT}*") if path.is_dir() and step_of(path) is not None]
         return sorted(found, key=lambda path: step_of(path) or 0)
 
     def products(self) -> list[Path]:
-        """What an earlier run left here and another one would write anew."""
+        """Paths of what an earlier run left here and another one would write anew."""
         named = [path for path in (self.adapter, self.logs, self.results) if path.exists()]
         return [*named, *self.path.glob(f"{_CHECKPOINT}*")]
 
@@ -83,26 +83,26 @@ class RunDirectory:
 
     @property
     def is_run(self) -> bool:
-        """Something in it is a run's."""
+        """Whether something in it is a run's."""
         return any(path.exists() for path in (self.run_yaml, self.plan, self.results, self.logs, self.errors))
 
 
 def rank_log(logs: str | Path, rank: int) -> Path:
-    """What a rank tells, a line of JSON each, in a directory of logs."""
+    """Return the file, in a directory of logs, of one rank's log, a line of JSON each."""
     return Path(logs, f"rank-{rank}.jsonl")
 
 
 def rank_record(directory: str | Path, rank: int) -> Path:
-    """A rank's own figures, for `verify`."""
+    """Return the file of a rank's own figures, for `verify`."""
     return Path(directory, f"rank-{rank}.json")
 
 
 def start_of(directory: str | Path) -> Path:
-    """The adapter before training, under the names that PEFT saves it with, in a directory of records."""
+    """Return the directory of the adapter before training, under the names that PEFT saves it with."""
     return Path(directory, "start.safetensors")
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """The optimizer step of a checkpoint's directory; None for another directory."""
+    """Return the optimizer step of a checkpoint's directory; None for another directory."""
     number = checkpoint.name.removeprefix(_CHECKPOINT)
     return int(number) if number.isdigit() and number != checkpoint.name else None

@@ -1,1 +1,1 @@
-"""What to do: strategy, batch, precision and memory, each with its reason."""
+"""Planning: strategy, batch, precision and memory, each with its reason."""

@@ -55,8 +55,8 @@ BITSANDBYTES_ADAMW = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw", "paged_adam
 
 
 def optimizer_for(strategy: str, asked: str | None) -> str:
-    """What steps under `strategy` where `asked` is asked for, or nothing: Unsloth's own default, adamw_8bit, would be
-    another optimizer on one GPU than under fsdp2.
+    """Return the optimizer for `strategy`: `asked` or its substitute, by default fused AdamW. Unsloth's own default,
+    adamw_8bit, would be another optimizer on one GPU than under fsdp2.
 
     bitsandbytes can't step the shards of accelerate's FSDP2 (unsloth/models/rl.py: "Switching optim"); FSDP1 can't put
     together the state of a fused optimizer (`adapters.fsdp1`).
@@ -77,32 +77,32 @@ BLOCK_HIDDEN: dict[Checkpointing, float] = {"unsloth": 8.25, "true": 4.5, "false
 (unsloth_zoo/gradient_checkpointing.py). Fitted."""
 KEPT_INTERMEDIATE = 2.0
 KEPT_HIDDEN = 7.5
-"""Without checkpointing, per block and token: gate and up; the residual twice, both norms' outputs, query, attention
-output, and the keys and values widened to all heads (fitted between 7 and 8)."""
+"""Copies of (tokens × hidden_size) kept per block without checkpointing: the residual twice, both norms' outputs,
+query, attention output, and the keys and values widened to all heads (fitted between 7 and 8); not gate and up."""
 LOGIT_BYTES = 2.0
-"""Per logit of one chunk of Unsloth's fused cross entropy, compiled: bf16 logits. The code reckons with 16 bytes in
-eager mode to choose its chunks (unsloth_zoo/fused_losses/cross_entropy_loss.py: `_CE_BYTES_PER_LOGIT`)."""
+"""Bytes per logit of one chunk of Unsloth's fused cross entropy, compiled: bf16 logits. In eager mode the code assumes
+16 bytes to choose its chunks (unsloth_zoo/fused_losses/cross_entropy_loss.py: `_CE_BYTES_PER_LOGIT`)."""
 CHUNK_TARGET_GIB = 4.0
-"""The most that Unsloth lets one chunk take by its own reckoning; half the free memory if that is less (same file)."""
+"""Largest chunk in GiB by Unsloth's own reckoning; half the free memory if that is less (same file)."""
 OTHER_GIB = 0.06
-"""Rotary tables, staging buffers and workspaces; fitted."""
+"""GiB of rotary tables, staging buffers and workspaces; fitted."""
 CONTEXT_GIB = 0.82
-"""CUDA's context, kernels and cuBLAS; one process on an H200."""
+"""GiB of CUDA's context, kernels and cuBLAS; one process on an H200."""
 NCCL_GIB = 1.47
-"""NCCL's buffers and its own kernels; two processes on NVLink."""
+"""GiB of NCCL's buffers and its own kernels; two processes on NVLink."""
 DDP_BUCKETS_GIB = 0.5
-"""DDP sends all weights from rank 0 when it wraps the model, in two buckets of 250 MiB beside the largest tensor
-(torch/nn/parallel/distributed.py: `broadcast_bucket_size`)."""
+"""GiB of buckets in which DDP sends all weights from rank 0 when it wraps the model: two of 250 MiB beside the largest
+tensor (torch/nn/parallel/distributed.py: `broadcast_bucket_size`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What one process trains, in the numbers that memory and time depend on."""
+    """Work of one process, in the numbers that memory and time depend on."""
 
     spec: ModelSpec
     lora_parameters: int
     per_device: int
-    """Rows at once."""
+    """Rows in one forward pass."""
     length: int
     """Tokens per sequence."""
     sequences_per_row: int = 1
@@ -111,13 +111,13 @@ class Workload:
     checkpointing: Checkpointing = "unsloth"
     load_in_4bit: bool = False
     dtype_bytes: int = 2
-    """Of the base weights that are not in 4 bit: 2, or 4 for float32."""
+    """Bytes per element of the base weights that are not in 4 bit: 2, or 4 for float32."""
     optim: str = "adamw_torch"
     on_cpu: bool = False
 
     @property
     def tokens(self) -> int:
-        """Of one forward and backward."""
+        """Tokens of one forward and backward pass."""
         return self.per_device * self.sequences_per_row * self.length
 
     @property
@@ -136,19 +136,19 @@ class Workload:
 
     @cached_property
     def block_bytes(self) -> float:
-        """Of the largest decoder block; of an average one in 4 bit."""
+        """Bytes of the largest decoder block; in 4 bit, of an average one."""
         if self.in_4bit:
             return (self.weight_bytes - self.outer_bytes) / max(self.spec.num_layers, 1)
         return self.spec.layer_parameters * self.dtype_bytes
 
     @cached_property
     def outer_bytes(self) -> int:
-        """Input embeddings and lm_head, which are never in 4 bit."""
+        """Bytes of input embeddings and lm_head, which are never in 4 bit."""
         return (self.spec.embedding_parameters + self.spec.lm_head_parameters) * self.dtype_bytes
 
     @property
     def head_bytes(self) -> int:
-        """The output head, which is the input embeddings where the two are tied."""
+        """Bytes of the output head, which is the input embeddings where the two are tied."""
         return (self.spec.lm_head_parameters or self.spec.embedding_parameters) * self.dtype_bytes
 
     @cached_property
@@ -158,7 +158,7 @@ class Workload:
 
     @property
     def in_4bit(self) -> bool:
-        """The base weights are in 4 bit."""
+        """Whether the base weights are in 4 bit."""
         return self.load_in_4bit or self.spec.quantization == "bnb-4bit"
 
 
@@ -168,11 +168,11 @@ class MemoryEstimate:
 
     terms: dict[str, float]
     loading: float
-    """Allocated by torch at the peak of loading and sharding."""
+    """GiB allocated by torch at the peak of loading and sharding."""
     training: float
-    """Allocated by torch at the peak of a training step."""
+    """GiB allocated by torch at the peak of a training step."""
     host_gib: float = 0.0
-    """Of the machine's memory, per process: activations that Unsloth offloads to it."""
+    """GiB of the machine's memory per process: activations that Unsloth offloads to it."""
 
     @property
     def total(self) -> float:
@@ -180,7 +180,7 @@ class MemoryEstimate:
 
     @property
     def allocated(self) -> float:
-        """What torch's `max_memory_allocated` will say."""
+        """GiB that torch's `max_memory_allocated` will report."""
         return max(self.loading, self.training)
 
     def to_dict(self) -> dict[str, float]:
@@ -188,7 +188,7 @@ class MemoryEstimate:
 
 
 def estimate(work: Workload, strategy: str, num_processes: int, *, free_gib: float = 1e9) -> MemoryEstimate:
-    """The memory that `work` takes on each of `num_processes` GPUs under `strategy`, in GiB.
+    """Estimate the memory that `work` takes on each of `num_processes` GPUs under `strategy`, in GiB.
 
     `free_gib` is the GPU's memory, which bounds the chunks of the fused loss. Terms: `weights` (frozen, in the dtype
     they are loaded in), `lora`, `gradients` (float32 as Unsloth keeps the adapter), `optimizer`, `gradient_buckets`
@@ -242,7 +242,7 @@ def estimate(work: Workload, strategy: str, num_processes: int, *, free_gib: flo
 
 
 def _activations(work: Workload) -> tuple[float, float]:
-    """Bytes of activations: those held from forward to backward in all blocks, and those alive inside one block."""
+    """Return bytes of activations: those held from forward to backward in all blocks, and those inside one block."""
     spec, tokens = work.spec, work.tokens
     size = 4 if work.dtype_bytes == 4 else 2
     hidden = spec.hidden_size
@@ -257,7 +257,7 @@ def _activations(work: Workload) -> tuple[float, float]:
 
 
 def _logits(work: Workload, free_gib: float) -> float:
-    """Bytes that the loss takes at its peak.
+    """Return the bytes that the loss takes at its peak.
 
     On a GPU one chunk of Unsloth's fused cross entropy: the chunks are counted as `get_chunk_size` counts them
     (unsloth_zoo/fused_losses/cross_entropy_loss.py). On a CPU transformers' own loss, with all logits in the model's
@@ -273,7 +273,7 @@ def _logits(work: Workload, free_gib: float) -> float:
 
 
 def _loading(work: Workload, strategy: Strategy, num_processes: int) -> float:
-    """Bytes allocated at the peak before the first step."""
+    """Return the bytes allocated at the peak before the first step."""
     lora = 4 * work.lora_parameters
     whole = work.weight_bytes + lora
     largest = max((tensor.numel for tensor in work.spec.tensors), default=0) * work.dtype_bytes

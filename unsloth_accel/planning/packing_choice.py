@@ -1,4 +1,4 @@
-"""Whether rows are packed, and what rows shorter than the limit mean for a step."""
+"""The choice to pack rows, and what rows shorter than the limit mean for a step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHORT = 0.5
 
 
 def with_packing(run: RunConfig, device: str, reasons: list[str]) -> RunConfig:
-    """`run` with `training.packing` decided where nothing is said about it, and the reason added to `reasons`.
+    """Return `run` with `training.packing` decided if it is unset, and add the reason to `reasons`.
 
     Packed, several rows fill one of `max_seq_length` (TRL's `packing`, kept apart by Unsloth's attention). A step of
     `batch.global_size` rows would then hold several times as many of the data set's: only a batch in tokens

@@ -40,7 +40,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
 
 
 def model(plan: Plan) -> dict[str, Any]:
-    """What is known about the model."""
+    """Return what is known about the model."""
     spec = plan.spec
     if spec is None:
         return {"name": plan.run.model.name}
@@ -54,12 +54,12 @@ def model(plan: Plan) -> dict[str, Any]:
 
 
 def as_text(plan: Plan) -> str:
-    """Aligned lines, as `launch` prints them."""
+    """Return the plan as aligned lines, as `launch` prints them."""
     return "\n".join(f"  {name:<10} {text}" for name, text in lines(plan))
 
 
 def lines(plan: Plan) -> Iterator[tuple[str, str]]:
-    """What a plan says, line by line: a word and its text."""
+    """Yield the lines of a plan, each a word and its text."""
     yield "hardware", str(plan.hardware)
     if plan.spec:
         yield "model", f"{plan.spec.name}, {_count(plan.spec.num_parameters)} parameters ({plan.spec.source})"
@@ -82,7 +82,7 @@ def lines(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def as_table(plan: Plan) -> Any:
-    """For rich consoles: what was decided, memory term by term, reasons, what was rejected."""
+    """Return a table for rich consoles: what was decided, memory term by term, reasons, what was rejected."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -122,7 +122,7 @@ _STYLE = "text-align:left;vertical-align:top;padding:2px 12px 2px 0"
 
 
 def as_html(plan: Plan) -> str:
-    """For notebooks, with bars for memory; colours come from the notebook's theme."""
+    """Return HTML for notebooks, with bars for memory; colours come from the notebook's theme."""
     rows = [_row(n, html.escape(t)) for n, t in lines(plan) if n != "memory" and not n.startswith("not")]
     if plan.memory:
         bars = "".join(
@@ -144,7 +144,7 @@ def _row(name: str, cell: str, style: str = _STYLE) -> str:
 
 
 def _large(terms: dict[str, float]) -> list[tuple[str, float]]:
-    """The terms that matter, largest first."""
+    """Return the terms that matter, largest first."""
     return sorted(((n, v) for n, v in terms.items() if v >= 0.05), key=lambda term: -term[1])
 
 

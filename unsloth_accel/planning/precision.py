@@ -1,4 +1,4 @@
-"""The precision that a run trains in: what is asked for, what the hardware can, and what Unsloth does anyway."""
+"""Precision: what a run asks for, what the hardware can compute, and what Unsloth does anyway."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OF_DTYPE: dict[str | None, Precision] = {"float16": "fp16", "bfloat16": "bf16"}
 
 
 def choose_precision(run: RunConfig, hardware: Hardware, devices: Sequence[Device], reasons: list[str]) -> Precision:
-    """For `devices`, or for the CPU of `hardware` when there are none; adds to `reasons`.
+    """Choose the precision for `devices`, or for the CPU of `hardware` when there are none; add to `reasons`.
 
     Raises `ConfigError` for what contradicts itself, the model's dtype or the hardware.
     """

@@ -1,4 +1,4 @@
-"""Speed: how long a step takes, to put strategies in order; a rough figure, not a promise.
+"""Speed: an estimate of a step's time, to put strategies in order; a rough figure, not a promise.
 
 Two constants of one GPU and two of sharding were fitted to the cells marked `calibration` in
 benchmarks/results/memory-2xH200.json; docs/speed.md puts the order that follows beside the measured one.
@@ -14,31 +14,31 @@ from ..strategies import STRATEGIES
 from .memory_estimate import Workload
 
 PEAK_SHARE = 0.75
-"""Of the card's dense rate, reached by the matmuls; fitted."""
+"""Share of the card's dense rate that the matmuls reach; fitted."""
 BLOCK_PASSES = 107.0
-"""How often a block's activations (intermediate + hidden, two bytes each) cross the memory in one step with
+"""Number of times that a block's activations (intermediate + hidden, two bytes each) cross the memory in one step with
 checkpointing: norms, rotary, activation, casts, launches; fitted."""
 LAYER_SECONDS = 0.0014
-"""Per decoder block and device batch: launching its kernels from Python; fitted (1.1 to 2.0 ms; small batches wait for
-it longer)."""
+"""Seconds per decoder block and device batch to launch its kernels from Python; fitted (1.1 to 2.0 ms; small batches
+wait for it longer)."""
 LEAST_LAYER_SECONDS = 0.0055
-"""Per decoder block and device batch, however little there is to compute: a small batch is as slow as Python launches
-its kernels; the 0.5B cell with 16 × 512 tokens."""
+"""Least seconds per decoder block and device batch: a small batch is as slow as Python launches its kernels; from the
+0.5B cell with 16 × 512 tokens."""
 HIDDEN_SHARE = 0.8
-"""Of computing, behind which fsdp2 can hide the bytes: copy engines fetch the next block meanwhile; assumed."""
+"""Share of computing behind which fsdp2 can hide the bytes: copy engines fetch the next block meanwhile; assumed."""
 DDP_SHARE = 0.015
-"""Of a step, lost by two processes that wait for each other: 0.7823 s against 0.7753 s, 0.3111 s against 0.3057 s."""
+"""Share of a step lost by two processes that wait for each other: 0.7823 s against 0.7753, 0.3111 against 0.3057."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Seconds of one optimizer step, and what they are made of."""
+    """Seconds of one optimizer step, and their parts."""
 
     compute: float
     communication: float
-    """Not hidden behind computing."""
+    """Seconds of communication not hidden behind computing."""
     tokens: int
-    """Per step, over all processes."""
+    """Tokens per step, over all processes."""
 
     @property
     def step_seconds(self) -> float:
@@ -50,7 +50,7 @@ class Speed:
 
 
 def flops(work: Workload) -> float:
-    """Floating-point operations of one forward and backward of one device batch, LoRA's own left out.
+    """Return the floating-point operations of one forward and backward of one device batch, LoRA's own left out.
 
     A matmul with a weight of n elements takes 2n per token. Frozen weights need no gradient, so a block takes it once
     forward, once backward (the gradient of its input), and once more to recompute it with checkpointing. The fused loss
@@ -69,7 +69,7 @@ def flops(work: Workload) -> float:
 def estimate_speed(
     work: Workload, strategy: str, num_processes: int, accumulation: int, hardware: Hardware, precision: Precision
 ) -> Speed | None:
-    """Of one step of `accumulation` device batches; None for cards whose rates are unknown."""
+    """Estimate a step of `accumulation` device batches; None for cards whose rates are unknown."""
     device = min(hardware.devices, key=lambda d: d.fp16_tflops or 0.0, default=None)
     if device is None:
         return None
@@ -105,7 +105,7 @@ def estimate_speed(
 
 
 def _link(hardware: Hardware) -> float:
-    """10^9 bytes/s of the slowest edge of a ring over all GPUs: of two neighbours on different machines it is the
-    network, which only that one edge per machine crosses."""
+    """Return 10^9 bytes/s of the slowest edge of a ring over all GPUs: of two neighbours on different machines it is
+    the network, which only that one edge per machine crosses."""
     inside = hardware.link_gbs or 16.0
     return inside if hardware.num_machines == 1 else min(inside, hardware.network_gbs or 12.5)

@@ -15,11 +15,11 @@ from .memory_estimate import ESTIMATE_ERROR, MEMORY_LIMIT, MemoryEstimate, Workl
 from .speed_estimate import Speed, estimate_speed
 
 NEARLY = 0.9
-"""DDP is taken while it reaches this share of the fastest: it has the least that can go wrong."""
+"""Share of the fastest strategy's speed from which on DDP is taken: it has the least that can go wrong."""
 
 
 def free_gib(device: Device) -> float:
-    """What a process can have of a GPU: what is free, or all where nobody looked."""
+    """Return the GiB of a GPU that a process can use: what is free, or all where that is unknown."""
     return device.memory_gib if device.memory_free_gib is None else device.memory_free_gib
 
 
@@ -38,11 +38,11 @@ class Option:
     memory: MemoryEstimate
     fits: bool
     speed: Speed | None
-    """None where the hardware's is not known, and then of every option."""
+    """Estimated speed; None for all options where the hardware's rates are unknown."""
 
     @property
     def rank(self) -> tuple[float, int]:
-        """For sorting: the fastest first."""
+        """Key for sorting: the fastest first."""
         seconds = 1 / self.speed.tokens_per_second if self.speed else 0.0
         return round(seconds, 9), STRATEGIES.names.index(self.strategy)
 
@@ -53,22 +53,22 @@ class Option:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What has to be chosen for."""
+    """Run and hardware that a strategy is chosen for."""
 
     work: Workload
     hardware: Hardware
     capacity_gib: float
-    """Free memory of the smallest GPU."""
+    """Free memory of the smallest GPU, in GiB."""
     num_processes: int
     data_parallel: int
-    """Those of them that compute different rows."""
+    """Number of processes that compute different rows."""
     precision: Precision
     sizes: Sequence[int]
-    """Rows at once that would keep the global batch, ascending."""
+    """Per-device batch sizes, in rows, that would keep the global batch, ascending."""
     rows: int | None
-    """Of one process in one optimizer step; None where no global batch is given."""
+    """Rows of one process in one optimizer step; None without a global batch."""
     accumulation: int | None = None
-    """As the run gives it."""
+    """Gradient accumulation steps that the run gives."""
     unavailable: Mapping[str, str] = field(default_factory=dict)
     """Strategies that the installed versions can't run, with the reason."""
 
@@ -81,7 +81,7 @@ class Choice:
 
     @property
     def available(self) -> list[str]:
-        """The strategies to choose among."""
+        """Names of the strategies to choose among."""
         return [one.name for one in choosable(self.num_processes) if one.name not in self.unavailable]
 
     def option(self, strategy: str) -> Option:
@@ -103,7 +103,7 @@ class Choice:
 
 
 def choose(choice: Choice, asked: str) -> tuple[Option, tuple[str, ...], tuple[Rejected, ...]]:
-    """The option to take, the reasons, and the others with theirs.
+    """Return the option to take, the reasons, and the others with theirs.
 
     Raises `ConfigError` when nothing fits, with what would.
     """
@@ -157,7 +157,7 @@ def _unavailable(choice: Choice) -> list[Rejected]:
 
 
 def _sharding() -> list[str]:
-    """What a plan may take where a model doesn't fit one GPU."""
+    """Return the strategies that a plan may take where a model doesn't fit one GPU."""
     return [one.name for one in STRATEGIES if one.shards_weights and not one.never_chosen]
 
 
@@ -196,7 +196,7 @@ def _single(choice: Choice, chosen: Option) -> str:
 
 
 def _four_bit(choice: Choice, chosen: Option) -> list[str]:
-    """A word on 4 bit where it would let every GPU hold the model."""
+    """Return a remark on 4 bit where it would let every GPU hold the model."""
     whole = usual(choice.num_processes).name
     smaller = replace(choice, work=replace(choice.work, load_in_4bit=True)).option(whole)
     if not smaller.fits:
@@ -206,7 +206,7 @@ def _four_bit(choice: Choice, chosen: Option) -> list[str]:
 
 
 def _nothing_fits(choice: Choice, options: list[Option], asked: str = "auto") -> Problem:
-    """The refusal of a plan, with what would fit; every suggestion has been tried."""
+    """Return the problem of a model that doesn't fit, with what would; every suggestion has been tried."""
     needs = "; ".join(f"{option.strategy} {_needs(option)}" for option in options if not option.fits)
     more = " ".join(["", *(f"{gone.strategy}: {gone.reason}" for gone in _unavailable(choice))])
     return Problem(
@@ -251,7 +251,7 @@ def _what_fits(choice: Choice, options: list[Option], asked: str) -> Iterator[st
 
 
 def _more_gpus(choice: Choice, strategy: str) -> int | None:
-    """How many GPUs of this kind would do under `strategy`, with the same global batch."""
+    """Return the number of such GPUs that would do under `strategy`, with the same global batch."""
     for count in (2, 4, 8, 16, 32, 64):
         if count <= choice.num_processes:
             continue
