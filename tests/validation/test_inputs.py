@@ -56,7 +56,7 @@ def file(tmp_path: Path, description: dict[str, Any]) -> Path:
         ("training.eval_strategy=steps", "data.eval_path names none."),
         ("training.auto_find_batch_size=true", "batch.global_size would not hold."),
         ("training.fp16=true", "accelerate refuses fp16 there."),
-        ("lora.dropout=5", "is no share of the activations."),
+        ("lora.dropout=5", "must be at least 0 and below 1."),
     ],
 )
 def test_the_command_refuses_in_one_line(cli: Run, file: Path, override: str, words: str) -> None:
@@ -73,14 +73,14 @@ def test_the_command_refuses_in_one_line(cli: Run, file: Path, override: str, wo
         ("\n\n", "the file has no rows."),
         ('{"text": "a"}\n{"txt": "b"}\n', ":2: has none of the needed fields (fields: txt)."),
         ('{"text": "a"}\n{"text": "b"\n', ":2: malformed JSON"),
-        ('{"text": "a"}\n[1]\n', ":2: is no JSON object."),
+        ('{"text": "a"}\n[1]\n', ":2: is not a JSON object."),
         ('{"text": 5}\n', ":1: field 'text' is int, not text."),
         ('{"text": ""}\n', ":1: field 'text' is empty"),
         ('{"prompt": "a"}\n', ":1: has no field 'completion'"),
         ('{"messages": [{"role": "user"}]}\n', ":1: a message has no 'content' text."),
-        ('{"messages": []}\n', ":1: `messages` is no list of messages."),
+        ('{"messages": []}\n', ":1: `messages` is not a list of messages."),
         ('{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}\n', ":1: `prompt` and `completion`"),
-        ('{"prompt": [], "completion": []}\n', ":1: `prompt` is no list of messages."),
+        ('{"prompt": [], "completion": []}\n', ":1: `prompt` is not a list of messages."),
         (
             '{"text": "a"}\n{"prompt": "a", "completion": "b"}\n',
             ":2: is a prompt-completion row and the first is text",

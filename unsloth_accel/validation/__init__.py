@@ -1,1 +1,1 @@
-"""What is wrong with a run or a config, found before any process starts."""
+"""Validation of runs and configs before any process starts."""

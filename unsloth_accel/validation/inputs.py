@@ -22,11 +22,11 @@ from ..models.locate import may_be_hub_id
 from ..models.spec import ModelSpec
 
 STREAM_CHECKED = 1_000
-"""Rows of a stream that are looked at before anything starts; the others are when they are read."""
+"""Rows of a stream that are checked before anything starts; the others are checked when they are read."""
 
 
 def input_problems(run: RunConfig) -> list[Problem]:
-    """What is wrong with the model and the data of `run`. A hub data set is looked at once it is downloaded."""
+    """Return the problems of the model and the data of `run`. A Hub dataset is looked at once it is downloaded."""
     problems = _model_problems(run)
     rows: dict[str, Rows] = {}
     for key, path in (("data.path", run.data.path), ("data.eval_path", run.data.eval_path)):
@@ -48,7 +48,7 @@ def input_problems(run: RunConfig) -> list[Problem]:
 
 
 def _kind_problems(run: RunConfig, key: str, found: Rows) -> list[Problem]:
-    """Rows of a kind that the method doesn't train."""
+    """Return a problem if the method doesn't train rows of this kind."""
     method = METHODS[run.method]
     if found.kind in method.row_kinds:
         return []
@@ -85,7 +85,7 @@ def _exact_match_problems(rows: list[dict[str, Any]]) -> list[Problem]:
 
 
 def _epoch_problems(run: RunConfig, count: int) -> list[Problem]:
-    """A warning where the last step of an epoch can't hold a whole global batch; an error where there is no step."""
+    """Return a warning where an epoch's last step can't hold a whole global batch; an error where there is no step."""
     size = run.batch.rows(run.model.max_seq_length)
     if not size or count % size == 0 or run.training.get("packing"):
         return []
@@ -149,7 +149,7 @@ def _bitsandbytes_problems(key: str, value: Any) -> list[Problem]:
 
 
 def output_problems(run: RunConfig) -> list[Problem]:
-    """Why the run may not write into its output directory."""
+    """Return the reasons why the run may not write into its output directory."""
     directory = Path(run.output_dir)
     # The nearest directory that exists decides whether the rest can be made.
     existing = next((path for path in (directory, *directory.absolute().parents) if _exists(path)), Path("/"))
@@ -187,7 +187,7 @@ def _broken(found: Checkpoint, instead: Checkpoint) -> Problem:
 
 
 def _exists(path: Path) -> bool:
-    """Whether `path` is there; False where it can't be looked at, or is no possible name."""
+    """Return whether `path` is there; False where it can't be looked at, or is no possible name."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -195,7 +195,7 @@ def _exists(path: Path) -> bool:
 
 
 def _possible(path: Path) -> bool:
-    """Whether a file system takes the names in `path`."""
+    """Return whether a file system takes the names in `path`."""
     try:
         os.stat(path)
     except FileNotFoundError:
@@ -206,7 +206,7 @@ def _possible(path: Path) -> bool:
 
 
 def _writable(directory: Path) -> bool:
-    """Whether a file can be made there; asking the file system, since access bits don't bind root."""
+    """Return whether a file can be made there; asks the file system, since access bits don't bind root."""
     probe = directory / f".unsloth-accel-{os.getpid()}"
     try:
         probe.touch()

@@ -66,7 +66,7 @@ def _report(document: Document, *more: Finding) -> Report:
 
 
 def _directory(directory: Path, context: Context | None) -> list[Report]:
-    """run.yaml and accelerate.yaml where both are there, as a launch writes them; otherwise every config."""
+    """Report on run.yaml and accelerate.yaml where both are there, as a launch writes them; otherwise on all."""
     files = [directory / RUN_YAML, directory / ACCELERATE_YAML]
     if not all(path.is_file() for path in files):
         files = sorted(path for path in directory.iterdir() if path.suffix in SUFFIXES and path.is_file())

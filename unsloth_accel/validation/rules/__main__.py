@@ -19,7 +19,7 @@ torch 2.13, PyYAML 6 and unsloth 2026.10.9; "measured" refers to runs of this pr
 
 
 def table() -> str:
-    """docs/rules.md."""
+    """Return the text of docs/rules.md."""
     rows = []
     for rule in sorted(RULES.values(), key=lambda rule: rule.id):
         cells = (f"`{rule.id}`", rule.severity, rule.happens, rule.reference)

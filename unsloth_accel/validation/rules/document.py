@@ -1,4 +1,4 @@
-"""Document: what a rule looks at. A file's keys and values, where each stands, and what the reader found on its way."""
+"""Document: what rules check, a file's keys and values, where each stands, and what the reader found on its way."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ class Finding(Problem):
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a key and its value stand: the line from 1, and offsets into the text."""
+    """Position of a key and its value: the line from 1, and offsets into the text."""
 
     line: int
     key: tuple[int, int]
     value: tuple[int, int]
     plain: bool
-    """The key begins its own line and its value ends on it, so that the line can go."""
+    """Whether the key begins its own line and its value ends on it, so that the line can go."""
     own: bool
-    """Written once and read once: false inside an alias or a merge, where an edit would change other keys too."""
+    """Whether it is written and read once: not inside an alias or a merge, where an edit would change other keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What is known beside the file."""
+    """Facts that are known beside the file."""
 
     hardware: Hardware | None = None
-    """Where it is to run; None leaves the rules out that need to know."""
+    """Hardware to run on; None leaves the rules out that need to know."""
     num_processes: int | None = None
-    """The command line's, which wins over the file's."""
+    """Number of processes on the command line, which wins over the file's."""
     flags: frozenset[str] = frozenset()
     """Names of `accelerate launch` options given on the command line: they win over the file's keys."""
     launching: bool = False
-    """`unsloth-accel launch` starts the processes, and sets what accelerate leaves out."""
+    """Whether `unsloth-accel launch` starts the processes, and sets what accelerate leaves out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +65,13 @@ class Document:
     kind: Kind
     values: dict[str, Any] = field(default_factory=dict)
     places: Mapping[str, Place] = field(default_factory=dict)
-    """By dotted key."""
+    """Positions by dotted key."""
     text: str = ""
     found: Mapping[str, tuple[Finding, ...]] = field(default_factory=dict)
-    """What the reader found, by rule."""
+    """Findings of the reader, by rule."""
     context: Context = field(default_factory=Context)
     others: Mapping[str, Document] = field(default_factory=dict)
-    """Of a pair: its `run` and `accelerate` documents."""
+    """Documents of a pair: `run` and `accelerate`."""
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a dotted key."""
@@ -126,17 +126,17 @@ class Document:
 
     @property
     def type(self) -> Any:
-        """distributed_type."""
+        """Value of distributed_type."""
         return self.values.get("distributed_type")
 
     @property
     def local(self) -> bool:
-        """Launched here, and not on SageMaker, whose configs have other keys."""
+        """Whether it is launched here, and not on SageMaker, whose configs have other keys."""
         return self.values.get("compute_environment") != "AMAZON_SAGEMAKER"
 
     @property
     def num_processes(self) -> int | None:
-        """Over all machines; None when it is missing or no number."""
+        """Number of processes over all machines; None when it is missing or no number."""
         count = self.context.num_processes
         return count if count is not None else self.whole("num_processes")
 
@@ -151,7 +151,8 @@ class Document:
 
     @property
     def fsdp_version(self) -> int | None:
-        """1 or 2; None when this is no FSDP config or the version is neither. Missing, accelerate takes 1."""
+        """FSDP version, 1 (also where it is missing) or 2; None when this is no FSDP config or the version is
+        another."""
         if self.type != "FSDP" or not isinstance(self.values.get("fsdp_config"), dict):
             return None
         key = self.fsdp.get("version")
@@ -180,7 +181,7 @@ class Document:
         return [*keys, "dynamo_backend"] if "dynamo_backend" in self.values else keys
 
     def truth(self, key: str | None, default: bool = False) -> bool | None:
-        """The value of `key` as accelerate's `str_to_bool` reads it; None when it is no truth value."""
+        """The value of `key` as accelerate's `str_to_bool` reads it; None when it is not a boolean."""
         value = self.get(key, default) if key else default
         return truth(value)
 

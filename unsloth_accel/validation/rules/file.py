@@ -75,7 +75,7 @@ _found_by_the_reader(
 )
 _found_by_the_reader(
     "duplicate-key",
-    "PyYAML takes the last of two equal keys and says nothing, so that one of the lines is a lie.",
+    "PyYAML takes the last of two equal keys and says nothing: the other line has no effect.",
     "yaml/constructor.py: BaseConstructor.construct_mapping, `mapping[key] = value`.",
 )
 _found_by_the_reader(
@@ -86,7 +86,7 @@ _found_by_the_reader(
 )
 _found_by_the_reader(
     "alias-bomb",
-    "Aliases that hold themselves, or each other many times over: whoever walks the values never ends.",
+    "Aliases that hold themselves, or each other many times over: reading the values never ends.",
     "yaml/composer.py: Composer.compose_node returns the same node for every alias.",
 )
 _found_by_the_reader(

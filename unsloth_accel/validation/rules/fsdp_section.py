@@ -387,12 +387,12 @@ def fsdp_ignored_modules(config: Document) -> Iterator[Finding]:
             re.compile(value)
             return
         except (re.error, RecursionError, OverflowError) as error:
-            consequence = f"is no regular expression ({error}); every process fails."
+            consequence = f"is not a regular expression ({error}); every process fails."
     yield config.problem(key, consequence, "fsdp_ignored_modules: (first|second)")
 
 
 RESHARD: dict[str | None, bool] = {"FULL_SHARD": True, "SHARD_GRAD_OP": False}
-"""What version 2 has for a strategy of version 1: whether a block's weights are freed after its forward."""
+"""Value of reshard_after_forward in version 2 for each sharding strategy of version 1."""
 
 
 @rule("fsdp2-sharding-strategy", "warning")
@@ -513,5 +513,5 @@ def fsdp_not_boolean(config: Document) -> Iterator[Finding]:
     for name in FSDP_TRUTHS:
         key = config.fsdp_key(name, 1) if name in FSDP1_TRUTHS else config.fsdp_key(name)
         if key and truth(config.get(key)) is None:
-            consequence = "is no truth value; every process fails after it has started."
+            consequence = "is neither true nor false; every process fails after it has started."
             yield config.problem(key, consequence, f"{key.split('.')[-1]}: true, or false")

@@ -42,23 +42,23 @@ def machine_rank_impossible(config: Document) -> Iterator[Finding]:
 
 @rule("num-machines-impossible")
 def num_machines_impossible(config: Document) -> Iterator[Finding]:
-    """There is at least this machine; accelerate divides by the number.
+    """A run has at least this machine; accelerate divides by num_machines.
 
     Reference: accelerate/commands/launch.py: _validate_launch_command, `args.num_processes / args.num_machines`.
     """
     machines = config.whole("num_machines")
     if machines is not None and machines < 1:
-        yield config.problem("num_machines", "is no number of machines.", "num_machines: 1")
+        yield config.problem("num_machines", "must be at least 1.", "num_machines: 1")
 
 
 @rule("main-process-ip-missing")
 def main_process_ip_missing(config: Document) -> Iterator[Finding]:
-    """The machines look for one called None: accelerate writes the endpoint without looking.
+    """The machines look for a host called None: accelerate doesn't check the address.
 
     Reference: accelerate/utils/launch.py: prepare_multi_gpu_env, `f"{main_process_ip}:{main_process_port}"`.
     """
     if _several(config) and config.get("main_process_ip") is None:
-        consequence = "is missing: the machines look for one called None."
+        consequence = "is missing: the machines look for a host called None."
         yield config.problem("main_process_ip", consequence, "add the address of machine 0")
 
 
@@ -109,4 +109,4 @@ def main_process_port_impossible(config: Document) -> Iterator[Finding]:
     """
     port = config.whole("main_process_port")
     if port is not None and not 0 <= port <= 65535:
-        yield config.problem("main_process_port", "is no port.", "29500, or 0 for any free one on one machine")
+        yield config.problem("main_process_port", "is not a port.", "29500, or 0 for any free one on one machine")

@@ -34,7 +34,7 @@ TOP_LEVEL_KEYS = {
 }
 """Fields of `ClusterConfig` (accelerate/commands/config/config_args.py)."""
 OLD_KEYS = {"fp16", "dynamo_backend"}
-"""What `BaseConfig.process_config` still takes and rewrites."""
+"""Keys that `BaseConfig.process_config` still takes and rewrites."""
 SAGEMAKER_KEYS = {
     *("compute_environment", "distributed_type", "mixed_precision", "use_cpu", "debug", "ec2_instance_type"),
     *("iam_role_name", "image_uri", "profile", "region", "num_machines", "gpu_ids", "base_job_name"),
@@ -109,7 +109,7 @@ DECODER_LAYERS = (
 
 
 def layer_exists(name: str) -> bool | None:
-    """Whether transformers has a class `name`; None where transformers is not installed. Imports nothing."""
+    """Return whether transformers has a class `name`; None where it is not installed. Imports nothing."""
     if name in DECODER_LAYERS or any(family.decoder_layer_class == name for family in ARCHITECTURES):
         return True
     models = _models()

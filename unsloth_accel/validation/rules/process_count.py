@@ -27,7 +27,7 @@ def num_processes_impossible(config: Document) -> Iterator[Finding]:
     """
     count = config.num_processes
     if count is not None and count < 1 and count != -1:
-        yield config.problem("num_processes", "is no number of processes.", "1 or more, over all machines")
+        yield config.problem("num_processes", "must be at least 1.", "1 or more, over all machines")
 
 
 @rule("num-processes-uneven")

@@ -12,13 +12,13 @@ from .document import Document, Finding, Kind
 
 Check = Callable[[Document], Iterator[Finding]]
 EVERY: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "pair")
-"""Of one file."""
+"""Kinds of a single file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     id: str
-    """Stable: it stands in JSON output and may be looked up in docs/rules.md."""
+    """Stable id: it stands in JSON output and may be looked up in docs/rules.md."""
     severity: Severity
     kinds: tuple[Kind, ...]
     check: Check
@@ -41,14 +41,14 @@ def rule(id: str, severity: Severity = "error", on: tuple[Kind, ...] = ("acceler
 
 
 def add_rule(id: str, check: Check, happens: str, reference: str, severity: Severity, on: tuple[Kind, ...]) -> None:
-    """Register a check that has no docstring of its own: one of several that differ in what they say only."""
+    """Register a check without a docstring, one of several that differ only in what they say."""
     if id in RULES or not happens or not reference:
         raise ValueError(f"rule {id} is there twice, or lacks a consequence or a reference")
     RULES[id] = Rule(id=id, severity=severity, kinds=on, check=check, happens=happens, reference=reference)
 
 
 def check_document(document: Document) -> list[Finding]:
-    """What every rule finds in `document`, by line."""
+    """Return what every rule finds in `document`, by line."""
     found = [
         replace(
             finding,
@@ -67,5 +67,5 @@ def check_document(document: Document) -> list[Finding]:
 
 
 def printable(text: str) -> str:
-    """`text` without what a terminal would act on: keys come from files that anyone may have written."""
+    """Return `text` without what a terminal would act on: keys come from files that anyone may have written."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -17,7 +17,7 @@ def _refused_by_the_reader(id: str, happens: str, reference: str) -> None:
 
 
 def _refused(config: Document, rule_id: str) -> Iterator[Finding]:
-    """What `read_run` says under this rule, with the line."""
+    """Yield what `read_run` says under this rule, with the line."""
     if config.found:
         return  # the reader's word comes first
     for problem in _problems(config.text):
@@ -72,7 +72,7 @@ _refused_by_the_reader(
 )
 _refused_by_the_reader(
     "run-elsewhere",
-    "A field of SFTConfig that has its place elsewhere in run.yaml: set twice, the two could disagree.",
+    "A field of SFTConfig that is set elsewhere in run.yaml: set twice, the two could disagree.",
     "unsloth_accel/config/read_run.py: _ELSEWHERE.",
 )
 _refused_by_the_reader(
@@ -103,7 +103,7 @@ def _alone(config: Document) -> bool:
 
 
 def _asked(config: Document) -> Strategy | None:
-    """What the run asks for by name; None for `auto`, and for what is no strategy."""
+    """Return the strategy that the run names; None for `auto`, and for a word that names none."""
     return STRATEGIES.get(config.get("distributed.strategy"))
 
 
@@ -182,7 +182,7 @@ def run_load_best(config: Document) -> Iterator[Finding]:
         yield config.problem("training.load_best_model_at_end", consequence, fix)
     steps, every = config.get("training.save_steps"), config.get("training.eval_steps")
     if save == evaluate == "steps" and is_whole(steps) and is_whole(every) and every > 0 and steps % every:
-        consequence = f"is no multiple of eval_steps, {every}; every process fails."
+        consequence = f"is not a multiple of eval_steps, {every}; every process fails."
         yield config.problem("training.save_steps", consequence, f"training.save_steps: {(steps // every + 1) * every}")
 
 
@@ -193,14 +193,14 @@ def _strategy(config: Document, name: str, default: str) -> str:
 
 @rule("run-best-metric", on=("run",))
 def run_best_metric(config: Document) -> Iterator[Finding]:
-    """save_strategy: best has to know by which metric; the Trainer raises in every process.
+    """save_strategy: best needs metric_for_best_model; without it the Trainer raises in every process.
 
     Reference: transformers/trainer.py: Trainer.__init__, "`args.metric_for_best_model` must be provided".
     """
     best = config.get("training.save_strategy") == "best"
     if best and not config.get("training.metric_for_best_model") and not config.get("training.load_best_model_at_end"):
         fix = "training.metric_for_best_model: loss"
-        yield config.problem("training.save_strategy", "the best by which metric? Every process fails.", fix)
+        yield config.problem("training.save_strategy", "needs metric_for_best_model; every process fails.", fix)
 
 
 @rule("run-plateau-needs-evaluation", on=("run",))
@@ -302,7 +302,7 @@ def run_batch_indivisible(config: Document) -> Iterator[Finding]:
 
 
 def indivisible(config: Document, count: object) -> Iterator[Finding]:
-    """Why `batch.global_size` of a run can't be divided among `count` processes."""
+    """Yield a finding if `batch.global_size` of a run can't be divided among `count` processes."""
     from ...planning.batch import divide_batch
 
     keys = ("batch.global_size", "training.per_device_train_batch_size", "training.gradient_accumulation_steps")

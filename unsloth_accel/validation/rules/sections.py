@@ -135,7 +135,7 @@ def parallelism_size_impossible(config: Document) -> Iterator[Finding]:
         key = f"parallelism_config.parallelism_config_{name}"
         size = config.get(key, 1)
         if not is_whole(size) or size < 1:
-            yield config.problem(key, "is no size; every process fails.", "1, or more")
+            yield config.problem(key, "must be a whole number from 1; every process fails.", "1, or more")
 
 
 @rule("parallelism-product")

@@ -184,7 +184,7 @@ def section_not_a_mapping(config: Document) -> Iterator[Finding]:
     for key in ("fsdp_config", *NESTED_KEYS):
         value = config.get(key)
         if value is not None and not isinstance(value, dict):
-            consequence = "is no section with keys, so accelerate drops it silently."
+            consequence = "is not a section with keys, so accelerate drops it silently."
             yield config.problem(key, consequence, "write keys below it")
 
 

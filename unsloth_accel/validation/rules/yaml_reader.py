@@ -20,10 +20,10 @@ from ...errors import first_line, yaml_fault
 from .document import Context, Document, Finding, Kind, Place, Repair
 
 MOST_BYTES = 64 * 1024
-"""A config is a few kilobytes; what is larger is another kind of file."""
+"""Largest config in bytes: one has a few kilobytes, and a larger file is of another kind."""
 MOST_VALUES = 100_000
-"""Values after aliases are followed. A file of this size has fewer without aliases; nine nested lists of nine aliases
-would be 400 million."""
+"""Most values once aliases are followed. A file of this size has fewer without aliases; nine nested lists of nine
+aliases would be 400 million."""
 MOST_NUMBER = 10**18
 _TAG = "tag:yaml.org,2002:"
 _KNOWN_TAGS = {
@@ -48,7 +48,7 @@ class _Reader:
     places: dict[str, Place] = field(default_factory=dict)
     text: str = ""
     shared: set[int] = field(default_factory=set)
-    """Nodes that several keys lead to, by id."""
+    """Ids of the nodes that several keys lead to."""
     told: set[int] = field(default_factory=set)
     """Mappings whose mixed merges have been told; every alias leads there again."""
 
@@ -58,7 +58,7 @@ class _Reader:
 
 
 class _Unreadable(Exception):
-    """Nothing can be made of the file; its arguments are the rule, the consequence, the fix and the line."""
+    """Failure to read the file; its arguments are the rule, the consequence, the fix and the line."""
 
 
 def read_document(path: str | Path, context: Context | None = None, kind: Kind | None = None) -> Document:
@@ -104,7 +104,7 @@ def _document(
 def _values(reader: _Reader, path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MOST_BYTES:
-            consequence = f"is larger than {MOST_BYTES // 1024} KiB, so it is no config."
+            consequence = f"is larger than {MOST_BYTES // 1024} KiB, so it is not a config."
             raise _Unreadable("file-too-large", consequence, "name the config file")
         data = path.read_bytes()
     except (OSError, ValueError) as error:
@@ -116,7 +116,7 @@ def _values(reader: _Reader, path: Path) -> dict[str, Any]:
 
 
 def _decoded(reader: _Reader, data: bytes, json_file: bool) -> str:
-    """The text, in whatever encoding it is; other ones than UTF-8 are told."""
+    """Decode the text, in whatever encoding it is; other ones than UTF-8 are told."""
     encoding = next((name for mark, name in _BOMS if data.startswith(mark)), None)
     if encoding is None and b"\x00" in data[:64] and len(data) > 3:
         zeros = data[0:64:2].count(0), data[1:64:2].count(0)
@@ -163,13 +163,13 @@ def _parsed(reader: _Reader) -> dict[str, Any]:
 
 
 def _check_json(text: str) -> None:
-    """What JSON's own reader says; its numbers and words are like YAML's, so that the values are taken from there."""
+    """Check with JSON's own reader; its numbers and words are like YAML's, so that the values are taken from there."""
     try:
         json.loads(text)
     except ValueError as error:
         fix = "correct it there, or name the file .yaml"
         raise _Unreadable(
-            "json-syntax", f"is no JSON: {first_line(error)}.", fix, getattr(error, "lineno", None)
+            "json-syntax", f"is not JSON: {first_line(error)}.", fix, getattr(error, "lineno", None)
         ) from None
 
 
@@ -304,7 +304,7 @@ def _value(reader: _Reader, node: yaml.Node, key: str, own: bool) -> Any:
     try:
         value = yaml.SafeLoader("").construct_object(node)
     except (yaml.YAMLError, ValueError, OverflowError, KeyError, AttributeError, TypeError) as error:
-        consequence = f"is no value that YAML can make: {first_line(error)}."
+        consequence = f"is not a value that YAML can make: {first_line(error)}."
         reader.tell("yaml-value", key, consequence, "write it in quotes, or correct it", line)
         return None
     if isinstance(value, int) and abs(value) > MOST_NUMBER:
@@ -342,7 +342,7 @@ _HYDRA_KEYS = {"_component_", "_target_", "class_path"}
 
 
 def kind_of(values: dict[str, Any]) -> Kind:
-    """What kind of file has these keys."""
+    """Return the kind of file that has these keys."""
     from .names import FSDP_KEYS, TOP_LEVEL_KEYS
 
     keys = set(values)
