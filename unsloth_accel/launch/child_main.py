@@ -34,7 +34,7 @@ PATIENCE = 45.0
 
 
 def to_json(command: Launch) -> str:
-    """A run's launch as the child reads it."""
+    """Return a run's launch as the child reads it."""
     return json.dumps(asdict(command), default=str)
 
 
@@ -70,8 +70,8 @@ def processes(mark: str) -> list[psutil.Process]:
 def _watch(parent: int) -> None:
     """Stop the launch when `parent` is no longer this process's: a killed or restarted kernel can't say so.
 
-    Not by PR_SET_PDEATHSIG, which speaks when the thread that started us ends, nor by the end of a pipe, which a
-    process that the kernel has forked (a data loader's) keeps open.
+    PR_SET_PDEATHSIG would act when the thread that started us ends, and a process that the kernel has forked (a data
+    loader's) would keep a pipe open.
     """
     while os.getppid() == parent:
         time.sleep(0.5)

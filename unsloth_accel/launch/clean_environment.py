@@ -1,4 +1,4 @@
-"""What a notebook's kernel has gathered and the processes of a launch must not get: variables, and GPU memory.
+"""State of a notebook's kernel that the processes of a launch must not get: variables, and GPU memory.
 
 A kernel lives long: Unsloth has been imported in it, a model trained, another launch tried. Libraries keep state in
 `os.environ`, which a child process would take for the user's wish.
@@ -60,7 +60,7 @@ def _leftover(name: str, value: str) -> bool:
 
 
 def _started_with() -> dict[str, str]:
-    """The environment that this process was started with; empty where the system doesn't keep it."""
+    """Return the environment that this process was started with; empty where the system doesn't keep it."""
     try:
         entries = Path("/proc/self/environ").read_bytes().split(b"\0")
     except OSError:
@@ -70,7 +70,7 @@ def _started_with() -> dict[str, str]:
 
 
 def memory_problems() -> list[Problem]:
-    """A warning where this process holds GPU memory, which the launched ones can't have."""
+    """Return a warning where this process holds GPU memory, which the launched ones can't have."""
     held = _held_by_nvml() or _held_by_torch()
     if not held:
         return []
@@ -81,7 +81,7 @@ def memory_problems() -> list[Problem]:
 
 
 def _held_by_nvml() -> dict[int, float]:
-    """GiB by GPU (NVML's index) that this process holds, its CUDA context included; {} where NVML doesn't see it."""
+    """Return the GiB by GPU (NVML's index) that this process holds, CUDA context included; {} where NVML has none."""
     try:
         import pynvml
 
@@ -101,7 +101,7 @@ def _held_by_nvml() -> dict[int, float]:
 
 
 def _held_by_torch() -> dict[int, float]:
-    """The same from torch, if it is loaded: in a container NVML may know this process by another number."""
+    """Return the GiB by GPU that torch holds, if it is loaded: in a container NVML may not know this process."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return {}

@@ -32,11 +32,11 @@ from .run_accelerate import Launch
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """What a run has left."""
+    """Results of a finished run."""
 
     output_dir: Path
     results: dict[str, Any] = field(repr=False)
-    """What results.json holds: `training`, `versions` and, with held-out rows, `before` and `after`."""
+    """Contents of results.json: `training`, `versions` and, with held-out rows, `before` and `after`."""
     steps: list[dict[str, Any]] = field(repr=False)
     """Every logged step: `step`, `loss`, `grad_norm`, `learning_rate`, `seconds`, …"""
 

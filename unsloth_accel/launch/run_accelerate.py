@@ -32,13 +32,13 @@ class Launch:
     """An `accelerate launch` command."""
 
     arguments: tuple[str, ...]
-    """What follows `accelerate launch`."""
+    """Arguments of `accelerate launch`."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables to set beside the caller's."""
     yaml: str = ""
     """The config file's text."""
     output_dir: Path | None = None
-    """Where ranks leave their errors; None for a user's own script."""
+    """Directory in which ranks leave their errors; None for a user's own script."""
 
     def __str__(self) -> str:
         """The command as it can be typed into a shell."""
@@ -115,7 +115,7 @@ def _end_children(others: set[Any], patience: float = 10.0) -> None:
 
 
 def _failure(command: Launch, ended: dict[int, int]) -> LaunchError:
-    """What to tell of failed ranks: which one fell first, and in its own words if it left any.
+    """Return the error of failed ranks: which one fell first, and its own message if it left one.
 
     `ended` holds exit statuses by rank; a negative one is the signal that ended the rank.
     """
@@ -141,9 +141,9 @@ def _failure(command: Launch, ended: dict[int, int]) -> LaunchError:
 
 
 def report_error(output_dir: str | Path, rank: int, error: BaseException) -> int:
-    """Leave a rank's error where the launcher finds it; returns the exit status that the rank should leave with.
+    """Leave a rank's error where the launcher finds it; return the exit status that the rank should leave with.
 
-    For errors that every rank raises alike the launcher names none.
+    The launcher names no rank for an error that every rank raises alike.
     """
     status, message = 1, f"{type(error).__name__}: {error}"
     if isinstance(error, UnslothAccelError):
@@ -159,7 +159,7 @@ def report_error(output_dir: str | Path, rank: int, error: BaseException) -> int
 
 
 def takes_value(flag: str) -> bool:
-    """Whether an `accelerate launch` flag is followed by a value; unknown flags are left to accelerate to refuse."""
+    """Return whether an `accelerate launch` flag takes a value; unknown flags are left to accelerate to refuse."""
     action = _parser()._option_string_actions.get(flag)
     return action is not None and action.nargs != 0
 

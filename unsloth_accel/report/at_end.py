@@ -18,7 +18,7 @@ from ..files import write_atomically
 def reported(directory: str | Path) -> Iterator[None]:
     """Run a launch in this block: afterwards the report of `directory` is there, also where it raised.
 
-    A launch's own word on its failure is left beside the ranks': a rank that was killed leaves none.
+    A launch's own error is left beside the ranks': a rank that was killed leaves none.
     """
     since = time.time()
     try:
@@ -38,14 +38,14 @@ def reported(directory: str | Path) -> Iterator[None]:
 
 
 def something_to_show(directory: Path) -> bool:
-    """Whether a run made something that can be loaded; else an earlier run that it was to overwrite is put back."""
+    """Return whether a run made something to load; else the earlier run that it was to overwrite is put back."""
     return RunDirectory(directory).adapter.exists() or any(
         checkpoint.has_adapter for checkpoint in find_checkpoints(directory)
     )
 
 
 def _put_back(directory: Path) -> bool:
-    """Whether an earlier run, aside while this one tried to overwrite it, is about to return."""
+    """Return whether an earlier run, put aside by one that tried to overwrite it, is about to return."""
     return RunDirectory(directory).previous.is_dir() and not something_to_show(directory)
 
 

@@ -27,7 +27,7 @@ def training(run: Recorded) -> list[Markup]:
 
 
 def smoothing(points: int) -> int:
-    """Points of the running mean; 0 where there are so few that each can be seen."""
+    """Return the number of points of the running mean; 0 where there are so few that each can be seen."""
     return points // 20 if points >= 100 else 0
 
 

@@ -14,7 +14,7 @@ from .run_record import Json, Recorded, at, number, rows, table, tables, text, v
 
 Status = Literal["finished", "failed", "unfinished"]
 PARTS = ("compute", "data", "wait")
-"""Of a step's time, in the order in which they are drawn."""
+"""Parts of a step's time, in the order in which they are drawn."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Where one rank's time went, as parts of its steps that add up to 1."""
+    """Shares of one rank's time in its steps, which add up to 1."""
 
     rank: int
     seconds: float
-    """Of its median step."""
+    """Seconds of its median step."""
     parts: dict[str, float]
 
 
@@ -49,7 +49,7 @@ class Measured:
     """One rank's memory at its peak, in GiB; None where it was not measured."""
 
     rank: int | None
-    """None: the largest of all ranks."""
+    """Rank, or None for the largest of all ranks."""
     allocated: float | None
     reserved: float | None
     context: float | None
@@ -58,7 +58,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """Of one run."""
+    """Headline figures of one run."""
 
     model: str
     strategy: str
@@ -69,10 +69,10 @@ class Figures:
     """The GPUs or CPU that it ran on, or was planned for."""
     status: Status
     message: str
-    """Why it failed."""
+    """Error message, if it failed."""
     steps: int
     seconds: float | None
-    """Of training."""
+    """Seconds of training."""
     tokens: float | None
     tokens_per_second: float | None
     tokens_per_second_per_gpu: float | None
@@ -82,18 +82,18 @@ class Figures:
     loss_first: float | None
     loss_last: float | None
     loss_over: int
-    """How many logged steps each of the two is the mean of."""
+    """Number of logged steps that each of the two is the mean of."""
     held_loss: tuple[float | None, float | None]
     held_accuracy: tuple[float | None, float | None]
     held_rows: int | None
     peak_gib: float | None
-    """The most that torch allocated on one GPU."""
+    """Most GiB that torch allocated on one GPU."""
     finished: float | None
-    """When the last line was written, Unix seconds."""
+    """Time of the last line, in Unix seconds."""
 
     @property
     def where(self) -> str:
-        """`2 × NVIDIA H100 80GB HBM3`, or `2 processes on a CPU`."""
+        """Description of the devices: `2 × NVIDIA H100 80GB HBM3`, or `2 processes on a CPU`."""
         if self.device == "cuda":
             return f"{self.processes} × {self.cards or 'GPU'}"
         return f"{self.processes} process{'es' * (self.processes != 1)}" + (" on a CPU" if self.device else "")
@@ -145,7 +145,7 @@ def figures(run: Recorded) -> Figures:
 
 
 def column(lines: Iterable[Json], key: str, name: str, x_key: str = "step") -> Series:
-    """`key` over `x_key`, of the lines that have both."""
+    """Return `key` over `x_key`, of the lines that have both."""
     pairs = ((number(line.get(x_key)), line[key]) for line in lines if key in line)
     return Series.of(name, [(x, _value(y)) for x, y in pairs if x is not None and isinstance(y, int | float)])
 
@@ -157,20 +157,20 @@ def throughput(run: Recorded) -> Series:
 
 
 def _step_seconds(run: Recorded) -> float | None:
-    """Median seconds of a step: the slowest rank's, else what passed between logged steps."""
+    """Return the median seconds of a step: the slowest rank's, else what passed between logged steps."""
     found = [(step, seconds) for step, _, seconds in run.totals] or _between(run, "seconds", "step")
     return median(seconds for _, seconds in found)
 
 
 def _between(run: Recorded, key: str, per: str) -> list[tuple[float, float]]:
-    """How much `key` grew for each of `per` from one logged step to the next; both fall where a run went on."""
+    """Return the growth of `key` for each of `per` between logged steps; both fall where a run went on."""
     pairs = itertools.pairwise(run.steps)
     grown = ((float(line["step"]), _grown(before, line, key), _grown(before, line, per)) for before, line in pairs)
     return [(step, more / by) for step, more, by in grown if more and by]
 
 
 def shares(run: Recorded) -> list[Share]:
-    """Where each rank's time went; empty where no rank measured it."""
+    """Return where each rank's time went; empty where no rank measured it."""
     found = []
     for told in tables(run.summary.get("ranks")):
         parts = {part: number(told.get(f"{part}_share")) for part in PARTS}
@@ -186,7 +186,7 @@ def shares(run: Recorded) -> list[Share]:
 
 
 def memory_by_rank(run: Recorded) -> list[Measured]:
-    """What each rank took at its peak; the largest of all ranks where ranks were not logged."""
+    """Return the peak memory of each rank; the largest of all ranks where ranks were not logged."""
     largest = table(at(run.results, "memory_gib"))
     context = number(at(largest, "context"))
     told = tables(run.summary.get("ranks"))
@@ -215,7 +215,7 @@ def peaks(steps: Sequence[Json]) -> dict[str, float | None]:
 
 
 def median(numbers: Iterable[float]) -> float | None:
-    """Of those that are finite."""
+    """Return the median of those that are finite."""
     finite = list(filter(math.isfinite, numbers))
     return statistics.median(finite) if finite else None
 
@@ -236,7 +236,7 @@ def _grown(before: Json, line: Json, key: str) -> float | None:
 
 
 def _value(value: float) -> float:
-    """NaN for what no chart can show."""
+    """Return a number that a chart can show, or NaN."""
     try:
         size = abs(float(value))
     except OverflowError:
@@ -264,7 +264,7 @@ def _cards(run: Recorded) -> str:
 
 
 def _steps(run: Recorded) -> int:
-    """Steps behind the run, those before it went on included."""
+    """Return the steps behind the run, those before it was resumed included."""
     lines = [*run.steps[-1:], *(rank.steps[-1] for rank in run.ranks if rank.steps)]
     told = values([at(run.results, "training"), run.summary], "steps")
     return int(max([0.0, *values(lines, "step"), *told]))
@@ -278,9 +278,9 @@ def _finished(run: Recorded) -> float | None:
 
 
 def _status(run: Recorded) -> tuple[Status, str]:
-    """How it ended, and in what words it failed."""
+    """Return how it ended, and its error message if it failed."""
     failed = [*run.errors, *(rank.end for rank in run.ranks if rank.end.get("status") == "failed")]
     if failed:
-        return "failed", text(failed[0].get("message")) or "a rank failed and left no word."
+        return "failed", text(failed[0].get("message")) or "a rank failed and left no message."
     ended = run.results or (run.ranks and all(rank.end for rank in run.ranks))
     return ("finished" if ended else "unfinished"), ""

@@ -32,7 +32,7 @@ def chart(predicted: Json, measured: Sequence[Measured], *, on_cpu: bool, of_gib
 
 
 def verdict(predicted: Json, measured: Sequence[Measured], *, on_cpu: bool) -> str:
-    """How near the prediction came to the largest rank, of what both know; empty where they share nothing."""
+    """Say how near the prediction came to the largest rank, in what both know; empty where they share nothing."""
     terms = {name: number(value) or 0.0 for name, value in predicted.items()}
     allocated = max((one.allocated or 0.0 for one in measured), default=0.0)
     expected = sum(terms.get(name, 0.0) for _, _, names in _GROUPS[:3] for name in names) + terms.get("other", 0.0)

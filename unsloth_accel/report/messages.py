@@ -9,7 +9,7 @@ from typing import Any
 from .run_record import Json, number, text, values
 
 MOST = 40
-"""Kinds of message that are shown."""
+"""Most kinds of message that are shown."""
 _KNOWN = ("time", "rank", "event", "source", "step", "message", "fix")
 
 

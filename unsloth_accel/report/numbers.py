@@ -9,7 +9,7 @@ NONE = "–"
 
 
 def figure(value: float | None, digits: int = 4) -> str:
-    """`value` with so many significant digits: 12,345, 0.4123, 2e-5."""
+    """Return `value` with so many significant digits: 12,345, 0.4123, 2e-5."""
     if value is None:
         return NONE
     if not math.isfinite(value):
@@ -27,13 +27,13 @@ def figure(value: float | None, digits: int = 4) -> str:
 
 
 def short(value: float, digits: int = 4) -> str:
-    """For an axis: figure without the zeros at its end."""
+    """Return `figure` without the zeros at its end, for an axis."""
     made = figure(value, digits)
     return made.rstrip("0").rstrip(".") if "." in made and "e" not in made else made
 
 
 def compact(value: float, digits: int = 4) -> str:
-    """The same in little room: 150k, 1.5M."""
+    """Return a figure in little room: 150k, 1.5M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= max(size, 1e4):
             return f"{short(value / size, digits)}{letter}"
@@ -41,7 +41,7 @@ def compact(value: float, digits: int = 4) -> str:
 
 
 def coordinate(value: float) -> str:
-    """In the box of a chart."""
+    """Return a number for the box of a chart."""
     return f"{value:.1f}".removesuffix(".0")
 
 
@@ -54,7 +54,7 @@ def gib(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`42 s`, `6 min 12 s`, `3 h 05 min`."""
+    """Return seconds as `42 s`, `6 min 12 s`, `3 h 05 min`."""
     if seconds is None:
         return NONE
     if seconds < 60:
@@ -66,7 +66,7 @@ def duration(seconds: float | None) -> str:
 
 
 def moment(seconds: float | None) -> str:
-    """Unix seconds as a date in UTC."""
+    """Return Unix seconds as a date in UTC."""
     if seconds is None:
         return ""
     try:
@@ -76,5 +76,5 @@ def moment(seconds: float | None) -> str:
 
 
 def count(many: int, one: str, more: str = "") -> str:
-    """`1 step`, `2,000 steps`."""
+    """Return `1 step`, `2,000 steps`."""
     return f"{many:,} {one if many == 1 else more or one + 's'}"

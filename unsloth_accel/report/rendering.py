@@ -28,7 +28,7 @@ def rendered(template: str, **values: Any) -> str:
 
 
 def drawn(chart: str, **values: Any) -> Markup:
-    """What a macro of charts.html makes of `values`."""
+    """Return what the macro `chart` of charts.html makes of `values`."""
     macro = getattr(_environment().get_template("charts.html").module, chart)
     return Markup(macro(**values))
 

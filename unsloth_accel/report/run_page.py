@@ -54,7 +54,7 @@ def answers(run: Recorded) -> list[dict[str, Any]]:
 
 
 def _plan(run: Recorded) -> dict[str, Any]:
-    """What the template shows of plan.json, in the types that it needs."""
+    """Return what the template shows of plan.json, in the types that it needs."""
     return {
         "reasons": [text(reason) for reason in rows(at(run.plan, "reasons"))],
         "rejected": tables(at(run.plan, "rejected")),

@@ -20,7 +20,7 @@ from .rendering import drawn
 
 BOX = 1000.0
 MOST_POINTS = 600
-"""Of one line; more are not seen."""
+"""Most points of one line; more are not seen."""
 TABLE_ROWS = 12
 
 
@@ -32,7 +32,7 @@ class Segment:
     value: float
     colour: str
     label: str = ""
-    """Its value as text."""
+    """Value as text."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Bar:
     name: str
     segments: tuple[Segment, ...]
     note: str = ""
-    """What stands at its end."""
+    """Text at the bar's end."""
 
 
 def line_chart(
@@ -111,7 +111,7 @@ def bars(title: str, rows: Sequence[Bar], *, note: str = "", whole: float | None
 
 
 def thinned(one: Series, most: int = MOST_POINTS) -> Series:
-    """At most `most` points: of each stretch its least and its greatest, so that no spike is lost."""
+    """Return at most `most` points: of each stretch its least and its greatest, so that no spike is lost."""
     if len(one.xs) <= most:
         return one
     kept = {0, len(one.xs) - 1}
@@ -170,7 +170,7 @@ def _y_ticks(series: Sequence[Series], from_zero: bool) -> list[float]:
 
 
 def _runs(one: Series, scale: _Scale, most: int = MOST_POINTS) -> list[list[tuple[str, str]]]:
-    """Its points in the box: a list for each stretch of finite values."""
+    """Return a line's points in the box: a list for each stretch of finite values."""
     few = thinned(one, most)
     stretches = groupby(zip(few.xs, few.ys, strict=True), key=lambda point: math.isfinite(point[1]))
     return [
@@ -199,7 +199,7 @@ def _apart(tags: list[tuple[float, str, str, str]], tall: bool) -> list[tuple[fl
 
 
 def _said(one: Series, x_name: str) -> str:
-    """What a reader who doesn't see the line should know of it."""
+    """Return a description of the line for a reader who doesn't see it."""
     pairs = [(x, y) for x, y in zip(one.xs, one.ys, strict=True) if math.isfinite(y)]
     (x0, y0), (x1, y1) = pairs[0], pairs[-1]
     least, most = min(pairs, key=lambda p: p[1]), max(pairs, key=lambda p: p[1])
@@ -222,7 +222,7 @@ def _rows(series: Sequence[Series]) -> list[tuple[str, list[float | None]]]:
 
 
 def _parts(row: Bar, whole: float) -> list[tuple[Segment, float, float]]:
-    """Its segments with start and width in percent."""
+    """Return a bar's segments with start and width in percent."""
     segments = [segment for segment in row.segments if segment.value > 0]
     widths = [100 * segment.value / whole for segment in segments]
     return list(zip(segments, accumulate(widths, initial=0.0), widths, strict=False))

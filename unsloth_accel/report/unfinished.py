@@ -50,7 +50,7 @@ def summarise(directory: str | Path, since: float, message: str) -> None:
 
 
 def _figures(rank: Rank, steps: list[Json]) -> dict[str, Any]:
-    """As a finished run has them of each rank."""
+    """Return the figures that a finished run's summary has of each rank."""
     seconds = _sum(steps, "seconds")
     shares = {part: _sum(steps, f"{part}_seconds") for part in ("data", "compute", "wait")}
     middle = median(values(steps, "seconds"))
@@ -75,11 +75,11 @@ def _lasted(rank: Rank, steps: list[Json]) -> float:
 
 
 def _later(lines: Iterable[Json], since: float) -> list[Json]:
-    """Those that were written at `since` or after it."""
+    """Return the lines that were written at `since` or after it."""
     return [line for line in lines if (number(line.get("time")) or 0) >= since]
 
 
 def _sum(steps: list[Json], key: str) -> float | None:
-    """None where a step doesn't say."""
+    """Return the sum over `steps`, or None where a step lacks the key."""
     found = values(steps, key)
     return math.fsum(found) if len(found) == len(steps) and steps else None

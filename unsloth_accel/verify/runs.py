@@ -1,4 +1,4 @@
-"""Training what is to be compared: a launch in a child process, and what it left, read back."""
+"""Training of what is compared: a launch in a child process, and what it left, read back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..planning.plan import Plan
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What one run left in `directory`; lists have one entry per step."""
+    """Results of one run in `directory`; lists have one entry per step."""
 
     directory: Path
     num_processes: int
@@ -30,9 +30,9 @@ class Trained:
     grad_norm: list[float]
     seconds: list[float]
     tokens: list[int]
-    """Real ones, over all ranks."""
+    """Real tokens of each step, over all ranks."""
     ranks: list[dict[str, Any]]
-    """Each rank's own figures, as `record.Record` wrote them."""
+    """Figures of each rank, as `record.Record` wrote them."""
     wall_seconds: float = 0.0
 
     @property
@@ -45,12 +45,12 @@ class Trained:
         return start_of(RunDirectory(self.directory).record)
 
     def tokens_per_second(self, warm_up: int) -> float:
-        """Over the steps after `warm_up`."""
+        """Return the tokens per second over the steps after `warm_up`."""
         seconds = sum(self.seconds[warm_up:])
         return sum(self.tokens[warm_up:]) / seconds if seconds else 0.0
 
     def memory(self, name: str) -> list[float]:
-        """GiB by rank; empty where it was not measured."""
+        """Return GiB by rank; empty where it was not measured."""
         return [rank[name] for rank in self.ranks if name in rank]
 
 
@@ -81,7 +81,7 @@ def train(
 
 
 def read_trained(decided: Plan, directory: Path) -> Trained:
-    """What a finished run left in `directory`."""
+    """Read what a finished run left in `directory`."""
     files = RunDirectory(directory)
     steps = [json.loads(line) for line in files.step_log.read_text(encoding="utf-8").splitlines()]
     ranks = [json.loads(path.read_text(encoding="utf-8")) for path in files.rank_records()]

@@ -1,4 +1,4 @@
-"""From a run to short ones that can be compared: the same rows and the same batch, in one process and in several."""
+"""Short runs that can be compared: the same rows and the same batch, in one process and in several."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from ..validation.inputs import input_problems
 
 STEPS = 8
 MOST_ACCUMULATION = 2
-"""Of several processes: enough to see that accumulating is right, and quick."""
+"""Most accumulation steps of several processes: enough to see that accumulating is right, and quick."""
 ALONE = usual(1).name
-"""What the others are compared with. Asked for as a strategy: the one process once more, which shows the hardware's
-noise."""
+"""Strategy that the others are compared with. When it is asked for itself, one process runs once more, which shows the
+hardware's noise."""
 _PER_DEVICE, _ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
 # Training fields that begin so have no place in a run of a few steps without evaluation and checkpoints. A warm-up
 # would keep the adapter where it is, and there would be little to compare.
@@ -36,24 +36,24 @@ _DROPPED = (
     *("logging_", "warmup_", "num_train_epochs", "resume", "overwrite", "include_num_input_tokens_seen"),
 )
 _CHARACTERS = 8
-"""Per token, at most, in text worth training on: rows are counted by it where they get packed."""
+"""Most characters per token in text worth training on: rows are counted by it where they get packed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What will run: every plan has its output_dir below one directory, and all read the same rows."""
+    """Runs to compare: every plan has its output_dir below one directory, and all read the same rows."""
 
     single: Plan
     others: tuple[Plan, ...]
     left_out: dict[str, str]
     """Strategies that can't run here, each with the reason."""
     notes: tuple[str, ...]
-    """What is otherwise than in the run's description, and why."""
+    """Differences from the run's description, with reasons."""
     rows: list[dict[str, Any]]
 
     @property
     def threads(self) -> int | None:
-        """Of each process on a CPU, the same for all: kernels sum in an order that depends on it. None on GPUs."""
+        """Threads of each process on a CPU, equal for all: kernels sum in an order that depends on it. None on GPUs."""
         given = [plan.environment.get("OMP_NUM_THREADS") for plan in (self.single, *self.others)]
         return min(int(count) for count in given if count) if any(given) else None
 
@@ -133,7 +133,7 @@ def settings(
 
 
 def _known(strategies: Sequence[str]) -> list[str]:
-    """`strategies` once each; raises `ConfigError` for those that don't exist."""
+    """Return `strategies` once each; raises `ConfigError` for those that don't exist."""
     asked = list(dict.fromkeys(strategies))
     raise_errors(
         [
@@ -146,7 +146,7 @@ def _known(strategies: Sequence[str]) -> list[str]:
 
 
 def _count(run: RunConfig, hardware: Hardware, num_processes: int | None) -> int:
-    """How many processes to compare one with; raises `ConfigError` where there are no two."""
+    """Return the number of processes to compare one with; raises `ConfigError` where there are no two."""
     given = num_processes or run.distributed.num_processes
     if num_processes == 1:
         consequence = "one process is what the others are compared with."
@@ -163,7 +163,7 @@ def _count(run: RunConfig, hardware: Hardware, num_processes: int | None) -> int
 
 
 def _shortened(run: RunConfig, steps: int) -> tuple[RunConfig, list[str]]:
-    """`run` with `steps` steps and without what a comparison can't have; and what of it the reader should know."""
+    """Return `run` with `steps` steps and without what a comparison can't have, and notes on that for the reader."""
     notes = []
     training = {key: value for key, value in run.training.items() if not key.startswith(_DROPPED)}
     training |= {"max_steps": steps, "save_strategy": "no", "overwrite": True}
@@ -199,12 +199,12 @@ def _single(run: RunConfig, hardware: Hardware, size: int) -> Plan:
 
 
 def _rows(run: RunConfig, size: int) -> BatchConfig:
-    """`run`'s batch with `size` rows per step."""
+    """Return `run`'s batch with `size` rows per step."""
     return replace(run.batch, global_size=size, global_tokens=None)
 
 
 def _enough(rows: list[dict[str, Any]], count: int, run: RunConfig) -> list[dict[str, Any]]:
-    """The first `count` rows, from the beginning again where there are fewer: no epoch ends, no last batch is short.
+    """Return the first `count` rows, repeated if there are fewer: no epoch ends, no last batch is short.
 
     Rows that get packed must make `count` full ones.
     """

@@ -1,4 +1,4 @@
-"""A verification as a table for a terminal, and as text elsewhere."""
+"""Results of `verify` as a table for a terminal, and as text elsewhere."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ NOTHING = "–"
 
 
 def heading(plan: Plan, precision: str, steps: int) -> str:
-    """What is compared, in a line."""
+    """Return a line on what is compared."""
     model = plan.spec.name if plan.spec else plan.run.model.name
     return f"{model} in {precision}, {steps} steps of {plan.batch.global_size} rows, on {plan.hardware}"
 
 
 def table(found: Verification) -> list[list[str]]:
-    """Rows of cells, the first of them the header: a figure, one process, each strategy, what is tolerated."""
+    """Return rows of cells, the first of them the header: a figure, one process, each strategy, what is tolerated."""
     allowed, single = found.tolerance, found.single
     rows = [["difference from one process", *(outcome.name for outcome in found.outcomes), "tolerated"]]
     for label, key in _DIFFERENCES:
@@ -59,7 +59,7 @@ _MEMORY = (
 
 
 def verdict(found: Verification) -> Iterator[str]:
-    """Why what is not the same is not, and what was not compared."""
+    """Yield why a strategy is not the same as one process, and what was not compared."""
     for outcome in found.outcomes:
         for fault in outcome.faults:
             yield f"{outcome.name}: not the same: {fault.rstrip('.')}."
@@ -71,7 +71,7 @@ def verdict(found: Verification) -> Iterator[str]:
 
 
 def as_text(found: Verification) -> str:
-    """For a file or a pipe: aligned columns."""
+    """Return aligned columns for a file or a pipe."""
     rows = table(found)
     widths = [max(len(cell) for cell in column) for column in itertools.zip_longest(*rows, fillvalue="")]
     lines = []
@@ -83,7 +83,7 @@ def as_text(found: Verification) -> str:
 
 
 def as_table(found: Verification) -> Any:
-    """For rich consoles."""
+    """Return a table for rich consoles."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text

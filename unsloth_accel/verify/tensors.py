@@ -1,4 +1,4 @@
-"""Adapters from disk as numpy arrays, and distances between them: the process that compares needs no torch."""
+"""Tensors of adapters on disk as numpy arrays, and distances between them: comparing needs no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 
 
 def read_tensors(path: str | Path) -> dict[str, NDArray[Any]]:
-    """All tensors of a safetensors file, as float32 (float64 stays)."""
+    """Return all tensors of a safetensors file, as float32 (float64 stays)."""
     import numpy
 
     data = Path(path).read_bytes()
@@ -33,15 +33,15 @@ def read_tensors(path: str | Path) -> dict[str, NDArray[Any]]:
 
 
 def distance(one: dict[str, NDArray[Any]], other: dict[str, NDArray[Any]]) -> float:
-    """Euclidean, over the tensors that both have."""
+    """Return the Euclidean distance over the tensors that both have."""
     return math.sqrt(sum(float(((one[name].astype("f8") - other[name]) ** 2).sum()) for name in one.keys() & other))
 
 
 def largest_difference(one: dict[str, NDArray[Any]], other: dict[str, NDArray[Any]]) -> float:
-    """Of any two numbers, over the tensors that both have."""
+    """Return the largest difference of any two numbers, over the tensors that both have."""
     return max((float(abs(one[name] - other[name]).max()) for name in one.keys() & other), default=0.0)
 
 
 def size(tensors: dict[str, NDArray[Any]]) -> float:
-    """Euclidean norm of all numbers."""
+    """Return the Euclidean norm of all numbers."""
     return math.sqrt(sum(float((values.astype("f8") ** 2).sum()) for values in tensors.values()))

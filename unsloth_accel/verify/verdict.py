@@ -1,4 +1,4 @@
-"""Whether a run on several processes is the run on one: the figures, the tolerances and the verdict."""
+"""Verdict on whether a run on several processes is the run on one: the figures and the tolerances."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from . import tensors
 from .runs import Trained
 
 LEAST_MOVED = 1e-4
-"""How far an adapter must move, as a share of its own size, for there to be anything to compare. Eight steps move it
-by 4 % at learning rate 2e-4 (SmolLM2-135M), by 7 % at 1e-3 (a random 2-layer Llama)."""
+"""Least movement of an adapter, as a share of its own size, for there to be anything to compare. Eight steps move it by
+4 % at learning rate 2e-4 (SmolLM2-135M), by 7 % at 1e-3 (a random 2-layer Llama)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +23,15 @@ class Tolerance:
     """The largest differences from one process that pass as noise; all are relative."""
 
     loss: float
-    """Of a step's loss, to the loss of one process."""
+    """Difference of a step's loss from that of one process."""
     grad_norm: float
-    """Of a step's gradient norm, before clipping, to that of one process."""
+    """Difference of a step's gradient norm, before clipping, from that of one process."""
     moved: float
-    """Of how far the adapter has moved, to how far that of one process has."""
+    """Difference of the distance that the adapter has moved from that of one process."""
     adapter: float
-    """Distance between the two adapters at the end, to how far that of one process has moved."""
+    """Distance between the two adapters at the end, as a share of how far that of one process has moved."""
     reason: str = ""
-    """Where the numbers come from."""
+    """Source of the numbers."""
 
 
 _SEEN = (
@@ -56,11 +56,11 @@ _ON_GPUS = Tolerance(
     "the adapter (random 1.5B and 8B, 16 or 4 bit, every strategy, 14 steps)",
 )
 TOLERANCES_ON_GPUS = TOLERANCES | {"bf16": _ON_GPUS, "fp16": _ON_GPUS, "4-bit": _ON_GPUS}
-"""Narrower: GPUs round as often on one as on several, while a CPU's sums depend on its threads."""
+"""Tolerances on GPUs, which round as often on one as on several, while a CPU's sums depend on its threads."""
 
 
 def precision_of(decided: Plan) -> str:
-    """The row of `TOLERANCES`, or `TOLERANCES_ON_GPUS`, for a plan."""
+    """Return the row of `TOLERANCES`, or `TOLERANCES_ON_GPUS`, for a plan."""
     if decided.run.model.load_in_4bit:
         return "4-bit"
     of_dtype = {"bfloat16": "bf16", "float16": "fp16"}.get(decided.run.model.dtype or "", "fp32")
@@ -68,7 +68,7 @@ def precision_of(decided: Plan) -> str:
 
 
 def tolerance(precision: str, changes: Sequence[str] = (), device: str = "cpu") -> Tolerance:
-    """That of `precision` on `device` with `changes`, each `name=number`; raises `ConfigError` for what is none."""
+    """Return the tolerance of `precision` on `device` with `changes`, each `name=number`, or raise `ConfigError`."""
     made = (TOLERANCES if device == "cpu" else TOLERANCES_ON_GPUS)[precision]
     given: dict[str, Any] = {}
     names = [field.name for field in fields(Tolerance) if field.name != "reason"]
@@ -80,31 +80,31 @@ def tolerance(precision: str, changes: Sequence[str] = (), device: str = "cpu") 
             value = -1.0
         if name not in names or not 0 <= value < math.inf:
             fix = nearest(name, names) if name not in names else f"{name}=1e-3"
-            raise ConfigError(Problem(key="--tolerance", value=change, consequence="is no tolerance.", fix=fix))
+            raise ConfigError(Problem(key="--tolerance", value=change, consequence="is not a tolerance.", fix=fix))
         given[name] = value
     return replace(made, reason=f"given: {', '.join(changes)}", **given) if changes else made
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A run held against the one process; differences are relative, as in `Tolerance`."""
+    """Comparison of a run with the one process; differences are relative, as in `Tolerance`."""
 
     loss: float
     grad_norm: float
     moved: float
-    """Positive where the adapter moved further than that of one process."""
+    """Difference of movement, positive where the adapter moved further than that of one process."""
     adapter: float
     loss_absolute: float
     adapter_absolute: float
-    """Of any two numbers of the adapters."""
+    """Largest difference of any two numbers of the adapters."""
     distance: float
-    """How far the adapter of one process has moved, as a share of its size at the start."""
+    """Distance that the adapter of one process has moved, as a share of its size at the start."""
     ranks_equal: bool | None
-    """All ranks hold the same adapter, to the bit; None where they can't be asked."""
+    """Whether all ranks hold the same adapter, to the bit; None where that is unknown."""
     same_rows: bool
-    """Every step saw as many tokens."""
+    """Whether every step saw as many tokens."""
     faults: tuple[str, ...]
-    """Why it is not the same run; none if it is."""
+    """Reasons why it is not the same run; empty if it is."""
 
     @property
     def same(self) -> bool:
@@ -112,7 +112,7 @@ class Comparison:
 
 
 def compare(one: Trained, other: Trained, allowed: Tolerance) -> Comparison:
-    """Hold `other` against `one`, the run of one process."""
+    """Compare `other` with `one`, the run of one process."""
     start, end, theirs = (tensors.read_tensors(path) for path in (one.start, one.adapter, other.adapter))
     moved = tensors.distance(start, end)
     size = tensors.size(start)
@@ -159,13 +159,13 @@ def _faults(found: Comparison, one: Trained, other: Trained, allowed: Tolerance,
         yield f"the adapter moved {share(abs(found.moved))} {how} (tolerated: {share(allowed.moved)})"
     if learnt and not found.adapter <= allowed.adapter:
         yield (
-            f"the adapters end apart by {share(found.adapter)} of the way that one process went "
+            f"the final adapters differ by {share(found.adapter)} of the distance that one process's moved "
             f"(tolerated: {share(allowed.adapter)})"
         )
 
 
 def _hint(one: Trained, other: Trained) -> str:
-    """What a constant factor between the gradient norms speaks of."""
+    """Return what a constant factor between the gradient norms suggests."""
     ratios = [b / a for a, b in zip(one.grad_norm, other.grad_norm, strict=False) if a > 0 and math.isfinite(b)]
     factor = statistics.median(ratios) if ratios else math.nan
     count = other.num_processes
@@ -185,12 +185,12 @@ def _ranks_equal(run: Trained) -> bool | None:
 
 
 def largest(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The largest relative difference of two lists, from `ours`."""
+    """Return the largest relative difference of two lists, from `ours`."""
     return max((_relative(a, b) for a, b in zip(ours, theirs, strict=False)), default=math.inf)
 
 
 def _relative(ours: float, theirs: float) -> float:
-    """Difference from `ours` as a share of it; 0 where both overflowed, which fp16's loss scaling lets happen."""
+    """Return the difference from `ours` as a share of it; 0 where both overflowed, as fp16's loss scaling allows."""
     finite = math.isfinite(ours), math.isfinite(theirs)
     if ours == theirs or not any(finite):
         return 0.0
@@ -198,7 +198,7 @@ def _relative(ours: float, theirs: float) -> float:
 
 
 def share(value: float) -> str:
-    """`0.12 %`; `3e-07` where that would be nothing."""
+    """Return `0.12 %`; `3e-07` where that would be nothing."""
     if not math.isfinite(value):
         return "∞"
     if abs(value) < 1e-4:

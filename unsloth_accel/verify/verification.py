@@ -1,4 +1,4 @@
-"""verify: one process, then each strategy, each held against the one."""
+"""Verification: one process, then each strategy, each compared with the one."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .settings import Settings
 from .verdict import Comparison, Tolerance, compare, precision_of, tolerance
 
 Tell = Callable[[str, int, int, float], None]
-"""Called while a run goes on: its name, steps done, steps in all, seconds so far."""
+"""Function called while a run goes on, with its name, steps done, steps in all, seconds so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StrategyOutcome:
-    """One strategy: what it left and how that compares, or the error that ended it."""
+    """Results of one strategy and their comparison, or the error that ended it."""
 
     plan: Plan
     name: str
@@ -37,7 +37,7 @@ class StrategyOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """Everything that `verify` found."""
+    """Results of `verify`."""
 
     settings: Settings
     precision: str
@@ -47,16 +47,16 @@ class Verification:
 
     @property
     def same(self) -> bool:
-        """Every strategy trained as one process does."""
+        """Whether every strategy trained as one process does."""
         return all(not outcome.faults for outcome in self.outcomes)
 
     @property
     def warm_up(self) -> int:
-        """Steps that no throughput is taken from: kernels are compiled in them."""
+        """Steps that throughput leaves out: kernels are compiled in them."""
         return min(3, len(self.single.loss) // 2)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON can hold it."""
+        """Return everything, as JSON can hold it."""
         plan = self.settings.single
         runs = {plan.strategy: self._run(self.settings.single, self.single)}
         for outcome in self.outcomes:
