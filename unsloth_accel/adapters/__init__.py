@@ -1,1 +1,1 @@
-"""Adapters: what makes an Unsloth-loaded model fit Accelerate's strategies, one file per concern."""
+"""Adapters that fit an Unsloth-loaded model to Accelerate's strategies, one file per concern."""

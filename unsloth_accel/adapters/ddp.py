@@ -1,4 +1,4 @@
-"""DDP: what a Trainer needs so that Accelerate really wraps its model.
+"""DDP: fixes that a Trainer needs so that Accelerate really wraps its model.
 
 Mends, in accelerate 1.15 with transformers 5.17: `trainer.evaluate()` before `trainer.train()` prepares the model for
 evaluation and marks it as prepared; `train()` then prepares it again, Accelerate sees the mark and returns it without

@@ -87,7 +87,7 @@ def may_go_without_gradient(model: torch.nn.Module) -> tuple[str, str] | None:
 
 
 def checkpoints_reentrantly(model: torch.nn.Module) -> bool:
-    """Whether activations are recomputed in a backward of their own, which DDP's search takes for a second one."""
+    """Return whether activations are recomputed in a backward of their own, which DDP would take for a second one."""
     import torch.utils.checkpoint
 
     available("the kind of a vision model's checkpointing")
@@ -101,7 +101,7 @@ def checkpoints_reentrantly(model: torch.nn.Module) -> bool:
 
 
 def buffers_change(model: torch.nn.Module) -> bool:
-    """Whether training changes buffers of `model` (running means); rotary tables and the like are constants."""
+    """Return whether training changes buffers of `model` (running means); rotary tables and the like are constants."""
     return any(getattr(module, "running_mean", None) is not None for module in model.modules())
 
 
@@ -136,9 +136,9 @@ def check_placement(model: torch.nn.Module, device: torch.device) -> None:
 def device_map(
     environ: Mapping[str, str] = os.environ, capabilities: Capabilities | None = None
 ) -> dict[str, int] | None:
-    """Where this process's model belongs, for an Unsloth that doesn't know; None where it does, and in one process.
+    """Return the device map for this process's model; None if Unsloth knows it itself, and in one process.
 
-    By LOCAL_RANK, the rank on this machine: the global rank names GPU 8 on the second of two machines with eight.
+    It goes by LOCAL_RANK, the rank on this machine: the global rank would name GPU 8 on a second machine with eight.
     """
     local = environ.get("LOCAL_RANK", "")
     if world_size(environ) == 1 or not local.isdigit():

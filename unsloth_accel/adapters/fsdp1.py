@@ -32,7 +32,7 @@ class RestoreError(UnslothAccelError):
 
 
 def is_fsdp1(model: Any) -> bool:
-    """Whether torch's FullyShardedDataParallel wraps `model` or a part of it."""
+    """Return whether torch's FullyShardedDataParallel wraps `model` or a part of it."""
     return bool(_units(model))
 
 
@@ -63,7 +63,7 @@ def gathered(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def bare(name: str) -> str:
-    """`name` as the model has it that is not wrapped."""
+    """Return `name` as it is in the model without wrappers."""
     return name.replace(WRAPPED, "")
 
 

@@ -13,7 +13,7 @@ import sys
 import time
 
 PATIENCE = 0.3
-"""Seconds in which a thread that can run surely has, also where eight of them share a core."""
+"""Seconds within which a thread that can run surely has, even where eight of them share a core."""
 
 
 def leave_in_peace() -> None:

@@ -1,4 +1,4 @@
-"""What transformers hands to the hooks of a callback, by names so short that a hook's signature is one line."""
+"""Types of what transformers passes to a callback's hooks, by names so short that a hook's signature is one line."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from transformers import TrainerState as State
 from transformers import TrainingArguments as Arguments
 
 Json: TypeAlias = dict[str, Any]
-"""The figures of a log, which JSON can hold."""
+"""Figures of a log, which JSON can hold."""
 
 __all__ = ["Arguments", "Control", "Json", "State", "TrainerCallback"]

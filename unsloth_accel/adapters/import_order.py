@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class ImportOrderError(UnslothAccelError):
-    """Something was imported or built too early to be set right."""
+    """Error of an import or an object that came too early to be set right."""
 
     on_every_rank = True
 

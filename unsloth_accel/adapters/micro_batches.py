@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def split(inputs: Mapping[str, Any], parts: int) -> list[dict[str, Any]]:
-    """`inputs` of a model in up to `parts` parts of about as many tokens; fewer where there are fewer rows.
+    """Split `inputs` of a model into up to `parts` parts of about as many tokens; fewer where there are fewer rows.
 
     Rows are those of `input_ids`, shape (rows, tokens), padded on either side; or, laid end to end in its one row, what
     Unsloth's `packed_seq_lengths` or, from TRL 1.16 on, `cu_seq_lens_q` says. Each part gets boundaries of its own.
@@ -23,13 +23,13 @@ def split(inputs: Mapping[str, Any], parts: int) -> list[dict[str, Any]]:
 
 
 def rows_and_tokens(inputs: Mapping[str, Any]) -> tuple[int, int]:
-    """How many rows a micro-batch has, and how many tokens it is computed with."""
+    """Return the number of rows of a micro-batch, and of the tokens that it is computed with, padding included."""
     ids, lengths = inputs["input_ids"], _lengths_of_rows(inputs)
     return (ids.shape[0] if lengths is None else len(lengths)), ids.numel()
 
 
 def _lengths_of_rows(inputs: Mapping[str, Any]) -> list[int] | None:
-    """Tokens of each of the rows that lie end to end; None where they do not, or nothing says where they end."""
+    """Return the tokens of each row that lies end to end; None where rows do not, or nothing says where they end."""
     if inputs["input_ids"].shape[0] != 1:
         return None
     lengths, starts = inputs.get("packed_seq_lengths"), inputs.get("cu_seq_lens_q")
@@ -51,7 +51,7 @@ def _flat(inputs: Mapping[str, Any], lengths: list[int], parts: int) -> list[dic
 
 
 def _boundaries(lengths: list[int], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Where rows of `lengths` tokens begin and end, in those ways, dtypes and places in which `inputs` says it."""
+    """Return the boundaries of rows of `lengths` tokens, under the names and in the dtypes and devices of `inputs`."""
     import torch
 
     each = torch.tensor(lengths, dtype=torch.int32)
@@ -86,7 +86,7 @@ def _groups(lengths: list[int], parts: int, *, padded: bool) -> list[list[int]]:
 
 
 def _chosen(inputs: Mapping[str, Any], axis: int, places: torch.Tensor, longest: int | None = None) -> dict[str, Any]:
-    """`inputs`, but of tensors with something for every token those `places` on `axis`, and no more than `longest`."""
+    """Return `inputs` with per-token tensors reduced to `places` on `axis`, and to `longest` tokens a row."""
     shape = inputs["input_ids"].shape
     of_tokens = {name for name, value in inputs.items() if getattr(value, "shape", ())[:2] == shape}
     return {

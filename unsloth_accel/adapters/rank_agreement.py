@@ -26,7 +26,7 @@ _OWN = {
     *("local_rank", "disable_tqdm", "log_level", "log_level_replica", "dataloader_num_workers", "dataset_num_proc"),
     *("logging_first_step", "trackio_space_id", "project", "resume_from_checkpoint"),
 }
-"""Training arguments in which ranks may differ: where and how each reports, and how it reads its rows."""
+"""Training arguments that may differ between ranks: where and how each reports, and how it reads its rows."""
 
 
 def check_same(facts: Mapping[str, Any], what: str = "") -> None:
@@ -53,7 +53,7 @@ def check_same(facts: Mapping[str, Any], what: str = "") -> None:
 
 
 def facts_of(trainer: Trainer) -> dict[str, Any]:
-    """What every rank of `trainer` must share: its rows, its training arguments, its model's parameters."""
+    """Return what every rank of `trainer` must share: its rows, its training arguments, its model's parameters."""
     facts = {f"training argument {key}": value for key, value in _plain(trainer.args.to_dict()).items()}
     rows = {"train_dataset": rows_of(trainer.train_dataset), "eval_dataset": rows_of(trainer.eval_dataset)}
     facts |= {name: known for name, known in rows.items() if known is not None}
@@ -64,7 +64,7 @@ def facts_of(trainer: Trainer) -> dict[str, Any]:
 
 
 def rows_of(dataset: Any) -> str | None:
-    """The number of rows in a data set and a fingerprint of them; None where reading it would change it (streams)."""
+    """Return the number of rows in a data set and their fingerprint; None where reading would change it (streams)."""
     if dataset is None or not hasattr(dataset, "__len__"):
         return None
     count = len(dataset)
@@ -76,7 +76,7 @@ def rows_of(dataset: Any) -> str | None:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `values` that can be compared between processes: numbers, texts, lists and mappings of them."""
+    """Return those of `values` that can be compared between processes: numbers, texts, lists and mappings of them."""
     found = {}
     for key in values.keys() - _OWN:
         with suppress(TypeError, ValueError):

@@ -93,7 +93,7 @@ def _elsewhere(model: Any, tokenizer: Any, sources: dict[str, Path], tensors: An
 
 
 def of_every_rank(value: Any) -> list[Any]:
-    """What every rank gives, by rank; a collective, so that all have arrived when it returns."""
+    """Return what every rank gives, by rank; a collective, so that all have arrived when it returns."""
     from accelerate.utils import gather_object
 
     everyone: list[Any] = gather_object([value])
@@ -101,7 +101,7 @@ def of_every_rank(value: Any) -> list[Any]:
 
 
 def unwrapped(model: Any) -> Any:
-    """The PEFT model inside what Accelerate made of it."""
+    """Return the PEFT model inside Accelerate's wrappers."""
     from accelerate.utils import extract_model_from_parallel
     from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -110,8 +110,8 @@ def unwrapped(model: Any) -> Any:
 
 
 def gathered(model: Any) -> dict[str, Any] | None:
-    """What PEFT saves of `model`, put together from all ranks' shards on the CPU of rank 0 (the others get none of
-    it); None where each rank holds everything whole.
+    """Return what PEFT saves of `model`, gathered from all ranks' shards on the CPU of rank 0 (empty on the others);
+    None where each rank holds everything whole.
 
     Every rank must call it. PEFT itself would write rank 0's shards, or nothing.
     """
@@ -136,7 +136,7 @@ def gathered(model: Any) -> dict[str, Any] | None:
 
 
 def _what_peft_saves(model: Any, parameters: dict[str, Any]) -> list[str]:
-    """Names of the parameters that PEFT writes for the active adapter, and of all that train."""
+    """Return the names of the parameters that PEFT writes for the active adapter, and of all that train."""
     from peft import get_peft_model_state_dict
 
     chosen = get_peft_model_state_dict(model, state_dict=parameters, adapter_name=model.active_adapter)

@@ -24,7 +24,7 @@ class TokenCount(TrainerCallback):
     """
 
     def __init__(self, tokens: Sequence[int]) -> None:
-        """`tokens` of every optimizer step of the run, from its first."""
+        """Take the `tokens` of every optimizer step of the run, from its first."""
         self.tokens = tokens
 
     def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
@@ -44,10 +44,10 @@ class LateTokenCount(TrainerCallback):
         self._trainer = trainer
         self._plain = trainer._track_num_input_tokens
         self._tokens: Any = 0
-        """Of this rank since the last time; a tensor that the GPU may still be adding to, or a number."""
+        """Tokens of this rank since the last time; a tensor that the GPU may still be adding to, or a number."""
 
     def add(self, inputs: Mapping[str, Any]) -> None:
-        """The tokens of one micro-batch, in place of the Trainer's `_track_num_input_tokens`."""
+        """Count the tokens of one micro-batch, in place of the Trainer's `_track_num_input_tokens`."""
         args, tokenizer = self._trainer.args, self._trainer.processing_class
         name = getattr(self._trainer.model, "main_input_name", "input_ids")
         if name not in inputs:  # nothing that could be counted, as the Trainer warns

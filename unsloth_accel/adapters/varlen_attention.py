@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 SWITCH = "UNSLOTH_TORCH_VARLEN"
 DISPATCH = "unsloth.utils.attention_dispatch"
 LENGTHS = (5, 1, 64, 33)
-"""Tokens of the trial's rows."""
+"""Tokens of each row of the trial."""
 HEADS, GROUPS, WIDTH = 4, 2, 64
-"""Of the trial: query heads, query heads for each key head, numbers in a head."""
+"""Sizes of the trial: query heads, query heads for each key head, numbers in a head."""
 WINDOWS = ((-1, 0), (7, 0))
-"""Causal, and causal over 8 tokens, as the kernel writes them."""
+"""Windows of the trial, as the kernel writes them: causal, and causal over 8 tokens."""
 TOLERANCE = 0.03
-"""Of the largest number: some times bfloat16's rounding, 0.004."""
+"""Largest difference as a share of the largest number: some times bfloat16's rounding, 0.004."""
 Attend = Callable[..., "torch.Tensor"]
 
 
@@ -67,7 +67,7 @@ def attend_at_once(device: torch.device) -> str | None:
         window_size: tuple[int, int],
         enable_gqa: bool,
     ) -> torch.Tensor:
-        """`varlen_attn` of torch 2.12 for rows that attend to themselves; `enable_gqa` needs no saying here."""
+        """Replace torch 2.12's `varlen_attn` for rows that attend to themselves; the kernel needs no `enable_gqa`."""
         causal = window_size == (-1, 0)
         found: torch.Tensor = dispatch._LeanFlashVarlen.apply(
             query, key, value, starts, longest, causal, scale, *window_size
@@ -134,7 +134,7 @@ def trial(attend: Attend, device: torch.device, dtype: torch.dtype | None = None
 def row_by_row(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: Sequence[int], window: tuple[int, int]
 ) -> torch.Tensor:
-    """Attention of each row to itself, [tokens, heads, width], written down plainly."""
+    """Return the attention of each row to itself, [tokens, heads, width], written down plainly."""
     import torch
 
     groups = query.shape[1] // key.shape[1]

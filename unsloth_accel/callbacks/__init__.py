@@ -1,4 +1,4 @@
-"""Trainer callbacks, each usable alone in any Hugging Face Trainer; loaded when first used."""
+"""Callbacks for any Hugging Face Trainer, each usable alone; loaded when first used."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ class DivergenceError(UnslothAccelError):
 
 
 class LossRule:
-    """Whether a loss is far above what it was: more than `factor` times the median of the last `window` logged ones
-    *and* more than `margin` above it, `patience` logs in a row. Losses that are far above don't enter the median.
+    """Test for a loss far above what it was: more than `factor` times the median of the last `window` logged ones *and*
+    more than `margin` above it, `patience` logs in a row. Losses that are far above don't enter the median.
 
     The defaults are meant never to stop a run that would have recovered: a loss of 1 has to stay above 3 for ten logs.
     """
@@ -37,18 +37,18 @@ class LossRule:
         self.margin = margin
         self.patience = patience
         self.above = 0
-        """Logs in a row so far."""
+        """Number of logs in a row so far."""
         self._recent: deque[float] = deque(maxlen=window)
 
     LEAST = 5
-    """Logged losses that a median needs before it is held against one."""
+    """Fewest logged losses for a median that a loss is compared with."""
 
     @property
     def median(self) -> float | None:
         return statistics.median(self._recent) if len(self._recent) >= self.LEAST else None
 
     def diverged(self, loss: float) -> bool:
-        """Take the next logged loss, a finite one."""
+        """Take the next logged loss, a finite one; return whether training has diverged."""
         median = self.median
         if median is None or loss <= max(self.factor * median, median + self.margin):
             self._recent.append(loss)
@@ -114,7 +114,7 @@ class Divergence(TrainerCallback):
             self._stop(args, state, "trained weights are NaN or infinite")
 
     def _stop(self, args: Arguments, state: State, what: str, since: int | None = None) -> None:
-        """`since`: checkpoints after this step are not good, though finite."""
+        """Raise the error; checkpoints after step `since` are not good, though finite."""
         latest = state.global_step if since is None else since
         found = [path for path in checkpoints(args.output_dir or ".") if (step_of(path) or 0) <= latest]
         last = found[-1] if found else None
@@ -131,7 +131,7 @@ class Divergence(TrainerCallback):
 
 
 def everywhere_finite(parameters: Iterable[torch.nn.Parameter]) -> bool:
-    """Whether every element is finite, on every rank; all ranks must call it, and get the same answer."""
+    """Return whether every element is finite, on every rank; all ranks must call it, and get the same answer."""
     import torch
     from accelerate import PartialState
 

@@ -1,4 +1,4 @@
-"""What ranks tell each other while they train: a few numbers, in one small collective."""
+"""Exchange of a few numbers between ranks while they train, in one small collective."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 
 Numbers = list[list[float]]
-"""By rank."""
+"""Numbers of every rank, by rank."""
 
 LEAST_SECONDS = 1.0
-"""Between two exchanges: one costs about a millisecond, which steps of a fifth of a second would feel if each had one
-(benchmarks/results/callback-cost-2xH100.json)."""
+"""Least seconds between two exchanges: one costs about a millisecond, which steps of a fifth of a second would feel if
+each had one (benchmarks/results/callback-cost-2xH100.json)."""
 
 
 class Exchange:
@@ -27,9 +27,9 @@ class Exchange:
         self._unread: set[int] = set()
         self._at = 0
         self._asked_at = self._due_at = 0
-        """Steps: of the last exchange, and the first that may have another."""
+        """Step of the last exchange, and the first that may have another."""
         self._asked: float | None = None
-        """When that was, by this rank's clock."""
+        """Time of the last exchange, by this rank's clock."""
 
     def join(self, tell: Callable[[], Sequence[float]]) -> Callable[[int], Numbers | None]:
         """`tell` gives this rank's numbers. The function returned gives those of every rank, by rank, at the log of a
@@ -62,7 +62,7 @@ class Exchange:
 
 
 def _steps_in(seconds: float, taken: float, steps: int) -> int:
-    """How many steps take `seconds`, at the pace of `steps` in `taken` seconds; at least one."""
+    """Return how many steps take `seconds`, at the pace of `steps` in `taken` seconds; at least one."""
     return max(1, math.ceil(seconds / (taken / steps))) if taken > 0 and steps > 0 else 1
 
 
@@ -73,10 +73,10 @@ def _alone() -> bool:
 
 
 def share(own: Sequence[float]) -> Numbers:
-    """The numbers of every rank, by rank; every rank must call it, with equally many.
+    """Return the numbers of every rank, by rank; every rank must call it, with equally many.
 
-    One all-reduce of some dozen numbers: call it at logs, where the Trainer reads the loss and waits anyway. Alone, or
-    without a process group, it is what was given.
+    One all-reduce of some dozen numbers: call it at logs, where the Trainer reads the loss and waits anyway. In one
+    process, or without a process group, it returns what it was given.
     """
     import torch
     from accelerate import PartialState

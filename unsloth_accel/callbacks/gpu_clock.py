@@ -1,4 +1,4 @@
-"""What holds a GPU's clock back, as NVML says."""
+"""Clock of a GPU, and what holds it back, as NVML says."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _HELD_BACK = {
 @dataclass(frozen=True)
 class Clock:
     mhz: float = 0.0
-    """Of the streaming multiprocessors now; 0 where nobody tells."""
+    """Clock of the streaming multiprocessors in MHz; 0 where it is unknown."""
     reasons: int = 0
-    """nvmlClocksEventReasons: bits."""
+    """Bits of nvmlClocksEventReasons."""
 
     @property
     def held_back_by(self) -> str:
@@ -31,7 +31,7 @@ class Clock:
 
 
 class ClockReader:
-    """This process's GPU's clock, asked for at most every five seconds, as a query may take a millisecond."""
+    """Reader of this process's GPU's clock, at most every five seconds, as a query may take a millisecond."""
 
     def __init__(self) -> None:
         self._handle: Any = None
@@ -39,7 +39,7 @@ class ClockReader:
         self._clock = Clock()
 
     def read(self) -> Clock:
-        """Zeros on a CPU, and where NVML or the GPU doesn't tell."""
+        """Return the clock; zeros on a CPU, and where NVML or the GPU doesn't tell."""
         now = time.monotonic()
         if now < self._due:
             return self._clock

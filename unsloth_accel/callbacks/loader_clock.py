@@ -1,4 +1,4 @@
-"""How long training waits for its loader."""
+"""Clock of the time that training waits for its loader."""
 
 from __future__ import annotations
 
@@ -50,6 +50,6 @@ class LoaderClock:
             self._plain = None
 
     def take(self) -> float:
-        """The seconds since the last call."""
+        """Return the seconds since the last call."""
         taken, self.seconds = self.seconds, 0.0
         return taken

@@ -1,4 +1,4 @@
-"""Memory: what GPU and host hold, in the logs."""
+"""Memory: GPU and host memory in use, in the logs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WORST = {"allocated_gib": max, "reserved_gib": max, "free_gib": min, "host_gib"
 
 
 def memory_now() -> dict[str, float]:
-    """This process's memory in GiB, the GPU's only where there is one.
+    """Return this process's memory in GiB, the GPU's only where there is one.
 
     `allocated_gib`: the most that torch allocated so far, since training began where `PeakMemory` watches too
     (resetting it in every step would take it from others). `reserved_gib`: held by torch's allocator now.

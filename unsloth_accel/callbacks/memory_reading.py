@@ -1,4 +1,4 @@
-"""What GPU and host hold, read so that it may be done in every step."""
+"""Memory of GPU and host, read cheaply enough for every step."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ if TYPE_CHECKING:
     import psutil
 
 SECONDS = 1.0
-"""How old what is asked of the driver and the system may be: each question costs as much as a few kernels' launches."""
+"""Age in seconds up to which figures are used again: each query costs as much as a few kernels' launches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchMemory:
-    """Of torch's allocator on this process's GPU, in bytes."""
+    """Memory of torch's allocator on this process's GPU, in bytes."""
 
     peak: int
-    """The most that was allocated so far."""
+    """Most bytes that were allocated so far."""
     reserved: int
-    """Held now."""
+    """Bytes held now."""
     retries: int
-    """How often it had to give back what it held to go on."""
+    """Number of times that it had to free what it held to go on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineMemory:
-    """What the driver and the system say; bytes."""
+    """Memory by the driver and the system, in bytes."""
 
     total: int
-    """Of the GPU; 0 without one."""
+    """Total memory of the GPU; 0 without one."""
     others: int
-    """In use on it beside torch's allocator: CUDA's context, NCCL's buffers, other processes."""
+    """GPU memory in use beside torch's allocator: CUDA's context, NCCL's buffers, other processes."""
     host: float
-    """In use of this machine's memory, or of the container's, from 0 to 1."""
+    """Share of this machine's memory, or of the container's, that is in use, from 0 to 1."""
     process: int
-    """This process's resident memory."""
+    """Resident memory of this process."""
 
 
 def torch_memory() -> TorchMemory | None:
-    """Fresh; None without a GPU in use."""
+    """Return torch's figures of now; None without a GPU in use."""
     import torch
 
     # Nested, as torch counts it: each of torch.cuda.max_memory_allocated, memory_reserved and memory_stats makes the
@@ -59,7 +59,7 @@ def torch_memory() -> TorchMemory | None:
 
 
 def machine(seconds: float = SECONDS) -> MachineMemory:
-    """At most `seconds` old, and of the GPU where there is one in use by now."""
+    """Return figures at most `seconds` old, with the GPU's where one is in use by now."""
     now = time.monotonic()
     if not _read or now - _read[0][0] > seconds or (not _read[0][1].total and torch_memory() is not None):
         _read[:] = [(now, _machine())]
@@ -98,5 +98,5 @@ def _process() -> psutil.Process:
 
 @functools.cache
 def _allowed() -> float:
-    """Bytes; read once, since a container's limits are files in every group around it."""
+    """Return the bytes that may be used; read once, since a container's limits are files in every group around it."""
     return memory_gib()[0] * 2**30

@@ -25,9 +25,9 @@ class ModelFlops:
     """Floating-point operations of forward and backward of one model, without recomputing."""
 
     per_token: float
-    """Of matmuls with weights."""
+    """FLOPs per token of matmuls with weights."""
     per_pair: float
-    """Of attention, per pair of a query and a key that it may see: a row of T tokens has T (T + 1) / 2."""
+    """FLOPs of attention per pair of a query and a key that it may see: a row of T tokens has T (T + 1) / 2."""
     formula: str
 
     def of(self, tokens: float, pairs: float) -> float:
@@ -35,7 +35,7 @@ class ModelFlops:
 
 
 def lora_flops(spec: ModelSpec, lora_parameters: int) -> ModelFlops:
-    """With frozen weights and LoRA.
+    """Return the FLOPs with frozen weights and LoRA.
 
     A matmul with n weights takes 2n per token forward, 2n backward for the gradient of its input and 2n for that of its
     weights (Kaplan et al., arXiv:2001.08361, section 2.1); frozen ones need no gradient of weights: 4n, LoRA's 6n. The
@@ -47,7 +47,7 @@ def lora_flops(spec: ModelSpec, lora_parameters: int) -> ModelFlops:
 
 
 def full_flops(spec: ModelSpec) -> ModelFlops:
-    """With every weight trained: 6 per weight and token."""
+    """Return the FLOPs with every weight trained: 6 per weight and token."""
     formula = f"6 per weight and token, {_PER_PAIR}"
     return ModelFlops(per_token=6 * _matmul_weights(spec), per_pair=_attention(spec), formula=formula)
 
@@ -61,12 +61,12 @@ def _matmul_weights(spec: ModelSpec) -> int:
 
 
 def _attention(spec: ModelSpec) -> float:
-    """PaLM's 12 L H Q T per token, of which causal attention needs the pairs up to the token itself only."""
+    """Return PaLM's 12 L H Q T per token, of which causal attention needs the pairs up to the token itself only."""
     return 12.0 * spec.num_layers * spec.num_heads * spec.head_dim
 
 
 def flops_of(model: torch.nn.Module) -> ModelFlops | str:
-    """Of a loaded model, by its config and its trainable parameters; or why they can't be known."""
+    """Return the FLOPs of a loaded model, by its config and trainable parameters; or why they can't be known."""
     config = getattr(model, "config", None)
     if config is None:
         return "the model has no config"
@@ -89,15 +89,15 @@ def flops_of(model: torch.nn.Module) -> ModelFlops | str:
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """What one GPU can do at most."""
+    """Peak rate of one GPU."""
 
     flops: float
-    """Per second."""
+    """FLOPs per second."""
     source: str
 
 
 def peak_of(args: Arguments, model: torch.nn.Module) -> Peak | str:
-    """Of this process's GPU in the precision that it trains in, by NVIDIA's datasheet; or why it isn't known."""
+    """Return this process's GPU's peak in its training precision, by NVIDIA's datasheet; or why it isn't known."""
     import torch
 
     if args.device.type != "cuda":

@@ -28,7 +28,7 @@ class PeakMemory(TrainerCallback):
             torch.cuda.reset_peak_memory_stats()
 
     def figures(self) -> dict[str, float]:
-        """What this run took, in GiB; empty on a CPU. Every rank must call it.
+        """Return what this run took, in GiB; empty on a CPU. Every rank must call it.
 
         `loading`, `training`: allocated by torch. `reserved`: held by torch's allocator. `context`: what the GPU has
         in use beside that allocator: CUDA's context, kernels, NCCL's buffers, and any other process. `shared`: of

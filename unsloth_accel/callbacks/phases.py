@@ -1,4 +1,4 @@
-"""phase: what a run is at, shown while it lasts and logged with its seconds."""
+"""phase: a part of a run, shown while it lasts and logged with its seconds."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .rank_log import RankLog
 
 @contextmanager
 def phase(name: str, log: RankLog | None = None, *, about: str = "") -> Iterator[None]:
-    """Around `loading`, `tokenising`, `training`, `evaluating`, `saving`: a line when it starts, with `about`.
+    """Show a line when `loading`, `tokenising`, `training`, `evaluating` or `saving` starts, with `about`.
 
-    On a terminal, rank 0 turns it into one with the seconds; the bars of what happens inside are the libraries' own.
-    `log` gets a `phase` line when it has ended, also by an error, which says how far a failed run came.
+    On a terminal, rank 0 adds the seconds at its end; the bars of what happens inside are the libraries' own. `log`
+    gets a `phase` line when it has ended, also by an error, which says how far a failed run came.
     """
     first = log is None or log.rank == 0
     text = f"{name} {about}".rstrip()

@@ -67,7 +67,7 @@ class Progress(TrainerCallback):
 
 
 def duration(seconds: float) -> str:
-    """As a reader takes it in: 45 s, 12 min, 3 h 05 min."""
+    """Return seconds as 45 s, 12 min, 3 h 05 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""RankLog: what one rank has to tell, a line of JSON each, so that a crash loses nothing that was told before it."""
+"""RankLog: the events of one rank, a line of JSON each, so that a crash loses nothing that was told before it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RankLog:
         self.untold: list[str] = []
         """Warnings that rank 0's console has not shown yet."""
         self.steps = 0
-        """Optimizer steps that were logged."""
+        """Number of optimizer steps that were logged."""
         self._started = time.perf_counter()
         if self.path is None:
             return
@@ -56,12 +56,12 @@ class RankLog:
         return lines
 
     def warn(self, source: str, message: str, step: int, *, event: str = "warning", **fields: Any) -> None:
-        """A `warning` or `error` line; rank 0 tells it at the next log (`tell`), once."""
+        """Append a `warning` or `error` line; rank 0 tells it at the next log (`tell`), once."""
         self.warnings.append(self.write(event, source=source, step=step, message=message, **fields))
         self.untold.append(f"step {step}: {message}")
 
     def failed(self, error: BaseException) -> None:
-        """An `end` line of this rank's run that `error` ended."""
+        """Append the `end` line of a run that `error` ended."""
         seconds = time.perf_counter() - self._started
         message = " ".join(str(error).split()) or type(error).__name__
         self.write("end", steps=self.steps, seconds=seconds, status="failed", message=message)
@@ -75,7 +75,7 @@ class RankLog:
         self.untold = []
 
     def tell_own(self) -> None:
-        """On rank 0, show what it has not told itself; needs no other rank."""
+        """Show on rank 0 what it has not told itself; needs no other rank."""
         if self.rank == 0:
             self._show(0, self.untold)
             self.untold = []
@@ -86,7 +86,7 @@ class RankLog:
 
 
 def _plain(value: Any) -> Any:
-    """A number that any reader of JSON takes: NaN and the infinities are none."""
+    """Return a number that any reader of JSON takes: None for NaN and the infinities."""
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
     return value

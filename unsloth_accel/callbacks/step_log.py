@@ -46,7 +46,7 @@ class StepLog(TrainerCallback):
 
 
 def _step(line: str) -> float:
-    """The step of a line; infinity for one that a crash cut short, so that it is dropped."""
+    """Return the step of a line; infinity for one that a crash cut short, so that it is dropped."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -54,5 +54,5 @@ def _step(line: str) -> float:
 
 
 def _finite(value: Any) -> Any:
-    """`value`, or None for a NaN or an infinity, which JSON doesn't have: a gap in the curve."""
+    """Return `value`, or None for a NaN or an infinity, which JSON doesn't have: a gap in the curve."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

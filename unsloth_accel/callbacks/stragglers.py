@@ -22,12 +22,12 @@ Cause = Literal["data", "gpu clock", "network", "unknown"]
 
 @dataclass(frozen=True)
 class Pace:
-    """Of one rank: medians over a window of steps, in seconds, and its clock."""
+    """Pace of one rank: medians over a window of steps, in seconds, and its clock."""
 
     data: float
     compute: float
     wait: float
-    """Negative where it is not known."""
+    """Seconds of waiting for other ranks; negative where they are not known."""
     clock_mhz: float = 0.0
     reasons: float = 0.0
     steps: tuple[float, ...] = ()
@@ -45,14 +45,14 @@ class Straggler:
     rank: int
     cause: Cause
     slower_by: float
-    """Seconds per step more than the median of the others."""
+    """Seconds per step above the median of the others."""
     share: float
-    """The same, of the others' time."""
+    """Share of the others' time per step that it is slower by."""
     detail: str
 
 
 def find_straggler(paces: Sequence[Pace], threshold: float = 0.1) -> Straggler | None:
-    """The rank whose loader and compute take `threshold` longer than the others' median, if one does.
+    """Find the rank whose loader and compute take `threshold` longer than the others' median; None if none does.
 
     Cause: `data` when more than half of what it is slower by is its loader's; `gpu clock` when its GPU is held back
     (power, temperature) and the others' median clock is at least 5 % higher; else `unknown`: longer rows, another
@@ -83,19 +83,19 @@ def find_straggler(paces: Sequence[Pace], threshold: float = 0.1) -> Straggler |
 
 
 LEAST_SECONDS = 0.002
-"""A difference below it is noise of clocks and kernels' launches."""
+"""Smallest difference in seconds above the noise of clocks and kernels' launches."""
 LEAST_OFTEN = 0.85
-"""Of a window's steps. Of two equal ranks one is the slowest in nine steps of ten or more in 2 % of the windows."""
+"""Least share of a window's steps in which a straggler is slowest; two equal ranks reach 0.9 in 2 % of windows."""
 
 
 def often_slowest(paces: Sequence[Pace], rank: int) -> float:
-    """The share of steps in which `rank` needed the most time; 1 where single steps are not known."""
+    """Return the share of steps in which `rank` needed the most time; 1 where single steps are not known."""
     steps = [step for step in zip(*(pace.steps for pace in paces), strict=True) if all(map(math.isfinite, step))]
     return sum(step[rank] == max(step) for step in steps) / len(steps) if steps else 1.0
 
 
 def network_share(paces: Sequence[Pace]) -> float | None:
-    """Of a step, what even the rank that waits least spends in exchanging; None where waiting is not known.
+    """Return the share of a step that even the rank that waits least spends exchanging; None if waiting is unknown.
 
     The slowest rank waits for nobody, so its wait is the exchange itself. Which rank's link is slow can't be seen.
     """
@@ -151,7 +151,7 @@ class Stragglers(TrainerCallback):
 
     @property
     def found(self) -> list[dict[str, Any]]:
-        """Each with `rank`, `cause`, `slower_by` (seconds per step) and `steps` that it lasted."""
+        """Stragglers found, each with `rank`, `cause`, `slower_by` (seconds per step) and `steps` that it lasted."""
         return [asdict(episode) for episode in self._episodes]
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
@@ -189,7 +189,7 @@ class Stragglers(TrainerCallback):
             self._judge(paces, state.global_step, steps)
 
     def _pace(self, steps: Sequence[Step]) -> list[float]:
-        """In the order of `Pace`."""
+        """Return this rank's numbers in the order of `Pace`."""
         waits = [step.wait for step in steps if step.wait is not None]
         clock = self._clock.read()
         return [
@@ -242,7 +242,7 @@ class Stragglers(TrainerCallback):
 
 
 def _gpu(args: Arguments) -> str:
-    """Of the machine, as its user counts: behind CUDA_VISIBLE_DEVICES."""
+    """Return the GPU's number as its user counts, or what CUDA_VISIBLE_DEVICES calls it."""
     index = args.device.index or 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     return visible[index] if index < len(visible) and visible[index] else str(index)

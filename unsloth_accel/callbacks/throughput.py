@@ -49,12 +49,12 @@ class Step:
     data: float
     compute: float
     wait: float | None
-    """None where it can't be known."""
+    """Seconds of waiting for other ranks; None where it can't be known."""
     tokens: int
-    """Real ones, of this rank: neither padding nor rows without weight."""
+    """Real tokens of this rank: neither padding nor rows without weight."""
     padded_tokens: int
     pairs: int
-    """Of real tokens with those before them in their row, and themselves."""
+    """Pairs of real tokens with those before them in their row, and themselves."""
 
     @property
     def busy(self) -> float:
@@ -76,7 +76,7 @@ class _Open:
 
 @dataclass
 class Totals:
-    """Of one rank, summed over steps."""
+    """Sums over steps of one rank."""
 
     seconds: float = 0.0
     data: float = 0.0
@@ -103,11 +103,11 @@ class Totals:
 
     @property
     def median(self) -> float:
-        """Seconds of a step."""
+        """Median seconds of a step."""
         return statistics.median(self.times) if self.times else 0.0
 
     def share_of(self, name: str) -> float:
-        """Of the steps' seconds: `data`, `compute` or `wait`."""
+        """Share of the steps' seconds: `data`, `compute` or `wait`."""
         return float(getattr(self, name)) / self.seconds if self.seconds else 0.0
 
 
@@ -128,10 +128,10 @@ class Throughput(TrainerCallback):
         self._ranks = (exchange or Exchange()).join(self._told)
         self.listeners: list[Callable[[Sequence[Step]], None]] = []
         self.recent: deque[Step] = deque(maxlen=1000)
-        """The last steps of this rank."""
+        """Last steps of this rank."""
         self.total = Totals()
         self.window = Totals()
-        """Since the last log that has figures."""
+        """Totals since the last log that has figures."""
         self.flops: ModelFlops | str = "no step was trained"
         self.peak: Peak | str = "no step was trained"
         self._halving = halving if halving is not None and hasattr(halving, "timers") else None
@@ -147,7 +147,7 @@ class Throughput(TrainerCallback):
 
     @property
     def mfu_why(self) -> str:
-        """How MFU was computed, or why it wasn't."""
+        """Sentence on how MFU was computed, or why it wasn't."""
         if isinstance(self.peak, str):
             return self.peak
         if isinstance(self.flops, str):
@@ -155,7 +155,7 @@ class Throughput(TrainerCallback):
         return f"{self.flops.formula}, real tokens, no recomputing; peak of {self.peak.source}"
 
     def mfu(self, flops: float, gpu_seconds: float) -> float | None:
-        """The share, of `flops` in `gpu_seconds`, both over all ranks (whose cards are taken to be alike)."""
+        """Return the MFU of `flops` in `gpu_seconds`, both over all ranks (whose cards are taken to be alike)."""
         if isinstance(self.peak, str) or isinstance(self.flops, str) or not gpu_seconds:
             return None
         return flops / (gpu_seconds * self.peak.flops)
@@ -214,7 +214,7 @@ class Throughput(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Take the hooks away; of a run that ended by an error they would stay."""
+        """Remove the hooks, which would stay after a run that ended by an error."""
         self._loader.stop()
         if self._hook is not None:
             self._hook.remove()
@@ -223,7 +223,7 @@ class Throughput(TrainerCallback):
             self._halving.timers.remove(self._mark)
 
     def forget(self) -> None:
-        """A step is done again: its rows so far are not counted."""
+        """Drop the counts of a step that is done again."""
         self._counts, self._padded = [], 0
 
     def _told(self) -> list[float]:
@@ -323,7 +323,7 @@ _SHARED = ("seconds", "data", "compute", "wait", "tokens", "flops")
 
 
 def between(marks: Mapping[str, Any], first: str, second: str) -> float:
-    """Seconds from one mark to another, both times or both CUDA events; 0 where one is missing."""
+    """Return the seconds from one mark to another, both times or both CUDA events; 0 where one is missing."""
     if first not in marks or second not in marks:
         return 0.0
     if isinstance(marks[first], float):
@@ -332,10 +332,9 @@ def between(marks: Mapping[str, Any], first: str, second: str) -> float:
 
 
 def count(inputs: Mapping[str, Any]) -> torch.Tensor:
-    """Of one micro-batch, rows padded or laid end to end: its real tokens and their causal pairs, two int64.
+    """Return a micro-batch's real tokens and their causal pairs, two int64; rows may be padded or laid end to end.
 
-    Rows without a single label that counts are not real: `adapters.token_balance` fills the last step of an epoch with
-    them.
+    Rows without a label that counts are not real: `adapters.token_balance` fills an epoch's last step with them.
     """
     import torch
 

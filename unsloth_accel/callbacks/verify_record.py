@@ -1,4 +1,4 @@
-"""Record: what `verify` needs from inside each process: the adapter before training, and each rank's own figures."""
+"""Record: the adapter before training, and each rank's own figures, written inside each process for `verify`."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Record(TrainerCallback):
             self.figures[f"host_{phase}"] = round(peak / 2**30, 3)
 
     def _save_start(self, model: Any) -> None:
-        """The adapter under the names that PEFT saves it with."""
+        """Save the adapter under the names that PEFT saves it with."""
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 
@@ -85,7 +85,7 @@ def _hash(tensors: Any) -> str:
 
 
 def _host_peak() -> int | None:
-    """The most bytes of memory that this process held since its start, or since `_forget_host_peak`."""
+    """Return the most bytes that this process held since its start, or since `_forget_host_peak`."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):

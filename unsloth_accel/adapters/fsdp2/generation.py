@@ -69,7 +69,7 @@ def generating(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 
 def gather_in_generate(accelerator: Accelerator, model: Any) -> None:
-    """Under FSDP2, accelerate's or Unsloth's own, let `model.generate` run inside `generating(model)`.
+    """Let `model.generate` run inside `generating(model)` under FSDP2, accelerate's or Unsloth's own.
 
     It may come before accelerate shards the model, as in a Trainer, which shards when it starts to train. Every rank
     must then call `generate` as often as the others. Once is enough.

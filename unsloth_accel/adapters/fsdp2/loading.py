@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def is_launched(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether `accelerate launch` started this process with an FSDP2 config, as one of several."""
+    """Return whether `accelerate launch` started this process with an FSDP2 config, as one of several."""
     chosen = environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and environ.get("FSDP_VERSION") == "2"
     return chosen and world_size(environ) > 1
 
@@ -34,7 +34,7 @@ or over groups of ranks. Rows that each rank loaded for itself don't fit them.""
 
 
 def loads_rows(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether each rank of this launch is to load its rows only; warns where the config stands in the way."""
+    """Return whether each rank of this launch is to load its rows only; warn where the config stands in the way."""
     if not is_launched(environ):
         return False
     other = [name for name in OTHER_WAYS if environ.get(name, "").lower() == "true"]
@@ -46,7 +46,7 @@ def loads_rows(environ: Mapping[str, str] = os.environ) -> bool:
 
 @contextmanager
 def sharded_loading(load_in_4bit: bool) -> Iterator[None]:
-    """Inside, `FastLanguageModel.from_pretrained` keeps this rank's rows of the linear weights only.
+    """Let `FastLanguageModel.from_pretrained` keep this rank's rows of the linear weights only.
 
     Does nothing outside an FSDP2 launch, nor on a CPU, nor where the config offloads weights, has rank 0 load them, or
     divides the ranks into groups. Embedding and head are loaded whole and cut when the model is prepared. The model

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def requested() -> bool:
-    """Whether this process was told to use Unsloth's own sharding; False for an Unsloth that has none."""
+    """Return whether this process was told to use Unsloth's own sharding; False for an Unsloth that has none."""
     try:
         from unsloth.fsdp2_launch import unsloth_fsdp2_native_requested
     except ImportError:

@@ -1,7 +1,6 @@
 """FSDP2 through Accelerate's plugin, for LoRA over a frozen model.
 
-Mends, in accelerate 1.15 with torch 2.11 to 2.13 and Unsloth 2026.10.9 (figures: docs/fsdp2.md), beside what `loading`
-does:
+Mends, beside `loading`, in accelerate 1.15 with torch 2.11 to 2.13 and Unsloth 2026.10.9 (figures: docs/fsdp2.md):
 
 - Unsloth gathers the output head before the first block and keeps it through the backward pass, where nobody reads it.
   Here it is gathered beside the last block and given back after the loss.

@@ -1,4 +1,4 @@
-"""What FSDP2 made of a model: its units, which of them are blocks, and their parameter groups."""
+"""FSDP2's units in a model, those that are blocks, and their parameter groups."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def units_of(model: torch.nn.Module) -> list[FSDPModule]:
-    """The FSDP2 units of `model`, in its order, itself included."""
+    """Return the FSDP2 units of `model`, in its order, itself included."""
     try:
         from torch.distributed.fsdp import FSDPModule
     except ImportError:  # torch < 2.6
@@ -19,7 +19,7 @@ def units_of(model: torch.nn.Module) -> list[FSDPModule]:
 
 
 def blocks_of(model: torch.nn.Module) -> list[Any]:
-    """Those units that are items of a list of layers, in order."""
+    """Return the units that are items of a list of layers, in order."""
     import torch
 
     sharded = {id(unit) for unit in units_of(model)}
@@ -28,7 +28,7 @@ def blocks_of(model: torch.nn.Module) -> list[Any]:
 
 
 def groups_of(unit: Any) -> list[Any]:
-    """FSDP2's parameter groups of a unit (before torch 2.13 at most one, in an attribute of its own)."""
+    """Return FSDP2's parameter groups of a unit (before torch 2.13 at most one, in an attribute of its own)."""
     state = unit._get_fsdp_state()
     found = getattr(state, "_fsdp_param_groups", None)
     if found is None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _MARK = "_unsloth_accel"
 _UNSLOTHS = "_unsloth_grad_all_reduce"
 _TRANSFORMERS = "_replicated_grad_hook_registered"
-"""Marks that each sets on a weight whose gradient it averages, and heeds so as not to do it twice."""
+"""Marks that Unsloth and transformers set on a weight whose gradient they average, so as not to do it twice."""
 
 
 def average_once(model: torch.nn.Module) -> None:
@@ -77,7 +77,7 @@ def average_alike(params: Sequence[Any], all_reduce: Callable[[torch.Tensor], in
 
 
 def alike(params: Sequence[Any]) -> bool:
-    """Whether all `params` have a gradient, on one device, contiguous, in a dtype that is summed as float32."""
+    """Return whether all `params` have a gradient, on one device, contiguous, in a dtype that is summed as float32."""
     import torch
 
     device = params[0].device

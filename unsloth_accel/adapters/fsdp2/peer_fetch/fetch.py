@@ -66,19 +66,19 @@ def install(model: Any) -> str | None:
 
 
 def shared_bytes(model: Any) -> int:
-    """Bytes of this rank's rows that torch's allocator doesn't count, since they are in shared memory."""
+    """Return the bytes of this rank's rows that torch's allocator doesn't count, since they are in shared memory."""
     units = getattr(model, "_unsloth_accel_peer", None)
     return 0 if units is None else int(units.shared_bytes)
 
 
 def mapped_bytes(model: Any) -> int:
-    """Bytes of this rank's rows that are mapped where they are needed, and never copied."""
+    """Return the bytes of this rank's rows that are mapped where they are needed, and never copied."""
     units: Units | None = getattr(model, "_unsloth_accel_peer", None)
     return 0 if units is None else units.mapped_bytes
 
 
 def meets_nowhere(model: Any) -> bool:
-    """Whether no forward or backward pass of `model` waits for another rank: all that is divided is fetched."""
+    """Return whether no pass of `model` waits for another rank: all that is divided is fetched."""
     units: Units | None = getattr(model, "_unsloth_accel_peer", None)
     if units is None:
         return False
@@ -130,7 +130,7 @@ def _can_be_fetched(group: Any) -> bool:
 
 
 def _is_plain_lookup(module: Any, group: Any) -> bool:
-    """Whether `module` is an embedding that does nothing but look up rows, and nobody else uses its weight."""
+    """Return whether `module` is an embedding that only looks up rows, and nobody else uses its weight."""
     import torch
 
     return (

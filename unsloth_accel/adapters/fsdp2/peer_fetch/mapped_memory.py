@@ -25,31 +25,31 @@ if TYPE_CHECKING:
     import torch
 
 MOST_DESCRIPTORS = 250
-"""Linux passes 253 with one message (SCM_MAX_FD)."""
+"""Most descriptors in one message; Linux passes 253 (SCM_MAX_FD)."""
 Handle = int
-"""Of physical memory."""
+"""Handle of physical memory, as the driver numbers it."""
 
 
 class MappingError(RuntimeError):
-    """The driver, or the system, refuses."""
+    """Refusal by the driver or the system."""
 
 
 class Memory(Protocol):
-    """Who gives out physical memory and maps it; sizes are bytes, multiples of `granularity`."""
+    """Allocator of physical memory, which maps it; sizes are bytes, multiples of `granularity`."""
 
     granularity: int
 
     def create(self, size: int) -> Handle:
-        """New memory, not zeroed."""
+        """Allocate new memory, not zeroed."""
 
     def share(self, handle: Handle) -> int:
-        """A file descriptor by which another process finds the memory; the caller closes it."""
+        """Return a file descriptor by which another process finds the memory; the caller closes it."""
 
     def find(self, descriptor: int) -> Handle:
-        """The memory that another process shares; `descriptor` may be closed afterwards."""
+        """Find the memory that another process shares; `descriptor` may be closed afterwards."""
 
     def map(self, parts: Sequence[tuple[Handle, int]]) -> torch.Tensor:
-        """Bytes, [sum of the sizes], in which `parts`, each with its size, lie one behind the other."""
+        """Return bytes, [sum of the sizes], in which `parts`, each with its size, lie one behind the other."""
 
 
 class _Location(Structure):
@@ -150,7 +150,7 @@ class Cuda:
 
 
 def bytes_at(address: int, size: int, device: torch.device) -> torch.Tensor:
-    """`size` bytes at `address` as a tensor, which doesn't own them."""
+    """Return `size` bytes at `address` as a tensor, which doesn't own them."""
     import torch
 
     storage = torch._C._construct_storage_from_data_pointer(address, device, size)
@@ -181,7 +181,7 @@ class Exchange:
             raise
 
     def all(self, descriptors: Sequence[int]) -> list[list[int]]:
-        """Every rank's `descriptors`, by rank, as this process can use them; this rank's own are the same ones."""
+        """Return every rank's `descriptors`, by rank, as this process can use them; its own stay as they are."""
         found = [list(descriptors) if rank == self.rank else [] for rank in range(self._world)]
         # Agreed afterwards also because a message of the next call could come before one of this.
         with agreeing():
@@ -208,7 +208,7 @@ class Exchange:
 
 @contextmanager
 def agreeing() -> Iterator[None]:
-    """What fails inside on one rank fails on all of them, with `MappingError`, once all are at its end."""
+    """Raise `MappingError` on all ranks where the block fails on one, once all are at its end."""
     import torch.distributed as dist
 
     own: str | None = None
@@ -224,16 +224,16 @@ def agreeing() -> Iterator[None]:
 
 
 class Mapping:
-    """Memory of this rank that its peers see, and theirs; every rank calls everything alike."""
+    """Memory of this rank that its peers see, and theirs; every rank makes the same calls in the same order."""
 
     def __init__(self, memory: Callable[[], Memory]) -> None:
-        """`memory` makes what gives out memory; raises `MappingError` where it can't, or ranks can't exchange."""
+        """Take what `memory` makes; raise `MappingError` where it can't, or ranks can't exchange."""
         with agreeing():
             self.memory = memory()
         self._exchange = Exchange()
 
     def shared(self, sizes: Sequence[int]) -> list[list[Handle]]:
-        """New memory of these sizes on every rank: the handles, by rank and size, all of them for this process."""
+        """Allocate memory of these sizes on every rank; return the handles for this process, by rank and size."""
         with agreeing():
             own = [self.memory.create(size) for size in sizes]
             descriptors = [self.memory.share(handle) for handle in own]
@@ -271,5 +271,5 @@ class Mapping:
                 raise MappingError("memory that is shared doesn't hold what was written to it")
 
     def close(self) -> None:
-        """No more memory is shared; what is stays."""
+        """Stop sharing memory; what is shared stays."""
         self._exchange.close()

@@ -1,4 +1,4 @@
-"""Whether ranks reach each other's GPU memory, and with what own rows are mapped (`fetch`)."""
+"""Checks that ranks reach each other's GPU memory, and the choice of what own rows are mapped with (`fetch`)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SWITCH = "UNSLOTH_ACCEL_PEER_GATHER"
 default, maps them, and has it told where that can't be done."""
 
 ALIGNMENT = 256
-"""Bytes; what the allocator gives, too."""
+"""Alignment in bytes, as the allocator's."""
 
 
 def obstacle() -> str | None:
-    """Why this rank can't reach its peers' memory; None where it can."""
+    """Return why this rank can't reach its peers' memory; None where it can."""
     import torch
     import torch.distributed as dist
 
@@ -52,7 +52,7 @@ def trial() -> str | None:
 
 
 def mapping() -> Mapping | None:
-    """What own rows are mapped with, unless they are to be copied or can't be mapped. Every rank must call it."""
+    """Return what maps own rows; None where they are to be copied or can't be mapped. Every rank must call it."""
     if os.environ.get(SWITCH) == "copied":
         return None
     found: Mapping | None = None
@@ -80,7 +80,7 @@ def cuda_memory() -> Memory:
 
 
 def agreed(reason: str | None) -> str | None:
-    """The first rank's obstacle, on every rank; ranks that fetch and ranks that gather would wait for each other."""
+    """Return the first rank's obstacle, on every rank; ranks that fetch and ranks that gather would deadlock."""
     import torch.distributed as dist
 
     if not dist.is_initialized():

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def rows_of(tokens: torch.Tensor, tables: list[torch.Tensor], length: int, dtype: torch.dtype | None) -> torch.Tensor:
-    """The rows of `tokens`, [*tokens.shape, width], of the table that lies in `tables`, `length` rows in all."""
+    """Return the rows of `tokens`, [*tokens.shape, width], of the table that lies in `tables`, `length` rows in all."""
     import torch
 
     with torch.no_grad():
@@ -30,7 +30,7 @@ def rows_of(tokens: torch.Tensor, tables: list[torch.Tensor], length: int, dtype
 
 
 def rows_in(memories: list[torch.Tensor], parameter: Any, offset: int) -> list[torch.Tensor]:
-    """Every rank's rows of `parameter`, in those memories from `offset` on."""
+    """Return every rank's rows of `parameter`, in `memories` from `offset` on."""
     local = parameter.sharded_param._local_tensor
     length = parameter._orig_size[0]
     most = parameter.padded_sharded_param_size[0]
@@ -41,7 +41,7 @@ def rows_in(memories: list[torch.Tensor], parameter: Any, offset: int) -> list[t
 
 
 def can_be_mapped(parameter: Any, world: int, granularity: int) -> bool:
-    """Whether every rank has as many rows of `parameter`, and they fill whole pages."""
+    """Return whether every rank has as many rows of `parameter`, and they fill whole pages."""
     alike = bool(parameter._orig_size[0] == parameter.padded_sharded_param_size[0] * world)
     return alike and bytes_of_rows(parameter) % granularity == 0
 
@@ -51,17 +51,17 @@ def bytes_of_rows(parameter: Any) -> int:
 
 
 def padded_bytes(parameter: Any) -> int:
-    """Bytes of one rank's rows, the same on every rank."""
+    """Return the bytes of one rank's rows, the same on every rank."""
     return int(-(-bytes_of_rows(parameter) // ALIGNMENT) * ALIGNMENT)
 
 
 def bytes_of(buffers: list[torch.Tensor]) -> int:
-    """Bytes that they hold now."""
+    """Return the bytes that `buffers` hold now."""
     return sum(buffer.untyped_storage().size() for buffer in buffers)
 
 
 def allocated(buffers: list[torch.Tensor]) -> bool:
-    """Give those of `buffers` that hold no memory theirs; returns whether any did not."""
+    """Allocate those of `buffers` that hold no memory; return whether there were any."""
     empty = [buffer for buffer in buffers if not buffer.untyped_storage().size()]
     for buffer in empty:
         buffer.untyped_storage().resize_(buffer.numel() * buffer.element_size())

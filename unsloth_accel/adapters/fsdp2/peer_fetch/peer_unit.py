@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 WORTH_FREEING = 2**20
-"""Bytes."""
+"""Bytes above which a buffer is worth freeing."""
 
 
 class PeerError(UnslothAccelError):
@@ -31,15 +31,15 @@ class Units:
         self.stream = torch.cuda.Stream()
         self.all: list[Unit] = []
         self.holders: dict[int, Unit] = {}
-        """The block whose weights are in each set of buffers."""
+        """Unit whose weights are in each set of buffers."""
         self.buffers: dict[Any, torch.Tensor] = {}
         self.mapping: Mapping | None = None
-        """Where own rows are mapped, not copied."""
+        """Mapping of own rows; None where they are copied."""
         self.parts: dict[Any, tuple[Handle, int]] = {}
-        """The mapped buffers, each for the rows of one rank, with their bytes."""
+        """Mapped buffers, each for the rows of one rank, with their bytes."""
         self.shared_bytes = 0
         self.mapped_bytes = 0
-        """Of this rank's rows, those that need no copy."""
+        """Bytes of this rank's rows that need no copy."""
         self.fetched = self.looked_up = 0
         """Units fetched and embeddings looked up in place so far, for tests and curiosity."""
 
@@ -68,16 +68,16 @@ class Unit:
         units.all.append(self)
         self.spare = False
         self.ready: torch.cuda.Event | None = None
-        """When the weights are there."""
+        """Event after which the weights are there."""
         self.released: torch.cuda.Event | None = None
-        """When what computed with them last is done."""
+        """Event after which the last computation with them is done."""
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.rows: list[list[torch.Tensor]] = []
-        """Per parameter, the rows of every rank."""
+        """Rows of every rank, per parameter."""
         self.mapped: list[torch.Tensor | None] = self._map()
-        """Per parameter, the whole weight where this rank's rows are mapped into it; None where they are copied."""
+        """Whole weight per parameter, where this rank's rows are mapped into it; None where they are copied."""
         self.whole: list[torch.Tensor] = []
-        """Per parameter, where the whole weight is, or was last."""
+        """Whole weight per parameter, where it is now or was last."""
         parameters: list[Any] = group.fsdp_params
         copied = [one for one, mapped in zip(parameters, self.mapped, strict=True) if mapped is None]
         peers, offset = self._arena(sum(map(padded_bytes, copied))), 0
@@ -272,7 +272,7 @@ class Unit:
 
     @property
     def busy(self) -> bool:
-        """Whether the weights are in use, or about to be."""
+        """Return whether the weights are in use, or about to be."""
         return bool(self.group.is_unsharded or self.group._all_gather_result is not None)
 
     def install(self) -> None:
