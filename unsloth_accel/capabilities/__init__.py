@@ -1,1 +1,1 @@
-"""What the installed Unsloth, torch, transformers, TRL and others offer, found without importing them."""
+"""Capabilities of the installed Unsloth, torch, transformers, TRL and others, found without importing them."""

@@ -20,21 +20,21 @@ class Patch:
     """Names of installed packages that stand and fall together."""
 
     what: str
-    """In plain words; strategies name it so in `needs`, and adapters when they ask for it."""
+    """Name in plain words, by which strategies need it and adapters ask for it."""
     place: str
     """`package/file: Class.name, name`, with `; ` between several; no names where the file itself is the sign. A name
     without a class belongs to that of the one before it, if that has one."""
     cost: str
-    """What is lost without it."""
+    """Consequence of its absence."""
     adapter: str = ""
     """Our module, or folder of them, that replaces or reads it; empty where it is only looked for."""
     missing: Literal["do without", "mend", "refuse"] = "do without"
-    """What happens where it is gone: the adapter leaves its work undone, and says so; or this package does what it is
-    for itself, and nothing is lost; or what needs it is refused, since it would train wrongly or fail midway."""
+    """Reaction to its absence: the adapter leaves its work undone, and says so; or this package does the work itself,
+    and nothing is lost; or what needs it is refused, since it would train wrongly or fail midway."""
     only: Literal["", "cpu", "4bit"] = ""
-    """Where it is needed only on a CPU, or for a 4-bit model."""
+    """Restriction of the need to a CPU, or to a 4-bit model."""
     install: str = ""
-    """What helps, where it isn't a version that was tried here."""
+    """Command that helps, where it isn't to install a version that was tried here."""
     instead: tuple[str, ...] = ()
     """Packages with which it isn't needed."""
 
@@ -44,7 +44,7 @@ class Patch:
 
     @property
     def package(self) -> str:
-        """Of the first place, the only one where something was found to be gone."""
+        """Package of the first place, the only one where something was found to be gone."""
         return self.place.partition("/")[0]
 
     @property

@@ -23,12 +23,12 @@ from .patches import PATCHES, Patch
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What was found; `missing` is empty where Unsloth isn't installed, since then nothing can be said."""
+    """Result of a probe; `missing` is empty where Unsloth isn't installed, since then nothing can be said."""
 
     versions: dict[str, str]
-    """Of the packages that were looked into, those installed."""
+    """Versions of the packages that were looked into and are installed."""
     missing: tuple[Patch, ...] = ()
-    """Each with the first of its places only where something is gone."""
+    """Patches that lack something, each with the first of its places where it does."""
 
     def unavailable(self, device: str, *, load_in_4bit: bool = False) -> dict[str, str]:
         """The strategies that can't run on `device` (`cuda` or `cpu`), each with the reason as a sentence."""
@@ -41,18 +41,18 @@ class Capabilities:
         return reasons
 
     def strategies(self, device: str) -> list[str]:
-        """Those that can run on `device`."""
+        """Return the names of the strategies that can run on `device`."""
         lost = self.unavailable(device)
         return [one.name for one in STRATEGIES if one.name not in lost and (one.runs_on_cpu or device != "cpu")]
 
     def sentence(self, patch: Patch) -> str:
-        """What isn't found of `patch`, and what that costs."""
+        """Say what isn't found of `patch`, and what that costs."""
         version = self.versions.get(patch.package)
         lacks = f"{patch.package} {version} has no {patch.place}" if version else f"{patch.package} is not installed"
         return f"{lacks}: {patch.cost}"
 
     def problem(self, strategy: str, device: str, *, load_in_4bit: bool = False) -> Problem | None:
-        """Why `strategy` can't be had when it is asked for; None where it can."""
+        """Return why `strategy` can't be had when it is asked for; None where it can."""
         lost = self.unavailable(device, load_in_4bit=load_in_4bit)
         if strategy not in lost:
             return None
@@ -87,12 +87,12 @@ def probe(path: Sequence[str] | None = None, patches: Iterable[Patch] = PATCHES)
 
 @functools.cache
 def here() -> Capabilities:
-    """Of this process's packages; looked for once."""
+    """Return the capabilities of this process's packages; looked for once."""
     return probe()
 
 
 def lacking(strategy: str | None, device: str | None) -> list[Problem]:
-    """What a strategy that Unsloth itself carries out lacks here; anything else a script may do without Unsloth."""
+    """Return what a strategy that Unsloth itself implements lacks here; for others a script may do without Unsloth."""
     record = STRATEGIES.get(strategy)
     if record is None or not record.by_unsloth or device != "cpu":
         return []
@@ -101,10 +101,10 @@ def lacking(strategy: str | None, device: str | None) -> list[Problem]:
 
 
 def available(what: str, *, needed: bool = True) -> bool:
-    """Whether this process's packages have the names of the patch `what`, for who is about to use them.
+    """Return whether this process's packages have the names of the patch `what`, for who is about to use them.
 
     Where they are gone: raises `ConfigError` if the patch can't be done without; otherwise says on rank 0 what is lost.
-    Neither where it isn't `needed`.
+    Does neither where it isn't `needed`.
     """
     lost = next((one for one in here().missing if one.what == what), None)
     if lost is None or not needed:

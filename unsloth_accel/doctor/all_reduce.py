@@ -1,4 +1,4 @@
-"""What `unsloth-accel doctor` launches: join the group, sum one tensor over all processes, look at every number of it.
+"""Program that `unsloth-accel doctor` launches: join the group, sum one tensor over all processes, check every number.
 
 Run by `accelerate launch all_reduce.py DIRECTORY DEVICE`. Each process leaves in DIRECTORY how far it came, so that a
 hang can be told by its place; it imports nothing of this package, so that it runs wherever accelerate does.
@@ -45,7 +45,7 @@ def main(directory: str, device: str) -> None:
 
 
 def _bus_bandwidth(world: int, device: Any) -> float:
-    """GB/s on the busiest link: bytes / time × 2 (n - 1) / n (nccl-tests, doc/PERFORMANCE.md)."""
+    """Return GB/s on the busiest link: bytes / time × 2 (n - 1) / n (nccl-tests, doc/PERFORMANCE.md)."""
     import torch
     import torch.distributed as dist
 

@@ -11,12 +11,12 @@ from .machine import Link, Machine
 from .result import Result, warning
 
 BUSY_GIB = 1.0
-"""An idle GPU's driver holds less than this."""
+"""GiB in use above which a GPU is busy; an idle GPU's driver holds less."""
 RTX40 = "accelerate 1.15, utils/environment.py: check_cuda_p2p_ib_support"
 
 
 def gpus(machine: Machine) -> Iterator[Result]:
-    """Each visible GPU and what others hold of it."""
+    """Visible GPUs, and what others hold of each."""
     hardware, nvml = machine.hardware, machine.nvml
     if not hardware.devices:
         hidden = len(nvml.uuids)
@@ -51,7 +51,7 @@ def kinds(machine: Machine) -> Iterator[Result]:
 
 
 def links(machine: Machine) -> Iterator[Result]:
-    """How each pair of visible GPUs reaches each other."""
+    """Links between each pair of visible GPUs."""
     devices = machine.hardware.devices
     by_link: dict[Link, list[str]] = {}
     for one, other in combinations(devices, 2):

@@ -15,7 +15,7 @@ from .result import Result, error, warning
 
 GIB = 2**30
 NO_ROOM_GIB = 1.0
-"""Less than this and nothing can be saved."""
+"""Free GiB below which nothing can be saved."""
 OPEN_FILES = 1024
 """Linux's usual soft limit; data loader workers pass tensors as open files."""
 SHARED_MEMORY = Path("/dev/shm")

@@ -36,7 +36,7 @@ UNSLOTH_ON_A_CPU = "2026.10.9"
 
 
 def machine_read(machine: Machine) -> Iterator[Result]:
-    """What could not be read of this machine at all."""
+    """Parts of this machine that could not be read at all."""
     for fault in machine.faults:
         yield error("machine", f"could not be read: {fault}", REPORT)
 
@@ -102,7 +102,7 @@ def versions(machine: Machine) -> Iterator[Result]:
 
 
 def _wanted(machine: Machine) -> dict[str, list[tuple[str, Requirement]]]:
-    """Who requires what on this machine, by canonical package name.
+    """Return who requires what on this machine, by canonical package name.
 
     On a CPU Unsloth runs without most of what it requires; there only the packages in this package's `cpu` extra count.
     """
@@ -150,7 +150,7 @@ def _version(machine: Machine, name: str, wanted: Sequence[tuple[str, Requiremen
 
 
 def _said(clauses: Sequence[tuple[str, Specifier]]) -> str:
-    """Clauses with those whose they are: `unsloth and unsloth_zoo: <=5.17.0`."""
+    """Return clauses with their requirers: `unsloth and unsloth_zoo: <=5.17.0`."""
     whose: dict[str, dict[str, None]] = {}
     for requirer, clause in clauses:
         whose.setdefault(str(clause), {})[requirer] = None
@@ -172,7 +172,7 @@ def _install_unsloth(machine: Machine) -> str:
 
 
 def _ours(machine: Machine, extra: str = "") -> set[str]:
-    """Canonical names of the packages that this one requires."""
+    """Return the canonical names of the packages that this one requires."""
     from packaging.utils import canonicalize_name
 
     return {canonicalize_name(one.name) for one in machine.packages.requirements("unsloth_accel", extra)}

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Versions of a package that are trouble with Unsloth or with what it trains."""
+    """Versions of a package that fail with Unsloth or with what it trains."""
 
     versions: str
-    """A requirement that an installed one meets."""
+    """Requirement that an installed version of the pair meets."""
     status: Status
     consequence: str
     fix: str
-    """Where it says {usual}, the strategy that works wherever the model fits."""
+    """Fix; {usual} in it is the strategy that works wherever the model fits."""
     reference: str
 
 
@@ -167,7 +167,7 @@ def _torchvision_on_a_cpu(machine: Machine, build: TorchBuild) -> Iterator[Resul
 
 
 def _torchvision_has_cuda(machine: Machine, version: Version) -> bool:
-    """Whether torchvision was built with CUDA: it says so in its version, or its operators link against it."""
+    """Return whether torchvision was built with CUDA: it says so in its version, or its operators link against it."""
     said = re.search(r"__version__ = '[^'+]+\+(\w+)'", machine.packages.text("torchvision", "torchvision/version.py"))
     label = said.group(1) if said else version.local
     if label:

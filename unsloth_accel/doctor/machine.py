@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from packaging.version import Version
 
 Link = Literal["NVLink", "PCIe", "host memory", "unknown"]
-"""How two GPUs reach each other: directly over NVLink or PCIe, or only through host memory."""
+"""Link of two GPUs: directly over NVLink or PCIe, or only through host memory."""
 
 Read = TypeVar("Read")
 SOURCE = Path(__file__).resolve().parents[2] / "setup.cfg"
@@ -33,7 +33,7 @@ class Packages:
 
     def __init__(self, path: Sequence[str] | None = None, own: Path = SOURCE) -> None:
         self.search_path = path
-        """As given; None for that of this process."""
+        """Search path as given; None for that of this process."""
         self._path = list(sys.path if path is None else path)
         self._own = own
 
@@ -47,7 +47,7 @@ class Packages:
         return Version(found.version) if found else None
 
     def requirements(self, name: str, extra: str = "") -> list[Requirement]:
-        """What `name` requires here: markers that don't apply are left out, and extras but `extra`."""
+        """Return what `name` requires here: markers that don't apply are left out, and extras but `extra`."""
         from packaging.requirements import Requirement
 
         found = self.distribution(name)
@@ -91,7 +91,7 @@ def _setup_cfg_requirements(path: Path) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class TorchBuild:
-    """What torch was built for, read from torch/version.py."""
+    """Build of torch, read from torch/version.py."""
 
     version: Version
     cuda: tuple[int, int] | None = None
@@ -124,19 +124,19 @@ def torch_build(packages: Packages) -> TorchBuild | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Nvml:
-    """What the driver says about this machine's GPUs, beyond what `Hardware` holds; GPUs are named by UUID."""
+    """Answers of the driver about this machine's GPUs, beyond what `Hardware` holds; GPUs are named by UUID."""
 
     driver: str = ""
     driver_cuda: tuple[int, int] | None = None
-    """The newest CUDA that the driver runs."""
+    """Newest CUDA that the driver runs."""
     uuids: tuple[str, ...] = ()
-    """Every GPU of the machine, visible or not, in PCI order."""
+    """UUIDs of all GPUs of the machine, visible or not, in PCI order."""
     processes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Ids of the processes that compute on each GPU; a container may hide them."""
     links: Mapping[frozenset[str], Link] = field(default_factory=dict)
-    """For each pair of GPUs."""
+    """Links of each pair of GPUs."""
     reason: str = ""
-    """Why nothing could be read; empty when it could."""
+    """Reason why nothing could be read; empty when it could."""
 
 
 def read_nvml() -> Nvml:
@@ -188,7 +188,7 @@ def _link(pynvml: Any, one: Any, other: Any) -> Link:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What the checks look at; tests make their own."""
+    """Facts that the checks look at; tests make their own."""
 
     packages: Packages
     torch: TorchBuild | None
@@ -199,11 +199,11 @@ class Machine:
     system: str
     architecture: str
     faults: tuple[str, ...] = ()
-    """What could not be read at all; its fields then say that nothing is there."""
+    """Parts that could not be read at all; their fields then say that nothing is there."""
 
     @property
     def without_gpu(self) -> bool:
-        """The driver knows no GPU, or every one is hidden from this process."""
+        """Whether the driver knows no GPU, or every one is hidden from this process."""
         return not self.hardware.devices
 
 

@@ -1,4 +1,4 @@
-"""The test that shows most: several processes through the real `accelerate launch`, and one all-reduce among them."""
+"""Test of several processes through the real `accelerate launch`, with one all-reduce among them."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from .result import Result, error
 
 SCRIPT = Path(__file__).with_name("all_reduce.py")
 TIME_LIMIT = 120.0
-"""Seconds; a healthy machine needs 10 on a CPU, 30 on GPUs with a cold disk."""
+"""Time limit in seconds; a healthy machine needs 10 on a CPU, 30 on GPUs with a cold disk."""
 TROUBLESHOOTING = "NCCL User Guide, Troubleshooting"
 
 STAGES = ("started", "imported", "formed", "done")
-"""What each process says, in this order; all_reduce.py writes them."""
+"""Stages that each process reports, in this order; all_reduce.py writes them."""
 HANGS = {
     "": "no process started",
     "started": "the processes started and didn't finish importing torch",
     "imported": "the processes started and found no way to each other",
     "formed": "the processes met, and their all-reduce never ended",
 }
-"""What a stage reached by all, and not left by all, means."""
+"""Meanings of a hang, by the last stage that all processes reached."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchOutcome:
-    """How a test ended."""
+    """Outcome of a test."""
 
     status: int | None
     """Exit status of `accelerate launch`; None when it ran into the time limit."""
     output: str
-    """The end of what it printed."""
+    """End of what it printed."""
     ranks: tuple[dict[str, Any], ...]
-    """What each process that started said last."""
+    """Last report of each process that started."""
 
 
 def all_reduce(machine: Machine, time_limit: float = TIME_LIMIT, script: Path = SCRIPT) -> Iterator[Result]:
-    """Two processes over gloo on the CPU, and one process a GPU over NCCL where several are visible."""
+    """Test two processes over gloo on the CPU, and one process a GPU over NCCL where several are visible."""
     yield check_processes("cpu", 2, machine.environ, time_limit, script)
     count = len(machine.hardware.devices)
     if count >= 2 and machine.torch is not None and machine.torch.cuda is not None:
@@ -129,7 +129,7 @@ def _said(path: Path) -> dict[str, Any]:
 
 
 def _reached(outcome: LaunchOutcome, processes: int) -> str:
-    """The last stage that every process reached; empty when one of them said nothing."""
+    """Return the last stage that every process reached; empty when one of them said nothing."""
     if len(outcome.ranks) < processes:
         return ""
     stages = [rank.get("stage", "started") for rank in outcome.ranks]
@@ -155,7 +155,7 @@ def _unbreak(device: str) -> str:
 
 
 def _last_error(output: str) -> str:
-    """The line that says what went wrong: the last one that names an error and isn't torchrun's own report."""
+    """Return the line that says what went wrong: the last that names an error and isn't torchrun's own report."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     own = ("ChildFailedError", "CalledProcess")
     named = [line for line in lines if "Error" in line and not any(word in line for word in own)]

@@ -19,15 +19,15 @@ class Result:
     """One line of the report."""
 
     name: str
-    """What was looked at: a package, a GPU, a variable."""
+    """Subject of the check: a package, a GPU, a variable."""
     status: Status = "ok"
     """`error`: a run fails or trains wrongly; `warning`: slower, or wrong in some runs."""
     detail: str
-    """What was found."""
+    """Finding of the check."""
     fix: str = ""
-    """What to type or change; empty when all is well."""
+    """Command to type or setting to change; empty when all is well."""
     reference: str = ""
-    """Where the rule comes from."""
+    """Source of the rule."""
 
 
 def warning(name: str, detail: str, fix: str, reference: str = "") -> Result:

@@ -13,22 +13,22 @@ if TYPE_CHECKING:
     from trl import SFTTrainer
 
 BATCH = 16
-"""Rows answered at once by one process."""
+"""Number of rows that one process answers at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """What to measure on the held-out rows."""
+    """Held-out rows, and what to measure on them."""
 
     loss: bool
     questions: tuple[tuple[list[dict[str, str]], str], ...]
-    """Conversation up to the last answer, and that answer."""
+    """Conversations up to the last answer, each with that answer."""
     max_new_tokens: int
     samples: int
 
     @classmethod
     def of(cls, run: RunConfig) -> HeldOut | None:
-        """What `run.evaluation` asks for; None when there are no held-out rows."""
+        """Return what `run.evaluation` asks for; None when there are no held-out rows."""
         if run.data.eval_path is None or not (run.evaluation.loss or run.evaluation.exact_match):
             return None
         rows = read_rows(run.data.eval_path, "data.eval_path", run.data) if run.evaluation.exact_match else []
@@ -59,7 +59,7 @@ def evaluate(held: HeldOut, trainer: SFTTrainer) -> dict[str, Any]:
 
 
 def _answers(held: HeldOut, trainer: SFTTrainer) -> list[dict[str, Any]]:
-    """A greedy answer to every question: each rank answers its share, all ranks get all."""
+    """Answer every question greedily: each rank answers its share, all ranks get all."""
     import torch
     from accelerate.utils import gather_object
     from unsloth import FastLanguageModel

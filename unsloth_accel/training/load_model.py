@@ -1,4 +1,4 @@
-"""The model of a run, loaded by Unsloth, and its adapter."""
+"""Loading of a run's model by Unsloth, and its adapter."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from ..config.run_config import PROJECTIONS, RunConfig
 
 CHECKPOINTING: dict[str, str | bool] = {"unsloth": "unsloth", "true": True, "false": False}
-"""`model.gradient_checkpointing` as Unsloth takes it."""
+"""Value that Unsloth takes for each `model.gradient_checkpointing`."""
 
 
 def load_model(run: RunConfig) -> tuple[Any, Any]:
-    """Model and tokenizer; where the strategy divides the weights each process loads its part."""
+    """Load model and tokenizer; where the strategy divides the weights each process loads its part."""
     import torch
     import unsloth
 
@@ -36,7 +36,7 @@ def load_model(run: RunConfig) -> tuple[Any, Any]:
 
 
 def add_adapter(model: Any, run: RunConfig) -> Any:
-    """`model` with the run's LoRA adapter."""
+    """Return `model` with the run's LoRA adapter."""
     import unsloth
 
     modules = run.lora.target_modules

@@ -1,4 +1,4 @@
-"""What would help a run that is short of memory, cheapest first."""
+"""Advice for a run that is short of memory, cheapest first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ..strategies import choosable
 
 
 def advice(run: RunConfig, *, batch: bool = True) -> str:
-    """Changes of `run` that take less memory per process, as overrides; without `batch` none of the batch."""
+    """Return overrides of `run` that take less memory per process; without `batch` none that changes the batch."""
     per_device = int(run.training.get("per_device_train_batch_size", 1))
     found = []
     if batch and per_device > 1:

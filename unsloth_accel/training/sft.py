@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 def config_fields(run: RunConfig) -> dict[str, Any]:
-    """What SFTConfig gets beside the fields of `training` and those that every method's config has."""
+    """Return fields of SFTConfig beside those of `training` and those that every method's config has."""
     # The rows are tokenised already.
     return {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": run.model.max_seq_length}
 
 
 def prepare_data(run: RunConfig, tokenizer: Any) -> Prepared:
-    """The rows of `run`, tokenised; raises `ConfigError`, the same on every rank, where they can't be trained."""
+    """Return `run`'s rows, tokenised; raises `ConfigError`, the same on every rank, where they can't be trained."""
     from ..data.prepare import prepare_rows
 
     rows = prepare_rows(run, tokenizer)
@@ -39,7 +39,7 @@ def prepare_data(run: RunConfig, tokenizer: Any) -> Prepared:
 
 
 def make_trainer(run: RunConfig, model: Any, tokenizer: Any, config: SFTConfig, rows: Prepared) -> SFTTrainer:
-    """TRL's trainer with the rows, packed where it packs."""
+    """Make TRL's trainer with the rows, packed where it packs."""
     from ..data.pack import pack
     from ..data.prepare import check_collator
 

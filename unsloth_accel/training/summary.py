@@ -1,4 +1,4 @@
-"""What a run tells at its end."""
+"""Summary that a run prints at its end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..errors import shortened
 
 
 def summary(results: dict[str, Any], adapter: Path) -> str:
-    """What a run tells at its end: held-out figures and answers before and after, and where the adapter is."""
+    """Return a run's held-out figures and answers before and after training, and where the adapter is."""
     before, after = results.get("before"), results.get("after")
     training = results["training"]
     speed = training["tokens"] / training["seconds"] if training["seconds"] else 0.0

@@ -13,7 +13,7 @@ from .load_model import CHECKPOINTING
 
 
 def trainer_config(run: RunConfig, method: Method, own: dict[str, Any]) -> Any:
-    """An instance of the method's config class, with `own` fields of the method; making it forms the process group.
+    """Make the method's config, with `own` fields of the method; making it forms the process group.
 
     Raises `ConfigError` for a field that it refuses.
     """
