@@ -67,7 +67,7 @@ class Halving:
     parts: int
     rows: int
     tokens: int
-    """Of the micro-batch, or the part of one, that was too large; padding included."""
+    """Tokens of the micro-batch, or the part of one, that was too large; padding included."""
 
     def __str__(self) -> str:
         return (

@@ -116,8 +116,8 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _checksums(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Of each tensor a 64-bit sum over its bits, weighted by position, on `device`: equal ones agree, others almost
-    surely don't. Tensors that are alike are summed together, since an adapter has hundreds of small ones."""
+    """Return for each tensor a 64-bit sum over its bits, weighted by position, on `device`: equal ones agree, others
+    almost surely don't. Tensors that are alike are summed together, since an adapter has hundreds of small ones."""
     import torch
 
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -153,7 +153,7 @@ def _smallest(count: int) -> int:
 def distributed_type() -> str:
     """Accelerate's word for how this run is distributed: NO, MULTI_GPU, FSDP, …
 
-    Of the state: FSDP and DeepSpeed are known to the Accelerator's only, and where one GPU is visible Unsloth before
+    Read from the state: only AcceleratorState knows FSDP and DeepSpeed, and where one GPU is visible Unsloth before
     2026.9 makes `Accelerator.distributed_type` a function.
     """
     from accelerate import PartialState

@@ -185,7 +185,7 @@ class TokenBatches(Sampler[list[int]]):
         return steps * self.accumulation + last
 
     def _micro_batches(self, rows: int) -> int:
-        """Of a step of `rows` rows, per rank: no more than give every rank a row in each, as far as rows go."""
+        """Return the micro-batches per rank in a step of `rows` rows: no more than give every rank a row in each."""
         return min(self.accumulation, ceil(rows / self.ranks))
 
 

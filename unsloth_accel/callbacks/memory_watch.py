@@ -20,11 +20,11 @@ class MemoryShares:
     gpu: float | None
     """The most that torch has allocated so far, and what others use on this rank's GPU; None on a CPU."""
     retries: int
-    """How often torch's allocator had to give back what it held to go on: what comes before out of memory."""
+    """Number of times that torch's allocator had to free cached memory to go on, which precedes out of memory."""
     host: float
-    """Of this machine's memory, or of the container's."""
+    """Share of this machine's memory, or of the container's."""
     gpu_gib: float = 0.0
-    """The same as `gpu`, in GiB."""
+    """GiB that make the share `gpu`."""
 
 
 def memory_shares() -> MemoryShares:

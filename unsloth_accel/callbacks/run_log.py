@@ -98,7 +98,7 @@ class RunLog(TrainerCallback):
         self.log.write_all("step", lines)
 
     def _summary(self, args: Arguments, state: State, seconds: float) -> dict[str, Any]:
-        """Of this process's part of the run, if it was resumed; a collective."""
+        """Summarise this process's part of the run, if it was resumed; a collective."""
         from ..adapters.saving import of_every_rank
 
         total, memory = self._throughput.total, memory_now()

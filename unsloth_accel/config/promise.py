@@ -25,17 +25,17 @@ PROMISED_IN_COMMENT = "# unsloth_accel promises:"
 @dataclass(frozen=True, kw_only=True)
 class Promise:
     num_processes: int
-    """All processes, over all machines."""
+    """Number of processes over all machines."""
     strategy: str | None = None
-    """None: not said."""
+    """Name of the strategy; None where it is not promised."""
     device: Literal["cuda", "cpu"] | None = None
-    """None: not said."""
+    """Device to train on; None where it is not promised."""
     rows_per_step: int | None = None
-    """Rows per optimizer step, over all processes; None: not said."""
+    """Rows per optimizer step over all processes; None where they are not promised."""
     memory_gib: float | None = None
-    """GiB per GPU that the plan's estimate comes to; None: not said."""
+    """Estimated GiB per GPU; None where the plan has no estimate."""
     made_by: str = PLANNED
-    """Who promised it: the plan, a config file's path, or WORLD_SIZE."""
+    """Source of the promise: the plan, a config file's path, or WORLD_SIZE."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that each process needs before Unsloth is imported, where a config file says them."""
 

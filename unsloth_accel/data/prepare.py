@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..config.run_config import RunConfig
 
 VERSION = 1
-"""Of what this module makes: another number, and nothing that an older one cached is read."""
+"""Version of the prepared rows; rows that were cached under another version are not read."""
 REPORT = "unsloth_accel.json"
 LARGE = 5_000
 """Rows from which on several processes are quicker than one; Unsloth's own number."""
@@ -41,19 +41,19 @@ class DataReport:
     """What became of the rows of one split."""
 
     rows: int
-    """Read."""
+    """Number of rows read."""
     cut: int = 0
     dropped: int = 0
-    """Longer than the limit, or with nothing left to learn."""
+    """Number of rows dropped: longer than the limit, or with nothing left to learn."""
     trained: int = 0
-    """Rows that are trained, before they are packed."""
+    """Number of rows that are trained, before they are packed."""
     tokens: int = 0
     trained_tokens: int = 0
     notes: tuple[str, ...] = ()
-    """The same in words, with row numbers."""
+    """Sentences on the figures, with row numbers."""
 
     def figures(self) -> dict[str, Any]:
-        """Without the words."""
+        """Return the figures without the sentences."""
         return {name: value for name, value in asdict(self).items() if name != "notes"}
 
 
@@ -63,13 +63,13 @@ class Prepared:
 
     train: Any
     train_directory: Path | None = None
-    """Where they lie; None for a stream."""
+    """Directory of the prepared rows; None for a stream."""
     held_out: Any = None
     held_out_directory: Path | None = None
     report: dict[str, Any]
-    """For results.json."""
+    """Figures for results.json."""
     notes: tuple[str, ...] = ()
-    """To say aloud, once."""
+    """Sentences to print once."""
 
 
 def prepare_rows(run: RunConfig, tokenizer: Any) -> Prepared:
@@ -136,7 +136,7 @@ def _cache(run: RunConfig) -> Path:
 
 
 def _name(run: RunConfig, tokenizer: Any, path: str, key: str) -> str:
-    """Of the prepared rows: a digest of everything that decides what they are."""
+    """Return the name of the prepared rows: a digest of everything that decides what they are."""
     packages = [distributions(name=package) for package in ("trl", "transformers", "tokenizers", "unsloth_zoo")]
     versions = [next((one.version for one in installed), "") for installed in packages]
     data = run.data

@@ -17,7 +17,7 @@ class Request:
     run_yaml: str | None = None
     overrides: tuple[str, ...] = ()
     accelerate_flags: tuple[str, ...] = ()
-    """In run mode accelerate's own flags; in script mode everything, script and its arguments included."""
+    """Flags for accelerate in run mode; in script mode all words, script and its arguments included."""
     dry_run: bool = False
 
 

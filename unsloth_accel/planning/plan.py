@@ -28,7 +28,7 @@ from .strategy_choice import Rejected
 class Plan:
     strategy: str
     num_processes: int
-    """Over all machines."""
+    """Number of processes over all machines."""
     device: Literal["cuda", "cpu"]
     mixed_precision: Precision
     batch: Batch
@@ -36,13 +36,13 @@ class Plan:
     hardware: Hardware
     run: RunConfig
     devices: tuple[Device, ...] = ()
-    """Of one machine: the GPUs that are used, those with the most free memory; none on a CPU."""
+    """GPUs of one machine that are used, those with the most free memory; none on a CPU."""
     rejected: tuple[Rejected, ...] = ()
     """The other strategies, each with the reason."""
     memory: MemoryEstimate | None = None
-    """Per GPU (on a CPU: per process, of the machine's memory); None where the model's shapes are unknown."""
+    """Memory per GPU (on a CPU: per process, of the machine's memory); None where the model's shapes are unknown."""
     speed: Speed | None = None
-    """Estimated; None on a CPU and for unknown cards."""
+    """Estimated speed; None on a CPU and for unknown cards."""
     spec: ModelSpec | None = None
 
     @property

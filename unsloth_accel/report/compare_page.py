@@ -20,7 +20,7 @@ from .run_record import Recorded, at, table, text, values
 from .svg import line_chart
 
 NOT_SETTINGS = ("output_dir",)
-"""Of run.yaml: two runs always differ in them."""
+"""Keys of run.yaml that always differ between two runs."""
 WARM_UP = 0.1
 """The part of a run that its speed leaves out: compilation and first allocations."""
 

@@ -81,7 +81,7 @@ def hardware(run: Recorded) -> list[tuple[str, str]]:
 
 
 def versions(run: Recorded) -> dict[str, str]:
-    """Of packages, as they ran."""
+    """Return the versions of packages, as they ran."""
     told = [at(run.results, "versions"), *(rank.start.get("versions") for rank in run.ranks)]
     found = next((one for one in told if isinstance(one, dict) and one), {})
     return {text(name): text(version) for name, version in found.items()}

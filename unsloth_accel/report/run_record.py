@@ -35,9 +35,9 @@ class Rank:
     messages: tuple[Json, ...]
     """Its warnings and errors."""
     end: Json
-    """Empty where the process did not come to its end."""
+    """Line that it logged at its end; empty where the process did not come to its end."""
     starts: int
-    """How often it was started: twice, where the run went on from a checkpoint."""
+    """Number of its starts: two, where the run went on from a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
