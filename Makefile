@@ -1,3 +1,4 @@
+# make install      make .venv with the versions of constraints.txt
 # make quickstart   install, fetch a small pretrained model, fine-tune it in two processes (or one per GPU)
 # make test         install, then every test
 # make lint         ruff, mypy, and which room may use which
@@ -67,3 +68,4 @@ docs: $(INSTALLED)
 	$(BIN)/python -m benchmarks.fsdp2_report
 	$(BIN)/python -m benchmarks.strategies --table docs/strategies.md
 	$(BIN)/python -m benchmarks.gpu_checks --table docs/gpu-checks.md
+	$(BIN)/python -m benchmarks.tables
