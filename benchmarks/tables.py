@@ -1,4 +1,4 @@
-"""Write the tables of README.md and README_CN.md from benchmarks/results/.
+"""Write the table of docs/measured.md and docs/details_CN.md from benchmarks/results/.
 
 python -m benchmarks.tables
 """
@@ -13,7 +13,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 HEADERS = {
-    "README.md": (
+    "docs/measured.md": (
         "rows",
         "one GPU",
         "two GPUs, DDP",
@@ -21,11 +21,11 @@ HEADERS = {
         "largest loss difference",
         "peak GiB per GPU",
     ),
-    "README_CN.md": ("数据行", "一块 GPU", "两块 GPU，DDP", "加速", "损失的最大差", "每块 GPU 峰值 GiB"),
+    "docs/details_CN.md": ("数据行", "一块 GPU", "两块 GPU，DDP", "加速", "损失的最大差", "每块 GPU 峰值 GiB"),
 }
 ROWS = {
-    "README.md": {"full": "full, 2048 tokens", "variable": "256 to 2048 tokens"},
-    "README_CN.md": {"full": "满行，2048 个词元", "variable": "256 至 2048 个词元"},
+    "docs/measured.md": {"full": "full, 2048 tokens", "variable": "256 to 2048 tokens"},
+    "docs/details_CN.md": {"full": "满行，2048 个词元", "variable": "256 至 2048 个词元"},
 }
 MARKS = ("<!-- measured -->", "<!-- /measured -->")
 

@@ -1,5 +1,6 @@
-"""The README is true: its commands exist and run, its figures are those of benchmarks/results/."""
+"""The README and docs/ are true: their commands exist and run, their figures are those of benchmarks/results/."""
 
+import configparser
 import importlib
 import json
 import os
@@ -21,6 +22,8 @@ from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.launch.arguments import parse
 
 READMES = ("README.md", "README_CN.md")
+DETAILS = "docs/details_CN.md"
+"""What README_CN.md leaves out, as measured.md, run.md and others do for README.md."""
 
 
 def blocks(file: str, language: str) -> list[str]:
@@ -36,6 +39,11 @@ def commands(file: str) -> list[str]:
 
 
 @pytest.mark.parametrize("file", READMES)
+def test_a_readme_is_read_in_five_minutes(file: str) -> None:
+    assert len((ROOT / file).read_text(encoding="utf-8").splitlines()) <= 170
+
+
+@pytest.mark.parametrize("file", ["docs/measured.md", DETAILS])
 def test_tables_are_what_the_results_say(file: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")
     assert filled(file, text) == text, "run python -m benchmarks.tables"
@@ -58,14 +66,19 @@ def test_the_quickstarts_figures_are_those_of_its_result(file: str) -> None:
 
 def test_both_languages_give_the_same_commands() -> None:
     assert commands("README.md") == commands("README_CN.md")
+    assert blocks("README.md", "text") == blocks("README_CN.md", "text")
     assert [line for block in blocks("README.md", "yaml") for line in block.splitlines() if not line.startswith("#")][
         -1
     ] == "output_dir: runs/llama-1b"
 
 
-def test_every_command_exists() -> None:
+@pytest.mark.parametrize(
+    "file",
+    ["README.md", "CONTRIBUTING.md", DETAILS, *(f"docs/{name}.md" for name in ("plan", "run", "script", "verify"))],
+)
+def test_every_command_exists(file: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for command in commands("README.md") + commands("CONTRIBUTING.md"):
+    for command in commands(file):
         words = command.split()
         if words[0] == "make":
             assert re.search(rf"^{words[1]}:", makefile, flags=re.MULTILINE), command
@@ -74,21 +87,62 @@ def test_every_command_exists() -> None:
         elif words[0] == "unsloth-accel":
             importlib.import_module(f"unsloth_accel.cli.{words[1]}").parser().parse_intermixed_args(words[2:])
         else:
-            assert words[0] in ("source", "python", "accelerate", ".venv/bin/python"), command
+            assert words[0] in ("source", "python", "accelerate", "pip", ".venv/bin/python"), command
         for word in words:
             if word.startswith(("examples/", "accelerate_configs/")):
                 assert (ROOT / word).exists(), command
 
 
-@pytest.mark.parametrize("file", READMES)
+def test_pip_installs_what_make_does() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    gpu, cpu, unsloth = (command for command in commands("README.md") if command.startswith("pip"))
+    assert (gpu, cpu) == ('pip install ".[gpu]"', 'pip install -c constraints.txt ".[cpu]"')
+    assert {"gpu", "cpu"} <= set(setup["options.extras_require"])
+    beside = " ".join(re.findall(r"^(?:UNSLOTH|SHARDING)_CPU := (.+)$", makefile, flags=re.MULTILINE))
+    assert unsloth == f"pip install -c constraints.txt --no-deps {beside}"
+    for file in READMES:
+        (named,) = re.findall("^.*`quickstart`[,、].*$", (ROOT / file).read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert set(re.findall("`([a-z]+)`", named)) <= set(setup["options.extras_require"])
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors that a page's headings make."""
+    found = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize(
+    "file", [page.relative_to(ROOT).as_posix() for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))]
+)
+def test_links_lead_somewhere(file: str) -> None:
+    text = re.sub(r"```.*?```", "", (ROOT / file).read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not link.startswith("https://"):
+            path, _, anchor = link.partition("#")
+            page = (ROOT / file).parent / path
+            assert page.exists(), link
+            assert not anchor or anchor in headings(page), link
+
+
+@pytest.mark.parametrize("file", [*READMES, "docs/run.md"])
 def test_the_readmes_run_is_a_valid_description(file: str) -> None:
     (text,) = blocks(file, "yaml")
     assert from_dict(yaml.safe_load(text)).batch.global_size == 64
+    assert yaml.safe_load(text) == yaml.safe_load(blocks("README.md", "yaml")[0])
 
 
-def test_the_readmes_mistakes_are_reported_as_shown(cli: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", READMES)
+def test_a_run_is_shown_before_it_is_used(file: str) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    assert text.index("# run.yaml") < min(text.index(f"{word} run.yaml") for word in ("preview", "launch", "plan"))
+
+
+@pytest.mark.parametrize("file", ["docs/run.md", DETAILS])
+def test_the_mistakes_are_reported_as_shown(file: str, cli: Run, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(blocks("README.md", "yaml")[0], encoding="utf-8")
-    shown = next(block for block in blocks("README.md", "text") if "lora.r=high" in block)
+    shown = next(block for block in blocks(file, "text") if "lora.r=high" in block)
     command, *expected = shown.strip().splitlines()
     done = cli("launch", tmp_path / "run.yaml", *command.split()[4:])
     assert sorted(done.stderr.strip().splitlines()) == sorted(expected)
@@ -104,15 +158,35 @@ def test_the_pages_of_predictions_are_what_the_results_say() -> None:
         assert text == page, "run make docs"
 
 
+@pytest.mark.parametrize(("file", "page"), zip(READMES, ("docs/faults.md", DETAILS), strict=True))
+def test_the_faults_are_as_many_as_said(file: str, page: str) -> None:
+    parts = (ROOT / page).read_text(encoding="utf-8").split("\n\n")
+    _head, _line, *rows = next(part for part in parts if "MULTI_CPU" in part).strip().splitlines()
+    (said,) = re.findall(r"\(docs/faults\.md\)\D*(\d+)", (ROOT / file).read_text(encoding="utf-8"))
+    assert int(said) == len(rows)
+
+
 @pytest.mark.parametrize("file", READMES)
+def test_the_headline_figures_are_the_measured_ones(file: str) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    ddp, fsdp2 = re.findall(r"^- .*H[12]00.*$", text, flags=re.MULTILINE)
+    report = json.loads((RESULTS / "ddp-2xH200-1.5B.json").read_text(encoding="utf-8"))
+    assert "H200" in ddp
+    assert f" {report['rows']['full']['comparison']['speed_up']:.2f} " in ddp
+    assert "H100" in fsdp2
+    found = fsdp2_report.newest()
+    assert re.findall(r"0\.\d\d", fsdp2) == [f"{found[key]:.2f}" for key in ("of_one", "linear")]
+
+
+@pytest.mark.parametrize("file", ["docs/measured.md", DETAILS])
 def test_the_figures_of_fsdp2_are_the_measured_ones(file: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")
-    paragraph = next(part for part in text.split("\n\n") if "docs/gpu-checks.md" in part)
+    paragraph = next(part for part in text.split("\n\n") if "(gpu-checks.md)" in part)
     measured = fsdp2_report.newest()
     assert re.findall(r"0\.\d\d", paragraph) == [f"{measured[key]:.2f}" for key in ("of_one", "linear", "of_ddp")]
 
 
-@pytest.mark.parametrize("file", [*READMES, "docs/batches.md"])
+@pytest.mark.parametrize("file", ["docs/measured.md", DETAILS, "docs/batches.md"])
 def test_the_figures_of_variable_rows_are_the_measured_ones(file: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")
     paragraph = next(part for part in text.split("\n\n") if "results/variable-2xH100.json" in part)
@@ -123,17 +197,32 @@ def test_the_figures_of_variable_rows_are_the_measured_ones(file: str) -> None:
     assert str(int(report["tokens_per_row"]["median"])) in paragraph
 
 
-@pytest.mark.parametrize("file", READMES)
-def test_the_plan_shown_is_the_plan_made(file: str) -> None:
-    shown = next(block for block in blocks(file, "text") if block.startswith("$ unsloth-accel plan"))
-    command, *expected = shown.splitlines()
+def plan_lines(words: list[str], directory: Path) -> list[str]:
+    """What `unsloth-accel plan` says with `words`, in `directory`."""
     environment = {**os.environ, "COLUMNS": "112"}
-    words = cli_command(*command.split()[2:])
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    assert [line.rstrip() for line in done.stdout.splitlines()] == expected
+    command = cli_command("plan", *words)
+    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=True)
+    return [line.rstrip() for line in done.stdout.splitlines()]
+
+
+def test_the_plan_shown_is_the_plan_made() -> None:
+    shown = next(block for block in blocks("docs/plan.md", "text") if block.startswith("$ unsloth-accel plan"))
+    command, *expected = shown.splitlines()
+    assert plan_lines(command.split()[3:], ROOT) == expected
 
 
 @pytest.mark.parametrize("file", READMES)
+def test_the_part_of_a_plan_shown_is_of_the_plan_made(file: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(blocks(file, "yaml")[0], encoding="utf-8")
+    shown = next(block for block in blocks(file, "text") if block.startswith("$ unsloth-accel plan"))
+    command, _, output = shown.partition("\n")
+    made = "\n".join(["", *plan_lines(command.split()[3:], tmp_path), ""])
+    places = [made.find(f"\n{part}") for part in output.split("…\n")]
+    assert len(places) == 2
+    assert -1 < places[0] < places[1]
+
+
+@pytest.mark.parametrize("file", [*READMES, DETAILS, "docs/plan.md"])
 def test_the_error_of_the_estimate_is_the_measured_one(file: str) -> None:
     errors = [abs(found.error) for found in measured(HELD_OUT)]
     text = (ROOT / file).read_text(encoding="utf-8")
@@ -142,7 +231,7 @@ def test_the_error_of_the_estimate_is_the_measured_one(file: str) -> None:
     assert f"{len(errors)} " in text
 
 
-@pytest.mark.parametrize("file", ["README.md", "README_CN.md"])
+@pytest.mark.parametrize("file", [*READMES, "docs/report.md"])
 def test_the_picture_shown_is_there_and_small(file: str) -> None:
     (picture,) = re.findall(r"!\[.+\]\((.+)\)", (ROOT / file).read_text(encoding="utf-8"))
-    assert 10_000 < (ROOT / picture).stat().st_size < 200_000
+    assert 10_000 < ((ROOT / file).parent / picture).stat().st_size < 200_000
