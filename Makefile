@@ -68,4 +68,5 @@ docs: $(INSTALLED)
 	$(BIN)/python -m benchmarks.fsdp2_report
 	$(BIN)/python -m benchmarks.strategies --table docs/strategies.md
 	$(BIN)/python -m benchmarks.gpu_checks --table docs/gpu-checks.md
+	$(BIN)/python -m benchmarks.row_sharing --table docs/batches.md
 	$(BIN)/python -m benchmarks.tables

@@ -1,7 +1,7 @@
 """Who gets which rows of a step: this package's way, Unsloth's, transformers', by number; and what halving costs.
 
     python -m benchmarks.row_sharing --out benchmarks/results/row-sharing-2xH200.json [--cells 'skewed-*'] [--rounds 2]
-    python -m benchmarks.row_sharing --table docs/batches.md
+    python -m benchmarks.row_sharing --table docs/batches.md     (of all results)
 
 `skewed` cells train the same rows of 64 to 2048 tokens, as chats have them (log-normal, median 270), 32 per GPU,
 padded or laid end to end (`flat`), by each way. The last step lacks some rows, so that a way that repeats rows shows.
@@ -52,7 +52,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "unsloth": {"balance": "rows", "environment": {"UNSLOTH_TOKEN_BALANCE": "1"}},
     "transformers": {"balance": "rows", "training": {"train_sampling_strategy": "batch_rebalance"}},
     "number": {"balance": "rows"},
+    "both": {"environment": {"UNSLOTH_TOKEN_BALANCE": "1"}},
 }
+"""Ways to share rows out: settings of `batch` and `training`, and variables. `both` asks for ours and for Unsloth's."""
 IGNORED = "UNSLOTH_TOKEN_BALANCE ignored"
 
 
@@ -98,14 +100,14 @@ def main() -> int:
     parser.add_argument("--cells", default="*", help="names or patterns, comma-separated")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=60, help="a multiple of 10")
+    parser.add_argument("--rows", type=int, default=SKEWED, help="skewed rows per GPU and step")
     parser.add_argument("--shape", default="1.5B", choices=random_checkpoint.SHAPES)
     parser.add_argument("--seconds", type=float, default=1e9, help="start no run after so many seconds")
     parser.add_argument("--work", default="runs/row-sharing")
     options = parser.parse_args()
     if options.table:
-        newest = sorted(Path(RESULTS).glob("row-sharing-*.json"))[-1]
         page = Path(options.table)
-        page.write_text(with_table(page.read_text(encoding="utf-8"), newest), encoding="utf-8")
+        page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
         return 0
     started = time.perf_counter()
     hardware = Hardware.detect()
@@ -115,15 +117,15 @@ def main() -> int:
     if not (work / options.shape / "config.json").is_file():
         command = [sys.executable, "-m", "benchmarks.random_checkpoint", options.shape, str(work / options.shape)]
         subprocess.run(command, check=True, capture_output=True)
-    lengths = write_rows(work, options.steps, count)
+    lengths = write_rows(work, options.steps, options.rows, count)
     report: dict[str, Any] = {
-        "command": "python -m benchmarks.row_sharing",
+        "command": f"python -m benchmarks.row_sharing --rows {options.rows}",
         "date": time.strftime("%Y-%m-%d"),
         "gpu": [device.name for device in hardware.devices],
         "versions": versions(),
         "shape": options.shape,
         "processes": count,
-        "rows_per_step": {"skewed": SKEWED * count, "full": FULL * count},
+        "rows_per_step": {"skewed": options.rows * count, "full": FULL * count},
         "rows": len(lengths),
         "tokens_of_rows": sum(lengths),
         "median_tokens_per_row": statistics.median(lengths),
@@ -161,9 +163,10 @@ def main() -> int:
     return 0
 
 
-def write_rows(work: Path, steps: int, gpus: int) -> list[int]:
-    """The rows of both kinds for so many steps; returns the tokens of the skewed, with the one that ends a text."""
-    chance, rows = random.Random(0), steps * SKEWED * gpus - MISSING
+def write_rows(work: Path, steps: int, per_device: int, gpus: int) -> list[int]:
+    """Write the rows of both kinds, skewed ones for `steps` steps of `per_device` rows on each of `gpus` GPUs; returns
+    the tokens of each of these, with the one that ends a text."""
+    chance, rows = random.Random(0), steps * per_device * gpus - MISSING
     lengths = [min(LENGTH - 2, max(64, int(chance.lognormvariate(5.6, 0.9)))) for _ in range(rows)]
     strategies.write_texts(work / "skewed.jsonl", lengths)
     strategies.write_texts(work / "full.jsonl", [LENGTH + 1] * (steps * FULL * gpus))
@@ -171,7 +174,7 @@ def write_rows(work: Path, steps: int, gpus: int) -> list[int]:
 
 
 def planned(cell: Cell, gate: Gate, work: Path, options: argparse.Namespace, hardware: Hardware) -> Plan:
-    per_device = FULL if cell.full else SKEWED
+    per_device = FULL if cell.full else options.rows
     values: dict[str, Any] = {
         "model": {"name": str(work / options.shape), "max_seq_length": LENGTH},
         "data": {"path": str(work / ("full.jsonl" if cell.full else "skewed.jsonl"))},
@@ -256,15 +259,18 @@ def reference_of(name: str) -> str:
 BEGIN, END = "<!-- row sharing -->", "<!-- /row sharing -->"
 
 
-def with_table(text: str, file: Path) -> str:
-    """`text` with the table of `file` between its two marks."""
-    report = json.loads(file.read_text(encoding="utf-8"))
+def with_tables(text: str) -> str:
+    """`text` with the tables of what was measured between its two marks."""
     before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n" + "\n".join(table(report)) + f"\n{END}{rest.partition(END)[2]}"
+    reports = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("row-sharing-*.json"))]
+    tables = "\n\n".join("\n".join(table(report)) for report in reports)
+    return f"{before}{BEGIN}\n{tables}\n{END}{rest.partition(END)[2]}"
 
 
 def table(report: dict[str, Any]) -> Sequence[str]:
-    lines = ["| cell | real tokens/s | s/step | × its reference | largest loss difference | tokens repeated |"]
+    rows = report["rows_per_step"]["skewed"] // report["processes"]
+    lines = [f"{len(report['gpu'])} × {report['gpu'][0]}, {report['shape']}, {rows} skewed rows per GPU and step:", ""]
+    lines.append("| cell | real tokens/s | s/step | × its reference | largest loss difference | tokens repeated |")
     lines.append("|---|---|---|---|---|---|")
     for name, figures in report["medians"].items():
         repeated = figures.get("tokens_repeated")

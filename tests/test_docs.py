@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import ROOT, Run, cli_command
 
-from benchmarks import fsdp2_report, gpu_checks, strategies
+from benchmarks import fsdp2_report, gpu_checks, row_sharing, strategies
 from benchmarks.memory import HELD_OUT
 from benchmarks.memory_report import measured, memory_page, speed_page
 from benchmarks.tables import RESULTS, filled
@@ -153,6 +153,8 @@ def test_the_pages_of_predictions_are_what_the_results_say() -> None:
     pages["gpu-checks.md"] = gpu_checks.page(json.loads((ROOT / gpu_checks.OUT).read_text(encoding="utf-8")))
     measured = [json.loads(file.read_text(encoding="utf-8")) for file in strategies.measured(ROOT)]
     pages["strategies.md"] = strategies.page(*measured)
+    batches = (ROOT / "docs" / "batches.md").read_text(encoding="utf-8")
+    pages["batches.md"] = row_sharing.with_tables(batches)
     for name, page in pages.items():
         text = (ROOT / "docs" / name).read_text(encoding="utf-8")
         assert text == page, "run make docs"

@@ -61,3 +61,24 @@ def test_rows_shared_out_by_tokens() -> None:
     data: Any = list(range(64))
     batches = TokenBatches(SequentialSampler(data), data, rows=24, ranks=2, rank=0, accumulation=3, padded=False)
     assert real_batch(args(2), DataLoader(data, batch_sampler=batches)).global_size == 24
+
+
+def test_transformers_own_balancing_deals_rows_itself() -> None:
+    from torch.utils.data import DataLoader
+    from transformers.trainer_pt_utils import BatchRebalanceSampler
+
+    from unsloth_accel.adapters.real_batch import real_batch
+
+    data: Any = list(range(48))
+    sampler = BatchRebalanceSampler(lengths=data, effective_batch_size=24, dp_size=2, grad_accum=3, rank=1)
+    from accelerate.data_loader import prepare_data_loader
+
+    made = prepare_data_loader(
+        DataLoader(data, batch_sampler=sampler),
+        num_processes=2,
+        process_index=1,
+        put_on_device=False,
+        dispatch_batches=False,
+    )
+    made.batch_sampler.num_processes = 1  # as Trainer._get_dataloader does
+    assert str(real_batch(args(2), made)).startswith("24 rows per step = 4 × 3 × 2")

@@ -9,6 +9,16 @@ from ..data.balance import divide
 
 if TYPE_CHECKING:
     import torch
+    from transformers import Trainer
+
+
+def parts_add_up(trainer: Trainer) -> bool:
+    """Whether the losses of a step's rows add up to the step's, however they are divided into micro-batches: each is
+    weighted by its share of all trained tokens, and not a mean over the rows of its micro-batch."""
+    scaled: bool | None = getattr(trainer, "loss_is_scaled_for_ga", None)  # TRL's word; False for DPO, KTO, rewards
+    if scaled is not None:
+        return scaled
+    return bool(trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None)
 
 
 def split(inputs: Mapping[str, Any], parts: int) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from .fsdp2 import native
 from .fsdp2.peer_fetch import fetch
 from .fsdp2.peer_fetch.peer_reach import SWITCH
 from .fsdp2.units import units_of
-from .micro_batches import rows_and_tokens, split
+from .micro_batches import parts_add_up, rows_and_tokens, split
 from .rank_checks import distributed_type, is_sharded, trainable
 
 if TYPE_CHECKING:
@@ -236,6 +236,8 @@ def halve_on_out_of_memory(trainer: Trainer, advice: str = ADVICE) -> StepHalvin
     for name in OWN_AVERAGING if several else ():
         if getattr(trainer.args, name, None) or getattr(trainer.accelerator.ddp_handler, name, None):
             return f"{name} is a setting of DDP's own averaging, which this replaces"
+    if not parts_add_up(trainer):
+        return "the loss of a micro-batch is a mean over its rows, so those of its parts don't add up to it"
     if os.environ.get("UNSLOTH_TOKEN_BUDGET"):
         return "under UNSLOTH_TOKEN_BUDGET ranks meet in every micro-batch"
     available("TRL's count of tokens")

@@ -17,7 +17,9 @@ def real_batch(args: TrainingArguments, loader: Any) -> Batch:
     hold fewer.
     """
     sampler = getattr(loader, "batch_sampler", None)
-    dealt: int | None = getattr(sampler, "num_processes", None)  # accelerate's sampler, or ours
+    # Transformers' batch_rebalance, around which accelerate's sampler is told of one process; accelerate's, or ours.
+    dealt: int | None = getattr(getattr(sampler, "batch_sampler", None), "dp_size", None)
+    dealt = dealt or getattr(sampler, "num_processes", None)
     divided = getattr(sampler, "split_batches", args.accelerator_config.split_batches)
     rows = getattr(sampler, "batch_size", None) or args.train_batch_size
     # GRPO's loader gives the rows of several micro-batches at once.

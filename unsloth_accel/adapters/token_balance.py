@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from ..capabilities.probe import available
 from ..data.balance import cost, share
+from .micro_batches import parts_add_up
 from .token_count import TokenCount
 
 if TYPE_CHECKING:
@@ -86,8 +87,8 @@ def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance 
         return "their sampler gives the order a meaning of its own"
     if not isinstance(loader, DataLoaderShard) or trainer.accelerator.split_batches:
         return "accelerate is set to divide batches itself (dispatch_batches or split_batches)"
-    if not (trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None):
-        return f"{type(trainer.model).__name__} takes no num_items_in_batch, so its loss can't be weighted by tokens"
+    if not parts_add_up(trainer):
+        return "the loss of a micro-batch is a mean over its rows, and not weighted by tokens over all ranks"
     lengths = _lengths(loader.dataset)
     if lengths is None:
         return "the rows are not tokenised yet, so their lengths are not known"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, TypeVar
 
 from ..adapters import environment
@@ -74,6 +75,8 @@ def share_out(trainer: Trainer, run: RunConfig) -> None:
     from ..adapters.token_balance import Balance, balance_tokens
 
     done = balance_tokens(trainer, trainer.args.per_device_train_batch_size * run.model.max_seq_length)
-    said = str(done) if isinstance(done, Balance) else f"rows are shared out by number: {done}"
+    said = str(done) if isinstance(done, Balance) else f"rows are not shared out by tokens here: {done}"
+    if isinstance(done, Balance) and os.environ.get("UNSLOTH_TOKEN_BALANCE", "0").lower() in ("1", "true", "yes", "on"):
+        said += "; UNSLOTH_TOKEN_BALANCE is left out, batch.balance=rows would leave it to Unsloth"
     print(said, flush=True)
     trainer.data_report["sharing out"] = said
