@@ -53,3 +53,17 @@ def test_a_trainer_that_was_imported_before_unsloth() -> None:
         done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == status, done.stderr
         assert ("SFTTrainer was imported from trl before unsloth" in done.stderr) is bool(status)
+
+
+def test_what_comes_too_late_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A variable without which other training goes on alike, set after unsloth has read the environment."""
+    monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(DEVICE_TYPE="cpu"))
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        import_order.check_import_order({"UNSLOTH_GRPO_SEQ_PACKING", "UNSLOTH_FORCE_CPU"})
+    told = capsys.readouterr().err
+    assert told.count("UNSLOTH_GRPO_SEQ_PACKING can't be set any more") == 1
+    assert "Fix: `import unsloth_accel` before `import unsloth`." in told
+    monkeypatch.delitem(sys.modules, "unsloth")
+    import_order.check_import_order({"UNSLOTH_GRPO_SEQ_PACKING"})
+    assert capsys.readouterr().err == ""

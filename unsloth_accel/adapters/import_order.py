@@ -3,6 +3,7 @@
 Seen with Unsloth 2026.10.9, accelerate 1.15, transformers 5.17 and TRL 1.15:
 - unsloth before the variables of `fsdp2_native`: on a CPU every rank loads and keeps the whole model;
 - unsloth before the word that a run is on a CPU, on a machine with GPUs: it has chosen the GPU;
+- unsloth before any other variable that a strategy sets for it: it goes without, which is told and not refused;
 - an Accelerator (or PartialState) before the word that several processes are on a CPU: they form no group;
 - an Accelerator under FSDP2 before unsloth: accelerate's policy stays as it is, which in bf16 sums gradients and rounds
   losses in 16 bits without a word, and in fp16 is refused by Unsloth;
@@ -12,6 +13,7 @@ The order of torch, transformers, peft and accelerate, as modules, changes nothi
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Set
 from typing import TYPE_CHECKING, Any
@@ -30,7 +32,8 @@ class ImportOrderError(UnslothAccelError):
 
 
 def check_import_order(set_now: Set[str]) -> None:
-    """Raise `ImportOrderError` when one of the variables that were `set_now` has been read already."""
+    """Raise `ImportOrderError` when one of the variables that were `set_now` has been read already, and the training
+    would be another without it; rank 0 warns of the others."""
     unsloth = sys.modules.get("unsloth")
     native = sorted(name for name in set_now if name.startswith("UNSLOTH_FSDP2"))
     if unsloth is not None and native:
@@ -42,6 +45,15 @@ def check_import_order(set_now: Set[str]) -> None:
         raise ImportOrderError(
             f"unsloth was imported before unsloth_accel and has chosen {unsloth.DEVICE_TYPE}; this run is on a CPU. "
             "Fix: `import unsloth_accel` before `import unsloth`."
+        )
+    late = sorted(name for name in set_now if name.startswith("UNSLOTH_") and name != "UNSLOTH_FORCE_CPU")
+    if unsloth is not None and late and os.environ.get("RANK", "0") == "0":
+        print(
+            f"unsloth_accel: warning: {', '.join(late)} can't be set any more: unsloth was imported before "
+            "unsloth_accel and has read the environment. GRPO with sharded weights may wait for ever, other training "
+            "goes on alike. Fix: `import unsloth_accel` before `import unsloth`.",
+            file=sys.stderr,
+            flush=True,
         )
     state: Any = sys.modules.get("accelerate.state")
     if state is None or "ACCELERATE_USE_CPU" not in set_now:

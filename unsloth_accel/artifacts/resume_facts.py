@@ -110,7 +110,7 @@ def lora_facts(model: Any) -> dict[str, Any]:
 
 def resume_problems(run: RunConfig) -> list[Problem]:
     """Return the problems of resuming `run` (planned, every `auto` decided) from its output_dir's newest whole
-    checkpoint. Empty without such a checkpoint, which `validation.output_problems` reports."""
+    checkpoint. Empty without such a checkpoint, which `validation.inputs.output_problems` reports."""
     checkpoint, _ = newest(run.output_dir)
     if checkpoint is None:
         return []

@@ -20,7 +20,7 @@ LAUNCH = re.compile(
 )
 """Variables of another launch. accelerate and trl set them in the kernel too (`Accelerator(fsdp_plugin=…)`, accelerate
 1.15 accelerator.py; trl 1.15 trainer/utils.py), and Unsloth leaves ACCELERATE_MIXED_PRECISION behind every training
-(models/rl.py). A launch of one process would take RANK and WORLD_SIZE for its own."""
+(unsloth/models/rl.py). A launch of one process would take RANK and WORLD_SIZE for its own."""
 
 STATE = re.compile(
     # Marks "it is loaded and patched", which a fresh process is not (unsloth/__init__.py, unsloth_zoo/__init__.py).
@@ -29,7 +29,8 @@ STATE = re.compile(
     r"|MODEL_NAME|IGNORED_TOKENIZER_NAMES|USE_NEW_MODEL|ENABLE_FULL_FINETUNING|FORCE_FLOAT32|FORCE_CUSTOM_DTYPE"
     r"|MIXED_PRECISION|BFLOAT16_MIXED_PRECISION|HIGH_PRECISION_LAYERNORM|DISABLE_STATIC_GENERATION|bnb_4bit_compute_dtype"
     r"|ENABLE_FLEX_ATTENTION|FULLGRAPH|CLEF_COMPILE|WARN_UNINITIALIZED|VLLM_BATCHES"
-    # What its trainer asked the forward pass to return; GRPO leaves hidden states where logits belong (models/rl.py).
+    # What its trainer asked the forward pass to return: GRPO leaves hidden states in place of logits
+    # (unsloth/models/rl.py).
     r"|RETURN_LOGITS|RETURN_HIDDEN_STATES)"
     # The inline plotting of the kernel (ipykernel), which only works in one.
     r"|MPLBACKEND"

@@ -63,7 +63,7 @@ def other_device(config: Document) -> Iterator[Finding]:
     """A config for other chips than NVIDIA's: unsloth_accel detects and plans NVIDIA GPUs and CPUs, and passes this
     through to accelerate unchanged.
 
-    Reference: unsloth_accel/hardware/hardware.py: detect, through NVML.
+    Reference: unsloth_accel/hardware/detect.py, through NVML.
     """
     if config.type in OTHER_DEVICES:
         consequence = "is launched as it is: unsloth_accel knows NVIDIA GPUs and CPUs."
