@@ -171,3 +171,15 @@ def test_unsloth_before_the_variables_that_it_reads(monkeypatch: pytest.MonkeyPa
     unsloth.DEVICE_TYPE = "cuda"  # type: ignore[attr-defined]
     with pytest.raises(ImportOrderError, match="has chosen cuda; this run is on a CPU"):
         environment.prepare_process(dict(on_cpu))
+
+
+def test_a_cpus_own_trainer_is_no_reason_for_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """Unsloth's sharding tries to patch the trainer that Unsloth has for CPUs; other words of its log are kept."""
+    import logging
+
+    promised = Promise(num_processes=1, strategy="single", device="cpu")
+    environment.prepare_process({PROMISE: json.dumps(vars(promised)), "WORLD_SIZE": "1"})
+    log = logging.getLogger("unsloth_zoo.log")
+    log.warning(f"Unsloth: {environment.CPU_TRAINER_WARNING}, so training will use trl's own trainer instead: OSError")
+    log.warning("Unsloth: something else")
+    assert [record.getMessage() for record in caplog.records] == ["Unsloth: something else"]

@@ -30,6 +30,8 @@ from ..strategies import STRATEGIES
 from . import import_order
 from .gloo_exit import leave_in_peace
 
+CPU_TRAINER_WARNING = "Could not build the patched trl.trainer.sft_trainer"
+
 
 class WorldError(UnslothAccelError):
     """The processes that run are not the ones that were asked for."""
@@ -67,6 +69,10 @@ def prepare_process(environ: MutableMapping[str, str] = os.environ) -> None:
 
         # It misses a kernel for 4-bit weights, in every process of every run, whether 4-bit weights are in it or not.
         logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+        # Sharding imports unsloth.models.rl, which on a CPU finds Unsloth's own trainer for CPUs in TRL's place, made
+        # without a source that it could patch, and warns. That trainer stays and is the right one; on GPUs rl comes
+        # first and finds TRL's (unsloth/_cpu_init.py, unsloth/models/rl.py; Unsloth 2026.10.9).
+        logging.getLogger("unsloth_zoo.log").addFilter(lambda record: CPU_TRAINER_WARNING not in record.getMessage())
     import_order.check_import_order({name for name, value in environ.items() if before.get(name) != value})
 
 
