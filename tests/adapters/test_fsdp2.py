@@ -1,11 +1,12 @@
 """The FSDP2 adapter. What needs GPUs (memory, speed, fetching from peers) is in benchmarks/; the rest runs here."""
 
-import functools
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,39 +29,90 @@ def torchrun(script: str, *arguments: str | Path, processes: int = 2, **variable
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def alone(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[dict[str, Any], Path]]:
-    """What one process finds with this rank of LoRA, and where it saved; trained once for each."""
-
-    @functools.cache
-    def trained(r: int) -> tuple[dict[str, Any], Path]:
-        out = tmp_path_factory.mktemp(f"one-{r}") / "out"
-        return train(tiny, out, r=r, processes=1), out
-
-    return trained
+@dataclass(frozen=True)
+class Case:
+    r: int = 1
+    """LoRA's rank: with 1 there are few weights, which stay whole; with 8 many, which are sharded."""
+    variables: dict[str, str] = field(default_factory=dict)
 
 
-def train(tiny: Path, out: Path, *, r: int, processes: int, **variables: str) -> dict[str, Any]:
-    torchrun("fsdp2_on_cpu.py", tiny, out, str(r), processes=processes, **variables)
-    found: dict[str, Any] = json.loads((out / "found.json").read_text(encoding="utf-8"))
+PEERS = {"PEERS_IN_FILES": "1"}
+COPIED = {SWITCH: "copied"}
+CASES = {
+    "gathered": Case(1, COPIED),
+    "sharded": Case(8, COPIED),
+    "own rows copied": Case(1, PEERS | COPIED),
+    "own rows mapped": Case(1, PEERS),
+    # The trial maps twice, each of a block's seven weights too.
+    "one block mapped": Case(1, PEERS | {"MAPPING_FAILS": "20"}),
+    "transformers averages": Case(1, {"TRANSFORMERS_AVERAGES": "1"}),
+    "out of memory in forward": Case(1, PEERS | {"RANK_1_FAILS": "forward"}),
+    "out of memory in backward": Case(1, PEERS | {"RANK_1_FAILS": "backward"}),
+    "blocks kept": Case(1, PEERS | {"BENCHMARK_KEEP": "1"}),
+}
+ALONE = {"1": Case(1), "8": Case(8)}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found in a case, by what the script writes, and where its adapter was saved."""
+
+    values: dict[str, Any]
+    out: Path
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[key]
+
+
+def trained(tiny: Path, place: Path, cases: dict[str, Case], processes: int) -> Callable[[str], Found]:
+    """Train all of `cases` in one launch; what one of them found, or why it failed, is asked for by its name."""
+    described = []
+    for name, case in cases.items():
+        (place / name).mkdir()
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        described.append({"out": str(place / name), "r": str(case.r), "port": port, "variables": case.variables})
+    file = place / "cases.json"
+    file.write_text(json.dumps(described), encoding="utf-8")
+    said = torchrun("fsdp2_on_cpu.py", tiny, file, processes=processes)
+
+    def found(name: str) -> Found:
+        out = place / name
+        assert (out / "found.json").is_file(), said
+        return Found(json.loads((out / "found.json").read_text(encoding="utf-8")), out)
+
     return found
+
+
+@pytest.fixture(scope="module")
+def two(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Found]:
+    """What two processes find in each of `CASES`."""
+    return trained(tiny, tmp_path_factory.mktemp("two"), CASES, 2)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Found]:
+    """What one process finds with each rank of LoRA."""
+    return trained(tiny, tmp_path_factory.mktemp("one"), ALONE, 1)
+
+
+def assert_alike(shared: Found, expected: Found) -> None:
+    for wanted, seen in zip(expected["log"], shared["log"], strict=True):
+        assert seen == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("r", "whole", "peers", "mapped"),
-    [(1, True, False, 0), (1, True, True, 0), (1, True, True, 2), (1, True, True, 1), (8, False, False, 0)],
+    ("case", "mapped"),
+    [("gathered", 0), ("own rows copied", 0), ("own rows mapped", 2), ("one block mapped", 1), ("sharded", 0)],
 )
-def test_fsdp2_trains_like_one_process(
-    tiny: Path, tmp_path: Path, alone: Any, r: int, whole: bool, peers: bool, mapped: int
-) -> None:
+def test_fsdp2_trains_like_one_process(two: Any, alone: Any, case: str, mapped: int) -> None:
     """With few LoRA weights, which stay whole, and with many, which are sharded; gathered, and fetched from peers, with
     own rows copied and mapped: in both blocks, and in the first alone, since in the second one rank can't."""
-    expected, one = alone(r)
-    variables = {"PEERS_IN_FILES": "1" if peers else "0"} | ({} if mapped else {SWITCH: "copied"})
-    if mapped == 1:
-        variables["MAPPING_FAILS"] = "20"  # the trial maps twice, each of a block's seven weights too
-    shared = train(tiny, tmp_path / "two", r=r, processes=2, **variables)
+    r, peers = CASES[case].r, "PEERS_IN_FILES" in CASES[case].variables
+    whole = r == 1
+    shared, expected = two(case), alone(str(r))
     assert shared["mapped"] == mapped * BLOCK // 2
     assert (shared["fetched"] > 8) is peers  # at least the head, in each of eight passes
     # Of 20 passes, 12 of them evaluation's, those with more tokens than it would pay for gather the embedding too.
@@ -73,9 +125,8 @@ def test_fsdp2_trains_like_one_process(
     assert shared["lora_whole"] is whole
     assert shared["averages"] == (4 if whole else 0)  # of the whole adapter's gradients, in four steps
     assert shared["frozen_sharded"]
-    for wanted, seen in zip(expected["log"], shared["log"], strict=True):
-        assert seen == pytest.approx(wanted, abs=1e-5)
-    first, second = adapter(one), adapter(tmp_path / "two")
+    assert_alike(shared, expected)
+    first, second = adapter(expected.out), adapter(shared.out)
     assert first.keys() == second.keys()
     assert len(first) == 8
     assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-5
@@ -83,37 +134,31 @@ def test_fsdp2_trains_like_one_process(
 
 
 @pytest.mark.slow
-def test_gradients_are_averaged_once_where_transformers_would_too(tiny: Path, tmp_path: Path, alone: Any) -> None:
+def test_gradients_are_averaged_once_where_transformers_would_too(two: Any, alone: Any) -> None:
     """A second average changes no number, but costs an all-reduce for each weight."""
-    expected, _ = alone(1)
-    shared = train(tiny, tmp_path / "two", r=1, processes=2, TRANSFORMERS_AVERAGES="1")
+    shared = two("transformers averages")
     assert shared["lora_whole"]
     assert shared["averages"] == 4
-    for wanted, seen in zip(expected["log"], shared["log"], strict=True):
-        assert seen == pytest.approx(wanted, abs=1e-5)
+    assert_alike(shared, alone("1"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["forward", "backward"])
-def test_a_rank_out_of_memory_goes_on(tiny: Path, tmp_path: Path, alone: Any, where: str) -> None:
+def test_a_rank_out_of_memory_goes_on(two: Any, alone: Any, where: str) -> None:
     """Where weights are fetched from peers, no rank waits for one that does its part again, in halves."""
-    expected, one = alone(1)
-    shared = train(tiny, tmp_path / "two", r=1, processes=2, PEERS_IN_FILES="1", RANK_1_FAILS=where)
+    shared, expected = two(f"out of memory in {where}"), alone("1")
     assert (shared["parts"], shared["reason"]) == (2, None)
     assert shared["eval"] == pytest.approx(expected["eval"], abs=1e-5)
-    for wanted, seen in zip(expected["log"], shared["log"], strict=True):
-        assert seen == pytest.approx(wanted, abs=1e-5)
-    first, second = adapter(one), adapter(tmp_path / "two")
+    assert_alike(shared, expected)
+    first, second = adapter(expected.out), adapter(shared.out)
     assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-4
 
 
 @pytest.mark.slow
-def test_blocks_that_the_benchmark_keeps_are_fetched_once(tiny: Path, tmp_path: Path, alone: Any) -> None:
-    expected, _ = alone(1)
-    kept = train(tiny, tmp_path / "two", r=1, processes=2, PEERS_IN_FILES="1", BENCHMARK_KEEP="1")
+def test_blocks_that_the_benchmark_keeps_are_fetched_once(two: Any, alone: Any) -> None:
+    kept = two("blocks kept")
     assert kept["fetched"] == 26  # 36 where blocks take turns
-    for wanted, seen in zip(expected["log"], kept["log"], strict=True):
-        assert seen == pytest.approx(wanted, abs=1e-5)
+    assert_alike(kept, alone("1"))
 
 
 @pytest.mark.slow

@@ -82,3 +82,14 @@ def test_transformers_own_balancing_deals_rows_itself() -> None:
     )
     made.batch_sampler.num_processes = 1  # as Trainer._get_dataloader does
     assert str(real_batch(args(2), made)).startswith("24 rows per step = 4 × 3 × 2")
+
+
+def test_a_stream_is_not_asked_for_its_length() -> None:
+    from unsloth_accel.adapters.real_batch import batch_of
+
+    handler = SimpleNamespace(train_dataloader=loader(2, streamed=True))
+    trainer: Any = SimpleNamespace(args=args(2), callback_handler=handler)
+    assert batch_of(trainer).global_size == 24
+    trainer.callback_handler = SimpleNamespace(train_dataloader=None)
+    trainer.get_train_dataloader = lambda: loader(2)
+    assert batch_of(trainer).global_size == 24

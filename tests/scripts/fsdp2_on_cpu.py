@@ -2,12 +2,15 @@
 
 Accelerate refuses FSDP on a CPU before it looks at anything; here its state is told afterwards that it is one. What
 follows is its own: `prepare` shards with `fully_shard` over gloo. Launched by tests/adapters/test_fsdp2.py, under
-torchrun: fsdp2_on_cpu.py CHECKPOINT OUT RANK_OF_LORA.
+torchrun: fsdp2_on_cpu.py CHECKPOINT CASES.json, a list of {"out", "r", "port", "variables"}. Each case runs in
+processes of its own, which meet at its port: copies of those that were launched, made once these have imported all.
 """
 
 import json
 import os
+import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,10 @@ from trl import SFTConfig, SFTTrainer
 
 from benchmarks.worker import KEEP, keep_blocks
 from unsloth_accel.adapters.out_of_memory import StepHalving, halve_on_out_of_memory
+
+if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    # Sharding imports it, for which Unsloth rewrites TRL's trainers: half a minute.
+    import unsloth.models
 
 
 def pretend_fsdp2() -> None:
@@ -179,5 +186,27 @@ def main(path: str, out: str, r: str) -> None:
         Path(out, "found.json").write_text(json.dumps(found), encoding="utf-8")
 
 
+def run(path: str, case: dict[str, Any]) -> None:
+    """Run a case in a copy of this process; one that fails, or hangs, leaves no found.json."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    signal.alarm(200)
+    # torchrun's own store knows one group.
+    os.environ |= {"MASTER_PORT": str(case["port"]), "TORCHELASTIC_USE_AGENT_STORE": "False", **case["variables"]}
+    status = 1
+    try:
+        main(path, case["out"], case["r"])
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for one in json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")):
+        run(sys.argv[1], one)

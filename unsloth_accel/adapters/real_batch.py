@@ -36,4 +36,6 @@ def real_batch(args: TrainingArguments, loader: Any) -> Batch:
 
 def batch_of(trainer: Trainer) -> Batch:
     """The batch of `trainer`, before, while or after it trains."""
-    return real_batch(trainer.args, trainer.callback_handler.train_dataloader or trainer.get_train_dataloader())
+    loader = trainer.callback_handler.train_dataloader
+    # Not by its truth: that is its length, which a stream hasn't.
+    return real_batch(trainer.args, trainer.get_train_dataloader() if loader is None else loader)
