@@ -1,13 +1,23 @@
 """The batch of a Trainer, read from the loaders that accelerate really makes."""
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def _no_state_is_left() -> Iterator[None]:
+    """Accelerate's loaders ask for a state, which would then be there for other tests."""
+    yield
+    from accelerate.state import PartialState
+
+    PartialState._reset_state()
+
+
 def args(processes: int, **more: Any) -> Any:
-    plain = {"train_batch_size": 4, "gradient_accumulation_steps": 3, "world_size": processes}
+    plain: dict[str, Any] = {"train_batch_size": 4, "gradient_accumulation_steps": 3, "world_size": processes}
     return SimpleNamespace(**plain | {"accelerator_config": SimpleNamespace(split_batches=False)} | more)
 
 
@@ -21,7 +31,9 @@ def loader(processes: int, *, streamed: bool = False, rows: int = 4, **more: Any
             return iter(range(64))
 
     data: Any = Stream() if streamed else list(range(64))
-    settings = {"dispatch_batches": False, "put_on_device": False} | more
+    import torch
+
+    settings = {"dispatch_batches": False, "put_on_device": True, "device": torch.device("cpu")} | more
     index = min(1, processes - 1)
     return prepare_data_loader(
         DataLoader(data, batch_size=rows), num_processes=processes, process_index=index, **settings
@@ -90,6 +102,36 @@ def test_a_stream_is_not_asked_for_its_length() -> None:
     handler = SimpleNamespace(train_dataloader=loader(2, streamed=True))
     trainer: Any = SimpleNamespace(args=args(2), callback_handler=handler)
     assert batch_of(trainer).global_size == 24
-    trainer.callback_handler = SimpleNamespace(train_dataloader=None)
-    trainer.get_train_dataloader = lambda: loader(2)
+    trainer.callback_handler = SimpleNamespace(train_dataloader=None)  # before it trains
     assert batch_of(trainer).global_size == 24
+
+
+@pytest.mark.parametrize(("dispatched", "together"), [(True, 4), (False, 4)])
+def test_a_stream_whose_batches_are_divided(dispatched: bool, together: int) -> None:
+    from unsloth_accel.adapters.real_batch import real_batch
+
+    divided = args(2, accelerator_config=SimpleNamespace(split_batches=True))
+    made = loader(2, streamed=True, split_batches=True, dispatch_batches=dispatched)
+    assert real_batch(divided, made).global_size == 3 * together
+
+
+def test_processes_that_share_rows_count_once() -> None:
+    from accelerate.parallelism_config import ParallelismConfig
+
+    from unsloth_accel.adapters.real_batch import real_batch
+
+    both = args(2, parallelism_config=ParallelismConfig(tp_size=2))
+    assert str(real_batch(both, loader(1))).startswith("12 rows per step = 4 × 3 × 1")
+
+
+def test_what_is_generated_is_drawn_for_several_micro_batches() -> None:
+    from torch.utils.data import DataLoader
+    from trl.trainer.utils import RepeatSampler
+
+    from unsloth_accel.adapters.real_batch import real_batch
+
+    data: Any = list(range(48))
+    sampler = RepeatSampler(data, mini_repeat_count=2, batch_size=6, repeat_count=6)  # as with 2 iterations of 3 steps
+    made = DataLoader(data, batch_size=12, sampler=sampler)
+    made.get_sampler = lambda: sampler  # type: ignore[attr-defined]
+    assert real_batch(args(2, num_iterations=2), made).global_size == 24

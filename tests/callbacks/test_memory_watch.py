@@ -35,7 +35,7 @@ def test_more_than_was_planned_is_told_before_the_gpu_is_full() -> None:
     from unsloth_accel.callbacks import MemoryWatch
     from unsloth_accel.callbacks.memory_watch import MemoryShares
 
-    seen = iter([MemoryShares(gpu=n / 80, retries=0, host=0.1, gpu_gib=n) for n in (0.0, 22.0, 24.0, 78.0)])
+    seen = iter([MemoryShares(gpu=n / 80, retries=0, host=0.1, own_gib=n) for n in (0.0, 22.0, 24.0, 78.0)])
     told: list[str] = []
     watch = MemoryWatch(planned_gib=20.0, listener=told.append, read=lambda: next(seen))
     args: Any = SimpleNamespace(process_index=0)
@@ -44,7 +44,7 @@ def test_more_than_was_planned_is_told_before_the_gpu_is_full() -> None:
     for expected in (0, 1, 2):
         watch.on_step_end(args, state, None)  # type: ignore[arg-type]
         assert len(told) == expected, "within the estimate's error nothing is said"
-    assert "24.0 GiB of the GPU's memory were in use (the plan reckoned with 20.0 GiB), 30% of it" in told[0]
+    assert "torch allocated 24.0 GiB on the GPU (the plan reckoned with 20.0 GiB)" in told[0]
     assert "98% of the GPU's memory was in use (the plan reckoned with 20.0 GiB)" in told[1]
 
 

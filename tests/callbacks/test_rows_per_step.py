@@ -45,7 +45,11 @@ def test_a_script_is_told_its_batch_once(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize(
     ("planned", "fix"),
-    [(16, "gradient_accumulation_steps=2"), (20, "per_device_train_batch_size × gradient_accumulation_steps = 10")],
+    [
+        (16, "gradient_accumulation_steps=2"),
+        (20, "per_device_train_batch_size × gradient_accumulation_steps = 10"),
+        (21, "a number of processes that divides 21"),
+    ],
 )
 def test_a_script_under_a_plan_is_warned(
     planned: int, fix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -11,20 +11,23 @@ if TYPE_CHECKING:
 
 
 def real_batch(args: TrainingArguments, loader: Any) -> Batch:
-    """The rows of each whole optimizer step that a Trainer with `args` makes of `loader`, over all processes.
+    """Return the rows of each whole optimizer step that a Trainer with `args` makes of `loader`, over all processes.
 
-    `loader` is the prepared training loader. In GRPO and its kin a row is a completion. The last step of an epoch may
-    hold fewer.
+    `loader` is the prepared training loader; where it is None, before training, `args` alone are asked. In GRPO and its
+    kin a row is a completion. The last step of an epoch may hold fewer.
     """
+    from accelerate.data_loader import DataLoaderDispatcher
+
     sampler = getattr(loader, "batch_sampler", None)
     # Transformers' batch_rebalance, around which accelerate's sampler is told of one process; accelerate's, or ours.
     dealt: int | None = getattr(getattr(sampler, "batch_sampler", None), "dp_size", None)
-    dealt = dealt or getattr(sampler, "num_processes", None)
-    divided = getattr(sampler, "split_batches", args.accelerator_config.split_batches)
-    rows = getattr(sampler, "batch_size", None) or args.train_batch_size
-    # GRPO's loader gives the rows of several micro-batches at once.
-    rows //= getattr(args, "steps_per_generation", None) or 1
-    processes = dealt or args.world_size
+    processes = dealt or getattr(sampler, "num_processes", None) or args.world_size // _sharing_rows(args)
+    rows: int = getattr(sampler, "batch_size", None) or args.train_batch_size
+    if sampler is not None:
+        rows //= _held_at_once(args, loader)
+    divided = getattr(sampler, "split_batches", None)
+    if divided is None:  # a stream's own loader has the rows of one process, unless rank 0 reads them for all
+        divided = args.accelerator_config.split_batches and isinstance(loader, DataLoaderDispatcher)
     together = rows if divided else rows * processes
     return Batch(
         global_size=together * args.gradient_accumulation_steps,
@@ -35,7 +38,21 @@ def real_batch(args: TrainingArguments, loader: Any) -> Batch:
 
 
 def batch_of(trainer: Trainer) -> Batch:
-    """The batch of `trainer`, before, while or after it trains."""
-    loader = trainer.callback_handler.train_dataloader
-    # Not by its truth: that is its length, which a stream hasn't.
-    return real_batch(trainer.args, trainer.get_train_dataloader() if loader is None else loader)
+    """Return the batch of `trainer`; before it trains as its arguments say, without making a loader, which may draw
+    random numbers or start what generates."""
+    return real_batch(trainer.args, trainer.callback_handler.train_dataloader)
+
+
+def _sharing_rows(args: TrainingArguments) -> int:
+    """Processes that compute the same rows together: tensor, context and sequence parallelism."""
+    config = getattr(args, "parallelism_config", None)
+    return int(config.non_data_parallel_size) if config is not None else 1
+
+
+def _held_at_once(args: TrainingArguments, loader: Any) -> int:
+    """Micro-batches whose rows a loader gives at once: TRL's trainers that generate draw them so, and then repeat."""
+    sampler = loader.get_sampler() if hasattr(loader, "get_sampler") else None
+    repeats: int | None = getattr(sampler, "repeat_count", None)
+    if repeats is None:
+        return int(getattr(args, "steps_per_generation", None) or 1)
+    return max(1, repeats // int(getattr(args, "num_iterations", None) or 1))

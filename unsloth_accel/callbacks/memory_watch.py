@@ -23,8 +23,8 @@ class MemoryShares:
     """Number of times that torch's allocator had to free cached memory to go on, which precedes out of memory."""
     host: float
     """Share of this machine's memory, or of the container's."""
-    gpu_gib: float = 0.0
-    """GiB that make the share `gpu`."""
+    own_gib: float = 0.0
+    """The most GiB that torch has allocated on the GPU so far."""
 
 
 def memory_shares() -> MemoryShares:
@@ -32,8 +32,8 @@ def memory_shares() -> MemoryShares:
     own, around = torch_memory(), machine()
     if own is None:
         return MemoryShares(gpu=None, retries=0, host=around.host)
-    used = own.peak + around.others
-    return MemoryShares(gpu=used / around.total, retries=own.retries, host=around.host, gpu_gib=used / 2**30)
+    used = (own.peak + around.others) / around.total
+    return MemoryShares(gpu=used, retries=own.retries, host=around.host, own_gib=own.peak / 2**30)
 
 
 class MemoryWatch(TrainerCallback):
@@ -89,9 +89,8 @@ class MemoryWatch(TrainerCallback):
         planned = f" (the plan reckoned with {self.planned_gib:.1f} GiB)" if self.planned_gib else ""
         if now.gpu is not None and now.gpu >= self.most:
             yield "gpu", f"{now.gpu:.0%} of the GPU's memory was in use{planned}; a step with longer rows may not fit"
-        elif self.planned_gib and now.gpu_gib > ESTIMATE_ERROR * self.planned_gib:
-            used = f"{now.gpu_gib:.1f} GiB of the GPU's memory were in use{planned}, {now.gpu:.0%} of it"
-            yield "plan", f"{used}; another model, or another program on that GPU, than the plan knew may fill it"
+        elif self.planned_gib and now.own_gib > ESTIMATE_ERROR * self.planned_gib:
+            yield "plan", f"torch allocated {now.own_gib:.1f} GiB on the GPU{planned}; longer rows may not fit"
         if now.retries > self._retries:
             yield "retries", "torch had to free all that it held ready to go on; the next larger step may not fit"
         if now.host >= self.most_host:

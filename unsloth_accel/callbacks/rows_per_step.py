@@ -9,6 +9,7 @@ from ..adapters import environment
 from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
 from ..adapters.rank_checks import GuardError
 from ..adapters.real_batch import real_batch
+from ..planning.batch import Batch
 
 
 class RowsPerStep(TrainerCallback):
@@ -38,7 +39,7 @@ class RowsPerStep(TrainerCallback):
         print(f"unsloth_accel: {batch}", flush=True)
         promise = environment.promise()
         planned = promise.rows_per_step if promise else None
-        if promise is not None and planned not in (None, batch.global_size):
+        if promise is not None and planned is not None and planned != batch.global_size:
             print(
                 f"unsloth_accel: warning: {promise.made_by} promises {planned} rows per step, and this script trains "
                 f"{batch.global_size}: learning rate and steps were meant for {planned}. Fix: {_fix(batch, planned)}, "
@@ -48,8 +49,11 @@ class RowsPerStep(TrainerCallback):
             )
 
 
-def _fix(batch: Any, planned: Any) -> str:
-    share, left = divmod(planned, batch.per_device * batch.data_parallel)
+def _fix(batch: Batch, planned: int) -> str:
+    share, left = divmod(planned, max(1, batch.global_size // batch.accumulation))
     if left == 0:
         return f"gradient_accumulation_steps={share}"
-    return f"per_device_train_batch_size × gradient_accumulation_steps = {planned / batch.data_parallel:g}"
+    share, left = divmod(planned, batch.data_parallel)
+    if left == 0:
+        return f"per_device_train_batch_size × gradient_accumulation_steps = {share}"
+    return f"a number of processes that divides {planned}"

@@ -67,7 +67,11 @@ def promise_of_config(config: Any, file: str, num_processes: int | None = None, 
         return None
     if config.get("mpirun_config"):
         return None  # mpirun starts the processes and counts them in its own variables
-    count = num_processes or number(str(config.get("num_processes", 1))) or 1
+    planned = number(str(config.get("num_processes", 1))) or 1
+    count = num_processes or planned
+    promised = promised_in_comment(text)
+    if count != planned:  # then it was estimated for another division of the model
+        promised.pop("memory_gib", None)
     on_cpu = config.get("use_cpu") is True or config["distributed_type"] == "MULTI_CPU"
     section = config.get("fsdp_config")
     version = section.get("fsdp_version", section.get("version")) if isinstance(section, dict) else None
@@ -80,7 +84,7 @@ def promise_of_config(config: Any, file: str, num_processes: int | None = None, 
         device="cpu" if on_cpu else "cuda",
         made_by=file,
         environment=variables,
-        **promised_in_comment(text),
+        **promised,
     )
 
 

@@ -101,6 +101,9 @@ def check_divisible(global_size: int, count: int, per_device: int | None, accumu
     each = unit // count
     counts = divisors(global_size // each) if global_size % each == 0 else []
     near = [*[number for number in counts if number < count][-1:], *[number for number in counts if number > count][:1]]
+    if per_device is not None and global_size % count == 0:
+        fewer = max(size for size in divisors(global_size // count) if size <= per_device)
+        works.append(f"training.{_PER_DEVICE}={fewer}")
     instead = f", or {' or '.join(map(str, near))} process{'es' * (near != [1])} in place of {count}" if near else ""
     raise ConfigError(
         Problem(

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,12 @@ def main(run_yaml: str, *overrides: str) -> int:
     except ConfigError as refused:
         if environment.rank() == 0:
             print(f"unsloth_accel: {refused}", file=sys.stderr, flush=True)
+        else:  # the first rank to leave has the others ended, and rank 0 is the one that tells
+            time.sleep(2)
         return refused.exit_status
+    promised = environment.promise()
+    if run.strategy is None and promised is not None and promised.strategy:
+        run = replace(run, distributed=replace(run.distributed, strategy=promised.strategy))
     if told and environment.rank() == 0:
         print(f"unsloth_accel: {told}", flush=True)
     # Under torchrun there is no accelerate config, whose comment carries them; without them it would be DDP.
