@@ -88,7 +88,10 @@ def test_an_adapter_of_a_4_bit_base_goes_into_the_original(trained_on: str, base
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["SmolLM2", "tied, with a trained lm_head"])
+@pytest.mark.parametrize(
+    "model",
+    ["SmolLM2", "tied, with a trained lm_head", "tied, with LoRA on lm_head", "tied, with LoRA on embed_tokens"],
+)
 def test_the_merged_model_is_base_plus_adapter(
     model: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,13 +108,14 @@ def test_the_merged_model_is_base_plus_adapter(
         AutoModelForCausalLM.from_config(config).save_pretrained(base)
         AutoTokenizer.from_pretrained(tiny).save_pretrained(base)
     torch.manual_seed(0)
-    whole = None if model == "SmolLM2" else ["lm_head"]
-    lora = LoraConfig(r=8, target_modules=["q_proj", "down_proj"], modules_to_save=whole, task_type="CAUSAL_LM")
+    whole = ["lm_head"] if "trained" in model else None
+    targets = ["q_proj", "down_proj", *([model.split()[-1]] if "LoRA" in model else [])]
+    lora = LoraConfig(r=8, target_modules=targets, modules_to_save=whole, task_type="CAUSAL_LM")
     adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), lora)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if parameter.requires_grad and "lora_A" not in name:
-                parameter.add_(0.005 * torch.randn_like(parameter))
+                parameter.add_((0.03 if "LoRA" in model else 0.005) * torch.randn_like(parameter))
     adapted.save_pretrained(tmp_path / "run" / "adapter")
     assert merge.run([str(tmp_path / "run"), str(tmp_path / "out"), "--dtype", "float32"]) == 0
     assert f"base     {base}" in capsys.readouterr().out

@@ -110,6 +110,11 @@ def test_an_epoch_that_ends_in_a_smaller_step_is_told(description: dict[str, Any
     (only,) = input_problems(from_dict({**description, "batch": by_number}))
     assert only.severity == "warning"
     assert "an epoch of 8 rows ends with a step of 2" in str(only)
+    by_tokens = {**description, "batch": {"global_size": 3}}
+    for training in ({"average_tokens_across_devices": False}, {"train_sampling_strategy": "group_by_length"}):
+        (only,) = input_problems(from_dict({**by_tokens, "training": training}))
+        assert "over several processes some rows are repeated there" in str(only), "balance falls back to rows"
+        assert "balance=tokens" not in only.fix
 
 
 def test_everything_wrong_is_told_in_one_go(cli: Run, file: Path) -> None:

@@ -30,6 +30,7 @@ from .fsdp2 import native
 from .fsdp2.peer_fetch import fetch
 from .fsdp2.peer_fetch.peer_reach import SWITCH
 from .fsdp2.units import units_of
+from .hook_types import Arguments, Control, State, TrainerCallback
 from .micro_batches import parts_add_up, rows_and_tokens, split
 from .rank_checks import distributed_type, is_sharded, trainable
 
@@ -99,6 +100,10 @@ class StepHalving:
         self._needed_parts: PartsNeeded | None = None
         self._tokens: int | None = None
         self._units: list[FSDPModule] = []
+
+    def forget(self) -> None:
+        """Drop the micro-batches of the step that was begun."""
+        self._done.clear()
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None, *rest: Any
@@ -222,6 +227,16 @@ class StepHalving:
         trainer._metrics["train"]["num_tokens"] = [trainer._total_train_tokens]
 
 
+class StepBegins(TrainerCallback):
+    """Forgets the micro-batches of a step that was begun and never ended: an interrupted training may be begun anew."""
+
+    def __init__(self, halving: StepHalving) -> None:
+        self._halving = halving
+
+    def on_step_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        self._halving.forget()
+
+
 def halve_on_out_of_memory(trainer: Trainer, advice: str = ADVICE) -> StepHalving | str:
     """Have `trainer` go on where a step runs out of memory; returns what watches over it, or why it can't be done.
 
@@ -244,6 +259,7 @@ def halve_on_out_of_memory(trainer: Trainer, advice: str = ADVICE) -> StepHalvin
     if not available("a step done again"):
         return "the installed packages lack a name that going on needs"
     halving = StepHalving(trainer, advice)
+    trainer.add_callback(StepBegins(halving))
     trainer.training_step = halving.training_step
     trainer.step_halving = halving
     return halving

@@ -89,6 +89,8 @@ def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance 
         return "accelerate is set to divide batches itself (dispatch_batches or split_batches)"
     if not parts_add_up(trainer):
         return "the loss of a micro-batch is a mean over its rows, and not weighted by tokens over all ranks"
+    if trainer.accelerator.num_processes > 1 and not args.average_tokens_across_devices:
+        return "training.average_tokens_across_devices is false, so each rank weighs its rows by its own tokens alone"
     lengths = _lengths(loader.dataset)
     if lengths is None:
         return "the rows are not tokenised yet, so their lengths are not known"

@@ -89,6 +89,7 @@ def write_merged(merge: Merge) -> list[Path]:
     kind = _class(transformers, merge.base)
     try:
         model = kind.from_pretrained(merge.base, dtype=getattr(torch, merge.dtype), device_map="cpu")
+        _untie(model, merge)
         adapted = PeftModel.from_pretrained(model, str(merge.adapter), torch_device="cpu")
         model = adapted.merge_and_unload(safe_merge=True)
         has_own = (merge.adapter / "tokenizer_config.json").is_file()
@@ -174,6 +175,22 @@ def _room_problems(merge: Merge) -> Iterator[Problem]:
         if merge.dtype == "float32":
             fix = "--dtype bfloat16, or a machine with more memory"
         yield Problem(key="memory", value=_gib(available), consequence=consequence, fix=fix)
+
+
+def _untie(model: Any, merge: Merge) -> None:
+    """Give `model` a head of its own where LoRA is on the head or on the embeddings alone, and the two are one tensor:
+    what is merged into one would be in the other too."""
+    import torch
+
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    embeddings = model.get_input_embeddings()
+    if head is None or head.weight is not embeddings.weight:
+        return
+    names = [tensor.name for tensor in read_header(merge.adapter / ADAPTER_WEIGHTS) if "lora_" in tensor.name]
+    modules = {name: module for name, module in model.named_modules() if module in (head, embeddings)}
+    if any(f".{module}.lora_" in f".{name}" for module in modules for name in names):
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = config.tie_word_embeddings = False
 
 
 def _class(transformers: Any, base: str) -> Any:

@@ -162,6 +162,9 @@ class Throughput(TrainerCallback):
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         model = kwargs["model"]
+        self.close()  # an earlier training of this trainer may have been interrupted
+        self.forget()
+        self._marks = {}
         self.total, self.window = Totals(), Totals()
         self.recent.clear()
         self._open.clear()

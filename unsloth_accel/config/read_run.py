@@ -267,6 +267,10 @@ def _check_values(tree: DictConfig) -> list[Problem]:
         if given("training.packing") is True:
             fix = "training.packing=false, or data.streaming=false"
             wrong("data.streaming", True, "packing needs all rows beforehand.", fix)
+    steps, epochs = given("training.max_steps"), given("training.num_train_epochs")
+    if isinstance(epochs, int | float) and epochs <= 0 and not (isinstance(steps, int) and steps > 0):
+        consequence = "no step would be made, and an untrained adapter saved."
+        wrong("training.num_train_epochs", epochs, consequence, "give more than 0, or training.max_steps=…")
     template = given("training.chat_template_path")
     if isinstance(template, str) and not os.path.isfile(os.path.expanduser(template)):
         consequence = "is not a file; another model's template would come with tokens that this model lacks."

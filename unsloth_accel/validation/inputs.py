@@ -91,7 +91,7 @@ def _epoch_problems(run: RunConfig, count: int) -> list[Problem]:
         return []
     if run.training.get("dataloader_drop_last"):
         return [no_step(count, size)] if count < size else []
-    by_tokens = run.batch.balance == "tokens"
+    by_tokens = _shared_out_by_tokens(run)
     if by_tokens and count > size:
         return []
     consequence = f"an epoch of {count} rows ends with a step of {count % size}"
@@ -100,9 +100,17 @@ def _epoch_problems(run: RunConfig, count: int) -> list[Problem]:
     fix = "nothing, if that is all right; or a number of rows that the batch divides"
     if not by_tokens:
         consequence += "; over several processes some rows are repeated there to give each process as many"
-        fix += "; batch.balance=tokens repeats none"
+        fix += "; batch.balance=tokens repeats none" * (run.batch.balance != "tokens")
     key = "batch.global_size"
     return [Problem(key=key, value=size, consequence=f"{consequence}.", fix=fix, severity="warning")]
+
+
+def _shared_out_by_tokens(run: RunConfig) -> bool:
+    """Whether nothing that the run says keeps its rows from being shared out by tokens (`adapters.token_balance`)."""
+    by_length = run.training.get("train_sampling_strategy") in ("group_by_length", "batch_rebalance")
+    own_weights = run.training.get("average_tokens_across_devices") is False
+    grouped = by_length or run.training.get("group_by_length")
+    return run.batch.balance == "tokens" and not (run.data.streaming or grouped or own_weights)
 
 
 def _model_problems(run: RunConfig) -> list[Problem]:
