@@ -1,6 +1,6 @@
 """Who gets which rows of a step: this package's way, Unsloth's, transformers', by number; and what halving costs.
 
-    python -m benchmarks.row_sharing --out benchmarks/results/row-sharing-2xH200.json [--cells 'skewed-*'] [--rounds 2]
+    python -m benchmarks.row_sharing --out benchmarks/results/row-sharing-32-2xH200.json [--cells 'skewed-*']
     python -m benchmarks.row_sharing --table docs/batches.md     (of all results)
 
 `skewed` cells train the same rows of 64 to 2048 tokens, as chats have them (log-normal, median 270), 32 per GPU,

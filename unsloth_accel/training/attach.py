@@ -27,7 +27,6 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     from ..adapters.checkpointing import describe
     from ..adapters.ddp_settings import gradients_in_buckets
     from ..adapters.out_of_memory import StepHalving, halve_on_out_of_memory
-    from ..adapters.real_batch import batch_of
     from ..callbacks.memory_watch import MemoryWatch
     from ..callbacks.observe import observe
     from ..callbacks.peak_memory import PeakMemory
@@ -42,7 +41,7 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     trainer.remove_callback(PrinterCallback)
     add_if_asked(trainer)
     promised = environment.promise()
-    trainer.add_callback(RowsPerStep(run.batch.rows(run.model.max_seq_length) or batch_of(trainer).global_size))
+    trainer.add_callback(RowsPerStep(run.batch.rows(run.model.max_seq_length)))
     estimate = promised.memory_gib if promised else None
     trainer.add_callback(MemoryWatch(advice=advice(run), log=log, planned_gib=estimate))
     if run.distributed.gradient_as_bucket_view:
