@@ -19,7 +19,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.Table.from_pylist(rows)
+    table = pa.Table.from_pylist(rows) if path.suffix in (".parquet", ".arrow", ".feather") else None
     if path.suffix == ".parquet":
         pq.write_table(table, path)
     elif path.suffix == ".arrow":

@@ -1,4 +1,6 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -42,3 +44,54 @@ def test_a_named_format_is_not_guessed(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{**CHAT, "text": "t"}])
     assert read_rows(path) == [CHAT]
     assert read_rows(path, data=DataConfig(path=str(path), format="text")) == [{"text": "t"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"text": "a\ud800b"}, "half of a character, '\\\\ud800'"),
+        ({**CHAT, "tools": [{"a": "\udfff"}]}, "half of a character"),
+        ({**CHAT, "tools": "[{"}, "field 'tools' is text, and not JSON"),
+        ({**CHAT, "tools": {"a": 1}}, "field 'tools' is dict, not a list of objects"),
+        ({**CHAT, "chat_template_kwargs": ["a"]}, "is list, not a mapping"),
+        ({**CHAT, "chat_template_kwargs": {"tokenize": False}}, "names 'tokenize', which is decided for all rows"),
+        ({**CHAT, "system": 1}, "field 'system' is int, not text"),
+        ({"instruction": "a", "output": "b", "history": ["a", "b"]}, "no list of pairs"),
+        ({"messages": [{"role": "user", "content": "a", "train": True}]}, "only the assistant's can be chosen"),
+        (
+            {"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]},
+            "weight=0.5; it is",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "a part of image; only text is trained"),
+        ({"prompt": [{"role": "assistant", "content": "a", "weight": 0}], "completion": []}, "not to be trained"),
+    ],
+)
+def test_what_a_row_may_not_hold(tmp_path: Path, row: dict[str, Any], fault: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=fault):
+        read_rows(path)
+
+
+def test_a_canonical_row_is_a_row_again() -> None:
+    row = {
+        "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "train": False}],
+        "system": "s",
+        "tools": '[{"name": "f"}]',
+        "chat_template_kwargs": {"x": None},
+        "id": 1,
+    }
+    made = canonical(row)
+    assert [message["role"] for message in made["messages"]] == ["system", "user", "assistant"]
+    assert made["messages"][2] == {"role": "assistant", "content": "b", "weight": 0}
+    assert made["tools"] == [{"name": "f"}]
+    assert made["chat_template_kwargs"] == {"x": None}
+    assert canonical(made) == made
+
+
+def test_content_in_parts_and_a_system_column(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    made = canonical({"messages": [{"role": "user", "content": parts}], "system": "s"})
+    assert made == {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "ab"}]}
+    own = [{"role": "system", "content": "own"}, {"role": "user", "content": "a"}]
+    assert canonical({"messages": own, "system": "s"}) == {"messages": own}

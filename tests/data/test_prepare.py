@@ -61,7 +61,7 @@ def theirs(model: Any, tmp_path: Path, rows: list[dict[str, Any]], *, responses:
 
 @pytest.mark.parametrize("form", ["chat", "responses", "prompt-completion", "text"])
 def test_tokens_and_masks_are_trls_and_unsloths(unsloth_model: Any, tmp_path: Path, form: str) -> None:
-    from unsloth_accel.data.prepare import prepare_rows
+    from unsloth_accel.data.prepare import prepare
     from unsloth_accel.data.preview import preview_rows
 
     rows: list[dict[str, Any]] = [chat(n) for n in range(0, 160, 4)]
@@ -70,7 +70,7 @@ def test_tokens_and_masks_are_trls_and_unsloths(unsloth_model: Any, tmp_path: Pa
     if form == "text":
         rows = [{"text": f"Some text {'word ' * n}"} for n in range(1, 140, 7)]
     run = described(tmp_path, rows, train_on="responses" if form == "responses" else "auto")
-    made = prepare_rows(run, unsloth_model[1])
+    made = prepare(run, unsloth_model[1])
     ours = [{key: row.get(key, row["input_ids"]) for key in ("input_ids", "labels")} for row in made.train]
     assert ours == theirs(unsloth_model, tmp_path, rows, responses=form == "responses")
     assert made.report["rows"] == len(rows)
@@ -90,12 +90,12 @@ def test_rows_are_packed_once_and_only_where_the_trainer_packs(unsloth_model: An
     from datasets import Dataset
 
     from unsloth_accel.data.pack import pack
-    from unsloth_accel.data.prepare import prepare_rows
+    from unsloth_accel.data.prepare import prepare
 
     rows = [{"prompt": f"Say {'word ' * n}", "completion": f"{n} " * 9} for n in range(1, 90, 5)]
     run = described(tmp_path, rows)
     run.training["packing"] = True
-    made = prepare_rows(run, unsloth_model[1])
+    made = prepare(run, unsloth_model[1])
     trainer = SimpleNamespace(args=SimpleNamespace(packing=True), train_dataset=made.train, eval_dataset=None)
     pack(trainer, run, made)
     packed = trainer.train_dataset
@@ -116,16 +116,16 @@ def test_rows_are_packed_once_and_only_where_the_trainer_packs(unsloth_model: An
 
 
 def test_long_rows_dropped_and_nothing_left(unsloth_model: Any, tmp_path: Path) -> None:
-    from unsloth_accel.data.prepare import prepare_rows
+    from unsloth_accel.data.prepare import prepare
 
     rows = [chat(n) for n in range(0, 160, 4)]
-    made = prepare_rows(described(tmp_path, rows, too_long="drop"), unsloth_model[1])
+    made = prepare(described(tmp_path, rows, too_long="drop"), unsloth_model[1])
     assert made.report["cut"] == 0
     assert made.report["dropped"] == 40 - len(made.train) > 0
     assert max(len(row) for row in made.train["input_ids"]) <= LIMIT
     assert any("longer than 120 tokens dropped: rows " in note for note in made.notes)
     with pytest.raises(ConfigError, match="no row is left to train on: 3 of 3 are longer than"):
-        prepare_rows(described(tmp_path, [chat(200)] * 3, train_on="responses"), unsloth_model[1])
+        prepare(described(tmp_path, [chat(200)] * 3, train_on="responses"), unsloth_model[1])
 
 
 def launch(run: Path, out: Path, cache: Path, *overrides: str) -> str:

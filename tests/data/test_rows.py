@@ -1,10 +1,12 @@
 """Rows read whole: what is wrong with them, said with row numbers."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from row_files import write
 
-from unsloth_accel.data.rows import MOST_SHOWN, Rows, read_rows
+from unsloth_accel.data.rows import MOST_SHOWN, Rows, read_checked_rows, read_rows
 from unsloth_accel.errors import ConfigError
 
 
@@ -27,3 +29,22 @@ def test_other_fields_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a", "id": 1}\n{"text": "b", "id": "x"}\n', encoding="utf-8")
     assert read_rows(path) == [{"text": "a"}, {"text": "b"}]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("mixed", [{"b": 2}, {"town": 2}])
+def test_a_call_from_the_hub_has_its_own_arguments(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, streaming: bool, mixed: dict[str, Any]
+) -> None:
+    """As `datasets` gives them, in Arrow's structs and in its JSON type (for what is text here and a number there)."""
+    import datasets
+
+    def row(arguments: dict[str, Any]) -> dict[str, Any]:
+        calls = [{"function": {"name": "f", "arguments": arguments}}]
+        return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": calls}]}
+
+    rows = [row({"town": "Bern"}), row(mixed)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    loaded = datasets.load_dataset("json", data_files=str(path), split="train", streaming=streaming)
+    monkeypatch.setattr("unsloth_accel.data.hub.load", lambda *given, **more: loaded)
+    assert list(read_checked_rows("owner/name", streaming=streaming)) == rows

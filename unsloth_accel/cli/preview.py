@@ -102,4 +102,5 @@ def _print_figures(console: Console, found: Preview) -> None:
         f"packing   {figures.rows:,} rows into {figures.packed:,} of {found.limit:,} tokens "
         f"({figures.rows_each:.1f} each)",
     ]
+    lines += [f"note      {note}" for note in found.notes]
     console.print("\n".join(lines), highlight=False)

@@ -11,4 +11,12 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
 }
 """Columns that identify a format, in the order in which they are looked for."""
-OPTIONAL = {"alpaca": ("input", "system")}
+FOR_TEMPLATE = ("tools", "chat_template_kwargs")
+"""Columns that a chat brings for its chat template, as TRL reads them."""
+OPTIONAL: dict[str, tuple[str, ...]] = {
+    "chat": ("system", *FOR_TEMPLATE),
+    "prompt-completion": FOR_TEMPLATE,
+    "sharegpt": ("system", *FOR_TEMPLATE),
+    "alpaca": ("input", "system", "history", *FOR_TEMPLATE),
+}
+"""Columns that a row of a format may have beside; `system` and `history` as LLaMA-Factory reads them."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +147,40 @@ def _arrow(path: Path, key: str) -> Iterator[tuple[int, Any]]:
 
 
 def _of_batches(batches: Any) -> Iterator[tuple[int, Any]]:
-    yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+    yield from enumerate((row for batch in batches for row in rows_of_table(batch)), start=1)
+
+
+def rows_of_table(table: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rows of an Arrow table or record batch as they were before Arrow made them agree.
+
+    A struct has every key that one of its rows has, null where a row lacks it: nulls in structs are left out, as TRL's
+    `remove_none_values` leaves them out, since Arrow can't tell them from those that were given. The type of JSON,
+    which `datasets` writes from 4.7 on, keeps both apart: it is read as it is.
+    """
+    readers = {field.name: reader for field in table.schema if (reader := _reader(field.type))}
+    for row in table.to_pylist():
+        for name, reader in readers.items():
+            row[name] = reader(row[name])
+        yield row
+
+
+def _reader(kind: Any) -> Callable[[Any], Any] | None:
+    """The function that makes what Arrow gives for a value of this type into the value, or None if it is that."""
+    import pyarrow.types as types
+
+    if getattr(kind, "extension_name", "") == "arrow.json":
+        return lambda text: text if text is None else json.loads(text)
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        of_item = _reader(kind.value_type)
+        return of_item and (lambda items: items if items is None else [of_item(item) for item in items])
+    if types.is_struct(kind):
+        parts = {field.name: _reader(field.type) or _same for field in kind}
+        return lambda value: value and {k: parts[k](v) for k, v in value.items() if v is not None}
+    return None
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _unreadable(path: Path, key: str, kind: str, error: Exception) -> ConfigError:

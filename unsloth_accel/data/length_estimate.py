@@ -40,7 +40,7 @@ def row_lengths(data: DataConfig, model: str | Path, limit: int) -> RowLengths |
     try:
         if locate(data.path).hub:
             return None
-        texts = ["\n".join(texts_of(row)) for row in read_checked_rows(data.path, data=data, most=ROWS).rows]
+        texts = ["\n".join(texts_of(row)) for row in read_checked_rows(data.path, data=data, most=ROWS)]
     except ConfigError:
         return None
     if not texts:

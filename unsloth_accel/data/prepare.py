@@ -22,16 +22,18 @@ from ..capabilities.probe import available
 from ..errors import ConfigError, Problem
 from .rows import Rows, no_step, read_checked_rows
 from .sources import cache_directory, fingerprint, locate
-from .tokenise import Recipe, Tokenise, choose_template, fingerprint_of
+from .tokenise import Recipe, Tokenise, choose_template, fingerprint_of, notes_on
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from ..config.run_config import RunConfig
 
-VERSION = 1
+VERSION = 2
 """Version of the prepared rows; rows that were cached under another version are not read."""
 REPORT = "unsloth_accel.json"
+ROW = "row"
+"""Column of rows as text, before they are tokenised."""
 LARGE = 5_000
 """Rows from which on several processes are quicker than one; Unsloth's own number."""
 
@@ -72,7 +74,7 @@ class Prepared:
     """Sentences to print once."""
 
 
-def prepare_rows(run: RunConfig, tokenizer: Any) -> Prepared:
+def prepare(run: RunConfig, tokenizer: Any) -> Prepared:
     """The rows of `run`, ready for the trainer; every process calls it, and one per machine does the work.
 
     Raises `ConfigError`, the same on every process, for bad rows and where nothing is left to learn.
@@ -82,7 +84,8 @@ def prepare_rows(run: RunConfig, tokenizer: Any) -> Prepared:
     if run.data.streaming:
         from .streaming import streamed
 
-        made = Prepared(train=streamed(run, tokenizer), report={"streaming": True})
+        rows, notes = streamed(run, tokenizer)
+        made = Prepared(train=rows, report={"streaming": True}, notes=notes)
     else:
         train, found, directory = _split(run, tokenizer, run.data.path, "data.path")
         notes = (*found.notes, *_batch_notes(run, len(train)))
@@ -154,19 +157,20 @@ def _name(run: RunConfig, tokenizer: Any, path: str, key: str) -> str:
 
 def _make(run: RunConfig, tokenizer: Any, path: str, key: str, directory: Path) -> None:
     """Write the prepared rows into `directory`, the report last: it tells that all is there."""
-    from datasets import Dataset
+    from datasets import Dataset, Features, Value
 
     rows = read_checked_rows(path, key, run.data)
-    recipe = Recipe.of(run, rows.kind)
+    recipe = Recipe.of(run, rows.kind, weighted=rows.weighted)
     tokenise = Tokenise(tokenizer, recipe)
-    print(f"tokenising {len(rows.rows):,} rows of {path}", flush=True)
-    raw = Dataset.from_list(rows.rows)
+    print(f"tokenising {len(rows):,} rows of {path}", flush=True)
+    raw = Dataset.from_dict({ROW: rows.texts}, features=Features({ROW: Value("large_string")}))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*couldn't be hashed properly.*")
         tokens = raw.map(
             tokenise,
             batched=True,
-            remove_columns=raw.column_names,
+            input_columns=ROW,
+            remove_columns=ROW,
             num_proc=_processes(run, len(raw)),
             # What can't be pickled alike has a name of chance in each process; this one is never looked up.
             new_fingerprint=directory.name,
@@ -175,6 +179,7 @@ def _make(run: RunConfig, tokenizer: Any, path: str, key: str, directory: Path) 
             desc="Tokenising",
         )
     kept, report = _examine(tokens, rows, recipe, run.data.too_long == "drop", key)
+    report = replace(report, notes=(*notes_on(rows, tokenizer), *report.notes))
     made = tokens if len(kept) == len(tokens) else tokens.select(kept)
     made = made.remove_columns(["length", "trained"])
     if run.training.get("shuffle_dataset"):

@@ -10,7 +10,7 @@ from ..config.run_config import DEFAULT_PER_DEVICE
 from ..errors import ConfigError, Problem, first_line
 from .length_statistics import Lengths, lengths_of
 from .rows import Rows, read_checked_rows
-from .tokenise import IGNORED, Recipe, Tokenise, choose_template
+from .tokenise import IGNORED, Recipe, Tokenise, choose_template, notes_on
 
 if TYPE_CHECKING:
     from ..config.run_config import RunConfig
@@ -44,6 +44,8 @@ class Preview:
     """Number of rows that would be padded together."""
     whole: bool
     """Whether all rows were looked at."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what of the rows is left out."""
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
@@ -57,17 +59,17 @@ def preview_rows(run: RunConfig, shown: int, most: int) -> Preview:
     Raises `ConfigError` for bad rows, and for a tokenizer that can't be loaded or has no chat template.
     """
     rows = read_checked_rows(run.data.path, "data.path", run.data, most + 1)
-    whole = len(rows.rows) <= most
+    whole = len(rows) <= most
     tokenizer = tokenizer_of(run)
-    recipe = Recipe.of(run, rows.kind)
+    recipe = Recipe.of(run, rows.kind, weighted=rows.weighted)
     tokenise = Tokenise(tokenizer, recipe)
     lengths: list[int] = []
     trained: list[int] = []
     kept = 0
     first: list[PreviewedRow] = []
-    for start in range(0, min(most, len(rows.rows)), 1000):
-        batch = rows.rows[start : min(start + 1000, most)]
-        made = tokenise({name: [row[name] for row in batch] for name in batch[0]})
+    for start in range(0, min(most, len(rows)), 1000):
+        batch = rows.texts[start : min(start + 1000, most)]
+        made = tokenise(batch)
         lengths += made["length"]
         trained += made["trained"]
         kept += sum(map(len, made["input_ids"]))
@@ -82,6 +84,7 @@ def preview_rows(run: RunConfig, shown: int, most: int) -> Preview:
         empty=sum(not count for count in trained),
         batch=size,
         whole=whole,
+        notes=notes_on(rows, tokenizer),
     )
 
 

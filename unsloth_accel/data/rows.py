@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, Problem, raise_errors
-from .file_readers import Fault, rows_of_file
-from .formats import NEEDED, FormatError, canonical, form_in_words, kind_of
+from ..errors import ConfigError, Problem, first_line, raise_errors, rows_text
+from .file_readers import Fault, rows_of_file, rows_of_table
+from .formats import NEEDED, FormatError, canonical, form_in_words, is_left_out, kind_of, unused_columns
 from .sources import Source, locate
 
 if TYPE_CHECKING:
@@ -22,17 +24,30 @@ MOST_SHOWN = 20
 
 @dataclass(kw_only=True)
 class Rows:
-    """Canonical rows (`formats.canonical`) in reading order, and where each stands."""
+    """Canonical rows (`formats.canonical`) in reading order, and where each stands.
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    A row is kept as JSON text: Arrow would make the keys and types of all rows agree.
+    """
+
+    texts: list[str] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     """Number of each row in its file."""
     files: list[tuple[int, str]] = field(default_factory=list)
     """The index of the first row that comes from each file, and the file's name."""
+    unused: Counter[str] = field(default_factory=Counter)
+    """Columns that no part of a canonical row comes from, and how many rows have each."""
+    weighted: bool = False
+    """Whether some message says that it is not to be trained."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return map(json.loads, self.texts)
 
     @property
     def kind(self) -> str:
-        return kind_of(self.rows[0])
+        return kind_of(next(iter(self)))
 
     def place(self, index: int) -> str:
         """Return a row's number, with its file where there are several."""
@@ -47,55 +62,74 @@ class Rows:
         more = f" and {len(indices) - MOST_SHOWN:,} more" if len(indices) > MOST_SHOWN else ""
         return f"row{'s' * (len(indices) != 1)} {shown}{more}"
 
+    def unused_in_words(self) -> str:
+        """Return which columns are left out and how many rows have each, as a sentence; empty where none is."""
+        columns = ", ".join(f"{name} ({rows_text(count)})" for name, count in self.unused.items())
+        return f"columns that say nothing here are left out: {columns}." if columns else ""
+
 
 def read_rows(path: str | Path, key: str = "data.path", data: DataConfig | None = None) -> list[dict[str, Any]]:
     """The rows of `read_checked_rows`, without their places."""
-    return read_checked_rows(path, key, data).rows
+    return list(read_checked_rows(path, key, data))
 
 
 def read_checked_rows(
-    path: str | Path, key: str = "data.path", data: DataConfig | None = None, most: int | None = None
+    path: str | Path,
+    key: str = "data.path",
+    data: DataConfig | None = None,
+    most: int | None = None,
+    *,
+    streaming: bool = False,
 ) -> Rows:
     """All rows that `path` names (`most`: the first), as they will be trained; blank lines are skipped.
 
     Raises `ConfigError` with every bad row (the first 20, then their number): files that are missing or can't be read,
     broken UTF-8, malformed JSON, a row that is no mapping, lacks its columns, has nothing to learn or has another form
     than the first row. `key` is the config key that names the path; `data` says format and columns. A hub id is
-    downloaded.
+    downloaded, with `streaming` only as far as its rows are read.
     """
     source = locate(path, key)
     rows, problems = Rows(), []
-    for name, number, row in itertools.islice(_checked(source, key, data), most):
+    for name, number, row in itertools.islice(_checked(source, key, data, streaming=streaming), most):
         where = f"{name}:{number}"
         if isinstance(row, Fault):
             problems.append(Problem(key=where, consequence=row.consequence, fix=row.fix))
             continue
         if not rows.files or rows.files[-1][1] != name:
-            rows.files.append((len(rows.rows), name))
-        rows.rows.append(row)
+            rows.files.append((len(rows), name))
+        rows.texts.append(row.text)
         rows.numbers.append(number)
+        rows.unused.update(row.unused)
+        rows.weighted = rows.weighted or row.weighted
     if len(problems) > MOST_SHOWN:
         rest = Problem(key=str(path), consequence=f"{len(problems) - MOST_SHOWN} more lines are bad.", fix="as above")
         problems = [*problems[:MOST_SHOWN], rest]
     raise_errors(problems)
-    if not rows.rows:
+    if not rows.texts:
         fix = f"write rows into it, or name another file as {key}"
         what = "file has" if len(source.files) == 1 else "data set has"
         raise ConfigError(Problem(key=key, value=str(path), consequence=f"the {what} no rows.", fix=fix))
     return rows
 
 
-def stream(path: str | Path, key: str, data: DataConfig) -> Iterator[dict[str, Any]]:
-    """The rows of `read_checked_rows` one by one, none kept; raises `ConfigError` at the first bad one."""
+def stream(path: str | Path, key: str, data: DataConfig) -> Iterator[str]:
+    """The rows of `read_checked_rows` one by one, as text, none kept; raises `ConfigError` at the first bad one."""
     for name, number, row in _checked(locate(path, key), key, data, streaming=True):
         if isinstance(row, Fault):
             raise ConfigError(Problem(key=f"{name}:{number}", consequence=row.consequence, fix=row.fix))
-        yield row
+        yield row.text
+
+
+@dataclass(frozen=True)
+class _Row:
+    text: str
+    unused: list[str]
+    weighted: bool
 
 
 def _checked(
     source: Source, key: str, data: DataConfig | None, *, streaming: bool = False
-) -> Iterator[tuple[str, int, Any]]:
+) -> Iterator[tuple[str, int, _Row | Fault]]:
     """Yield file, number and canonical row, or the `Fault` in its place."""
     form, columns = (data.format, data.columns) if data else ("auto", {})
     hint = "" if columns else "; columns of other names: data.columns"
@@ -109,16 +143,31 @@ def _checked(
             continue
         try:
             made = canonical(row, form, columns)
+            text = _as_text(made)
         except FormatError as error:
             yield name, number, Fault(str(error), f"give every row {NEEDED}{hint}")
             continue
         found = form_in_words(made)
         first = first or found
         if found == first:
-            yield name, number, made
+            weighted = any(map(is_left_out, made.get("messages", ())))
+            yield name, number, _Row(text, unused_columns(row, made, form, columns), weighted)
         else:
             fix = f"give every row {NEEDED}, the same in all"
             yield name, number, Fault(f"is a {found} row and the first is {first}.", fix)
+
+
+def _as_text(row: dict[str, Any]) -> str:
+    """Return the row as JSON text; raises `FormatError` for what neither a chat template nor a tokenizer can read."""
+    try:
+        text = json.dumps(row, ensure_ascii=False)
+        text.encode()
+    except UnicodeEncodeError as error:
+        broken = ascii(error.object[error.start])
+        raise FormatError(f"has half of a character, {broken}, which no tokenizer reads.") from None
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"holds what JSON has no word for: {first_line(error)}.") from None
+    return text
 
 
 def _raw(source: Source, key: str, data: DataConfig | None, *, streaming: bool) -> Iterator[tuple[str, int, Any]]:
@@ -128,7 +177,8 @@ def _raw(source: Source, key: str, data: DataConfig | None, *, streaming: bool) 
     if source.hub:
         from .hub import load
 
-        for number, row in enumerate(load(source.hub, key, data, streaming=streaming), start=1):
+        tables = load(source.hub, key, data, streaming=streaming).with_format("arrow").iter(batch_size=1024)
+        for number, row in enumerate((row for table in tables for row in rows_of_table(table)), start=1):
             yield source.hub, number, row
 
 

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..capabilities.probe import available
 from ..errors import ConfigError, Problem
-from .formats import kind_of
-from .rows import stream
-from .tokenise import Recipe, Tokenise
+from .rows import read_checked_rows, stream
+from .tokenise import Recipe, Tokenise, notes_on
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -31,25 +30,23 @@ _BATCH = 32
 """Rows tokenised at once."""
 
 
-def streamed(run: RunConfig, tokenizer: Any) -> IterableDataset:
-    """An endless set of tokenised rows, shuffled within a buffer by the run's seed.
+def streamed(run: RunConfig, tokenizer: Any) -> tuple[IterableDataset, tuple[str, ...]]:
+    """An endless set of tokenised rows, shuffled within a buffer by the run's seed, and notes on its first rows.
 
     Rows with nothing to learn are left out, and longer ones cut or left out, as the run says.
     """
     from datasets import Features, IterableDataset, Sequence, Value
 
-    first = next(stream(run.data.path, "data.path", run.data), None)
-    if first is None:
-        fix = "write rows into it, or name another file as data.path"
-        raise ConfigError(Problem(key="data.path", value=run.data.path, consequence="has no rows.", fix=fix))
-    recipe = Recipe.of(run, kind_of(first))
+    first = read_checked_rows(run.data.path, "data.path", run.data, BUFFER, streaming=True)
+    # Whether there are messages that are not to be trained shows only at the end.
+    recipe = Recipe.of(run, first.kind, weighted=first.kind == "messages")
     tokenise = Tokenise(tokenizer, recipe)
-    columns = ["input_ids", "labels"] if recipe.responses else ["input_ids"]
+    columns = ["input_ids", "labels"] if recipe.labels else ["input_ids"]
     features = Features({column: Sequence(Value("int64")) for column in columns})
     dataset = IterableDataset.from_generator(partial(_tokens, run, tokenise, columns), features=features)
     if available("rows that Unsloth need not cut"):
         dataset._unsloth_truncated_to = recipe.limit
-    return dataset
+    return dataset, tuple(f"of the first {len(first):,} rows: {note}" for note in notes_on(first, tokenizer))
 
 
 def _tokens(run: RunConfig, tokenise: Tokenise, columns: list[str]) -> Iterator[dict[str, Any]]:
@@ -60,7 +57,7 @@ def _tokens(run: RunConfig, tokenise: Tokenise, columns: list[str]) -> Iterator[
         some = False
         rows = _shuffled(stream(run.data.path, "data.path", run.data), chance)
         while batch := list(islice(rows, _BATCH)):
-            made = tokenise({name: [row[name] for row in batch] for name in batch[0]})
+            made = tokenise(batch)
             for index, length in enumerate(made["length"]):
                 fits = run.data.too_long == "cut" or length <= tokenise.recipe.limit
                 if fits and made["trained"][index]:
@@ -72,7 +69,7 @@ def _tokens(run: RunConfig, tokenise: Tokenise, columns: list[str]) -> Iterator[
             raise ConfigError(Problem(key="data.path", value=run.data.path, consequence=consequence, fix=fix))
 
 
-def _shuffled(rows: Iterator[dict[str, Any]], chance: random.Random) -> Iterator[dict[str, Any]]:
+def _shuffled(rows: Iterator[str], chance: random.Random) -> Iterator[str]:
     """Yield every row once, drawn from a buffer at random."""
     held = list(islice(rows, BUFFER))
     for row in rows:

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import takewhile
+from functools import cached_property
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, Problem, first_line
+from ..errors import ConfigError, Problem, first_line, rows_text
+from .formats import for_chat_template, is_left_out, template_arguments
 from .pack import DIVIDING
 
 if TYPE_CHECKING:
     from ..config.run_config import RunConfig
+    from .rows import Rows
 
 IGNORED = -100
 """The label of a token that is not trained: torch's and transformers' `ignore_index`."""
 Batch = dict[str, list[Any]]
+Row = dict[str, Any]
 _QUIET = {"verbose": False}
 """Arguments that silence the tokenizer's warning about rows longer than the model takes: they are counted and cut."""
 
@@ -41,9 +46,16 @@ class Recipe:
     """End of a longer row that stays: TRL's truncation_mode."""
     cut: bool = True
     """Whether longer rows are cut; False where they are dropped, or packing divides them."""
+    weighted: bool = False
+    """Whether rows may have messages that are not to be trained."""
+
+    @property
+    def labels(self) -> bool:
+        """Whether rows need labels of their own, since not every token is trained."""
+        return self.responses or self.weighted
 
     @classmethod
-    def of(cls, run: RunConfig, kind: str) -> Recipe:
+    def of(cls, run: RunConfig, kind: str, *, weighted: bool = False) -> Recipe:
         """The recipe of a run for rows of `kind`; raises `ConfigError` where they have no responses to train on."""
         train_on = run.data.train_on
         if kind == "text" and train_on == "responses":
@@ -55,6 +67,7 @@ class Recipe:
             limit=run.model.max_seq_length,
             keep=run.training.get("truncation_mode", "keep_start"),
             cut=run.data.too_long == "cut" and not packing,
+            weighted=weighted,
         )
 
 
@@ -66,46 +79,59 @@ def responses_need_turns() -> Problem:
 
 
 class Tokenise:
-    """Turns a batch of canonical rows (columns as lists) into columns of one row each, none of them dropped:
+    """Turns canonical rows, as JSON text, into columns with one entry for each row, none of them dropped:
 
     `input_ids`; `labels` where not all tokens are trained; `length`, in tokens, before it was cut; `trained`, the
     tokens that have a say in the loss. The first token of a row never has: nothing comes before it.
     """
 
     def __init__(self, tokenizer: Any, recipe: Recipe) -> None:
-        chat = recipe.kind == "messages"
-        if chat and not tokenizer.chat_template:
+        if recipe.kind == "messages" and not tokenizer.chat_template:
             consequence = "the model's tokenizer has no chat template, so nobody knows how chats become text."
             fix = "an instruct model, training.chat_template_path=FILE.jinja, or rows of text"
             raise ConfigError(Problem(key="data.path", consequence=consequence, fix=fix))
         self.tokenizer = tokenizer
         self.recipe = recipe
-        self.response_labels = response_labels(tokenizer) if chat and recipe.responses else None
+        if recipe.kind == "messages" and recipe.responses:
+            _ = self.response_labels  # raises now what it would raise with the first row
 
-    def __call__(self, batch: Mapping[str, list[Any]]) -> Batch:
+    @cached_property
+    def response_labels(self) -> Callable[[Batch], Batch]:
+        return response_labels(self.tokenizer)
+
+    def __call__(self, texts: Sequence[str]) -> Batch:
         recipe = self.recipe
-        ids, labels = getattr(self, f"_{recipe.kind.replace('-', '_')}")(batch)
+        rows = [json.loads(text) for text in texts]
+        ids, labels = getattr(self, f"_{recipe.kind.replace('-', '_')}")(rows)
         lengths = [len(row) for row in ids]
         if recipe.cut:
             part = slice(-recipe.limit, None) if recipe.keep == "keep_end" else slice(None, recipe.limit)
             ids, labels = [row[part] for row in ids], [row[part] for row in labels]
         trained = [sum(label != IGNORED for label in row[1:]) for row in labels]
         made: Batch = {"input_ids": ids, "length": lengths, "trained": trained}
-        return made | {"labels": labels} if recipe.responses else made
+        return made | {"labels": labels} if recipe.labels else made
 
-    def _messages(self, batch: Mapping[str, list[Any]]) -> tuple[list[list[int]], list[list[int]]]:
-        ids = self._chats(batch["messages"])
-        return ids, self.response_labels({"input_ids": ids})["labels"] if self.response_labels else ids
+    def _messages(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
+        ids = self._chats([row["messages"] for row in rows], rows)
+        if not self.recipe.responses and not any(is_left_out(message) for row in rows for message in row["messages"]):
+            return ids, ids
+        answers = _lists(self.response_labels({"input_ids": ids})["labels"])
+        labels = answers if self.recipe.responses else ids
+        gone = [_left_out(own, row["messages"]) for own, row in zip(answers, rows, strict=True)]
+        return ids, [
+            [IGNORED if position in out else label for position, label in enumerate(own)] if out else own
+            for own, out in zip(labels, gone, strict=True)
+        ]
 
-    def _text(self, batch: Mapping[str, list[Any]]) -> tuple[list[list[int]], list[list[int]]]:
-        ids = self._texts([self._ended(text) for text in batch["text"]])
+    def _text(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
+        ids = self._texts([self._ended(row["text"]) for row in rows])
         return ids, ids
 
-    def _prompt_completion(self, batch: Mapping[str, list[Any]]) -> tuple[list[list[int]], list[list[int]]]:
-        prompts, completions = batch["prompt"], batch["completion"]
-        if prompts and isinstance(prompts[0], list):
-            whole = self._chats([a + b for a, b in zip(prompts, completions, strict=True)])
-            begins = self._chats(prompts, add_generation_prompt=True)
+    def _prompt_completion(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
+        prompts, completions = ([row[name] for row in rows] for name in ("prompt", "completion"))
+        if isinstance(prompts[0], list):
+            whole = self._chats([a + b for a, b in zip(prompts, completions, strict=True)], rows)
+            begins = self._chats(prompts, rows, add_generation_prompt=True)
         else:
             whole = self._texts([a + self._ended(b) for a, b in zip(prompts, completions, strict=True)])
             begins = self._texts(prompts)
@@ -128,18 +154,71 @@ class Tokenise:
             for text, has in zip(texts, twice, strict=True)
         ]
 
-    def _chats(self, chats: list[list[dict[str, Any]]], **kwargs: Any) -> list[list[int]]:
-        # Arrow fills what a message lacks with nulls, which templates take for given.
-        plain = [[{k: v for k, v in message.items() if v is not None} for message in chat] for chat in chats]
-        try:
-            made = self.tokenizer.apply_chat_template(
-                plain, tokenize=True, return_dict=True, tokenizer_kwargs=_QUIET, **kwargs
-            )
-        except Exception as error:  # templates raise what they like: "Conversation roles must alternate"
-            consequence = f"the chat template refuses a row: {first_line(error)}."
-            fix = "correct the rows (roles in turn, a system message only first), or give another chat template"
-            raise ConfigError(Problem(key="data.path", consequence=consequence, fix=fix)) from None
-        return _lists(made["input_ids"])
+    def _chats(self, chats: list[list[Row]], rows: list[Row], **kwargs: Any) -> list[list[int]]:
+        """Tokens of each chat, with the tools and words that its row brings for the template."""
+        made: list[list[int]] = []
+        for given, group in groupby(zip(chats, rows, strict=True), key=lambda pair: template_arguments(pair[1])):
+            try:
+                together = self.tokenizer.apply_chat_template(
+                    [self._for_template(chat, given) for chat, _ in group],
+                    tokenize=True,
+                    return_dict=True,
+                    tokenizer_kwargs=_QUIET,
+                    **kwargs,
+                    **given,
+                )
+            except Exception as error:  # templates raise what they like: "Conversation roles must alternate"
+                consequence = f"the chat template refuses a row: {first_line(error)}."
+                fix = "correct the rows (roles in turn, a system message only first), or give another chat template"
+                raise ConfigError(Problem(key="data.path", consequence=consequence, fix=fix)) from None
+            made += _lists(together["input_ids"])
+        return made
+
+    def _for_template(self, chat: list[Row], given: Row) -> list[Row]:
+        """The chat for its template; raises `ConfigError` where that would leave a call of a tool out of the text."""
+        if any(message.get("tool_calls") for message in chat) and not _has_place("tool_calls", self.tokenizer, given):
+            consequence = "has calls of tools (`tool_calls`), which the model's chat template leaves out of the text."
+            fix = "training.chat_template_path=FILE.jinja with a template that has them, or calls as text in `content`"
+            raise ConfigError(Problem(key="data.path", consequence=consequence, fix=fix))
+        return for_chat_template(chat)
+
+
+def notes_on(rows: Rows, tokenizer: Any) -> tuple[str, ...]:
+    """Sentences on what of `rows` is not in their tokens: columns, and what the chat template has no place for."""
+    lost: Counter[str] = Counter()
+    for given in map(template_arguments, rows):
+        lost.update(name for name in given if not _has_place(name, tokenizer, given))
+    absent = [
+        f"{rows_text(count)} with {name!r}, which the chat template does not use: it is not in their text."
+        for name, count in lost.items()
+    ]
+    return tuple(note for note in (rows.unused_in_words(), *absent) if note)
+
+
+def _has_place(name: str, tokenizer: Any, given: Row) -> bool:
+    """Whether the chat template names this; a row may bring another one, a tokenizer may have several by name."""
+    return name == "chat_template" or name in str(given.get("chat_template") or tokenizer.chat_template)
+
+
+def _left_out(answers: list[int], messages: list[Row]) -> set[int]:
+    """Positions of the tokens of those of a row's messages that are not to be trained.
+
+    `answers` are labels of which only the assistant's tokens are not `IGNORED`. Raises `ConfigError` where they can't
+    be told apart by message.
+    """
+    if not any(map(is_left_out, messages)):
+        return set()
+    said = [message for message in messages if message["role"] == "assistant"]
+    marked = groupby(range(len(answers)), key=lambda position: answers[position] != IGNORED)
+    runs = [list(positions) for is_answer, positions in marked if is_answer]
+    if len(runs) != len(said):
+        consequence = (
+            f"a row has messages with weight 0, and of its {len(said)} answers {len(runs)} are found in its tokens: "
+            "which of them to leave out is not known."
+        )
+        fix = "a chat template that marks each answer, or rows that end before such a message"
+        raise ConfigError(Problem(key="data.path", consequence=consequence, fix=fix))
+    return {position for run, message in zip(runs, said, strict=True) if is_left_out(message) for position in run}
 
 
 def response_labels(tokenizer: Any) -> Callable[[Batch], Batch]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapters.fsdp2.generation import generating
 from ..config.run_config import RunConfig
+from ..data.formats import Question, question_of
 from ..data.rows import read_rows
 
 if TYPE_CHECKING:
@@ -21,8 +22,7 @@ class HeldOut:
     """Held-out rows, and what to measure on them."""
 
     loss: bool
-    questions: tuple[tuple[list[dict[str, str]], str], ...]
-    """Conversations up to the last answer, each with that answer."""
+    questions: tuple[Question, ...]
     max_new_tokens: int
     samples: int
 
@@ -32,10 +32,10 @@ class HeldOut:
         if run.data.eval_path is None or not (run.evaluation.loss or run.evaluation.exact_match):
             return None
         rows = read_rows(run.data.eval_path, "data.eval_path", run.data) if run.evaluation.exact_match else []
-        conversations = [row["messages"] for row in rows if row["messages"][-1]["role"] == "assistant"]
+        asked = [found for row in rows if (found := question_of(row))]
         return cls(
             loss=run.evaluation.loss,
-            questions=tuple((c[:-1], c[-1]["content"]) for c in conversations[: run.evaluation.max_rows]),
+            questions=tuple(asked[: run.evaluation.max_rows]),
             max_new_tokens=run.evaluation.max_new_tokens,
             samples=run.evaluation.samples,
         )
@@ -75,13 +75,11 @@ def _answers(held: HeldOut, trainer: SFTTrainer) -> list[dict[str, Any]]:
         with generating(model):
             for start in range(0, len(mine), BATCH):
                 chosen = list(mine[start : start + BATCH])
-                inputs = tokenizer.apply_chat_template(
-                    [held.questions[index][0] for index in chosen],
-                    add_generation_prompt=True,
-                    padding=True,
-                    return_dict=True,
-                    return_tensors="pt",
-                ).to(state.device)
+                asked = [
+                    tokenizer.apply_chat_template(q.messages, tokenize=False, add_generation_prompt=True, **q.given)
+                    for q in map(held.questions.__getitem__, chosen)
+                ]
+                inputs = tokenizer(asked, padding=True, add_special_tokens=False, return_tensors="pt").to(state.device)
                 with torch.inference_mode():
                     output = model.generate(
                         **inputs,
@@ -92,9 +90,10 @@ def _answers(held: HeldOut, trainer: SFTTrainer) -> list[dict[str, Any]]:
                     )
                 texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
                 for index, text in zip(chosen, texts, strict=True):
-                    question, reference = held.questions[index]
-                    answer = {"question": question[-1]["content"], "answer": text.strip(), "reference": reference}
-                    found.append((index, {**answer, "right": text.strip() == reference.strip()}))
+                    question = held.questions[index]
+                    right = text.strip() == question.answer.strip()
+                    shown = {"question": question.messages[-1].get("content", ""), "answer": text.strip()}
+                    found.append((index, {**shown, "reference": question.answer, "right": right}))
     finally:
         tokenizer.padding_side = side
         FastLanguageModel.for_training(model)

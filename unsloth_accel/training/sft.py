@@ -30,9 +30,9 @@ def config_fields(run: RunConfig) -> dict[str, Any]:
 
 def prepare_data(run: RunConfig, tokenizer: Any) -> Prepared:
     """Return `run`'s rows, tokenised; raises `ConfigError`, the same on every rank, where they can't be trained."""
-    from ..data.prepare import prepare_rows
+    from ..data.prepare import prepare
 
-    rows = prepare_rows(run, tokenizer)
+    rows = prepare(run, tokenizer)
     for note in rows.notes if environment.rank() == 0 else ():
         print(f"data: {note}", flush=True)
     return rows

@@ -12,7 +12,7 @@ from typing import Any
 from ..artifacts.checkpoints import Checkpoint, newest
 from ..artifacts.run_directory import RunDirectory
 from ..config.run_config import RunConfig
-from ..data.formats import has_response, roles
+from ..data.formats import has_response, question_of, roles
 from ..data.rows import Rows, no_step, read_checked_rows
 from ..data.sources import locate
 from ..data.tokenise import responses_need_turns
@@ -41,10 +41,10 @@ def input_problems(run: RunConfig) -> list[Problem]:
         for found in rows.values():
             problems += _responses_problems(found)
     if run.evaluation.exact_match and "data.eval_path" in rows:
-        problems += _exact_match_problems(rows["data.eval_path"].rows)
+        problems += _exact_match_problems(rows["data.eval_path"])
     if "data.path" not in rows or run.data.streaming:
         return problems
-    return problems + _epoch_problems(run, len(rows["data.path"].rows))
+    return problems + _epoch_problems(run, len(rows["data.path"]))
 
 
 def _kind_problems(run: RunConfig, key: str, found: Rows) -> list[Problem]:
@@ -63,12 +63,12 @@ def _responses_problems(found: Rows) -> list[Problem]:
     if found.kind != "messages":
         return []
     problem = partial(Problem, key="data.train_on", value="responses")
-    without = [index for index, row in enumerate(found.rows) if not has_response(row)]
+    without = [index for index, row in enumerate(found) if not has_response(row)]
     if without:
         what = f"{rows_text(len(without))} without an assistant's message: nothing to learn from"
         fix = "remove them, or data.train_on=all"
         return [problem(consequence=f"{what} ({found.places(without)}).", fix=fix)]
-    late = [index for index, row in enumerate(found.rows) if roles(row)[-1] != "assistant"]
+    late = [index for index, row in enumerate(found) if roles(row)[-1] != "assistant"]
     if not late:
         return []
     what = f"{rows_text(len(late))} with a last message that is not the assistant's, which is not trained"
@@ -76,8 +76,8 @@ def _responses_problems(found: Rows) -> list[Problem]:
     return [problem(consequence=f"{what} ({found.places(late)}).", fix=fix, severity="warning")]
 
 
-def _exact_match_problems(rows: list[dict[str, Any]]) -> list[Problem]:
-    if "messages" in rows[0] and any(roles(row)[-1] == "assistant" for row in rows):
+def _exact_match_problems(rows: Rows) -> list[Problem]:
+    if rows.kind == "messages" and any(question_of(row) for row in rows):
         return []
     consequence = "needs held-out chat rows (`messages`) that end with an assistant's answer; there is none."
     fix = "evaluation.exact_match=false"
