@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from row_files import write
 
 from unsloth_accel.data.rows import MOST_SHOWN, Rows, read_checked_rows, read_rows
 from unsloth_accel.errors import ConfigError
@@ -32,9 +31,9 @@ def test_other_fields_are_dropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("mixed", [{"b": 2}, {"town": 2}])
+@pytest.mark.parametrize(("other", "how"), [({"b": 2}, None), ({"town": 2}, "use_json")])
 def test_a_call_from_the_hub_has_its_own_arguments(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, streaming: bool, mixed: dict[str, Any]
+    monkeypatch: pytest.MonkeyPatch, streaming: bool, other: dict[str, Any], how: Any
 ) -> None:
     """As `datasets` gives them, in Arrow's structs and in its JSON type (for what is text here and a number there)."""
     import datasets
@@ -43,8 +42,8 @@ def test_a_call_from_the_hub_has_its_own_arguments(
         calls = [{"function": {"name": "f", "arguments": arguments}}]
         return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": calls}]}
 
-    rows = [row({"town": "Bern"}), row(mixed)]
-    path = write(tmp_path / "rows.jsonl", rows)
-    loaded = datasets.load_dataset("json", data_files=str(path), split="train", streaming=streaming)
+    rows = [row({"town": "Bern"}), row(other)]
+    whole = datasets.Dataset.from_list(rows, on_mixed_types=how)
+    loaded = whole.to_iterable_dataset() if streaming else whole
     monkeypatch.setattr("unsloth_accel.data.hub.load", lambda *given, **more: loaded)
     assert list(read_checked_rows("owner/name", streaming=streaming)) == rows
