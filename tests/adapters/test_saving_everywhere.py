@@ -49,8 +49,10 @@ def planned(described: Path, out: Path, *overrides: str) -> tuple[list[str], dic
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_what_is_saved_is_what_the_ranks_hold(strategy: str, described: Path, tmp_path: Path) -> None:
     """At checkpoints, and with `unsloth_accel.save` of a Trainer and of a model; to the bit. A checkpoint that rank 0
-    can't write is given up, and the training is not."""
-    flags, variables = planned(described, tmp_path, f"distributed.strategy={strategy}")
+    can't write is given up, and the training is not. Each follows an evaluation, which leaves units whole."""
+    evaluated = [f"data.eval_path={described.parent / 'rows.jsonl'}", "training.eval_strategy=steps"]
+    evaluated += ["training.eval_steps=2", "evaluation.loss=false"]
+    flags, variables = planned(described, tmp_path, f"distributed.strategy={strategy}", *evaluated)
     command = cli_command("launch", *flags, SCRIPTS / "watch_saving.py", tmp_path / "run.yaml")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=variables)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -27,6 +27,7 @@ from ..capabilities.probe import available
 from ..errors import first_line
 from ..files import write_atomically
 from . import environment, fsdp1, rank_agreement, rank_checks
+from .fsdp2.units import let_go
 from .real_batch import batch_of
 from .saving import SaveError, check_whole, gathered, of_every_rank, unwrapped, versions
 
@@ -106,6 +107,7 @@ def _survive_and_record(trainer: Trainer) -> None:
     def save(model: Any, trial: Any) -> None:
         directory = RunDirectory(trainer._get_output_dir(trial=trial)).checkpoint(trainer.state.global_step)
         fault = None
+        let_go(trainer.model)
         try:
             save_checkpoint(model, trial)
         except Exception as error:

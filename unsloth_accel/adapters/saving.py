@@ -23,6 +23,7 @@ from ..errors import UnslothAccelError, first_line
 from ..files import replacing_directory, write_atomically
 from ..models.safetensors_header import read_header
 from . import fsdp1, rank_checks
+from .fsdp2.units import let_go
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -121,6 +122,7 @@ def gathered(model: Any) -> dict[str, Any] | None:
         fsdp1.let_peft_see_through()
         return fsdp1.gathered(model)
     bare = unwrapped(model)
+    let_go(model)
     parameters = dict(bare.named_parameters(remove_duplicate=False))
     if not any(map(rank_checks.is_sharded, parameters.values())):
         return None

@@ -17,6 +17,7 @@ from ..callbacks.every_gradient import EveryGradient
 from ..callbacks.guard import Guard
 from ..callbacks.order import figures_first
 from ..callbacks.rows_per_step import RowsPerStep
+from ..callbacks.shards_again import ShardsAgain
 from ..capabilities.probe import available
 from ..registry import imported
 from ..strategies import STRATEGIES
@@ -58,6 +59,7 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
         if getattr(trainer, "step_halving", None) is None:  # its averaging takes a missing gradient as zero
             trainer.add_callback(EveryGradient(trainer.accelerator))
         gather_in_generate(trainer.accelerator, trainer.model)
+        trainer.add_callback(ShardsAgain())
         trainer.add_callback(Guard())
         if not any(isinstance(callback, RowsPerStep) for callback in trainer.callback_handler.callbacks):
             trainer.add_callback(RowsPerStep())

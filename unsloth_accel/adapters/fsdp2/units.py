@@ -34,3 +34,14 @@ def groups_of(unit: Any) -> list[Any]:
     if found is None:
         found = [state._fsdp_param_group]
     return [group for group in found if group is not None]
+
+
+def let_go(model: torch.nn.Module) -> None:
+    """Free what the units of `model` have gathered: each rank holds its own shards again, as after a step.
+
+    A forward pass without a backward one, such as an evaluation's last, leaves the last units whole. The optimizer then
+    holds shards that the model doesn't show, so that a checkpoint can't name them; a saved adapter would have these
+    weights in the dtype that they are computed in. It changes nothing where all are sharded.
+    """
+    for unit in units_of(model):
+        unit.reshard()
