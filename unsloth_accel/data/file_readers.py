@@ -113,7 +113,7 @@ def _csv(path: Path, key: str) -> Iterator[tuple[int, Any]]:
 
 
 def _from_csv(value: str | None) -> Any:
-    if value and value.startswith("[{"):
+    if value and value.startswith(("[{", "[[")):  # messages, or pairs of earlier turns
         with suppress(json.JSONDecodeError):
             return json.loads(value)
     return value
