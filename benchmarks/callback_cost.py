@@ -75,7 +75,7 @@ def main() -> int:
     decided.write(directory / "out")
     flags = ["--config_file", str(directory / "out" / "accelerate.yaml"), "-m", "benchmarks.callback_cost"]
     command = [sys.executable, "-m", "unsloth_accel.cli", "launch", *flags, "--worker"]
-    command.append(str(directory / "out" / "run.yaml"))
+    command.append(str(directory / "out" / "run.planned.yaml"))
     subprocess.run(command, check=True, env={**os.environ, **decided.accelerate_config.environment})
     report = {
         "command": " ".join(["python -m benchmarks.callback_cost", *(Path(word).name for word in sys.argv[1:])]),

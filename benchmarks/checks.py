@@ -163,7 +163,7 @@ def saving(strategy: str, changes: dict[str, Any], state_dict: str, place: Place
     config = place.directory / "run" / "accelerate.yaml"
     text = config.read_text(encoding="utf-8")
     config.write_text(text.replace("FULL_STATE_DICT", state_dict), encoding="utf-8")
-    script, run = ROOT / "tests" / "scripts" / "watch_saving.py", place.directory / "run" / "run.yaml"
+    script, run = ROOT / "tests" / "scripts" / "watch_saving.py", place.directory / "run" / "run.planned.yaml"
     variables = decided.accelerate_config.environment
     # `unsloth-accel launch` refuses a sharded state dict, which loses the adapter of whoever doesn't use `adapt`.
     starter = (*CLI, "launch") if "FULL" in state_dict else LAUNCH
@@ -341,7 +341,7 @@ def limited(strategy: str, place: Place) -> dict[str, Any]:
         place.directory / "run" / "accelerate.yaml",
         "-m",
         MODULE,
-        place.directory / "run" / "run.yaml",
+        place.directory / "run" / "run.planned.yaml",
     ]
     variables = {**decided.environment, GIB: str(LIMIT_GIB)}
     if strategy == "single":
@@ -370,7 +370,7 @@ def halving(strategy: str, place: Place) -> dict[str, Any]:
         training = {"max_steps": 4, "per_device_train_batch_size": rows}
         decided = place.planned(label, strategy, training=training, **changes)
         run = place.directory / label
-        words: list[str | Path] = ["--config_file", run / "accelerate.yaml", "-m", MODULE, run / "run.yaml"]
+        words: list[str | Path] = ["--config_file", run / "accelerate.yaml", "-m", MODULE, run / "run.planned.yaml"]
         place.run(label, *LAUNCH, *words, variables=decided.environment | ({GIB: limit} if limit else {}))
         found: dict[str, Any] = json.loads((run / "results.json").read_text(encoding="utf-8"))
         return found

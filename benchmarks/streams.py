@@ -1,6 +1,7 @@
 """What a step's time on the GPU goes into: by stream, how long it works and stands still, and its largest kernels.
 
-    BENCHMARK_PROFILE=/tmp/fsdp2 unsloth-accel launch --config_file D/accelerate.yaml -m benchmarks.worker D/run.yaml
+    BENCHMARK_PROFILE=/tmp/fsdp2 \\
+        unsloth-accel launch --config_file D/accelerate.yaml -m benchmarks.worker D/run.planned.yaml
     python -m benchmarks.streams /tmp/ddp-0.json /tmp/fsdp2-0.json
 
 The second prints the files side by side: where a kernel takes longer beside copies, and where a stream waits. Of the

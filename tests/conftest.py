@@ -142,6 +142,14 @@ def write_checkpoint(path: Path, run: Any, *, ranks: int = 2, record: bool = Tru
     return path
 
 
+def finished_run(directory: Path) -> Path:
+    """The directory of a finished run of ours, with as little in it as tells that."""
+    (directory / "adapter").mkdir(parents=True, exist_ok=True)
+    (directory / "adapter" / "adapter_config.json").write_text("{}", encoding="utf-8")
+    (directory / "accelerate.yaml").write_text("# ddp, written by unsloth-accel with it.\n", encoding="utf-8")
+    return directory
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Callable[[str | bytes, str], Path]:
     """Write a config of this text."""

@@ -153,7 +153,7 @@ def hostile(directory: Path, word: str) -> Path:
     decided["hardware"] |= {"reason": word, "link": word}
     _dump(directory / "plan.json", decided)
     run = f"model: {{name: {json.dumps(word)}}}\n"
-    (directory / "run.yaml").write_text(run, encoding="utf-8")
+    (directory / "run.planned.yaml").write_text(run, encoding="utf-8")
     (directory / "accelerate.yaml").write_text(f"# {word}\n", encoding="utf-8")
     _dump(directory / "errors" / "rank-0.json", {"rank": 0, "message": f"{word} Fix: {word}", "time": time.time() + 9})
     return directory
@@ -234,7 +234,7 @@ def _write(
         for row in rows:
             _line(file, row)
     if ended:
-        (directory / "adapter").mkdir(exist_ok=True)
+        _dump(directory / "adapter" / "adapter_config.json", {})
 
 
 def _summary(directory: Path, ranks: int, steps: int) -> dict[str, Any]:

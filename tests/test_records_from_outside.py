@@ -158,5 +158,5 @@ def test_the_method_trains(tiny: Path, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     # The method's field and callback, the strategy's adapter.
     assert (out / "toy.txt").read_text(encoding="utf-8") == "0.5 2 Accelerator"
-    assert yaml.safe_load((out / "run.yaml").read_text(encoding="utf-8"))["method"] == "toy_method"
+    assert yaml.safe_load((out / "run.planned.yaml").read_text(encoding="utf-8"))["method"] == "toy_method"
     assert json.loads((out / "plan.json").read_text(encoding="utf-8"))["method"] == "toy_method"

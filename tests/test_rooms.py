@@ -74,7 +74,7 @@ def test_the_layers_name_every_room() -> None:
 
 def test_a_runs_file_names_stand_in_one_place() -> None:
     files = RunDirectory("")
-    described = [files.run_yaml, files.accelerate_yaml, files.plan]
+    described = [files.planned_yaml, files.accelerate_yaml, files.plan]
     told = [files.results, files.step_log, files.summary, files.report]
     names, folders = {path.name for path in (*described, *told)}, {files.logs.name, files.errors.name}
     found = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -32,10 +32,11 @@ def write_atomically(path: str | Path, text: str) -> None:
 
 
 @contextmanager
-def replacing_directory(path: str | Path) -> Iterator[Path]:
+def replacing_directory(path: str | Path, kept: Callable[[Path], Iterable[Path]] = lambda old: ()) -> Iterator[Path]:
     """Yield a temporary directory beside `path` that takes its place when the block ends well.
 
-    A directory can't be replaced in one step; the old one is moved aside first, and moved back if that fails.
+    A directory can't be replaced in one step; the old one is moved aside first, and moved back if that fails. `kept`
+    gives the files of the old one, where it then is, that move to the new one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,6 +56,11 @@ def replacing_directory(path: str | Path) -> Iterator[Path]:
             if old.exists() and not path.exists():
                 os.rename(old, path)
             raise
+        for file in kept(old) if old.exists() else ():
+            place = path / file.relative_to(old)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if not os.path.lexists(place):
+                os.rename(file, place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if path.exists():

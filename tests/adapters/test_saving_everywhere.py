@@ -53,7 +53,7 @@ def test_what_is_saved_is_what_the_ranks_hold(strategy: str, described: Path, tm
     evaluated = [f"data.eval_path={described.parent / 'rows.jsonl'}", "training.eval_strategy=steps"]
     evaluated += ["training.eval_steps=2", "evaluation.loss=false"]
     flags, variables = planned(described, tmp_path, f"distributed.strategy={strategy}", *evaluated)
-    command = cli_command("launch", *flags, SCRIPTS / "watch_saving.py", tmp_path / "run.yaml")
+    command = cli_command("launch", *flags, SCRIPTS / "watch_saving.py", tmp_path / "run.planned.yaml")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=variables)
     assert done.returncode == 0, done.stdout + done.stderr
     for what in ("checkpoint-4", "checkpoint-6", "trainer", "model"):
@@ -75,7 +75,7 @@ def test_a_rank_that_differs_ends_all(difference: str, told: str, described: Pat
     """One error, from rank 0, before the first step; without the check the run trains, or waits for ever."""
     other = variable_rows(tmp_path / "other.jsonl", [20] * 64)
     flags, variables = planned(described, tmp_path / "out", "distributed.strategy=ddp")
-    command = cli_command("launch", *flags, SCRIPTS / "one_rank_differs.py", tmp_path / "out" / "run.yaml")
+    command = cli_command("launch", *flags, SCRIPTS / "one_rank_differs.py", tmp_path / "out" / "run.planned.yaml")
     variables["DIFFERENCE"] = difference.format(other=other)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=variables)
     assert done.returncode == 1

@@ -11,6 +11,7 @@ import pytest
 from conftest import SMOLLM2
 
 from unsloth_accel.artifacts import merge as merging
+from unsloth_accel.artifacts.own_files import write_record
 from unsloth_accel.cli import merge
 from unsloth_accel.errors import ConfigError
 
@@ -45,6 +46,10 @@ def test_what_is_there_is_not_overwritten(finished: Path) -> None:
     (finished / "merged").mkdir()
     merging.plan_merge(finished)
     (finished / "merged" / "model.safetensors").write_text("precious", encoding="utf-8")
+    for overwrite in (False, True):
+        told = refused(finished, overwrite=overwrite)
+        assert "holds files that no merge recorded, which may be your own. Fix: remove it" in told
+    write_record(finished / "merged")
     assert "is not empty. Fix: --overwrite" in refused(finished)
     merging.plan_merge(finished, overwrite=True)
     assert "would be merged" in refused(finished, finished / "adapter", overwrite=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import decided, write_checkpoint
+from conftest import decided, finished_run, write_checkpoint
 
 from unsloth_accel.artifacts.resume_facts import made_with, resume_problems
 from unsloth_accel.config.run_config import RunConfig
@@ -115,7 +115,7 @@ def test_a_finished_run_goes_on_only_with_more_steps(planned: RunConfig, tmp_pat
     write_checkpoint(tmp_path / "out" / "checkpoint-6", planned)
     planned.training["max_steps"] = 6
     assert resume_problems(planned) == []  # its adapter was lost: going on writes it again
-    (tmp_path / "out" / "adapter").mkdir()
+    finished_run(tmp_path / "out")
     assert [(p.key, p.severity) for p in resume_problems(planned)] == [("training.max_steps", "error")]
     planned.training["max_steps"] = 8
     (problem,) = resume_problems(planned)

@@ -41,7 +41,7 @@ def train(tiny: Path, out: Path, fault: str, steps: int, **training: Any) -> sub
     decided.write(out)
     variables = {**os.environ, **decided.accelerate_config.environment, "FAULT": fault}
     flags = ["--config_file", str(out / "accelerate.yaml")]
-    command = cli_command("launch", *flags, SCRIPTS / "train_with_fault.py", out / "run.yaml")
+    command = cli_command("launch", *flags, SCRIPTS / "train_with_fault.py", out / "run.planned.yaml")
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=variables)
 
 

@@ -79,7 +79,7 @@ def test_plan_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_plan_writes_both_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out(capsys, "plan", "examples/configs/quickstart.yaml", "--hardware", "2xT4", "--write", str(tmp_path))
-    run = yaml.safe_load((tmp_path / "run.yaml").read_text(encoding="utf-8"))
+    run = yaml.safe_load((tmp_path / "run.planned.yaml").read_text(encoding="utf-8"))
     config = yaml.safe_load((tmp_path / "accelerate.yaml").read_text(encoding="utf-8"))
     assert run["distributed"].items() >= {"strategy": "ddp", "num_processes": 2, "device": "cuda"}.items()
     assert config["num_processes"] == 2
@@ -94,7 +94,7 @@ def test_a_written_plan_says_what_its_yaml_cannot(capsys: pytest.CaptureFixture[
     assert "without data.path and output_dir" in told
     text = (tmp_path / "accelerate.yaml").read_text(encoding="utf-8")
     assert f"{NATIVE} accelerate launch" in text
-    assert "--machine_rank 1 -m unsloth_accel.training.sft run.yaml" in text
+    assert "--machine_rank 1 -m unsloth_accel.training.sft run.planned.yaml" in text
 
 
 def test_the_examples_of_plan_and_estimate_work(capsys: pytest.CaptureFixture[str]) -> None:

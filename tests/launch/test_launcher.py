@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import NATIVE, ROOT, write_checkpoint, write_yaml
+from conftest import NATIVE, ROOT, finished_run, write_checkpoint, write_yaml
 from releases import looked
 
+from unsloth_accel.artifacts.run_directory import RunDirectory
+from unsloth_accel.cli.main import main as cli_main
 from unsloth_accel.config.accelerate_config import AccelerateConfig
 from unsloth_accel.config.read_run import load
 from unsloth_accel.errors import ConfigError, LaunchError
@@ -41,12 +43,12 @@ def test_a_run_is_written_and_launched(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert command.arguments == (
         *("--config_file", str(out / "accelerate.yaml"), "--main_process_port", "29777"),
-        *("-m", "unsloth_accel.training.sft", str(out / "run.yaml")),
+        *("-m", "unsloth_accel.training.sft", str(out / "run.planned.yaml")),
     )
-    assert str(command).endswith(f"-m unsloth_accel.training.sft {out / 'run.yaml'}")
+    assert str(command).endswith(f"-m unsloth_accel.training.sft {out / 'run.planned.yaml'}")
     assert "accelerate launch --config_file" in str(command)
     assert yaml.safe_load((out / "accelerate.yaml").read_text(encoding="utf-8"))["num_processes"] == 2
-    written = yaml.safe_load((out / "run.yaml").read_text(encoding="utf-8"))
+    written = yaml.safe_load((out / "run.planned.yaml").read_text(encoding="utf-8"))
     assert written["training"]["per_device_train_batch_size"] == 4
     assert written["distributed"] == {
         "gradient_as_bucket_view": False,
@@ -87,7 +89,7 @@ def test_dry_run_of_a_run_that_would_be_refused(file: Path, tmp_path: Path, caps
     with pytest.raises(ConfigError, match="no such file"):
         launch([str(file), "--dry-run", "data.path=none"], hardware=CPU)
     assert "accelerate launch" in capsys.readouterr().out
-    (tmp_path / "out" / "adapter").mkdir(parents=True)
+    finished_run(tmp_path / "out")
     launch([str(file), "--dry-run"], hardware=CPU)
     assert "warning: output_dir" in capsys.readouterr().err
 
@@ -117,53 +119,133 @@ def test_a_script_is_not_launched_with_a_config_that_lies(tmp_path: Path) -> Non
         launched("--config_file", tmp_path / "bad.yaml", "examples/sft.py")
 
 
+OF_THE_RUN = (
+    *("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "adapter/tokenizer.json"),
+    *("checkpoint-3/optimizer.pt", "checkpoint-3/optimizer_dcp/.metadata", "results.json"),
+    *("logs/steps.jsonl", "logs/summary.json", "logs/rank-0.jsonl", "logs/rank-1.log"),
+)
+OF_A_USER = (
+    *("run.planned.yaml", "accelerate.yaml", "plan.json", "results.json", "report.html", "adapter/notes.txt"),
+    *("logs", "errors", "logs/steps.jsonl", "logs/rank-0.log", "errors/launch.json"),
+)
+MINE = (
+    *("run.yaml", "README.md", "notes.txt", "mine/old", "adapter/notes.txt", "checkpoint-3/why.txt"),
+    *("logs/tee.log", "errors/notes.txt", "checkpoint-best/x", "merged/config.json", ".previous/x"),
+)
+
+
+def mine_is_there(out: Path) -> None:
+    for name in MINE:
+        assert (out / name).read_text(encoding="utf-8") == f"mine: {name}"
+
+
 @pytest.fixture
 def earlier(tmp_path: Path) -> Path:
-    """A finished run, and things of the user's beside it."""
-    out = tmp_path / "out"
-    for name in ("adapter", "checkpoint-3", "logs", "mine"):
-        (out / name).mkdir(parents=True)
-        (out / name / "old").touch()
-    (out / "notes.txt").write_text("mine", encoding="utf-8")
+    """A finished run, and things of the user's beside it and in its directories."""
+    out = finished_run(tmp_path / "out")
+    for name in OF_THE_RUN:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("{}", encoding="utf-8")
+    (out / "accelerate.yaml").write_text("# ddp, written by unsloth-accel with run.planned.yaml.", encoding="utf-8")
+    for name in MINE:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(f"mine: {name}", encoding="utf-8")
     return out
 
 
 def test_overwriting_deletes_only_the_runs_own_files(file: Path, earlier: Path) -> None:
     def train(command: Launch) -> None:
-        assert sorted(path.name for path in earlier.iterdir()) == [
-            *(".previous", "accelerate.yaml", "mine", "notes.txt", "plan.json", "run.yaml")
-        ]
-        (earlier / "adapter").mkdir()
+        assert not any((earlier / name).exists() for name in OF_THE_RUN)
+        mine_is_there(earlier)
+        (earlier / "adapter" / "adapter_config.json").touch()
 
     launch([str(file), "training.overwrite=true"], run=train, hardware=CPU)
-    left = sorted(path.name for path in earlier.iterdir())
-    assert left == ["accelerate.yaml", "adapter", "mine", "notes.txt", "plan.json", "report.html", "run.yaml"]
-    assert not (earlier / "adapter" / "old").exists()
+    left = {path.relative_to(earlier).as_posix() for path in earlier.rglob("*") if path.is_file()}
+    written = {"run.planned.yaml", "accelerate.yaml", "plan.json", "report.html", "adapter/adapter_config.json"}
+    assert left == {*written, *MINE}
+    mine_is_there(earlier)
+    assert not (earlier / "checkpoint-3" / "optimizer_dcp").exists()
+
+
+@pytest.mark.parametrize("word", ["training.max_steps=2", "training.overwrite=true", "training.resume=true"])
+@pytest.mark.parametrize("name", OF_A_USER)
+def test_a_users_own_is_told_and_not_replaced(name: str, word: str, file: Path, tmp_path: Path) -> None:
+    """Whatever bears a name of ours in a directory into which nothing was planned."""
+    out = tmp_path / "out"
+    own = out / name
+    own.parent.mkdir(parents=True)
+    own.write_text("# written by unsloth-accel config", encoding="utf-8")
+    if word == "training.resume=true":
+        write_checkpoint(out / "checkpoint-4", load(file), record=False)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"which no run of unsloth-accel made and this one would replace\. Fix: move"):
+        launched(file, word)
+    if name in ("run.planned.yaml", "accelerate.yaml", "plan.json"):
+        with pytest.raises(ConfigError, match="this one would replace"):
+            plan(load(file), CPU).write(out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("word", ["training.max_steps=2", "training.overwrite=true"])
+def test_a_users_own_checkpoints(word: str, file: Path, tmp_path: Path) -> None:
+    """Overwriting is no way to be rid of what no run of ours made."""
+    kept = tmp_path / "out" / "checkpoint-9" / "notes.txt"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    with pytest.raises(ConfigError, match="holds checkpoint-9, which no run"):
+        launched(file, word)
+    write_checkpoint(tmp_path / "out" / "checkpoint-4", load(file))
+    with pytest.raises(ConfigError) as caught:
+        launched(file, word)
+    assert "overwrite" not in caught.value.problems[0].fix
+    assert kept.exists()
+
+
+def test_a_first_launch_beside_a_users_own(file: Path, tmp_path: Path, description: dict[str, Any]) -> None:
+    """A description kept in output_dir stays as it is, with its comments; directories are shared."""
+    out = tmp_path / "out"
+    for name in ("errors/notes.txt", "logs/tee.log"):
+        (out / name).parent.mkdir(parents=True)
+        (out / name).write_text("mine", encoding="utf-8")
+    text = f"# mine\n{file.read_text(encoding='utf-8')}"
+    (out / "run.yaml").write_text(text, encoding="utf-8")
+    for _ in range(2):
+        launched(out / "run.yaml", "training.max_steps=2")
+        (out / "errors" / "rank-0.json").write_text('{"time": 0}', encoding="utf-8")
+    launched(out / "run.yaml", "training.overwrite=true")
+    assert (out / "run.yaml").read_text(encoding="utf-8") == text
+    assert [path.name for path in (out / "errors").iterdir()] == ["notes.txt"]
+    assert (out / "logs" / "tee.log").read_text(encoding="utf-8") == "mine"
+    (out / "report.html").write_text("mine", encoding="utf-8")
+    assert cli_main(["report", str(out)]) == 2
+    assert (out / "report.html").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_run_that_came_to_nothing_overwrites_nothing(
     file: Path, earlier: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    described = ("run.yaml", "accelerate.yaml", "plan.json", "report.html")
+    described = ("run.planned.yaml", "accelerate.yaml", "plan.json", "report.html")
+    mark = "# written by unsloth-accel with accelerate.yaml"
     for name in described:
-        (earlier / name).write_text("{}", encoding="utf-8")
+        (earlier / name).write_text(mark, encoding="utf-8")
 
     def fail(command: Launch) -> None:
-        (earlier / "logs").mkdir()
+        (earlier / "logs" / "steps.jsonl").write_text("new", encoding="utf-8")
         raise LaunchError("a misspelt hub id", 1)
 
     with pytest.raises(LaunchError):
         launch([str(file), "training.overwrite=true"], run=fail, hardware=CPU)
-    for name in ("adapter", "checkpoint-3", "logs", "mine"):
-        assert (earlier / name / "old").exists()
-    assert {(earlier / name).read_text(encoding="utf-8") for name in described} == {"{}"}
+    mine_is_there(earlier)
+    assert {(earlier / name).read_text(encoding="utf-8") for name in OF_THE_RUN} == {"{}"}
+    assert {(earlier / name).read_text(encoding="utf-8") for name in described} == {mark}
+    assert not RunDirectory(earlier).previous.exists()
     page = earlier / "errors" / "report.html"
     assert capsys.readouterr().out.endswith(f"\nreport    {page}\n")
     assert "a misspelt hub id" in page.read_text(encoding="utf-8")
     assert read_run(earlier).errors == ()
     with pytest.raises(SystemExit):
         launch([str(file), "training.overwrite=true", "--quite"], run=fail, hardware=CPU)
-    assert (earlier / "adapter" / "old").exists()
+    assert (earlier / "adapter" / "adapter_model.safetensors").exists()
 
 
 def test_a_failed_run_has_a_report(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,7 +263,7 @@ def test_resuming_is_told_to_the_ranks_and_not_kept(file: Path, earlier: Path) -
     write_checkpoint(earlier / "checkpoint-4", load(file), record=False)
     command = launched(file, "training.resume=true")
     assert command.arguments[-1] == "training.resume=true"
-    assert "resume" not in (earlier / "run.yaml").read_text(encoding="utf-8")
+    assert "resume" not in (earlier / "run.planned.yaml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

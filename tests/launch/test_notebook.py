@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import ROOT, TRAIN, write_yaml
+from conftest import ROOT, TRAIN, finished_run, write_yaml
 
 import unsloth_accel as ua
 from unsloth_accel.errors import ConfigError, LaunchError
@@ -41,7 +41,7 @@ def plan(description: dict[str, Any], tmp_path: Path) -> ua.Plan:
 
 
 def test_all_problems_before_anything_starts(plan: ua.Plan, tmp_path: Path, started: list[Any]) -> None:
-    (tmp_path / "out" / "adapter").mkdir(parents=True)
+    finished_run(tmp_path / "out")
     plan.run.data.path = "none.jsonl"
     with pytest.raises(ConfigError) as caught:
         notebook.notebook_launch(plan, "lora.r=8")
@@ -52,7 +52,7 @@ def test_all_problems_before_anything_starts(plan: ua.Plan, tmp_path: Path, star
         notebook.notebook_launch(tmp_path / "run.yaml", "data.path=none.jsonl")
     assert [problem.key for problem in caught.value.problems] == ["data.path", "output_dir"]
     assert not started
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["adapter"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"accelerate.yaml", "adapter"}
 
 
 def test_a_plan_for_other_hardware_is_not_launched(plan: ua.Plan, started: list[Any]) -> None:
@@ -65,20 +65,19 @@ def test_a_plan_for_other_hardware_is_not_launched(plan: ua.Plan, started: list[
 
 def test_what_is_launched(plan: ua.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same as by `unsloth-accel launch`, from the plan as it is; an earlier run is put aside."""
-    (tmp_path / "out" / "adapter").mkdir(parents=True)
+    (finished_run(tmp_path / "out") / "results.json").write_text('{"training": {}}', encoding="utf-8")
     seen = []
 
     def run(command: Any) -> None:
         seen.append(command)
         assert not (tmp_path / "out" / "adapter").exists()
-        (tmp_path / "out" / "results.json").write_text('{"training": {}}', encoding="utf-8")
 
     monkeypatch.setattr(notebook, "_run", run)
     finished = notebook.notebook_launch(plan, overwrite=True)
     assert finished.results == {"training": {}}
     assert (finished.steps, finished.adapter) == ([], tmp_path / "out" / "adapter")
     assert str(finished) == f"Finished(output_dir={tmp_path / 'out'!r})"
-    assert seen[0].arguments[-3:] == ("-m", "unsloth_accel.training.sft", str(tmp_path / "out" / "run.yaml"))
+    assert seen[0].arguments[-3:] == ("-m", "unsloth_accel.training.sft", str(tmp_path / "out" / "run.planned.yaml"))
     assert (tmp_path / "out" / "adapter").exists(), "a run that left nothing puts the earlier one back"
 
 

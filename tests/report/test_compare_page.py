@@ -35,8 +35,8 @@ def test_a_run_compared_with_itself_is_the_same(two: Path) -> None:
 
 def test_what_cannot_be_compared_is_said(two: Path, tmp_path: Path) -> None:
     other = made.crashed(tmp_path / "other")
-    text = (other / "run.yaml").read_text(encoding="utf-8").replace("data/train.jsonl", "data/more.jsonl")
-    (other / "run.yaml").write_text(text.replace("global_size: 64", "global_size: 128"), encoding="utf-8")
+    text = (other / "run.planned.yaml").read_text(encoding="utf-8").replace("data/train.jsonl", "data/more.jsonl")
+    (other / "run.planned.yaml").write_text(text.replace("global_size: 64", "global_size: 128"), encoding="utf-8")
     (other / "plan.json").unlink()
     said = " ".join(compare_page.not_comparable(read_run_record(two), read_run_record(other)))
     assert "Other data: losses can't be compared." in said

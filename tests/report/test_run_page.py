@@ -78,7 +78,7 @@ def test_no_file_can_break_it(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "model: [", "5", "model: 5\nbatch: x\ndata: []\ntraining: null"])
 def test_no_description_can_break_it(text: str, two: Path) -> None:
-    (two / "run.yaml").write_text(text, encoding="utf-8")
+    (two / "run.planned.yaml").write_text(text, encoding="utf-8")
     run = read_run_record(two)
     assert len(page_of_run(run)) > 9000
     assert len(compare_page.comparison_page(run, run)) > 9000

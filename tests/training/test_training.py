@@ -121,13 +121,13 @@ def test_the_guard_stops_unsynchronised_ranks(described: Path, tmp_path: Path, c
 
 
 def _written(described: Path, tmp_path: Path, *overrides: str) -> Path:
-    """run.yaml of a planned run, beside its accelerate.yaml."""
+    """run.planned.yaml of a planned run, beside its accelerate.yaml."""
     from unsloth_accel.hardware.hardware import Hardware
     from unsloth_accel.planning.planner import plan
 
     decided = plan(load(described, [f"output_dir={tmp_path / 'run'}", *overrides]), Hardware.detect())
     decided.write(tmp_path / "run")
-    return tmp_path / "run" / "run.yaml"
+    return tmp_path / "run" / "run.planned.yaml"
 
 
 def test_evaluating_first_changes_nothing(described: Path, straight: Path, rows: Path, tmp_path: Path) -> None:
@@ -144,7 +144,12 @@ def test_resuming_goes_on_exactly(described: Path, straight: Path, tmp_path: Pat
     shutil.copytree(straight, out)
     shutil.rmtree(out / "adapter")
     shutil.rmtree(out / "checkpoint-6")
+    mine = [out / "README.md", out / "run.yaml", out / "adapter" / "notes.md", out / "logs" / "tee.log"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine", encoding="utf-8")
     launch(described, out, "training.resume=true")
+    assert {path.read_text(encoding="utf-8") for path in mine} == {"mine"}
     assert difference(straight, out) == {"loss": 0.0, "grad_norm": 0.0, "adapter": 0.0}
     assert [step["step"] for step in steps(out)] == [1, 2, 3, 4, 5, 6]
 
@@ -185,10 +190,11 @@ def test_a_row_that_fits_nowhere(described: Path, tmp_path: Path, cli: Run) -> N
 def test_what_is_saved(straight: Path) -> None:
     held = {path.name for path in (straight / "adapter").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= held
-    assert {"run.yaml", "accelerate.yaml", "versions.json"} <= held
+    assert {"run.planned.yaml", "accelerate.yaml", "versions.json"} <= held
     versions = json.loads((straight / "adapter" / "versions.json").read_text(encoding="utf-8"))
     assert {"unsloth", "torch", "accelerate", "python"} <= versions.keys()
     assert not list(straight.glob(".adapter*")), "temporary directories are left"
+    assert not (straight / "README.md").exists(), "TRL's draft of a model card, which nobody asked for"
     assert not (straight / "errors").exists()
     assert json.loads((straight / "plan.json").read_text(encoding="utf-8"))["strategy"] == "ddp"
     page = (straight / "report.html").read_text(encoding="utf-8")
@@ -222,7 +228,8 @@ def test_another_number_of_processes_keeps_the_rows(straight: Path, tmp_path: Pa
     """The plan's own launch line with --num_processes 1, going on from a checkpoint of two processes."""
     place = tmp_path / "run"
     shutil.copytree(straight, place, ignore=shutil.ignore_patterns("checkpoint-6", "adapter", "results.json"))
-    words = ["-m", "unsloth_accel.training.sft", place / "run.yaml", "training.resume=true", f"output_dir={place}"]
+    words = ["-m", "unsloth_accel.training.sft", place / "run.planned.yaml"]
+    words += ["training.resume=true", f"output_dir={place}"]
     config = straight / "accelerate.yaml"
     done = accelerate_launch("--config_file", config, "--num_processes", "1", *words)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -241,7 +248,7 @@ def test_rows_that_cannot_be_kept(straight: Path, tmp_path: Path) -> None:
     import sys
 
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
-    words = ["-m", "unsloth_accel.training.sft", str(straight / "run.yaml"), f"output_dir={tmp_path / 'out'}"]
+    words = ["-m", "unsloth_accel.training.sft", str(straight / "run.planned.yaml"), f"output_dir={tmp_path / 'out'}"]
     done = subprocess.run([*torchrun, *words], cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert "batch.global_size=8: can't be 4 rows per device × 3 processes" in done.stderr
     assert "Fix: batch.global_size=12, or 2 processes in place of 3" in done.stderr

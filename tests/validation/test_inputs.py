@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run, write_checkpoint, write_yaml
+from conftest import Run, finished_run, write_checkpoint, write_yaml
 from row_files import CHAT, write
 
 from unsloth_accel.artifacts.checkpoints import checkpoints
@@ -155,13 +155,13 @@ def test_a_hub_id_is_left_to_the_loader(description: dict[str, Any]) -> None:
 
 def test_a_finished_run_is_kept(cli: Run, file: Path, tmp_path: Path, description: dict[str, Any]) -> None:
     kept = tmp_path / "out" / "adapter" / "adapter_model.safetensors"
-    kept.parent.mkdir(parents=True)
+    finished_run(tmp_path / "out")
     kept.write_text("precious", encoding="utf-8")
     done = cli("launch", file)
     assert done.returncode == 2
     assert "already holds a finished run" in done.stderr
     assert kept.read_text(encoding="utf-8") == "precious"
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["adapter"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["accelerate.yaml", "adapter"]
     told = from_dict({**description, "training": {"overwrite": True}})
     assert output_problems(told) == []
 

@@ -7,25 +7,23 @@ Mends, in transformers 5.17 with accelerate 1.15:
 - A checkpoint that can't be written (a full disk) ends the training. Here the run goes on without that checkpoint and
   says so: the adapter in memory is worth more. Under accelerate's FSDP only where the adapter itself can't be written;
   when its optimizer can't, ranks wait for one another in the middle, and the run ends with the adapter on disk.
+- TRL 1.15 writes a draft of a model card to output_dir/README.md with every checkpoint, whatever is there.
 - Nothing tells a whole checkpoint from one cut short, nor what it was made with. Here each gets a record, written last.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts.checkpoints import RECORD, files_of
+from ..artifacts.own_files import remove_filled, write_record
 from ..artifacts.resume_facts import lora_facts
 from ..artifacts.run_directory import RunDirectory
 from ..capabilities.probe import available
 from ..errors import first_line
-from ..files import write_atomically
 from . import environment, fsdp1, rank_agreement, rank_checks
 from .fsdp2.units import let_go
 from .real_batch import batch_of
@@ -46,6 +44,19 @@ def keep_checkpoints(trainer: Trainer) -> None:
         _save_model_gathered(trainer)
     if available("checkpoints that can't be written"):
         _survive_and_record(trainer)
+
+
+def keep_readme(trainer: Trainer) -> None:
+    """Let TRL draft a model card only for a run that is pushed, and never in the place of a README.md."""
+    if not available("a README of the user's own"):
+        return
+    create_model_card = trainer.create_model_card
+
+    def create(*args: Any, **kwargs: Any) -> None:
+        if trainer.args.push_to_hub and not Path(trainer.args.output_dir, "README.md").exists():
+            create_model_card(*args, **kwargs)
+
+    trainer.create_model_card = create
 
 
 def describe(trainer: Trainer, facts: Mapping[str, Any]) -> None:
@@ -122,7 +133,7 @@ def _survive_and_record(trainer: Trainer) -> None:
         if not faults:
             record(directory, made_with(trainer))
             return
-        shutil.rmtree(directory, ignore_errors=True)  # half of one is of no use, and takes room
+        remove_filled(directory)  # half of one is of no use, and takes room
         print(
             f"unsloth_accel: warning: {faults[0]}. Training goes on; the next checkpoint, or the end, saves again. "
             "Fix: make room in its output_dir.",
@@ -135,5 +146,4 @@ def _survive_and_record(trainer: Trainer) -> None:
 
 def record(directory: Path, facts: Mapping[str, Any]) -> None:
     """Write a checkpoint's record: what it was made with, and its files with their sizes in bytes."""
-    values = {"made_with": dict(facts), "files": files_of(directory), "versions": versions()}
-    write_atomically(directory / RECORD, json.dumps(values, indent=2) + "\n")
+    write_record(directory, made_with=dict(facts), versions=versions())

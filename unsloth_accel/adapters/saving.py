@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts.checkpoints import ADAPTER_WEIGHTS
+from ..artifacts.own_files import filling
 from ..artifacts.run_directory import RunDirectory
 from ..config.run_config import RunConfig
 from ..errors import UnslothAccelError, first_line
-from ..files import replacing_directory, write_atomically
+from ..files import write_atomically
 from ..models.safetensors_header import read_header
 from . import fsdp1, rank_checks
 from .fsdp2.units import let_go
@@ -51,13 +52,13 @@ def save(trained: Any, directory: str | Path, *, tokenizer: Any = None) -> Path:
 
 
 def save_run(trainer: Trainer, run: RunConfig) -> Path:
-    """`save` a run's adapter to output_dir/adapter, with run.yaml, accelerate.yaml and versions.json beside it."""
+    """`save` a run's adapter to output_dir/adapter, with the files that describe it and versions.json beside it."""
     fix = (
         "make room there, then launch again with training.resume=true if the run has checkpoints (for another "
         "output_dir, copy them into it first)."
     )
     files = RunDirectory(run.output_dir)
-    sources = {path.name: path for path in (files.run_yaml, files.accelerate_yaml)}
+    sources = {path.name: path for path in (files.planned_yaml, files.accelerate_yaml)}
     return _save(trainer.model, trainer.processing_class, files.adapter, sources, fix)
 
 
@@ -165,7 +166,7 @@ def versions() -> dict[str, str]:
 
 
 def _write(model: Any, tokenizer: Any, target: Path, sources: dict[str, Path], tensors: dict[str, Any] | None) -> None:
-    with replacing_directory(target) as directory:
+    with filling(target) as directory:
         model.save_pretrained(str(directory), safe_serialization=True, state_dict=tensors)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(directory))

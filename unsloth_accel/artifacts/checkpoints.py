@@ -84,6 +84,11 @@ def newest(directory: str | Path) -> tuple[Checkpoint | None, list[Checkpoint]]:
     return None, broken
 
 
+def is_finished(directory: str | Path) -> bool:
+    """Return whether a run's directory holds a finished adapter."""
+    return (RunDirectory(directory).adapter / ADAPTER_CONFIG).is_file()
+
+
 def files_of(path: Path) -> dict[str, int]:
     """Every file below a checkpoint by its relative name, with its size in bytes; the record itself is left out."""
     found = {file.relative_to(path).as_posix(): file.stat().st_size for file in path.rglob("*") if file.is_file()}

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, Problem, UnslothAccelError, first_line, raise_errors
-from ..files import replacing_directory
 from ..hardware.cpu_and_memory import memory_gib
 from ..models.locate import unquantized
 from ..models.safetensors_header import read_checkpoint, read_header
 from ..models.spec import ModelSpec
 from .checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from .own_files import filling, recorded
 from .run_directory import RunDirectory
 
 DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -94,7 +94,7 @@ def write_merged(merge: Merge) -> list[Path]:
         model = adapted.merge_and_unload(safe_merge=True)
         has_own = (merge.adapter / "tokenizer_config.json").is_file()
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(merge.adapter) if has_own else merge.base)
-        with replacing_directory(merge.target) as directory:
+        with filling(merge.target) as directory:
             model.save_pretrained(directory, max_shard_size="5GB")
             tokenizer.save_pretrained(directory)
             _check(directory, merge)
@@ -149,6 +149,9 @@ def _target_problems(merge: Merge, overwrite: bool) -> Iterator[Problem]:
     if any(path == target.resolve() or target.resolve() in path.parents for path in inside):
         consequence = "is or holds what would be merged, and its place would be taken."
         yield Problem(key="OUT_DIR", value=str(target), consequence=consequence, fix="name another directory")
+    elif target.is_dir() and any(target.iterdir()) and recorded(target) is None:
+        consequence = "holds files that no merge recorded, which may be your own."
+        yield Problem(key="OUT_DIR", value=str(target), consequence=consequence, fix="remove it, or another OUT_DIR")
     elif target.is_dir() and any(target.iterdir()) and not overwrite:
         fix = "--overwrite, or another OUT_DIR"
         yield Problem(key="OUT_DIR", value=str(target), consequence="is not empty.", fix=fix)

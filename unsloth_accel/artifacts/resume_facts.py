@@ -18,8 +18,7 @@ from ..config.run_config import RunConfig
 from ..data.sources import fingerprint
 from ..errors import Problem
 from ..strategies import STRATEGIES
-from .checkpoints import Checkpoint, newest
-from .run_directory import RunDirectory
+from .checkpoints import Checkpoint, is_finished, newest
 
 ROWS = "other rows would be trained than in a straight run."
 _WEIGHTS = "the saved weights don't belong to this run's model."
@@ -197,7 +196,7 @@ def _resolved(name: str) -> str:
 
 
 def _step_problems(run: RunConfig, checkpoint: Checkpoint) -> Iterator[Problem]:
-    if not RunDirectory(run.output_dir).adapter.exists():
+    if not is_finished(run.output_dir):
         return
     most = run.training.get("max_steps", -1)
     fix = "a larger training.max_steps, or another output_dir"

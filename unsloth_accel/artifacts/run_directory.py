@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-RUN_YAML = "run.yaml"
+PLANNED_YAML = "run.planned.yaml"
 ACCELERATE_YAML = "accelerate.yaml"
+_EARLIER_YAML = "run.yaml"
+"""Name that run.planned.yaml had before: a user's own description may have it too, so it is only read."""
 SUMMARY = "summary.json"
+MARK = "written by unsloth-accel"
+"""Words in the first line of the files that describe a planned run; `with` and a file's name come after them."""
 START_RECORD = "UNSLOTH_ACCEL_RECORD"
 """Environment variable of processes that `verify` launches: the directory that each rank leaves its record in."""
 _CHECKPOINT = "checkpoint-"
@@ -21,12 +25,13 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         # What was described and decided.
-        self.run_yaml = self.path / RUN_YAML
+        self.planned_yaml = self.path / PLANNED_YAML
+        """The run's description with every `auto` decided."""
         self.accelerate_yaml = self.path / ACCELERATE_YAML
         self.plan = self.path / "plan.json"
         # What came of it.
         self.adapter = self.path / "adapter"
-        """The finished adapter; a run that has it is finished."""
+        """The finished adapter."""
         self.merged = self.path / "merged"
         self.results = self.path / "results.json"
         self.report = self.path / "report.html"
@@ -41,7 +46,7 @@ class RunDirectory:
         """File of the launcher's own error: a rank that was killed leaves none."""
         self.failed_report = self.errors / self.report.name
         """The report of an attempt that came to nothing, while an earlier run's stays."""
-        self.previous = self.path / ".previous"
+        self.previous = self.path / ".unsloth-accel-previous"
         """An earlier run, while another one overwrites it."""
         # What `verify` notes.
         self.record = self.path / "record"
@@ -54,6 +59,9 @@ class RunDirectory:
 
     def rank_error(self, rank: int) -> Path:
         return self.errors / f"rank-{rank}.json"
+
+    def rank_outputs(self) -> list[Path]:
+        return [*self.logs.glob("rank-*.log")]
 
     def rank_logs(self) -> list[Path]:
         return [*self.logs.glob("rank-*.jsonl")]
@@ -72,19 +80,27 @@ class RunDirectory:
         found = [path for path in self.path.glob(f"{_CHECKPOINT}*") if path.is_dir() and step_of(path) is not None]
         return sorted(found, key=lambda path: step_of(path) or 0)
 
-    def products(self) -> list[Path]:
-        """Paths of what an earlier run left here and another one would write anew."""
-        named = [path for path in (self.adapter, self.logs, self.results) if path.exists()]
-        return [*named, *self.path.glob(f"{_CHECKPOINT}*")]
-
-    def describing(self) -> list[Path]:
-        """The files about a run that go aside with what it made."""
-        return [path for path in (self.run_yaml, self.accelerate_yaml, self.plan, self.report) if path.is_file()]
+    @property
+    def description(self) -> Path:
+        """The file with what was decided: of a run from before run.planned.yaml, the run.yaml that its accelerate.yaml
+        names."""
+        earlier = self.path / _EARLIER_YAML
+        named = first_line_of(self.accelerate_yaml).partition(f"{MARK} with ")[2].startswith(f"{_EARLIER_YAML}.")
+        return earlier if named and not self.planned_yaml.is_file() else self.planned_yaml
 
     @property
     def is_run(self) -> bool:
         """Whether something in it is a run's."""
-        return any(path.exists() for path in (self.run_yaml, self.plan, self.results, self.logs, self.errors))
+        return any(path.exists() for path in (self.description, self.plan, self.results, self.logs, self.errors))
+
+
+def first_line_of(file: Path) -> str:
+    """Return the first line of a text file; empty where there is none that can be read."""
+    try:
+        with file.open(encoding="utf-8") as text:
+            return text.readline(1000)
+    except (OSError, ValueError):
+        return ""
 
 
 def rank_log(logs: str | Path, rank: int) -> Path:

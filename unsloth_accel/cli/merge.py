@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("target", nargs="?", metavar="OUT_DIR", help="output; default: merged, beside the adapter")
     made.add_argument("--dtype", metavar="DTYPE", help="bfloat16, float16 or float32; by default the base's, in 16 bit")
     made.add_argument("--base", metavar="MODEL", help="merge into this model, where the adapter names another place")
-    made.add_argument("--overwrite", action="store_true", help="replace OUT_DIR")
+    made.add_argument("--overwrite", action="store_true", help="replace what an earlier merge left in OUT_DIR")
     return made
 
 

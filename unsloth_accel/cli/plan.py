@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..artifacts.run_directory import PLANNED_YAML
 from ..errors import ConfigError, Problem
 from .options import add_hardware, add_run, chosen_hardware, command_parser, run_from_words, wide_console
 
@@ -31,7 +32,8 @@ def parser() -> argparse.ArgumentParser:
     add_run(made)
     add_hardware(made)
     made.add_argument("--json", action="store_true", help="print the plan as JSON")
-    made.add_argument("--write", metavar="DIRECTORY", help="write accelerate.yaml, run.yaml and plan.json there")
+    written = "write accelerate.yaml, run.planned.yaml and plan.json there"
+    made.add_argument("--write", metavar="DIRECTORY", help=written)
     return made
 
 
@@ -62,4 +64,4 @@ def _written(made: Plan, directory: str) -> str:
     needed = {"data.path": made.run.data.path, "output_dir": made.run.output_dir}
     missing = [key for key, value in needed.items() if not value]
     without = f" (without {' and '.join(missing)}: add them before you launch it)" if missing else ""
-    return f"{directory}/accelerate.yaml and {directory}/run.yaml{without}"
+    return f"{directory}/accelerate.yaml and {directory}/{PLANNED_YAML}{without}"

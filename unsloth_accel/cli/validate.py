@@ -17,7 +17,7 @@ from .options import command_parser
 EXAMPLES = """\
 examples:
   unsloth-accel validate accelerate_configs/ddp.yaml examples/configs/quickstart.yaml
-  unsloth-accel validate runs/llama-8b                    # run.yaml and accelerate.yaml, and whether they agree
+  unsloth-accel validate runs/llama-8b                    # run.planned.yaml and accelerate.yaml, and whether they agree
   unsloth-accel validate --fix my_config.yaml             # writes my_config.fixed.yaml
   unsloth-accel validate --json my_config.yaml
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from ..artifacts import own_files
 from ..artifacts.resume_facts import resume_problems
 from ..artifacts.run_directory import RunDirectory
 from ..capabilities.probe import here, lacking
@@ -25,7 +26,7 @@ from ..planning.plan import Plan
 from ..planning.planner import plan
 from ..report.at_end import reported, something_to_show
 from ..strategies import STRATEGIES, choosable
-from ..validation.inputs import input_problems, output_problems
+from ..validation.inputs import input_problems, output_problems, taken_problems
 from ..validation.rules import Context, check_document, read_document
 from .arguments import Request, own_overrides, parse
 from .run_accelerate import Launch, parse_arguments, run_accelerate
@@ -101,7 +102,7 @@ def launch_of(decided: Plan, flags: Sequence[str] = (), *, module: str | None = 
     """
     files = RunDirectory(decided.run.output_dir)
     words = ["--config_file", str(files.accelerate_yaml), *flags, "-m", module or decided.method.module]
-    words += [str(files.run_yaml), *(["training.resume=true"] if decided.run.resume else [])]
+    words += [str(files.planned_yaml), *(["training.resume=true"] if decided.run.resume else [])]
     return Launch(
         arguments=tuple(words),
         environment=decided.environment,
@@ -172,20 +173,16 @@ def made_room(decided: Plan) -> Iterator[None]:
     """Prepare output_dir and write the plan's files; an earlier run is put aside and deleted only when this one has
     something to show: a run that ends without checkpoint and adapter puts it back.
 
-    Raises `ConfigError` where output_dir can't be written.
+    Raises `ConfigError` where output_dir can't be written, or holds a user's own in the place of what a run writes.
     """
+    raise_errors(taken_problems(decided.run))
     files = RunDirectory(decided.run.output_dir)
     directory, aside = files.path, files.previous
     try:
-        shutil.rmtree(files.errors, ignore_errors=True)
-        if decided.run.overwrite:
-            products = files.products()
-            if products:
-                shutil.rmtree(aside, ignore_errors=True)
-                aside.mkdir()
-                products += files.describing()
-            for path in products:
-                path.rename(aside / path.name)
+        own_files.remove(own_files.errors_of(directory), directory)
+        if decided.run.overwrite and (products := own_files.products(directory)):
+            shutil.rmtree(aside, ignore_errors=True)
+            own_files.move([*products, *own_files.describing(directory)], directory, aside)
         decided.write(directory)
     except OSError as error:
         consequence = f"{error.strerror}: {error.filename}."
@@ -195,10 +192,8 @@ def made_room(decided: Plan) -> Iterator[None]:
         yield
     finally:
         if aside.is_dir() and not something_to_show(directory):
-            for path in files.products():
-                shutil.rmtree(path, ignore_errors=True)
-            for path in aside.iterdir():
-                path.rename(directory / path.name)
+            own_files.remove(own_files.products(directory), directory)
+            own_files.move([path for path in aside.rglob("*") if path.is_file()], aside, directory)
         shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..artifacts.run_directory import ACCELERATE_YAML, RUN_YAML, RunDirectory
+from ..artifacts.own_files import taken
+from ..artifacts.run_directory import ACCELERATE_YAML, MARK, PLANNED_YAML, RunDirectory
 from ..config.accelerate_config import AccelerateConfig, Precision, launch_lines
 from ..config.promise import Promise, variables_for
 from ..config.run_config import RunConfig
-from ..errors import ConfigError, Problem
+from ..errors import ConfigError, Problem, raise_errors
 from ..files import write_atomically
 from ..hardware.device import Device
 from ..hardware.hardware import Hardware
@@ -22,6 +23,11 @@ from .batch import Batch
 from .memory_estimate import MemoryEstimate
 from .speed_estimate import Speed
 from .strategy_choice import Rejected
+
+HEADER = f"""# Planned for this machine, {MARK} with {ACCELERATE_YAML}. Every launch writes both anew:
+# keep a description of your own in a file of another name.
+"""
+"""First lines of run.planned.yaml."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,20 +127,22 @@ class Plan:
         return values
 
     def write(self, directory: str | Path) -> None:
-        """Write run.yaml (every `auto` decided), accelerate.yaml, with its launch line, and plan.json into `directory`.
+        """Write run.planned.yaml (every `auto` decided), accelerate.yaml, with its launch line, and plan.json into
+        `directory`.
 
-        Raises `ConfigError` where that can't be written.
+        Raises `ConfigError` where that can't be written, or a user's own stands there.
         """
         from omegaconf import OmegaConf
 
         files, config = RunDirectory(directory), self.accelerate_config
+        raise_errors(taken(directory, only=(files.planned_yaml, files.accelerate_yaml, files.plan)))
         comment = (
-            f"{self.strategy}, written by unsloth-accel with {RUN_YAML}. Launch both here, or your own script in the\n"
+            f"{self.strategy}, {MARK} with {PLANNED_YAML}. Launch both here, or your own script in the\n"
             "place of what follows -m:\n\n"
-            + launch_lines(config, ACCELERATE_YAML, f"-m {self.method.module} {RUN_YAML}")
+            + launch_lines(config, ACCELERATE_YAML, f"-m {self.method.module} {PLANNED_YAML}")
         )
         try:
-            write_atomically(files.run_yaml, OmegaConf.to_yaml(OmegaConf.create(self.resolved())))
+            write_atomically(files.planned_yaml, HEADER + OmegaConf.to_yaml(OmegaConf.create(self.resolved())))
             config.write(files.accelerate_yaml, comment, self.promise)
             write_atomically(files.plan, json.dumps(self.to_dict(), indent=2) + "\n")
         except OSError as error:

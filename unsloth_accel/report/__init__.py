@@ -14,6 +14,9 @@ from ..artifacts.run_directory import RunDirectory
 from ..errors import ConfigError, Problem
 from ..files import write_atomically
 
+_MADE = "Made by unsloth_accel"
+"""Words at the foot of every page."""
+
 
 def write(run_dir: str | Path, out: str | Path | None = None) -> Path:
     """Write the report of the run in `run_dir`, by default to its report.html; returns where it is.
@@ -24,7 +27,7 @@ def write(run_dir: str | Path, out: str | Path | None = None) -> Path:
     from .run_record import read_run_record
 
     html = page_of_run(read_run_record(run_dir))
-    return _write(html, Path(out) if out else RunDirectory(run_dir).report)
+    return _write(html, Path(out or RunDirectory(run_dir).report), asked=out is not None)
 
 
 def write_comparison(first: str | Path, second: str | Path, out: str | Path | None = None) -> Path:
@@ -33,11 +36,16 @@ def write_comparison(first: str | Path, second: str | Path, out: str | Path | No
     from .run_record import read_run_record
 
     html = comparison_page(read_run_record(first), read_run_record(second))
-    return _write(html, Path(out) if out else Path(second, f"compared-with-{Path(first).absolute().name}.html"))
+    usual = Path(second, f"compared-with-{Path(first).absolute().name}.html")
+    return _write(html, Path(out or usual), asked=out is not None)
 
 
-def _write(html: str, path: Path) -> Path:
+def _write(html: str, path: Path, *, asked: bool) -> Path:
+    """Write a page to `path`: over another file than a page of ours only where the user named it."""
     try:
+        if not asked and path.exists() and _MADE not in path.read_text(encoding="utf-8", errors="replace"):
+            consequence, fix = "is a file of your own.", "move it, or --out FILE"
+            raise ConfigError(Problem(key=path.name, value=str(path), consequence=consequence, fix=fix))
         write_atomically(path, html)
     except OSError as error:
         consequence, fix = f"can't be written: {error.strerror}.", "choose a file that you may write"

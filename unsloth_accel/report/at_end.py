@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..artifacts.checkpoints import find_checkpoints
+from ..artifacts.checkpoints import find_checkpoints, is_finished
 from ..artifacts.run_directory import RunDirectory
 from ..errors import LaunchError
 from ..files import write_atomically
@@ -39,9 +39,7 @@ def reported(directory: str | Path) -> Iterator[None]:
 
 def something_to_show(directory: Path) -> bool:
     """Return whether a run made something to load; else the earlier run that it was to overwrite is put back."""
-    return RunDirectory(directory).adapter.exists() or any(
-        checkpoint.has_adapter for checkpoint in find_checkpoints(directory)
-    )
+    return is_finished(directory) or any(checkpoint.has_adapter for checkpoint in find_checkpoints(directory))
 
 
 def _put_back(directory: Path) -> bool:

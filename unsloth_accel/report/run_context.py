@@ -20,7 +20,7 @@ def loading(run: Recorded) -> dict[str, Any]:
         "length": at(run.run, "model", "max_seq_length") or 2048,
         "in_4bit": bool(at(run.run, "model", "load_in_4bit")),
         "merge": shlex.quote(str(run.directory if run.adapter else adapter)),
-        "resume": shlex.quote(str(RunDirectory(run.directory).run_yaml)),
+        "resume": shlex.quote(str(RunDirectory(run.directory).description)),
     }
 
 

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.checkpoints import STATE, checkpoints
+from ..artifacts.checkpoints import STATE, checkpoints, is_finished
 from ..artifacts.run_directory import RunDirectory
 from ..errors import ConfigError, Problem
 
@@ -48,8 +48,8 @@ class Recorded:
     plan: Json
     """plan.json: `Plan.to_dict()`."""
     run: Json
-    """run.yaml, decided."""
-    run_yaml: str
+    """run.planned.yaml."""
+    planned_yaml: str
     accelerate_yaml: str
     results: Json
     summary: Json
@@ -110,7 +110,7 @@ def read_run_record(directory: str | Path) -> Recorded:
     if not files.is_run:
         what = "has no run's files" if directory.is_dir() else "no such directory"
         consequence = f"{what}, so there is nothing to report."
-        fix = "name the output_dir of a run, which holds run.yaml and logs"
+        fix = "name the output_dir of a run, which holds run.planned.yaml and logs"
         raise ConfigError(Problem(key=str(directory), consequence=consequence, fix=fix))
     ranks = tuple(sorted((_rank(path) for path in files.rank_logs()), key=lambda r: r.number))
     lines = read_lines(files.step_log)
@@ -120,8 +120,8 @@ def read_run_record(directory: str | Path) -> Recorded:
     return Recorded(
         directory=directory,
         plan=_object(files.plan),
-        run=_yaml(files.run_yaml),
-        run_yaml=_text(files.run_yaml),
+        run=_yaml(files.description),
+        planned_yaml=_text(files.description),
         accelerate_yaml=_text(files.accelerate_yaml),
         results=_object(files.results),
         summary=_object(files.summary),
@@ -129,7 +129,7 @@ def read_run_record(directory: str | Path) -> Recorded:
         evaluations=_by_step(line for line in told if "eval_loss" in line),
         ranks=ranks,
         errors=_errors(files, ranks),
-        adapter=files.adapter if files.adapter.is_dir() else None,
+        adapter=files.adapter if is_finished(directory) else None,
         checkpoint=newest[0] if newest else None,
         attempts=_attempts(lines, ranks),
     )

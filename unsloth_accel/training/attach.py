@@ -24,7 +24,7 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     """Give `trainer` all that `run` asks for; its callbacks tell `log`. Returns it, guarded."""
     from transformers import PrinterCallback
 
-    from ..adapters.checkpointing import describe
+    from ..adapters.checkpointing import describe, keep_readme
     from ..adapters.ddp_settings import gradients_in_buckets
     from ..adapters.out_of_memory import StepHalving, halve_on_out_of_memory
     from ..callbacks.memory_watch import MemoryWatch
@@ -66,6 +66,7 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
         strategy=run.distributed.strategy,
     )
     describe(trainer, made_with(run))
+    keep_readme(trainer)
     return adapt(trainer)
 
 

@@ -1,6 +1,6 @@
 """One of the processes that `unsloth-accel launch RUN.yaml` starts: load, train, evaluate, save, whatever the method.
 
-accelerate launch --config_file RUN_DIR/accelerate.yaml -m MODULE RUN_DIR/run.yaml
+accelerate launch --config_file RUN_DIR/accelerate.yaml -m MODULE RUN_DIR/run.planned.yaml
 
 MODULE is the method's (`Method.module`), which prepares its rows and makes its trainer.
 """
@@ -21,6 +21,7 @@ import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth
 
 from ..adapters import environment
 from ..artifacts.checkpoints import STATE, checkpoints
+from ..artifacts.own_files import is_of_a_run, taken
 from ..artifacts.resume_facts import facts_of_run
 from ..artifacts.run_directory import RunDirectory
 from ..callbacks.phases import phase
@@ -28,11 +29,12 @@ from ..callbacks.rank_log import RankLog
 from ..config.promise import PLANNED
 from ..config.read_run import load
 from ..config.run_config import RunConfig
-from ..errors import ConfigError, UnslothAccelError
+from ..errors import ConfigError, Problem, UnslothAccelError, raise_errors
 from ..files import write_atomically
 from ..launch.run_accelerate import report_error
 from ..methods import METHODS
 from ..planning.batch import keep_rows
+from ..planning.plan import HEADER
 from ..report.at_end import tell
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ def main(run_yaml: str, *overrides: str) -> int:
     environment.show_own_errors_plainly()
     try:
         run, told = keep_rows(load(run_yaml, overrides), environment.world_size())
+        _claim(run)
     except ConfigError as refused:
         if environment.rank() == 0:
             print(f"unsloth_accel: {refused}", file=sys.stderr, flush=True)
@@ -72,6 +75,20 @@ def main(run_yaml: str, *overrides: str) -> int:
         if environment.rank() == 0 and not _reported():
             tell(run.output_dir)
     return 0
+
+
+def _claim(run: RunConfig) -> None:
+    """Make output_dir a run's, as a launch of ours has done: raises `ConfigError` where a user's own stands there."""
+    if environment.rank() == 0 and not _reported():
+        raise_errors(taken(run.output_dir, checkpoints=not run.resume, per_rank=False))
+        if is_of_a_run(run.output_dir):
+            return
+        try:
+            write_atomically(RunDirectory(run.output_dir).planned_yaml, HEADER + run.to_yaml())
+        except OSError as error:
+            consequence, fix = f"can't be written: {error.strerror}.", "choose a directory that you may write"
+            problem = Problem(key="output_dir", value=run.output_dir, consequence=consequence, fix=fix)
+            raise ConfigError(problem) from None
 
 
 def _plainly(error: BaseException, run: RunConfig) -> BaseException:

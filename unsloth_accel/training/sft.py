@@ -1,6 +1,6 @@
 """Supervised fine-tuning: its rows and TRL's SFTTrainer around them.
 
-accelerate launch --config_file RUN_DIR/accelerate.yaml -m unsloth_accel.training.sft RUN_DIR/run.yaml
+accelerate launch --config_file RUN_DIR/accelerate.yaml -m unsloth_accel.training.sft RUN_DIR/run.planned.yaml
 """
 
 from __future__ import annotations

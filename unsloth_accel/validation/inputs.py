@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.checkpoints import Checkpoint, newest
+from ..artifacts.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoint, is_finished, newest
+from ..artifacts.own_files import is_of_a_run, taken
 from ..artifacts.run_directory import RunDirectory
 from ..config.run_config import RunConfig
 from ..data.formats import has_response, question_of, roles
@@ -23,6 +24,8 @@ from ..models.spec import ModelSpec
 
 STREAM_CHECKED = 1_000
 """Rows of a stream that are checked before anything starts; the others are checked when they are read."""
+PUSHED = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "tokenizer.json", "tokenizer_config.json", "training_args.bin")
+"""Files that the Trainer copies into output_dir to push them (transformers 5.17, `Trainer._push_from_checkpoint`)."""
 
 
 def input_problems(run: RunConfig) -> list[Problem]:
@@ -168,6 +171,7 @@ def output_problems(run: RunConfig) -> list[Problem]:
         consequence = f"can't be made or written below {existing}, so the adapter could not be saved."
         return [problem(consequence=consequence, fix="choose a directory that you may write")]
     whole, broken = newest(directory)
+    known = is_of_a_run(directory)
     if run.resume and not whole:
         consequence = f"there is no checkpoint in {run.output_dir} to go on from"
         consequence += "".join(f"; {found.path.name}: {found.fault}" for found in broken) + "."
@@ -176,16 +180,24 @@ def output_problems(run: RunConfig) -> list[Problem]:
             fix = "copy the missing files back, or training.overwrite=true instead to start anew"
         return [Problem(key="training.resume", value=True, consequence=consequence, fix=fix)]
     if run.resume and whole:
-        return [_broken(found, whole) for found in broken]
+        return [*taken_problems(run), *(_broken(found, whole) for found in broken)]
     if run.overwrite:
-        return []
+        return taken_problems(run)
     held = f"checkpoints up to {(whole or broken[0]).path.name}" if whole or any(c.has_adapter for c in broken) else ""
-    if RunDirectory(directory).adapter.exists():
+    if known and is_finished(directory):
         held = "a finished run"
     if not held:
-        return []
-    fix = "training.resume=true to go on, training.overwrite=true to delete it, or another output_dir"
+        return taken_problems(run)
+    delete = "training.overwrite=true to delete it, " if known else ""
+    fix = f"training.resume=true to go on, {delete}or another output_dir"
     return [problem(consequence=f"already holds {held}, which this run would overwrite.", fix=fix)]
+
+
+def taken_problems(run: RunConfig) -> list[Problem]:
+    """Return a problem where a user's own stands in the place of what the run writes into its output directory."""
+    files = RunDirectory(run.output_dir)
+    more = [files.path / name for name in PUSHED] if run.training.get("push_to_hub") else []
+    return taken(run.output_dir, more, checkpoints=not run.resume)
 
 
 def _broken(found: Checkpoint, instead: Checkpoint) -> Problem:

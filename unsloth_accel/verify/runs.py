@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts.checkpoints import ADAPTER_WEIGHTS
+from ..artifacts.own_files import remove
 from ..artifacts.run_directory import START_RECORD, RunDirectory, start_of
 from ..errors import LaunchError
 from ..launch.child import Child
@@ -67,7 +67,7 @@ def train(
     Raises `LaunchError` where it failed, in the failing rank's own words. Whatever `wait` raises ends the run.
     """
     files = RunDirectory(decided.run.output_dir)
-    shutil.rmtree(files.record, ignore_errors=True)
+    remove([*files.rank_records(), start_of(files.record)], files.path)
     command = launch_of(decided, module=module)
     variables = {START_RECORD: str(files.record)} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     command = replace(command, environment=command.environment | variables)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.saving import versions
+from ..artifacts.own_files import is_of_a_run, taken
 from ..artifacts.run_directory import RunDirectory
-from ..errors import LaunchError
+from ..errors import LaunchError, Problem, raise_errors
 from ..planning.plan import Plan
 from .runs import Trained, train
 from .settings import Settings
@@ -106,6 +107,7 @@ def verify(settings: Settings, changes: Sequence[str] = (), tell: Tell = lambda 
     """
     precision = precision_of(settings.single)
     allowed = tolerance(precision, changes, settings.single.device)
+    raise_errors(taken_problems(settings))
     settings.write_rows()
     try:
         single = _trained(settings.single, tell, settings.threads)
@@ -121,6 +123,19 @@ def verify(settings: Settings, changes: Sequence[str] = (), tell: Tell = lambda 
         except LaunchError as error:
             found.outcomes.append(StrategyOutcome(plan=plan, name=name, error=str(error)))
     return found
+
+
+def taken_problems(settings: Settings) -> list[Problem]:
+    """Return a problem for each place where a user's own stands in the place of what is written."""
+    rows, alone = Path(settings.single.run.data.path), settings.single.run.output_dir
+    problems: list[Problem] = []
+    if rows.exists() and not is_of_a_run(alone):
+        consequence, fix = f"{rows} is there, and the rows to compare with would replace it.", "name another directory"
+        problems.append(Problem(key="--keep", value=str(rows.parent), consequence=consequence, fix=fix))
+    for plan in (settings.single, *settings.others):
+        files = RunDirectory(plan.run.output_dir)
+        problems += taken(files.path, [files.record, files.verify_log])
+    return problems
 
 
 def _trained(plan: Plan, tell: Tell, threads: int | None) -> Trained:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...artifacts.run_directory import ACCELERATE_YAML, RUN_YAML
+from ...artifacts.run_directory import RunDirectory
 from ...files import is_directory
 from . import (  # noqa: F401  (each registers its rules)
     file,
@@ -66,8 +66,9 @@ def _report(document: Document, *more: Finding) -> Report:
 
 
 def _directory(directory: Path, context: Context | None) -> list[Report]:
-    """Report on run.yaml and accelerate.yaml where both are there, as a launch writes them; otherwise on all."""
-    files = [directory / RUN_YAML, directory / ACCELERATE_YAML]
+    """Report on run.planned.yaml and accelerate.yaml where a plan wrote both; otherwise on all."""
+    run = RunDirectory(directory)
+    files = [run.description, run.accelerate_yaml]
     if not all(path.is_file() for path in files):
         files = sorted(path for path in directory.iterdir() if path.suffix in SUFFIXES and path.is_file())
     if not files:

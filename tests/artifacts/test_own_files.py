@@ -1,0 +1,93 @@
+"""A user's own files: none is touched, whatever it is called."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import finished_run
+
+from unsloth_accel.artifacts import own_files
+from unsloth_accel.artifacts.run_directory import RunDirectory
+
+
+def written(directory: Path, *names: str) -> None:
+    for name in names:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(name, encoding="utf-8")
+
+
+def held(directory: Path) -> set[str]:
+    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_whose_a_directory_is(tmp_path: Path) -> None:
+    assert not own_files.is_of_a_run(tmp_path)
+    (tmp_path / "accelerate.yaml").write_text("# fsdp2, written by unsloth-accel config. Launch:", encoding="utf-8")
+    assert not own_files.is_of_a_run(tmp_path), "a config that was asked for alone"
+    written(tmp_path, "results.json", "logs/steps.jsonl", "adapter/adapter_config.json", "errors/rank-0.json")
+    assert own_files.products(tmp_path) == own_files.errors_of(tmp_path) == own_files.describing(tmp_path) == []
+    (told,) = own_files.taken(tmp_path)
+    assert "accelerate.yaml, results.json, adapter, logs/steps.jsonl and errors/rank-0.json, which no" in str(told)
+    finished_run(tmp_path)
+    assert own_files.taken(tmp_path) == []
+    assert len(own_files.products(tmp_path)) == 3
+
+
+def test_a_record_tells_what_is_ours(tmp_path: Path) -> None:
+    """Also under a name that any adapter has; without one the usual names do."""
+    adapter = tmp_path / "adapter"
+    written(adapter, "adapter_config.json", "vocab.json", "notes.md", "mine/tokenizer.json")
+    made = {path.relative_to(adapter).as_posix() for path in own_files.made_in(adapter)}
+    assert made == {"adapter_config.json", "vocab.json"}
+    record = {"files": {"adapter_config.json": 1, "gone.json": 1}}
+    (adapter / "unsloth_accel.json").write_text(json.dumps(record), encoding="utf-8")
+    made = {path.name for path in own_files.made_in(adapter)}
+    assert made == {"adapter_config.json", "unsloth_accel.json"}
+    own_files.remove_filled(adapter)
+    assert held(adapter) == {"vocab.json", "notes.md", "mine/tokenizer.json"}
+    other = tmp_path / "other"
+    with own_files.filling(other) as directory:
+        written(directory, "a", "b/c")
+    own_files.remove_filled(other)
+    assert not other.exists(), "with nothing of a user's in it"
+    assert tmp_path.is_dir()
+
+
+def test_what_a_user_put_into_it_stays_when_it_is_filled_anew(tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    for names in (("adapter_config.json", "old.json", "sub/old"), ("adapter_config.json", "new.json")):
+        with own_files.filling(adapter) as directory:
+            written(directory, *names)
+        written(adapter, "notes.md", "sub/mine")
+    assert held(adapter) == {"adapter_config.json", "new.json", "unsloth_accel.json", "notes.md", "sub/mine"}
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    place = tmp_path / "disk" / "place"
+    place.mkdir(parents=True)
+    (tmp_path / "adapter").symlink_to(place)
+    with own_files.filling(tmp_path / "adapter") as directory:
+        written(directory, "a")
+    assert (tmp_path / "adapter").is_symlink()
+    assert held(place) == {"a", "unsloth_accel.json"}
+    assert own_files.made_in(tmp_path / "adapter") == [], "what it leads to isn't removed"
+
+
+@pytest.mark.parametrize("name", ["logs", "errors"])
+def test_a_file_in_the_place_of_a_directory(name: str, tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    written(tmp_path, name)
+    assert f"holds {name}, which" in str(own_files.taken(tmp_path)[0])
+
+
+def test_what_ranks_have_begun_is_no_users(tmp_path: Path) -> None:
+    """Where nothing of ours launched them, rank 0 looks when others may have written."""
+    written(tmp_path, "logs/rank-1.log", "logs/rank-1.jsonl", "errors/rank-1.json")
+    assert own_files.taken(tmp_path)
+    assert own_files.taken(tmp_path, per_rank=False) == []
+    written(tmp_path, "results.json")
+    assert own_files.taken(tmp_path, per_rank=False)
+    assert own_files.taken(tmp_path, only=[RunDirectory(tmp_path).plan]) == []

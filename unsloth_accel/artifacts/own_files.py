@@ -1,0 +1,170 @@
+"""The files in an output_dir that a run made, which another one may replace and remove; a user's own it never touches.
+
+A directory is a run's where run.planned.yaml or accelerate.yaml begins with a plan's words. There a file is the run's
+where it bears a name of `RunDirectory`: before a first run starts, none of them may be taken. A directory that is
+filled (the adapter, a checkpoint, a merged model) holds a record of its files; what that doesn't name is a user's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
+from pathlib import Path
+
+from ..errors import Problem
+from ..files import replacing_directory, write_atomically
+from .checkpoints import RECORD, Checkpoint, files_of
+from .run_directory import ACCELERATE_YAML, MARK, RunDirectory, first_line_of
+
+_UNRECORDED = (
+    *("adapter_*", "README.md", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
+    *("vocab*", "merges.txt", "spiece.model", "*processor_config.json", "run.yaml", "versions.json", ACCELERATE_YAML),
+    *("trainer_state.json", "training_args.bin", "optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth"),
+    *("pytorch_model*", "model*.safetensors*", "config.json", "generation_config.json"),
+)
+"""Names in an adapter or a checkpoint without a record: from before there was one, or cut short."""
+
+
+def is_planned(file: Path) -> bool:
+    """Return whether a plan wrote this run.planned.yaml or accelerate.yaml."""
+    return f"{MARK} with " in first_line_of(file)
+
+
+def is_of_a_run(directory: str | Path) -> bool:
+    """Return whether a run was planned into `directory`."""
+    files = RunDirectory(directory)
+    return is_planned(files.planned_yaml) or is_planned(files.accelerate_yaml)
+
+
+def made_in(directory: Path) -> list[Path]:
+    """Return the files that a run put into its adapter's, a checkpoint's or a merged model's directory."""
+    if directory.is_symlink() or not directory.is_dir():
+        return []
+    record = recorded(directory)
+    names = [name for name in files_of(directory) if record is None or name in record]
+    if record is None:
+        names = [name for name in names if any(fnmatch(name.split("/")[0], known) for known in _UNRECORDED)]
+    return [directory / name for name in (*names, RECORD) if (directory / name).is_file()]
+
+
+def recorded(directory: Path) -> set[str] | None:
+    """Return the names in a filled directory's record; None where it has none."""
+    files = Checkpoint(directory).record.get("files")
+    return {*files} if isinstance(files, dict) else None
+
+
+def products(directory: str | Path) -> list[Path]:
+    """Return the files that a run made in `directory` and another one would make anew."""
+    files = RunDirectory(directory)
+    if not is_of_a_run(directory):
+        return []
+    filled = [made for one in (files.adapter, *files.checkpoints()) for made in made_in(one)]
+    return [file for file in (files.results, *_logs(files)) if file.is_file()] + filled
+
+
+def describing(directory: str | Path) -> list[Path]:
+    """Return the files about a run, which go aside with what it made."""
+    files = RunDirectory(directory)
+    about = (files.planned_yaml, files.accelerate_yaml, files.plan, files.report)
+    return [path for path in about if path.is_file()] if is_of_a_run(directory) else []
+
+
+def errors_of(directory: str | Path) -> list[Path]:
+    """Return what failing processes of a run left."""
+    files = RunDirectory(directory)
+    return [file for file in _errors(files) if file.is_file()] if is_of_a_run(directory) else []
+
+
+def taken(
+    directory: str | Path,
+    more: Iterable[Path] = (),
+    *,
+    only: Iterable[Path] = (),
+    checkpoints: bool = True,
+    per_rank: bool = True,
+) -> list[Problem]:
+    """Return a problem where a user's own stands in the place of what a run writes into `directory`, `more` included.
+
+    With `only`, these alone. Without `checkpoints` they may be there: the run goes on from them. Without `per_rank`
+    files of single ranks may be there: they have started.
+    """
+    files = RunDirectory(directory)
+    found = [path for path in (files.planned_yaml, files.accelerate_yaml) if path.exists() and not is_planned(path)]
+    found += [path for path in (files.logs, files.errors) if path.exists() and not path.is_dir()]
+    if not is_of_a_run(directory):
+        told = [files.plan, files.results, files.report, files.adapter, files.previous, *more]
+        told += files.checkpoints() if checkpoints else []
+        told += [*_logs(files), *_errors(files)] if per_rank else [files.step_log, files.summary]
+        found += [path for path in told if os.path.lexists(path)]
+    found = [path for path in found if path in only] if only else found
+    if not found:
+        return []
+    names = [path.relative_to(files.path).as_posix() for path in dict.fromkeys(found)]
+    listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+    consequence = f"holds {listed}, which no run of unsloth-accel made and this one would replace."
+    fix = f"move {'it' if len(names) == 1 else 'them'} elsewhere, or choose another output_dir"
+    return [Problem(key="output_dir", value=str(directory), consequence=consequence, fix=fix)]
+
+
+def remove(files: Iterable[Path], below: Path) -> None:
+    """Remove `files`, and the directories below `below` that are empty then."""
+    for file in files:
+        with suppress(OSError):
+            file.unlink()
+            _prune(file.parent, below)
+
+
+def move(files: Iterable[Path], source: Path, target: Path) -> None:
+    """Move `files` from below `source` to the same names below `target`, and remove directories that are empty then."""
+    for file in files:
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(file, place)
+        _prune(file.parent, source)
+
+
+@contextmanager
+def filling(directory: str | Path) -> Iterator[Path]:
+    """Yield a temporary directory that takes the place of `directory`, with a record of its files, when the block ends
+    well; a user's own files there stay."""
+    directory = Path(directory)
+    directory = directory.resolve() if directory.is_symlink() else directory
+    with replacing_directory(directory, kept=_kept) as temporary:
+        yield temporary
+        write_record(temporary)
+
+
+def write_record(directory: Path, **more: object) -> None:
+    """Write the record of a filled directory: its files with their sizes in bytes, and `more`."""
+    write_atomically(directory / RECORD, json.dumps({**more, "files": files_of(directory)}, indent=2) + "\n")
+
+
+def remove_filled(directory: Path) -> None:
+    """Remove an adapter's, a checkpoint's or a merged model's directory, but for a user's own files."""
+    remove(made_in(directory), directory.parent)
+
+
+def _kept(directory: Path) -> list[Path]:
+    """Return a user's own files in a filled directory."""
+    ours = {*made_in(directory)}
+    return [file for file in directory.rglob("*") if not file.is_dir() and file not in ours]
+
+
+def _logs(files: RunDirectory) -> list[Path]:
+    return [files.step_log, files.summary, *files.rank_logs(), *files.rank_outputs()]
+
+
+def _errors(files: RunDirectory) -> list[Path]:
+    return [files.launch_error, files.failed_report, *files.rank_errors()]
+
+
+def _prune(directory: Path, below: Path) -> None:
+    """Remove `directory`, and those between it and `below`, as long as they are empty."""
+    with suppress(OSError):
+        while directory != below:
+            directory.rmdir()
+            directory = directory.parent
