@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .secret import shown
+
 Severity = Literal["error", "warning"]
 
 
@@ -44,6 +46,9 @@ class Problem:
     """Line in `file`, from 1."""
     rule: str = ""
     """Id of the validation rule that found it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", shown(self.value, self.key))
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}: " if self.line else f"{self.file}: " if self.file else ""

@@ -199,6 +199,26 @@ def test_the_interrupted_runs_report_says_why(place: Path) -> None:
     assert "training.resume=true" in said
 
 
+def test_a_secret_that_it_wrote_is_not_shown(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which its version did; nor is one that a command has reason to speak of."""
+    token = "hf_aSecretThatNobodyShouldSee"
+    for kind in ("single", "ddp"):
+        file = place / kind / "run.yaml"
+        text = file.read_text(encoding="utf-8")
+        file.write_text(text.replace("training:\n", f"training:\n  hub_token: {token}\n"), encoding="utf-8")
+        assert token in file.read_text(encoding="utf-8")
+        assert main(["report", kind]) == 0
+    assert main(["report", "--compare", "single", "ddp", "--out", "compared.html"]) == 0
+    (place / "wrong.yaml").write_text(f"training: {{hub_token: [{token}]}}\n", encoding="utf-8")
+    for words in (["wrong.yaml"], ["wrong.yaml", "--json"]):
+        assert main(["validate", *words]) == 1
+    told = capsys.readouterr()
+    assert "training.hub_token" in told.out
+    assert token not in told.out + told.err
+    for page in ("single/report.html", "ddp/report.html", "compared.html"):
+        assert token not in (place / page).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(("first", "second"), [("single", "ddp"), ("fsdp2_native", "interrupted")])
 def test_two_are_compared(first: str, second: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--compare", first, second, "--out", "compared.html"]) == 0

@@ -7,6 +7,7 @@ from conftest import write_yaml
 
 from unsloth_accel.config.read_run import from_dict, is_override, load
 from unsloth_accel.config.run_config import RunConfig
+from unsloth_accel.config.written import as_yaml, described
 from unsloth_accel.errors import ConfigError
 
 
@@ -136,7 +137,7 @@ def test_it_is_written_as_it_is_read(description: dict[str, Any]) -> None:
 
     run = from_dict({**description, "training": {"max_steps": 3}})
     assert isinstance(run, RunConfig)
-    assert from_dict(yaml.safe_load(run.to_yaml())) == run
+    assert from_dict(yaml.safe_load(as_yaml(described(run), run))) == run
 
 
 @pytest.mark.parametrize(

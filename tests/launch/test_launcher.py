@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,9 @@ from unsloth_accel.config.read_run import load
 from unsloth_accel.errors import ConfigError, LaunchError
 from unsloth_accel.hardware.device import Device
 from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.launch.child_main import to_json
 from unsloth_accel.launch.launcher import launch
-from unsloth_accel.launch.run_accelerate import Launch
+from unsloth_accel.launch.run_accelerate import Launch, run_accelerate
 from unsloth_accel.planning.planner import plan
 from unsloth_accel.report.run_record import read_run_record as read_run
 
@@ -286,6 +288,68 @@ def test_what_fsdp1_can_not_do_is_refused(words: tuple[str, ...], told: str, fil
     problems = [str(problem) for problem in plan_problems(plan(run, TWO))]
     assert len(problems) == bool(told)
     assert all(told in problem and "fsdp2" in problem for problem in problems)
+
+
+TOKEN = "hf_aSecretThatNobodyShouldSee"
+
+
+def test_a_secret_goes_to_the_processes_alone(
+    file: Path, tmp_path: Path, description: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not by their command line, and into nothing that is written or printed."""
+    training = {"hub_token": TOKEN, "model_init_kwargs": {"token": TOKEN}}
+    write_yaml(file, {**description, "training": training})
+    command = launched(file)
+    name = "UNSLOTH_ACCEL_TRAINING_HUB_TOKEN"
+    assert command.secrets[name] == TOKEN
+    assert TOKEN not in f"{command} {command!r} {command.arguments} {command.environment}"
+    assert json.loads(to_json(command))["secrets"][name] == TOKEN, "which a notebook's child reads from its pipe"
+    words = [str(file), f"output_dir={tmp_path / 'second'}"]
+    for argv in (["launch", *words, "--dry-run"], ["plan", *words, "--json"], ["plan", *words], ["config", *words]):
+        assert cli_main(argv) == 0
+    plan(load(file), CPU).write(tmp_path / "third")
+    decided = plan(load(file), CPU)
+    assert TOKEN not in repr(decided) + str(decided) + decided._repr_html_() + str(decided.resolved())
+    printed = capsys.readouterr()
+    assert f"{name}=(not shown)" in printed.out
+    assert TOKEN not in printed.out + printed.err
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and path != file]
+    assert {"run.planned.yaml", "plan.json", "report.html"} <= {path.name for path in left}
+    assert [path for path in left if TOKEN.encode() in path.read_bytes()] == []
+
+
+def test_launched_variables_are_gone_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str | None] = []
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", lambda _: seen.append(os.environ.get("A_SECRET")))
+    arguments = ("--config_file", str(ROOT / "accelerate_configs" / "cpu_ddp.yaml"), SCRIPT)
+    run_accelerate(Launch(arguments=arguments, secrets={"A_SECRET": TOKEN}))
+    assert (seen, os.environ.get("A_SECRET")) == ([TOKEN], None)
+
+
+def test_pushing_without_a_token(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, description: dict[str, Any]
+) -> None:
+    """From the written description on another machine: told, with ways that work."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    training = {"hub_token": TOKEN, "push_to_hub": True}
+    write_yaml(file, {**description, "training": training})
+    launched(file)
+    again = tmp_path / "out" / "run.planned.yaml"
+    with pytest.raises(ConfigError) as caught:
+        launched(again)
+    (problem,) = caught.value.problems
+    assert problem.key == "training.hub_token"
+    assert "export HF_TOKEN=…, or hf auth login" in problem.fix
+    monkeypatch.setenv("MY_VARIABLE", TOKEN)
+    assert launched(again, "training.hub_token=${oc.env:MY_VARIABLE}").secrets == {}
+    assert "hub_token: ${oc.env:MY_VARIABLE}" in again.read_text(encoding="utf-8")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: TOKEN)
+    launched(again, "training.hub_token=null")
+    # A description with the token in plain text would go to the Hub with all of output_dir.
+    (tmp_path / "out" / "run.yaml").write_bytes(file.read_bytes())
+    with pytest.raises(ConfigError, match=r"uploads output_dir, and .*run\.yaml there holds a secret"):
+        launched(tmp_path / "out" / "run.yaml")
 
 
 SCRIPT = "examples/sft.py"

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from unsloth_accel.report.run_record import read_run_record
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5
+TOKEN = "hf_aSecretThatNobodyShouldSee"
 
 
 def difference(one: Path, other: Path) -> dict[str, float]:
@@ -62,6 +64,8 @@ def described(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) 
                 "per_device_train_batch_size": 4,
                 "save_strategy": "steps",
                 "save_steps": 3,
+                "hub_token": TOKEN,
+                "run_name": f"named by mistake after {TOKEN}",
             },
             "output_dir": "overridden",
         },
@@ -72,7 +76,8 @@ def described(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) 
 def straight(described: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That run, in two processes, start to end."""
     out = tmp_path_factory.mktemp("straight") / "run"
-    launch(described, out)
+    printed = launch(described, out)
+    (out.parent / "printed.txt").write_text(printed, encoding="utf-8")
     return out
 
 
@@ -200,6 +205,22 @@ def test_what_is_saved(straight: Path) -> None:
     page = (straight / "report.html").read_text(encoding="utf-8")
     assert '<span class="status finished">' in page
     assert "6 steps" in page
+
+
+def test_no_secret_is_left(straight: Path) -> None:
+    """In no file of a run, its checkpoints' pickles included, and in nothing that it said."""
+    kept = [path for path in straight.parent.rglob("*") if path.is_file()]
+    names = {path.name for path in kept}
+    assert {"printed.txt", "rank-1.log", "training_args.bin", "run.planned.yaml", "report.html"} <= names
+    assert [path for path in kept if TOKEN.encode() in path.read_bytes()] == []
+    unpacked = [path for path in kept if zipfile.is_zipfile(path)]
+    assert {"training_args.bin", "optimizer.pt"} <= {path.name for path in unpacked}
+    for path in unpacked:
+        with zipfile.ZipFile(path) as file:
+            assert not any(TOKEN.encode() in file.read(name) for name in file.namelist()), path
+    reference = "${oc.env:UNSLOTH_ACCEL_TRAINING_HUB_TOKEN,null}"
+    for path in (straight / "run.planned.yaml", straight / "adapter" / "run.planned.yaml"):
+        assert f"hub_token: {reference}" in path.read_text(encoding="utf-8")
 
 
 def test_a_field_that_sft_config_refuses(described: Path, tmp_path: Path) -> None:

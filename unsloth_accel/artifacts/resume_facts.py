@@ -9,12 +9,12 @@ them. Accelerate's FSDP has files of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from ..config.run_config import RunConfig
+from ..config.written import described
 from ..data.sources import fingerprint
 from ..errors import Problem
 from ..strategies import STRATEGIES
@@ -83,7 +83,7 @@ def made_with(run: RunConfig) -> dict[str, Any]:
 def facts_of_run(run: RunConfig) -> dict[str, Any]:
     """Return all values of a run's description, by dotted keys, and fingerprints of its rows: what all ranks share."""
     facts: dict[str, Any] = {}
-    for section, values in asdict(run).items():
+    for section, values in described(run).items():
         facts |= {f"{section}.{key}": value for key, value in values.items()} if isinstance(values, dict) else {}
     for key, path in (("data.path", run.data.path), ("data.eval_path", run.data.eval_path)):
         if path:  # which may lie elsewhere on another machine

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, Problem
 from ..files import write_atomically
+from ..secret import shown_word
 from .options import add_run, command_parser, count
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def run(words: Sequence[str]) -> int:
         else:
             print(as_text(found))
         if asked.json:
-            values = {"command": shlex.join(["unsloth-accel", "verify", *words])} | found.to_dict()
+            values = {"command": shlex.join(["unsloth-accel", "verify", *map(shown_word, words)])} | found.to_dict()
             write_atomically(asked.json, json.dumps(values, indent=1) + "\n")
         if not found.same:
             keep()

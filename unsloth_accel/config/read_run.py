@@ -16,10 +16,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigError, Problem, first_line, nearest, raise_errors, yaml_fault
 from ..methods import METHODS, USUAL_METHOD
+from ..secret import marked, plain, shown, shown_word
 from ..strategies import STRATEGIES
 from .row_formats import FIELDS, FORMATS, OPTIONAL
 from .run_config import OWN_TRAINING_KEYS, RunConfig
 from .trainer_fields import CHECKPOINTING_FIELDS, accepts, training_fields, type_name
+from .written import references
 
 # Fields of TrainingArguments that have one place in a RunConfig; a method's config has more (`Method.elsewhere`).
 _ELSEWHERE = {
@@ -82,18 +84,19 @@ def load(path: str | Path | None, overrides: Sequence[str] = (), *, to_plan: boo
     for override in overrides:
         if not is_override(override):
             fix = "write key=value, for example training.max_steps=2"
-            raise ConfigError(Problem(key=override, consequence="is not an override.", fix=fix))
+            raise ConfigError(Problem(key=shown_word(override), consequence="is not an override.", fix=fix))
         try:
             given = OmegaConf.merge(given, OmegaConf.from_dotlist([override]))
         except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
             fix = "quote the value or correct it"
-            raise ConfigError(Problem(key=override, consequence=f"{first_line(error)}.", fix=fix)) from None
+            consequence = f"{first_line(error)}."
+            raise ConfigError(Problem(key=shown_word(override), consequence=consequence, fix=fix)) from None
     return from_dict(given, to_plan=to_plan)
 
 
 def from_dict(given: DictConfig | dict[str, Any], *, to_plan: bool = False) -> RunConfig:
     """A checked `RunConfig` from nested keys and values; raises `ConfigError` as `load` does."""
-    values = given if isinstance(given, DictConfig) else OmegaConf.create(given)
+    values = given if isinstance(given, DictConfig) else OmegaConf.create(plain(given))
     schema = OmegaConf.structured(RunConfig)
     problems: list[Problem] = []
     _fill(schema, values, "", problems)
@@ -107,6 +110,8 @@ def from_dict(given: DictConfig | dict[str, Any], *, to_plan: bool = False) -> R
     raise_errors(problems)
     config = OmegaConf.to_object(schema)
     assert isinstance(config, RunConfig)
+    config.training = marked(config.training)
+    config.references = dict(references(values))
     _expand_home(config)
     return config
 
@@ -152,7 +157,7 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
         try:
             value = values[key]
         except OmegaConfBaseException as error:
-            tell(None, f"{first_line(error)}.", "correct the reference", "run-reference")
+            tell(None, f"{first_line(error)}.", _reference_fix(values, key), "run-reference")
             continue
         default = schema._get_node(key)
         if isinstance(default, DictConfig) and name not in _MAPPINGS:
@@ -173,7 +178,13 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
             _tell_wrong_type(problems, name, value, kind)
 
 
+def _reference_fix(values: DictConfig, key: Any) -> str:
+    variable = re.search(r"oc\.env:\s*(\w+)", str(values._get_node(key)._value()))
+    return f"export {variable[1]}=…" if variable else "correct the reference, or give it a value"
+
+
 def _tell(problems: list[Problem], key: str, value: Any, consequence: str, fix: str, rule: str = "run-value") -> None:
+    value = shown(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, key)
     problems.append(Problem(key=key, value=value, consequence=consequence, fix=fix, rule=rule))
 
 
@@ -205,7 +216,7 @@ def _check_training(schema: DictConfig) -> list[Problem]:
         try:
             value = training[key]
         except OmegaConfBaseException as error:
-            tell(None, f"{first_line(error)}.", "give it a value", "run-reference")
+            tell(None, f"{first_line(error)}.", _reference_fix(training, key), "run-reference")
             continue
         if key in _REFUSED:
             tell(value, *_REFUSED[key], "run-refused")

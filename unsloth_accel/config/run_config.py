@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
 from ..methods import USUAL_METHOD
 from ..strategies import STRATEGIES, Strategy
@@ -150,6 +150,10 @@ class RunConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     output_dir: str = MISSING
     """Directory that everything the run writes goes to."""
+    references: dict[str, str] = field(
+        default_factory=dict, repr=False, compare=False, metadata={"omegaconf_ignore": True}
+    )
+    """Not a key of run.yaml: the text of each `${…}` in it, by the dotted key that it gives a value to."""
 
     @property
     def strategy(self) -> Strategy | None:
@@ -169,6 +173,3 @@ class RunConfig:
         fields = {key: value for key, value in self.training.items() if key not in OWN_TRAINING_KEYS}
         # YAML 1.1 reads an unquoted `no` as false; these fields mean the word.
         return {key: "no" if key.endswith("_strategy") and value is False else value for key, value in fields.items()}
-
-    def to_yaml(self) -> str:
-        return str(OmegaConf.to_yaml(OmegaConf.structured(self)))

@@ -19,14 +19,16 @@ from ..capabilities.probe import here, lacking
 from ..config.promise import OTHER_KINDS, promise_of_config, variables_for
 from ..config.read_run import from_dict, load
 from ..config.run_config import RunConfig
+from ..config.written import variables_of
 from ..errors import ConfigError, Problem, errors, raise_errors
 from ..hardware.hardware import Hardware
 from ..planning.memory_estimate import BITSANDBYTES_ADAMW
 from ..planning.plan import Plan
 from ..planning.planner import plan
 from ..report.at_end import reported, something_to_show
+from ..secret import HIDDEN
 from ..strategies import STRATEGIES, choosable
-from ..validation.inputs import input_problems, output_problems, taken_problems
+from ..validation.inputs import input_problems, output_problems, push_problems, taken_problems
 from ..validation.rules import Context, check_document, read_document
 from .arguments import Request, own_overrides, parse
 from .run_accelerate import Launch, parse_arguments, run_accelerate
@@ -67,7 +69,7 @@ def _with_fitting_strategy(run: RunConfig) -> RunConfig:
 
 def run_problems(run: RunConfig) -> list[Problem]:
     """What is wrong with a run's model, data and output directory, whatever the plan."""
-    return [*input_problems(run), *output_problems(run)]
+    return [*input_problems(run), *output_problems(run), *push_problems(run)]
 
 
 def plan_problems(decided: Plan) -> list[Problem]:
@@ -106,6 +108,7 @@ def launch_of(decided: Plan, flags: Sequence[str] = (), *, module: str | None = 
     return Launch(
         arguments=tuple(words),
         environment=decided.environment,
+        secrets=variables_of(decided.run),
         yaml=decided.accelerate_config.to_yaml(),
         output_dir=files.path,
     )
@@ -201,6 +204,8 @@ def _print_dry_run(command: Launch, problems: Sequence[Problem]) -> None:
     print(f"\ncommand\n  {command}\n\nenvironment")
     for name, value in command.environment.items():
         print(f"  {name}={value}")
+    for name in command.secrets:
+        print(f"  {name}={HIDDEN}")
     print(f"\nconfig file\n{command.yaml}", flush=True)
     # A dry run writes nothing, so what is in the output directory only matters to the run itself.
     blocking = [problem for problem in errors(problems) if problem.key not in ("output_dir", "training.resume")]

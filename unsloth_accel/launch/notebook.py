@@ -23,6 +23,7 @@ from ..errors import LaunchError, Problem, raise_errors
 from ..hardware.hardware import Hardware
 from ..planning.plan import Plan
 from ..report.at_end import reported
+from ..secret import shown_word
 from .arguments import Request
 from .child import Child
 from .clean_environment import environment_for_launch, memory_problems
@@ -78,7 +79,7 @@ def _prepare(
         print(decided, flush=True)
         return decided, problems
     consequence, fix = "comes too late: the plan is made.", 'ua.plan("run.yaml", "key=value")'
-    problems = [Problem(key=override, consequence=consequence, fix=fix) for override in overrides]
+    problems = [Problem(key=shown_word(override), consequence=consequence, fix=fix) for override in overrides]
     plan = replace(plan, run=replace(plan.run, training={**plan.run.training, **words}))
     if plan.run.resume and plan.run.overwrite:
         consequence = "resume keeps the earlier run, overwrite deletes it."

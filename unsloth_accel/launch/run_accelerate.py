@@ -35,6 +35,8 @@ class Launch:
     """Arguments of `accelerate launch`."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables to set beside the caller's."""
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    """Variables that are set too, and not shown."""
     yaml: str = ""
     """The config file's text."""
     output_dir: Path | None = None
@@ -60,7 +62,7 @@ def run_accelerate(command: Launch) -> None:
 
     # torchrun's agent reports a failed rank in dozens of lines; the one that matters is printed at the end.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ.update(command.environment)
+    os.environ.update(command.environment | command.secrets)
     arguments = parse_arguments(command.arguments)
     arguments.quiet = False  # quiet replaces a rank's exit status by 1; there is no traceback here to keep quiet about
     # With rich installed and debug on, accelerate prints a failure and returns as if all had gone well.
@@ -87,6 +89,8 @@ def run_accelerate(command: Launch) -> None:
         _end_children(others)
         for number, handler in previous.items():
             signal.signal(number, handler)
+        for name in command.secrets:
+            os.environ.pop(name, None)
 
 
 class _Stopped(KeyboardInterrupt):

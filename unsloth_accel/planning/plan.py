@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from ..artifacts.run_directory import ACCELERATE_YAML, MARK, PLANNED_YAML, RunDi
 from ..config.accelerate_config import AccelerateConfig, Precision, launch_lines
 from ..config.promise import Promise, variables_for
 from ..config.run_config import RunConfig
+from ..config.written import as_yaml, described
 from ..errors import ConfigError, Problem, raise_errors
 from ..files import write_atomically
 from ..hardware.device import Device
@@ -101,7 +102,7 @@ class Plan:
 
     def resolved(self) -> dict[str, Any]:
         """The run with every `auto` replaced by what was decided, as nested keys and values."""
-        values = asdict(self.run)
+        values = described(self.run)
         if self.run.method == USUAL_METHOD:
             del values["method"]
         values["batch"] |= {"global_size": self.batch.global_size}
@@ -132,8 +133,6 @@ class Plan:
 
         Raises `ConfigError` where that can't be written, or a user's own stands there.
         """
-        from omegaconf import OmegaConf
-
         files, config = RunDirectory(directory), self.accelerate_config
         raise_errors(taken(directory, only=(files.planned_yaml, files.accelerate_yaml, files.plan)))
         comment = (
@@ -142,7 +141,7 @@ class Plan:
             + launch_lines(config, ACCELERATE_YAML, f"-m {self.method.module} {PLANNED_YAML}")
         )
         try:
-            write_atomically(files.planned_yaml, HEADER + OmegaConf.to_yaml(OmegaConf.create(self.resolved())))
+            write_atomically(files.planned_yaml, HEADER + as_yaml(self.resolved(), self.run))
             config.write(files.accelerate_yaml, comment, self.promise)
             write_atomically(files.plan, json.dumps(self.to_dict(), indent=2) + "\n")
         except OSError as error:

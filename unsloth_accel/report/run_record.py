@@ -18,6 +18,7 @@ from typing import Any
 from ..artifacts.checkpoints import STATE, checkpoints, is_finished
 from ..artifacts.run_directory import RunDirectory
 from ..errors import ConfigError, Problem
+from ..secret import HIDDEN, secrets_in, shown
 
 Json = dict[str, Any]
 
@@ -116,12 +117,13 @@ def read_run_record(directory: str | Path) -> Recorded:
     lines = read_lines(files.step_log)
     newest = checkpoints(directory)[-1:]
     trainer = _object(newest[0] / STATE) if newest else {}
+    described = _yaml(files.description)  # with a secret where an earlier version wrote it
     told = [*tables(trainer.get("log_history")), *lines]
     return Recorded(
         directory=directory,
         plan=_object(files.plan),
-        run=_yaml(files.description),
-        planned_yaml=_text(files.description),
+        run=shown(described),
+        planned_yaml=_without(_text(files.description), secrets_in(described)),
         accelerate_yaml=_text(files.accelerate_yaml),
         results=_object(files.results),
         summary=_object(files.summary),
@@ -133,6 +135,12 @@ def read_run_record(directory: str | Path) -> Recorded:
         checkpoint=newest[0] if newest else None,
         attempts=_attempts(lines, ranks),
     )
+
+
+def _without(text: str, secrets: Iterable[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, HIDDEN)
+    return text
 
 
 def number(value: Any) -> float | None:

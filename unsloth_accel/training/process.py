@@ -29,6 +29,7 @@ from ..callbacks.rank_log import RankLog
 from ..config.promise import PLANNED
 from ..config.read_run import load
 from ..config.run_config import RunConfig
+from ..config.written import as_yaml, described
 from ..errors import ConfigError, Problem, UnslothAccelError, raise_errors
 from ..files import write_atomically
 from ..launch.run_accelerate import report_error
@@ -84,7 +85,7 @@ def _claim(run: RunConfig) -> None:
         if is_of_a_run(run.output_dir):
             return
         try:
-            write_atomically(RunDirectory(run.output_dir).planned_yaml, HEADER + run.to_yaml())
+            write_atomically(RunDirectory(run.output_dir).planned_yaml, HEADER + as_yaml(described(run), run))
         except OSError as error:
             consequence, fix = f"can't be written: {error.strerror}.", "choose a directory that you may write"
             problem = Problem(key="output_dir", value=run.output_dir, consequence=consequence, fix=fix)

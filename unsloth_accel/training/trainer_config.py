@@ -9,6 +9,7 @@ from ..config.trainer_fields import checkpointing_fields
 from ..errors import ConfigError, Problem
 from ..methods import Method
 from ..registry import imported
+from ..secret import is_secret, shown
 from .load_model import CHECKPOINTING
 
 
@@ -23,7 +24,8 @@ def trainer_config(run: RunConfig, method: Method, own: dict[str, Any]) -> Any:
         "save_strategy": "no",
         # Real tokens over all ranks, for tokens per second (adapters.token_count).
         "include_num_input_tokens_seen": "non_padding",
-        **run.trainer_fields(),
+        # Elsewhere than in a field of its own no secret is of use to the Trainer, and trackers would write it down.
+        **{key: value if is_secret(key) else shown(value) for key, value in run.trainer_fields().items()},
         **own,
         "output_dir": run.output_dir,
         **dict.fromkeys(checkpointing_fields(method.config_sources), checkpointing),

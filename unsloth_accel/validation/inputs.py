@@ -21,9 +21,12 @@ from ..errors import ConfigError, Problem, rows_text
 from ..methods import METHODS
 from ..models.locate import may_be_hub_id
 from ..models.spec import ModelSpec
+from ..secret import secrets_in
 
 STREAM_CHECKED = 1_000
 """Rows of a stream that are checked before anything starts; the others are checked when they are read."""
+_TEXTS, _SEARCHED = (".yaml", ".yml", ".json", ".md", ".txt", ".sh", ".py", ".ipynb"), 2**20
+"""Files in which a secret is looked for before they are pushed, up to that many bytes."""
 PUSHED = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "tokenizer.json", "tokenizer_config.json", "training_args.bin")
 """Files that the Trainer copies into output_dir to push them (transformers 5.17, `Trainer._push_from_checkpoint`)."""
 
@@ -157,6 +160,28 @@ def _bitsandbytes_problems(key: str, value: Any) -> list[Problem]:
     consequence = "needs the package bitsandbytes, which is not installed."
     fix = "pip install bitsandbytes, or model.load_in_4bit=false"
     return [Problem(key=key, value=value, consequence=consequence, fix=fix)]
+
+
+def push_problems(run: RunConfig) -> list[Problem]:
+    """Return what would keep a run from being pushed to the Hub, or push a secret with it."""
+    if not run.training.get("push_to_hub"):
+        return []
+    from huggingface_hub import get_token
+
+    problems = []
+    if not run.training.get("hub_token") and get_token() is None:
+        consequence = "is missing, so the Trainer can't make the repository that training.push_to_hub asks for."
+        fix = "export HF_TOKEN=…, or hf auth login, or training.hub_token='${oc.env:MY_VARIABLE}'"
+        problems.append(Problem(key="training.hub_token", consequence=consequence, fix=fix))
+    secrets, directory = [*secrets_in(run.training)], Path(run.output_dir)
+    texts = [file for file in directory.rglob("*") if file.suffix in _TEXTS and file.is_file()] if secrets else []
+    for file in texts:
+        held = file.read_text(encoding="utf-8", errors="replace") if file.stat().st_size < _SEARCHED else ""
+        if any(secret in held for secret in secrets):
+            consequence = f"uploads output_dir, and {file} there holds a secret of this run in plain text."
+            fix = "write ${oc.env:HF_TOKEN} there in its place, or move the file elsewhere"
+            problems.append(Problem(key="training.push_to_hub", value=True, consequence=consequence, fix=fix))
+    return problems
 
 
 def output_problems(run: RunConfig) -> list[Problem]:

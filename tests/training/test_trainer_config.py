@@ -1,0 +1,33 @@
+"""The fields of a run reach TRL's config, and no secret leaves it."""
+
+import pickle
+from typing import Any
+
+from unsloth_accel.config.read_run import from_dict
+from unsloth_accel.config.trainer_fields import training_fields
+from unsloth_accel.methods import METHODS, USUAL_METHOD
+from unsloth_accel.secret import HIDDEN, is_secret
+from unsloth_accel.training.trainer_config import trainer_config
+
+TOKEN = "hf_aSecretThatNobodyShouldSee"
+
+
+def test_a_token_reaches_the_trainer_and_nothing_that_it_writes(description: dict[str, Any]) -> None:
+    training = {"hub_token": TOKEN, "run_name": f"my {TOKEN}", "lr_scheduler_kwargs": {"token": TOKEN}}
+    training |= {"per_device_train_batch_size": 1, "bf16": False}
+    described = {**description, "training": training, "distributed": {"device": "cpu"}}
+    config = trainer_config(from_dict(described), METHODS[USUAL_METHOD], {})
+    assert config.hub_token == TOKEN
+    assert config.run_name == config.lr_scheduler_kwargs["token"] == HIDDEN
+    written = [str(config), repr(config), config.to_json_string(), str(config.to_sanitized_dict())]
+    assert TOKEN not in "".join(written)
+    assert TOKEN.encode() not in pickle.dumps(config)
+    assert pickle.loads(pickle.dumps(config)).hub_token is None
+
+
+def test_every_field_that_may_hold_a_secret_is_known() -> None:
+    """Fields whose names say so; a new one of TRL's is either a secret or joins those that are none."""
+    names = training_fields(METHODS[USUAL_METHOD].config_sources)
+    telling = {name for name in names if name.endswith(("token", "key", "password", "secret", "credentials"))}
+    assert telling - {"eos_token", "pad_token"} == {"hub_token"}
+    assert is_secret("hub_token")
