@@ -26,7 +26,6 @@ from .micro_batches import parts_add_up
 from .token_count import TokenCount
 
 if TYPE_CHECKING:
-    from accelerate.data_loader import DataLoaderShard
     from transformers import Trainer
 
 KEPT = (
@@ -127,7 +126,8 @@ def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance 
             padded=padded,
             drop_last=args.dataloader_drop_last,
         )
-        return _with_batches(prepared, batches)
+        masking = {"dataset": _Rows(prepared.dataset), "collate_fn": _Collate(prepared.collate_fn)}
+        return with_batches(prepared, batches, **masking)
 
     trainer.get_train_dataloader = balanced
     counted = args.include_num_input_tokens_seen == "non_padding"
@@ -227,20 +227,20 @@ class _Collate:
         return batch
 
 
-def _with_batches(prepared: DataLoaderShard, batches: TokenBatches) -> DataLoader[Any]:
-    """The loader that accelerate prepared, with other batches."""
+def with_batches(prepared: Any, batches: Sampler[list[int]], **others: Any) -> DataLoader[Any]:
+    """The loader that accelerate prepared, a `DataLoaderShard`, with other batches and `others` of its arguments."""
     from accelerate.data_loader import DataLoaderShard
 
-    return DataLoaderShard(
-        _Rows(prepared.dataset),
-        batch_sampler=batches,
-        collate_fn=_Collate(prepared.collate_fn),
-        device=prepared.device,
-        rng_types=prepared.rng_types,
-        synchronized_generator=prepared.synchronized_generator,
-        _non_blocking=prepared._non_blocking,
+    kept = {
+        "dataset": prepared.dataset,
+        "collate_fn": prepared.collate_fn,
+        "device": prepared.device,
+        "rng_types": prepared.rng_types,
+        "synchronized_generator": prepared.synchronized_generator,
+        "_non_blocking": prepared._non_blocking,
         **{name: getattr(prepared, name) for name in KEPT},
-    )
+    }
+    return DataLoaderShard(**kept | others, batch_sampler=batches)
 
 
 def _lengths(dataset: Any) -> list[int] | None:

@@ -132,6 +132,11 @@ PATCHES = (
           place="transformers/trainer.py: Trainer._train_batch_size; accelerate/data_loader.py: "
                 "DataLoaderShard._non_blocking", adapter="adapters.token_balance",
           cost="rows are shared out by number, and ranks wait for the one with the longest"),
+    Patch(what="held-out loss over all rows",
+          place="transformers/trainer.py: Trainer.evaluation_loop, prediction_step, _loss_shifts_labels",
+          adapter="adapters.held_out_loss",
+          cost="a held-out loss depends on the number of processes and on per_device_eval_batch_size, and that of a "
+               "classification head is as many times itself as there are processes"),
     Patch(what="a step done again",
           place="torch/nn/parallel/distributed.py: DistributedDataParallel.require_forward_param_sync; "
                 "torch/_C/_VariableFunctions.pyi: _foreach_copy_; unsloth_zoo/gradient_checkpointing.py: GPU_BUFFERS; "
