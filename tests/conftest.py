@@ -284,7 +284,8 @@ def write_yaml(path: Path, values: Any) -> Path:
 
 def steps(run: Path) -> list[dict[str, Any]]:
     """The logged steps of a run."""
-    return [json.loads(line) for line in (run / "logs" / "steps.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = map(json.loads, (run / "logs" / "steps.jsonl").read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if "loss" in line]
 
 
 def adapter(run: Path) -> dict[str, Any]:

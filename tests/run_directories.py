@@ -123,7 +123,7 @@ def resumed(directory: Path, *, steps: int = 80, at: int = 40) -> Path:
     decided = planned(directory, "2xH100-80GB")
     _write(directory, decided, at + 10, seed=6, ended=False)
     _write(directory, decided, steps, seed=7, first=at + 1, later=3600.0, appended=True)
-    told = _summary(directory, 2, steps)
+    told = _summary(directory, 2, steps - at, since=START + 3600)
     _dump(directory / "logs" / "summary.json", told)
     _dump(directory / "results.json", _results(decided, steps - at, told))
     return directory
@@ -237,12 +237,12 @@ def _write(
         _dump(directory / "adapter" / "adapter_config.json", {})
 
 
-def _summary(directory: Path, ranks: int, steps: int) -> dict[str, Any]:
-    """What rank 0 writes at the end, from what the ranks logged."""
+def _summary(directory: Path, ranks: int, steps: int, since: float = START) -> dict[str, Any]:
+    """What rank 0 writes at the end, from what the ranks logged since then."""
     told = []
     for n in range(ranks):
         lines = (directory / "logs" / f"rank-{n}.jsonl").read_text(encoding="utf-8").splitlines()
-        own = [line for line in map(json.loads, lines) if line["event"] == "step"]
+        own = [line for line in map(json.loads, lines) if line["event"] == "step" and line["time"] >= since]
         whole = sum(line["seconds"] for line in own)
         parts = {f"{p}_share": sum(line[f"{p}_seconds"] for line in own) / whole for p in ("data", "compute", "wait")}
         memory = {"peak_gib": 11.2 + 0.3 * n, "reserved_gib": 12.9 + 0.3 * n} if "allocated_gib" in own[0] else {}

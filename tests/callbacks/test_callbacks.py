@@ -23,14 +23,27 @@ def own_accelerator() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("own_accelerator")
-def test_each_callback_alone_in_a_plain_trainer(tmp_path: Path) -> None:
-    """No unsloth, no launcher: figures reach what the Trainer reports, and the loader's time is the loader's."""
+def test_each_callback_alone_in_a_plain_trainer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No unsloth, no launcher: figures reach what the Trainer reports, and the loader's time is the loader's.
+
+    Evaluations while it trains are shown and kept, those before and after are not taken for them.
+    """
     import time
 
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-    from unsloth_accel.callbacks import Divergence, Memory, RankSync, RunLog, Stragglers, Throughput, figures_first
+    from unsloth_accel.callbacks import (
+        Divergence,
+        Memory,
+        Progress,
+        RankSync,
+        RunLog,
+        StepLog,
+        Stragglers,
+        Throughput,
+        figures_first,
+    )
 
     reported: list[dict[str, Any]] = []
 
@@ -51,17 +64,28 @@ def test_each_callback_alone_in_a_plain_trainer(tmp_path: Path) -> None:
         args=TrainingArguments(
             output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2,
             logging_steps=2, report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no",
+            eval_strategy="steps", eval_steps=2,
         ),
         train_dataset=[[1, 2, 3, 4, 5]] * 64,
+        eval_dataset=[[1, 2, 3]],
         data_collator=collate,
         callbacks=[
             Recorder(),  # as the Trainer places integrations: before ours
             throughput, Memory(), Stragglers(throughput), RankSync(1), Divergence(), RunLog(log, throughput),
+            StepLog(tmp_path / "steps.jsonl"), Progress(),
         ],
     )  # fmt: skip
     figures_first(trainer)
+    trainer.evaluate()
     trainer.train()
-    first = reported[0]
+    evaluations = [line for line in trainer.state.log_history if "eval_loss" in line]
+    trainer.evaluate()
+    logged = read_lines(tmp_path / "steps.jsonl")
+    assert [("loss" in line, line["step"]) for line in logged] == [(True, 2), (False, 2), (True, 4), (False, 4)]
+    assert [line["eval_loss"] for line in logged if "eval_loss" in line] == [one["eval_loss"] for one in evaluations]
+    told = [line for line in capsys.readouterr().out.splitlines() if "held-out" in line]
+    assert told == [f"step {one['step']}/4  held-out loss {one['eval_loss']:.4f}" for one in evaluations]
+    first = reported[1]
     assert {"loss", "tokens_per_second", "data_share", "compute_share", "wait_share", "host_gib"} <= first.keys()
     assert first["wait_share"] == 0
     assert trainer.state.log_history[0]["tokens_per_second"] == first["tokens_per_second"]

@@ -26,6 +26,58 @@ def test_figures_come_from_the_summary(two: Path) -> None:
     assert found.loss_last == pytest.approx(sum(loss[-12:]) / 12)
 
 
+def test_a_run_in_parts_is_added_up(tmp_path: Path) -> None:
+    """80 steps, of which summary.json and results.json know the last 40: times and tokens are of all 80."""
+    directory = made.resumed(tmp_path)
+    run = read_run_record(directory)
+    found = figures(run)
+    part = json.loads((directory / "logs" / "summary.json").read_text(encoding="utf-8"))
+    assert part["steps"] == 40
+    assert (found.steps, len(run.totals)) == (80, 80)
+    assert found.seconds == pytest.approx(sum(seconds for _, _, seconds in run.totals))
+    assert found.tokens == sum(tokens for _, tokens, _ in run.totals) > 1.8 * part["tokens"]
+    assert found.tokens_per_second == pytest.approx(found.tokens / found.seconds)
+    assert found.mfu_why.endswith("Of the last part.")
+    text = " ".join(Tags(html_of(directory)).text.split())
+    assert "80 steps in 2 parts" in text
+    # Without the ranks' logs the last part is all that is known, and it is said.
+    for path in (directory / "logs").glob("rank-*.jsonl"):
+        path.unlink()
+    found = figures(read_run_record(directory))
+    assert (found.steps, found.seconds, found.tokens) == (40, part["seconds"], part["tokens"])
+    assert "40 steps in the last part" in Tags(html_of(directory)).text
+
+
+def test_a_run_that_went_on_with_fewer_processes_is_added_up(tmp_path: Path) -> None:
+    directory = made.resumed(tmp_path)
+    path = directory / "logs" / "rank-1.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if json.loads(line)["time"] < made.START + 3600]
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    path = directory / "logs" / "rank-0.jsonl"
+    first, last = path.read_text(encoding="utf-8").rsplit('"world_size": 2', 1)
+    path.write_text(f'{first}"world_size": 1{last}', encoding="utf-8")
+    run = read_run_record(directory)
+    assert [step for step, _, _ in run.totals] == list(range(1, 81))
+    rank = {line["step"]: line for line in run.ranks[0].steps}
+    assert all(tokens == rank[step]["tokens"] for step, tokens, _ in run.totals if step > 40)
+    assert all(tokens > rank[step]["tokens"] for step, tokens, _ in run.totals if step <= 40)
+
+
+def test_evaluations_while_it_trained_are_shown(tmp_path: Path) -> None:
+    """Where nothing was evaluated before and after, as without checkpoints: they stand in logs/steps.jsonl."""
+    directory = made.on_a_cpu(tmp_path)
+    results = json.loads((directory / "results.json").read_text(encoding="utf-8"))
+    results = {key: value for key, value in results.items() if key not in ("before", "after")}
+    (directory / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    with (directory / "logs" / "steps.jsonl").open("a", encoding="utf-8") as file:
+        for step, loss in ((30, 5.125), (60, None), (90, 4.875)):
+            file.write(json.dumps({"step": step, "eval_loss": loss, "seconds": 1e4}) + "\n")
+    assert figures(read_run_record(directory)).evaluated == ((30, 5.125), (90, 4.875))
+    text = " ".join(Tags(html_of(directory)).text.split())
+    assert "held-out loss 5.12 → 4.88 at steps 30 and 90" in text
+
+
 def test_without_a_summary_the_logs_give_the_same_figures(two: Path) -> None:
     whole = figures(read_run_record(two))
     parts = shares(read_run_record(two))

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +136,28 @@ def _written(described: Path, tmp_path: Path, *overrides: str) -> Path:
     return tmp_path / "run" / "run.planned.yaml"
 
 
-def test_evaluating_first_changes_nothing(described: Path, straight: Path, rows: Path, tmp_path: Path) -> None:
-    """What the two tests above break, mended: a run that evaluates before training trains as one that doesn't."""
-    printed = launch(described, tmp_path / "run", f"data.eval_path={rows}")
+@pytest.mark.parametrize("strategy", ["ddp", *(["fsdp2_native"] if find_spec("triton") else [])])
+def test_evaluating_first_changes_nothing(
+    described: Path, straight: Path, rows: Path, tmp_path: Path, strategy: str
+) -> None:
+    """What the two tests above break, mended: a run that evaluates before training trains as one that doesn't, also
+    where the model can't be evaluated before it is sharded. What it evaluates is shown, and kept."""
+    words = ("training.eval_strategy=steps", "training.eval_steps=2", f"distributed.strategy={strategy}")
+    printed = launch(described, tmp_path / "run", f"data.eval_path={rows}", *words)
     assert "held-out loss" in printed
     found = difference(straight, tmp_path / "run")
+    assert found.pop("adapter") <= (TOLERANCE if strategy == "ddp" else 10 * TOLERANCE)
     assert all(value <= TOLERANCE for value in found.values()), found
+    results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
+    evaluations = results["evaluations"]
+    assert [one["step"] for one in evaluations] == [2, 4, 6]
+    assert results["before"]["loss"] > evaluations[0]["loss"] > results["after"]["loss"]
+    assert results["after"]["loss"] == pytest.approx(evaluations[-1]["loss"], rel=1e-6)
+    lines = map(json.loads, (tmp_path / "run" / "logs" / "steps.jsonl").read_text(encoding="utf-8").splitlines())
+    logged = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+    assert logged == {one["step"]: one["loss"] for one in evaluations}
+    for one in evaluations:
+        assert f"step {one['step']}/6  held-out loss {one['loss']:.4f}" in printed
 
 
 def test_resuming_goes_on_exactly(described: Path, straight: Path, tmp_path: Path) -> None:
@@ -157,6 +174,12 @@ def test_resuming_goes_on_exactly(described: Path, straight: Path, tmp_path: Pat
     assert {path.read_text(encoding="utf-8") for path in mine} == {"mine"}
     assert difference(straight, out) == {"loss": 0.0, "grad_norm": 0.0, "adapter": 0.0}
     assert [step["step"] for step in steps(out)] == [1, 2, 3, 4, 5, 6]
+    told = json.loads((out / "results.json").read_text(encoding="utf-8"))["training"]
+    losses = [step["loss"] for step in steps(out)]
+    assert (told["resumed_at"], told["steps"]) == (3, 3)
+    assert told["loss"] == pytest.approx(sum(losses[3:]) / 3)
+    report = " ".join((out / "report.html").read_text(encoding="utf-8").split())
+    assert "6 steps in 2 parts" in report
 
 
 @pytest.mark.parametrize(("where", "most", "halvings"), [("--backward", 2, [2]), ("--forward", 1, [2, 4])])

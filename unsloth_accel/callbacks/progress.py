@@ -12,7 +12,7 @@ from ..adapters.hook_types import Arguments, Control, Json, State, TrainerCallba
 
 
 class Progress(TrainerCallback):
-    """A bar on a terminal; elsewhere (a log file, CI) a line about every tenth of the run.
+    """A bar on a terminal; elsewhere (a log file, CI) a line about every tenth of the run; a line per evaluation.
 
     Tokens are real ones, over all ranks: set `include_num_input_tokens_seen="non_padding"` in the training arguments,
     otherwise their number is not known and not shown. The time left (off a terminal, where a bar shows it) is that of
@@ -25,10 +25,12 @@ class Progress(TrainerCallback):
         """Time and tokens at the last log."""
         self._tenth = -1
         self._after_first: tuple[float, int] | None = None
+        self._trains = False
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
+        self._trains = True
         self._last = (time.perf_counter(), float(state.num_input_tokens_seen))
         self._after_first = None
         if sys.stderr.isatty():
@@ -39,7 +41,13 @@ class Progress(TrainerCallback):
             self._bar.update(1)
 
     def on_log(self, args: Arguments, state: State, control: Control, logs: Json | None = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or not logs or "loss" not in logs:
+        if not state.is_world_process_zero or not logs:
+            return
+        if self._trains and "eval_loss" in logs:
+            tell = self._bar.write if self._bar is not None else print
+            tell(f"step {state.global_step}/{state.max_steps}  held-out loss {float(logs['eval_loss']):.4f}")
+            sys.stdout.flush()
+        if "loss" not in logs:
             return
         now, tokens = time.perf_counter(), float(state.num_input_tokens_seen)
         before, before_tokens = self._last
@@ -61,6 +69,7 @@ class Progress(TrainerCallback):
             print(f"step {state.global_step}/{state.max_steps}  {figures}{left}", flush=True)
 
     def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        self._trains = False
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -1,4 +1,4 @@
-"""StepLog: every logged step as a line of JSON, with its time and memory."""
+"""StepLog: every logged step, and every evaluation while it trains, as a line of JSON with its time and memory."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from .memory_reading import torch_memory
 class StepLog(TrainerCallback):
     """Writes to `path`, on rank 0, a line per log: step, the Trainer's figures, seconds, peak memory.
 
+    A step that was logged has `loss`, an evaluation has `eval_loss`. What is evaluated before and after training is no
+    part of it.
+
     `seconds` counts from the start of training; reading the loss for a log waits for the GPU, so with
     `logging_steps=1` differences of `seconds` are the times of steps. `peak_gib` is the most that torch allocated on
     rank 0's GPU so far (absent on a CPU; with `PeakMemory` it counts from the first step). A fresh run starts the file
@@ -23,7 +26,8 @@ class StepLog(TrainerCallback):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._start = 0.0
+        self._start: float | None = None
+        """Time at which the training began that goes on."""
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
@@ -35,7 +39,8 @@ class StepLog(TrainerCallback):
         self._start = time.perf_counter()
 
     def on_log(self, args: Arguments, state: State, control: Control, logs: Json | None = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or not logs or "loss" not in logs:
+        told = any(key == "loss" or key.startswith("eval_") for key in logs or ())
+        if self._start is None or logs is None or not told or not state.is_world_process_zero:
             return
         row = {"step": state.global_step, **logs, "seconds": round(time.perf_counter() - self._start, 4)}
         own = torch_memory()
@@ -43,6 +48,9 @@ class StepLog(TrainerCallback):
             row["peak_gib"] = round(own.peak / 2**30, 3)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({key: _finite(value) for key, value in row.items()}) + "\n")
+
+    def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        self._start = None
 
 
 def _step(line: str) -> float:

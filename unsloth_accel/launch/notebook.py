@@ -37,7 +37,8 @@ class Finished:
 
     output_dir: Path
     results: dict[str, Any] = field(repr=False)
-    """Contents of results.json: `training`, `versions` and, with held-out rows, `before` and `after`."""
+    """Contents of results.json: `training`, `versions` and, with held-out rows, `before`, `after` and the
+    `evaluations` while it trained."""
     steps: list[dict[str, Any]] = field(repr=False)
     """Every logged step: `step`, `loss`, `grad_norm`, `learning_rate`, `seconds`, …"""
 
@@ -66,7 +67,8 @@ def notebook_launch(
     files = RunDirectory(Path(decided.run.output_dir).absolute())
     lines = files.step_log.read_text(encoding="utf-8").splitlines() if files.step_log.is_file() else []
     results = json.loads(files.results.read_text(encoding="utf-8"))
-    return Finished(output_dir=files.path, results=results, steps=[json.loads(line) for line in lines])
+    steps = [step for step in map(json.loads, lines) if "loss" in step]
+    return Finished(output_dir=files.path, results=results, steps=steps)
 
 
 def _prepare(

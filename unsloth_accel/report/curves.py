@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from .figures import PARTS, Series, column, shares, throughput
+from .figures import PARTS, Series, column, evaluated, shares, throughput
 from .numbers import figure, percent
 from .run_record import Recorded, at, number
 from .svg import Bar, Segment, bars, line_chart
@@ -34,7 +34,7 @@ def smoothing(points: int) -> int:
 def _held_out(run: Recorded) -> Series:
     """Held-out loss at every evaluation, before and after training included."""
     before, after = (number(at(run.results, when, "loss")) for when in ("before", "after"))
-    lines = [(0.0, before), *((float(line["step"]), number(line.get("eval_loss"))) for line in run.evaluations)]
+    lines: list[tuple[float, float | None]] = [(0.0, before), *evaluated(run)]
     lines += [(float(line["step"]), after) for line in run.steps[-1:]]
     known = {step: loss for step, loss in lines if loss is not None}
     return Series.of("held-out", known.items())

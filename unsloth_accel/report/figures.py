@@ -71,6 +71,8 @@ class Figures:
     message: str
     """Error message, if it failed."""
     steps: int
+    parts: str
+    """Part of the run that times and tokens are of, where it went on from a checkpoint."""
     seconds: float | None
     """Seconds of training."""
     tokens: float | None
@@ -83,6 +85,8 @@ class Figures:
     loss_last: float | None
     loss_over: int
     """Number of logged steps that each of the two is the mean of."""
+    evaluated: tuple[tuple[int, float], ...]
+    """Step and held-out loss of each evaluation while it trained."""
     held_loss: tuple[float | None, float | None]
     held_accuracy: tuple[float | None, float | None]
     held_rows: int | None
@@ -100,30 +104,40 @@ class Figures:
 
 
 def figures(run: Recorded) -> Figures:
-    """The headline figures; from summary.json and results.json where they are there, else from the logs."""
-    training, summary = table(at(run.results, "training")), run.summary
+    """The headline figures; from summary.json and results.json where they tell of the whole run, else from the logs."""
+    training, summary = ({}, {}) if run.adds_up else (table(at(run.results, "training")), run.summary)
     loss = column(run.steps, "loss", "loss")
     finite = [y for y in loss.ys if math.isfinite(y)]
     over = max(1, min(20, len(finite) // 20))
-    counts = map(_whole, (at(run.plan, "num_processes"), training.get("processes"), len(run.ranks)))
+    now = at(run.results, "training", "processes")
+    counts = map(_whole, (at(run.plan, "num_processes"), now, len(run.ranks)))
     processes = next(filter(None, counts), 1)
     last = run.steps[-1] if run.steps else {}
     trained, stepping = (math.fsum(step[i] for step in run.totals) if run.totals else None for i in (1, 2))
     tokens = _first(summary.get("tokens"), training.get("tokens"), trained, last.get("num_input_tokens_seen"))
-    ends = (rank.end.get("seconds") for rank in run.ranks)
+    ends = [] if run.adds_up else [rank.end.get("seconds") for rank in run.ranks]
+    last_part = run.attempts > 1 and not run.adds_up
+    steps = _whole(_first(summary.get("steps"), training.get("steps"))) if last_part else None
     seconds = _first(summary.get("seconds"), training.get("seconds"), *ends, stepping, last.get("seconds"))
     own_speed = tokens / seconds if tokens is not None and seconds else None
     speed = _first(summary.get("tokens_per_second"), own_speed)
     status, message = _status(run)
     return Figures(
         model=text(at(run.run, "model", "name") or at(run.plan, "model", "name")),
-        strategy=text(at(run.plan, "strategy") or at(run.run, "distributed", "strategy") or training.get("strategy")),
+        strategy=text(
+            at(run.plan, "strategy")
+            or at(run.run, "distributed", "strategy")
+            or at(run.results, "training", "strategy")
+        ),
         processes=processes,
-        device=text(at(run.plan, "device") or at(run.run, "distributed", "device") or training.get("device")),
+        device=text(
+            at(run.plan, "device") or at(run.run, "distributed", "device") or at(run.results, "training", "device")
+        ),
         cards=_cards(run),
         status=status,
         message=message,
-        steps=_steps(run),
+        steps=_steps(run) if steps is None else steps,
+        parts="in the last part" if last_part else f"in {run.attempts} parts" if run.adds_up else "",
         seconds=seconds,
         tokens=tokens,
         tokens_per_second=speed,
@@ -131,17 +145,24 @@ def figures(run: Recorded) -> Figures:
             summary.get("tokens_per_second_per_gpu"), speed / processes if speed else None
         ),
         step_seconds=_first(summary.get("step_seconds_median"), _step_seconds(run)),
-        mfu=number(summary.get("mfu")),
-        mfu_why=text(summary.get("mfu_why")),
+        mfu=number(run.summary.get("mfu")),
+        mfu_why=text(run.summary.get("mfu_why")) + " Of the last part." * (run.adds_up and "mfu" in run.summary),
         loss_first=mean(finite[:over]),
         loss_last=mean(finite[-over:]),
         loss_over=over,
+        evaluated=evaluated(run),
         held_loss=_held(run, "loss"),
         held_accuracy=_held(run, "accuracy"),
         held_rows=_whole(at(run.results, "after", "rows")),
         peak_gib=max((m.allocated for m in memory_by_rank(run) if m.allocated is not None), default=None),
         finished=_finished(run),
     )
+
+
+def evaluated(run: Recorded) -> tuple[tuple[int, float], ...]:
+    """Step and held-out loss of each evaluation while `run` trained, those that were not finite left out."""
+    lines = ((int(line["step"]), number(line.get("eval_loss"))) for line in run.evaluations)
+    return tuple((step, loss) for step, loss in lines if loss is not None)
 
 
 def column(lines: Iterable[Json], key: str, name: str, x_key: str = "step") -> Series:
@@ -172,7 +193,7 @@ def _between(run: Recorded, key: str, per: str) -> list[tuple[float, float]]:
 def shares(run: Recorded) -> list[Share]:
     """Return where each rank's time went; empty where no rank measured it."""
     found = []
-    for told in tables(run.summary.get("ranks")):
+    for told in [] if run.adds_up else tables(run.summary.get("ranks")):
         parts = {part: number(told.get(f"{part}_share")) for part in PARTS}
         if any(value is not None for value in parts.values()):
             seconds = number(told.get("seconds_median")) or 0.0
@@ -189,7 +210,7 @@ def memory_by_rank(run: Recorded) -> list[Measured]:
     """Return the peak memory of each rank; the largest of all ranks where ranks were not logged."""
     largest = table(at(run.results, "memory_gib"))
     context = number(at(largest, "context"))
-    told = tables(run.summary.get("ranks"))
+    told = [] if run.adds_up else tables(run.summary.get("ranks"))
     told = told or [{"rank": rank.number, **peaks(rank.steps)} for rank in run.ranks if rank.steps]
     found = [
         Measured(

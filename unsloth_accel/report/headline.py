@@ -40,6 +40,11 @@ def cards(found: Figures) -> Iterator[Card]:
     before, after = found.held_loss
     if after is not None:
         yield "held-out loss", _change(before, after, _three), _when(before)
+    elif found.evaluated:
+        (first, before), (last, after) = found.evaluated[0], found.evaluated[-1]
+        one = len(found.evaluated) == 1
+        steps = f"at step {last}" if one else f"at steps {first} and {last}"
+        yield "held-out loss", _change(None if one else before, after, _three), steps
     before, after = found.held_accuracy
     if after is not None:
         many = f"of {count(found.held_rows, 'held-out answer')}" if found.held_rows else _when(before)
@@ -48,7 +53,8 @@ def cards(found: Figures) -> Iterator[Card]:
         yield "tokens per second", figure(found.tokens_per_second), _speed(found)
     if found.seconds is not None:
         each = f", {_three(found.step_seconds)} s each" if found.step_seconds is not None else ""
-        yield "training time", duration(found.seconds), count(found.steps, "step") + each
+        steps = " ".join(filter(None, (count(found.steps, "step"), found.parts)))
+        yield "training time", duration(found.seconds), steps + each
     if found.peak_gib is not None:
         yield "peak memory", gib(found.peak_gib), "allocated by torch, per GPU"
 

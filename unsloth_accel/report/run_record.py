@@ -32,7 +32,7 @@ class Rank:
     """Its newest start: host, device, versions."""
     phases: tuple[Json, ...]
     steps: tuple[Json, ...]
-    """A line per optimizer step, in order."""
+    """A line per optimizer step, in order, each with the `world_size` that it was trained in."""
     messages: tuple[Json, ...]
     """Its warnings and errors."""
     end: Json
@@ -94,14 +94,27 @@ class Recorded:
     @cached_property
     def totals(self) -> tuple[tuple[float, float, float], ...]:
         """Step, tokens of all ranks, seconds of the slowest one, for the steps that every rank logged."""
-        found: dict[float, list[tuple[float, float]]] = {}
+        found: dict[float, dict[int, tuple[float, float]]] = {}
+        worlds: dict[float, int] = {}
         for rank in self.ranks:
             for step in rank.steps:
                 tokens, seconds = number(step.get("tokens")), number(step.get("seconds"))
                 if tokens is not None and seconds is not None:
-                    found.setdefault(float(step["step"]), []).append((tokens, seconds))
-        whole = [(step, parts) for step, parts in sorted(found.items()) if len(parts) == len(self.ranks)]
+                    found.setdefault(float(step["step"]), {})[rank.number] = (tokens, seconds)
+                if rank.number == 0:  # a run may go on with another number of processes
+                    worlds[float(step["step"])] = int(number(step.get("world_size")) or len(self.ranks))
+        whole = [
+            (step, [parts[n] for n in range(worlds[step])])
+            for step, parts in sorted(found.items())
+            if step in worlds and parts.keys() >= set(range(worlds[step]))
+        ]
         return tuple((step, sum(n for n, _ in parts), max(s for _, s in parts)) for step, parts in whole)
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether the run went on from a checkpoint and its ranks' logs have all of it: summary.json and results.json
+        tell of its last part only."""
+        return self.attempts > 1 and bool(self.totals)
 
 
 def read_run_record(directory: str | Path) -> Recorded:
@@ -186,8 +199,11 @@ def values(lines: Iterable[Any], key: str) -> list[float]:
 
 def _rank(path: Path) -> Rank:
     kinds: dict[str, list[Json]] = {}
+    world = None
     for line in read_lines(path):
         kinds.setdefault(text(line.get("event")), []).append(line)
+        world = line.get("world_size", world)
+        line["world_size"] = world
     name = path.stem.removeprefix("rank-")
     start, end = (kinds.get(kind, [{}])[-1] for kind in ("start", "end"))
     return Rank(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.fsdp2.generation import generating
+from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
 from ..config.run_config import RunConfig
 from ..data.formats import Question, question_of
 from ..data.rows import read_rows
@@ -41,11 +44,27 @@ class HeldOut:
         )
 
 
+class AsTrainingBegins(TrainerCallback):
+    """Calls `examine` as training begins: a strategy that shards has sharded the model by then, and not before.
+
+    It belongs before the callbacks that measure. `seconds` is how long it took.
+    """
+
+    def __init__(self, examine: Callable[[], None]) -> None:
+        self.seconds = 0.0
+        self._examine = examine
+
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        started = time.perf_counter()
+        self._examine()
+        self.seconds = time.perf_counter() - started
+
+
 def evaluate(held: HeldOut, trainer: SFTTrainer) -> dict[str, Any]:
     """Held-out figures: `loss`, `accuracy` (0 to 1) of `rows` answers, sample `answers`.
 
-    The loss is in nats per trained token, the mean over the Trainer's batches. Every rank must call this; every rank
-    gets the same figures.
+    The loss is in nats per trained token, the mean over those of all rows. Every rank must call this; every rank gets
+    the same figures.
     """
     figures: dict[str, Any] = {}
     if held.loss:

@@ -132,16 +132,24 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     from ..adapters.real_batch import batch_of
     from ..adapters.saving import of_every_rank, save_run, versions
     from ..callbacks.peak_memory import PeakMemory
-    from .evaluation import HeldOut, evaluate
+    from .evaluation import AsTrainingBegins, HeldOut, evaluate
     from .summary import summary
 
     results: dict[str, Any] = {}
     held = HeldOut.of(run)
-    if held and run.strategy and run.strategy.shards_weights:
-        print(f"held-out rows before training are left out: {run.distributed.strategy} shards when it starts to train")
-    elif held:
+
+    def examine_before() -> None:
         with phase("evaluating", log, about="held-out rows, before training"):
-            results["before"] = evaluate(held, trainer)
+            results["before"] = evaluate(held, trainer) if held else {}
+
+    begins = AsTrainingBegins(examine_before)
+    if held and run.strategy and run.strategy.shards_weights and newest:
+        why = f"{run.distributed.strategy} shards when it starts to train, and the checkpoint is loaded by then"
+        print(f"held-out rows before training are left out: {why}")
+    elif held and run.strategy and run.strategy.shards_weights:
+        trainer.callback_handler.callbacks.insert(0, begins)
+    elif held:
+        examine_before()
     done: dict[str, int] = {"global_step": 0, "num_input_tokens_seen": 0}  # before this run
     for path in newest:
         print(f"going on from {path}", flush=True)
@@ -149,16 +157,26 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     started = time.perf_counter()
     with phase("training", log):
         outcome = trainer.train(resume_from_checkpoint=newest[0] if newest else None)
+    steps = trainer.state.global_step - done["global_step"]
     results["training"] = {
         "strategy": run.distributed.strategy,
         "processes": trainer.accelerator.num_processes,
         "device": trainer.accelerator.device.type,
         "global_batch_size": batch_of(trainer).global_size,
-        "seconds": round(time.perf_counter() - started, 1),
-        "steps": trainer.state.global_step - done["global_step"],
-        "loss": outcome.training_loss,
+        "seconds": round(time.perf_counter() - started - begins.seconds, 1),
+        "resumed_at": done["global_step"],
+        "steps": steps,
+        # The Trainer divides what this process lost by the steps of the whole run.
+        "loss": outcome.training_loss * trainer.state.global_step / steps if steps else None,
         "tokens": trainer.state.num_input_tokens_seen - done["num_input_tokens_seen"],
     }
+    evaluations = [
+        {"step": line["step"], "loss": line["eval_loss"]}
+        for line in trainer.state.log_history
+        if "eval_loss" in line and (line["step"] or "before" not in results)
+    ]
+    if evaluations:
+        results["evaluations"] = evaluations
     results["data"] = trainer.data_report
     results["versions"] = versions()
     memory = next(one for one in trainer.callback_handler.callbacks if isinstance(one, PeakMemory)).figures()

@@ -13,7 +13,8 @@ def summary(results: dict[str, Any], adapter: Path) -> str:
     before, after = results.get("before"), results.get("after")
     training = results["training"]
     speed = training["tokens"] / training["seconds"] if training["seconds"] else 0.0
-    lines = [f"trained {training['steps']} steps in {training['seconds']:.0f} s ({speed:,.0f} tokens/s)"]
+    resumed = f", going on from step {training['resumed_at']}" if training.get("resumed_at") else ""
+    lines = [f"trained {training['steps']} steps in {training['seconds']:.0f} s ({speed:,.0f} tokens/s){resumed}"]
     answers = (after or {}).get("answers", [])
     earlier = before.get("answers", []) if before else [None] * len(answers)  # none where the strategy shards
     for old, new in zip(earlier, answers, strict=True):
@@ -25,6 +26,11 @@ def summary(results: dict[str, Any], adapter: Path) -> str:
             f"  after   {_one_line(new['answer'])}  {verdict}",
         ]
     lines += ["", f"adapter   {adapter}", f'load it   FastLanguageModel.from_pretrained("{adapter}")']
+    if evaluations := results.get("evaluations"):
+        last, best = evaluations[-1], min(evaluations, key=lambda one: one["loss"])
+        least = "" if best is last else f", least at step {best['step']}: {best['loss']:.4f}"
+        if least or "loss" not in (after or {}):
+            lines.append(f"held-out loss      {last['loss']:.4f} at step {last['step']}{least}")
     if before and after:
         if "loss" in before:
             lines.append(f"held-out loss      {before['loss']:.4f} before → {after['loss']:.4f} after")

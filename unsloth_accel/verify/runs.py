@@ -83,7 +83,8 @@ def train(
 def read_trained(decided: Plan, directory: Path) -> Trained:
     """Read what a finished run left in `directory`."""
     files = RunDirectory(directory)
-    steps = [json.loads(line) for line in files.step_log.read_text(encoding="utf-8").splitlines()]
+    lines = map(json.loads, files.step_log.read_text(encoding="utf-8").splitlines())
+    steps = [line for line in lines if "loss" in line]
     ranks = [json.loads(path.read_text(encoding="utf-8")) for path in files.rank_records()]
     return Trained(
         directory=directory,
