@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TURN = 8
 RANK_SYNC_STEPS = 100
-KEPT = ("Guard", "EveryGradient", "TokenCount", "LateTokenCount")
+KEPT = ("Guard", "EveryGradient", "LateTokenCount")
 """Of this package, but part of what is trained or checked once."""
 EVENTS = ("on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end", "on_log")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
-from unsloth_accel.adapters.token_count import LateTokenCount, TokenCount, count_late
+from unsloth_accel.adapters.token_count import LateTokenCount, count_late
 
 PADDING = 0
 
@@ -86,12 +86,16 @@ def saved(out: Path, step: int) -> int:
     return int(line.split(":")[1].strip(" ,"))
 
 
-def test_tokens_are_counted_as_far_as_they_are_known() -> None:
-    state: Any = SimpleNamespace(global_step=0, num_input_tokens_seen=7)
-    for _ in range(3):
-        state.global_step += 1
-        TokenCount([100, 20]).on_step_end(None, state, None)  # type: ignore[arg-type]
-    assert state.num_input_tokens_seen == 127
+def test_rows_that_only_keep_a_rank_in_step_are_not_counted(tmp_path: Path) -> None:
+    """What is trained on is counted, whatever was planned: a rank that repeats or loses rows shows in the number."""
+    made = trainer(tmp_path)
+    late: Any = count_late(made, learned=True)
+    batch = made.data_collator(rows(masked=True)[:2])  # of one token and of two
+    late.add(batch)
+    late.add(batch | {"labels": torch.full_like(batch["labels"], -100)})
+    late.settle()
+    assert made.state.num_input_tokens_seen == 3
+    assert count_late(made) is None
 
 
 @pytest.mark.parametrize(("mode", "masked"), [("non_padding", True), ("non_padding", False), ("all", True)])

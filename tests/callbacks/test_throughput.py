@@ -8,7 +8,7 @@ def test_tokens_and_pairs_of_a_batch(flat: bool) -> None:
     import torch
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    from unsloth_accel.callbacks.throughput import count
+    from unsloth_accel.adapters.token_count import count
 
     lengths = [3, 7, 1]
     rows = [{"input_ids": [1] * length} for length in lengths]

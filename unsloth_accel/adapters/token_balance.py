@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from ..capabilities.probe import available
 from ..data.balance import cost, share
 from .micro_batches import parts_add_up
-from .token_count import TokenCount
+from .token_count import count_late
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -130,10 +130,8 @@ def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance 
         return with_batches(prepared, batches, **masking)
 
     trainer.get_train_dataloader = balanced
-    counted = args.include_num_input_tokens_seen == "non_padding"
-    if known and counted and available("tokens counted late"):
-        trainer._track_num_input_tokens = lambda inputs: None
-        trainer.add_callback(TokenCount([sum(step) for step in steps]))
+    if args.include_num_input_tokens_seen == "non_padding":
+        count_late(trainer, learned=True)
     before = _Spent.of(steps, padded, lambda step: _by_number(len(step), ranks, planned))
     after = _Spent.of(steps, padded, lambda step: share(step, ranks, accumulation, padded=padded))
     return Balance(

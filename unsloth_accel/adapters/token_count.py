@@ -7,29 +7,15 @@ still, under FSDP2 for 11 to 15 ms before the first kernel (docs/fsdp2.md).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..capabilities.probe import available
 from .hook_types import Arguments, Control, State, TrainerCallback
 
 if TYPE_CHECKING:
+    import torch
     from transformers import Trainer
-
-
-class TokenCount(TrainerCallback):
-    """Counts `state.num_input_tokens_seen` by the tokens of each optimizer step's rows, all ranks together.
-
-    For rows whose order is known beforehand: it asks neither the GPU nor the other ranks.
-    """
-
-    def __init__(self, tokens: Sequence[int]) -> None:
-        """Take the `tokens` of every optimizer step of the run, from its first."""
-        self.tokens = tokens
-
-    def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        if state.global_step <= len(self.tokens):  # training may be told to go on further than it was set up for
-            state.num_input_tokens_seen += self.tokens[state.global_step - 1]
 
 
 class LateTokenCount(TrainerCallback):
@@ -40,8 +26,10 @@ class LateTokenCount(TrainerCallback):
     the Trainer's own logs and checkpoints need, too.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, *, learned: bool = False) -> None:
+        """Take the `trainer`; where some rows only keep a rank in step, count those that are `learned` from."""
         self._trainer = trainer
+        self._learned = learned
         self._plain = trainer._track_num_input_tokens
         self._tokens: Any = 0
         """Tokens of this rank since the last time; a tensor that the GPU may still be adding to, or a number."""
@@ -54,7 +42,9 @@ class LateTokenCount(TrainerCallback):
             self._plain(inputs)
             return
         ids, padding = inputs[name], getattr(tokenizer, "pad_token_id", None)
-        if args.include_num_input_tokens_seen != "non_padding":
+        if self._learned:
+            self._tokens = self._tokens + count(inputs)[0]
+        elif args.include_num_input_tokens_seen != "non_padding":
             self._tokens = self._tokens + ids.numel()
         elif "attention_mask" in inputs:
             self._tokens = self._tokens + inputs["attention_mask"].sum()
@@ -78,13 +68,14 @@ class LateTokenCount(TrainerCallback):
         self._tokens = 0
 
 
-def count_late(trainer: Trainer) -> LateTokenCount | None:
+def count_late(trainer: Trainer, *, learned: bool = False) -> LateTokenCount | None:
     """Have `trainer` count its tokens when they are read, not in every micro-batch; None where it counts none, or
-    something counts them already. Call it once, before `trainer.train()`, on every rank."""
+    something counts them already. Call it once, before `trainer.train()`, on every rank. `learned`: rows without a
+    label that counts are left out."""
     counts = getattr(trainer.args, "include_num_input_tokens_seen", "no") not in ("no", False)
     if not counts or "_track_num_input_tokens" in vars(trainer) or not available("tokens counted late"):
         return None
-    late = LateTokenCount(trainer)
+    late = LateTokenCount(trainer, learned=learned)
     log_save_evaluate = trainer._maybe_log_save_evaluate
 
     def settle_first(*arguments: Any, **named: Any) -> Any:
@@ -98,3 +89,24 @@ def count_late(trainer: Trainer) -> LateTokenCount | None:
     trainer._maybe_log_save_evaluate = settle_first
     trainer.add_callback(late)
     return late
+
+
+def count(inputs: Mapping[str, Any]) -> torch.Tensor:
+    """Return a micro-batch's real tokens and their causal pairs, two int64; rows may be padded or laid end to end.
+
+    Rows without a label that counts are not real: `adapters.token_balance` fills an epoch's last step with them.
+    """
+    import torch
+
+    ids, mask, labels = inputs["input_ids"], inputs.get("attention_mask"), inputs.get("labels")
+    if mask is not None and mask.shape == ids.shape:
+        lengths = mask.sum(1)
+        real = lengths if labels is None else lengths * (labels >= 0).any(1)
+        return torch.stack([real.sum(), (real * (real + 1)).sum() // 2])
+    positions = inputs.get("position_ids")
+    if positions is not None and positions.shape == ids.shape:
+        pairs = positions.sum() + ids.numel()
+    else:
+        pairs = torch.tensor(ids.shape[0] * ids.shape[1] * (ids.shape[1] + 1) // 2, device=ids.device)
+    counted = torch.stack([torch.full_like(pairs, ids.numel()), pairs])
+    return counted if labels is None else counted * (labels >= 0).any()

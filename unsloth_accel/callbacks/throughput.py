@@ -29,6 +29,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.hook_types import Arguments, Control, Json, State, TrainerCallback
+from ..adapters.token_count import count
 from .exchange import Exchange, Numbers
 from .loader_clock import LoaderClock
 from .mfu import ModelFlops, Peak, flops_of, peak_of
@@ -332,24 +333,3 @@ def between(marks: Mapping[str, Any], first: str, second: str) -> float:
     if isinstance(marks[first], float):
         return max(0.0, float(marks[second] - marks[first]))
     return max(0.0, float(marks[first].elapsed_time(marks[second])) / 1000)
-
-
-def count(inputs: Mapping[str, Any]) -> torch.Tensor:
-    """Return a micro-batch's real tokens and their causal pairs, two int64; rows may be padded or laid end to end.
-
-    Rows without a label that counts are not real: `adapters.token_balance` fills an epoch's last step with them.
-    """
-    import torch
-
-    ids, mask, labels = inputs["input_ids"], inputs.get("attention_mask"), inputs.get("labels")
-    if mask is not None and mask.shape == ids.shape:
-        lengths = mask.sum(1)
-        real = lengths if labels is None else lengths * (labels >= 0).any(1)
-        return torch.stack([real.sum(), (real * (real + 1)).sum() // 2])
-    positions = inputs.get("position_ids")
-    if positions is not None and positions.shape == ids.shape:
-        pairs = positions.sum() + ids.numel()
-    else:
-        pairs = torch.tensor(ids.shape[0] * ids.shape[1] * (ids.shape[1] + 1) // 2, device=ids.device)
-    counted = torch.stack([torch.full_like(pairs, ids.numel()), pairs])
-    return counted if labels is None else counted * (labels >= 0).any()
