@@ -158,3 +158,24 @@ def test_settings_that_mean_nothing(
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
         from_dict({**description, "data": description["data"] | data, "training": training})
+
+
+def test_early_stopping_needs_something_to_stop_by(file: Path, description: dict[str, Any]) -> None:
+    """Each refusal's fix is accepted."""
+    patience, rows = "training.early_stopping_patience=2", f"data.eval_path={description['data']['path']}"
+    assert "data.eval_path names none" in problems(file, patience)[0]
+    (told,) = problems(file, patience, rows)
+    assert "counts evaluations, and there is none" in told
+    fixed = re.search(r"Fix: (\S+),", told)
+    assert fixed is not None
+    run = load(file, [patience, rows, fixed[1], "training.early_stopping_threshold=0.01"])
+    assert run.early_stopping == {"early_stopping_patience": 2, "early_stopping_threshold": 0.01}
+    assert run.trainer_fields() == {"eval_strategy": "epoch", "metric_for_best_model": "eval_loss"}
+    assert load(file).early_stopping == {}
+    for wrong, words in (
+        ("training.early_stopping_patience=0", "must be at least 1"),
+        ("training.early_stopping_patience=a", "int is needed"),
+    ):
+        assert words in problems(file, wrong, rows, fixed[1])[0]
+    assert "has no effect without" in problems(file, "training.early_stopping_threshold=0.1")[0]
+    assert "worse loss" in problems(file, patience, rows, fixed[1], "training.early_stopping_threshold=-0.1")[0]

@@ -62,7 +62,7 @@ def test_directories_that_are_no_model(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no config\.json"):
         ModelSpec.load(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="holds an adapter"):
+    with pytest.raises(ConfigError, match=r"its weights, adapter_model\.safetensors, are missing"):
         ModelSpec.load(tmp_path)
     with pytest.raises(ConfigError, match="is a file"):
         ModelSpec.load(tmp_path / "adapter_config.json")

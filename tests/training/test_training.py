@@ -1,9 +1,11 @@
 """Real training: real Unsloth, real `accelerate launch`, two gloo processes. Minutes, not milliseconds."""
 
+import functools
 import json
 import math
 import shutil
 import zipfile
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -136,28 +138,74 @@ def _written(described: Path, tmp_path: Path, *overrides: str) -> Path:
     return tmp_path / "run" / "run.planned.yaml"
 
 
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight held-out rows, as many as a step of the run has."""
+    return variable_rows(tmp_path_factory.mktemp("eight") / "rows.jsonl", [9 + (37 * i) % 88 for i in range(8)])
+
+
+@pytest.fixture(scope="module")
+def evaluated(
+    described: Path, eight: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Path, str]]:
+    """The straight run under a strategy with held-out rows, evaluated before, while and after it trains; and what it
+    printed."""
+    place = tmp_path_factory.mktemp("evaluated")
+
+    @functools.cache
+    def evaluated(strategy: str) -> tuple[Path, str]:
+        words = ("training.eval_strategy=steps", "training.eval_steps=2", f"distributed.strategy={strategy}")
+        return place / strategy, launch(described, place / strategy, f"data.eval_path={eight}", *words)
+
+    return evaluated
+
+
 @pytest.mark.parametrize("strategy", ["ddp", *(["fsdp2_native"] if find_spec("triton") else [])])
-def test_evaluating_first_changes_nothing(
-    described: Path, straight: Path, rows: Path, tmp_path: Path, strategy: str
-) -> None:
+def test_evaluating_first_changes_nothing(straight: Path, evaluated: Any, strategy: str) -> None:
     """What the two tests above break, mended: a run that evaluates before training trains as one that doesn't, also
     where the model can't be evaluated before it is sharded. What it evaluates is shown, and kept."""
-    words = ("training.eval_strategy=steps", "training.eval_steps=2", f"distributed.strategy={strategy}")
-    printed = launch(described, tmp_path / "run", f"data.eval_path={rows}", *words)
+    out, printed = evaluated(strategy)
     assert "held-out loss" in printed
-    found = difference(straight, tmp_path / "run")
+    found = difference(straight, out)
     assert found.pop("adapter") <= (TOLERANCE if strategy == "ddp" else 10 * TOLERANCE)
     assert all(value <= TOLERANCE for value in found.values()), found
-    results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     evaluations = results["evaluations"]
     assert [one["step"] for one in evaluations] == [2, 4, 6]
     assert results["before"]["loss"] > evaluations[0]["loss"] > results["after"]["loss"]
     assert results["after"]["loss"] == pytest.approx(evaluations[-1]["loss"], rel=1e-6)
-    lines = map(json.loads, (tmp_path / "run" / "logs" / "steps.jsonl").read_text(encoding="utf-8").splitlines())
+    lines = map(json.loads, (out / "logs" / "steps.jsonl").read_text(encoding="utf-8").splitlines())
     logged = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
     assert logged == {one["step"]: one["loss"] for one in evaluations}
     for one in evaluations:
         assert f"step {one['step']}/6  held-out loss {one['loss']:.4f}" in printed
+
+
+def test_going_on_from_an_adapter_until_nothing_gets_better(
+    described: Path, evaluated: Any, eight: Path, tiny: Path, tmp_path: Path
+) -> None:
+    """On other rows: the first step has the loss that the adapter was left with. Both ranks stop early, together."""
+    begun, _ = evaluated("ddp")
+    out = tmp_path / "run"
+    words = ["training.eval_strategy=steps", "training.eval_steps=1", "training.early_stopping_patience=2"]
+    words += [f"data.path={eight}", f"data.eval_path={eight}", "training.early_stopping_threshold=99"]
+    printed = launch(described, out, f"model.name={begun / 'adapter'}", *words)
+    assert f"adapter    {begun / 'adapter'}, rank 16, alpha 16" in printed
+    first, second = (json.loads((at / "results.json").read_text(encoding="utf-8")) for at in (begun, out))
+    left = first["after"]["loss"]
+    assert abs(first["before"]["loss"] - left) > 0.1
+    assert abs(second["before"]["loss"] - left) <= TOLERANCE
+    assert abs(steps(out)[0]["loss"] - left) <= TOLERANCE
+    base = json.loads((out / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    assert base == str(tiny)
+    stopped = second["training"]["stopped_early"]
+    assert stopped.startswith("stopped early, after step 3 of 6: eval_loss, now ")
+    assert second["training"]["steps"] == 3
+    assert printed.count(stopped) == 2  # as it happens, and at the end
+    assert "stopped early, after step 3 of 6" in (out / "report.html").read_text(encoding="utf-8")
+    ends = [(out / "logs" / f"rank-{rank}.jsonl").read_text(encoding="utf-8").split("\n")[-2] for rank in (0, 1)]
+    assert [json.loads(end)["event"] for end in ends] == ["phase", "phase"]
+    assert all(len(rank.steps) == 3 for rank in read_run_record(out).ranks)
 
 
 def test_resuming_goes_on_exactly(described: Path, straight: Path, tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts.checkpoints import ADAPTER_WEIGHTS
 from ..artifacts.own_files import filling
 from ..artifacts.run_directory import RunDirectory
 from ..config.run_config import RunConfig
+from ..config.start_adapter import ADAPTER_WEIGHTS
 from ..errors import UnslothAccelError, first_line
 from ..files import write_atomically
 from ..models.safetensors_header import read_header

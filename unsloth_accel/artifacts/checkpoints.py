@@ -14,13 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..config.start_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..errors import ConfigError
 from ..models.safetensors_header import read_header
 from .run_directory import RunDirectory, step_of
 
 RECORD = "unsloth_accel.json"
 STATE = "trainer_state.json"
-ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer_dcp", "optimizer_0")
 """Files of the optimizer: the Trainer's, accelerate's FSDP's as one file or in shards, Unsloth's in shards."""
 _RANDOM = re.compile(r"rng_state(?:_(\d+))?\.pth")

@@ -15,12 +15,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from ..config.start_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_beside, find_adapter
 from ..errors import ConfigError, Problem, UnslothAccelError, first_line, raise_errors
 from ..hardware.cpu_and_memory import memory_gib
 from ..models.locate import unquantized
 from ..models.safetensors_header import read_checkpoint, read_header
 from ..models.spec import ModelSpec
-from .checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .own_files import filling, recorded
 from .run_directory import RunDirectory
 
@@ -124,11 +124,12 @@ def _adapter(source: Path) -> tuple[Path, str]:
     except (OSError, ValueError, KeyError, TypeError):
         consequence = "is damaged: it names no base model."
         raise ConfigError(Problem(key=str(found / ADAPTER_CONFIG), consequence=consequence, fix=fix)) from None
-    beside = (found / name).resolve()
-    return found, str(beside) if not Path(name).exists() and beside.is_dir() else name
+    return found, base_beside(found, name)
 
 
 def _base_problems(merge: Merge) -> Iterator[Problem]:
+    if find_adapter(merge.base):
+        yield Problem(key="--base", value=merge.base, consequence="is an adapter, not a model.", fix="--base MODEL")
     if merge.spec.quantization:
         consequence = f"its weights are {merge.spec.quantization}: what is merged into them would be rounded again."
         yield Problem(key="--base", value=merge.base, consequence=consequence, fix="--base with the 16-bit original")

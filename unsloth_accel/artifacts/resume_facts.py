@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.run_config import RunConfig
+from ..config.start_adapter import model_of
 from ..config.written import described
 from ..data.sources import fingerprint
 from ..errors import Problem
@@ -70,7 +71,7 @@ def made_with(run: RunConfig) -> dict[str, Any]:
         "distributed.strategy": run.distributed.strategy,
         "distributed.num_processes": run.distributed.num_processes,
         "batch.global_size": run.batch.rows(run.model.max_seq_length),
-        "model.name": _resolved(run.model.name),
+        "model.name": _resolved(model_of(run.model.name)),
         "data.path": fingerprint(run.data.path),
         **{key: attrgetter(key)(run) for key in _AS_DESCRIBED},
         "lora.target_modules": modules if isinstance(modules, str) else sorted(modules),

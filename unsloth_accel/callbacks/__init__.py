@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .divergence import Divergence as Divergence
+    from .early_stopping import EarlyStopping as EarlyStopping
     from .guard import Guard as Guard
     from .memory_figures import Memory as Memory
     from .memory_watch import MemoryWatch as MemoryWatch
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Divergence": "divergence",
+    "EarlyStopping": "early_stopping",
     "Guard": "guard",
     "Memory": "memory_figures",
     "MemoryWatch": "memory_watch",

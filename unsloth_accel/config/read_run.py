@@ -20,6 +20,7 @@ from ..secret import marked, plain, shown, shown_word
 from ..strategies import STRATEGIES
 from .row_formats import FIELDS, FORMATS, OPTIONAL
 from .run_config import OWN_TRAINING_KEYS, RunConfig
+from .start_adapter import Adapter, find_adapter
 from .trainer_fields import CHECKPOINTING_FIELDS, accepts, training_fields, type_name
 from .written import references
 
@@ -61,8 +62,10 @@ _POSITIVE = (
     "evaluation.max_new_tokens",
     "training.per_device_train_batch_size",
     "training.gradient_accumulation_steps",
+    "training.early_stopping_patience",
 )
 MOST = 2**31
+_PATIENCE = "training.early_stopping_patience"
 _REQUIRED = ("model.name", "data.path", "output_dir")
 _MAPPINGS = ("training", "data.columns")
 """Sections whose keys are not fixed."""
@@ -100,13 +103,14 @@ def from_dict(given: DictConfig | dict[str, Any], *, to_plan: bool = False) -> R
     schema = OmegaConf.structured(RunConfig)
     problems: list[Problem] = []
     _fill(schema, values, "", problems)
+    adapter = _begin_with_adapter(schema, values, problems)
     for key in ("data.path", "output_dir") if to_plan else ():
         if OmegaConf.select(schema, key, default=None, throw_on_missing=False) is None:
             OmegaConf.update(schema, key, "")
     problems += _missing(schema, ("model.name",) if to_plan else _REQUIRED)
     problems += _check_training(schema)
     named = {problem.key for problem in problems}
-    problems += [problem for problem in _check_values(schema) if problem.key not in named]
+    problems += [problem for problem in _check_values(schema, adapter) if problem.key not in named]
     raise_errors(problems)
     config = OmegaConf.to_object(schema)
     assert isinstance(config, RunConfig)
@@ -114,6 +118,27 @@ def from_dict(given: DictConfig | dict[str, Any], *, to_plan: bool = False) -> R
     config.references = dict(references(values))
     _expand_home(config)
     return config
+
+
+def _begin_with_adapter(schema: DictConfig, values: DictConfig, problems: list[Problem]) -> Adapter | None:
+    """Take from the adapter that model.name means, if it means one, what `values` leave out; returns it."""
+    name = OmegaConf.select(schema, "model.name", default=None, throw_on_missing=False)
+    try:
+        adapter = find_adapter(name) if name else None
+    except ConfigError as error:
+        problems += error.problems
+        return None
+    if adapter is None:
+        return None
+    section = OmegaConf.select(values, "lora", default=None)
+    given = {*map(str, section)} if isinstance(section, DictConfig) else {*()}
+    for key, value in adapter.lora.items():
+        if key not in given:
+            schema.lora[key] = value
+    if "dropout" not in given:
+        schema.lora.dropout = float(adapter.config.get("lora_dropout") or 0)
+    problems += adapter.contradictions(OmegaConf.to_object(schema.lora))
+    return adapter
 
 
 def _expand_home(config: RunConfig) -> None:
@@ -231,7 +256,7 @@ def _check_training(schema: DictConfig) -> list[Problem]:
     return problems
 
 
-def _check_values(tree: DictConfig) -> list[Problem]:
+def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
     """Return problems with values of the right type that are out of range or contradict each other."""
     problems: list[Problem] = []
     wrong = partial(_tell, problems)
@@ -260,13 +285,22 @@ def _check_values(tree: DictConfig) -> list[Problem]:
         wrong("distributed.num_processes", count, "must be auto or a whole number from 1.", "auto, or 1, 2, …")
     modules = given("lora.target_modules")
     names = isinstance(modules, ListConfig) and len(modules) and all(isinstance(name, str) for name in modules)
-    if modules != "all-linear" and not names:
+    if modules != "all-linear" and not names and not (adapter and adapter.trains(modules)):  # whose may be a pattern
         wrong("lora.target_modules", modules, "unknown value.", "all-linear, or a list such as [q_proj, v_proj]")
     if given("data.eval_path") is None:
-        for key in ("evaluation.exact_match", "training.eval_strategy", "training.do_eval"):
+        for key in ("evaluation.exact_match", "training.eval_strategy", "training.do_eval", _PATIENCE):
             if given(key) not in (None, False, "no"):
                 consequence = "needs held-out rows, and data.eval_path names none."
                 wrong(key, given(key), consequence, "set data.eval_path", "run-needs-eval-rows")
+    patience, threshold = given(_PATIENCE), given("training.early_stopping_threshold")
+    if patience is not None and given("training.eval_strategy") in (None, False, "no"):
+        consequence = "counts evaluations, and there is none while the run trains."
+        wrong(_PATIENCE, patience, consequence, "training.eval_strategy=epoch, or steps with training.eval_steps=…")
+    if threshold is not None and (patience is None or not threshold >= 0):
+        consequence = "has no effect without training.early_stopping_patience."
+        consequence = consequence if patience is None else "would take a worse loss for a better one."
+        fix = f"{_PATIENCE}=…, or remove it" if patience is None else "give 0 or more"
+        wrong("training.early_stopping_threshold", threshold, consequence, fix)
     columns = {name for form, fields in FIELDS.items() for name in (*fields, *OPTIONAL.get(form, ()))}
     for name in given("data.columns") or ():
         if name not in columns:

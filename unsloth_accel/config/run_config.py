@@ -13,7 +13,13 @@ from omegaconf import MISSING
 from ..methods import USUAL_METHOD
 from ..strategies import STRATEGIES, Strategy
 
-OWN_TRAINING_KEYS = {"resume": bool, "overwrite": bool}
+OWN_TRAINING_KEYS: dict[str, Any] = {
+    "resume": bool,
+    "overwrite": bool,
+    "early_stopping_patience": int,
+    "early_stopping_threshold": float,
+}
+"""Keys of `training` that are no fields of the method's config, and their types."""
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 """`all-linear`: the linear layers of a Llama-style decoder block, for which Unsloth has fused LoRA kernels."""
 DEFAULT_PER_DEVICE = 8
@@ -23,7 +29,8 @@ DEFAULT_PER_DEVICE = 8
 @dataclass
 class ModelConfig:
     name: str = MISSING
-    """Model to fine-tune: a local directory with a config.json, or a hub id."""
+    """Model to fine-tune: a local directory with a config.json, or a hub id. Of an adapter (its directory, or its id in
+    the local hub cache) training goes on; what `lora` leaves out is taken from it."""
     load_in_4bit: bool = False
     """Load the base model's weights in 4 bit (QLoRA)."""
     max_seq_length: int = 2048
@@ -145,7 +152,9 @@ class RunConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     training: dict[str, Any] = field(default_factory=dict)
-    """Fields of the method's config (TRL's SFTConfig), and `resume` and `overwrite` (true or false)."""
+    """Fields of the method's config (TRL's SFTConfig); `resume` and `overwrite` (true or false);
+    `early_stopping_patience`, the evaluations in a row without a better `metric_for_best_model` (by default the
+    held-out loss) after which training stops, and `early_stopping_threshold`, what counts as better."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     output_dir: str = MISSING
@@ -168,8 +177,17 @@ class RunConfig:
     def overwrite(self) -> bool:
         return bool(self.training.get("overwrite", False))
 
+    @property
+    def early_stopping(self) -> dict[str, Any]:
+        """The arguments of transformers' EarlyStoppingCallback; empty where the run doesn't stop early."""
+        keys = ("early_stopping_patience", "early_stopping_threshold")
+        found = {key: self.training[key] for key in keys if self.training.get(key) is not None}
+        return found if keys[0] in found else {}
+
     def trainer_fields(self) -> dict[str, Any]:
-        """Return `training` without `resume` and `overwrite`: the arguments of the method's config class."""
+        """Return `training` without `OWN_TRAINING_KEYS`: the arguments of the method's config class."""
         fields = {key: value for key, value in self.training.items() if key not in OWN_TRAINING_KEYS}
+        if self.early_stopping:
+            fields.setdefault("metric_for_best_model", "eval_loss")
         # YAML 1.1 reads an unquoted `no` as false; these fields mean the word.
         return {key: "no" if key.endswith("_strategy") and value is False else value for key, value in fields.items()}

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..config.run_config import DEFAULT_PER_DEVICE
+from ..config.start_adapter import tokenizer_of_model
 from ..errors import ConfigError, Problem, first_line
 from .length_statistics import Lengths, lengths_of
 from .rows import Rows, read_checked_rows
@@ -93,7 +94,9 @@ def tokenizer_of(run: RunConfig) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(run.model.name, trust_remote_code=run.model.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            tokenizer_of_model(run.model.name), trust_remote_code=run.model.trust_remote_code
+        )
     except Exception as error:  # of the hub, the network or the files
         consequence = f"its tokenizer can't be loaded: {type(error).__name__}: {first_line(error)[:300]}."
         fix = "give a directory or hub id that has tokenizer files"

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ..errors import ConfigError, Problem
 from ..files import write_atomically
-from ..models.locate import hugging_face_home, may_be_hub_id
+from ..hub_cache import hugging_face_home
+from ..models.locate import may_be_hub_id
 
 KINDS = {
     ".jsonl": "jsonl",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..hardware.cpu_and_memory import memory_gib
-from ..models.locate import hub_cache
+from ..hub_cache import hub_cache
 from .machine import Machine
 from .result import Result, error, warning
 

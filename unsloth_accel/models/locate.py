@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import ConfigError, Problem, first_line
 from ..files import is_directory, is_file
+from ..hub_cache import hub_snapshot
 from .safetensors_header import INDEX, SINGLE
 
 HUB_TIMEOUT = 5.0
@@ -109,23 +110,14 @@ def _in_directory(path: Path) -> Found:
     if not is_file(config):
         consequence = "has no config.json, so it is not a model directory."
         fix = "give the directory that holds config.json and the weights"
-        if is_file(path / "adapter_config.json"):
-            consequence = "holds an adapter, not a model."
-            fix = "give the adapter's base model (base_model_name_or_path in its adapter_config.json)"
         raise ConfigError(Problem(key="model.name", value=str(path), consequence=consequence, fix=fix))
     return Found(config=read_config(config), where=str(config), directory=path, has_weights=True)
 
 
 def _cached(name: str, revision: str | None) -> Found | None:
-    """The snapshot in the hub's cache (models--owner--name/{refs,snapshots}), read without its library."""
-    repository = hub_cache() / f"models--{name.replace('/', '--')}"
-    reference = repository / "refs" / (revision or "main")
-    try:
-        commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
-        snapshot = repository / "snapshots" / commit if commit else None
-        if snapshot is None or not (snapshot / "config.json").is_file():
-            return None
-    except (OSError, ValueError):
+    """The model's snapshot in the hub's cache."""
+    snapshot = hub_snapshot(name, revision)
+    if snapshot is None or not is_file(snapshot / "config.json"):
         return None
     return Found(
         config=read_config(snapshot / "config.json"),
@@ -144,20 +136,6 @@ def _complete(snapshot: Path) -> bool:
         return all((snapshot / file).is_file() for file in set(files.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-
-
-def hub_cache(environ: Mapping[str, str] = os.environ) -> Path:
-    """The hub's cache directory, from the environment (huggingface_hub/constants.py)."""
-    cache = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
-    if cache:
-        return Path(cache).expanduser()
-    return hugging_face_home(environ) / "hub"
-
-
-def hugging_face_home(environ: Mapping[str, str] = os.environ) -> Path:
-    """The directory of Hugging Face's caches, from the environment (huggingface_hub/constants.py)."""
-    home = environ.get("HF_HOME") or os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    return Path(os.path.expandvars(home)).expanduser()
 
 
 def _downloaded(name: str, revision: str | None) -> Found:

@@ -19,8 +19,8 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    modules: tuple[str, ...]
-    """Target modules, with `all-linear` spelt out."""
+    modules: tuple[str, ...] | str
+    """Target modules, with `all-linear` spelt out; the pattern of an adapter that has one."""
     parameters: int
     """Number of trained parameters, over all modules."""
     whole: tuple[str, ...] = ()
@@ -34,6 +34,8 @@ def targets(run: RunConfig, spec: ModelSpec) -> Targets:
     seven projections. Raises `ConfigError` for names that match nothing, and where nothing is left to get LoRA.
     """
     asked = run.lora.target_modules
+    if isinstance(asked, str) and asked != "all-linear":
+        return Targets(modules=asked, parameters=spec.lora_parameters(asked, run.lora.r))
     names = _all_linear(spec) if asked == "all-linear" else [str(name) for name in asked]
     whole = tuple(name for name in names if name in WHOLE)
     experts = bool(spec.num_experts) and any(name in MLP for name in names)

@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from ..config.start_adapter import model_of
 from ..errors import ConfigError, Problem
 from . import lora_size
 from .architectures import ARCHITECTURES, Sizes, architecture_of, parameters, read_dimensions
@@ -83,8 +84,9 @@ class ModelSpec(Sizes):
     def load(cls, name: str | Path, revision: str | None = None) -> ModelSpec:
         """The spec of a local directory or a hub id; milliseconds, unless config.json must be downloaded.
 
-        A hub id is looked for in the local hub cache, among the library's known shapes (for the main revision),
-        and then, unless HF_HUB_OFFLINE is set, on the hub, from where only config.json is fetched.
+        An adapter's is that of its base. A hub id is looked for in the local hub cache, among the library's known
+        shapes (for the main revision), and then, unless HF_HUB_OFFLINE is set, on the hub, from where only config.json
+        is fetched.
 
         Raises `ConfigError`: a config.json that is missing, unreadable, senseless or of an unknown architecture
         without weights; weights that are missing, cut short or of other shapes than config.json says; a hub id that
@@ -92,10 +94,11 @@ class ModelSpec(Sizes):
         """
         from .locate import find_model
 
-        found = find_model(str(name), revision)
+        name = model_of(str(name))
+        found = find_model(name, revision)
         source: Source = "known shapes" if found.known else "config.json"
         stored = read_checkpoint(found.directory) if found.directory and found.has_weights else []
-        return from_config(found.config, name=str(name), where=found.where, stored=stored, source=source)
+        return from_config(found.config, name=name, where=found.where, stored=stored, source=source)
 
     @property
     def num_parameters(self) -> int:

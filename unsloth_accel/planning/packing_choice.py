@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..config.run_config import RunConfig
+from ..config.start_adapter import tokenizer_of_model
 from ..data.length_estimate import row_lengths
 
 SHORT = 0.5
@@ -21,7 +22,7 @@ def with_packing(run: RunConfig, device: str, reasons: list[str]) -> RunConfig:
     if device == "cpu" or not run.data.path or run.data.streaming or "packing" in run.training:
         return run
     limit = run.model.max_seq_length
-    lengths = row_lengths(run.data, run.model.name, limit)
+    lengths = row_lengths(run.data, tokenizer_of_model(run.model.name), limit)
     if lengths is None or lengths.mean >= SHORT * limit:
         return run
     share = lengths.mean / limit

@@ -12,6 +12,7 @@ from ..artifacts.run_directory import ACCELERATE_YAML, MARK, PLANNED_YAML, RunDi
 from ..config.accelerate_config import AccelerateConfig, Precision, launch_lines
 from ..config.promise import Promise, variables_for
 from ..config.run_config import RunConfig
+from ..config.start_adapter import Adapter
 from ..config.written import as_yaml, described
 from ..errors import ConfigError, Problem, raise_errors
 from ..files import write_atomically
@@ -51,6 +52,8 @@ class Plan:
     speed: Speed | None = None
     """Estimated speed; None on a CPU and for unknown cards."""
     spec: ModelSpec | None = None
+    adapter: Adapter | None = None
+    """Adapter that training goes on from."""
 
     @property
     def method(self) -> Method:

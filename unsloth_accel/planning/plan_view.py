@@ -36,6 +36,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "environment": plan.environment,
         "hardware": plan.hardware.to_dict(),
         "model": model(plan),
+        "adapter": plan.adapter.name if plan.adapter else None,
     }
 
 
@@ -43,7 +44,7 @@ def model(plan: Plan) -> dict[str, Any]:
     """Return what is known about the model."""
     spec = plan.spec
     if spec is None:
-        return {"name": plan.run.model.name}
+        return {"name": plan.adapter.base if plan.adapter else plan.run.model.name}
     return {
         "name": spec.name,
         "model_type": spec.model_type,
@@ -63,6 +64,8 @@ def lines(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "hardware", str(plan.hardware)
     if plan.spec:
         yield "model", f"{plan.spec.name}, {_count(plan.spec.num_parameters)} parameters ({plan.spec.source})"
+    if plan.adapter:
+        yield "adapter", f"{plan.adapter.name}, rank {plan.run.lora.r}, alpha {plan.run.lora.alpha}"
     if plan.run.method != USUAL_METHOD:
         yield "method", plan.run.method
     yield "strategy", plan.strategy

@@ -8,7 +8,8 @@ from typing import Literal
 from ..capabilities.probe import Capabilities
 from ..config.accelerate_config import Precision
 from ..config.run_config import DEFAULT_PER_DEVICE, RunConfig
-from ..errors import ConfigError, Problem, rows_text
+from ..config.start_adapter import find_adapter, model_of
+from ..errors import ConfigError, Problem, raise_errors, rows_text
 from ..hardware.device import Device
 from ..hardware.hardware import Hardware
 from ..methods import METHODS
@@ -44,6 +45,10 @@ def plan(
     divided, a model that does not fit, or one whose size is unknown while the strategy depends on it.
     """
     reasons: list[str] = []
+    adapter = find_adapter(run.model.name)
+    if adapter:
+        raise_errors([*adapter.contradictions(run.lora)])
+        reasons.append(f"training goes on from the adapter {adapter.name}, whose weights it begins with.")
     device = _device(run, hardware, reasons)
     if device == "cuda":
         reasons += [reason for reason in hardware.reasons if any(word in reason for word in DECISIVE)]
@@ -93,6 +98,8 @@ def plan(
     batch = _batch(rows, data_parallel, per_device, accumulation, chosen, device, reasons)
     run = _with_optimizer(run, strategy, device, reasons)
     run = with_packing(run, device, reasons)
+    if run.early_stopping:
+        reasons.append(_stopping_early(run))
     return Plan(
         strategy=strategy,
         num_processes=count,
@@ -107,6 +114,7 @@ def plan(
         hardware=hardware,
         devices=used,
         run=run,
+        adapter=adapter,
     )
 
 
@@ -174,7 +182,7 @@ def _spec(run: RunConfig, device: str, count: int, reasons: list[str]) -> ModelS
     except ConfigError as error:
         if any(problem.rule == TOWER for problem in error.problems):
             raise ConfigError(_only_text(run)) from None
-        if not may_be_hub_id(run.model.name):
+        if not may_be_hub_id(model_of(run.model.name)):
             raise  # a directory that is missing or damaged
         if device == "cuda" and run.distributed.strategy == "auto" and count > 1:
             fix = f"or name the strategy: distributed.strategy={usual(count).name} while the model fits one GPU"
@@ -278,7 +286,8 @@ def _spelt_out(run: RunConfig, spec: ModelSpec, trained: Targets, reasons: list[
         # Otherwise Unsloth loads the 16-bit model of that name (unsloth/models/loader_utils.py).
         reasons.append("4 bit: the checkpoint is quantized, so model.load_in_4bit is taken as true.")
         model = replace(model, load_in_4bit=True)
-    return replace(run, model=model, lora=replace(run.lora, target_modules=list(trained.modules)))
+    modules = trained.modules if isinstance(trained.modules, str) else list(trained.modules)
+    return replace(run, model=model, lora=replace(run.lora, target_modules=modules))
 
 
 def _cannot_shard(spec: ModelSpec, run: RunConfig, device: str) -> dict[str, str]:
@@ -310,6 +319,14 @@ def _with_optimizer(run: RunConfig, strategy: str, device: str, reasons: list[st
         why = f"{strategy} can't {cannot} of {asked}"
     reasons.append(f"training.optim={taken}: {why}.")
     return replace(run, training=run.training | {"optim": taken})
+
+
+def _stopping_early(run: RunConfig) -> str:
+    times, metric = run.early_stopping["early_stopping_patience"], run.trainer_fields()["metric_for_best_model"]
+    told = f"stops early: when {metric} is no better at {times} evaluation{'s' * (times > 1)} in a row."
+    if run.training.get("load_best_model_at_end"):
+        return told
+    return f"{told} The last weights are saved; training.load_best_model_at_end=true takes the best checkpoint's."
 
 
 def _check_host(chosen: Option, choice: Choice) -> None:

@@ -122,8 +122,9 @@ def figures(run: Recorded) -> Figures:
     own_speed = tokens / seconds if tokens is not None and seconds else None
     speed = _first(summary.get("tokens_per_second"), own_speed)
     status, message = _status(run)
+    base = at(run.plan, "model", "name") if at(run.plan, "adapter") else None
     return Figures(
-        model=text(at(run.run, "model", "name") or at(run.plan, "model", "name")),
+        model=text(base or at(run.run, "model", "name") or at(run.plan, "model", "name")),
         strategy=text(
             at(run.plan, "strategy")
             or at(run.run, "distributed", "strategy")

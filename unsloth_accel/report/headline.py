@@ -27,8 +27,10 @@ def facts(run: Recorded, found: Figures) -> list[str]:
     told = [found.strategy, found.where]
     told += [f"{batch} rows per step"] if batch else []
     told += ["no mixed precision" if precision == "no" else precision]
+    told += [f"begins with the adapter {adapter}"] if (adapter := text(at(run.plan, "adapter"))) else []
     told += ["4-bit base"] if at(run.run, "model", "load_in_4bit") else []
     told += [f"trained in {count(run.attempts, 'part')}"] if run.attempts > 1 else []
+    told += [text(at(run.results, "training", "stopped_early"))]
     return [fact for fact in told if fact]
 
 

@@ -27,6 +27,7 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     from ..adapters.checkpointing import describe, keep_readme
     from ..adapters.ddp_settings import gradients_in_buckets
     from ..adapters.out_of_memory import StepHalving, halve_on_out_of_memory
+    from ..callbacks.early_stopping import EarlyStopping
     from ..callbacks.memory_watch import MemoryWatch
     from ..callbacks.observe import observe
     from ..callbacks.peak_memory import PeakMemory
@@ -52,6 +53,8 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
         print(f"out of memory would end the run: {halving}", flush=True)
     trainer.add_callback(PeakMemory())
     trainer.add_callback(StepLog(RunDirectory(run.output_dir).step_log))
+    if run.early_stopping:
+        trainer.add_callback(EarlyStopping(**run.early_stopping))
     for path in method.callbacks:
         trainer.add_callback(imported(path)())
     if run.logging.progress:

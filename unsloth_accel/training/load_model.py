@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ..config.run_config import PROJECTIONS, RunConfig
+from ..config.start_adapter import Adapter, find_adapter, model_of
+from ..errors import ConfigError, Problem, first_line
 
 CHECKPOINTING: dict[str, str | bool] = {"unsloth": "unsloth", "true": True, "false": False}
 """Value that Unsloth takes for each `model.gradient_checkpointing`."""
@@ -19,7 +22,8 @@ def load_model(run: RunConfig) -> tuple[Any, Any]:
     from ..adapters.ddp_settings import device_map
     from ..adapters.fsdp2.loading import sharded_loading
 
-    name = run.model.name
+    adapter = find_adapter(run.model.name)
+    name = model_of(run.model.name)
     # Absolute, so that the saved adapter finds its base model from any directory.
     name = str(Path(name).resolve()) if Path(name).is_dir() else name
     placed = device_map() if run.distributed.device != "cpu" else None
@@ -31,22 +35,67 @@ def load_model(run: RunConfig) -> tuple[Any, Any]:
             load_in_4bit=run.model.load_in_4bit,
             trust_remote_code=run.model.trust_remote_code,
             **({"device_map": placed} if placed else {}),
+            **({"tokenizer_name": adapter.tokenizer} if adapter else {}),
         )
     return model, tokenizer
 
 
 def add_adapter(model: Any, run: RunConfig) -> Any:
-    """Return `model` with the run's LoRA adapter."""
+    """Return `model` with the run's LoRA adapter: a new one, or the one that the run begins with.
+
+    Raises `ConfigError`, on every rank, where that one's weights don't fit.
+    """
     import unsloth
 
+    adapter = find_adapter(run.model.name)
     modules = run.lora.target_modules
-    return unsloth.FastLanguageModel.get_peft_model(
+    said = {
+        "r": run.lora.r,
+        "lora_alpha": run.lora.alpha,
+        "target_modules": PROJECTIONS if modules == "all-linear" else list(modules),
+        "use_rslora": run.lora.use_rslora,
+    }
+    model = unsloth.FastLanguageModel.get_peft_model(
         model,
-        r=run.lora.r,
-        lora_alpha=run.lora.alpha,
+        **(said if adapter is None else _made_as(adapter)),
         lora_dropout=run.lora.dropout,
-        target_modules=PROJECTIONS if modules == "all-linear" else list(modules),
-        use_rslora=run.lora.use_rslora,
         use_gradient_checkpointing=CHECKPOINTING[run.model.gradient_checkpointing],
         random_state=run.lora.random_state,
     )
+    if adapter:
+        _load_weights(model, adapter)
+    return model
+
+
+def _made_as(adapter: Adapter) -> dict[str, Any]:
+    """Return what `get_peft_model` needs to make an adapter as this one was made: all that its config says of LoRA."""
+    from peft import LoraConfig, PeftConfig
+
+    config, usual = LoraConfig.from_pretrained(str(adapter.directory)), LoraConfig()
+    of_all_kinds = {field.name for field in fields(PeftConfig)}
+    of_this_run = {"lora_dropout", "init_lora_weights", "runtime_config"}
+    said = {
+        field.name: getattr(config, field.name)
+        for field in fields(LoraConfig)
+        if field.init and field.name not in of_all_kinds | of_this_run
+    }
+    changed = {name: value for name, value in said.items() if value != getattr(usual, name)}
+    modules = config.target_modules
+    whole = {"target_modules": modules if isinstance(modules, str) else sorted(modules or ())}
+    return changed | whole | {"r": config.r, "lora_alpha": config.lora_alpha}
+
+
+def _load_weights(model: Any, adapter: Adapter) -> None:
+    """Give the adapter of `model`, which is still whole on every rank, the weights of `adapter`, all of them."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    try:
+        told = set_peft_model_state_dict(model, load_peft_weights(str(adapter.directory), device="cpu"))
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        fault = ", ".join([*told.unexpected_keys, *(name for name in told.missing_keys if name in trained)])
+    except (RuntimeError, ValueError, KeyError, OSError) as error:  # other shapes, or a damaged file
+        fault = first_line(error)
+    if fault:
+        consequence = f"its weights don't fit its base, {adapter.base}: {fault[:300]}."
+        fix = f"the model that it was trained on, as base_model_name_or_path in {adapter.directory}/adapter_config.json"
+        raise ConfigError(Problem(key="model.name", value=adapter.name, consequence=consequence, fix=fix))

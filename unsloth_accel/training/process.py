@@ -131,6 +131,7 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
 
     from ..adapters.real_batch import batch_of
     from ..adapters.saving import of_every_rank, save_run, versions
+    from ..callbacks.early_stopping import EarlyStopping
     from ..callbacks.peak_memory import PeakMemory
     from .evaluation import AsTrainingBegins, HeldOut, evaluate
     from .summary import summary
@@ -170,6 +171,9 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
         "loss": outcome.training_loss * trainer.state.global_step / steps if steps else None,
         "tokens": trainer.state.num_input_tokens_seen - done["num_input_tokens_seen"],
     }
+    stopped = [one.stopped for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStopping)]
+    if any(stopped):
+        results["training"]["stopped_early"] = stopped[0]
     evaluations = [
         {"step": line["step"], "loss": line["eval_loss"]}
         for line in trainer.state.log_history

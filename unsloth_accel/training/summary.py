@@ -15,6 +15,7 @@ def summary(results: dict[str, Any], adapter: Path) -> str:
     speed = training["tokens"] / training["seconds"] if training["seconds"] else 0.0
     resumed = f", going on from step {training['resumed_at']}" if training.get("resumed_at") else ""
     lines = [f"trained {training['steps']} steps in {training['seconds']:.0f} s ({speed:,.0f} tokens/s){resumed}"]
+    lines += [training["stopped_early"]] if "stopped_early" in training else []
     answers = (after or {}).get("answers", [])
     earlier = before.get("answers", []) if before else [None] * len(answers)  # none where the strategy shards
     for old, new in zip(earlier, answers, strict=True):

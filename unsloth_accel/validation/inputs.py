@@ -13,6 +13,7 @@ from ..artifacts.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoint,
 from ..artifacts.own_files import is_of_a_run, taken
 from ..artifacts.run_directory import RunDirectory
 from ..config.run_config import RunConfig
+from ..config.start_adapter import model_of
 from ..data.formats import has_response, question_of, roles
 from ..data.rows import Rows, no_step, read_checked_rows
 from ..data.sources import locate
@@ -120,7 +121,7 @@ def _shared_out_by_tokens(run: RunConfig) -> bool:
 
 
 def _model_problems(run: RunConfig) -> list[Problem]:
-    name = run.model.name
+    name = model_of(run.model.name)
     path = Path(name)
     problem = partial(Problem, key="model.name", value=name)
     missing = _bitsandbytes_problems("model.load_in_4bit", True) if run.model.load_in_4bit else []

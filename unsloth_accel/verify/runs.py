@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.checkpoints import ADAPTER_WEIGHTS
 from ..artifacts.own_files import remove
 from ..artifacts.run_directory import START_RECORD, RunDirectory, start_of
+from ..config.start_adapter import ADAPTER_WEIGHTS
 from ..errors import LaunchError
 from ..launch.child import Child
 from ..launch.launcher import launch_of, made_room

@@ -32,7 +32,8 @@ _PER_DEVICE, _ACCUMULATION = "per_device_train_batch_size", "gradient_accumulati
 # Training fields that begin so have no place in a run of a few steps without evaluation and checkpoints. A warm-up
 # would keep the adapter where it is, and there would be little to compare.
 _DROPPED = (
-    *("eval_", "do_eval", "save_", "load_best_model", "metric_for_best", "greater_is_better", "push_to_hub", "hub_"),
+    *("eval_", "do_eval", "early_stopping_", "save_", "load_best_model", "metric_for_best", "greater_is_better"),
+    *("push_to_hub", "hub_"),
     *("logging_", "warmup_", "num_train_epochs", "resume", "overwrite", "include_num_input_tokens_seen"),
 )
 _CHARACTERS = 8

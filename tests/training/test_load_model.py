@@ -1,0 +1,71 @@
+"""Beginning with an adapter: the model that is trained is base plus adapter, whatever the adapter is like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unsloth_accel.config.read_run import from_dict
+from unsloth_accel.errors import ConfigError
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+MADE = {
+    "plain": {},
+    "rank-stabilised": {"use_rslora": True},
+    "a pattern of modules": {"target_modules": r".*\.self_attn\.(q|v)_proj"},
+    "embeddings, tied": {"target_modules": ATTENTION, "modules_to_save": ["embed_tokens", "lm_head"]},
+    "biases": {"target_modules": ATTENTION, "bias": "lora_only"},
+    "ranks of their own": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 6}},
+    "DoRA": {"use_dora": True, "target_modules": ATTENTION},
+    "one layer": {"layers_to_transform": [1]},
+}
+
+
+@pytest.mark.slow
+def test_the_model_is_base_plus_adapter(tiny: Path, tmp_path: Path) -> None:
+    """To the logits of PEFT's own loading, trainable as it was, named after the base, and what does not fit is told."""
+    import unsloth  # noqa: F401  isort: skip
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from unsloth_accel.training.load_model import add_adapter, load_model
+
+    ids = torch.arange(3, 60).reshape(3, 19)
+    plain = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)(input_ids=ids).logits
+    for name, options in MADE.items():
+        base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+        arguments: dict[str, Any] = {"r": 4, "lora_alpha": 6, "target_modules": [*ATTENTION, "up_proj"], **options}
+        made = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **arguments))
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for parameter in made.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * 0.05)
+        made.save_pretrained(tmp_path / name)
+        base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+        expected = PeftModel.from_pretrained(base, tmp_path / name).eval()(input_ids=ids).logits
+        assert float((expected - plain).abs().max()) > 1e-3, name
+        run = from_dict(
+            {
+                "model": {"name": str(tmp_path / name), "dtype": "float32", "gradient_checkpointing": "false"},
+                "data": {"path": "-"},
+                "distributed": {"device": "cpu"},
+                "output_dir": "-",
+            }
+        )
+        model, _ = load_model(run)
+        model = add_adapter(model, run)
+        with torch.no_grad():
+            found = model.eval()(input_ids=ids).logits
+        assert float((found - expected).abs().max()) < 1e-5, name
+        assert model.peft_config["default"].base_model_name_or_path == str(tiny)
+        trained = {parameter for parameter, value in model.named_parameters() if value.requires_grad}
+        assert trained == {parameter for parameter, value in made.named_parameters() if value.requires_grad}, name
+    weights = tmp_path / "one layer" / "adapter_model.safetensors"
+    weights.write_bytes((tmp_path / "plain" / "adapter_model.safetensors").read_bytes())
+    model, _ = load_model(run)
+    with pytest.raises(ConfigError, match=r"don't fit its base.*layers\.0"):
+        add_adapter(model, run)
