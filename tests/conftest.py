@@ -117,6 +117,15 @@ def write_weights(directory: Path) -> None:
     (directory / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
 
 
+def write_adapter(path: Path, **said: Any) -> Path:
+    """An adapter's directory with this in its config, and weights that nobody reads."""
+    usual = {"peft_type": "LORA", "r": 8, "lora_alpha": 24, "lora_dropout": 0.1, "target_modules": ["v_proj", "q_proj"]}
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "adapter_config.json").write_text(json.dumps(usual | said), encoding="utf-8")
+    (path / "adapter_model.safetensors").touch()
+    return path
+
+
 def write_checkpoint(path: Path, run: Any, *, ranks: int = 2, record: bool = True) -> Path:
     """A whole checkpoint of `run` as the Trainer leaves one, its files as small as their forms allow."""
     import zipfile

@@ -103,7 +103,7 @@ def test_the_merged_model_is_base_plus_adapter(
     """The same logits in float32, which are not the base's; a head that was trained is no longer the embeddings."""
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     base = SMOLLM2
     if model != "SmolLM2":
@@ -122,6 +122,9 @@ def test_the_merged_model_is_base_plus_adapter(
             if parameter.requires_grad and "lora_A" not in name:
                 parameter.add_((0.03 if "LoRA" in model else 0.005) * torch.randn_like(parameter))
     adapted.save_pretrained(tmp_path / "run" / "adapter")
+    ends = AutoTokenizer.from_pretrained(base)
+    before, ends.eos_token = ends.eos_token_id, "!"  # as a run with training.eos_token leaves it
+    ends.save_pretrained(tmp_path / "run" / "adapter")
     assert merge.run([str(tmp_path / "run"), str(tmp_path / "out"), "--dtype", "float32"]) == 0
     assert f"base     {base}" in capsys.readouterr().out
     inputs = AutoTokenizer.from_pretrained(base)("The capital of France is", return_tensors="pt")["input_ids"]
@@ -132,6 +135,9 @@ def test_the_merged_model_is_base_plus_adapter(
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()(inputs).logits
     assert float((merged - expected).abs().max()) <= 1e-3
     assert float((merged - plain).abs().max()) > 0.1
-    assert AutoTokenizer.from_pretrained(tmp_path / "out")("a")["input_ids"]
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").eos_token == "!"
+    assert AutoConfig.from_pretrained(tmp_path / "out").eos_token_id == ends.eos_token_id
+    stops = GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id
+    assert stops == [ends.eos_token_id, *([] if before is None else [before])]
     assert AutoConfig.from_pretrained(tmp_path / "out").tie_word_embeddings == (model == "SmolLM2")
     assert not list(tmp_path.glob(".out*")), "temporary directories are left"

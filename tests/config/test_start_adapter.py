@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import write_adapter
 from plans import CPU
 
 from unsloth_accel.config.read_run import from_dict
@@ -16,20 +16,11 @@ from unsloth_accel.errors import ConfigError
 from unsloth_accel.models.spec import ModelSpec
 from unsloth_accel.planning.planner import plan
 
-SAID = {"peft_type": "LORA", "r": 8, "lora_alpha": 24, "lora_dropout": 0.1, "target_modules": ["v_proj", "q_proj"]}
-
 
 @pytest.fixture
 def adapter(description: dict[str, Any], tmp_path: Path) -> Path:
     """An adapter on the model that `description` names."""
-    return written(tmp_path / "adapter", base_model_name_or_path=description["model"]["name"])
-
-
-def written(path: Path, **said: Any) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    (path / "adapter_config.json").write_text(json.dumps({**SAID, **said}), encoding="utf-8")
-    (path / "adapter_model.safetensors").touch()
-    return path
+    return write_adapter(tmp_path / "adapter", base_model_name_or_path=description["model"]["name"])
 
 
 def begun(description: dict[str, Any], name: Path | str, **lora: Any) -> RunConfig:
@@ -54,18 +45,18 @@ def test_what_contradicts_is_refused_each_with_its_fix(description: dict[str, An
     assert len(told) == 4
     assert told[0].startswith(f"error: lora.r=16: the adapter {adapter}, which the run begins with, has 8: its weights")
     assert told[0].endswith(f"for another one unsloth-accel merge {adapter} MERGED, and model.name=MERGED")
-    written(adapter, base_model_name_or_path=description["model"]["name"], target_modules=PROJECTIONS[::-1])
+    write_adapter(adapter, base_model_name_or_path=description["model"]["name"], target_modules=PROJECTIONS[::-1])
     assert begun(description, adapter, target_modules="all-linear").lora.r == 8
 
 
 def test_modules_that_are_trained_whole(description: dict[str, Any], adapter: Path) -> None:
     """run.yaml names them among the targets; of two tied ones PEFT's config may keep one."""
     base = description["model"]["name"]
-    written(adapter, base_model_name_or_path=base, modules_to_save=["embed_tokens"], ensure_weight_tying=True)
+    write_adapter(adapter, base_model_name_or_path=base, modules_to_save=["embed_tokens"], ensure_weight_tying=True)
     assert begun(description, adapter).lora.target_modules == ["q_proj", "v_proj", "embed_tokens"]
     both = ["q_proj", "v_proj", "lm_head", "embed_tokens"]
     begun(description, adapter, target_modules=both)
-    written(adapter, base_model_name_or_path=base, modules_to_save=["embed_tokens"])
+    write_adapter(adapter, base_model_name_or_path=base, modules_to_save=["embed_tokens"])
     assert "lora.target_modules" in refused(description, adapter, target_modules=both)
 
 
@@ -77,7 +68,7 @@ def test_the_plan_is_its_bases_and_says_so(description: dict[str, Any], adapter:
     assert f"adapter    {adapter}, rank 8, alpha 24" in str(made)
     again = from_dict(made.resolved())  # what the processes read
     assert (again.model.name, again.lora) == (str(adapter), made.run.lora)
-    written(adapter, base_model_name_or_path=base, target_modules=r".*\.(q|v)_proj")
+    write_adapter(adapter, base_model_name_or_path=base, target_modules=r".*\.(q|v)_proj")
     pattern = plan(begun(description, adapter), CPU)
     assert pattern.run.lora.target_modules == r".*\.(q|v)_proj"
     assert from_dict(pattern.resolved()).lora == pattern.run.lora
@@ -94,14 +85,14 @@ def test_where_its_base_and_its_tokenizer_are(
     (adapter / "tokenizer_config.json").touch()
     assert tokenizer_of_model(str(adapter)) == str(adapter)
     assert tokenizer_of_model(base) == base
-    written(adapter, base_model_name_or_path="../model")  # beside it, whatever the working directory
+    write_adapter(adapter, base_model_name_or_path="../model")  # beside it, whatever the working directory
     found = find_adapter(str(adapter))
     assert found is not None
     assert found.base == base
     cached = tmp_path / "hub" / "models--someone--adapter"
     (cached / "refs").mkdir(parents=True)
     (cached / "refs" / "main").write_text("1a")
-    written(cached / "snapshots" / "1a", base_model_name_or_path=base)
+    write_adapter(cached / "snapshots" / "1a", base_model_name_or_path=base)
     assert begun(description, "someone/adapter").lora.r == 8
     assert find_adapter("someone/other") is None
     (adapter / "model.safetensors").touch()  # a whole model with an adapter beside it
@@ -122,7 +113,7 @@ def test_where_its_base_and_its_tokenizer_are(
 def test_what_no_run_can_begin_with(
     said: dict[str, Any], words: str, description: dict[str, Any], adapter: Path
 ) -> None:
-    written(adapter, **{"base_model_name_or_path": description["model"]["name"]} | said)
+    write_adapter(adapter, **{"base_model_name_or_path": description["model"]["name"]} | said)
     assert words in refused(description, adapter)
 
 

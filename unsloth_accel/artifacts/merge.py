@@ -94,6 +94,7 @@ def write_merged(merge: Merge) -> list[Path]:
         model = adapted.merge_and_unload(safe_merge=True)
         has_own = (merge.adapter / "tokenizer_config.json").is_file()
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(merge.adapter) if has_own else merge.base)
+        _stop_as_trained(model, tokenizer)
         with filling(merge.target) as directory:
             model.save_pretrained(directory, max_shard_size="5GB")
             tokenizer.save_pretrained(directory)
@@ -195,6 +196,17 @@ def _untie(model: Any, merge: Merge) -> None:
     if any(f".{module}.lora_" in f".{name}" for module in modules for name in names):
         head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
         model.config.tie_word_embeddings = config.tie_word_embeddings = False
+
+
+def _stop_as_trained(model: Any, tokenizer: Any) -> None:
+    """Let the merged model stop at its tokenizer's end-of-sequence token, which a run may have chosen, and at the
+    base's own ends as before: what serves it reads generation_config.json or config.json, not the tokenizer."""
+    end = tokenizer.eos_token_id
+    for config in (model.config, model.config.get_text_config(), model.generation_config):
+        stops = getattr(config, "eos_token_id", None)
+        stops = list(stops) if isinstance(stops, list | tuple) else [] if stops is None else [stops]
+        if end is not None and end not in stops:
+            config.eos_token_id = [end, *stops] if config is model.generation_config else end
 
 
 def _class(transformers: Any, base: str) -> Any:

@@ -52,6 +52,8 @@ def run(words: Sequence[str]) -> int:
 
     with redirect_stdout(sys.stderr):  # Unsloth greets on stdout, where --json is to be read
         found = preview_rows(description, asked.rows, asked.most)
+    for warning in found.warnings:
+        print(warning, file=sys.stderr)
     if asked.json:
         print(json.dumps(found.to_dict(), indent=2))
         return 0

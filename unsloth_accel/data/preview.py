@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.run_config import DEFAULT_PER_DEVICE
 from ..config.start_adapter import tokenizer_of_model
 from ..errors import ConfigError, Problem, first_line
+from .answer_end import unending_answers
 from .length_statistics import Lengths, lengths_of
 from .rows import Rows, read_checked_rows
 from .tokenise import IGNORED, Recipe, Tokenise, choose_template, notes_on
@@ -47,6 +48,7 @@ class Preview:
     """Whether all rows were looked at."""
     notes: tuple[str, ...] = ()
     """Sentences on what of the rows is left out."""
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
@@ -75,6 +77,7 @@ def preview_rows(run: RunConfig, shown: int, most: int) -> Preview:
         trained += made["trained"]
         kept += sum(map(len, made["input_ids"]))
         first += [_shown(made, index, rows, start, tokenizer) for index in range(min(len(batch), shown - len(first)))]
+    unending = unending_answers(run, tokenizer)
     size = run.training.get("per_device_train_batch_size") or DEFAULT_PER_DEVICE
     return Preview(
         kind=rows.kind,
@@ -86,6 +89,7 @@ def preview_rows(run: RunConfig, shown: int, most: int) -> Preview:
         batch=size,
         whole=whole,
         notes=notes_on(rows, tokenizer),
+        warnings=() if unending is None else (str(unending),),
     )
 
 

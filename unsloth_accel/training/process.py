@@ -210,6 +210,7 @@ def build_trainer(run: RunConfig, log: RankLog | None = None) -> Trainer:
     import unsloth  # noqa: F401  (before transformers and trl, which it patches)
 
     from ..adapters.rank_agreement import check_same
+    from ..data.answer_end import unending_answers
     from .attach import attach
     from .load_model import add_adapter, load_model
     from .trainer_config import trainer_config
@@ -226,6 +227,9 @@ def build_trainer(run: RunConfig, log: RankLog | None = None) -> Trainer:
     model = add_adapter(model, run)
     with phase("tokenising", log, about=run.data.path):
         rows = steps.prepare_data(run, tokenizer)
+        if environment.rank() == 0 and (unending := unending_answers(run, tokenizer)):
+            log.warn("data", str(unending).removeprefix("warning: "), 0)
+            log.tell_own()
         trainer: Trainer = steps.make_trainer(run, model, tokenizer, config, rows)
     return attach(trainer, run, log, method)
 

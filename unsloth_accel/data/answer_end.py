@@ -1,0 +1,64 @@
+"""The end of an answer: whether a model that learns a chat template's answers will stop after them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config.start_adapter import model_of
+from ..errors import Problem
+from ..hub_cache import hub_snapshot
+from .formats import kind_of
+from .rows import stream
+
+if TYPE_CHECKING:
+    from ..config.run_config import RunConfig
+
+_ANSWER = "Yes, it is."
+_CHAT = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": _ANSWER}]
+_TEMPLATE = "a template that ends answers with {{ eos_token }}, as training.chat_template_path=FILE.jinja"
+_CONFIGS = ("generation_config.json", "config.json")
+
+
+def unending_answers(run: RunConfig, tokenizer: Any) -> Problem | None:
+    """Return a warning where `run` trains chats, by the template of `tokenizer`, whose answers end in no token at which
+    generation stops: not in its eos_token, nor in another one of the model's generation_config."""
+    row = json.loads(next(stream(run.data.path, "data.path", run.data), "{}"))
+    kind = kind_of(row)
+    if kind != "messages" and not (kind == "prompt-completion" and isinstance(row["prompt"], list)):
+        return None
+    try:
+        text = tokenizer.apply_chat_template(_CHAT, tokenize=False)
+    except Exception:  # a template may raise what it likes; how it treats the rows is told elsewhere
+        return None
+    _, answer, after = text.rpartition(_ANSWER)
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"] if answer else []
+    stops = {tokenizer.eos_token_id, *_generation_stops(run.model.name)}
+    if not answer or stops.intersection(ids):
+        return None
+    added = tokenizer.added_tokens_decoder
+    end = next((str(added[token]) for token in ids if token in added), None)
+    ends = f"ends an answer with {end}" if end else "ends an answer with no token of its own"
+    only = ", ".join(sorted(map(str, tokenizer.convert_ids_to_tokens([stop for stop in stops if stop is not None]))))
+    return Problem(
+        key="training.eos_token",
+        value=run.training.get("eos_token"),
+        consequence=f"the chat template {ends}, and generation stops at {only or 'nothing'}: the trained model would "
+        "not stop after its answers.",
+        fix=f"training.eos_token='{end}'" if end else _TEMPLATE,
+        severity="warning",
+    )
+
+
+def _generation_stops(name: str) -> list[int]:
+    """Return the tokens at which the model itself says that generation stops, as transformers reads it."""
+    model = model_of(name)
+    directory = Path(model) if Path(model).is_dir() else hub_snapshot(model)
+    for path in [directory / file for file in _CONFIGS] if directory else []:
+        try:
+            said = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        except (OSError, ValueError, AttributeError):
+            continue
+        return list(said) if isinstance(said, list) else [said]
+    return []
