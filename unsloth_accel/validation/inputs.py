@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoint, is_finished, newest
+from ..artifacts.checkpoints import Checkpoint, is_finished, newest
 from ..artifacts.own_files import is_of_a_run, taken
 from ..artifacts.run_directory import RunDirectory
 from ..config.run_config import RunConfig
-from ..config.start_adapter import model_of
+from ..config.start_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, model_of
 from ..data.formats import has_response, question_of, roles
 from ..data.rows import Rows, no_step, read_checked_rows
 from ..data.sources import locate
