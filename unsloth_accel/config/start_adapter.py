@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import ConfigError, Problem, first_line
 from ..files import is_directory, is_file
-from ..hub_cache import hub_snapshot
+from .hub_cache import hub_snapshot
 from .run_config import PROJECTIONS, LoraConfig
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"

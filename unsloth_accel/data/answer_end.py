@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config.hub_cache import hub_snapshot
 from ..config.start_adapter import model_of
 from ..errors import Problem
-from ..hub_cache import hub_snapshot
 from .formats import kind_of
 from .rows import stream
 

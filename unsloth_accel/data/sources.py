@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ..config.hub_cache import hugging_face_home
 from ..errors import ConfigError, Problem
 from ..files import write_atomically
-from ..hub_cache import hugging_face_home
 from ..models.locate import may_be_hub_id
 
 KINDS = {

@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..config.hub_cache import hub_cache
 from ..hardware.cpu_and_memory import memory_gib
-from ..hub_cache import hub_cache
 from .machine import Machine
 from .result import Result, error, warning
 

@@ -14,9 +14,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ..config.hub_cache import hub_snapshot
 from ..errors import ConfigError, Problem, first_line
 from ..files import is_directory, is_file
-from ..hub_cache import hub_snapshot
 from .safetensors_header import INDEX, SINGLE
 
 HUB_TIMEOUT = 5.0
