@@ -42,10 +42,13 @@ parser.add_argument(
 )
 options = parser.parse_args()
 
-# Strategy, processes and precision come from the config that `accelerate launch` was given. Without the seedable
-# sampler the order of rows would depend on the number of processes.
-accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=SEED))
+# Strategy, processes and precision come from the config that `accelerate launch` was given. The seedable sampler draws
+# the same order of rows on any number of processes, and of each step, which the loaders know whole, every process gets
+# its part.
+in_parts = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=SEED)
+accelerator = Accelerator(dataloader_config=in_parts)
 set_seed(SEED)
+rows_per_process = options.per_device * options.accumulation
 with unsloth_accel.sharded_loading(load_in_4bit=False):  # under fsdp2 each GPU loads only what it keeps
     model, tokenizer = FastLanguageModel.from_pretrained(
         options.model,
@@ -78,13 +81,27 @@ def collate(batch: list[list[int]]) -> dict[str, torch.Tensor]:
     return {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"], "labels": labels}
 
 
+def micro_batches_of(step: list[list[int]]) -> list[dict[str, torch.Tensor]]:
+    """This process's rows of an optimizer step, in micro-batches."""
+    return [collate(step[start : start + options.per_device]) for start in range(0, len(step), options.per_device)]
+
+
+def forget_repeated(micro_batches: list[dict[str, torch.Tensor]]) -> None:
+    """Take the labels from the rows with which accelerate fills up an epoch's last step: they were in it already."""
+    if train_loader.end_of_dataloader and train_loader.remainder > 0:
+        own = train_loader.remainder - accelerator.process_index * rows_per_process
+        for batch in micro_batches:
+            batch["labels"][max(own, 0) :] = -100
+            own -= len(batch["labels"])
+
+
 def tokens_in(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """How many tokens of a batch are learned; the first of each row has nothing before it to be predicted from."""
     return (batch["labels"][:, 1:] != -100).sum()
 
 
-def epochs(loader: Any) -> Any:
-    """Batches without end, shuffled anew in every epoch."""
+def steps_of_epochs(loader: Any) -> Any:
+    """Steps without end, their rows shuffled anew in every epoch."""
     epoch = 0
     while True:
         loader.set_epoch(epoch)
@@ -96,7 +113,7 @@ def held_out_loss() -> float:
     """Mean loss per token of the held-out rows, in nats, over all ranks."""
     model.eval()
     parts = []
-    for batch in eval_loader:  # one row per batch: gather_for_metrics then drops the rows that fill up the last round
+    for batch in eval_loader:  # one row per process: gather_for_metrics then drops those that fill up the last batch
         tokens = tokens_in(batch)
         with torch.no_grad():
             loss = model(**batch).loss.float()
@@ -106,35 +123,36 @@ def held_out_loss() -> float:
     return float(total / count)
 
 
-train_loader = DataLoader(rows(options.data), batch_size=options.per_device, shuffle=True, collate_fn=collate)
-eval_loader = DataLoader(rows(options.eval_data), batch_size=1, collate_fn=collate)
+rows_per_step = rows_per_process * accelerator.num_processes
+train_loader = DataLoader(rows(options.data), batch_size=rows_per_step, shuffle=True, collate_fn=micro_batches_of)
+eval_loader = DataLoader(rows(options.eval_data), batch_size=accelerator.num_processes, collate_fn=collate)
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=options.learning_rate)
-# Not given to prepare, which would step it once per process in every step.
 scheduler = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=2, num_training_steps=options.steps)
-model, optimizer, train_loader, eval_loader = unsloth_accel.prepare(
-    accelerator, model, optimizer, train_loader, eval_loader
+model, optimizer, scheduler, train_loader, eval_loader = unsloth_accel.prepare(
+    accelerator, model, optimizer, scheduler, train_loader, eval_loader
 )
 
 accelerator.print(f"held-out loss before  {held_out_loss():.6f}")
 model.train()
-batches = epochs(train_loader)
-for step in range(1, options.steps + 1):
-    micro_batches = list(islice(batches, options.accumulation))
+for step, micro_batches in enumerate(islice(steps_of_epochs(train_loader), options.steps), 1):
+    forget_repeated(micro_batches)
     # Every token of the step weighs the same, whichever rank and micro-batch it is in: divide by the tokens of all.
     tokens = accelerator.reduce(torch.stack([tokens_in(batch) for batch in micro_batches]).sum(), "sum")
     losses = []
     for number, batch in enumerate(micro_batches, 1):
-        last = number == options.accumulation
+        last = number == len(micro_batches)
         with nullcontext() if last else accelerator.no_sync(model):  # ranks exchange gradients once per step
             loss = model(**batch, num_items_in_batch=tokens).loss
             accelerator.backward(loss * accelerator.num_processes)  # gradients are averaged over ranks, not summed
         losses.append(loss.detach().float())
     norm = accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm)
+    rate = scheduler.get_last_lr()[0]
     optimizer.step()
     scheduler.step()
     optimizer.zero_grad()
     loss = accelerator.gather(torch.stack(losses).sum()).sum()
-    accelerator.print(f"step {step}  loss {loss.item():.6f}  grad_norm {float(norm):.6f}  tokens {int(tokens)}")
+    figures = f"loss {loss.item():.6f}  grad_norm {float(norm):.6f}  rate {rate:.6f}  tokens {int(tokens)}"
+    accelerator.print(f"step {step}  {figures}")
     if not math.isfinite(loss.item()):
         raise SystemExit(f"the loss of step {step} is {loss.item()}")
 

@@ -1,5 +1,7 @@
 """A training loop of one's own: examples/accelerate_loop.py, launched as its first lines say."""
 
+import json
+import math
 import os
 import re
 import subprocess
@@ -16,23 +18,25 @@ from unsloth_accel.config.accelerate_config import AccelerateConfig
 pytestmark = pytest.mark.slow
 LOOP = "examples/accelerate_loop.py"
 TOLERANCE = 1e-5
+STEPS = 8
 
 
 @pytest.fixture(scope="module")
 def options(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Three steps in float32 of eight rows of 9 to 96 tokens; seven held-out rows, an odd number for two ranks."""
+    """Two epochs in float32 of 26 rows of 9 to 96 tokens, eight rows per step: an epoch's last step has two, which is
+    none for the second rank. Seven held-out rows, an odd number for two ranks."""
     directory = tmp_path_factory.mktemp("rows")
-    rows = variable_rows(directory / "rows.jsonl", [9 + (37 * i) % 88 for i in range(64)])
+    rows = variable_rows(directory / "rows.jsonl", [9 + (37 * i) % 88 for i in range(26)])
     held_out = variable_rows(directory / "eval.jsonl", [9 + (53 * i) % 88 for i in range(7)])
-    words = ["--model", tiny, "--data", rows, "--eval-data", held_out, "--per-device", 2, "--dtype", "float32"]
-    return [*map(str, words), "--steps", "3", "--learning-rate", "1e-2", "--max-grad-norm", "0.5"]
+    words = ["--model", tiny, "--data", rows, "--eval-data", held_out, "--dtype", "float32"]
+    return [*map(str, words), "--steps", str(STEPS), "--learning-rate", "1e-2", "--max-grad-norm", "0.5"]
 
 
 @pytest.fixture(scope="module")
 def alone(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], dict[str, Any]]:
-    """The figures and the adapter of one process that takes four micro-batches per step."""
+    """The figures and the adapter of one process that takes four micro-batches of two rows per step."""
     out = tmp_path_factory.mktemp("alone")
-    command = [sys.executable, LOOP, *options, "--accumulation", "4", "--output", str(out)]
+    command = [sys.executable, LOOP, *options, "--per-device", "2", "--accumulation", "4", "--output", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=environment)
     assert done.returncode == 0, done.stderr
@@ -40,18 +44,19 @@ def alone(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 def figures(printed: str) -> list[float]:
-    """Held-out loss before and after; loss, gradient norm and tokens of each step."""
+    """Held-out loss before and after; loss, gradient norm, learning rate and tokens of each step."""
     lines = [line for line in printed.splitlines() if line.startswith(("held-out loss", "step "))]
     return [float(number) for line in lines for number in re.findall(r"\d+(?:\.\d+)?", line)]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2_native"])
+@pytest.mark.parametrize(("strategy", "accumulation"), [("ddp", 1), ("fsdp2_native", 2)])
 def test_two_processes_train_like_one(
-    strategy: Any, alone: tuple[list[float], dict[str, Any]], options: list[str], tmp_path: Path
+    strategy: Any, accumulation: int, alone: tuple[list[float], dict[str, Any]], options: list[str], tmp_path: Path
 ) -> None:
     config = AccelerateConfig(strategy=strategy, num_processes=2, device="cpu")
     config.write(tmp_path / "accelerate.yaml")
-    arguments = [*options, "--accumulation", "2", "--output", str(tmp_path)]
+    arguments = [*options, "--per-device", str(4 // accumulation), "--accumulation", str(accumulation)]
+    arguments += ["--output", str(tmp_path)]
     done = accelerate_launch("--config_file", tmp_path / "accelerate.yaml", LOOP, *arguments)
     if strategy == "fsdp2_native" and find_spec("triton") is None:
         assert done.returncode != 0
@@ -62,7 +67,7 @@ def test_two_processes_train_like_one(
     assert ("native FSDP2 sharded 2 blocks" in done.stdout) == (strategy == "fsdp2_native")
     seen, ours = figures(done.stdout), adapter(tmp_path)
     expected, theirs = alone
-    assert len(seen) == len(expected) == 1 + 3 * 4 + 1
+    assert len(seen) == len(expected) == 1 + STEPS * 5 + 1
     assert max(abs(a - b) for a, b in zip(seen, expected, strict=True)) <= TOLERANCE
     assert ours.keys() == theirs.keys()
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) <= TOLERANCE
@@ -70,9 +75,17 @@ def test_two_processes_train_like_one(
 
 
 def test_a_loop_that_does_not_synchronise_is_stopped(tiny: Path) -> None:
-    """The loss of the model inside DDP: nothing is averaged over ranks, and nobody would notice."""
+    """However its objects are prepared; a loop whose ranks are in step is not, and its schedule is that of one
+    process. The last takes its loss from the model inside DDP: nothing is averaged, and nobody would notice."""
     config = ROOT / "accelerate_configs" / "cpu_ddp.yaml"
     done = accelerate_launch("--config_file", config, SCRIPTS / "loop_around_the_wrapper.py", tiny)
+    line = next((line for line in done.stdout.splitlines() if line.startswith("{")), None)
+    assert line is not None, done.stderr
+    seen = json.loads(line)
+    assert {how for how, told in seen["tripled"].items() if "gradients of the first step differ" not in told} == set()
+    assert set(seen["alike"].values()) == {"trained"}
+    alone = [0.0, *(0.05 * (1 + math.cos(math.pi * step / 5)) for step in range(5))]
+    assert all(found == pytest.approx(alone) for found in seen["rates"].values()), seen["rates"]
     assert done.returncode != 0
     assert "gradients of the first step differ between ranks" in done.stderr
     assert "stepped" not in done.stdout

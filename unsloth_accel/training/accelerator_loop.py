@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..adapters import environment, import_order, rank_checks
+from ..adapters import environment, first_step, import_order, rank_checks
 from ..adapters.fsdp2 import native
 from ..adapters.fsdp2.generation import gather_in_generate
 from ..adapters.varlen_attention import attend_at_once
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
 def prepare(accelerator: Accelerator, *objects: Any) -> Any:
     """`accelerator.prepare(*objects)` for a model that Unsloth loaded; returns what that returns, in the same order.
 
-    Give the model and its optimizer together, and the loaders with them. Under `fsdp2_native` Unsloth shards the model
-    here; under every strategy the run ends, with the reason, when its world is not the one that was launched, when the
-    weights are whole although they were to be sharded, or when the ranks' first gradients or weights differ.
+    Everything may be given in one call or in several, in any order; but where the weights are sharded, the model
+    together with its optimizer. Under `fsdp2_native` Unsloth shards the model here; under every strategy the run ends,
+    with the reason, when its world is not the one that was launched, when the weights are whole although they were to
+    be sharded, or when the ranks' first gradients or weights differ (`adapters.first_step`).
+    A scheduler makes one step for each step of the optimizer, so that its rates are those of one process: count them
+    so when it is made. (Accelerate's own makes one for each process, unless `split_batches` is set.)
 
     Raises `GuardError`, `ImportOrderError`, and `ConfigError` for objects that can't be prepared as they are.
     """
     import torch
+    from accelerate.scheduler import AcceleratedScheduler
 
     available("methods that take a step of ours")
     promised = environment.promise()
@@ -35,39 +40,38 @@ def prepare(accelerator: Accelerator, *objects: Any) -> Any:
         import_order.check_accelerator(accelerator)
     models = [one for one in objects if isinstance(one, torch.nn.Module)]
     optimizers = [one for one in objects if isinstance(one, torch.optim.Optimizer)]
-    if native.requested():
-        if len(models) != 1:
-            consequence = "Unsloth's sharding prepares one model, together with its optimizer."
-            fix = "unsloth_accel.prepare(accelerator, model, optimizer, …)"
-            raise ConfigError(Problem(key="prepare", value=f"{len(models)} models", consequence=consequence, fix=fix))
+    _refuse_apart(accelerator, models, optimizers)
+    if native.requested() and models:
         schedulers = any(isinstance(one, torch.optim.lr_scheduler.LRScheduler) for one in objects)
         native.shard(accelerator, models[0], optimizers, schedulers)
     attend_at_once(accelerator.device)
     fit_to_strategy(accelerator)
-    prepared = accelerator.prepare(*objects)
-    for model in [one for one in (prepared if len(objects) > 1 else [prepared]) if isinstance(one, torch.nn.Module)]:
+    result = accelerator.prepare(*objects)
+    prepared = result if len(objects) > 1 else [result]
+    for scheduler in [one for one in prepared if isinstance(one, AcceleratedScheduler)]:
+        if scheduler.step_with_optimizer and not scheduler.split_batches and accelerator.num_processes > 1:
+            several = f"accelerator.prepare alone would make {accelerator.num_processes}"
+            accelerator.print(f"unsloth_accel: the scheduler makes one step per optimizer step ({several})", flush=True)
+        scheduler.split_batches = True  # accelerate's word for just that
+    prepared_models = [one for one in prepared if isinstance(one, torch.nn.Module)]
+    for model in prepared_models:
         if promised is not None:
             rank_checks.check_sharded(promised, model)
         gather_in_generate(accelerator, model)
-        for optimizer in optimizers:
-            _check_first_step(model, optimizer)
-    return prepared
+    if models or optimizers:
+        first_step.watch(*prepared_models)
+    return result
 
 
-def _check_first_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Compare the ranks' gradients before, and their weights after, the first step that `optimizer` really takes."""
-
-    def before(*_: Any) -> None:
-        whole = [gradient for gradient in rank_checks.gradients(model).values() if not rank_checks.is_sharded(gradient)]
-        if whole and not any(bool(gradient.any()) for gradient in whole):
-            return  # torch steps an optimizer once without gradients before it loads a state into it
-        first.remove()
-        rank_checks.check_equal(rank_checks.gradients(model), "gradients of the first step")
-
-        def after(*_: Any) -> None:
-            last.remove()
-            rank_checks.check_equal(rank_checks.trainable(model), "trainable weights after the first step")
-
-        last = optimizer.register_step_post_hook(after)
-
-    first = optimizer.register_step_pre_hook(before)
+def _refuse_apart(accelerator: Accelerator, models: Sequence[torch.nn.Module], optimizers: Sequence[Any]) -> None:
+    """Raise `ConfigError` where weights are to be sharded and an optimizer is given without them: it would go on with
+    the whole ones, which nobody reads any more."""
+    if native.requested():
+        apart = len(models) > 1 or any(not models and not first_step.of_prepared(one) for one in optimizers)
+    else:
+        apart = accelerator.is_fsdp2 and (len(models) > 1 or bool(models) != bool(optimizers))
+    if apart:
+        value = f"{len(models)} models and {len(optimizers)} optimizers"
+        consequence = "the weights are sharded here, so that an optimizer must be given together with its one model."
+        fix = "unsloth_accel.prepare(accelerator, model, optimizer, …)"
+        raise ConfigError(Problem(key="prepare", value=value, consequence=consequence, fix=fix))
