@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -85,6 +86,22 @@ def test_a_rank_that_differs_ends_all(difference: str, told: str, described: Pat
     assert "step 1/" not in done.stdout
     assert not list((tmp_path / "out").glob("checkpoint-*"))
     if "rows=" in difference:
+        seen = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"')))
+        assert {why for why in seen["let be"].items() if why[1] != "trained"} == set()
+        order = "rank 1 draws the rows of this epoch in another order than rank 0"
+        labels = "what the collator makes of rows 0, 8, 16, 25: labels is 'int64 (4, 4), fingerprint"
+        expected = {
+            "seeded by rank": f"step 0: {order}",
+            "rows shared out by tokens": f"step 0: {order}",
+            "an order that ends otherwise": f"step 7: {order}",
+            "an order that ends otherwise in the second epoch": f"step 14: {order}",
+            "other labels": f"step 0: the ranks would not train the same run: {labels}",
+            "other rows": "step 0: the ranks would not train the same run: what the collator makes of rows",
+            "other batches": "step 0: the ranks would not train the same run: length of the order is 9 on rank 1",
+        }
+        assert seen["stopped"].keys() == expected.keys()
+        wrong = {name: told for name, told in seen["stopped"].items() if not told.startswith(expected[name])}
+        assert wrong == {}
         assert "training argument learning_rate is 0.02 on rank 1 and 0.01 on rank 0" in done.stderr
 
 

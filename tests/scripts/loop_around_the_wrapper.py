@@ -1,8 +1,8 @@
 """Loops around `prepare` in two processes: rank 0 prints what came of each as JSON; the last is left to fail.
 
-Gradients of rank 1 are tripled, or not, in a loop whose objects are prepared in one call, in several, or not all; a
-scheduler is prepared and stepped with every micro-batch. The last loop takes its loss from the model inside the
-wrapper, so that its ranks never exchange gradients.
+Gradients of rank 1 are tripled, or not, in a loop whose objects are prepared in one call, in several, or not all; rank
+1 draws its rows in another order, or labels them otherwise; a scheduler is prepared and stepped with every micro-batch.
+The last loop takes its loss from the model inside the wrapper, so that its ranks never exchange gradients.
 """
 
 import json
@@ -82,10 +82,55 @@ def rates(accumulation: int, *, apart: bool) -> list[float]:
     return found
 
 
+class Order(torch.utils.data.Sampler[int]):
+    """Eight rows; on rank 1 those of its last batch in another order, from the second pass on."""
+
+    passes = 0
+
+    def __len__(self) -> int:
+        return 8
+
+    def __iter__(self) -> Any:
+        self.passes += 1
+        last = (7, 6) if self.passes > 1 and accelerator.process_index == 1 else (6, 7)
+        yield from (*range(6), *last)
+
+
+def drawn(sampler: Any = None, factor: float = 1.0) -> str:
+    """What a loop over a prepared loader comes to, whose rows are `factor` times as large on rank 1; rank 0 evaluates
+    alone between its steps."""
+    rows, held_out = torch.ones(8, 4), torch.ones(3, 4)
+    rank = accelerator.process_index
+
+    def collate(batch: Any) -> Any:
+        return {"input_ids": torch.stack(batch), "labels": (torch.stack(batch) * (factor if rank else 1)).long()}
+
+    accelerator.free_memory()  # of the loaders of a loop that was stopped
+    model, optimizer = objects()
+    loader = torch.utils.data.DataLoader(rows, batch_size=1, sampler=sampler, collate_fn=collate)
+    loader = unsloth_accel.prepare(accelerator, loader)
+    evaluation = torch.utils.data.DataLoader(held_out)
+    model, optimizer, evaluation = unsloth_accel.prepare(accelerator, model, optimizer, evaluation)
+    steps = 0
+    try:
+        for _ in range(3):
+            for batch in loader:
+                accelerator.backward((model(batch["input_ids"]) - batch["labels"].sum()).sum())
+                optimizer.step()
+                optimizer.zero_grad()
+                steps += 1
+                for _ in evaluation if rank == 0 else ():
+                    pass
+    except GuardError as error:
+        return f"step {steps}: {error}"
+    return "trained"
+
+
 WAYS = ["together", "model first", "optimizer first", "prepared already", "never prepared"]
 seen = {
     "tripled": {how: trained(how, 3.0) for how in WAYS},
     "alike": {how: trained(how, 1.0) for how in WAYS},
+    "drawn": {"order": drawn(Order()), "labels": drawn(factor=2.0), "alike": drawn()},
     "rates": {f"{steps} {apart}": rates(steps, apart=apart) for steps in (1, 2) for apart in (False, True)},
 }
 if accelerator.is_main_process:

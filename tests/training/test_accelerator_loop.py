@@ -84,6 +84,10 @@ def test_a_loop_that_does_not_synchronise_is_stopped(tiny: Path) -> None:
     seen = json.loads(line)
     assert {how for how, told in seen["tripled"].items() if "gradients of the first step differ" not in told} == set()
     assert set(seen["alike"].values()) == {"trained"}
+    assert seen["drawn"]["order"].startswith("step 8: rank 1 draws the rows of this epoch in another order than rank 0")
+    labels = "what the collator makes of rows 0, 2, 4, 7: labels is 'int64 (4, 4), fingerprint"
+    assert seen["drawn"]["labels"].startswith(f"step 0: the ranks would not train the same run: loader 2: {labels}")
+    assert seen["drawn"]["alike"] == "trained"
     alone = [0.0, *(0.05 * (1 + math.cos(math.pi * step / 5)) for step in range(5))]
     assert all(found == pytest.approx(alone) for found in seen["rates"].values()), seen["rates"]
     assert done.returncode != 0

@@ -1,4 +1,4 @@
-"""The guard of loops without a Trainer: the first step of every optimizer that steps weights of a prepared model.
+"""The guard of loops without a Trainer: the steps of every optimizer that steps weights of a prepared model.
 
 It watches the steps themselves, by torch's hooks for all optimizers: whichever object was given to `prepare` in which
 call, and whether the optimizer was at all, its step shows whose weights it holds.
@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from functools import cache
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
-from . import rank_checks
+from . import rank_agreement, rank_checks, rank_loaders
 
 if TYPE_CHECKING:
     import torch
 
 _models: WeakSet[torch.nn.Module] = WeakSet()
+_loaders: list[ref[Any]] = []
 _steps: WeakKeyDictionary[torch.optim.Optimizer, int] = WeakKeyDictionary()
-"""Steps that were compared, by optimizer, since something was last prepared."""
+"""Steps that each optimizer began since models were last prepared; 0 for one that steps nothing prepared."""
 
 
 def watch(*models: torch.nn.Module) -> None:
@@ -26,6 +27,14 @@ def watch(*models: torch.nn.Module) -> None:
     _models.update(models)
     _steps.clear()
     _hook_all()
+
+
+def watch_loaders(*loaders: Any) -> None:
+    """Compare what the ranks draw from `loaders`, before the steps 1, 2, 3, 5, 9, 17, … of every such optimizer, where
+    ranks are in step; it need not be so where a loader begins. Raises `GuardError` there, on every rank."""
+    for loader in loaders:
+        rank_loaders.watch(loader)
+        _loaders.append(ref(loader))
 
 
 def of_prepared(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -48,19 +57,40 @@ def _hook_all() -> None:
 
 
 def _before(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    if not _models or optimizer in _steps:
+    if not _models:
         return
-    parameters = of_prepared(optimizer)
-    gradients = {name: one.grad.detach() for name, one in parameters.items() if one.grad is not None}
-    if parameters:
+    if begun := _steps.get(optimizer):
+        if begun & (begun - 1) == 0:
+            _check_drawn()
+        _steps[optimizer] = begun + 1
+    elif begun is None and (parameters := of_prepared(optimizer)):
+        gradients = {name: one.grad.detach() for name, one in parameters.items() if one.grad is not None}
         rank_checks.check_equal(gradients, "gradients of the first step")
-    # Not yet where they are all 0: so torch steps an optimizer once before it loads a state into it.
-    if not parameters or any(rank_checks.is_sharded(one) or bool(one.any()) for one in gradients.values()):
-        _steps[optimizer] = 0 if parameters else 1
+        # Not yet where they are all 0: so torch steps an optimizer once before it loads a state into it.
+        if any(rank_checks.is_sharded(one) or bool(one.any()) for one in gradients.values()):
+            _check_loaders()
+            _steps[optimizer] = 1
+    else:
+        _steps[optimizer] = 0
 
 
 def _after(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    if _steps.get(optimizer) == 0:
-        _steps[optimizer] = 1
+    if _steps.get(optimizer) == 1:
         weights = {name: one.detach() for name, one in of_prepared(optimizer).items()}
         rank_checks.check_equal(weights, "trainable weights after the first step")
+
+
+def _check_loaders() -> None:
+    facts: dict[str, Any] = {}
+    for number, held in enumerate(_loaders):
+        loader = held()
+        known = {"": rank_agreement.UNKNOWN} if loader is None else rank_loaders.facts_of(loader)
+        facts |= {f"loader {number}: {name}": value for name, value in known.items()}
+    rank_agreement.check_same(facts, "data loader and collator")
+    _check_drawn()
+
+
+def _check_drawn() -> None:
+    known = {number: loader for number, held in enumerate(_loaders) if (loader := held()) is not None}
+    drawn = {number: rank_loaders.watch(loader) for number, loader in known.items()}
+    rank_loaders.check_drawn({number: one for number, one in drawn.items() if one is not None})

@@ -29,6 +29,15 @@ _OWN = {
 """Training arguments that may differ between ranks: where and how each reports, and how it reads its rows."""
 
 
+class _Unknown:
+    def __repr__(self) -> str:
+        return "unknown"
+
+
+UNKNOWN = _Unknown()
+"""A fact that a rank can't tell: neither it nor those whose names begin with its name are compared."""
+
+
 def check_same(facts: Mapping[str, Any], what: str = "") -> None:
     """Raise `GuardError` on every rank unless `facts` are the same on all; `what` names where they come from.
 
@@ -36,10 +45,12 @@ def check_same(facts: Mapping[str, Any], what: str = "") -> None:
     """
     everyone: list[dict[str, str]] = of_every_rank({key: repr(value) for key, value in facts.items()})
     first = everyone[0]
+    untold = tuple(key for other in everyone for key, text in other.items() if text == repr(UNKNOWN))
     wrong = [
         f"{key} is {shortened(theirs, 100)} on rank {rank} and {shortened(ours, 100)} on rank 0"
         for rank, other in enumerate(everyone)
         for key in sorted(first.keys() | other.keys())
+        if not key.startswith(untold)
         if (ours := first.get(key, "nothing")) != (theirs := other.get(key, "nothing"))
     ]
     if not wrong:

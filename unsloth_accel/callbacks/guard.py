@@ -1,10 +1,10 @@
-"""Guard: stops a run that is not the one asked for, in its first step."""
+"""Guard: stops a run that is not the one asked for, in its first step, and one whose ranks draw different rows."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..adapters import environment, rank_checks
+from ..adapters import environment, rank_agreement, rank_checks, rank_loaders
 from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
 
 if TYPE_CHECKING:
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 class Guard(TrainerCallback):
-    """Checks the world when training starts, gradients and weights in the first step, weights at every save.
+    """Checks world, batches and labels when training starts, gradients and weights in the first step, the order of the
+    rows in the first step and at the end of every epoch, weights at every save.
 
     `promised` is what to hold the world to; by default what the launcher promised (`environment.promise`).
     Raises `GuardError` on every rank, so that all of them end.
@@ -21,6 +22,8 @@ class Guard(TrainerCallback):
     def __init__(self, promised: Promise | None = None) -> None:
         self.promised = promised
         self._first = True
+        self._drawn: rank_loaders.Drawn | None = None
+        self._drawn_seen = False
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self._first = True
@@ -28,8 +31,21 @@ class Guard(TrainerCallback):
         if promised is not None:
             rank_checks.check_world(promised)
             rank_checks.check_sharded(promised, kwargs["model"])
+        loader = kwargs.get("train_dataloader")
+        rank_agreement.check_same(rank_loaders.facts_of(loader), "data loader and collator")
+        self._drawn = rank_loaders.watch(loader)
+
+    def on_epoch_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        self._drawn_seen = False
+
+    def on_epoch_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        if self._drawn is not None:
+            rank_loaders.check_drawn({0: self._drawn})
 
     def on_pre_optimizer_step(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        if self._drawn is not None and not self._drawn_seen:
+            self._drawn_seen = True
+            rank_loaders.check_drawn({0: self._drawn})
         # Gradients, and not only weights: a warm-up may start at learning rate 0, where weights can't yet differ.
         if self._first:
             rank_checks.check_equal(rank_checks.gradients(kwargs["model"]), "gradients of the first step")

@@ -137,6 +137,15 @@ PATCHES = (
           adapter="adapters.held_out_loss",
           cost="a held-out loss depends on the number of processes and on per_device_eval_batch_size, and that of a "
                "classification head is as many times itself as there are processes"),
+    Patch(what="the order that ranks draw",
+          place="accelerate/data_loader.py: BatchSamplerShard.batch_sampler, num_processes",
+          adapter="adapters.rank_loaders",
+          cost="ranks that draw their rows in other orders, or label them otherwise, are not stopped"),
+    Patch(what="schedulers that step once per optimizer step",
+          place="accelerate/scheduler.py: AcceleratedScheduler.split_batches, step_with_optimizer",
+          adapter="training.accelerator_loop",
+          cost="a scheduler makes a step for each process, so that its rates are those of one process no more",
+          missing="refuse"),
     Patch(what="a step done again",
           place="torch/nn/parallel/distributed.py: DistributedDataParallel.require_forward_param_sync; "
                 "torch/_C/_VariableFunctions.pyi: _foreach_copy_; unsloth_zoo/gradient_checkpointing.py: GPU_BUFFERS; "

@@ -42,13 +42,15 @@ def prepare(accelerator: Accelerator, *objects: Any) -> Any:
     optimizers = [one for one in objects if isinstance(one, torch.optim.Optimizer)]
     _refuse_apart(accelerator, models, optimizers)
     if native.requested() and models:
-        schedulers = any(isinstance(one, torch.optim.lr_scheduler.LRScheduler) for one in objects)
-        native.shard(accelerator, models[0], optimizers, schedulers)
+        scheduled = any(isinstance(one, torch.optim.lr_scheduler.LRScheduler) for one in objects)
+        native.shard(accelerator, models[0], optimizers, scheduled)
     attend_at_once(accelerator.device)
     fit_to_strategy(accelerator)
     result = accelerator.prepare(*objects)
     prepared = result if len(objects) > 1 else [result]
-    for scheduler in [one for one in prepared if isinstance(one, AcceleratedScheduler)]:
+    schedulers = [one for one in prepared if isinstance(one, AcceleratedScheduler)]
+    available("schedulers that step once per optimizer step", needed=bool(schedulers))
+    for scheduler in schedulers:
         if scheduler.step_with_optimizer and not scheduler.split_batches and accelerator.num_processes > 1:
             several = f"accelerator.prepare alone would make {accelerator.num_processes}"
             accelerator.print(f"unsloth_accel: the scheduler makes one step per optimizer step ({several})", flush=True)
@@ -60,6 +62,7 @@ def prepare(accelerator: Accelerator, *objects: Any) -> Any:
         gather_in_generate(accelerator, model)
     if models or optimizers:
         first_step.watch(*prepared_models)
+    first_step.watch_loaders(*[one for one in prepared if isinstance(one, torch.utils.data.DataLoader)])
     return result
 
 
