@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import fork_server
 import pytest
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Tokenised rows are kept there: not those of tests, and none of an earlier run of them.
 os.environ["HF_DATASETS_CACHE"] = _CACHE = tempfile.mkdtemp(prefix="unsloth-accel-tests-")
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+
+# A thread that waits for its peer lets others have the core: more processes than cores would spend them on waiting.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "tests" / "scripts"
@@ -248,7 +252,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama in float32."""
     directory = tmp_path_factory.mktemp("tiny")
     command = [sys.executable, "-m", "benchmarks.random_checkpoint", "tiny", str(directory)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    fork_server.run(command, cwd=ROOT, check=True, capture_output=True)
     return directory
 
 
@@ -264,10 +268,11 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cli() -> Run:
-    """Run `unsloth-accel` in a process of its own, in the project's directory."""
+    """Run `unsloth-accel` in a process of its own, in the project's directory; with `forked`, one of `fork_server`."""
 
-    def run(*arguments: str | Path, timeout: float = 400) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(cli_command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    def run(*arguments: str | Path, timeout: float = 400, forked: bool = False) -> subprocess.CompletedProcess[str]:
+        start = fork_server.run if forked else subprocess.run
+        return start(cli_command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 
     return run
 
@@ -276,12 +281,15 @@ def cli_command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "unsloth_accel.cli", *map(str, arguments)]
 
 
-def accelerate_launch(*arguments: str | Path, timeout: float = 400) -> subprocess.CompletedProcess[str]:
-    """Run the real `accelerate launch`, as a user without our command would."""
+def accelerate_launch(
+    *arguments: str | Path, timeout: float = 400, forked: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run the real `accelerate launch`, as a user without our command would; with `forked`, in `fork_server`'s."""
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *map(str, arguments)]
     # As when an installed package is imported: a script's own directory is on its path, the caller's is not.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment)
+    start = fork_server.run if forked else subprocess.run
+    return start(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment)
 
 
 def write_yaml(path: Path, values: Any) -> Path:

@@ -130,7 +130,9 @@ def test_in_two_processes(families: Path, tmp_path: Path) -> None:
     """A dense model isn't searched; one whose vision tower no row reaches is, and stops the run where it mustn't be."""
     dense, vision = families / "qwen3", families / "gemma3_vl"
     out, script = tmp_path / "out", SCRIPTS / "ddp_settings.py"
-    done = accelerate_launch("--config_file", "accelerate_configs/cpu_ddp.yaml", script, dense, vision, out)
+    done = accelerate_launch(
+        "--config_file", "accelerate_configs/cpu_ddp.yaml", script, dense, vision, out, forked=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
 

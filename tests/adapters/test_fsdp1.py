@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fork_server
 import pytest
 import torch
 from conftest import ROOT, SCRIPTS
@@ -45,7 +45,7 @@ def test_an_fsdp1_adapter_is_saved_and_restored(tiny: Path, tmp_path: Path) -> N
     script = [str(SCRIPTS / "fsdp1_adapter.py"), str(tiny), str(tmp_path)]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *script]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=variables)
+    done = fork_server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=variables)
     assert done.returncode == 0, done.stderr
     for kind in ("flat", "orig"):
         assert f"{kind}, PEFT alone: saved 0, restored 0 of 8" in done.stdout

@@ -6,9 +6,9 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
+import fork_server
 import pytest
 from conftest import ROOT, SCRIPTS, Run, adapter, cli_command, steps, variable_rows, write_yaml
 
@@ -55,7 +55,7 @@ def test_what_is_saved_is_what_the_ranks_hold(strategy: str, described: Path, tm
     evaluated += ["training.eval_steps=2", "evaluation.loss=false"]
     flags, variables = planned(described, tmp_path, f"distributed.strategy={strategy}", *evaluated)
     command = cli_command("launch", *flags, SCRIPTS / "watch_saving.py", tmp_path / "run.planned.yaml")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=variables)
+    done = fork_server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=variables)
     assert done.returncode == 0, done.stdout + done.stderr
     for what in ("checkpoint-4", "checkpoint-6", "trainer", "model"):
         assert f"equal: {what}, 28 tensors" in done.stdout
@@ -78,7 +78,7 @@ def test_a_rank_that_differs_ends_all(difference: str, told: str, described: Pat
     flags, variables = planned(described, tmp_path / "out", "distributed.strategy=ddp")
     command = cli_command("launch", *flags, SCRIPTS / "one_rank_differs.py", tmp_path / "out" / "run.planned.yaml")
     variables["DIFFERENCE"] = difference.format(other=other)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=variables)
+    done = fork_server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=variables)
     assert done.returncode == 1
     assert done.stderr.count("the ranks would not train the same run") == 1
     assert told in done.stderr
@@ -108,13 +108,15 @@ def test_a_rank_that_differs_ends_all(difference: str, told: str, described: Pat
 def test_going_on_past_a_broken_checkpoint(described: Path, tmp_path: Path, cli: Run) -> None:
     """Two processes stop, two checkpoints cut short; one process goes on from the whole one as if nothing had been."""
     straight, out = tmp_path / "straight", tmp_path / "out"
-    assert cli("launch", described, f"output_dir={straight}").returncode == 0
+    assert cli("launch", described, f"output_dir={straight}", forked=True).returncode == 0
     shutil.copytree(straight, out)
     shutil.rmtree(out / "adapter")
     weights = out / "checkpoint-6" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     (out / "checkpoint-4" / "rng_state_1.pth").unlink()
-    done = cli("launch", described, f"output_dir={out}", "training.resume=true", "distributed.num_processes=1")
+    done = cli(
+        "launch", described, f"output_dir={out}", "training.resume=true", "distributed.num_processes=1", forked=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     for told in (
         "checkpoint-6: adapter_model",

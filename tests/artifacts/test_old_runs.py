@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import pytest
 from conftest import ROOT, cli_command, steps
 from old_runs import HERE, KINDS, PLACE, placed, straight
@@ -236,7 +236,7 @@ def test_it_goes_on_as_if_nothing_had_been(kind: str, place: Path) -> None:
     command = cli_command("launch", f"{kind}/run.yaml", "training.resume=true", "training.max_steps=4")
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     variables["TORCH_COMPILE_DISABLE"] = "1"  # two steps aren't worth the 20 s that compiling them takes
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=400, env=variables)
+    done = fork_server.run(command, cwd=place, capture_output=True, text=True, timeout=400, env=variables)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"going on from {kind}/checkpoint-2" in done.stdout
     expected, found = straight(kind), [line for line in steps(place / kind) if "loss" in line]

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import pytest
 from conftest import ROOT, SCRIPTS, cli_command, variable_rows, write_yaml
 
@@ -42,7 +43,7 @@ def train(tiny: Path, out: Path, fault: str, steps: int, **training: Any) -> sub
     variables = {**os.environ, **decided.accelerate_config.environment, "FAULT": fault}
     flags = ["--config_file", str(out / "accelerate.yaml")]
     command = cli_command("launch", *flags, SCRIPTS / "train_with_fault.py", out / "run.planned.yaml")
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=variables)
+    return fork_server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=variables)
 
 
 def lines(out: Path, rank: int, event: str) -> list[dict[str, Any]]:

@@ -1,0 +1,230 @@
+"""Processes that start with torch, transformers and accelerate imported: forks of one process that has imported them.
+
+A process that trains a tiny model for a few steps spends a second on it, after four on imports of other people's
+packages; a launcher needs three for accelerate's. `run` is `subprocess.run`, with processes that are forked instead:
+the command's own, and all Python processes that it starts, so that `accelerate launch`, torchrun and the ranks below
+them are what they are otherwise: processes, children of the one that started them, with their own command line,
+environment, session and output. unsloth, trl and this package are not among what is imported before: each process does
+so itself, in its own order, with its own variables.
+
+What a fork can't show: what a variable does that one of `IMPORTED` reads at its import (a command with such a variable
+is started as ever, `AT_IMPORT`), an import that comes too early or too late for torch or transformers, and ranks of
+which each orders its sets of strings in its own way. Tests of these start real processes, and each kind of entry has a
+test that does. With REAL_PROCESSES=1 every test does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import gc
+import importlib
+import json
+import logging
+import os
+import re
+import runpy
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+IMPORTED = (
+    *("torch", "torch._dynamo", "torch._inductor.compile_fx", "torch.distributed.tensor", "torch.distributed.run"),
+    *("transformers.trainer", "peft", "datasets", "bitsandbytes", "accelerate.commands.launch"),
+)
+"""All that unsloth imports, but for a tenth of a second."""
+AT_IMPORT = re.compile(
+    "(CUDA|HF|HUGGINGFACE|KMP|LD|MKL|PYTORCH|TORCH_LOGS|TORCHDYNAMO|TRANSFORMERS|XDG)_.*"
+    "|HOME|PYTHON(?!PATH|UNBUFFERED).*"
+)
+"""Variables that the modules of `IMPORTED`, or Python, read once."""
+MOST = 2**17
+"""Bytes of one call."""
+SET_SUBREAPER = 36
+"""Of Linux's prctl: orphans below this process become its children."""
+COMMAND_LINE = 4096
+"""Bytes that a process's command line may have."""
+
+
+def run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """`subprocess.run` of a Python process, forked."""
+    if os.environ.get("REAL_PROCESSES"):
+        return subprocess.run(command, **options)
+    as_ever = subprocess.Popen._execute_child
+    _install(_server())
+    try:
+        return subprocess.run(command, **options)
+    finally:
+        subprocess.Popen._execute_child = as_ever
+
+
+@functools.cache
+def _server() -> socket.socket:
+    """Where the server of this test session is called; it ends with the session."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    words = [sys.executable, __file__, str(theirs.fileno()), "-" * COMMAND_LINE]
+    process = subprocess.Popen(words, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+    theirs.close()
+
+    def end() -> None:
+        ours.close()
+        process.wait()
+
+    atexit.register(end)
+    return ours
+
+
+def _install(server: socket.socket) -> None:
+    """Have Python processes that this one starts forked by `server`, with the environment that is now as its own."""
+    as_ever = subprocess.Popen._execute_child
+    known = dict(os.environ)
+
+    def execute(
+        self: Any, args: Any, executable: Any, preexec: Any, close: Any, keep: Any, cwd: Any, env: Any, *more: Any
+    ) -> None:
+        _startup, _flags, shell, read, p2c, c2p, write, err, error, *rest = more
+        environment = dict(os.environ if env is None else env)
+        if shell or preexec or executable or keep or not _may_be_forked(args, environment, known):
+            as_ever(self, args, executable, preexec, close, keep, cwd, env, *more)
+            return
+        call = {
+            "words": [str(word) for word in args],
+            "environment": environment,
+            "directory": str(cwd or os.getcwd()),
+            "session": rest[5],
+        }
+        streams = [own if given == -1 else given for own, given in enumerate((read, write, error))]
+        ctypes.CDLL(None).prctl(SET_SUBREAPER, 1, 0, 0, 0)
+        socket.send_fds(server, [json.dumps(call).encode()], streams)
+        answer = server.recv(64)
+        ctypes.CDLL(None).prctl(SET_SUBREAPER, 0, 0, 0, 0)
+        if not answer:
+            raise OSError("the server of forked processes has ended")
+        self.pid = int(answer)
+        self._child_created = True
+        self._close_pipe_fds(read, p2c, c2p, write, err, error)
+
+    subprocess.Popen._execute_child = execute
+
+
+def _may_be_forked(words: Any, environment: Mapping[str, str], known: Mapping[str, str]) -> bool:
+    if not isinstance(words, list | tuple) or words[0] != sys.executable:
+        return False
+    options = [word for word in words[1:] if word != "-u"]
+    if not options or (str(options[0]).startswith("-") and options[0] != "-m"):
+        return False
+    changed = [name for name in environment.keys() | known.keys() if environment.get(name) != known.get(name)]
+    return not any(AT_IMPORT.fullmatch(name) for name in changed)
+
+
+def serve(calls: socket.socket) -> dict[str, Any]:
+    """Fork a process for each call; returns in those processes only, what they are to run."""
+    while True:
+        message, streams, _flags, _address = socket.recv_fds(calls, MOST, 3)
+        if not message:
+            os._exit(0)
+        between = os.fork()
+        if between:
+            os.waitpid(between, 0)
+            for stream in streams:
+                os.close(stream)
+            continue
+        between = os.getpid()
+        if os.fork():
+            os._exit(0)
+        while os.getppid() == between:  # then the caller takes its place
+            time.sleep(0.0005)
+        calls.send(str(os.getpid()).encode())
+        call: dict[str, Any] = json.loads(message)
+        for own, stream in enumerate(streams):
+            os.dup2(stream, own)
+        os.closerange(3, 1024)
+        if call["session"]:
+            os.setsid()
+        return call
+
+
+def serve_below() -> dict[str, Any] | None:
+    """Have the Python processes that this one starts forked too, by a copy of this one as it is; returns in those."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if os.fork():
+        theirs.close()
+        _install(ours)
+        return None
+    ours.close()
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for own in range(3):
+        os.dup2(nowhere, own)
+    return serve(theirs)
+
+
+def begin(call: Mapping[str, Any]) -> list[str]:
+    """Make this process one that Python has just started with the call's words; returns the module's or script's."""
+    import numpy
+    import torch
+
+    words, environment = call["words"], call["environment"]
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(call["directory"])
+    _show(words)
+    sys.orig_argv = list(words)
+    at_once = words[1] == "-u"
+    rest = words[1 + at_once :]
+    sys.stdin = sys.__stdin__ = os.fdopen(0, closefd=False)
+    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    sys.stdout.reconfigure(write_through=at_once or bool(environment.get("PYTHONUNBUFFERED")))
+    own = os.getcwd() if rest[0] == "-m" else os.path.dirname(os.path.abspath(rest[0]))
+    given = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    sys.path[:] = [own, *given, *PATH]
+    sys.modules["__main__"] = ModuleType("__main__")
+    importlib.invalidate_caches()
+    sys.modules.pop("sitecustomize", None)
+    if any(os.path.isfile(os.path.join(place, "sitecustomize.py")) for place in sys.path):
+        importlib.import_module("sitecustomize")
+    # gomp has read its variable; a process that is forked after it has made threads hangs, and this one has made none.
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+    numpy.random.seed()
+    return rest
+
+
+def _show(words: Sequence[str]) -> None:
+    """Let /proc show this command line: who starts a rank is read there."""
+    with open("/proc/self/stat", encoding="utf-8") as file:
+        start, end = map(int, file.read().rpartition(")")[2].split()[45:47])
+    line = b"\0".join(word.encode() for word in words)[: end - start - 1]
+    ctypes.memmove(start, line.ljust(end - start, b"\0"), end - start)
+
+
+def start(words: list[str]) -> None:
+    """Run the module or the script as `__main__`."""
+    if words[0] == "-m":
+        sys.argv[:] = words[1:]
+        runpy._run_module_as_main(words[1])
+        return
+    sys.argv[:] = words
+    script = sys.modules["__main__"]
+    script.__dict__.update(__file__=words[0], __builtins__=__builtins__)
+    with open(words[0], "rb") as file:
+        exec(compile(file.read(), words[0], "exec"), script.__dict__)
+
+
+if __name__ == "__main__":
+    given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    PATH = sys.path[1 + len(given) :]
+    noisy = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    noisy.setLevel(logging.ERROR)  # it misses a kernel, which no test is about
+    for name in IMPORTED:
+        importlib.import_module(name)
+    noisy.setLevel(logging.NOTSET)
+    gc.collect()
+    gc.freeze()
+    asked = serve(socket.socket(fileno=int(sys.argv[1])))
+    asked = serve_below() or asked
+    start(begin(asked))
