@@ -25,11 +25,13 @@ import logging
 import os
 import re
 import runpy
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -39,36 +41,46 @@ IMPORTED = (
 )
 """All that unsloth imports, but for a tenth of a second."""
 AT_IMPORT = re.compile(
-    "(CUDA|HF|HUGGINGFACE|KMP|LD|MKL|PYTORCH|TORCH_LOGS|TORCHDYNAMO|TRANSFORMERS|XDG)_.*"
+    "(CUDA|HF|HUGGINGFACE|KMP|LD|MKL|PYTORCH|TORCH_LOGS|TORCHDYNAMO|TRANSFORMERS|XDG)_(?!XET_|ALLOC_CONF).*"
     "|HOME|PYTHON(?!PATH|UNBUFFERED).*"
 )
-"""Variables that the modules of `IMPORTED`, or Python, read once."""
+"""Variables that the modules of `IMPORTED`, or Python, read once; without those that unsloth sets itself."""
+ROOM = "ROOM_FOR_OTHER_VARIABLES"
 MOST = 2**17
 """Bytes of one call."""
 SET_SUBREAPER = 36
 """Of Linux's prctl: orphans below this process become its children."""
-COMMAND_LINE = 4096
-"""Bytes that a process's command line may have."""
+SHOWN = 2**16
+"""Bytes that a process's command line may have, and its environment."""
 
 
 def run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """`subprocess.run` of a Python process, forked."""
+    with forked():
+        return subprocess.run(command, **options)
+
+
+@contextmanager
+def forked() -> Iterator[None]:
+    """Fork what is started here, and below that."""
     if os.environ.get("REAL_PROCESSES"):
-        return subprocess.run(command, **options)
+        yield
+        return
     as_ever = subprocess.Popen._execute_child
-    _install(_server())
+    _install(*_server())
     try:
-        return subprocess.run(command, **options)
+        yield
     finally:
         subprocess.Popen._execute_child = as_ever
 
 
 @functools.cache
-def _server() -> socket.socket:
-    """Where the server of this test session is called; it ends with the session."""
+def _server() -> tuple[socket.socket, dict[str, str]]:
+    """Where the server of this test session is called, and its environment; it ends with the session."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    words = [sys.executable, __file__, str(theirs.fileno()), "-" * COMMAND_LINE]
-    process = subprocess.Popen(words, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+    words = [sys.executable, __file__, str(theirs.fileno()), "-" * SHOWN]
+    environment = {**os.environ, ROOM: "-" * SHOWN}
+    process = subprocess.Popen(words, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment)
     theirs.close()
 
     def end() -> None:
@@ -76,13 +88,12 @@ def _server() -> socket.socket:
         process.wait()
 
     atexit.register(end)
-    return ours
+    return ours, environment
 
 
-def _install(server: socket.socket) -> None:
-    """Have Python processes that this one starts forked by `server`, with the environment that is now as its own."""
+def _install(server: socket.socket, known: Mapping[str, str]) -> None:
+    """Have Python processes that this one starts forked by `server`, which was started with the environment `known`."""
     as_ever = subprocess.Popen._execute_child
-    known = dict(os.environ)
 
     def execute(
         self: Any, args: Any, executable: Any, preexec: Any, close: Any, keep: Any, cwd: Any, env: Any, *more: Any
@@ -139,13 +150,14 @@ def serve(calls: socket.socket) -> dict[str, Any]:
             os._exit(0)
         while os.getppid() == between:  # then the caller takes its place
             time.sleep(0.0005)
-        calls.send(str(os.getpid()).encode())
         call: dict[str, Any] = json.loads(message)
-        for own, stream in enumerate(streams):
-            os.dup2(stream, own)
-        os.closerange(3, 1024)
+        _show(call["words"], [f"{name}={value}" for name, value in call["environment"].items()])
         if call["session"]:
             os.setsid()
+        for own, stream in enumerate(streams):
+            os.dup2(stream, own)
+        calls.send(str(os.getpid()).encode())
+        os.closerange(3, 1024)
         return call
 
 
@@ -154,9 +166,11 @@ def serve_below() -> dict[str, Any] | None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork():
         theirs.close()
-        _install(ours)
+        _install(ours, dict(os.environ))
         return None
     ours.close()
+    _show([__file__], [])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the group's, of which this one is
     nowhere = os.open(os.devnull, os.O_RDWR)
     for own in range(3):
         os.dup2(nowhere, own)
@@ -172,7 +186,7 @@ def begin(call: Mapping[str, Any]) -> list[str]:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(call["directory"])
-    _show(words)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.orig_argv = list(words)
     at_once = words[1] == "-u"
     rest = words[1 + at_once :]
@@ -194,12 +208,14 @@ def begin(call: Mapping[str, Any]) -> list[str]:
     return rest
 
 
-def _show(words: Sequence[str]) -> None:
-    """Let /proc show this command line: who starts a rank is read there."""
+def _show(*shown: Sequence[str]) -> None:
+    """Let /proc show this command line and these variables: which launch a process is part of is read there."""
     with open("/proc/self/stat", encoding="utf-8") as file:
-        start, end = map(int, file.read().rpartition(")")[2].split()[45:47])
-    line = b"\0".join(word.encode() for word in words)[: end - start - 1]
-    ctypes.memmove(start, line.ljust(end - start, b"\0"), end - start)
+        places = [int(word) for word in file.read().rpartition(")")[2].split()[45:49]]
+    for words, start, end in zip(shown, places[::2], places[1::2], strict=True):
+        text = b"".join(word.encode() + b"\0" for word in words)
+        assert len(text) < end - start
+        ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
 
 
 def start(words: list[str]) -> None:
@@ -225,6 +241,8 @@ if __name__ == "__main__":
     noisy.setLevel(logging.NOTSET)
     gc.collect()
     gc.freeze()
-    asked = serve(socket.socket(fileno=int(sys.argv[1])))
-    asked = serve_below() or asked
-    start(begin(asked))
+    asked: dict[str, Any] | None = serve(socket.socket(fileno=int(sys.argv[1])))
+    while asked:
+        mine = asked
+        asked = None if "LOCAL_RANK" in mine["environment"] else serve_below()
+    start(begin(mine))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fork_server
 import pytest
 import yaml
 from conftest import CONFIG, ROOT, write_weights
@@ -153,7 +154,7 @@ def test_the_method_trains(tiny: Path, run: Path, tmp_path: Path) -> None:
         *("batch.global_size=2", f"data.path={rows}", "model.max_seq_length=32"),
     ]
     command = [sys.executable, "-m", "unsloth_accel.cli", *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(TOYS), capture_output=True, text=True, check=False)
+    done = fork_server.run(command, cwd=ROOT, env=environment(TOYS), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     out = tmp_path / "out"
     # The method's field and callback, the strategy's adapter.

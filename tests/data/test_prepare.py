@@ -1,12 +1,11 @@
 """What is trained is what TRL and Unsloth would make of the same rows, and the same on any number of processes."""
 
 import json
-import os
-import subprocess
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import pytest
 from conftest import ROOT, SMOLLM2, adapter, cli_command, steps, variable_rows, write_yaml
 
@@ -128,10 +127,9 @@ def test_long_rows_dropped_and_nothing_left(unsloth_model: Any, tmp_path: Path) 
         prepare(described(tmp_path, [chat(200)] * 3, train_on="responses"), unsloth_model[1])
 
 
-def launch(run: Path, out: Path, cache: Path, *overrides: str) -> str:
+def launch(run: Path, out: Path, *overrides: str) -> str:
     command = cli_command("launch", run, f"output_dir={out}", *overrides)
-    environment = {**os.environ, "HF_DATASETS_CACHE": str(cache)}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=environment)
+    done = fork_server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -165,10 +163,10 @@ def test_a_stream_of_files_trains_alike_and_rows_are_tokenised_once(tiny: Path, 
         },
     )
     two, one = tmp_path / "two", tmp_path / "one"
-    printed = launch(run, two, tmp_path / "cache")
+    printed = launch(run, two)
     both = printed + (two / "logs" / "rank-1.log").read_text(encoding="utf-8")
     assert both.count("tokenising 18 rows") == 1
-    assert "tokenising 18 rows" not in launch(run, one, tmp_path / "cache", "distributed.num_processes=1")
+    assert "tokenising 18 rows" not in launch(run, one, "distributed.num_processes=1")
     for ours, other in zip(steps(two), steps(one), strict=True):
         assert ours["num_input_tokens_seen"] == other["num_input_tokens_seen"]
         assert ours["loss"] == pytest.approx(other["loss"], abs=1e-5)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import psutil
 import pytest
 from conftest import ROOT, TRAIN, finished_run, write_yaml
@@ -166,7 +167,8 @@ class Notebook:
 
 @pytest.fixture
 def book() -> Iterator[Notebook]:
-    made = Notebook()
+    with fork_server.forked():
+        made = Notebook()
     yield made
     made.client.stop_channels()
     made.manager.shutdown_kernel(now=True)
@@ -187,13 +189,13 @@ def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 
 
 def training_processes(parent: psutil.Process, out: Path) -> list[psutil.Process]:
-    """Everything below `parent`, once both ranks train and have nothing to print for a while.
+    """All of the launch below `parent`, once both ranks train and have nothing to print for a while.
 
     A rank that prints when nobody reads any more ends by itself, which is not what the tests are about.
     """
     log = out / "logs" / "steps.jsonl"
     wait_for(lambda: log.is_file() and len(log.read_text(encoding="utf-8").splitlines()) > 10, 90, "ten steps")
-    below: list[psutil.Process] = parent.children(recursive=True)
+    below = [process for process in parent.children(recursive=True) if MARK in process.environ()]
     assert len(ranks(below)) == 2
     return below
 
@@ -243,7 +245,7 @@ def test_ranks_that_do_not_listen_are_killed(
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         helper.start()
-        with pytest.raises(KeyboardInterrupt):
+        with fork_server.forked(), pytest.raises(KeyboardInterrupt):
             ua.notebook_launch(described, f"output_dir={out}")
     finally:
         helper.join()
@@ -283,11 +285,11 @@ def test_ranks_end_with_a_killed_launcher(described: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_a_failing_rank_is_told(described: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = [f"output_dir={tmp_path / 'out'}", "training.lr_scheduler_kwargs={nowhere: 1}"]
-    with pytest.raises(LaunchError, match=r"rank \d failed: .*nowhere") as caught:
+    with fork_server.forked(), pytest.raises(LaunchError, match=r"rank \d failed: .*nowhere") as caught:
         ua.notebook_launch(described, *overrides)
     assert caught.value.exit_status == 1
     assert "Traceback" in capsys.readouterr().out, "the rank's own output is in the cell"
-    with pytest.raises(LaunchError, match="SFTConfig refuses it") as caught:
+    with fork_server.forked(), pytest.raises(LaunchError, match="SFTConfig refuses it") as caught:
         ua.notebook_launch(described, overrides[0], "training.lr_scheduler_type=zigzag")
     assert caught.value.exit_status == 2
 

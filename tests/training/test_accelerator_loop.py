@@ -4,12 +4,12 @@ import json
 import math
 import os
 import re
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import pytest
 from conftest import ROOT, SCRIPTS, accelerate_launch, adapter, variable_rows
 
@@ -38,7 +38,7 @@ def alone(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple
     out = tmp_path_factory.mktemp("alone")
     command = [sys.executable, LOOP, *options, "--per-device", "2", "--accumulation", "4", "--output", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=environment)
+    done = fork_server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=environment)
     assert done.returncode == 0, done.stderr
     return figures(done.stdout), adapter(out)
 
@@ -57,7 +57,7 @@ def test_two_processes_train_like_one(
     config.write(tmp_path / "accelerate.yaml")
     arguments = [*options, "--per-device", str(4 // accumulation), "--accumulation", str(accumulation)]
     arguments += ["--output", str(tmp_path)]
-    done = accelerate_launch("--config_file", tmp_path / "accelerate.yaml", LOOP, *arguments)
+    done = accelerate_launch("--config_file", tmp_path / "accelerate.yaml", LOOP, *arguments, forked=True)
     if strategy == "fsdp2_native" and find_spec("triton") is None:
         assert done.returncode != 0
         assert "Unsloth's sharding imports triton" in done.stderr
@@ -78,7 +78,7 @@ def test_a_loop_that_does_not_synchronise_is_stopped(tiny: Path) -> None:
     """However its objects are prepared; a loop whose ranks are in step is not, and its schedule is that of one
     process. The last takes its loss from the model inside DDP: nothing is averaged, and nobody would notice."""
     config = ROOT / "accelerate_configs" / "cpu_ddp.yaml"
-    done = accelerate_launch("--config_file", config, SCRIPTS / "loop_around_the_wrapper.py", tiny)
+    done = accelerate_launch("--config_file", config, SCRIPTS / "loop_around_the_wrapper.py", tiny, forked=True)
     line = next((line for line in done.stdout.splitlines() if line.startswith("{")), None)
     assert line is not None, done.stderr
     seen = json.loads(line)

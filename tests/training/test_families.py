@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import pytest
 from conftest import ROOT, SCRIPTS, accelerate_launch, variable_rows
 
@@ -27,9 +27,9 @@ def test_two_processes_train_each_family_like_one(families: Path, tmp_path: Path
     words = [str(word) for word in (SCRIPTS / "train_families.py", models, rows)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
     command = [sys.executable, *words, str(tmp_path / "one")]
-    alone = subprocess.run(command, cwd=ROOT, env=environment, timeout=300, capture_output=True, text=True)
+    alone = fork_server.run(command, cwd=ROOT, env=environment, timeout=300, capture_output=True, text=True)
     assert alone.returncode == 0, alone.stdout + alone.stderr
-    done = accelerate_launch("--config_file", "accelerate_configs/cpu_ddp.yaml", *words, tmp_path / "two")
+    done = accelerate_launch("--config_file", "accelerate_configs/cpu_ddp.yaml", *words, tmp_path / "two", forked=True)
     assert done.returncode == 0, done.stdout + done.stderr
     for family in TEXT:
         one, two = trained(tmp_path / "one", family), trained(tmp_path / "two", family)

@@ -4,12 +4,15 @@ import functools
 import json
 import math
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import pytest
 from conftest import (
     EVAL,
@@ -84,11 +87,11 @@ def straight(described: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def launch(described: Path, out: Path, *overrides: str, status: int = 0) -> str:
-    import subprocess
-
+def launch(
+    described: Path, out: Path, *overrides: str, status: int = 0, start: Callable[..., Any] = fork_server.run
+) -> str:
     command = cli_command("launch", described, f"output_dir={out}", *overrides)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    done = start(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -120,7 +123,7 @@ def test_the_guard_stops_unsynchronised_ranks(described: Path, tmp_path: Path, c
     """The same with the guard: it stops in the first step, says why, and nothing is saved."""
     run = _written(described, tmp_path, f"data.eval_path={load(described).data.path}", "batch.on_out_of_memory=stop")
     script = SCRIPTS / "train_unsynchronised.py"
-    done = cli("launch", "--config_file", run.parent / "accelerate.yaml", script, run)
+    done = cli("launch", "--config_file", run.parent / "accelerate.yaml", script, run, forked=True)
     assert done.returncode == 1
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in (run.parent / "errors").iterdir()]
     assert all("gradients of the first step differ between ranks" in report["message"] for report in reports)
@@ -237,7 +240,7 @@ def test_a_rank_out_of_memory_goes_on(
     """Rank 1 can't compute what it was given, in two micro-batches per step: smaller pieces, and the same run."""
     run = _written(described, tmp_path, "training.per_device_train_batch_size=2")
     script = [SCRIPTS / "out_of_memory.py", run, where, "--rows", str(most)]
-    done = cli("launch", "--config_file", run.parent / "accelerate.yaml", *script)
+    done = cli("launch", "--config_file", run.parent / "accelerate.yaml", *script, forked=True)
     assert done.returncode == 0, done.stderr
     assert "OUT OF MEMORY" in (run.parent / "logs" / "rank-1.log").read_text(encoding="utf-8")
     found = difference(straight, run.parent)
@@ -256,7 +259,7 @@ def test_a_row_that_fits_nowhere(described: Path, tmp_path: Path, cli: Run) -> N
     """Every rank ends, and the one without memory says what would help."""
     run = _written(described, tmp_path)
     script = [SCRIPTS / "out_of_memory.py", run, "--rows", "0"]
-    done = cli("launch", "--config_file", run.parent / "accelerate.yaml", *script)
+    done = cli("launch", "--config_file", run.parent / "accelerate.yaml", *script, forked=True)
     assert done.returncode == 1
     assert "out of memory in step 1 with a single row of " in done.stderr
     assert "Fix: distributed.strategy=fsdp2" in done.stderr
@@ -303,12 +306,9 @@ def test_a_field_that_sft_config_refuses(described: Path, tmp_path: Path) -> Non
 
 def test_the_module_alone_tells_its_errors(described: Path, tmp_path: Path) -> None:
     """Started without any launcher, which would have told them."""
-    import subprocess
-    import sys
-
     command = [sys.executable, "-m", "unsloth_accel.training.sft", str(described), f"output_dir={tmp_path}"]
     for override, words in (("training.lr_scheduler_type=zigzag", "SFTConfig refuses it"), ("lora.rr=1", "lora.rr")):
-        done = subprocess.run([*command, override], cwd=ROOT, capture_output=True, text=True, timeout=200)
+        done = fork_server.run([*command, override], cwd=ROOT, capture_output=True, text=True, timeout=200)
         assert done.returncode != 0
         assert f"unsloth_accel: error: {'training' if 'SFT' in words else words}" in done.stderr
         assert words in done.stderr
@@ -323,7 +323,7 @@ def test_another_number_of_processes_keeps_the_rows(straight: Path, tmp_path: Pa
     words = ["-m", "unsloth_accel.training.sft", place / "run.planned.yaml"]
     words += ["training.resume=true", f"output_dir={place}"]
     config = straight / "accelerate.yaml"
-    done = accelerate_launch("--config_file", config, "--num_processes", "1", *words)
+    done = accelerate_launch("--config_file", config, "--num_processes", "1", *words, forked=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 processes were planned and 1 started: 8 rows per step = 4 × 2 × 1" in done.stdout
     assert max(difference(straight, place).values()) < TOLERANCE
@@ -336,9 +336,6 @@ def test_another_number_of_processes_keeps_the_rows(straight: Path, tmp_path: Pa
 
 def test_rows_that_cannot_be_kept(straight: Path, tmp_path: Path) -> None:
     """Three processes by torchrun: told before anything is imported, with status 2 and the numbers that work."""
-    import subprocess
-    import sys
-
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
     words = ["-m", "unsloth_accel.training.sft", str(straight / "run.planned.yaml"), f"output_dir={tmp_path / 'out'}"]
     done = subprocess.run([*torchrun, *words], cwd=ROOT, capture_output=True, text=True, timeout=200)
@@ -351,9 +348,6 @@ def test_rows_that_cannot_be_kept(straight: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_plain_script(tiny: Path, tmp_path: Path, processes: int) -> None:
     """examples/sft.py as its first lines say: plain `python`, and `accelerate launch` with the shipped config."""
-    import subprocess
-    import sys
-
     options = ["--model", str(tiny), "--output", str(tmp_path), "--max-steps", "2", "--data", str(EVAL)]
     if processes == 1:
         command = [sys.executable, "examples/sft.py", *options, "--accumulation", "2"]
@@ -368,7 +362,8 @@ def test_the_plain_script(tiny: Path, tmp_path: Path, processes: int) -> None:
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The README's first command without its installation, and with fewer answers: a real pretrained model learns."""
     out = tmp_path_factory.mktemp("quickstart") / "run"
-    printed = launch(ROOT / "examples" / "configs" / "quickstart.yaml", out, "evaluation.max_rows=12")
+    file = ROOT / "examples" / "configs" / "quickstart.yaml"
+    printed = launch(file, out, "evaluation.max_rows=12", start=subprocess.run)
     assert "× 2 (per device × accumulation × processes)" in printed
     # Of stdout; a warning (a rank that is slower than the other) goes to stderr, which `launch` gives after it.
     lines = printed.split("\n")

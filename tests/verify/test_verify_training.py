@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import psutil
 import pytest
 from conftest import ROOT, SCRIPTS, Run, cli_command, variable_rows, write_yaml
@@ -51,7 +52,8 @@ def planned(described: Path, tmp_path_factory: pytest.TempPathFactory) -> Settin
 @pytest.fixture(scope="module")
 def single(planned: Settings) -> Trained:
     """What one process trains; every test below holds something against it."""
-    return train(planned.single, time.sleep, threads=planned.threads)
+    with fork_server.forked():
+        return train(planned.single, time.sleep, threads=planned.threads)
 
 
 def trained(planned: Settings, directory: Path, fault: str = "", **training: Any) -> Trained:
@@ -60,7 +62,8 @@ def trained(planned: Settings, directory: Path, fault: str = "", **training: Any
     run = replace(plan.run, output_dir=str(directory), training=plan.run.training | training)
     faults = os.pathsep.join([str(SCRIPTS / "faults"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | ({"TRAINING_FAULT": fault, "PYTHONPATH": faults} if fault else {})
-    return train(replace(plan, run=run), time.sleep, environment, planned.threads)
+    with fork_server.forked():
+        return train(replace(plan, run=run), time.sleep, environment, planned.threads)
 
 
 def compared(single: Trained, other: Trained) -> Comparison:
