@@ -17,10 +17,31 @@ def test_the_same_rows_and_the_same_batch_everywhere(description: dict[str, Any]
     assert str(ddp.batch) == "8 rows per step = 2 × 2 × 2 (per device × accumulation × processes)"
     assert found.single.run.data.path == ddp.run.data.path
     assert found.threads == 1, "two processes on two cores have one each, and so has the one process"
-    assert len(found.rows) == 32, "an epoch would end, with another last batch on several processes"
+    assert len(found.rows) == 19, "two steps, and an epoch's last one of three rows: a process computes one more"
     assert not (tmp_path / "v").exists()
     found.write_rows()
-    assert len(Path(ddp.run.data.path).read_text(encoding="utf-8").splitlines()) == 32
+    assert len(Path(ddp.run.data.path).read_text(encoding="utf-8").splitlines()) == 19
+
+
+@pytest.mark.parametrize(
+    ("steps", "more", "rows"),
+    [
+        (1, {}, 8),
+        (3, {}, 8 + 3),
+        (8, {"training": {"train_sampling_strategy": "group_by_length"}}, 4 * 8 + 4),  # a micro-batch of two a process
+        (8, {"training": {"average_tokens_across_devices": False}}, 4 * 8 + 4),
+        (8, {"batch": {"global_size": 2}}, 4 * 2 + 1),
+        (8, {"batch": {"global_size": 4, "balance": "rows"}}, 4 * 4),
+    ],
+)
+def test_an_epoch_ends_within(
+    steps: int, more: dict[str, Any], rows: int, description: dict[str, Any], tmp_path: Path
+) -> None:
+    described = description | {"batch": {"global_size": 8}} | more
+    per_device = min(2, described["batch"]["global_size"] // 2)
+    described["training"] = {"per_device_train_batch_size": per_device} | more.get("training", {})
+    found = chosen(described, tmp_path, strategies=["ddp"], steps=steps)
+    assert len(found.rows) == rows
 
 
 def test_a_large_batch_is_made_quick(description: dict[str, Any], tmp_path: Path) -> None:

@@ -111,9 +111,12 @@ def test_gradients_that_stay_each_ranks_own(planned: Settings, single: Trained, 
 
 
 def test_a_loss_that_each_rank_divides_by_its_own_tokens(planned: Settings, single: Trained, tmp_path: Path) -> None:
-    """A fault that a run's own description can make: rows of different lengths get different weights."""
-    found = compared(single, trained(planned, tmp_path / "own", average_tokens_across_devices=False))
-    assert found.same_rows
+    """A fault that a run's own description can make: rows of different lengths get different weights. They are shared
+    out by number then, and one is repeated at the epoch's end."""
+    other = trained(planned, tmp_path / "own", average_tokens_across_devices=False)
+    found = compared(single, other)
+    assert other.tokens[0] == single.tokens[0]
+    assert not found.same_rows
     assert any("gradient norm differs" in fault for fault in found.faults)
     assert any("final adapters differ" in fault for fault in found.faults)
 
@@ -123,6 +126,18 @@ def test_a_learning_rate_one_percent_higher(planned: Settings, single: Trained, 
     assert found.moved == pytest.approx(0.01, rel=0.1)
     assert any("adapter moved" in fault for fault in found.faults)
     assert any("final adapters differ" in fault for fault in found.faults)
+
+
+def test_a_row_that_is_learned_twice_at_an_epochs_end(planned: Settings, single: Trained, tmp_path: Path) -> None:
+    """The ranks stay equal, and all other steps see the same rows; the second step, an epoch's last, has three."""
+    other = trained(planned, tmp_path / "repeated", "repeated")
+    assert other.tokens[0] == single.tokens[0]
+    assert other.tokens[1] > single.tokens[1]
+    found = compared(single, other)
+    assert found.ranks_equal
+    assert not found.same_rows
+    assert any("did not see the same rows" in fault for fault in found.faults)
+    assert any("gradient norm differs" in fault for fault in found.faults)
 
 
 def test_an_adapter_that_stays_where_it_was(single: Trained, tmp_path: Path) -> None:

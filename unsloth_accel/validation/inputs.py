@@ -98,7 +98,7 @@ def _epoch_problems(run: RunConfig, count: int) -> list[Problem]:
         return []
     if run.training.get("dataloader_drop_last"):
         return [no_step(count, size)] if count < size else []
-    by_tokens = _shared_out_by_tokens(run)
+    by_tokens = shared_out_by_tokens(run)
     if by_tokens and count > size:
         return []
     consequence = f"an epoch of {count} rows ends with a step of {count % size}"
@@ -112,7 +112,7 @@ def _epoch_problems(run: RunConfig, count: int) -> list[Problem]:
     return [Problem(key=key, value=size, consequence=f"{consequence}.", fix=fix, severity="warning")]
 
 
-def _shared_out_by_tokens(run: RunConfig) -> bool:
+def shared_out_by_tokens(run: RunConfig) -> bool:
     """Whether nothing that the run says keeps its rows from being shared out by tokens (`adapters.token_balance`)."""
     by_length = run.training.get("train_sampling_strategy") in ("group_by_length", "batch_rebalance")
     own_weights = run.training.get("average_tokens_across_devices") is False

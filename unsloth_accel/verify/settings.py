@@ -20,7 +20,7 @@ from ..planning.memory_estimate import optimizer_for
 from ..planning.plan import Plan
 from ..planning.planner import plan
 from ..strategies import STRATEGIES, choosable, usual
-from ..validation.inputs import input_problems
+from ..validation.inputs import input_problems, shared_out_by_tokens
 
 STEPS = 8
 MOST_ACCUMULATION = 2
@@ -129,7 +129,7 @@ def settings(
         others=tuple(others),
         left_out=left_out,
         notes=tuple(notes),
-        rows=_enough(rows, steps * size, short),
+        rows=_enough(rows, steps, per_device, accumulation, count, short),
     )
 
 
@@ -204,15 +204,21 @@ def _rows(run: RunConfig, size: int) -> BatchConfig:
     return replace(run.batch, global_size=size, global_tokens=None)
 
 
-def _enough(rows: list[dict[str, Any]], count: int, run: RunConfig) -> list[dict[str, Any]]:
-    """Return the first `count` rows, repeated if there are fewer: no epoch ends, no last batch is short.
+def _enough(
+    rows: list[dict[str, Any]], steps: int, per_device: int, accumulation: int, processes: int, run: RunConfig
+) -> list[dict[str, Any]]:
+    """Return the first of `rows`, repeated if there are fewer, of which `steps` steps make more than one epoch.
 
-    Rows that get packed must make `count` full ones.
+    An epoch ends after a little more than half of the steps, with a step of one row more than there are processes, so
+    that some compute a row for nothing. Where rows are shared out by number accelerate would repeat some of them; there
+    it ends with one micro-batch a process. Rows that get packed, whose number is not known, make all steps full.
     """
-    repeated = itertools.cycle(rows)
+    size, repeated = per_device * accumulation * processes, itertools.cycle(rows)
     if not run.training.get("packing"):
-        return list(itertools.islice(repeated, count))
-    need, taken = count * run.model.max_seq_length * _CHARACTERS, []
+        last = min(processes + 1, size - 1) if shared_out_by_tokens(run) else size // accumulation % size
+        epoch = steps // 2 * size + last if steps > 1 else size
+        return list(itertools.islice(repeated, epoch))
+    need, taken = steps * size * run.model.max_seq_length * _CHARACTERS, []
     while need > 0:
         taken.append(next(repeated))
         need -= max(sum(map(len, texts_of(taken[-1]))), 1)

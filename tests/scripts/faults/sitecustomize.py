@@ -3,6 +3,7 @@
 `TRAINING_FAULT` says how, in the ranks of a run with several processes:
 `local`: gradients stay each rank's own. `sum`: they are summed over ranks and not averaged.
 `rate`: the learning rate is 1 % higher.
+`repeated`: in an epoch's last step a rank that has no row left learns one again.
 """
 
 import os
@@ -41,6 +42,16 @@ if FAULT and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             return work
 
         torch.distributed.all_reduce = reduced
+    if FAULT == "repeated":
+        from torch.utils.data._utils.fetch import _MapDatasetFetcher
+
+        fetch = _MapDatasetFetcher.fetch
+
+        def again(self, rows):  # type: ignore[no-untyped-def]
+            """Rows to be masked come by negative numbers (adapters.token_balance)."""
+            return fetch(self, [row if row >= 0 else -1 - row for row in rows])
+
+        _MapDatasetFetcher.fetch = again
     if FAULT == "rate":
         make = torch.optim.AdamW.__init__
 
