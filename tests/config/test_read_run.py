@@ -179,3 +179,12 @@ def test_early_stopping_needs_something_to_stop_by(file: Path, description: dict
         assert words in problems(file, wrong, rows, fixed[1])[0]
     assert "has no effect without" in problems(file, "training.early_stopping_threshold=0.1")[0]
     assert "worse loss" in problems(file, patience, rows, fixed[1], "training.early_stopping_threshold=-0.1")[0]
+
+
+def test_what_the_trainer_would_not_heed(file: Path) -> None:
+    """Fields of SFTConfig for a trainer that loads the model itself: TRL only warns, among other lines of the log."""
+    (told,) = problems(file, "training.model_init_kwargs={attn_implementation: eager, dtype: float32}")
+    assert "nothing here would have an effect. Fix: drop it, and set model.dtype, " in told
+    (told,) = problems(file, "training.trust_remote_code=true")
+    assert told.endswith("set model.trust_remote_code instead")
+    assert load(file, ["model.dtype=float32", "model.trust_remote_code=true"]).model.dtype == "float32"

@@ -251,3 +251,23 @@ def test_a_vision_language_model_is_refused(strategy: str, hardware: str, tmp_pa
             plan(run, Hardware.parse(hardware))
         assert [problem.key for problem in raised.value.problems] == ["model.name"]
         assert "unsloth_accel.adapt(trainer)" in raised.value.problems[0].fix
+
+
+def test_what_a_cpu_lacks_is_planned_as_it_will_run_or_refused(description: dict[str, Any]) -> None:
+    """Unsloth would do it in silence, while run.yaml still said the other thing."""
+    made = make(description, CPU, training={"optim": "paged_adamw_8bit"})
+    assert made.resolved()["training"]["optim"] == "adamw_torch_fused"
+    assert "training.optim=adamw_torch_fused: paged_adamw_8bit needs a GPU, and Unsloth" in str(made)
+    assert make(description, CPU, training={"optim": "sgd"}).resolved()["training"]["optim"] == "sgd"
+    for training, words in (
+        ({"optim": "lion_8bit"}, r"needs a GPU.*Fix: training\.optim=adamw_torch_fused"),
+        ({"optim": "galore_adamw_8bit"}, "another optimizer"),
+        ({"activation_offloading": True}, r"no GPU: every process fails.*activation_offloading=false"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            make(description, CPU, training=training)
+    make(description, CPU, training={"activation_offloading": False})
+    old = replace(CPU, cpu_bf16=False)
+    made = make(description, old, training={"bf16": True})
+    assert made.resolved()["training"]["bf16"] is False
+    assert "lacks bfloat16 instructions, and Unsloth turns bf16 off" in str(made)

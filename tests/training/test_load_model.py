@@ -34,7 +34,8 @@ def test_the_model_is_base_plus_adapter(tiny: Path, tmp_path: Path) -> None:
     from unsloth_accel.training.load_model import add_adapter, load_model
 
     ids = torch.arange(3, 60).reshape(3, 19)
-    plain = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)(input_ids=ids).logits
+    with torch.no_grad():
+        plain = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)(input_ids=ids).logits
     for name, options in MADE.items():
         base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
         arguments: dict[str, Any] = {"r": 4, "lora_alpha": 6, "target_modules": [*ATTENTION, "up_proj"], **options}
@@ -46,7 +47,8 @@ def test_the_model_is_base_plus_adapter(tiny: Path, tmp_path: Path) -> None:
                     parameter.add_(torch.randn_like(parameter) * 0.05)
         made.save_pretrained(tmp_path / name)
         base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-        expected = PeftModel.from_pretrained(base, tmp_path / name).eval()(input_ids=ids).logits
+        with torch.no_grad():
+            expected = PeftModel.from_pretrained(base, tmp_path / name).eval()(input_ids=ids).logits
         assert float((expected - plain).abs().max()) > 1e-3, name
         run = from_dict(
             {
@@ -69,3 +71,19 @@ def test_the_model_is_base_plus_adapter(tiny: Path, tmp_path: Path) -> None:
     model, _ = load_model(run)
     with pytest.raises(ConfigError, match=r"don't fit its base.*layers\.0"):
         add_adapter(model, run)
+
+
+@pytest.mark.slow
+def test_the_optimizers_that_a_cpu_lacks_are_those_that_unsloth_replaces(tmp_path: Path) -> None:
+    import unsloth  # noqa: F401  isort: skip
+    from transformers.training_args import OptimizerNames
+    from trl import SFTConfig
+
+    from unsloth_accel.planning.memory_estimate import needs_gpu
+
+    taken = {
+        name.value: SFTConfig(output_dir=str(tmp_path), optim=name.value, bf16=False).optim for name in OptimizerNames
+    }
+    replaced = {name for name, optimizer in taken.items() if optimizer != name} - {"adamw_torch"}
+    assert replaced == {name for name in taken if needs_gpu(name)}
+    assert {taken[name] for name in replaced} == {"adamw_torch_fused"}

@@ -36,11 +36,18 @@ _ELSEWHERE = {
     "fsdp_config": "distributed.strategy",
     "deepspeed": "distributed.strategy",
     "accelerator_config": "distributed.strategy",
+    "parallelism_config": "distributed.strategy",
+    "trust_remote_code": "model.trust_remote_code",
 }
 _REFUSED = {
     "auto_find_batch_size": (
         "changes the batch inside the run, so batch.global_size would not hold.",
         "drop it, and set training.per_device_train_batch_size",
+    ),
+    "model_init_kwargs": (
+        "is for a trainer that loads the model itself: Unsloth loads it before, so nothing here would have an effect.",
+        "drop it, and set model.dtype, model.load_in_4bit, model.max_seq_length or model.trust_remote_code; for what "
+        "has no key there (attn_implementation, rope_scaling), your own script and unsloth_accel.adapt",
     ),
 }
 _CHOICES = {

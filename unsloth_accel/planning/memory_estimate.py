@@ -54,6 +54,15 @@ OPTIMIZER, ON_THE_HOST = "adamw_torch_fused", "adamw_torch"
 BITSANDBYTES_ADAMW = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw", "paged_adamw_32bit", "paged_adamw_8bit")
 
 
+_GPU_ONLY = ("8bit", "paged", "bnb", "npu", "xla", "apex")
+
+
+def needs_gpu(optimizer: str) -> bool:
+    """Return whether `optimizer` has no kernels for a CPU: there Unsloth takes torch's AdamW in its place, whatever it
+    is (unsloth_zoo/cpu/trainer.py: normalize_cpu_training_arguments)."""
+    return any(part in optimizer for part in _GPU_ONLY)
+
+
 def optimizer_for(strategy: str, asked: str | None) -> str:
     """Return the optimizer for `strategy`: `asked` or its substitute, by default fused AdamW. Unsloth's own default,
     adamw_8bit, would be another optimizer on one GPU than under fsdp2.

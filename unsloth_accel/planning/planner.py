@@ -18,7 +18,7 @@ from ..models.lora_targets import Targets, targets
 from ..models.spec import TOWER, ModelSpec
 from ..strategies import STRATEGIES, usual
 from .batch import Batch, check_divisible, divide_batch, divisors, gives_way
-from .memory_estimate import ESTIMATE_ERROR, Workload, optimizer_for
+from .memory_estimate import ESTIMATE_ERROR, OPTIMIZER, Workload, needs_gpu, optimizer_for
 from .packing_choice import with_packing
 from .plan import Plan
 from .precision import choose_precision
@@ -125,6 +125,12 @@ def _device(run: RunConfig, hardware: Hardware, reasons: list[str]) -> Literal["
         fix = "distributed.device=cpu, or make a GPU visible"
         raise ConfigError(Problem(key="distributed.device", value=asked, consequence=consequence, fix=fix))
     if asked == "cpu" or not hardware.devices:
+        if run.training.get("activation_offloading"):
+            consequence = "moves activations from a GPU to the host, and there is no GPU: every process fails."
+            fix = "remove it, or training.activation_offloading=false"
+            raise ConfigError(
+                Problem(key="training.activation_offloading", value=True, consequence=consequence, fix=fix)
+            )
         why = "distributed.device is cpu" if asked == "cpu" else f"no GPU is visible ({hardware.reason})"
         reasons.append(f"device cpu: {why}.")
         return "cpu"
@@ -310,8 +316,10 @@ def _cannot_shard(spec: ModelSpec, run: RunConfig, device: str) -> dict[str, str
 def _with_optimizer(run: RunConfig, strategy: str, device: str, reasons: list[str]) -> RunConfig:
     """`run` with its optimizer by name, the same one under every strategy where nothing is said."""
     asked = run.training.get("optim")
+    if device == "cpu":
+        return _with_cpu_optimizer(run, asked, reasons) if asked and needs_gpu(asked) else run
     taken = optimizer_for(strategy, asked)
-    if device == "cpu" or taken == asked:
+    if taken == asked:
         return run
     why = "the same steps under every strategy"
     if asked:
@@ -319,6 +327,15 @@ def _with_optimizer(run: RunConfig, strategy: str, device: str, reasons: list[st
         why = f"{strategy} can't {cannot} of {asked}"
     reasons.append(f"training.optim={taken}: {why}.")
     return replace(run, training=run.training | {"optim": taken})
+
+
+def _with_cpu_optimizer(run: RunConfig, asked: str, reasons: list[str]) -> RunConfig:
+    if not asked.removeprefix("paged_").startswith("adamw_"):
+        consequence = "needs a GPU: on a CPU Unsloth would take AdamW in its place, which is another optimizer."
+        fix = f"training.optim={OPTIMIZER}, with a learning rate for it"
+        raise ConfigError(Problem(key="training.optim", value=asked, consequence=consequence, fix=fix))
+    reasons.append(f"training.optim={OPTIMIZER}: {asked} needs a GPU, and Unsloth takes this AdamW on a CPU.")
+    return replace(run, training=run.training | {"optim": OPTIMIZER})
 
 
 def _stopping_early(run: RunConfig) -> str:

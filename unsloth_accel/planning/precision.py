@@ -36,6 +36,12 @@ def choose_precision(run: RunConfig, hardware: Hardware, devices: Sequence[Devic
     if asked == "bf16" and old:
         consequence = f"{old[0]} has no bfloat16 (compute capability below 8.0)."
         raise _refusal(key, value, consequence, f"drop {key}: the plan takes fp16 there")
+    if asked and not devices and not hardware.cpu_bf16:
+        # unsloth_zoo/cpu/trainer.py: normalize_cpu_training_arguments
+        reasons.append(
+            f"precision no: {said}, but the CPU lacks bfloat16 instructions, and Unsloth turns bf16 off there."
+        )
+        return "no"
     if asked:
         reasons.append(f"precision {asked}: {said}.")
         return asked

@@ -77,8 +77,10 @@ _refused_by_the_reader(
 )
 _refused_by_the_reader(
     "run-refused",
-    "auto_find_batch_size changes the batch inside the run, so that batch.global_size would not hold.",
-    "unsloth_accel/config/read_run.py: _REFUSED; transformers/trainer.py: find_executable_batch_size.",
+    "auto_find_batch_size changes the batch inside the run, so that batch.global_size would not hold; "
+    "model_init_kwargs has no effect, since the trainer is given a model that is loaded.",
+    "unsloth_accel/config/read_run.py: _REFUSED; transformers/trainer.py: find_executable_batch_size; "
+    "trl/trainer/sft_trainer.py: SFTTrainer.__init__, `args.model_init_kwargs`.",
 )
 _refused_by_the_reader(
     "run-needs-eval-rows",
@@ -253,12 +255,18 @@ def run_torch_compile(config: Document) -> Iterator[Finding]:
 @rule("run-optimizer", "warning", on=("run",))
 def run_optimizer(config: Document) -> Iterator[Finding]:
     """bitsandbytes' 8-bit optimizers can't step FSDP2's DTensors: through accelerate, Unsloth takes adamw_torch_fused
-    in place of adamw_8bit, whose states take four times the memory. Unsloth's own FSDP2 steps them.
+    in place of adamw_8bit, whose states take four times the memory. Unsloth's own FSDP2 steps them. On a CPU none of
+    them runs: the plan takes AdamW for AdamW and refuses the others.
 
     Reference: unsloth/models/rl.py: "Switching optim = 'adamw_8bit' to 'adamw_torch_fused'"; unsloth/models/
-    fsdp2_native.py: _BNB_LOCAL_SHARD_OPTIMS.
+    fsdp2_native.py: _BNB_LOCAL_SHARD_OPTIMS; unsloth_zoo/cpu/trainer.py: normalize_cpu_training_arguments.
     """
-    from ...planning.memory_estimate import BITSANDBYTES_ADAMW
+    from ...planning.memory_estimate import BITSANDBYTES_ADAMW, needs_gpu
+
+    if config.get("distributed.device") == "cpu" and needs_gpu(str(config.get("training.optim"))):
+        consequence = "needs a GPU; on a CPU Unsloth takes adamw_torch_fused."
+        yield config.problem("training.optim", consequence, "training.optim: adamw_torch_fused")
+        return
 
     strategy = _asked(config)
     if config.get("training.optim") in BITSANDBYTES_ADAMW and strategy and not strategy.steps_bitsandbytes:
