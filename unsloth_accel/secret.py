@@ -75,6 +75,7 @@ def secrets_in(values: Any, key: str = "") -> Iterator[str]:
 
 def shown(values: Any, key: str = "") -> Any:
     """Return nested `values`, which stand below `key`, with `HIDDEN` in the place of each secret."""
+    values = _parsed(values)
     if isinstance(values, Mapping):
         return {name: shown(value, str(name)) for name, value in values.items()}
     if isinstance(values, list):

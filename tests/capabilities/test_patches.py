@@ -28,7 +28,7 @@ SETTINGS = {
     *("gradient_accumulation_steps", "per_device_train_batch_size", "train_dataset", "eval_dataset"),
     *("num_input_tokens_seen", "should_save", "should_training_stop", "average_tokens_across_devices"),
     *("chat_template", "eos_token", "padding_side", "quant_storage", "module", "data", "grad", "forward"),
-    *("weight", "tie_word_embeddings"),
+    *("weight", "tie_word_embeddings", "eos_token_id"),
 }
 """Documented fields that are there to be set, of other packages' objects."""
 OURS = {

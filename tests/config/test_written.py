@@ -89,8 +89,8 @@ def test_references_stay_references(description: dict[str, Any], monkeypatch: py
         {"hub_token": f"${{oc.env:NOT_SET,{TOKEN}}}"},
         {"hub_token": "${training.run_name}", "run_name": TOKEN},
         {"hub_token": TOKEN, "run_name": f"my-{TOKEN}"},
-        {"model_init_kwargs": {"token": TOKEN, "attn_implementation": "sdpa"}},
-        {"model_init_kwargs": json.dumps({"token": TOKEN})},
+        {"lr_scheduler_kwargs": {"token": TOKEN, "num_cycles": 2}},
+        {"lr_scheduler_kwargs": json.dumps({"token": TOKEN})},
         {"lr_scheduler_kwargs": {"a": [{"password": TOKEN}]}},
     ],
     ids=["plain", "default", "referred to", "inside another", "nested", "json", "list"],
@@ -123,3 +123,10 @@ def test_a_reference_that_leads_nowhere_says_what_to_set(description: dict[str, 
     with pytest.raises(ConfigError) as caught:
         load(file, [f"training.hub_token=[{TOKEN}"])
     assert TOKEN not in str(caught.value).replace(str(file), "")
+
+
+def test_a_field_that_is_refused_does_not_show_its_secret(description: dict[str, Any]) -> None:
+    for value in ({"token": TOKEN}, json.dumps({"token": TOKEN})):
+        with pytest.raises(ConfigError) as caught:
+            from_dict({**description, "training": {"model_init_kwargs": value}})
+        assert TOKEN not in str(caught.value)

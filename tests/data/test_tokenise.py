@@ -94,7 +94,7 @@ def described(tmp_path: Path) -> Any:
             path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return from_dict(
             {
-                "model": {"name": str(SMOLLM2), "max_seq_length": 512},
+                "model": {"name": str(SMOLLM2), "max_seq_length": 8192},
                 "data": {"path": str(path), "train_on": "all", "too_long": "drop"},
                 "training": {"chat_template_path": str(tmp_path / "template.jinja"), **training},
                 "output_dir": str(tmp_path / "out"),

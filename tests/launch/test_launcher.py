@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def test_a_run_is_written_and_launched(file: Path, tmp_path: Path) -> None:
 
 
 def test_flags_that_the_plan_decides_change_the_plan(file: Path) -> None:
-    command = launched(file, "--num_processes", "1", "--mixed_precision=bf16", "--cpu", hardware=TWO)
+    hardware = replace(TWO, cpu_bf16=True)
+    command = launched(file, "--num_processes", "1", "--mixed_precision=bf16", "--cpu", hardware=hardware)
     config = yaml.safe_load(command.yaml)
     assert (config["num_processes"], config["mixed_precision"], config["use_cpu"]) == (1, "bf16", True)
     assert json.loads(command.environment["UNSLOTH_ACCEL_PROMISE"])["num_processes"] == 1
@@ -297,7 +299,7 @@ def test_a_secret_goes_to_the_processes_alone(
     file: Path, tmp_path: Path, description: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not by their command line, and into nothing that is written or printed."""
-    training = {"hub_token": TOKEN, "model_init_kwargs": {"token": TOKEN}}
+    training = {"hub_token": TOKEN, "lr_scheduler_kwargs": {"token": TOKEN}}
     write_yaml(file, {**description, "training": training})
     command = launched(file)
     name = "UNSLOTH_ACCEL_TRAINING_HUB_TOKEN"

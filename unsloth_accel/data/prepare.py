@@ -160,7 +160,7 @@ def _make(run: RunConfig, tokenizer: Any, path: str, key: str, directory: Path) 
     from datasets import Dataset, Features, Value
 
     rows = read_checked_rows(path, key, run.data)
-    recipe = Recipe.of(run, rows.kind, weighted=rows.weighted)
+    recipe = Recipe.of(run, rows.kind, weighted=bool(rows.weighted))
     tokenise = Tokenise(tokenizer, recipe)
     print(f"tokenising {len(rows):,} rows of {path}", flush=True)
     raw = Dataset.from_dict({ROW: rows.texts}, features=Features({ROW: Value("large_string")}))

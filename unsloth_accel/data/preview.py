@@ -64,7 +64,7 @@ def preview_rows(run: RunConfig, shown: int, most: int) -> Preview:
     rows = read_checked_rows(run.data.path, "data.path", run.data, most + 1)
     whole = len(rows) <= most
     tokenizer = tokenizer_of(run)
-    recipe = Recipe.of(run, rows.kind, weighted=rows.weighted)
+    recipe = Recipe.of(run, rows.kind, weighted=bool(rows.weighted))
     tokenise = Tokenise(tokenizer, recipe)
     lengths: list[int] = []
     trained: list[int] = []

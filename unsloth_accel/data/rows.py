@@ -36,8 +36,8 @@ class Rows:
     """The index of the first row that comes from each file, and the file's name."""
     unused: Counter[str] = field(default_factory=Counter)
     """Columns that no part of a canonical row comes from, and how many rows have each."""
-    weighted: bool = False
-    """Whether some message says that it is not to be trained."""
+    weighted: list[int] = field(default_factory=list)
+    """Indices of the rows with a message that says that it is not to be trained."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -100,7 +100,7 @@ def read_checked_rows(
         rows.texts.append(row.text)
         rows.numbers.append(number)
         rows.unused.update(row.unused)
-        rows.weighted = rows.weighted or row.weighted
+        rows.weighted.extend([len(rows) - 1] * row.weighted)
     if len(problems) > MOST_SHOWN:
         rest = Problem(key=str(path), consequence=f"{len(problems) - MOST_SHOWN} more lines are bad.", fix="as above")
         problems = [*problems[:MOST_SHOWN], rest]
