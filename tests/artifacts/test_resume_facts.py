@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import decided, finished_run, write_checkpoint
 
-from unsloth_accel.artifacts.resume_facts import made_with, resume_problems
+from unsloth_accel.artifacts.checkpoints import RECORD, find_checkpoints
+from unsloth_accel.artifacts.resume_facts import made_with, resume_problems, steps_problem
 from unsloth_accel.config.run_config import RunConfig
 
 CHANGES: dict[str, tuple[dict[str, Any], str, str, str]] = {
@@ -109,6 +111,154 @@ def test_another_number_of_processes(planned: RunConfig, tmp_path: Path) -> None
     assert [(p.key, p.severity) for p in resume_problems(planned)] == [("lora.dropout", "warning")]
     planned.training["train_sampling_strategy"] = "group_by_length"
     assert ("distributed.num_processes", "error") in [(p.key, p.severity) for p in resume_problems(planned)]
+
+
+@pytest.fixture
+def at(planned: RunConfig, tmp_path: Path) -> Callable[..., None]:
+    """Write a checkpoint of `planned` at a step, with facts beside those that are known before training."""
+
+    def write(step: int, **facts: Any) -> None:
+        path = write_checkpoint(tmp_path / "out" / f"checkpoint-{step}", planned)
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        record["made_with"] |= facts
+        (path / RECORD).write_text(json.dumps(record), encoding="utf-8")
+
+    return write
+
+
+def told(run: RunConfig) -> list[tuple[str, str]]:
+    return [(problem.key, problem.severity) for problem in resume_problems(run)]
+
+
+ORDER = [
+    ("training.seed", 7),
+    ("training.data_seed", 7),
+    ("training.train_sampling_strategy", "sequential"),
+    ("training.train_sampling_strategy", "group_by_length"),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), ORDER)
+def test_another_order_in_mid_epoch(key: str, value: Any, at: Callable[..., None], planned: RunConfig) -> None:
+    """Is refused, with ways that work; at an epoch's end it is a new order from there on."""
+    at(6, steps_per_epoch=4, rows=26)
+    assert told(planned) == []
+    planned.training[key.removeprefix("training.")] = value
+    (problem,) = resume_problems(planned)
+    assert (problem.key, problem.severity, problem.value) == (key, "error", value)
+    assert "checkpoint-6 was made with" in problem.consequence
+    assert f"{key}=" in problem.fix
+    assert "delete the checkpoints behind the last epoch's end" in problem.fix
+    at(8, steps_per_epoch=4, rows=26)
+    before = made_with(planned)[key]
+    planned.training[key.removeprefix("training.")] = {"sequential": "random", "group_by_length": "sequential"}.get(
+        str(value), 8
+    )
+    assert before != made_with(planned)[key]
+    assert told(planned) == [(key, "warning")]
+
+
+def test_the_older_name_of_grouping(at: Callable[..., None], planned: RunConfig) -> None:
+    planned.training["group_by_length"] = True
+    at(6, steps_per_epoch=4)
+    del planned.training["group_by_length"]
+    planned.training["train_sampling_strategy"] = "group_by_length"
+    assert told(planned) == []
+
+
+@pytest.mark.parametrize(
+    ("step", "rows", "severity"),
+    [(5, 26, ["error"]), (4, 26, ["error"]), (3, 26, []), (2, 26, []), (5, 24, []), (9, 24, [])],
+    ids=["later epoch", "one end", "other end", "first epoch", "no rest", "no rest, later"],
+)
+def test_a_last_step_that_is_dropped(
+    step: int, rows: int, severity: list[str], at: Callable[..., None], planned: RunConfig
+) -> None:
+    """Epochs of 26 rows have 4 or 3 steps of 8; where there is no rest, or none has ended, the rows stay the same."""
+    at(step, steps_per_epoch=4, rows=rows)
+    planned.training["dataloader_drop_last"] = True
+    assert told(planned) == [("training.dataloader_drop_last", one) for one in severity]
+    if severity:
+        (problem,) = resume_problems(planned)
+        assert "was made with False" in problem.consequence
+        assert "training.dataloader_drop_last=False" in problem.fix
+
+
+TOKENS = [
+    ("packing", True),
+    ("truncation_mode", "keep_end"),
+    ("shuffle_dataset", True),
+    ("eos_token", "</s>"),
+    ("chat_template_path", "template.jinja"),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), TOKENS)
+def test_other_rows_or_tokens(key: str, value: Any, at: Callable[..., None], planned: RunConfig) -> None:
+    at(8, steps_per_epoch=4)
+    planned.training[key] = value
+    assert told(planned) == [(f"training.{key}", "error")]
+
+
+def test_a_packing_strategy_counts_where_rows_are_packed(at: Callable[..., None], planned: RunConfig) -> None:
+    at(2)
+    planned.training["packing_strategy"] = "wrapped"
+    assert told(planned) == []
+    planned.training["packing"] = True
+    at(4)
+    planned.training["packing_strategy"] = "bfd"
+    assert told(planned) == [("training.packing_strategy", "error")]
+
+
+def test_a_template_is_known_by_its_text(at: Callable[..., None], planned: RunConfig, tmp_path: Path) -> None:
+    file, moved = tmp_path / "a.jinja", tmp_path / "b.jinja"
+    file.write_text("{{ messages }}", encoding="utf-8")
+    planned.training["chat_template_path"] = str(file)
+    at(2)
+    file.rename(moved)
+    planned.training["chat_template_path"] = str(moved)
+    assert told(planned) == []
+    moved.write_text("{{ messages[0] }}", encoding="utf-8")
+    assert told(planned) == [("training.chat_template_path", "error")]
+
+
+def test_a_checkpoint_from_before_these_facts(planned: RunConfig, tmp_path: Path) -> None:
+    """Gives no alarm where it can't know; rows in groups of its time can't be gone on with in mid-epoch."""
+    path = write_checkpoint(tmp_path / "out" / "checkpoint-6", planned)
+    kept = ("method", "batch.global_size", "data.path", "model.name", "train_dataset", "training.seed", "lora.r")
+    values = json.loads((path / RECORD).read_text(encoding="utf-8"))
+    values["made_with"] = {key: values["made_with"].get(key, "26 rows") for key in kept}
+    (path / RECORD).write_text(json.dumps(values), encoding="utf-8")
+    changed = {"dataloader_drop_last": True, "packing": True, "eos_token": "</s>", "truncation_mode": "keep_end"}
+    planned.training |= changed
+    assert told(planned) == []
+    planned.training["train_sampling_strategy"] = "group_by_length"
+    assert told(planned) == [("training.train_sampling_strategy", "error")]
+    state = {"global_step": 6, "epoch": 2.0}
+    (path / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+    values["files"]["trainer_state.json"] = (path / "trainer_state.json").stat().st_size
+    (path / RECORD).write_text(json.dumps(values), encoding="utf-8")
+    assert told(planned) == [], "an epoch has ended there"
+
+
+def test_rows_that_are_not_skipped(at: Callable[..., None], planned: RunConfig) -> None:
+    at(6, steps_per_epoch=4)
+    planned.training["ignore_data_skip"] = True
+    assert told(planned) == [("training.ignore_data_skip", "warning")]
+    at(8, steps_per_epoch=4)
+    assert told(planned) == []
+
+
+@pytest.mark.parametrize(("step", "before", "now", "refused"), [(5, 4, 3, True), (3, 4, 3, False), (3, 3, 4, False)])
+def test_epochs_of_another_length(
+    step: int, before: int, now: int, refused: bool, at: Callable[..., None], planned: RunConfig, tmp_path: Path
+) -> None:
+    at(step, steps_per_epoch=before)
+    (checkpoint,) = find_checkpoints(tmp_path / "out")
+    problem = steps_problem(checkpoint, now)
+    assert (problem is not None) is refused
+    assert steps_problem(checkpoint, before) is None
+    assert steps_problem(checkpoint, None) is None
 
 
 def test_a_finished_run_goes_on_only_with_more_steps(planned: RunConfig, tmp_path: Path) -> None:

@@ -273,6 +273,8 @@ def test_what_is_saved(straight: Path) -> None:
     versions = json.loads((straight / "adapter" / "versions.json").read_text(encoding="utf-8"))
     assert {"unsloth", "torch", "accelerate", "python"} <= versions.keys()
     assert not list(straight.glob(".adapter*")), "temporary directories are left"
+    record = json.loads((straight / "checkpoint-3" / "unsloth_accel.json").read_text(encoding="utf-8"))["made_with"]
+    assert (record["steps_per_epoch"], record["rows"], record["training.dataloader_drop_last"]) == (6, 41, False)
     assert not (straight / "README.md").exists(), "TRL's draft of a model card, which nobody asked for"
     assert not (straight / "errors").exists()
     assert json.loads((straight / "plan.json").read_text(encoding="utf-8"))["strategy"] == "ddp"

@@ -13,9 +13,11 @@ Mends, in transformers 5.17 with accelerate 1.15:
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Mapping
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,10 @@ from .saving import SaveError, check_whole, gathered, of_every_rank, unwrapped, 
 
 if TYPE_CHECKING:
     from transformers import Trainer
+
+
+_DEALING = ("split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler")
+"""Fields of accelerator_config that decide which process sees which row."""
 
 
 def keep_checkpoints(trainer: Trainer) -> None:
@@ -67,20 +73,62 @@ def describe(trainer: Trainer, facts: Mapping[str, Any]) -> None:
 def made_with(trainer: Trainer) -> dict[str, Any]:
     """The facts on which going on from a checkpoint of `trainer` depends, by run.yaml's keys where they have one."""
     args = trainer.args
+    rows = rank_agreement.rows_of(trainer.train_dataset)
     promised = environment.promise()
+    config = getattr(args, "accelerator_config", None)
     known: dict[str, Any] = {
         "distributed.strategy": promised.strategy if promised else None,
         "distributed.num_processes": args.world_size,
-        "train_dataset": rank_agreement.rows_of(trainer.train_dataset),
+        "train_dataset": rows,
+        "rows": len(trainer.train_dataset) if rows else None,
+        # A stream's rows can't be looked at; what makes their tokens can.
+        "tokenizer": None if rows else tokenizer_of(trainer),
+        "steps_per_epoch": steps_per_epoch(trainer),
+        "training.dataloader_drop_last": getattr(args, "dataloader_drop_last", None),
+        "training.train_sampling_strategy": _sampling(args),
+        "accelerator_config": {name: getattr(config, name) for name in _DEALING if hasattr(config, name)},
         "training.seed": args.seed,
         "training.data_seed": args.data_seed,
         "training.optim": str(getattr(args.optim, "value", args.optim)),
         "training.learning_rate": args.learning_rate,
         "training.weight_decay": args.weight_decay,
     }
+    known = {key: value for key, value in known.items() if value is not None or key == "training.data_seed"}
     known |= lora_facts(trainer.model) | getattr(trainer, "_unsloth_accel_made_with", {})
-    known["batch.global_size"] = batch_of(trainer).global_size
-    return {key: value for key, value in known.items() if value is not None or key == "training.data_seed"}
+    return known | {"batch.global_size": batch_of(trainer).global_size}
+
+
+def steps_per_epoch(trainer: Trainer) -> int | None:
+    """Optimizer steps of an epoch, by which the Trainer finds its place in one; None before it trains, and for streams.
+
+    Source: transformers 5.17, `Trainer.set_initial_training_values`.
+    """
+    loader, accumulation = trainer.callback_handler.train_dataloader, int(trainer.args.gradient_accumulation_steps)
+    try:
+        return max(1, ceil(len(loader) / accumulation))
+    except TypeError:
+        return None
+
+
+def tokenizer_of(trainer: Trainer) -> str | None:
+    """Return a digest of what makes text into tokens: vocabulary and rules, chat template, end of text."""
+    tokenizer = getattr(trainer, "processing_class", None)
+    if tokenizer is None:
+        return None
+    found: str | None = getattr(trainer, "_unsloth_accel_tokenizer", None)
+    if found is None:
+        rules = getattr(tokenizer, "backend_tokenizer", None)
+        said = [rules.to_str() if rules else str(len(tokenizer))]
+        said += [str(getattr(tokenizer, name, None)) for name in ("chat_template", "eos_token", "padding_side")]
+        found = hashlib.sha256("\n".join(said).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        trainer._unsloth_accel_tokenizer = found
+    return found
+
+
+def _sampling(args: Any) -> str:
+    """Return the name of the sampler's strategy, which older versions have as a switch."""
+    usual = "group_by_length" if getattr(args, "group_by_length", False) else "random"
+    return str(getattr(args, "train_sampling_strategy", None) or usual)
 
 
 def _save_model_gathered(trainer: Trainer) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts.checkpoints import Checkpoint, newest
-from ..artifacts.resume_facts import difference
+from ..artifacts.resume_facts import difference, steps_problem
 from ..capabilities.probe import available
 from ..errors import ConfigError, Problem, raise_errors
 from . import environment, rank_agreement
-from .checkpointing import made_with
+from .checkpointing import made_with, steps_per_epoch
 from .hook_types import Arguments, Control, State, TrainerCallback
 
 if TYPE_CHECKING:
@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 
 def check_before_training(trainer: Trainer) -> None:
     """Make `trainer.train` compare the ranks first, and refuse a checkpoint that is cut short or of another run."""
-    train = trainer.train
+    train, epochs = trainer.train, SameEpochs(trainer)
+    trainer.add_callback(epochs)
 
     def checked(resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         rank_agreement.check_same(rank_agreement.facts_of(trainer))
-        if resume_from_checkpoint:
-            resume_from_checkpoint = str(_resumable(trainer, resume_from_checkpoint).path)
+        found = _resumable(trainer, resume_from_checkpoint) if resume_from_checkpoint else None
+        epochs.expect(found)
+        resume_from_checkpoint = str(found.path) if found else resume_from_checkpoint
         return train(resume_from_checkpoint, *args, **kwargs)
 
     trainer.train = checked
@@ -51,6 +53,24 @@ def _stop_at_the_end(trainer: Trainer) -> None:
         run_epoch(*args, **kwargs)
 
     trainer._run_epoch = run
+
+
+class SameEpochs(TrainerCallback):
+    """Refuses to go on from a checkpoint where an epoch has another number of steps now: the Trainer would go on with
+    other rows. Only now are the loader and so its length known."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.checkpoint: Checkpoint | None = None
+
+    def expect(self, checkpoint: Checkpoint | None) -> None:
+        """Take the next training as one that goes on from `checkpoint`."""
+        self.checkpoint = checkpoint
+
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        problem = steps_problem(self.checkpoint, steps_per_epoch(self.trainer)) if self.checkpoint else None
+        if problem is not None:
+            raise ConfigError(problem)
 
 
 class RateOfSchedule(TrainerCallback):

@@ -58,6 +58,15 @@ class Checkpoint:
         facts = self.record.get("made_with")
         return facts if isinstance(facts, dict) else {}
 
+    @cached_property
+    def in_mid_epoch(self) -> bool:
+        """Whether rows of its epoch are still to come; also where that isn't known, as in a stream."""
+        steps = self.made_with.get("steps_per_epoch")
+        if isinstance(steps, int):
+            return self.step % steps != 0
+        epoch = _read_json(self.path / STATE).get("epoch")  # of a stream it is the share of max_steps
+        return "train_dataset" not in self.made_with or not isinstance(epoch, float) or epoch % 1 != 0
+
     @property
     def adapter_config(self) -> dict[str, Any]:
         """PEFT's adapter_config.json; empty where there is none that can be read."""

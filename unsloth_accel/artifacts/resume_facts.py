@@ -8,7 +8,9 @@ them. Accelerate's FSDP has files of its own.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from .checkpoints import Checkpoint, is_finished, newest
 
 ROWS = "other rows would be trained than in a straight run."
 _WEIGHTS = "the saved weights don't belong to this run's model."
+_TOKENS = "rows would be made into other tokens."
 _MUST_AGREE = {
     "method": "another method trains other steps.",
     "batch.global_size": f"the Trainer skips batches by steps, so {ROWS}",
@@ -37,8 +40,12 @@ _MUST_AGREE = {
     "data.subset": ROWS,
     "model.max_seq_length": "rows would be cut at another length.",
     "training.packing": ROWS,
-    "training.seed": f"the order of rows follows it, so {ROWS}",
-    "training.data_seed": f"the order of rows follows it, so {ROWS}",
+    "training.packing_strategy": ROWS,
+    "training.truncation_mode": "rows would be cut at another end.",
+    "training.shuffle_dataset": ROWS,
+    "training.eos_token": _TOKENS,
+    "training.chat_template_path": _TOKENS,
+    "tokenizer": _TOKENS,
     "training.optim": "its state is of another optimizer.",
     "model.name": _WEIGHTS,
     "lora.r": _WEIGHTS,
@@ -46,6 +53,8 @@ _MUST_AGREE = {
     "lora.use_rslora": "the saved weights would be scaled differently.",
     "lora.target_modules": _WEIGHTS,
 }
+_ORDER = ("training.seed", "training.data_seed", "training.train_sampling_strategy", "accelerator_config")
+"""Facts that the order of an epoch's rows follows: in mid-epoch they must agree."""
 _KEPT = {
     "training.learning_rate": "the checkpoint's own is kept: the Trainer restores it with the optimizer.",
     "training.weight_decay": "the checkpoint's own is kept: the Trainer restores it with the optimizer.",
@@ -55,7 +64,17 @@ _AS_DESCRIBED = (
     *("model.max_seq_length", "lora.r", "lora.alpha", "lora.use_rslora"),
 )
 """Facts that are taken from run.yaml."""
-_SHUFFLED_BY_LENGTH = ("group_by_length", "train_sampling_strategy")
+_GROUPED = "group_by_length"
+_DECIDE_ROWS = {
+    "packing": False,
+    "truncation_mode": "keep_start",
+    "shuffle_dataset": False,
+    "eos_token": None,
+    "dataloader_drop_last": False,
+    "seed": 42,
+    "data_seed": None,
+}
+"""Fields of `training` that decide which row is seen when, with TRL's and transformers' defaults."""
 
 
 def made_with(run: RunConfig) -> dict[str, Any]:
@@ -75,8 +94,11 @@ def made_with(run: RunConfig) -> dict[str, Any]:
         "data.path": fingerprint(run.data.path),
         **{key: attrgetter(key)(run) for key in _AS_DESCRIBED},
         "lora.target_modules": modules if isinstance(modules, str) else sorted(modules),
-        "training.seed": training.get("seed", 42),
-        "training.data_seed": training.get("data_seed"),
+        **{f"training.{key}": training.get(key, usual) for key, usual in _DECIDE_ROWS.items()},
+        "training.train_sampling_strategy": training.get("train_sampling_strategy")
+        or (_GROUPED if training.get(_GROUPED) else "random"),
+        **({"training.packing_strategy": training.get("packing_strategy", "bfd")} if training.get("packing") else {}),
+        "training.chat_template_path": _text_of(training.get("chat_template_path")),
         **{f"training.{key}": training[key] for key in said if key in training},
     }
 
@@ -126,10 +148,14 @@ def resume_problems(run: RunConfig) -> list[Problem]:
         fix, value = "nothing, or the checkpoint's number of processes", run.lora.dropout
         problem = Problem(key="lora.dropout", value=value, consequence=consequence, fix=fix, severity="warning")
         problems.append(problem)
-    if moved and any(run.training.get(name) in (True, "group_by_length") for name in _SHUFFLED_BY_LENGTH):
+    if moved and checkpoint.in_mid_epoch and facts["training.train_sampling_strategy"] == _GROUPED:
         consequence = f"rows are grouped within each process's batches, so on another number of processes {ROWS}"
         fix = f"{key}={before}, or start a new run"
         problems.append(Problem(key=key, value=now, consequence=consequence, fix=fix))
+    if run.training.get("ignore_data_skip") and checkpoint.in_mid_epoch:
+        consequence = f"{checkpoint.path.name} lies in mid-epoch, whose rows are trained from the first on again."
+        fix, key = "training.ignore_data_skip=false, to go on where it was", "training.ignore_data_skip"
+        problems.append(Problem(key=key, value=True, consequence=consequence, fix=fix, severity="warning"))
     return problems
 
 
@@ -144,12 +170,67 @@ def difference(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> list[Problem
             continue  # modules by name and by pattern: the loader sees whether they fit
         severity: Any = "error" if key in _MUST_AGREE else "warning"
         problems.append(_problem(checkpoint, key, facts[key], before[key], consequence, severity))
+    problems += [*_order_problems(checkpoint, facts), *_epoch_problems(checkpoint, facts)]
     ours, theirs = facts.get("distributed.strategy"), before.get("distributed.strategy")
     now, then = STRATEGIES.get(ours), STRATEGIES.get(theirs)
     if now and then and then.optimizer_state not in now.reads:
         consequence = f"{ours} can't read the optimizer that {theirs} saved."
         problems.append(_problem(checkpoint, "distributed.strategy", ours, theirs, consequence, "error"))
     return problems
+
+
+def _order_problems(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield the facts that an epoch's order follows and that differ: errors in mid-epoch."""
+    before, key = checkpoint.made_with, "training.train_sampling_strategy"
+    for name in _ORDER:
+        if name not in before or name not in facts or before[name] == facts[name]:
+            continue
+        consequence = f"the order of rows follows it, so {ROWS}"
+        fix = _order_fix(f"{name}={before[name]}")
+        severity: Any = "error"
+        if not checkpoint.in_mid_epoch:
+            consequence = "from the next epoch on rows come in another order than in a straight run."
+            severity = "warning"
+        problem = _problem(checkpoint, name, facts[name], before[name], consequence, severity)
+        yield replace(problem, fix=fix) if severity == "error" else problem
+    if before and key not in before and facts.get(key) == _GROUPED and checkpoint.in_mid_epoch:
+        consequence = f"{checkpoint.path.name} lies in mid-epoch and tells no order that can be gone on with, so {ROWS}"
+        yield Problem(key=key, value=_GROUPED, consequence=consequence, fix=_order_fix(""))
+
+
+def _order_fix(instead: str) -> str:
+    ways = (instead, "delete the checkpoints behind the last epoch's end", "start a new run in another output_dir")
+    return ", or ".join(filter(None, ways))
+
+
+def _epoch_problems(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield the problem of epochs that would have another number of steps, by which the Trainer finds its place."""
+    before, key = checkpoint.made_with, "training.dataloader_drop_last"
+    rows, size = before.get("rows"), before.get("batch.global_size")
+    if key not in before or key not in facts or bool(before[key]) == bool(facts[key]) or not rows or not size:
+        return
+    if rows % size and checkpoint.step > rows // size:
+        consequence = f"an epoch of {rows} rows would have another number of steps, so {ROWS}"
+        yield _problem(checkpoint, key, facts[key], before[key], consequence, "error")
+
+
+def steps_problem(checkpoint: Checkpoint, now: int | None) -> Problem | None:
+    """Return the problem of going on from `checkpoint` with `now` steps per epoch, where its run had others."""
+    before = checkpoint.made_with.get("steps_per_epoch")
+    if not isinstance(before, int) or now is None or before == now or checkpoint.step <= min(before, now):
+        return None
+    consequence = f"an epoch has {now} steps here and had {before}: {ROWS}"
+    return _problem(checkpoint, "steps_per_epoch", now, before, consequence, "error")
+
+
+def _text_of(path: Any) -> str | None:
+    """Return a digest of a template's file; its path where it can't be read."""
+    if not isinstance(path, str):
+        return None
+    try:
+        return hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()[:16]
+    except OSError:
+        return path
 
 
 def _problem(checkpoint: Checkpoint, key: str, now: Any, before: Any, consequence: str, severity: Any) -> Problem:

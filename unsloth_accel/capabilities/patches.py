@@ -119,6 +119,11 @@ PATCHES = (
     Patch(what="a README of the user's own", place="trl/trainer/base_trainer.py: _BaseTrainer.create_model_card",
           adapter="adapters.checkpointing",
           cost="with each checkpoint TRL writes its draft of a model card over the README.md in output_dir"),
+    Patch(what="rows in an order that is known",
+          place="transformers/trainer.py: Trainer._get_train_sampler; transformers/trainer_pt_utils.py: "
+                "LengthGroupedSampler.generator", adapter="adapters.epoch_order",
+          cost="rows that are grouped by length come in an order of chance: ranks may draw different ones, and a run "
+               "that goes on in mid-epoch trains other rows"),
     Patch(what="no step past the end", place="transformers/trainer.py: Trainer._run_epoch", adapter="adapters.resuming",
           cost="going on from a checkpoint with max_steps behind it makes one step more"),
     Patch(what="the learning rate of a resumed run's first log",

@@ -8,6 +8,7 @@ from ..adapters import environment, import_order
 from ..adapters.checkpointing import keep_checkpoints
 from ..adapters.ddp import wrap_after_evaluation
 from ..adapters.ddp_settings import choose_settings
+from ..adapters.epoch_order import order_by_epoch
 from ..adapters.fsdp2.generation import gather_in_generate
 from ..adapters.held_out_loss import weigh_held_out
 from ..adapters.resuming import check_before_training
@@ -37,8 +38,9 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
     the model (`adapters.ddp_settings`), FSDP2 saves less memory and time than it can (`adapters.fsdp2.shard`), its
     model can't generate (`adapters.fsdp2.generation`), rows that lie end to end are attended to one by one where torch
     is older than 2.12 (`adapters.varlen_attention`), the GPU waits for the processor where the Trainer counts tokens
-    (`adapters.token_count`), held-out losses depend on the number of processes (`adapters.held_out_loss`), and a
-    sharded run saves no adapter in its checkpoints (`adapters.checkpointing`).
+    (`adapters.token_count`), held-out losses depend on the number of processes (`adapters.held_out_loss`), rows grouped
+    by length come in an order of chance (`adapters.epoch_order`), and a sharded run saves no adapter in its checkpoints
+    (`adapters.checkpointing`).
     The guard stops the run, with the reason, when its world is not the one that was launched, its ranks are not
     synchronised (`unsloth_accel.callbacks.Guard`), or they were given different rows, arguments or models
     (`adapters.rank_agreement`).
@@ -55,6 +57,7 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
         fit_to_strategy(trainer.accelerator)
         let_numbered_cpus_load()
         attend_at_once(trainer.accelerator.device)
+        order_by_epoch(trainer)
         keep_checkpoints(trainer)
         check_before_training(trainer)
         count_late(trainer)
