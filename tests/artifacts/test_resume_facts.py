@@ -147,8 +147,12 @@ def test_another_order_in_mid_epoch(key: str, value: Any, at: Callable[..., None
     (problem,) = resume_problems(planned)
     assert (problem.key, problem.severity, problem.value) == (key, "error", value)
     assert "checkpoint-6 was made with" in problem.consequence
-    assert f"{key}=" in problem.fix
-    assert "delete the checkpoints behind the last epoch's end" in problem.fix
+    assert f"{key}={'null' if key == 'training.data_seed' else ''}" in problem.fix
+    assert "epoch's end" not in problem.fix, "there is none to go on from"
+    saved = planned.training.pop(key.removeprefix("training."))
+    at(4, steps_per_epoch=4, rows=26)
+    planned.training[key.removeprefix("training.")] = saved
+    assert "or go on from checkpoint-4, an epoch's end: move the later ones away" in resume_problems(planned)[0].fix
     at(8, steps_per_epoch=4, rows=26)
     before = made_with(planned)[key]
     planned.training[key.removeprefix("training.")] = {"sequential": "random", "group_by_length": "sequential"}.get(
@@ -220,6 +224,7 @@ def test_a_template_is_known_by_its_text(at: Callable[..., None], planned: RunCo
     assert told(planned) == []
     moved.write_text("{{ messages[0] }}", encoding="utf-8")
     assert told(planned) == [("training.chat_template_path", "error")]
+    assert resume_problems(planned)[0].fix.startswith("give the template that it was made with")
 
 
 def test_a_checkpoint_from_before_these_facts(planned: RunConfig, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from ..config.written import described
 from ..data.sources import fingerprint
 from ..errors import Problem
 from ..strategies import STRATEGIES
-from .checkpoints import Checkpoint, is_finished, newest
+from .checkpoints import Checkpoint, find_checkpoints, is_finished, newest
 
 ROWS = "other rows would be trained than in a straight run."
 _WEIGHTS = "the saved weights don't belong to this run's model."
@@ -55,6 +55,14 @@ _MUST_AGREE = {
 }
 _ORDER = ("training.seed", "training.data_seed", "training.train_sampling_strategy", "accelerator_config")
 """Facts that the order of an epoch's rows follows: in mid-epoch they must agree."""
+_INSTEAD = {
+    **dict.fromkeys(("data.path", "train_dataset"), "give the file that it was made with"),
+    "training.chat_template_path": "give the template that it was made with",
+    "tokenizer": "give the tokenizer that it was made with",
+    "steps_per_epoch": "the number of processes, rows per device, batch.balance and dataloader_drop_last of its run",
+    "accelerator_config": "give the accelerator_config that it was made with",
+}
+"""Fixes of facts that can't be given as `key=value`."""
 _KEPT = {
     "training.learning_rate": "the checkpoint's own is kept: the Trainer restores it with the optimizer.",
     "training.weight_decay": "the checkpoint's own is kept: the Trainer restores it with the optimizer.",
@@ -186,21 +194,23 @@ def _order_problems(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Iterato
         if name not in before or name not in facts or before[name] == facts[name]:
             continue
         consequence = f"the order of rows follows it, so {ROWS}"
-        fix = _order_fix(f"{name}={before[name]}")
         severity: Any = "error"
         if not checkpoint.in_mid_epoch:
             consequence = "from the next epoch on rows come in another order than in a straight run."
             severity = "warning"
         problem = _problem(checkpoint, name, facts[name], before[name], consequence, severity)
-        yield replace(problem, fix=fix) if severity == "error" else problem
+        yield replace(problem, fix=_with_epochs_end(checkpoint, problem.fix)) if severity == "error" else problem
     if before and key not in before and facts.get(key) == _GROUPED and checkpoint.in_mid_epoch:
         consequence = f"{checkpoint.path.name} lies in mid-epoch and tells no order that can be gone on with, so {ROWS}"
-        yield Problem(key=key, value=_GROUPED, consequence=consequence, fix=_order_fix(""))
+        fix = _with_epochs_end(checkpoint, "start a new run in another output_dir")
+        yield Problem(key=key, value=_GROUPED, consequence=consequence, fix=fix)
 
 
-def _order_fix(instead: str) -> str:
-    ways = (instead, "delete the checkpoints behind the last epoch's end", "start a new run in another output_dir")
-    return ", or ".join(filter(None, ways))
+def _with_epochs_end(checkpoint: Checkpoint, fix: str) -> str:
+    """Return `fix` with the newest checkpoint before `checkpoint` that lies at an epoch's end, where there is one."""
+    earlier = [one for one in find_checkpoints(checkpoint.path.parent) if one.step < checkpoint.step]
+    end = next((one for one in reversed(earlier) if one.fault is None and not one.in_mid_epoch), None)
+    return f"{fix}, or go on from {end.path.name}, an epoch's end: move the later ones away" if end else fix
 
 
 def _epoch_problems(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Iterator[Problem]:
@@ -234,11 +244,9 @@ def _text_of(path: Any) -> str | None:
 
 
 def _problem(checkpoint: Checkpoint, key: str, now: Any, before: Any, consequence: str, severity: Any) -> Problem:
-    said, instead = str(before), f"{key}={before}"
+    said, instead = str(before), _INSTEAD.get(key, f"{key}={'null' if before is None else before}")
     if key == "data.path":
         said, now = f"other rows, fingerprint {before}", f"rows with fingerprint {now}"
-    if key in ("data.path", "train_dataset"):
-        instead = "give the file that it was made with"
     fix = f"{'nothing' if severity == 'warning' else instead}, or start a new run in another output_dir"
     consequence = f"{checkpoint.path.name} was made with {said}: {consequence}"
     return Problem(key=key, value=now, consequence=consequence, fix=fix, severity=severity)
