@@ -85,8 +85,8 @@ def shown(values: Any, key: str = "") -> Any:
 
 def shown_word(word: str) -> str:
     """Return a `key=value` word of a command line, without the value where that is a secret."""
-    key, equals, _ = word.partition("=")
-    return f"{key}={HIDDEN}" if equals and is_secret(key) else word
+    key, equals, value = word.partition("=")
+    return f"{key}={HIDDEN}" if equals and is_secret(key) and not names_a_variable(value) else word
 
 
 def plain(values: Any) -> Any:

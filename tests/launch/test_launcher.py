@@ -11,6 +11,7 @@ import yaml
 from conftest import NATIVE, ROOT, finished_run, write_checkpoint, write_yaml
 from releases import looked
 
+from unsloth_accel.artifacts import own_files
 from unsloth_accel.artifacts.run_directory import RunDirectory
 from unsloth_accel.cli.main import main as cli_main
 from unsloth_accel.config.accelerate_config import AccelerateConfig
@@ -252,6 +253,31 @@ def test_a_run_that_came_to_nothing_overwrites_nothing(
     assert (earlier / "adapter" / "adapter_model.safetensors").exists()
 
 
+def test_an_earlier_run_comes_back_where_nothing_could_be_written(
+    file: Path, earlier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", "plan.json")
+
+    before = {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()}
+    monkeypatch.setattr("unsloth_accel.planning.plan.Plan.write", full)
+    with pytest.raises(ConfigError, match="No space left"):
+        launched(file, "training.overwrite=true")
+    assert {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()} == before
+
+
+def test_an_earlier_run_outlives_a_launch_that_was_killed(file: Path, earlier: Path) -> None:
+    """And with it the place where the run was put aside: it is what the next one puts aside."""
+    own_files.move(own_files.products(earlier), earlier, RunDirectory(earlier).previous)
+
+    def fail(command: Launch) -> None:
+        raise LaunchError("again", 1)
+
+    with pytest.raises(LaunchError):
+        launch([str(file), "training.overwrite=true"], run=fail, hardware=CPU)
+    assert all((earlier / name).is_file() for name in OF_THE_RUN)
+
+
 def test_a_failed_run_has_a_report(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(command: Launch) -> None:
         raise LaunchError("rank 1 was ended by SIGKILL; out of memory is the usual reason.", 137)
@@ -306,6 +332,10 @@ def test_a_secret_goes_to_the_processes_alone(
     assert command.secrets[name] == TOKEN
     assert TOKEN not in f"{command} {command!r} {command.arguments} {command.environment}"
     assert json.loads(to_json(command))["secrets"][name] == TOKEN, "which a notebook's child reads from its pipe"
+    launched(file, f"training.hub_token={TOKEN}", "training.push_to_hub=false")
+    assert "training.hub_token='(not shown)': stands in the list of processes" in capsys.readouterr().err
+    launched(file, "training.hub_token=${oc.env:HOME}")
+    assert "list of processes" not in capsys.readouterr().err
     words = [str(file), f"output_dir={tmp_path / 'second'}"]
     for argv in (["launch", *words, "--dry-run"], ["plan", *words, "--json"], ["plan", *words], ["config", *words]):
         assert cli_main(argv) == 0

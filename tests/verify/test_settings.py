@@ -3,10 +3,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import finished_run
 from verified_runs import CPU, GPU, TWO, chosen
 
 from unsloth_accel.errors import ConfigError
 from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.verify.verification import taken_problems, verify
 
 
 def test_the_same_rows_and_the_same_batch_everywhere(description: dict[str, Any], tmp_path: Path) -> None:
@@ -42,6 +44,23 @@ def test_an_epoch_ends_within(
     described["training"] = {"per_device_train_batch_size": per_device} | more.get("training", {})
     found = chosen(described, tmp_path, strategies=["ddp"], steps=steps)
     assert len(found.rows) == rows
+
+
+def test_a_users_own_files_are_not_replaced(description: dict[str, Any], tmp_path: Path) -> None:
+    """Rows, and results in a directory that is named as a strategy is."""
+    found = chosen(description, tmp_path / "kept", strategies=["ddp"])
+    assert taken_problems(found) == []
+    for name in ("rows.jsonl", "ddp/results.json", "single/verify.log"):
+        (tmp_path / "kept" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "kept" / name).touch()
+    told = [(problem.key, str(problem.value)) for problem in taken_problems(found)]
+    kept = str(tmp_path / "kept")
+    assert told == [("--keep", kept), ("output_dir", f"{kept}/single"), ("output_dir", f"{kept}/ddp")]
+    with pytest.raises(ConfigError, match=r"rows\.jsonl is there"):
+        verify(found)
+    for plan in (found.single, *found.others):
+        finished_run(Path(plan.run.output_dir))
+    assert taken_problems(found) == [], "an earlier verification is made anew"
 
 
 def test_a_large_batch_is_made_quick(description: dict[str, Any], tmp_path: Path) -> None:

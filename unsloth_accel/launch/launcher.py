@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from ..planning.memory_estimate import BITSANDBYTES_ADAMW
 from ..planning.plan import Plan
 from ..planning.planner import plan
 from ..report.at_end import reported, something_to_show
-from ..secret import HIDDEN
+from ..secret import HIDDEN, shown_word
 from ..strategies import STRATEGIES, choosable
 from ..validation.inputs import input_problems, output_problems, push_problems, taken_problems
 from ..validation.rules import Context, check_document, read_document
@@ -42,9 +42,10 @@ def for_run(request: Request, hardware: Hardware) -> tuple[Launch, Plan, list[Pr
     assert request.run_yaml is not None
     flags, overrides = own_overrides(request.accelerate_flags)
     run = load(request.run_yaml, [*request.overrides, *overrides])
+    problems = [_on_the_command_line(word) for word in request.overrides if shown_word(word) != word]
     if any(word.startswith("distributed.num_processes=") for word in overrides):
         run = _with_fitting_strategy(run)
-    problems = run_problems(run)
+    problems += run_problems(run)
     try:
         decided = plan(run, hardware, capabilities=here())
     except ConfigError as error:
@@ -55,6 +56,13 @@ def for_run(request: Request, hardware: Hardware) -> tuple[Launch, Plan, list[Pr
     if flags:
         parse_arguments(command.arguments)  # refuses a misspelt flag before anything is touched
     return command, decided, problems
+
+
+def _on_the_command_line(override: str) -> Problem:
+    key = override.partition("=")[0]
+    consequence = "stands in the list of processes, which every user here may read, and in your shell's history."
+    fix = f"'{key}=${{oc.env:HF_TOKEN}}'"
+    return Problem(key=key, value=HIDDEN, consequence=consequence, fix=fix, severity="warning")
 
 
 def _with_fitting_strategy(run: RunConfig) -> RunConfig:
@@ -183,21 +191,33 @@ def made_room(decided: Plan) -> Iterator[None]:
     directory, aside = files.path, files.previous
     try:
         own_files.remove(own_files.errors_of(directory), directory)
-        if decided.run.overwrite and (products := own_files.products(directory)):
-            shutil.rmtree(aside, ignore_errors=True)
-            own_files.move([*products, *own_files.describing(directory)], directory, aside)
+        if decided.run.overwrite:
+            _put_back(files)  # what a launch that was killed had put aside
+            if products := own_files.products(directory):
+                own_files.move([*products, *own_files.describing(directory)], directory, aside)
         decided.write(directory)
     except OSError as error:
+        with suppress(OSError):
+            own_files.move(_held(aside), aside, directory)
         consequence = f"{error.strerror}: {error.filename}."
         fix = "choose a directory that you may write, on a disk with room"
         raise ConfigError(Problem(key="output_dir", value=str(directory), consequence=consequence, fix=fix)) from None
     try:
         yield
     finally:
-        if aside.is_dir() and not something_to_show(directory):
-            own_files.remove(own_files.products(directory), directory)
-            own_files.move([path for path in aside.rglob("*") if path.is_file()], aside, directory)
-        shutil.rmtree(aside, ignore_errors=True)
+        _put_back(files)
+
+
+def _put_back(files: RunDirectory) -> None:
+    """Put an earlier run back that was put aside for one that has nothing to show, or else remove it."""
+    if files.previous.is_dir() and not something_to_show(files.path):
+        own_files.remove(own_files.products(files.path), files.path)
+        own_files.move(_held(files.previous), files.previous, files.path)
+    shutil.rmtree(files.previous, ignore_errors=True)
+
+
+def _held(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file()]
 
 
 def _print_dry_run(command: Launch, problems: Sequence[Problem]) -> None:
