@@ -114,6 +114,13 @@ def test_a_secret_is_not_written(
     assert TOKEN not in str(described(from_dict(yaml.safe_load(text)))), "and nobody else"
 
 
+def test_a_run_that_was_made_in_python(description: dict[str, Any]) -> None:
+    run = from_dict(description)
+    run.training = {"hub_token": TOKEN}
+    assert TOKEN not in as_yaml(described(run), run) + str(described(run))
+    assert variables_of(run) == {VARIABLE: TOKEN}
+
+
 def test_a_reference_that_leads_nowhere_says_what_to_set(description: dict[str, Any], tmp_path: Path) -> None:
     file = write_yaml(tmp_path / "run.yaml", {**description, "training": {"hub_token": "${oc.env:NOT_SET}"}})
     with pytest.raises(ConfigError) as caught:

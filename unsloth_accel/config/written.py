@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..secret import Secret, names_a_variable, plain
+from ..secret import Secret, marked, names_a_variable, plain
 from .run_config import RunConfig
 
 _VARIABLE = "UNSLOTH_ACCEL_"
@@ -32,7 +32,7 @@ def described(run: RunConfig) -> dict[str, Any]:
     """Return the values of `run` as nested keys and values."""
     values = asdict(run)
     del values["references"]
-    return values
+    return values | {"training": marked(run.training)}  # also of a run that was made in Python
 
 
 def as_yaml(values: dict[str, Any], run: RunConfig) -> str:
