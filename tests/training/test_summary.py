@@ -14,5 +14,7 @@ def test_a_run_that_shards_tells_its_answers() -> None:
     assert "before  This." in summary({**results, "before": after}, Path("adapter"))
     evaluated = {**results, "evaluations": [{"step": 2, "loss": 1.5}, {"step": 4, "loss": 1.75}]}
     assert "held-out loss      1.7500 at step 4, least at step 2: 1.5000" in summary(evaluated, Path("adapter"))
+    last = {**results, "adapter": {"step": 4, "message": "the best evaluation has no checkpoint."}}
+    assert "adapter   adapter  (of step 4: the best evaluation has no checkpoint.)" in summary(last, Path("adapter"))
     loss_only = {**results, "before": {"loss": 2.0}, "after": {"loss": 1.0}}
     assert "2.0000 before → 1.0000 after" in summary(loss_only, Path("adapter"))

@@ -8,6 +8,9 @@ Mends, in transformers 5.17 with accelerate 1.15:
   says so: the adapter in memory is worth more. Under accelerate's FSDP only where the adapter itself can't be written;
   when its optimizer can't, ranks wait for one another in the middle, and the run ends with the adapter on disk.
 - TRL 1.15 writes a draft of a model card to output_dir/README.md with every checkpoint, whatever is there.
+- `load_best_model_at_end` keeps the last weights, as if they were the best, where the best checkpoint couldn't be
+  written or is gone, and ends in an error where it is cut short. Here the best of those that were written is loaded;
+  where there is none the last weights stay. Which they are is said, and told to who asks (`weights_kept`).
 - Nothing tells a whole checkpoint from one cut short, nor what it was made with. Here each gets a record, written last.
 """
 
@@ -21,13 +24,15 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..artifacts.checkpoints import Checkpoint
 from ..artifacts.own_files import remove_filled, write_record
 from ..artifacts.resume_facts import lora_facts
-from ..artifacts.run_directory import RunDirectory
+from ..artifacts.run_directory import RunDirectory, step_of
 from ..capabilities.probe import available
 from ..errors import first_line
 from . import environment, fsdp1, rank_agreement, rank_checks
 from .fsdp2.units import let_go
+from .hook_types import Arguments, Control, State, TrainerCallback
 from .real_batch import batch_of
 from .saving import SaveError, check_whole, gathered, of_every_rank, unwrapped, versions
 
@@ -63,6 +68,79 @@ def keep_readme(trainer: Trainer) -> None:
             create_model_card(*args, **kwargs)
 
     trainer.create_model_card = create
+
+
+class BestCheckpoint(TrainerCallback):
+    """Keeps `state`'s best checkpoint one that was written, and says at the end whose weights the model has."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.step: int | None = None
+        """Step whose weights the model has after training with load_best_model_at_end; None where it isn't set."""
+        self.message = ""
+        """What a reader must know where they aren't those of the best evaluation; else empty."""
+        self._trainer = trainer
+        self._load = trainer._load_best_model
+        self._written: tuple[Any, Any, Any] = (None, None, None)
+        self._lost: tuple[Any, Any] | None = None
+        self._loaded: int | None = None
+        trainer._load_best_model = self._load_if_there
+
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        self._lost, self._loaded = None, None
+        self.step, self.message = None, ""
+        self.saved(state)
+
+    def saved(self, state: State) -> None:
+        """Take a checkpoint as written."""
+        self._written = (state.best_metric, state.best_global_step, state.best_model_checkpoint)
+
+    def failed(self, state: State) -> None:
+        """Take the checkpoint of this step as given up: what was the best before it is so again."""
+        if state.best_global_step == state.global_step:
+            if self._lost is None or self._better(state.best_metric, self._lost[1]):
+                self._lost = (state.global_step, state.best_metric)
+            state.best_metric, state.best_global_step, state.best_model_checkpoint = self._written
+
+    def _load_if_there(self) -> None:
+        state = self._trainer.state
+        path = Path(str(state.best_model_checkpoint))
+        there = path.is_dir() if self._trainer.is_fsdp_enabled else _has_weights(path)
+        if all(of_every_rank(there)):
+            self._load()
+            self._loaded = step_of(path)
+
+    def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        if not args.load_best_model_at_end or (state.best_global_step is None and self._lost is None):
+            return
+        self.step = state.global_step if self._loaded is None else self._loaded
+        step, value = state.best_global_step, state.best_metric
+        if self._lost is not None and (value is None or self._better(self._lost[1], value)):
+            step, value = self._lost
+        if step == self.step:
+            return
+        kept = "the last one's" if self._loaded is None else "the best of those that have one"
+        self.message = (
+            f"the best evaluation, {args.metric_for_best_model} {value:.4f} after step {step}, has no checkpoint that "
+            f"can be loaded: the weights are those of step {self.step}, {kept}. Fix: make room in output_dir, and save "
+            "as often as it is evaluated."
+        )
+        if state.is_world_process_zero:
+            print(f"unsloth_accel: warning: {self.message}", file=sys.stderr, flush=True)
+
+    def _better(self, one: float, other: float) -> bool:
+        return one > other if self._trainer.args.greater_is_better else one < other
+
+
+def weights_kept(trainer: Trainer) -> BestCheckpoint | None:
+    """What says whose weights `trainer`'s model has after a training with load_best_model_at_end; None without it."""
+    found = (one for one in trainer.callback_handler.callbacks if isinstance(one, BestCheckpoint))
+    best = next(found, None)
+    return None if best is None or best.step is None else best
+
+
+def _has_weights(path: Path) -> bool:
+    others = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
+    return Checkpoint(path).has_adapter or any(any(path.glob(name)) for name in others)
 
 
 def describe(trainer: Trainer, facts: Mapping[str, Any]) -> None:
@@ -161,7 +239,8 @@ def _save_model_gathered(trainer: Trainer) -> None:
 
 
 def _survive_and_record(trainer: Trainer) -> None:
-    save_checkpoint = trainer._save_checkpoint
+    save_checkpoint, best = trainer._save_checkpoint, BestCheckpoint(trainer)
+    trainer.add_callback(best)
 
     def save(model: Any, trial: Any) -> None:
         directory = RunDirectory(trainer._get_output_dir(trial=trial)).checkpoint(trainer.state.global_step)
@@ -176,6 +255,10 @@ def _survive_and_record(trainer: Trainer) -> None:
                 raise
             fault = f"{directory.name} was not saved: {type(error).__name__}: {first_line(error)}"
         faults = [told for told in of_every_rank(fault) if told]
+        if faults:
+            best.failed(trainer.state)
+        else:
+            best.saved(trainer.state)
         if not trainer.args.should_save:
             return
         if not faults:

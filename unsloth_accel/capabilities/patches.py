@@ -114,8 +114,10 @@ PATCHES = (
           adapter="adapters.checkpointing",
           cost="a Trainer's checkpoints hold no adapter where the GPUs divide the weights", missing="refuse"),
     Patch(what="checkpoints that can't be written",
-          place="transformers/trainer.py: Trainer._save_checkpoint, _get_output_dir", adapter="adapters.checkpointing",
-          cost="a checkpoint that can't be written ends the run, and none tells what it was made with"),
+          place="transformers/trainer.py: Trainer._save_checkpoint, _get_output_dir, _load_best_model",
+          adapter="adapters.checkpointing",
+          cost="a checkpoint that can't be written ends the run, none tells what it was made with, and where the best "
+               "one is lost the last weights pass for it"),
     Patch(what="a README of the user's own", place="trl/trainer/base_trainer.py: _BaseTrainer.create_model_card",
           adapter="adapters.checkpointing",
           cost="with each checkpoint TRL writes its draft of a model card over the README.md in output_dir"),

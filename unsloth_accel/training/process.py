@@ -129,6 +129,7 @@ def train(run: RunConfig) -> dict[str, Any]:
 def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     trainer = build_trainer(run, log)
 
+    from ..adapters.checkpointing import weights_kept
     from ..adapters.real_batch import batch_of
     from ..adapters.saving import of_every_rank, save_run, versions
     from ..callbacks.early_stopping import EarlyStopping
@@ -181,6 +182,11 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     ]
     if evaluations:
         results["evaluations"] = evaluations
+    best = weights_kept(trainer)
+    if best is not None:
+        results["adapter"] = {"step": best.step, "message": best.message}
+        if best.message:  # written, not `warn`ed: it has been told on the console
+            log.warnings.append(log.write("warning", source="checkpoint", step=best.step, message=best.message))
     results["data"] = trainer.data_report
     results["versions"] = versions()
     memory = next(one for one in trainer.callback_handler.callbacks if isinstance(one, PeakMemory)).figures()

@@ -26,7 +26,9 @@ def summary(results: dict[str, Any], adapter: Path) -> str:
             *([f"  before  {_one_line(old['answer'])}"] if old else []),
             f"  after   {_one_line(new['answer'])}  {verdict}",
         ]
-    lines += ["", f"adapter   {adapter}", f'load it   FastLanguageModel.from_pretrained("{adapter}")']
+    kept = results.get("adapter", {})
+    of_step = f"  (of step {kept['step']}{': ' + kept['message'] if kept['message'] else ''})" if kept else ""
+    lines += ["", f"adapter   {adapter}{of_step}", f'load it   FastLanguageModel.from_pretrained("{adapter}")']
     if evaluations := results.get("evaluations"):
         last, best = evaluations[-1], min(evaluations, key=lambda one: one["loss"])
         least = "" if best is last else f", least at step {best['step']}: {best['loss']:.4f}"

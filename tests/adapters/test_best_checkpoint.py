@@ -1,0 +1,99 @@
+"""load_best_model_at_end where the best checkpoint can't be written, or is gone: whose weights the model has."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from unsloth_accel.adapters.checkpointing import keep_checkpoints, weights_kept
+
+LOSSES = {1: 5.0, 2: 4.0, 3: 3.0, 4: 4.5}
+"""What an evaluation after each step says: step 3 is the best, step 2 the one before."""
+
+
+class Remembers(TrainerCallback):
+    """Keeps the trained weights after each step, and does `harm` after the last."""
+
+    def __init__(self, harm: Any) -> None:
+        self.harm = harm
+        self.weights: dict[int, list[torch.Tensor]] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.weights[state.global_step] = weights_of(model)
+        if state.global_step == 4:
+            self.harm(Path(args.output_dir))
+
+
+def weights_of(model: Any) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in model.parameters() if p.requires_grad]
+
+
+def trained(out: Path, full_at: set[int], harm: Any = lambda directory: None, **more: Any) -> tuple[Any, Remembers]:
+    """A training of four steps whose checkpoints after `full_at` can't be written."""
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = get_peft_model(LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes)), LoraConfig(target_modules=["q_proj"]))
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1} | more
+    rows = [{"input_ids": [n, n + 1, n + 2], "labels": [n, n + 1, n + 2]} for n in range(16)]
+    trainer: Any = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(out), max_steps=4, load_best_model_at_end=True, metric_for_best_model="loss",
+            report_to="none", use_cpu=True, disable_tqdm=True, learning_rate=0.1, **settings,
+        ),
+        train_dataset=rows,
+        eval_dataset=rows[:1],
+    )  # fmt: skip
+    trainer.evaluate = lambda *args, **kwargs: {"eval_loss": LOSSES[trainer.state.global_step]}
+    save = trainer.save_model
+
+    def full(directory: str | None = None, _internal_call: bool = False) -> None:
+        if trainer.state.global_step in full_at:
+            raise OSError(28, "No space left on device")
+        save(directory, _internal_call=_internal_call)
+
+    trainer.save_model = full
+    remembers = Remembers(harm)
+    trainer.add_callback(remembers)
+    keep_checkpoints(trainer)
+    trainer.train()
+    return trainer, remembers
+
+
+def cut(directory: Path) -> None:
+    weights = directory / "checkpoint-3" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-40])
+
+
+@pytest.mark.parametrize(
+    ("full_at", "harm", "more", "step", "told"),
+    [
+        (set(), None, {}, 3, ""),
+        ({3}, None, {}, 2, "no checkpoint that can be loaded: the weights are those of step 2, the best of those"),
+        ({1, 2, 3}, None, {}, 4, "that can be loaded: the weights are those of step 4, the best of those"),
+        ({1, 2, 3, 4}, None, {}, 4, "loss 3.0000 after step 3"),
+        (set(), lambda out: shutil.rmtree(out / "checkpoint-3"), {}, 4, "those of step 4, the last one's"),
+        (set(), cut, {}, 4, "those of step 4, the last one's"),
+        (set(), None, {"save_steps": 2}, 2, "loss 3.0000 after step 3"),
+    ],
+    ids=["all", "best full", "only the last", "none", "gone", "cut short", "not saved then"],
+)  # fmt: skip
+def test_whose_weights_the_model_has(
+    full_at: set[int], harm: Any, more: Any, step: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer, remembers = trained(tmp_path, full_at, harm or (lambda directory: None), **more)
+    found = weights_kept(trainer)
+    assert found is not None
+    assert found.step == step
+    assert all(map(torch.equal, weights_of(trainer.model), remembers.weights[step]))
+    assert not any(map(torch.equal, weights_of(trainer.model), remembers.weights[1]))
+    assert told in found.message
+    assert bool(found.message) == bool(told)
+    assert found.message in capsys.readouterr().err
+    assert found.message.count("Fix: ") == bool(told)
