@@ -31,6 +31,7 @@ def test_each_callback_alone_in_a_plain_trainer(tmp_path: Path, capsys: pytest.C
     import time
 
     import torch
+    import transformers
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
     from unsloth_accel.callbacks import (
@@ -97,3 +98,4 @@ def test_each_callback_alone_in_a_plain_trainer(tmp_path: Path, capsys: pytest.C
     summary = json.loads((tmp_path / "told" / "summary.json").read_text())
     assert (summary["steps"], summary["tokens"], summary["mfu"]) == (4, 80, None)
     assert torch.utils.data.dataloader._BaseDataLoaderIter.__next__.__name__ == "__next__", "nothing stays behind"
+    assert transformers.trainer_callback.CallbackHandler.call_event.__name__ == "call_event"

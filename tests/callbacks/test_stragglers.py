@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 
 
-def pace(data: float = 0.0, compute: float = 1.0, wait: float = 0.0, clock: float = 1900, reasons: int = 0) -> Any:
+def pace(
+    data: float = 0.0, compute: float = 1.0, wait: float = 0.0, clock: float = 1900, reasons: int = 0, **more: float
+) -> Any:
     from unsloth_accel.callbacks.stragglers import Pace
 
-    return Pace(data=data, compute=compute, wait=wait, clock_mhz=clock, reasons=reasons)
+    return Pace(data=data, compute=compute, wait=wait, clock_mhz=clock, reasons=reasons, **more)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +21,9 @@ def pace(data: float = 0.0, compute: float = 1.0, wait: float = 0.0, clock: floa
         (pace(compute=1.5, clock=1200, reasons=0x20), "gpu clock"),
         (pace(compute=1.5), "unknown"),
         (pace(compute=1.5, clock=0), "unknown"),
+        (pace(callbacks=0.5), "callbacks"),
+        (pace(compute=1.5, update=0.4), "optimizer"),
+        (pace(compute=1.5, update=0.4, clock=1200, reasons=0x20), "gpu clock"),
         (pace(compute=1.09), None),
     ],
 )

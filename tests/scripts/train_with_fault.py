@@ -1,4 +1,7 @@
-"""Train a run.yaml while rank 1 suffers from FAULT (in the environment): slow, nan or desync."""
+"""Train a run.yaml while rank 1 suffers from FAULT (in the environment): slow, nan or desync, `@` a step.
+
+slow: in its loader up to that step, in its forward passes for ten steps, in its optimizer for ten, then in a callback.
+"""
 
 import os
 import sys
@@ -13,6 +16,7 @@ from unsloth_accel.training import process
 
 SLEEP = 0.15
 fault, step = os.environ["FAULT"].split("@")
+first = int(step)
 environment.show_own_errors_plainly()
 run = load(sys.argv[1])
 log = RankLog(f"{run.output_dir}/logs", environment.rank())
@@ -35,6 +39,8 @@ def integrations() -> None:
 
 
 integrations()
+from transformers import TrainerCallback  # noqa: E402
+
 trainer = process.build_trainer(run, log)
 
 
@@ -43,7 +49,7 @@ def now() -> int:
 
 
 def slow_loader(rows: Any, plain: Any = trainer.data_collator) -> Any:
-    time.sleep(SLEEP if now() < int(step) else 0)
+    time.sleep(SLEEP if now() < first else 0)
     return plain(rows)
 
 
@@ -52,7 +58,7 @@ def disturb(model: Any, inputs: Any) -> None:
 
     if not model.training:
         return
-    if fault == "slow" and now() > int(step):
+    if fault == "slow" and first < now() <= first + 10:
         time.sleep(SLEEP)
     weight = next(parameter for parameter in model.parameters() if parameter.requires_grad)
     if fault == "desync" and now() == int(step):
@@ -61,9 +67,19 @@ def disturb(model: Any, inputs: Any) -> None:
         weight.register_hook(lambda gradient: torch.full_like(gradient, float("nan")))
 
 
+class Slow(TrainerCallback):
+    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        plain = getattr(optimizer, "optimizer", optimizer)
+        plain.register_step_pre_hook(lambda *_: time.sleep(SLEEP if first + 10 < now() <= first + 20 else 0))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        time.sleep(SLEEP if now() > first + 20 else 0)
+
+
 if environment.rank() == 1:
     if fault == "slow":
         trainer.data_collator = slow_loader
+        trainer.add_callback(Slow())
     trainer.model.register_forward_pre_hook(disturb)
 try:
     trainer.train()

@@ -17,7 +17,7 @@ from .gpu_clock import Clock, ClockReader
 from .rank_log import RankLog
 from .throughput import Step, Throughput
 
-Cause = Literal["data", "gpu clock", "network", "unknown"]
+Cause = Literal["data", "callbacks", "gpu clock", "optimizer", "network", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,15 @@ class Pace:
     """Seconds of waiting for other ranks; negative where they are not known."""
     clock_mhz: float = 0.0
     reasons: float = 0.0
+    callbacks: float = 0.0
+    update: float = 0.0
+    """Seconds of `compute` after the gradients were averaged: clipping and optimizer."""
     steps: tuple[float, ...] = ()
     """Busy seconds of each step of the window."""
 
     @property
     def busy(self) -> float:
-        return self.data + self.compute
+        return self.data + self.compute + self.callbacks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +55,13 @@ class Straggler:
 
 
 def find_straggler(paces: Sequence[Pace], threshold: float = 0.1) -> Straggler | None:
-    """Find the rank whose loader and compute take `threshold` longer than the others' median; None if none does.
+    """Find the rank whose loader, compute and callbacks take `threshold` longer than the others' median; None if none
+    does.
 
-    Cause: `data` when more than half of what it is slower by is its loader's; `gpu clock` when its GPU is held back
-    (power, temperature) and the others' median clock is at least 5 % higher; else `unknown`: longer rows, another
-    process on its GPU, a busy host. A rank that was not the slowest in most steps is none: rows of different lengths
+    Cause: `data` or `callbacks` when more than half of what it is slower by is its loader's or its callbacks'; `gpu
+    clock` when its GPU is held back (power, temperature) and the others' median clock is at least 5 % higher;
+    `optimizer` when more than half is its clipping and optimizer; else `unknown`: longer rows, another process on its
+    GPU, a busy host. A rank that was not the slowest in most steps is none: rows of different lengths
     make one rank slow in this step and another in the next.
     """
     if len(paces) < 2:
@@ -67,15 +72,25 @@ def find_straggler(paces: Sequence[Pace], threshold: float = 0.1) -> Straggler |
     slower = slow.busy - usual
     if slower <= threshold * usual or slower < LEAST_SECONDS or often_slowest(paces, rank) < LEAST_OFTEN:
         return None
-    by_data = slow.data - statistics.median(pace.data for pace in others)
+    by_data, by_callbacks, by_update = (
+        getattr(slow, name) - statistics.median(getattr(pace, name) for pace in others)
+        for name in ("data", "callbacks", "update")
+    )
     clock, usual_clock = slow.clock_mhz, statistics.median(pace.clock_mhz for pace in others)
     held_back = Clock(clock, int(slow.reasons)).held_back_by
     cause: Cause
     if by_data > slower / 2:
         cause, detail = "data", f"its loader takes {by_data:.3f} s longer: a slow disk, network or tokenizer"
+    elif by_callbacks > slower / 2:
+        cause, detail = (
+            "callbacks",
+            f"its callbacks take {by_callbacks:.3f} s longer: a slow disk, or a service they call",
+        )
     elif 0 < clock < 0.95 * usual_clock:
         cause, detail = "gpu clock", f"its GPU runs at {clock:.0f} MHz, the others' at {usual_clock:.0f} MHz"
         detail += f", held back by {held_back}" if held_back else ""
+    elif by_update > slower / 2:
+        cause, detail = "optimizer", f"its optimizer takes {by_update:.3f} s longer: a busy host, or what hooks into it"
     else:
         cause = "unknown"
         detail = "not its loader, nor its GPU's clock: longer rows, another process on its GPU, or a busy host"
@@ -118,8 +133,9 @@ class Stragglers(TrainerCallback):
     """Compares the ranks at the first log after every `window` steps, and warns once while the same rank is slow.
 
     Warns, too, when the exchange itself takes `most_network` of a step. What is compared is what a rank needs for
-    itself, data and compute: where `Throughput` can't tell waiting from computing (it says when), only a slow loader
-    shows. The first `warmup` steps, which compile, are left out. `found` on rank 0 holds what was found.
+    itself, data, compute and callbacks: where `Throughput` can't tell waiting from computing (it says when), only a
+    slow loader and slow callbacks show. The first `warmup` steps, which compile, are left out. `found` on rank 0 holds
+    what was found.
     """
 
     def __init__(
@@ -182,8 +198,8 @@ class Stragglers(TrainerCallback):
         # As many on every rank, or the exchange would not fit together.
         busy = [*(step.busy for step in own), *[math.nan] * self.window][: self.window]
         paces = [
-            Pace(data, compute, wait, clock, reasons, tuple(each))
-            for data, compute, wait, clock, reasons, *each in share([*self._pace(own), *busy])
+            Pace(data, compute, wait, clock, reasons, callbacks, update, tuple(each))
+            for data, compute, wait, clock, reasons, callbacks, update, *each in share([*self._pace(own), *busy])
         ]
         if args.process_index == 0:  # alone: that its warning is shown needs no other rank
             self._judge(paces, state.global_step, steps)
@@ -198,6 +214,8 @@ class Stragglers(TrainerCallback):
             statistics.median(waits) if waits else -1.0,
             clock.mhz,
             float(clock.reasons),
+            statistics.median(step.callbacks for step in steps),
+            statistics.median(step.update for step in steps),
         ]
 
     def _judge(self, paces: Sequence[Pace], step: int, steps: int) -> None:

@@ -1,13 +1,17 @@
 """Throughput: real tokens per second, what a step's time goes into on each rank, and MFU.
 
-A step of a rank is split by marks: `fetched` (its last rows are there), `begin` (the Trainer starts the first forward
-pass), `ready` (its gradients are whole), `averaged` (those of all ranks are), `end`.
+A step of a rank is split by marks: `since` (the end of the step before), `logged` (that one's loss is there for its
+log), `fetched` (its last rows are there), `begin` (the Trainer starts the first forward pass), `ready` (its gradients
+are whole), `averaged` (those of all ranks are), `end`.
 
 - data: seconds in the loader (`loader_clock`).
-- compute: begin to ready, and averaged to end (clipping, optimizer).
-- wait: ready to averaged, and fetched to begin. The first is the all-reduce, in which a fast rank waits for the slowest
-  and all of them for the network; the second is the Trainer's count of all ranks' tokens, where it waits for loaders.
-- The rest of `seconds` is the Trainer's own: logs, callbacks, starting loaders. Saving and evaluating are left out.
+- compute: begin to ready, and averaged to end (`update`: clipping, optimizer).
+- callbacks: seconds in callbacks between steps (`callback_clock`).
+- wait: ready to averaged, fetched to begin, and since to logged without callbacks. The first is the all-reduce, in
+  which a fast rank waits for the slowest and all of them for the network; the second is the Trainer's count of all
+  ranks' tokens, where it waits for loaders; the third is its mean loss over the ranks, where it waits for one that was
+  slow in its optimizer or its callbacks.
+- The rest of `seconds` is the Trainer's own. Saving and evaluating are left out.
 
 `ready` and `averaged` come from `adapters.out_of_memory`, which computes every micro-batch without meeting the other
 ranks. Without it DDP averages inside of the last backward pass, all ranks end that at the same moment, and FSDP meets
@@ -30,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapters.hook_types import Arguments, Control, Json, State, TrainerCallback
 from ..adapters.token_count import count
+from .callback_clock import CallbackClock
 from .exchange import Exchange, Numbers
 from .loader_clock import LoaderClock
 from .mfu import ModelFlops, Peak, flops_of, peak_of
@@ -49,8 +54,11 @@ class Step:
     seconds: float
     data: float
     compute: float
+    callbacks: float
     wait: float | None
     """Seconds of waiting for other ranks; None where it can't be known."""
+    update: float
+    """Seconds of `compute` after the gradients were averaged; 0 where that is not known."""
     tokens: int
     """Real tokens of this rank: neither padding nor rows without weight."""
     padded_tokens: int
@@ -60,7 +68,7 @@ class Step:
     @property
     def busy(self) -> float:
         """Seconds that this rank needed for itself."""
-        return self.data + self.compute
+        return self.data + self.compute + self.callbacks
 
 
 @dataclass
@@ -70,6 +78,9 @@ class _Open:
     step: int
     seconds: float
     data: float
+    callbacks: float
+    before_log: float
+    """Seconds of `callbacks` up to the log of the step before."""
     marks: dict[str, Any]
     counts: Any
     padded: int
@@ -82,6 +93,7 @@ class Totals:
     seconds: float = 0.0
     data: float = 0.0
     compute: float = 0.0
+    callbacks: float = 0.0
     wait: float = 0.0
     tokens: int = 0
     flops: float = 0.0
@@ -92,6 +104,7 @@ class Totals:
         self.seconds += step.seconds
         self.data += step.data
         self.compute += step.compute
+        self.callbacks += step.callbacks
         self.wait += step.wait or 0.0
         self.waits = self.waits and step.wait is not None
         self.tokens += step.tokens
@@ -108,14 +121,14 @@ class Totals:
         return statistics.median(self.times) if self.times else 0.0
 
     def share_of(self, name: str) -> float:
-        """Share of the steps' seconds: `data`, `compute` or `wait`."""
+        """Share of the steps' seconds: `data`, `compute`, `callbacks` or `wait`."""
         return float(getattr(self, name)) / self.seconds if self.seconds else 0.0
 
 
 class Throughput(TrainerCallback):
     """Adds to a log, if the last that has them is a second ago: `tokens_per_second` (all ranks),
-    `tokens_per_second_per_gpu`, `step_seconds` (mean), `data_share`, `compute_share`, `wait_share` (of the step, mean
-    over ranks) and `mfu`, where known.
+    `tokens_per_second_per_gpu`, `step_seconds` (mean), `data_share`, `compute_share`, `callbacks_share`, `wait_share`
+    (of the step, mean over ranks) and `mfu`, where known.
 
     `halving` is what `adapters.out_of_memory.halve_on_out_of_memory` returned; with several processes `wait` needs it.
     `listeners` get every `Step` of this rank when it can be read. `unsloth_accel.callbacks.figures_first(trainer)`
@@ -137,6 +150,8 @@ class Throughput(TrainerCallback):
         self.peak: Peak | str = "no step was trained"
         self._halving = halving if halving is not None and hasattr(halving, "timers") else None
         self._loader = LoaderClock(lambda: self._mark("fetched"))
+        self._callbacks = CallbackClock()
+        self._before_log = 0.0
         self._marks: dict[str, Any] = {}
         self._open: list[_Open] = []
         self._counts: list[Any] = []
@@ -176,7 +191,10 @@ class Throughput(TrainerCallback):
         if self._halving is not None and self._mark not in self._halving.timers:
             self._halving.timers.append(self._mark)
         self._loader.start()
+        self._callbacks.start()
         self._loader.take()
+        self._callbacks.take()
+        self._before_log = 0.0
         self._since = self._last = time.perf_counter()
 
     def on_step_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
@@ -187,15 +205,26 @@ class Throughput(TrainerCallback):
         self._mark("end")  # and so behind the counts: when it has passed, they are there
         now = time.perf_counter()
         self._open.append(
-            _Open(state.global_step, now - self._since, self._loader.take(), self._marks, counts, self._padded)
+            _Open(
+                step=state.global_step,
+                seconds=now - self._since,
+                data=self._loader.take(),
+                callbacks=self._callbacks.take(),
+                before_log=self._before_log,
+                marks=self._marks,
+                counts=counts,
+                padded=self._padded,
+            )
         )
-        self._marks, self._padded = {}, 0
+        self._marks, self._padded, self._before_log = {"since": self._marks["end"]}, 0, 0.0
         self._since = self._last = now
         self._settle(keep=1 if self._on_gpu else 0)
 
     def on_log(self, args: Arguments, state: State, control: Control, logs: Json | None = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
             return
+        self._mark("logged")
+        self._before_log = self._callbacks.seconds
         ranks = self._ranks(state.global_step)
         if ranks is not None:
             if self.window.steps:
@@ -209,7 +238,8 @@ class Throughput(TrainerCallback):
         self._since += now - self._last
         self._last = now
         self._loader.take()
-        self._marks = {}
+        self._callbacks.back_to(self._before_log)
+        self._marks = {name: self._marks[name] for name in ("since", "logged") if name in self._marks}
 
     on_save = on_evaluate
 
@@ -220,6 +250,7 @@ class Throughput(TrainerCallback):
     def close(self) -> None:
         """Remove the hooks, which would stay after a run that ended by an error."""
         self._loader.stop()
+        self._callbacks.stop()
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
@@ -246,7 +277,7 @@ class Throughput(TrainerCallback):
             "tokens_per_second_per_gpu": round(tokens / seconds / len(ranks), 1),
             "step_seconds": round(seconds / own.steps, 4),
         }
-        for name in ("data", "compute", *(("wait",) if own.waits else ())):
+        for name in ("data", "compute", "callbacks", *(("wait",) if own.waits else ())):
             figures[f"{name}_share"] = round(sum(r[name] / r["seconds"] for r in ranks) / len(ranks), 4)
         mfu = self.mfu(sum(rank["flops"] for rank in ranks), seconds * len(ranks))
         return figures if mfu is None else {**figures, "mfu": round(mfu, 4)}
@@ -311,19 +342,22 @@ class Throughput(TrainerCallback):
             averaging = between(one.marks, "ready", "averaged")
             compute -= averaging
             wait = averaging + between(one.marks, "fetched", "begin")
+            wait += max(0.0, between(one.marks, "since", "logged") - one.before_log)
         return Step(
             step=one.step,
             seconds=one.seconds,
             data=min(one.data, one.seconds),
             compute=compute,
+            callbacks=min(one.callbacks, one.seconds),
             wait=wait,
+            update=between(one.marks, "averaged", "end"),
             tokens=int(tokens),
             padded_tokens=one.padded,
             pairs=int(pairs),
         )
 
 
-_SHARED = ("seconds", "data", "compute", "wait", "tokens", "flops")
+_SHARED = ("seconds", "data", "compute", "callbacks", "wait", "tokens", "flops")
 
 
 def between(marks: Mapping[str, Any], first: str, second: str) -> float:

@@ -9,7 +9,7 @@ from .numbers import figure, percent
 from .run_record import Recorded, at, number
 from .svg import Bar, Segment, bars, line_chart
 
-_COLOURS = {"compute": "c1", "data": "c2", "wait": "c5"}
+_COLOURS = {"compute": "c1", "data": "c2", "callbacks": "c3", "wait": "c5"}
 
 
 def training(run: Recorded) -> list[Markup]:
@@ -58,6 +58,7 @@ def step_time(run: Recorded) -> Markup:
         for share in shares(run)
     ]
     note = (
-        "Computing on the rank itself, waiting for rows (data) or for the other ranks (wait); right, its median step."
+        "Computing on the rank itself, waiting for rows (data) or for the other ranks (wait), and callbacks between "
+        "steps; right, its median step."
     )
     return bars("Where a step's time goes", drawn, note=note, whole=1.0)

@@ -13,7 +13,7 @@ from ..artifacts.run_directory import RunDirectory
 from .run_record import Json, Recorded, at, number, rows, table, tables, text, values
 
 Status = Literal["finished", "failed", "unfinished"]
-PARTS = ("compute", "data", "wait")
+PARTS = ("compute", "data", "callbacks", "wait")
 """Parts of a step's time, in the order in which they are drawn."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..artifacts.run_directory import RunDirectory
 from ..files import write_atomically
-from .figures import median, peaks
+from .figures import PARTS, median, peaks
 from .run_record import Json, Rank, number, read_run_record, values
 
 
@@ -52,7 +52,7 @@ def summarise(directory: str | Path, since: float, message: str) -> None:
 def _figures(rank: Rank, steps: list[Json]) -> dict[str, Any]:
     """Return the figures that a finished run's summary has of each rank."""
     seconds = _sum(steps, "seconds")
-    shares = {part: _sum(steps, f"{part}_seconds") for part in ("data", "compute", "wait")}
+    shares = {part: _sum(steps, f"{part}_seconds") for part in PARTS}
     middle = median(values(steps, "seconds"))
     return {
         "rank": rank.number,
