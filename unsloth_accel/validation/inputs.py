@@ -23,6 +23,7 @@ from ..methods import METHODS
 from ..models.locate import may_be_hub_id
 from ..models.spec import ModelSpec
 from ..secret import secrets_in
+from .vocabulary import vocabulary_problems
 
 STREAM_CHECKED = 1_000
 """Rows of a stream that are checked before anything starts; the others are checked when they are read."""
@@ -49,6 +50,7 @@ def input_problems(run: RunConfig) -> list[Problem]:
             problems += _responses_problems(found)
     if run.evaluation.exact_match and "data.eval_path" in rows:
         problems += _exact_match_problems(rows["data.eval_path"])
+    problems += vocabulary_problems(run, rows)
     if "data.path" not in rows or run.data.streaming:
         return problems
     return problems + _epoch_problems(run, len(rows["data.path"]))
