@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,20 @@ def test_a_finished_run_goes_on_only_with_more_steps(planned: RunConfig, tmp_pat
     (problem,) = resume_problems(planned)
     assert problem.severity == "warning"
     assert "the new adapter takes the old one's place" in problem.consequence
+
+
+def test_a_finished_run_goes_on_only_with_more_epochs(planned: RunConfig, tmp_path: Path) -> None:
+    """One that was counted in epochs has no number of steps to compare."""
+    path = write_checkpoint(tmp_path / "out" / "checkpoint-6", planned, record=False)
+    (path / "trainer_state.json").write_text('{"global_step": 6, "epoch": 3.0}', encoding="utf-8")
+    (tmp_path / "out" / "adapter").mkdir()
+    for epochs, severity in ((3, "error"), (2.5, "error"), (4, "warning")):
+        told = resume_problems(replace(planned, training=planned.training | {"num_train_epochs": epochs}))
+        assert [problem.severity for problem in told] == [severity]
+    (problem,) = resume_problems(planned)
+    assert "has trained 3 epochs: nothing is left. Fix: a larger training.num_train_epochs" in str(problem)
+    longer = planned.training | {"max_steps": 8}
+    assert [problem.severity for problem in resume_problems(replace(planned, training=longer))] == ["warning"]
 
 
 def test_what_a_run_is_made_with_survives_json(planned: RunConfig) -> None:

@@ -70,6 +70,7 @@ def test_an_unknown_key_names_the_nearest(file: Path, override: str, word: str) 
         ("training.gradient_checkpointing=true", "set model.gradient_checkpointing instead"),
         ("training.activation_checkpointing=true", "set model.gradient_checkpointing instead"),
         ("evaluation.exact_match=true", "data.eval_path names none"),
+        ("training.max_steps=0", "no step would be made, and an untrained adapter saved"),
         ("training.num_train_epochs=0", "no step would be made, and an untrained adapter saved"),
         ("training.num_train_epochs=-1", "no step would be made"),
         ("lora.r=${nothing}", "lora.r"),

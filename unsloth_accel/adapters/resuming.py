@@ -48,6 +48,8 @@ def _stop_at_the_end(trainer: Trainer) -> None:
 
     def run(*args: Any, **kwargs: Any) -> None:
         if trainer.state.global_step >= trainer.state.max_steps:
+            if environment.rank() == 0:
+                print(f"nothing is left of {trainer.state.max_steps} steps: no step is made", flush=True)
             trainer.control.should_training_stop = True
             return
         run_epoch(*args, **kwargs)

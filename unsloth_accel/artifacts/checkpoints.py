@@ -53,6 +53,12 @@ class Checkpoint:
         return _read_json(self.path / RECORD)
 
     @property
+    def epoch(self) -> float | None:
+        """Epochs that were trained when it was saved, with their fraction; None where it doesn't say."""
+        epoch = _read_json(self.path / STATE).get("epoch")
+        return float(epoch) if isinstance(epoch, int | float) else None
+
+    @property
     def made_with(self) -> dict[str, Any]:
         """The facts that its run was made with, by run.yaml's keys; empty where they were not recorded."""
         facts = self.record.get("made_with")

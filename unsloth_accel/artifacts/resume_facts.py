@@ -72,6 +72,8 @@ _AS_DESCRIBED = (
     *("model.max_seq_length", "lora.r", "lora.alpha", "lora.use_rslora"),
 )
 """Facts that are taken from run.yaml."""
+USUAL_EPOCHS = 3.0
+"""Epochs of a run that gives neither steps nor epochs: transformers' TrainingArguments.num_train_epochs."""
 _GROUPED = "group_by_length"
 _DECIDE_ROWS = {
     "packing": False,
@@ -293,6 +295,12 @@ def _step_problems(run: RunConfig, checkpoint: Checkpoint) -> Iterator[Problem]:
     if 0 < most <= checkpoint.step:
         consequence = f"the finished run in {run.output_dir} has made {checkpoint.step} steps: nothing is left."
         yield Problem(key="training.max_steps", value=most, consequence=consequence, fix=fix)
+        return
+    epochs, done = run.training.get("num_train_epochs", USUAL_EPOCHS), checkpoint.epoch
+    if most <= 0 and done is not None and done >= epochs:
+        consequence = f"the finished run in {run.output_dir} has trained {done:g} epochs: nothing is left."
+        fix = "a larger training.num_train_epochs, or another output_dir"
+        yield Problem(key="training.num_train_epochs", value=epochs, consequence=consequence, fix=fix)
         return
     consequence = (
         f"{run.output_dir} holds a finished run: training goes on after step {checkpoint.step}, at the learning rate "

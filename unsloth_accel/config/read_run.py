@@ -320,6 +320,9 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
             fix = "training.packing=false, or data.streaming=false"
             wrong("data.streaming", True, "packing needs all rows beforehand.", fix)
     steps, epochs = given("training.max_steps"), given("training.num_train_epochs")
+    if isinstance(steps, int) and steps == 0:
+        consequence = "no step would be made, and an untrained adapter saved."
+        wrong("training.max_steps", steps, consequence, "give more than 0, or remove it")
     if isinstance(epochs, int | float) and epochs <= 0 and not (isinstance(steps, int) and steps > 0):
         consequence = "no step would be made, and an untrained adapter saved."
         wrong("training.num_train_epochs", epochs, consequence, "give more than 0, or training.max_steps=…")
