@@ -215,6 +215,28 @@ def resuming(strategy: str, changes: dict[str, Any], place: Place) -> dict[str, 
     return figures
 
 
+def going_on(strategies: Sequence[str], changes: dict[str, Any], place: Place) -> dict[str, Any]:
+    """A run that begins with an adapter has the same first losses by each strategy, and not those of the base."""
+    training = {"max_steps": 6, "learning_rate": 2e-2}
+    place.run("first", *CLI, "launch", place.description("first", strategies[0], training=training, **changes))
+    found: dict[str, list[float]] = {}
+
+    def one(strategy: str) -> None:
+        begun = changes | {"model": changes.get("model", {}) | {"name": str(place.directory / "first" / "adapter")}}
+        training = {"max_steps": 2, "learning_rate": 1e-4}
+        place.run(strategy, *CLI, "launch", place.description(strategy, strategy, training=training, **begun))
+        found[strategy] = losses(place.directory / strategy)
+        adapter(place.directory / strategy / "adapter")
+
+    at_once(one, strategies)
+    own = found[strategies[0]]
+    moved = relative(losses(place.directory / "first")[:1], own[:1])
+    expect(moved > 2 * LOSS, f"the first training moved the loss by {moved:.2g} only, so that nothing can be seen")
+    figures = {strategy: relative(own, theirs) for strategy, theirs in found.items()}
+    expect(max(figures.values()) <= LOSS, f"first losses differ: {found}")
+    return {"moved by the first training": moved, **figures}
+
+
 def held_out(place: Place) -> dict[str, Any]:
     """Held-out loss and answers after training: every strategy against one GPU; answers are generated."""
     data = {name: str(ROOT / "examples" / "data" / f"elements-{kind}.jsonl")
