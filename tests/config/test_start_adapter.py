@@ -60,6 +60,16 @@ def test_modules_that_are_trained_whole(description: dict[str, Any], adapter: Pa
     assert "lora.target_modules" in refused(description, adapter, target_modules=both)
 
 
+def test_experts_go_by_the_names_of_their_modules(description: dict[str, Any], adapter: Path) -> None:
+    """Unsloth gives LoRA to their fused parameters, where run.yaml names projections."""
+    attention, base = ["q_proj", "k_proj", "v_proj", "o_proj"], description["model"]["name"]
+    experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    write_adapter(adapter, base_model_name_or_path=base, target_modules=attention, target_parameters=experts)
+    assert {*begun(description, adapter).lora.target_modules} == {*PROJECTIONS}
+    begun(description, adapter, target_modules=PROJECTIONS)
+    begun(description, adapter, target_modules="all-linear")
+
+
 def test_the_plan_is_its_bases_and_says_so(description: dict[str, Any], adapter: Path) -> None:
     base = description["model"]["name"]
     made = plan(begun(description, adapter), CPU)

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from .run_config import PROJECTIONS, LoraConfig
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _ALL_WEIGHTS = (ADAPTER_WEIGHTS, "adapter_model.bin")
 _EMBEDDINGS = ("embed_tokens", "lm_head")
+_EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+"""The modules for which Unsloth gives LoRA to a fused parameter of experts (unsloth/models/_utils.py:
+get_moe_target_parameters)."""
 _OWN_START = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of PEFT's init_lora_weights that leave the base as it is; the others (pissa, olora, …) change its weights."""
 
@@ -45,13 +49,15 @@ class Adapter:
     def lora(self) -> dict[str, Any]:
         """Its values of the `lora` section's keys that its weights depend on.
 
-        `target_modules` names those that are trained whole too, as run.yaml does; PEFT has a list of their own.
+        `target_modules` names those that are trained whole and the experts' too, as run.yaml does; PEFT has lists of
+        their own.
         """
         said = self.config
         modules = said.get("target_modules")
         if not isinstance(modules, str):
             whole = [name for name in said.get("modules_to_save") or () if name in _EMBEDDINGS]
-            modules = sorted(modules or ()) + sorted(whole)
+            experts = [_EXPERTS.get(name.rpartition(".")[2], ()) for name in said.get("target_parameters") or ()]
+            modules = [*sorted({*(modules or ()), *chain(*experts)}), *sorted(whole)]
         return {
             "r": said.get("r"),
             "alpha": int(said.get("lora_alpha", 0)),
