@@ -55,6 +55,8 @@ def test_the_warning_and_its_fix(model: Path) -> None:
     assert found(described(model, CHAT, eos_token="<|im_end|>")) == ""
     with pytest.raises(ConfigError, match="is no token of the model's tokenizer"):
         found(described(model, CHAT, eos_token="<|end|>"))
+    with pytest.raises(ConfigError, match="pad_token"):
+        found(described(model, CHAT, pad_token="<|pad|>"))
 
 
 def test_a_template_without_any_end(model: Path) -> None:

@@ -178,6 +178,15 @@ def test_checkpoints_of_an_unfinished_run_are_kept(tmp_path: Path, description: 
     assert "goes on from checkpoint-10" in told[0].consequence
 
 
+def test_liger_kernels_need_their_package(description: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    run = from_dict({**description, "training": {"use_liger_kernel": True}})
+    (found,) = input_problems(run)
+    assert "liger-kernel, which is not installed" in str(found)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert input_problems(run) == []
+
+
 def test_four_bit_needs_bitsandbytes(description: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     from unsloth_accel.config.read_run import from_dict
     from unsloth_accel.validation import inputs

@@ -243,13 +243,14 @@ def choose_template(tokenizer: Any, run: RunConfig) -> None:
     """Give `tokenizer` the chat template and the end-of-sequence token that the run names, if it does; raises
     `ConfigError` for one that it has not."""
     path, end = run.training.get("chat_template_path"), run.training.get("eos_token")
+    for name in ("eos_token", "pad_token"):
+        token = run.training.get(name)
+        if token and token not in tokenizer.get_vocab():
+            consequence, fix = "is no token of the model's tokenizer.", "name one of its special tokens, or remove it"
+            raise ConfigError(Problem(key=f"training.{name}", value=token, consequence=consequence, fix=fix))
     if path:
         tokenizer.chat_template = Path(path).expanduser().read_text(encoding="utf-8")
     if end:
-        if end not in tokenizer.get_vocab():
-            fix = "name one of its tokens, such as the one that ends an answer in the chat template"
-            consequence = "is no token of the model's tokenizer."
-            raise ConfigError(Problem(key="training.eos_token", value=end, consequence=consequence, fix=fix))
         tokenizer.eos_token = end
 
 

@@ -36,6 +36,10 @@ PUSHED = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "tokenizer.json", "tokenizer_config.j
 def input_problems(run: RunConfig) -> list[Problem]:
     """Return the problems of the model and the data of `run`. A Hub dataset is looked at once it is downloaded."""
     problems = _model_problems(run)
+    if run.training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
+        consequence = "needs the package liger-kernel, which is not installed: every process fails."
+        fix = "remove it, Unsloth has kernels of its own; or pip install liger-kernel"
+        problems.append(Problem(key="training.use_liger_kernel", value=True, consequence=consequence, fix=fix))
     rows: dict[str, Rows] = {}
     for key, path in (("data.path", run.data.path), ("data.eval_path", run.data.eval_path)):
         try:
