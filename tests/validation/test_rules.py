@@ -147,3 +147,11 @@ def test_a_directory_without_a_pair_is_every_config_in_it(tmp_path: Path) -> Non
     (tmp_path / "b.json").write_text("{}", encoding="utf-8")
     (tmp_path / "notes.txt").write_text("x", encoding="utf-8")
     assert [Path(report.document.file).name for report in validate([tmp_path])] == ["a.yaml", "b.json"]
+
+
+def test_an_optimizer_without_kernels_for_a_cpu(tmp_path: Path) -> None:
+    text = fixture("run-optimizer", "bad").read_text(encoding="utf-8").replace("strategy: fsdp2", "device: cpu")
+    for optimizer, rules in (("lion_8bit", ["run-optimizer"]), ("paged_adamw_8bit", ["run-optimizer"]), ("sgd", [])):
+        path = tmp_path / "run.yaml"
+        path.write_text(text.replace("adamw_8bit", optimizer), encoding="utf-8")
+        assert [problem.rule for problem in found(path)] == rules
