@@ -7,6 +7,7 @@ import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fork_server
@@ -15,7 +16,6 @@ from conftest import ROOT, SCRIPTS, accelerate_launch, adapter, variable_rows
 
 from unsloth_accel.config.accelerate_config import AccelerateConfig
 
-pytestmark = pytest.mark.slow
 LOOP = "examples/accelerate_loop.py"
 TOLERANCE = 1e-5
 STEPS = 8
@@ -49,6 +49,7 @@ def figures(printed: str) -> list[float]:
     return [float(number) for line in lines for number in re.findall(r"\d+(?:\.\d+)?", line)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "accumulation"), [("ddp", 1), ("fsdp2_native", 2)])
 def test_two_processes_train_like_one(
     strategy: Any, accumulation: int, alone: tuple[list[float], dict[str, Any]], options: list[str], tmp_path: Path
@@ -74,6 +75,7 @@ def test_two_processes_train_like_one(
     assert max(float(ours[name].abs().max()) for name in ours if "lora_B" in name) > 1e-3, "it moved"
 
 
+@pytest.mark.slow
 def test_a_loop_that_does_not_synchronise_is_stopped(tiny: Path) -> None:
     """However its objects are prepared; a loop whose ranks are in step is not, and its schedule is that of one
     process. The last takes its loss from the model inside DDP: nothing is averaged, and nobody would notice."""
@@ -93,3 +95,33 @@ def test_a_loop_that_does_not_synchronise_is_stopped(tiny: Path) -> None:
     assert done.returncode != 0
     assert "gradients of the first step differ between ranks" in done.stderr
     assert "stepped" not in done.stdout
+
+
+def test_an_optimizer_without_its_sharded_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would go on with the whole weights, which nobody reads any more."""
+    import torch
+
+    from unsloth_accel.adapters import first_step
+    from unsloth_accel.adapters.fsdp2 import native
+    from unsloth_accel.errors import ConfigError
+    from unsloth_accel.training.accelerator_loop import _refuse_apart
+
+    def refused(*objects: Any, fsdp2: bool = False) -> bool:
+        models = [one for one in objects if isinstance(one, torch.nn.Module)]
+        optimizers = [one for one in objects if isinstance(one, torch.optim.Optimizer)]
+        try:
+            _refuse_apart(SimpleNamespace(is_fsdp2=fsdp2), models, optimizers)  # type: ignore[arg-type]
+        except ConfigError:
+            return True
+        return False
+
+    monkeypatch.setattr(native, "requested", lambda: False)  # which imports Unsloth
+    one, two = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    ones, twos = torch.optim.SGD(one.parameters()), torch.optim.SGD(two.parameters())
+    assert not any(refused(*objects) for objects in ([one], [ones], [one, two, ones, twos]))
+    assert all(refused(*objects, fsdp2=True) for objects in ([one], [ones], [one, two, ones]))
+    assert not any(refused(*objects, fsdp2=True) for objects in ([], [one, ones]))
+    monkeypatch.setattr(native, "requested", lambda: True)
+    monkeypatch.setattr(first_step, "_models", {one})
+    assert all(refused(*objects) for objects in ([twos], [ones, twos], [one, two, ones]))
+    assert not any(refused(*objects) for objects in ([], [one], [ones], [two, twos]))
