@@ -262,7 +262,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("families")
     code = "import sys\nfrom benchmarks.random_checkpoint import FAMILIES, write\n"
     code += "for family in FAMILIES: write('tiny', f'{sys.argv[1]}/{family}', family=family)"
-    subprocess.run([sys.executable, "-c", code, str(directory)], cwd=ROOT, check=True, capture_output=True)
+    fork_server.run([sys.executable, "-c", code, str(directory)], cwd=ROOT, check=True, capture_output=True)
     return directory
 
 

@@ -41,7 +41,7 @@ IMPORTED = (
 )
 """All that unsloth imports, but for a tenth of a second."""
 AT_IMPORT = re.compile(
-    "(CUDA|HF|HUGGINGFACE|KMP|LD|MKL|PYTORCH|TORCH_LOGS|TORCHDYNAMO|TRANSFORMERS|XDG)_(?!XET_|ALLOC_CONF).*"
+    "(CUDA|HF|HUGGINGFACE|LD|MKL|PYTORCH|TORCH_LOGS|TORCHDYNAMO|TRANSFORMERS|XDG)_(?!XET_|ALLOC_CONF).*"
     "|HOME|PYTHON(?!PATH|UNBUFFERED).*"
 )
 """Variables that the modules of `IMPORTED`, or Python, read once; without those that unsloth sets itself."""
@@ -127,7 +127,7 @@ def _may_be_forked(words: Any, environment: Mapping[str, str], known: Mapping[st
     if not isinstance(words, list | tuple) or words[0] != sys.executable:
         return False
     options = [word for word in words[1:] if word != "-u"]
-    if not options or (str(options[0]).startswith("-") and options[0] != "-m"):
+    if not options or (str(options[0]).startswith("-") and options[0] not in ("-m", "-c")):
         return False
     changed = [name for name in environment.keys() | known.keys() if environment.get(name) != known.get(name)]
     return not any(AT_IMPORT.fullmatch(name) for name in changed)
@@ -194,7 +194,7 @@ def begin(call: Mapping[str, Any]) -> list[str]:
     sys.stdout = sys.__stdout__ = os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     sys.stdout.reconfigure(write_through=at_once or bool(environment.get("PYTHONUNBUFFERED")))
-    own = os.getcwd() if rest[0] == "-m" else os.path.dirname(os.path.abspath(rest[0]))
+    own = os.getcwd() if rest[0] in ("-m", "-c") else os.path.dirname(os.path.abspath(rest[0]))
     given = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     sys.path[:] = [own, *given, *PATH]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -219,13 +219,17 @@ def _show(*shown: Sequence[str]) -> None:
 
 
 def start(words: list[str]) -> None:
-    """Run the module or the script as `__main__`."""
+    """Run the module, the code or the script as `__main__`."""
     if words[0] == "-m":
         sys.argv[:] = words[1:]
         runpy._run_module_as_main(words[1])
         return
-    sys.argv[:] = words
     script = sys.modules["__main__"]
+    if words[0] == "-c":
+        sys.argv[:] = ["-c", *words[2:]]
+        exec(compile(words[1], "<string>", "exec"), script.__dict__)
+        return
+    sys.argv[:] = words
     script.__dict__.update(__file__=words[0], __builtins__=__builtins__)
     with open(words[0], "rb") as file:
         exec(compile(file.read(), words[0], "exec"), script.__dict__)

@@ -22,7 +22,7 @@ BLOCK = 4 * (64 * 64 * 2 + 32 * 64 * 2 + 64 * 128 * 3)
 def torchrun(script: str, *arguments: str | Path, processes: int = 2, **variables: str) -> str:
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *(several if processes > 1 else []), str(SCRIPTS / script), *map(str, arguments)]
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    paths = os.pathsep.join([str(SCRIPTS / "plain_trl"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | variables
     done = fork_server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -31,7 +31,7 @@ from benchmarks.worker import KEEP, keep_blocks
 from unsloth_accel.adapters.out_of_memory import StepHalving, halve_on_out_of_memory
 
 if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-    # Sharding imports it, for which Unsloth rewrites TRL's trainers: half a minute.
+    # Sharding imports it, for seconds.
     import unsloth.models
 
 

@@ -52,12 +52,18 @@ def figures(printed: str) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "accumulation"), [("ddp", 1), ("fsdp2_native", 2)])
 def test_two_processes_train_like_one(
-    strategy: Any, accumulation: int, alone: tuple[list[float], dict[str, Any]], options: list[str], tmp_path: Path
+    strategy: Any,
+    accumulation: int,
+    alone: tuple[list[float], dict[str, Any]],
+    options: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = AccelerateConfig(strategy=strategy, num_processes=2, device="cpu")
     config.write(tmp_path / "accelerate.yaml")
     arguments = [*options, "--per-device", str(4 // accumulation), "--accumulation", str(accumulation)]
     arguments += ["--output", str(tmp_path)]
+    monkeypatch.setenv("PYTHONPATH", str(SCRIPTS / "plain_trl"))
     done = accelerate_launch("--config_file", tmp_path / "accelerate.yaml", LOOP, *arguments, forked=True)
     if strategy == "fsdp2_native" and find_spec("triton") is None:
         assert done.returncode != 0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import pytest
 from conftest import ROOT
 
@@ -314,7 +315,7 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "print(json.dumps(said))"
     )
     command = [sys.executable, "-c", code, json.dumps(given), str(tmp_path_factory.mktemp("arguments"))]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = fork_server.run(command, capture_output=True, text=True, check=True)
     said: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     return said
 

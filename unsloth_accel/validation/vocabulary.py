@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -66,7 +65,7 @@ def _used(beyond: re.Pattern[str], run: RunConfig, directory: Path, rows: Mappin
     end = run.training.get("eos_token") or special_token(directory, "eos_token")
     chats = any(found.kind != "text" for found in rows.values())
     always = [end or "", special_token(directory, "bos_token") or "", template if chats else ""]
-    texts = (json.dumps(row, ensure_ascii=False) for found in rows.values() for row in found)
+    texts = (text for found in rows.values() for text in found.texts)
     return next((found[0] for text in chain(always, texts) if (found := beyond.search(text))), None)
 
 
