@@ -202,6 +202,7 @@ def begin(call: Mapping[str, Any]) -> list[str]:
     sys.modules.pop("sitecustomize", None)
     if any(os.path.isfile(os.path.join(place, "sitecustomize.py")) for place in sys.path):
         importlib.import_module("sitecustomize")
+    torch._dynamo.config.disable = environment.get("TORCH_COMPILE_DISABLE") == "1"  # as it reads it at its import
     # gomp has read its variable; a process that is forked after it has made threads hangs, and this one has made none.
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
     numpy.random.seed()

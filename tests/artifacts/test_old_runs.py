@@ -234,7 +234,8 @@ def test_two_are_compared(first: str, second: str, place: Path, capsys: pytest.C
 def test_it_goes_on_as_if_nothing_had_been(kind: str, place: Path) -> None:
     """Steps 3 and 4 by today's code have the losses of a straight run by that time's; `interrupted` is one of ddp."""
     command = cli_command("launch", f"{kind}/run.yaml", "training.resume=true", "training.max_steps=4")
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SCRIPTS / "plain_trl"), str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    paths = [str(SCRIPTS / "plain_trl"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     variables["TORCH_COMPILE_DISABLE"] = "1"  # two steps aren't worth the 20 s that compiling them takes
     done = fork_server.run(command, cwd=place, capture_output=True, text=True, timeout=400, env=variables)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -19,6 +19,7 @@ import unsloth  # isort: skip
 
 import peers_in_files
 import torch
+import torch._dynamo
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
@@ -195,6 +196,7 @@ def run(path: str, case: dict[str, Any]) -> None:
     signal.alarm(200)
     # torchrun's own store knows one group.
     os.environ |= {"MASTER_PORT": str(case["port"]), "TORCHELASTIC_USE_AGENT_STORE": "False", **case["variables"]}
+    torch._dynamo.config.disable = os.environ.get("TORCH_COMPILE_DISABLE") == "1"  # as it reads it at its import
     status = 1
     try:
         main(path, case["out"], case["r"])
