@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_pt_utils import BatchRebalanceSampler
+from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
 
 from unsloth_accel.adapters.checkpointing import keep_checkpoints
-from unsloth_accel.adapters.epoch_order import EpochOfSampler, order_by_epoch
+from unsloth_accel.adapters.epoch_order import EpochOfSampler, SeededGroups, order_by_epoch
 from unsloth_accel.adapters.resuming import check_before_training
 from unsloth_accel.artifacts.checkpoints import Checkpoint
 from unsloth_accel.errors import ConfigError
@@ -135,3 +135,21 @@ def test_several_processes_get_the_epoch(told: bool) -> None:
     callback.on_epoch_begin(nothing, state, nothing)
     going_on.set_epoch(1)
     assert ([batch.tolist() for batch in going_on] == list(straight)[1:]) is told
+
+
+@pytest.mark.parametrize("mended", [False, True])
+def test_ranks_with_other_random_numbers_share_one_order(mended: bool) -> None:
+    """Each row goes to one rank; by their own numbers they would train some twice and others never."""
+    from accelerate.data_loader import prepare_data_loader
+
+    seen = []
+    for rank in (0, 1):
+        groups = LengthGroupedSampler(4, lengths=[1 + (7 * index) % 11 for index in range(24)])
+        sampler: Any = SeededGroups(groups, 42) if mended else groups
+        rows = DataLoader(range(24), batch_size=4, sampler=sampler)  # type: ignore[arg-type]
+        loader = prepare_data_loader(
+            rows, num_processes=2, process_index=rank, use_seedable_sampler=True, put_on_device=False
+        )
+        torch.manual_seed(rank)
+        seen += [batch.tolist() for batch in loader]
+    assert (rows_of(seen) == list(range(24))) is mended

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import write_checkpoint
+from conftest import SMOLLM2, write_checkpoint
 from row_files import rows
 from transformers import get_linear_schedule_with_warmup
 
@@ -140,3 +140,28 @@ def test_no_step_is_made_beyond_the_last(trainer: Any) -> None:
     trainer.state.global_step = 4
     trainer._run_epoch(1)
     assert (epochs, trainer.control.should_training_stop) == ([0], True)
+
+
+def test_a_streams_tokenizer_is_known(trainer: Any) -> None:
+    """Its rows can't be looked at. How the tokenizer was used last makes no difference."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(SMOLLM2))
+    trainer.train_dataset = iter(())
+    trainer.processing_class = tokenizer
+
+    def known() -> Any:
+        trainer._unsloth_accel_tokenizer = None
+        return resuming.made_with(trainer)["tokenizer"]
+
+    before = known()
+    tokenizer(["a", "b c d e"], padding=True, truncation=True, max_length=3)
+    tokenizer.padding_side = "left"
+    assert known() == before
+    tokenizer.chat_template = "{{ messages }}"
+    assert known() != before
+    changed = known()
+    tokenizer.add_tokens(["<word>"])
+    assert known() not in (before, changed)
+    trainer.train_dataset = rows(*"ab")
+    assert "tokenizer" not in resuming.made_with(trainer)

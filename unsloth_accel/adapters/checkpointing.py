@@ -17,6 +17,7 @@ Mends, in transformers 5.17 with accelerate 1.15:
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -189,16 +190,16 @@ def steps_per_epoch(trainer: Trainer) -> int | None:
 
 
 def tokenizer_of(trainer: Trainer) -> str | None:
-    """Return a digest of what makes text into tokens: vocabulary and rules, chat template, end of text."""
+    """Return a digest of what makes text into tokens, as far as no use of a tokenizer changes it: its vocabulary, chat
+    template and end of text."""
     tokenizer = getattr(trainer, "processing_class", None)
     if tokenizer is None:
         return None
     found: str | None = getattr(trainer, "_unsloth_accel_tokenizer", None)
     if found is None:
-        rules = getattr(tokenizer, "backend_tokenizer", None)
-        said = [rules.to_str() if rules else str(len(tokenizer))]
-        said += [str(getattr(tokenizer, name, None)) for name in ("chat_template", "eos_token", "padding_side")]
-        found = hashlib.sha256("\n".join(said).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor's own
+        said = json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer.chat_template, tokenizer.eos_token])
+        found = hashlib.sha256(said.encode()).hexdigest()[:16]
         trainer._unsloth_accel_tokenizer = found
     return found
 

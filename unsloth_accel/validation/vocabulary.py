@@ -8,11 +8,11 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from ..config.hub_cache import hub_snapshot
 from ..config.run_config import RunConfig
 from ..config.start_adapter import model_of, tokenizer_of_model
 from ..data.rows import Rows
 from ..errors import ConfigError, Problem
-from ..hub_cache import hub_snapshot
 from ..models.spec import ModelSpec
 from ..models.tokenizer_files import CONFIG, read_json, read_tokens, special_token
 
