@@ -59,6 +59,17 @@ def test_the_warning_and_its_fix(model: Path) -> None:
         found(described(model, CHAT, pad_token="<|pad|>"))
 
 
+def test_rows_of_the_hub_are_read_from_its_cache(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they were for tokenising: without a network they can not be streamed."""
+    from unsloth_accel.data import hub
+
+    asked: list[bool] = []
+    monkeypatch.setattr(hub, "load", lambda *where, streaming: asked.append(streaming) or [CHAT])
+    run = described(model, CHAT)
+    assert "<|im_end|>" in found(replace(run, data=replace(run.data, path="someone/chats")))
+    assert asked == [False]
+
+
 def test_a_template_without_any_end(model: Path) -> None:
     template = model / "t.jinja"
     template.write_text("{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}")

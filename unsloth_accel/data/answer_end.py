@@ -10,7 +10,7 @@ from ..config.hub_cache import hub_snapshot
 from ..config.start_adapter import model_of
 from ..errors import Problem
 from .formats import kind_of
-from .rows import stream
+from .rows import read_checked_rows, stream
 
 if TYPE_CHECKING:
     from ..config.run_config import RunConfig
@@ -24,7 +24,9 @@ _CONFIGS = ("generation_config.json", "config.json")
 def unending_answers(run: RunConfig, tokenizer: Any) -> Problem | None:
     """Return a warning where `run` trains chats, by the template of `tokenizer`, whose answers end in no token at which
     generation stops: not in its eos_token, nor in another one of the model's generation_config."""
-    row = json.loads(next(stream(run.data.path, "data.path", run.data), "{}"))
+    where = run.data.path, "data.path", run.data
+    # A hub's rows that are not streamed are in its cache, perhaps without a network.
+    row = json.loads(next(stream(*where))) if run.data.streaming else next(iter(read_checked_rows(*where, most=1)))
     kind = kind_of(row)
     if kind != "messages" and not (kind == "prompt-completion" and isinstance(row["prompt"], list)):
         return None
