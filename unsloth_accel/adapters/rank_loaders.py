@@ -94,8 +94,9 @@ def check_drawn(drawn: Mapping[int, Drawn]) -> None:
             f"{ranks} the rows of this epoch in another order than rank 0: each rank takes its part of one order, so "
             "some rows would be trained several times and others never. Fix: seed every rank alike until training "
             "starts (no set_seed(rank)), or give the order a seed of its own (data_seed in the training arguments, or "
-            "in accelerate's DataLoaderConfiguration with use_seedable_sampler); a sampler of your own must draw the "
-            "same on every rank.",
+            "in accelerate's DataLoaderConfiguration with use_seedable_sampler); a sampler that this misses must "
+            "draw the same on every rank by itself (your own; group_by_length, which dropout on a CPU puts out of "
+            "step: leave one of the two out).",
             on_every_rank=True,
         )
 
