@@ -283,7 +283,7 @@ def test_a_finished_run_goes_on_only_with_more_epochs(planned: RunConfig, tmp_pa
     """One that was counted in epochs has no number of steps to compare."""
     path = write_checkpoint(tmp_path / "out" / "checkpoint-6", planned, record=False)
     (path / "trainer_state.json").write_text('{"global_step": 6, "epoch": 3.0}', encoding="utf-8")
-    (tmp_path / "out" / "adapter").mkdir()
+    finished_run(tmp_path / "out")
     for epochs, severity in ((3, "error"), (2.5, "error"), (4, "warning")):
         told = resume_problems(replace(planned, training=planned.training | {"num_train_epochs": epochs}))
         assert [problem.severity for problem in told] == [severity]

@@ -180,6 +180,7 @@ def test_evaluating_first_changes_nothing(straight: Path, evaluated: Any, strate
     lines = map(json.loads, (out / "logs" / "steps.jsonl").read_text(encoding="utf-8").splitlines())
     logged = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
     assert logged == {one["step"]: one["loss"] for one in evaluations}
+    assert (out / "checkpoint-6" / "unsloth_accel.json").is_file(), "a checkpoint in the step of an evaluation"
     for one in evaluations:
         assert f"step {one['step']}/6  held-out loss {one['loss']:.4f}" in printed
 
