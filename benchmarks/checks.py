@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from benchmarks.worker import GIB, MODULE
+from unsloth_accel.artifacts.checkpoints import checkpoints
 from unsloth_accel.artifacts.run_directory import RunDirectory
 from unsloth_accel.capabilities.probe import probe
 from unsloth_accel.config.read_run import from_dict
@@ -238,23 +239,31 @@ def going_on(strategies: Sequence[str], changes: dict[str, Any], place: Place) -
 
 
 def held_out(place: Place) -> dict[str, Any]:
-    """Held-out loss and answers after training: every strategy against one GPU; answers are generated."""
+    """Held-out losses before, while and after it trains, and answers: every strategy against one GPU, each row once.
+    Answers are generated; each evaluation is in the step of a checkpoint, which must be whole."""
     data = {name: str(ROOT / "examples" / "data" / f"elements-{kind}.jsonl")
             for name, kind in (("path", "train"), ("eval_path", "eval"))}  # fmt: skip
-    found: dict[str, Any] = {}
+    training = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    found: dict[str, dict[str, Any]] = {}
 
     def one(strategy: str) -> None:
         evaluation = {"exact_match": True, "samples": 2, "max_rows": 8, "max_new_tokens": 24}
-        run = place.description(strategy, strategy, data=data, evaluation=evaluation)
+        run = place.description(strategy, strategy, data=data, evaluation=evaluation, training=training)
         place.run(strategy, *CLI, "launch", run)
-        found[strategy] = json.loads((place.directory / strategy / "results.json").read_text(encoding="utf-8"))["after"]
+        found[strategy] = json.loads((place.directory / strategy / "results.json").read_text(encoding="utf-8"))
+        whole = [path.name for path in checkpoints(place.directory / strategy)]
+        expect(whole == ["checkpoint-2", "checkpoint-4", "checkpoint-6"], f"{strategy} left {whole}")
 
     at_once(one, ("single", *SEVERAL))
-    expect(all(after["rows"] == 8 for after in found.values()), f"answers: {found}")
-    figures = {
-        name: abs(after["loss"] - found["single"]["loss"]) / found["single"]["loss"] for name, after in found.items()
-    }
-    expect(max(figures.values()) <= LOSS, f"held-out losses differ: {figures}")
+    expect(all(results["after"]["rows"] == 8 for results in found.values()), f"answers: {found}")
+
+    def losses_of(results: dict[str, Any]) -> list[float]:
+        while_it_trained = [one["loss"] for one in results["evaluations"]]
+        return [results["before"]["loss"], *while_it_trained, results["after"]["loss"]]
+
+    alone = losses_of(found["single"])
+    figures = {strategy: relative(alone, losses_of(results)) for strategy, results in found.items()}
+    expect(len(alone) == 5 and max(figures.values()) <= LOSS, f"held-out losses differ: {figures}")
     return figures
 
 

@@ -188,12 +188,16 @@ def begin(call: Mapping[str, Any]) -> list[str]:
     os.chdir(call["directory"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.orig_argv = list(words)
-    at_once = words[1] == "-u"
-    rest = words[1 + at_once :]
-    sys.stdin = sys.__stdin__ = os.fdopen(0, closefd=False)
-    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", closefd=False)
-    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
-    sys.stdout.reconfigure(write_through=at_once or bool(environment.get("PYTHONUNBUFFERED")))
+    unbuffered = words[1] == "-u"
+    rest = words[1 + unbuffered :]
+    at_once = unbuffered or bool(environment.get("PYTHONUNBUFFERED"))
+    for name, own, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        first = getattr(sys, name)
+        made = os.fdopen(own, mode, encoding=first.encoding, errors=first.errors, closefd=False)
+        if mode == "w":
+            made.reconfigure(write_through=at_once, line_buffering=name == "stderr" and not at_once)
+        setattr(sys, name, made)
+        setattr(sys, f"__{name}__", made)
     own = os.getcwd() if rest[0] in ("-m", "-c") else os.path.dirname(os.path.abspath(rest[0]))
     given = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     sys.path[:] = [own, *given, *PATH]

@@ -61,10 +61,13 @@ def test_the_warning_and_its_fix(model: Path) -> None:
 
 def test_rows_of_the_hub_are_read_from_its_cache(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they were for tokenising: without a network they can not be streamed."""
+    from datasets import Dataset
+
     from unsloth_accel.data import hub
 
+    rows = Dataset.from_list([CHAT])
     asked: list[bool] = []
-    monkeypatch.setattr(hub, "load", lambda *where, streaming: asked.append(streaming) or [CHAT])
+    monkeypatch.setattr(hub, "load", lambda *where, streaming: asked.append(streaming) or rows)
     run = described(model, CHAT)
     assert "<|im_end|>" in found(replace(run, data=replace(run.data, path="someone/chats")))
     assert asked == [False]

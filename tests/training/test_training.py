@@ -157,7 +157,9 @@ def evaluated(
 
     @functools.cache
     def evaluated(strategy: str) -> tuple[Path, str]:
-        words = ("training.eval_strategy=steps", "training.eval_steps=2", f"distributed.strategy={strategy}")
+        # Where a rank may run out of memory and go on, the adapter for that averages gradients without DDP.
+        words = ("training.eval_strategy=steps", "training.eval_steps=2", "batch.on_out_of_memory=stop")
+        words += (f"distributed.strategy={strategy}",)
         return place / strategy, launch(described, place / strategy, f"data.eval_path={eight}", *words)
 
     return evaluated
