@@ -44,7 +44,8 @@ def lines(start: Any, script: Path, **variables: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_fork_is_like_a_process_that_was_started(tmp_path: Path) -> None:
+def test_a_fork_is_like_a_process_that_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REAL_PROCESSES", raising=False)
     script = tmp_path / "script.py"
     script.write_text(PROGRAM, encoding="utf-8")
     real, forked = lines(subprocess.run, script), lines(fork_server.run, script)
