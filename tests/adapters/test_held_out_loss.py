@@ -87,7 +87,7 @@ def test_every_layout_gives_one_loss(tiny: Path, tmp_path: Path, processes: int)
     (preferences), 2.31 for 1.15 (classification) and 7.56 for 3.78 (regression).
     """
     words = ["--num_processes", str(processes), SCRIPTS / "held_out_layouts.py", tiny, tmp_path]
-    done = accelerate_launch("--config_file", CPU_DDP, *words)
+    done = accelerate_launch("--config_file", CPU_DDP, *words, forked=True)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert len(found) == 8

@@ -49,7 +49,7 @@ def now() -> int:
 
 
 def slow_loader(rows: Any, plain: Any = trainer.data_collator) -> Any:
-    time.sleep(SLEEP if now() < first else 0)
+    time.sleep(SLEEP if now() <= first else 0)
     return plain(rows)
 
 
