@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from row_files import CHAT, write
 
 from unsloth_accel.config.run_config import DataConfig
-from unsloth_accel.data.formats import canonical, roles
+from unsloth_accel.data.formats import canonical, question_of, roles
 from unsloth_accel.data.rows import read_rows
 from unsloth_accel.errors import ConfigError
 
@@ -95,3 +95,15 @@ def test_content_in_parts_and_a_system_column(tmp_path: Path) -> None:
     assert made == {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "ab"}]}
     own = [{"role": "system", "content": "own"}, {"role": "user", "content": "a"}]
     assert canonical({"messages": own, "system": "s"}) == {"messages": own}
+
+
+def test_a_question_has_what_its_row_brings_for_the_template() -> None:
+    asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]
+    row = {"messages": [*asked, {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]}
+    found = question_of(canonical({**row, "tools": [{"name": "f"}], "chat_template_kwargs": {"x": 1}}))
+    assert found is not None
+    assert found.messages == [asked[0], {"role": "assistant", "content": "b"}, row["messages"][2]]
+    assert (found.given, found.answer) == ({"tools": [{"name": "f"}], "x": 1}, "d")
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    for messages in ([asked[0]], [asked[0], call], [{"role": "assistant", "content": "b"}]):
+        assert question_of(canonical({"messages": messages})) is None
