@@ -69,8 +69,9 @@ def test_a_named_format_is_not_guessed(tmp_path: Path) -> None:
 def test_what_a_row_may_not_hold(tmp_path: Path, row: dict[str, Any], fault: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match=fault):
+    with pytest.raises(ConfigError, match=fault) as caught:
         read_rows(path)
+    assert "give every row" not in str(caught.value), "a fix that fits"
 
 
 def test_a_canonical_row_is_a_row_again() -> None:

@@ -55,7 +55,11 @@ class Question:
 
 
 class FormatError(Exception):
-    """Error in a row, as a sentence about it."""
+    """Error in a row, as a sentence about it; `fix` is empty where the row has another form than is known."""
+
+    def __init__(self, consequence: str, fix: str = "") -> None:
+        super().__init__(consequence)
+        self.fix = fix
 
 
 def format_of(row: Mapping[str, Any]) -> str | None:
@@ -178,7 +182,8 @@ def _turns(history: Any) -> list[tuple[str, str]]:
         return []
     pairs = history if isinstance(history, list) else [history]
     if not all(isinstance(p, list) and len(p) == 2 and all(isinstance(said, str) for said in p) for p in pairs):
-        raise FormatError("field 'history' is no list of pairs of texts, a question and its answer.")
+        fix = 'give [["a question", "its answer"], …]'
+        raise FormatError("field 'history' is no list of pairs of texts, a question and its answer.", fix)
     return [turn for asked, said in pairs for turn in (("user", asked), ("assistant", said))]
 
 
@@ -209,7 +214,7 @@ def _with_system(row: dict[str, Any], messages: list[dict[str, Any]]) -> list[di
     """Return messages that begin with the row's system prompt, unless they have one already."""
     system = row.get("system")
     if system is not None and not isinstance(system, str):
-        raise FormatError(f"field 'system' is {type(system).__name__}, not text.")
+        raise FormatError(f"field 'system' is {type(system).__name__}, not text.", "give text")
     if not system or messages[0]["role"] == "system":
         return messages
     return [{"role": "system", "content": system}, *messages]
@@ -245,7 +250,7 @@ def _text_of(content: Any) -> Any:
         text = part.get("text") if isinstance(part, dict) else part
         if not isinstance(text, str):
             kind = part.get("type", "no text") if isinstance(part, dict) else type(part).__name__
-            raise FormatError(f"a message's content has a part of {kind}; only text is trained.")
+            raise FormatError(f"a message's content has a part of {kind}; only text is trained.", "leave the part out")
         texts.append(text)
     return "".join(texts)
 
@@ -255,10 +260,10 @@ def _weighted(message: dict[str, Any]) -> dict[str, Any]:
     said = {key: message.pop(key) for key in _WEIGHTS if key in message}
     for key, value in said.items():
         if value not in (0, 1):
-            raise FormatError(f"a message has {key}={value!r}; it is trained or it is not: 1 or 0, true or false.")
+            raise FormatError(f"a message has {key}={value!r}; it is trained or it is not.", "1 or 0, true or false")
         if value and message["role"] != "assistant":
             consequence = f"a message from {message['role']!r} has {key}={value!r}: only the assistant's can be chosen"
-            raise FormatError(f"{consequence} (data.train_on: all trains every message).")
+            raise FormatError(f"{consequence}.", "leave it out; data.train_on=all trains every message")
     left_out = message["role"] == "assistant" and not all(said.values())
     return message | {"weight": 0} if left_out else message
 
@@ -272,15 +277,17 @@ def _for_template(row: Mapping[str, Any]) -> dict[str, Any]:
             try:
                 value = json.loads(value)
             except ValueError:
-                raise FormatError(f"field {field!r} is text, and not JSON.") from None
+                fix = f"give a {name}, as JSON or as it is"
+                raise FormatError(f"field {field!r} is text, and not JSON.", fix) from None
         if not value or (isinstance(value, str) and not value.strip()):
             continue  # an empty list of tools, with which some templates write of tools all the same
         if not isinstance(value, kind) or (kind is list and not all(isinstance(one, dict) for one in value)):
-            raise FormatError(f"field {field!r} is {type(value).__name__}, not a {name}.")
+            raise FormatError(f"field {field!r} is {type(value).__name__}, not a {name}.", f"give a {name}")
         made[field] = value
     taken = [name for name in made.get("chat_template_kwargs", {}) if name in _OURS]
     if taken:
-        raise FormatError(f"field 'chat_template_kwargs' names {taken[0]!r}, which is decided for all rows.")
+        consequence = f"field 'chat_template_kwargs' names {taken[0]!r}, which is decided for all rows."
+        raise FormatError(consequence, f"leave {taken[0]} out")
     return made
 
 
@@ -291,7 +298,8 @@ def _check_texts(row: dict[str, Any]) -> None:
         if isinstance(value, list) and field != "text":
             row[field] = _messages(value, field)
             if any(map(is_left_out, row[field])):
-                raise FormatError(f"`{field}` has a message that is not to be trained; `messages` may have such.")
+                consequence = f"`{field}` has a message that is not to be trained, which only `messages` may have."
+                raise FormatError(consequence, "write the row as `messages`")
         elif not isinstance(value, str):
             raise FormatError(f"field {field!r} is {type(value).__name__}, not text.")
     if not row[list(row)[-1]]:

@@ -145,7 +145,7 @@ def _checked(
             made = canonical(row, form, columns)
             text = _as_text(made)
         except FormatError as error:
-            yield name, number, Fault(str(error), f"give every row {NEEDED}{hint}")
+            yield name, number, Fault(str(error), error.fix or f"give every row {NEEDED}{hint}")
             continue
         found = form_in_words(made)
         first = first or found
@@ -164,9 +164,11 @@ def _as_text(row: dict[str, Any]) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         broken = ascii(error.object[error.start])
-        raise FormatError(f"has half of a character, {broken}, which no tokenizer reads.") from None
+        fix = "write the whole character, or leave it out"
+        raise FormatError(f"has half of a character, {broken}, which no tokenizer reads.", fix) from None
     except (TypeError, ValueError) as error:
-        raise FormatError(f"holds what JSON has no word for: {first_line(error)}.") from None
+        consequence = f"holds what JSON has no word for: {first_line(error)}."
+        raise FormatError(consequence, "write it as text or as a number") from None
     return text
 
 
