@@ -99,3 +99,20 @@ def test_looking_at_checkpoints_imports_no_torch(tmp_path: Path) -> None:
         "assert not {'torch', 'unsloth', 'transformers', 'peft'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("record", [True, False], ids=["recorded", "not recorded"])
+def test_a_checkpoint_under_another_name_has_the_step_of_its_state(
+    record: bool, tmp_path: Path, planned: RunConfig
+) -> None:
+    """Such as the `last-checkpoint` that the Trainer pushes to the Hub, to be gone on from."""
+    path = write_checkpoint(tmp_path / "checkpoint-4", planned, record=record).rename(tmp_path / "last-checkpoint")
+    assert (Checkpoint(path).step, Checkpoint(path).fault) == (4, None)
+    assert checkpoints(tmp_path) == []
+    (path / "trainer_state.json").write_text("{", encoding="utf-8")
+    assert "damaged" in str(Checkpoint(path).fault) or "of its" in str(Checkpoint(path).fault)
+
+
+def test_a_number_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-²").mkdir()
+    assert newest(tmp_path) == (None, [])

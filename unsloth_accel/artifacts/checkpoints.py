@@ -28,13 +28,16 @@ _RANDOM = re.compile(r"rng_state(?:_(\d+))?\.pth")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint directory, `…/checkpoint-STEP`."""
+    """A checkpoint directory, `…/checkpoint-STEP`, or one that was given another name."""
 
     path: Path
 
-    @property
+    @cached_property
     def step(self) -> int:
-        return step_of(self.path) or 0
+        """Optimizer step by its name, or by its state where it is called otherwise, such as `last-checkpoint`."""
+        named = step_of(self.path)
+        step = _read_json(self.path / STATE).get("global_step") if named is None else named
+        return step if isinstance(step, int) else 0
 
     @cached_property
     def fault(self) -> str | None:

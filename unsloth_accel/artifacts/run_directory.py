@@ -121,4 +121,4 @@ def start_of(directory: str | Path) -> Path:
 def step_of(checkpoint: Path) -> int | None:
     """Return the optimizer step of a checkpoint's directory; None for another directory."""
     number = checkpoint.name.removeprefix(_CHECKPOINT)
-    return int(number) if number.isdigit() and number != checkpoint.name else None
+    return int(number) if number.isdecimal() and number != checkpoint.name else None
