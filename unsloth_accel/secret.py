@@ -9,7 +9,7 @@ from typing import Any
 
 HIDDEN = "(not shown)"
 """Text in the place of a secret."""
-_NAMES = re.compile(r"token|(.*_)?(hub_token|auth_token|access_token|api_token|api_key|password|secret|secret_key)")
+_NAMES = re.compile(r"token|(.*_)?((hub|hf|auth|access|api)_token|api_key|password|secret|secret_key)")
 """Keys of secrets; `eos_token` and its like are none."""
 
 

@@ -21,7 +21,9 @@ TOKEN = "hf_aSecretThatNobodyShouldSee"
 VARIABLE = "UNSLOTH_ACCEL_TRAINING_HUB_TOKEN"
 
 
-@pytest.mark.parametrize("key", ["training.hub_token", "token", "a.api_key", "wandb_api_key", "password", "HUB_TOKEN"])
+@pytest.mark.parametrize(
+    "key", ["training.hub_token", "token", "a.HF_TOKEN", "a.api_key", "wandb_api_key", "password", "HUB_TOKEN"]
+)
 def test_names_of_secrets(key: str) -> None:
     assert is_secret(key)
     problem = Problem(key=key, value=TOKEN, consequence="is wrong.", fix="mend it")
