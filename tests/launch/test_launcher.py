@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from unsloth_accel.cli.main import main as cli_main
 from unsloth_accel.config.accelerate_config import AccelerateConfig
 from unsloth_accel.config.read_run import load
 from unsloth_accel.errors import ConfigError, LaunchError
+from unsloth_accel.files import write_atomically
 from unsloth_accel.hardware.device import Device
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.launch.child_main import to_json
@@ -256,14 +258,46 @@ def test_a_run_that_came_to_nothing_overwrites_nothing(
 def test_an_earlier_run_comes_back_where_nothing_could_be_written(
     file: Path, earlier: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device", "plan.json")
+    def full(path: Path, text: str) -> None:
+        if path.name == "plan.json":
+            raise OSError(28, "No space left on device", "plan.json")
+        write_atomically(path, text)
 
+    (earlier / "run.planned.yaml").write_text("# written by unsloth-accel with accelerate.yaml", encoding="utf-8")
     before = {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()}
-    monkeypatch.setattr("unsloth_accel.planning.plan.Plan.write", full)
+    monkeypatch.setattr("unsloth_accel.planning.plan.write_atomically", full)
     with pytest.raises(ConfigError, match="No space left"):
         launched(file, "training.overwrite=true")
     assert {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()} == before
+    assert not RunDirectory(earlier).previous.exists()
+
+
+def test_an_earlier_run_whose_description_had_another_name_comes_back(file: Path, earlier: Path) -> None:
+    """The new one's description doesn't stay beside it: it would be read as its own."""
+    text = "# ddp, written by unsloth-accel with run.yaml. Launch both here"
+    (earlier / "accelerate.yaml").write_text(text, encoding="utf-8")
+    before = RunDirectory(earlier).description
+    assert before.name == "run.yaml"
+
+    def fail(command: Launch) -> None:
+        raise LaunchError("a misspelt hub id", 1)
+
+    with pytest.raises(LaunchError):
+        launch([str(file), "training.overwrite=true"], run=fail, hardware=CPU)
+    assert (earlier / "accelerate.yaml").read_text(encoding="utf-8") == text
+    assert RunDirectory(earlier).description == before
+    mine_is_there(earlier)
+
+
+def test_a_run_does_not_begin_with_what_it_deletes(file: Path, earlier: Path, description: dict[str, Any]) -> None:
+    checkpoint = write_checkpoint(earlier / "checkpoint-4", load(file))
+    for name in (checkpoint, earlier / ".." / "out" / "checkpoint-4"):
+        with pytest.raises(ConfigError, match=r"model\.name=.* is of the run that training\.overwrite=true deletes"):
+            launched(file, f"model.name={name}", "training.overwrite=true")
+    assert checkpoint.is_dir()
+    launched(file, f"model.name={checkpoint}", "training.overwrite=true", f"output_dir={earlier.parent / 'new'}")
+    copy = shutil.copytree(checkpoint, earlier / "checkpoint-best", dirs_exist_ok=True)
+    launched(file, f"model.name={copy}", "training.overwrite=true")
 
 
 def test_an_earlier_run_outlives_a_launch_that_was_killed(file: Path, earlier: Path) -> None:
@@ -382,6 +416,20 @@ def test_pushing_without_a_token(
     (tmp_path / "out" / "run.yaml").write_bytes(file.read_bytes())
     with pytest.raises(ConfigError, match=r"uploads output_dir, and .*run\.yaml there holds a secret"):
         launched(tmp_path / "out" / "run.yaml")
+    (tmp_path / "out" / "run.yaml").unlink()
+    page = tmp_path / "out" / "report.html"
+    page.write_text(f"<pre>hub_token: {TOKEN}</pre>", encoding="utf-8")  # as reports of earlier versions had it
+    with pytest.raises(ConfigError, match=r"uploads output_dir, and .*report\.html there holds a secret"):
+        launched(file)
+    read = Path.read_text
+
+    def kept_from_us(path: Path, *args: Any, **kwargs: Any) -> str:
+        if path == page:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", kept_from_us)
+    launched(file)
 
 
 SCRIPT = "examples/sft.py"

@@ -196,9 +196,12 @@ def made_room(decided: Plan) -> Iterator[None]:
             if products := own_files.products(directory):
                 own_files.move([*products, *own_files.describing(directory)], directory, aside)
         decided.write(directory)
-    except OSError as error:
+    except BaseException as error:  # also the plan's own word on a full disk, and Ctrl-C
         with suppress(OSError):
             own_files.move(_held(aside), aside, directory)
+            aside.rmdir()
+        if not isinstance(error, OSError):
+            raise
         consequence = f"{error.strerror}: {error.filename}."
         fix = "choose a directory that you may write, on a disk with room"
         raise ConfigError(Problem(key="output_dir", value=str(directory), consequence=consequence, fix=fix)) from None
@@ -211,7 +214,10 @@ def made_room(decided: Plan) -> Iterator[None]:
 def _put_back(files: RunDirectory) -> None:
     """Put an earlier run back that was put aside for one that has nothing to show, or else remove it."""
     if files.previous.is_dir() and not something_to_show(files.path):
-        own_files.remove(own_files.products(files.path), files.path)
+        gone = own_files.products(files.path)
+        if own_files.is_of_a_run(files.previous):  # else what describes the earlier run lies where it lay
+            gone += own_files.describing(files.path)
+        own_files.remove(gone, files.path)
         own_files.move(_held(files.previous), files.previous, files.path)
     shutil.rmtree(files.previous, ignore_errors=True)
 

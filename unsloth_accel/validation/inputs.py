@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts.checkpoints import Checkpoint, is_finished, newest
-from ..artifacts.own_files import is_of_a_run, taken
+from ..artifacts.own_files import is_of_a_run, made_in, taken
 from ..artifacts.run_directory import RunDirectory
 from ..config.run_config import RunConfig
 from ..config.start_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, model_of
@@ -27,7 +27,8 @@ from .vocabulary import vocabulary_problems
 
 STREAM_CHECKED = 1_000
 """Rows of a stream that are checked before anything starts; the others are checked when they are read."""
-_TEXTS, _SEARCHED = (".yaml", ".yml", ".json", ".md", ".txt", ".sh", ".py", ".ipynb"), 2**20
+_TEXTS = (".yaml", ".yml", ".json", ".jsonl", ".html", ".log", ".md", ".txt", ".sh", ".py", ".ipynb")
+_SEARCHED = 2**20
 """Files in which a secret is looked for before they are pushed, up to that many bytes."""
 PUSHED = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "tokenizer.json", "tokenizer_config.json", "training_args.bin")
 """Files that the Trainer copies into output_dir to push them (transformers 5.17, `Trainer._push_from_checkpoint`)."""
@@ -183,7 +184,10 @@ def push_problems(run: RunConfig) -> list[Problem]:
     secrets, directory = [*secrets_in(run.training)], Path(run.output_dir)
     texts = [file for file in directory.rglob("*") if file.suffix in _TEXTS and file.is_file()] if secrets else []
     for file in texts:
-        held = file.read_text(encoding="utf-8", errors="replace") if file.stat().st_size < _SEARCHED else ""
+        try:
+            held = file.read_text(encoding="utf-8", errors="replace") if file.stat().st_size < _SEARCHED else ""
+        except OSError:  # another user's, which can't be uploaded either
+            continue
         if any(secret in held for secret in secrets):
             consequence = f"uploads output_dir, and {file} there holds a secret of this run in plain text."
             fix = "write ${oc.env:HF_TOKEN} there in its place, or move the file elsewhere"
@@ -214,7 +218,7 @@ def output_problems(run: RunConfig) -> list[Problem]:
     if run.resume and whole:
         return [*taken_problems(run), *(_broken(found, whole) for found in broken)]
     if run.overwrite:
-        return taken_problems(run)
+        return [*taken_problems(run), *_deleted_start_problems(run)]
     held = f"checkpoints up to {(whole or broken[0]).path.name}" if whole or any(c.has_adapter for c in broken) else ""
     if known and is_finished(directory):
         held = "a finished run"
@@ -223,6 +227,17 @@ def output_problems(run: RunConfig) -> list[Problem]:
     delete = "training.overwrite=true to delete it, " if known else ""
     fix = f"training.resume=true to go on, {delete}or another output_dir"
     return [problem(consequence=f"already holds {held}, which this run would overwrite.", fix=fix)]
+
+
+def _deleted_start_problems(run: RunConfig) -> list[Problem]:
+    """Return a problem where the run begins with an adapter or a checkpoint of the run that it deletes."""
+    files, start = RunDirectory(run.output_dir), Path(run.model.name)
+    filled = [one for one in (files.adapter, *files.checkpoints()) if is_of_a_run(files.path) and made_in(one)]
+    if not _exists(start) or not any(start.resolve() == one.resolve() for one in filled):
+        return []
+    consequence = "is of the run that training.overwrite=true deletes, before this one begins with it."
+    fix = "another output_dir, or copy it elsewhere and name the copy"
+    return [Problem(key="model.name", value=run.model.name, consequence=consequence, fix=fix)]
 
 
 def taken_problems(run: RunConfig) -> list[Problem]:
