@@ -66,6 +66,40 @@ def test_unsloths_own_copy_of_the_base_is_the_base(planned: RunConfig, tmp_path:
     assert [problem.key for problem in resume_problems(planned)] == ["model.name"]
 
 
+WHOLE: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "both": (["q_proj", "embed_tokens", "lm_head"], {"modules_to_save": ["embed_tokens", "lm_head"]}),
+    "tied": (
+        ["q_proj", "embed_tokens", "lm_head"],
+        {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    ),
+    "experts": (
+        ["q_proj", "up_proj", "gate_proj", "down_proj"],
+        {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("record", [True, False], ids=["recorded", "not recorded"])
+@pytest.mark.parametrize("name", WHOLE)
+def test_modules_for_which_peft_has_lists_of_their_own(
+    name: str, record: bool, description: dict[str, Any], tmp_path: Path
+) -> None:
+    """The embeddings that Unsloth trains whole, and experts: the same run goes on, with others it doesn't."""
+    modules, said = WHOLE[name]
+    run = decided({**description, "lora": {"target_modules": modules}})
+    path = write_checkpoint(tmp_path / "out" / "checkpoint-2", run, record=record)
+    file = path / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) | {"target_modules": ["q_proj"], **said}
+    file.write_text(json.dumps(config), encoding="utf-8")
+    if record:
+        values = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        values["files"][file.name] = file.stat().st_size
+        (path / RECORD).write_text(json.dumps(values), encoding="utf-8")
+    assert told(run) == []
+    run.lora.target_modules = ["q_proj"]
+    assert told(run) == [("lora.target_modules", "error")]
+
+
 def test_other_rows_are_refused(planned: RunConfig, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "out" / "checkpoint-2", planned)
     moved = tmp_path / "moved.jsonl"

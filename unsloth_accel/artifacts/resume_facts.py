@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.run_config import RunConfig
-from ..config.start_adapter import model_of
+from ..config.start_adapter import Adapter, model_of
 from ..config.written import described
 from ..data.sources import fingerprint
 from ..errors import Problem
@@ -258,21 +258,24 @@ def _adapter_problems(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Itera
     """Yield the differences of the checkpoint's adapter_config.json from the run that its record doesn't tell."""
     config = checkpoint.adapter_config
     recorded = checkpoint.made_with
+    adapter = Adapter(name=checkpoint.path.name, directory=checkpoint.path, base="", config=config)
     pairs: dict[str, tuple[str, Callable[[Any], Any]]] = {
         "lora.r": ("r", int),
         "lora.alpha": ("lora_alpha", int),
         "lora.use_rslora": ("use_rslora", bool),
-        "lora.target_modules": ("target_modules", sorted),
+        "lora.target_modules": ("target_modules", lambda _: sorted(adapter.lora["target_modules"])),
         "model.name": ("base_model_name_or_path", _base),
     }
     for key, (name, form) in pairs.items():
-        value = config.get(name)
-        if value is None or key not in facts or isinstance(value, str) != isinstance(facts[key], str):
+        value, ours = config.get(name), facts.get(key)
+        if value is None or key not in facts or isinstance(value, str) != isinstance(ours, str):
             continue
-        if key in recorded and (key == "model.name" or recorded[key] != facts[key]):
+        if key in recorded and (key == "model.name" or recorded[key] != ours):
             continue  # Unsloth may train another copy of a model than the one named; or it has been told
-        if form(value) != form(facts[key]):
-            yield _problem(checkpoint, key, facts[key], form(value), _MUST_AGREE[key], "error")
+        # PEFT has lists of their own for what is trained whole, and for experts.
+        same = adapter.trains(ours) if key == "lora.target_modules" else form(value) == form(ours)
+        if not same:
+            yield _problem(checkpoint, key, ours, form(value), _MUST_AGREE[key], "error")
 
 
 def _base(name: str) -> str:
