@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from unsloth_accel.adapters import checkpointing
 from unsloth_accel.adapters.checkpointing import keep_checkpoints, weights_kept
 
 LOSSES = {1: 5.0, 2: 4.0, 3: 3.0, 4: 4.5}
@@ -97,3 +99,76 @@ def test_whose_weights_the_model_has(
     assert bool(found.message) == bool(told)
     assert found.message in capsys.readouterr().err
     assert found.message.count("Fix: ") == bool(told)
+
+
+def held(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+@pytest.mark.parametrize("aged", [True, False], ids=["by time", "by number"])
+def test_a_limit_deletes_no_directory_of_the_users_own(aged: bool, tmp_path: Path) -> None:
+    """The Trainer deletes whatever is called checkpoint-…, by its time or the number that it finds in the name."""
+    mine = ("checkpoint-1-copy", "checkpoint-9", *(("checkpoint-best",) if aged else ()))
+    for name in mine:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").write_text("mine", encoding="utf-8")
+        if aged:
+            os.utime(tmp_path / name, (1, 1))
+    trained(tmp_path, set(), lambda out: None, save_total_limit=1)
+    assert held(tmp_path) == sorted([*mine, "checkpoint-3"])
+    assert all((tmp_path / name / "notes.txt").is_file() for name in mine)
+
+
+@pytest.mark.parametrize(
+    ("limit", "left"),
+    [(1, [3]), (2, [3, 4]), (3, [2, 3, 4])],
+)
+def test_a_limit_leaves_what_the_trainer_leaves(limit: int, left: list[int], tmp_path: Path) -> None:
+    trained(tmp_path, set(), save_total_limit=limit)
+    assert held(tmp_path) == [f"checkpoint-{step}" for step in left]
+
+
+def test_the_older_checkpoint_stays_until_every_rank_has_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a disk that is full for another rank alone costs both: the newer one is given up."""
+    at = {"step": 0}
+
+    def another_fails(value: Any) -> list[Any]:
+        failed = value is None and at["step"] in (3, 4)
+        return [value, "rank 1 has no room" if failed else value]
+
+    monkeypatch.setattr(checkpointing, "of_every_rank", another_fails)
+    made = checkpointing.let_go
+    seen: list[list[str]] = []
+
+    def next_step(model: Any) -> None:
+        seen.append(held(tmp_path) if tmp_path.is_dir() else [])
+        at["step"] += 1
+        made(model)
+
+    monkeypatch.setattr(checkpointing, "let_go", next_step)
+    trainer, remembers = trained(tmp_path, set(), save_total_limit=1)
+    assert seen == [[], ["checkpoint-1"], ["checkpoint-2"], ["checkpoint-2"]]
+    assert held(tmp_path) == ["checkpoint-2"]
+    assert all(map(torch.equal, weights_of(trainer.model), remembers.weights[2]))
+
+
+def test_a_best_checkpoint_that_is_gone_does_not_end_the_run(tmp_path: Path) -> None:
+    trainer, _ = trained(tmp_path, set(), lambda out: shutil.rmtree(out / "checkpoint-3"), save_total_limit=1)
+    found = weights_kept(trainer)
+    assert found is not None
+    assert found.step == 4
+    assert held(tmp_path) == ["checkpoint-4"]
+
+
+def test_a_record_without_room_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(directory: Path, **more: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpointing, "write_record", full)
+    trained(tmp_path, set())
+    assert held(tmp_path) == [f"checkpoint-{step}" for step in (1, 2, 3, 4)]
+    assert "checkpoint-2 has no record of what it was made with: [Errno 28] No space" in capsys.readouterr().err

@@ -11,6 +11,8 @@ Mends, in transformers 5.17 with accelerate 1.15:
 - `load_best_model_at_end` keeps the last weights, as if they were the best, where the best checkpoint couldn't be
   written or is gone, and ends in an error where it is cut short. Here the best of those that were written is loaded;
   where there is none the last weights stay. Which they are is said, and told to who asks (`weights_kept`).
+- `save_total_limit` deletes every directory whose name begins with `checkpoint-`, a user's copy too; it deletes the
+  older checkpoint before every rank has written the newer one, and ends the run in an error where the best one is gone.
 - Nothing tells a whole checkpoint from one cut short, nor what it was made with. Here each gets a record, written last.
 """
 
@@ -19,14 +21,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts.checkpoints import Checkpoint
-from ..artifacts.own_files import remove_filled, write_record
+from ..artifacts.checkpoints import RECORD, Checkpoint
+from ..artifacts.own_files import made_in, remove_filled, write_record
 from ..artifacts.resume_facts import lora_facts
 from ..artifacts.run_directory import RunDirectory, step_of
 from ..capabilities.probe import available
@@ -242,13 +246,17 @@ def _save_model_gathered(trainer: Trainer) -> None:
 def _survive_and_record(trainer: Trainer) -> None:
     save_checkpoint, best = trainer._save_checkpoint, BestCheckpoint(trainer)
     trainer.add_callback(best)
+    limits = available("checkpoints deleted once all is written", needed=bool(trainer.args.save_total_limit))
+    if limits:
+        _delete_at_the_end(trainer)
 
     def save(model: Any, trial: Any) -> None:
         directory = RunDirectory(trainer._get_output_dir(trial=trial)).checkpoint(trainer.state.global_step)
         fault = None
         let_go(trainer.model)
         try:
-            save_checkpoint(model, trial)
+            with _deleting_nothing() if limits else nullcontext():
+                save_checkpoint(model, trial)
         except Exception as error:
             # Accelerate's FSDP gathers again after a write: ranks that left at different places can't agree any more.
             # A SaveError has been raised by all.
@@ -263,7 +271,9 @@ def _survive_and_record(trainer: Trainer) -> None:
         if not trainer.args.should_save:
             return
         if not faults:
-            record(directory, made_with(trainer))
+            _record_or_tell(directory, made_with(trainer))
+            if limits:
+                _delete_older(directory, trainer.args.save_total_limit, trainer.state.best_model_checkpoint)
             return
         remove_filled(directory)  # half of one is of no use, and takes room
         print(
@@ -274,6 +284,58 @@ def _survive_and_record(trainer: Trainer) -> None:
         )
 
     trainer._save_checkpoint = save
+
+
+@contextmanager
+def _deleting_nothing() -> Iterator[None]:
+    """Keep every Trainer from deleting checkpoints in this block."""
+    import transformers.trainer as module
+
+    rotate, ordered = module.rotate_checkpoints, module.sort_checkpoints
+    module.rotate_checkpoints, module.sort_checkpoints = (lambda *_, **__: None), (lambda *_, **__: [])
+    try:
+        yield
+    finally:
+        module.rotate_checkpoints, module.sort_checkpoints = rotate, ordered
+
+
+def _delete_older(newest: Path, limit: int | None, best: str | None) -> None:
+    """Delete the oldest checkpoints beside `newest` and `best`, so that `limit` are left, as the Trainer does."""
+    if not limit or limit < 0:
+        return
+    now = step_of(newest) or 0
+    kept = {path.resolve() for path in (newest, Path(best or newest))}
+    found = [path for path in RunDirectory(newest.parent).checkpoints() if made_in(path)]
+    # A later step's is of a course that was left: this run went on from before it.
+    others = sorted((path for path in found if path.resolve() not in kept), key=lambda path: (step_of(path) or 0) < now)
+    for path in others[: max(0, len(found) - max(limit, len(kept)))]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _delete_at_the_end(trainer: Trainer) -> None:
+    """With save_total_limit=1 leave the best checkpoint alone when training has ended, as the Trainer does."""
+    finalize = trainer._finalize_training
+
+    def ended(*args: Any, **kwargs: Any) -> Any:
+        with _deleting_nothing():
+            outcome = finalize(*args, **kwargs)
+        best = trainer.state.best_model_checkpoint
+        if trainer.args.should_save and trainer.args.save_total_limit == 1 and best and Path(best).is_dir():
+            _delete_older(Path(best), 1, best)
+        return outcome
+
+    trainer._finalize_training = ended
+
+
+def _record_or_tell(directory: Path, facts: Mapping[str, Any]) -> None:
+    """Write a checkpoint's record; without room for it the checkpoint is judged by its files, and the run goes on."""
+    try:
+        record(directory, facts)
+    except OSError as error:
+        with suppress(OSError):
+            (directory / RECORD).unlink()  # of what was there before
+        told = f"{directory.name} has no record of what it was made with: {first_line(error)}. Fix: make room there."
+        print(f"unsloth_accel: warning: {told}", file=sys.stderr, flush=True)
 
 
 def record(directory: Path, facts: Mapping[str, Any]) -> None:

@@ -118,6 +118,11 @@ PATCHES = (
           adapter="adapters.checkpointing",
           cost="a checkpoint that can't be written ends the run, none tells what it was made with, and where the best "
                "one is lost the last weights pass for it"),
+    Patch(what="checkpoints deleted once all is written",
+          place="transformers/trainer.py: rotate_checkpoints, sort_checkpoints, Trainer._finalize_training",
+          adapter="adapters.checkpointing",
+          cost="save_total_limit deletes directories of your own whose names begin with checkpoint-, and the older "
+               "checkpoint before every process has written the newer one"),
     Patch(what="a README of the user's own", place="trl/trainer/base_trainer.py: _BaseTrainer.create_model_card",
           adapter="adapters.checkpointing",
           cost="with each checkpoint TRL writes its draft of a model card over the README.md in output_dir"),
