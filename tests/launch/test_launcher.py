@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import NATIVE, ROOT, finished_run, write_checkpoint, write_yaml
+from huggingface_hub.utils import filter_repo_objects
 from releases import looked
 
 from unsloth_accel.artifacts import own_files
@@ -164,6 +165,11 @@ def test_overwriting_deletes_only_the_runs_own_files(file: Path, earlier: Path) 
     def train(command: Launch) -> None:
         assert not any((earlier / name).exists() for name in OF_THE_RUN)
         mine_is_there(earlier)
+        # As the Trainer pushes output_dir (transformers 5.17, `Trainer._push_from_checkpoint`).
+        there = [path.relative_to(earlier).as_posix() for path in earlier.rglob("*") if path.is_file()]
+        assert "checkpoint-3/optimizer.pt" in {name.partition("/")[2] for name in there}, "put aside"
+        pushed = {*filter_repo_objects(there, ignore_patterns=["_*", "checkpoint-*"])}
+        assert {name for name in pushed if Path(name).name in {Path(one).name for one in OF_THE_RUN}} == set()
         (earlier / "adapter" / "adapter_config.json").touch()
 
     launch([str(file), "training.overwrite=true"], run=train, hardware=CPU)
@@ -300,9 +306,10 @@ def test_a_run_does_not_begin_with_what_it_deletes(file: Path, earlier: Path, de
     launched(file, f"model.name={copy}", "training.overwrite=true")
 
 
-def test_an_earlier_run_outlives_a_launch_that_was_killed(file: Path, earlier: Path) -> None:
+@pytest.mark.parametrize("aside", ["_unsloth-accel-previous", ".unsloth-accel-previous"], ids=["now", "before"])
+def test_an_earlier_run_outlives_a_launch_that_was_killed(aside: str, file: Path, earlier: Path) -> None:
     """And with it the place where the run was put aside: it is what the next one puts aside."""
-    own_files.move(own_files.products(earlier), earlier, RunDirectory(earlier).previous)
+    own_files.move(own_files.products(earlier), earlier, earlier / aside)
 
     def fail(command: Launch) -> None:
         raise LaunchError("again", 1)
@@ -310,6 +317,7 @@ def test_an_earlier_run_outlives_a_launch_that_was_killed(file: Path, earlier: P
     with pytest.raises(LaunchError):
         launch([str(file), "training.overwrite=true"], run=fail, hardware=CPU)
     assert all((earlier / name).is_file() for name in OF_THE_RUN)
+    assert not (earlier / aside).exists()
 
 
 def test_a_failed_run_has_a_report(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,9 @@ PLANNED_YAML = "run.planned.yaml"
 ACCELERATE_YAML = "accelerate.yaml"
 _EARLIER_YAML = "run.yaml"
 """Name that run.planned.yaml had before: a user's own description may have it too, so it is only read."""
+_PREVIOUS, _EARLIER_PREVIOUS = "_unsloth-accel-previous", ".unsloth-accel-previous"
+"""Begins with `_` since the Trainer leaves such names out when it pushes output_dir to the Hub; the name that it had
+before may be that of a launch that was killed."""
 SUMMARY = "summary.json"
 MARK = "written by unsloth-accel"
 """Words in the first line of the files that describe a planned run; `with` and a file's name come after them."""
@@ -46,7 +49,8 @@ class RunDirectory:
         """File of the launcher's own error: a rank that was killed leaves none."""
         self.failed_report = self.errors / self.report.name
         """The report of an attempt that came to nothing, while an earlier run's stays."""
-        self.previous = self.path / ".unsloth-accel-previous"
+        aside = self.path / _EARLIER_PREVIOUS
+        self.previous = aside if aside.is_dir() else self.path / _PREVIOUS
         """An earlier run, while another one overwrites it."""
         # What `verify` notes.
         self.record = self.path / "record"
