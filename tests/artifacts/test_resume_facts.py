@@ -197,6 +197,17 @@ def test_another_order_in_mid_epoch(key: str, value: Any, at: Callable[..., None
     assert told(planned) == [(key, "warning")]
 
 
+@pytest.mark.parametrize("step", [6, 8], ids=["mid-epoch", "epoch's end"])
+def test_another_seed_of_rows_shuffled_beforehand(step: int, at: Callable[..., None], planned: RunConfig) -> None:
+    """Is refused at an epoch's end too, and going on from one is no way out: every epoch has other rows at a place."""
+    planned.training["shuffle_dataset"] = True
+    at(4, steps_per_epoch=4, rows=26)
+    at(step, steps_per_epoch=4, rows=26)
+    planned.training["seed"] = 7
+    assert told(planned) == [("training.seed", "error")]
+    assert "epoch's end" not in resume_problems(planned)[0].fix
+
+
 def test_the_older_name_of_grouping(at: Callable[..., None], planned: RunConfig) -> None:
     planned.training["group_by_length"] = True
     at(6, steps_per_epoch=4)

@@ -197,6 +197,9 @@ def _order_problems(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Iterato
             continue
         consequence = f"the order of rows follows it, so {ROWS}"
         severity: Any = "error"
+        if name == "training.seed" and facts.get("training.shuffle_dataset"):  # by which the rows were shuffled before
+            yield _problem(checkpoint, name, facts[name], before[name], consequence, severity)
+            continue
         if not checkpoint.in_mid_epoch:
             consequence = "from the next epoch on rows come in another order than in a straight run."
             severity = "warning"
