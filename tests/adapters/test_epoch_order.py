@@ -131,6 +131,8 @@ def test_several_processes_get_the_epoch(told: bool) -> None:
     callback, resumed = EpochOfSampler(), sampler()
     going_on = skip_first_batches(loader(resumed), 1)
     callback.tell(resumed if told else None)
+    beside = sampler()
+    callback.tell(beside)  # of a loader that somebody makes to look at
     state: Any = State()
     callback.on_epoch_begin(nothing, state, nothing)
     going_on.set_epoch(1)

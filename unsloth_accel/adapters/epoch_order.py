@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 from torch.utils.data import Sampler
@@ -43,19 +44,20 @@ class SeededGroups(Sampler[int]):
 
 
 class EpochOfSampler(TrainerCallback):
-    """Tells the newest sampler which epoch begins."""
+    """Tells the samplers which epoch begins: all, since a loader may be made beside the one that is trained from."""
 
     def __init__(self) -> None:
-        self.sampler: Any = None
+        self.samplers: WeakSet[Any] = WeakSet()
 
     def tell(self, sampler: Any) -> Any:
         """Tell `sampler` from now on; returns it."""
-        self.sampler = sampler
+        if hasattr(sampler, "set_epoch"):
+            self.samplers.add(sampler)
         return sampler
 
     def on_epoch_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        if hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(int(state.epoch or 0))  # in mid-epoch 1 it is 1.4
+        for sampler in self.samplers:
+            sampler.set_epoch(int(state.epoch or 0))  # in mid-epoch 1 it is 1.4
 
 
 def order_by_epoch(trainer: Trainer) -> None:
