@@ -94,8 +94,9 @@ def test_references_stay_references(description: dict[str, Any], monkeypatch: py
         {"lr_scheduler_kwargs": {"token": TOKEN, "num_cycles": 2}},
         {"lr_scheduler_kwargs": json.dumps({"token": TOKEN})},
         {"lr_scheduler_kwargs": {"a": [{"password": TOKEN}]}},
+        {"lr_scheduler_kwargs": {"a": {}, "a.b": {"token": TOKEN}, 3: {"token": TOKEN}}},
     ],
-    ids=["plain", "default", "referred to", "inside another", "nested", "json", "list"],
+    ids=["plain", "default", "referred to", "inside another", "nested", "json", "list", "dots and numbers"],
 )
 def test_a_secret_is_not_written(
     training: dict[str, Any], description: dict[str, Any], monkeypatch: pytest.MonkeyPatch

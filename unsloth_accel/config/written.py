@@ -73,11 +73,17 @@ def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, f"{prefix}{key}.")
 
 
-def _set(tree: Any, key: str, value: Any) -> None:
-    above, _, last = key.rpartition(".")
-    for part in above.split(".") if above else ():
-        tree = tree._get_node(int(part) if isinstance(tree, ListConfig) else part)
-    tree[int(last) if isinstance(tree, ListConfig) else last] = value
+def _set(tree: Any, key: str, value: Any) -> bool:
+    """Set what stands at a dotted key, whose parts may be numbers or have dots; returns whether it is there."""
+    for name in range(len(tree)) if isinstance(tree, ListConfig) else list(tree):
+        if key == str(name):
+            tree[name] = value
+            return True
+        below = tree._get_node(name)
+        inside = key.startswith(f"{name}.") and isinstance(below, DictConfig | ListConfig)
+        if inside and _set(below, key.removeprefix(f"{name}."), value):
+            return True
+    return False
 
 
 def _means(tree: Any, key: str, value: Any) -> bool:
