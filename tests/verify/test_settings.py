@@ -93,11 +93,13 @@ def test_what_a_short_run_leaves_out(description: dict[str, Any], tmp_path: Path
         "learning_rate": 1e-3,
         "resume": True,
         "lr_scheduler_type": "reduce_lr_on_plateau",
+        "neftune_noise_alpha": 5,
     }
     found = chosen(description, tmp_path, strategies=["ddp"], steps=3)
     run = found.others[0].run
     assert run.trainer_fields().items() >= {"max_steps": 3, "save_strategy": "no", "learning_rate": 1e-3}.items()
     dropped = {"eval_strategy", "eval_steps", "save_steps", "warmup_steps", "num_train_epochs", "resume"}
+    dropped.add("neftune_noise_alpha")
     assert not dropped & run.training.keys()
     assert run.training["lr_scheduler_type"] == "constant"
     assert run.data.eval_path is None

@@ -171,7 +171,8 @@ def _shortened(run: RunConfig, steps: int) -> tuple[RunConfig, list[str]]:
     if training.get("lr_scheduler_type") == "reduce_lr_on_plateau":
         training["lr_scheduler_type"] = "constant"
     lora = run.lora
-    if lora.dropout or training.pop("neftune_noise_alpha", None):
+    noise = training.pop("neftune_noise_alpha", None)
+    if lora.dropout or noise:
         lora = replace(lora, dropout=0.0)
         notes.append("no dropout and no noise: each process would draw its own")
     return replace(
