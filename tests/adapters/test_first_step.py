@@ -62,6 +62,20 @@ def test_a_step_without_gradients_is_not_the_first(compared: list[str]) -> None:
     ]
 
 
+def test_ranks_begin_together_where_gradients_are_in_parts(
+    compared: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under FSDP1 one rank's part of a gradient may be 0, or empty, and another's not: both meet, or one waits."""
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    met: list[str] = []
+    monkeypatch.setattr(first_step, "_check_loaders", lambda: met.append("loaders"))
+    monkeypatch.setattr(first_step, "of_every_rank", lambda own: [own, True])
+    first_step.watch(model)
+    step(model, optimizer, factor=0.0)
+    assert met == ["loaders"]
+
+
 def test_weights_that_nobody_prepared_are_left_alone(compared: list[str]) -> None:
     model: Any = torch.nn.Linear(2, 1)
     step(model, torch.optim.AdamW(model.parameters()))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 from . import rank_agreement, rank_checks, rank_loaders
+from .saving import of_every_rank
 
 if TYPE_CHECKING:
     import torch
@@ -66,8 +67,9 @@ def _before(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     elif begun is None and (parameters := of_prepared(optimizer)):
         gradients = {name: one.grad.detach() for name, one in parameters.items() if one.grad is not None}
         rank_checks.check_equal(gradients, "gradients of the first step")
-        # Not yet where they are all 0: so torch steps an optimizer once before it loads a state into it.
-        if any(rank_checks.is_sharded(one) or bool(one.any()) for one in gradients.values()):
+        # Not yet where they are all 0: so torch steps an optimizer once before it loads a state into it. All ranks as
+        # one, for under FSDP1 the part that one of them holds may be 0, or nothing, in a true step.
+        if any(of_every_rank(any(rank_checks.is_sharded(one) or bool(one.any()) for one in gradients.values()))):
             _check_loaders()
             _steps[optimizer] = 1
     else:
