@@ -11,7 +11,9 @@ from ..adapters.fsdp2.generation import generating
 from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
 from ..config.run_config import RunConfig
 from ..data.formats import Question, question_of
-from ..data.rows import read_rows
+from ..data.rows import read_checked_rows
+from ..errors import raise_errors
+from ..validation.inputs import exact_match_problems
 
 if TYPE_CHECKING:
     from trl import SFTTrainer
@@ -31,11 +33,17 @@ class HeldOut:
 
     @classmethod
     def of(cls, run: RunConfig) -> HeldOut | None:
-        """Return what `run.evaluation` asks for; None when there are no held-out rows."""
+        """Return what `run.evaluation` asks for; None when there are no held-out rows.
+
+        Raises `ConfigError` where exact match has nothing to ask: a plan doesn't look into a hub's rows.
+        """
         if run.data.eval_path is None or not (run.evaluation.loss or run.evaluation.exact_match):
             return None
-        rows = read_rows(run.data.eval_path, "data.eval_path", run.data) if run.evaluation.exact_match else []
-        asked = [found for row in rows if (found := question_of(row))]
+        asked: list[Question] = []
+        if run.evaluation.exact_match:
+            rows = read_checked_rows(run.data.eval_path, "data.eval_path", run.data)
+            raise_errors(exact_match_problems(rows))
+            asked = [found for row in rows if (found := question_of(row))]
         return cls(
             loss=run.evaluation.loss,
             questions=tuple(asked[: run.evaluation.max_rows]),

@@ -54,7 +54,7 @@ def input_problems(run: RunConfig) -> list[Problem]:
         for found in rows.values():
             problems += _responses_problems(found)
     if run.evaluation.exact_match and "data.eval_path" in rows:
-        problems += _exact_match_problems(rows["data.eval_path"])
+        problems += exact_match_problems(rows["data.eval_path"])
     problems += vocabulary_problems(run, rows)
     if "data.path" not in rows or run.data.streaming:
         return problems
@@ -90,7 +90,8 @@ def _responses_problems(found: Rows) -> list[Problem]:
     return [problem(consequence=f"{what} ({found.places(late)}).", fix=fix, severity="warning")]
 
 
-def _exact_match_problems(rows: Rows) -> list[Problem]:
+def exact_match_problems(rows: Rows) -> list[Problem]:
+    """Return a problem where held-out `rows` have nothing to ask."""
     if rows.kind == "messages" and any(question_of(row) for row in rows):
         return []
     consequence = "needs held-out chat rows (`messages`) that end with an assistant's answer; there is none."
