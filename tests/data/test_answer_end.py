@@ -69,8 +69,23 @@ def test_rows_of_the_hub_are_read_from_its_cache(model: Path, monkeypatch: pytes
     asked: list[bool] = []
     monkeypatch.setattr(hub, "load", lambda *where, streaming: asked.append(streaming) or rows)
     run = described(model, CHAT)
-    assert "<|im_end|>" in found(replace(run, data=replace(run.data, path="someone/chats")))
+    run = replace(run, data=replace(run.data, path="someone/chats"))
+    assert "<|im_end|>" in found(run)
     assert asked == [False]
+
+
+def test_a_preview_of_a_stream_downloads_no_more_than_it_shows(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import Dataset
+
+    from unsloth_accel.data import hub
+    from unsloth_accel.data.preview import preview_rows
+
+    asked: list[bool] = []
+    rows = Dataset.from_list([CHAT])
+    monkeypatch.setattr(hub, "load", lambda *where, streaming: asked.append(streaming) or rows)
+    run = described(model, CHAT)
+    preview_rows(replace(run, data=replace(run.data, path="someone/chats", streaming=True)), 1, 1)
+    assert asked == [True, True]
 
 
 def test_a_template_without_any_end(model: Path) -> None:

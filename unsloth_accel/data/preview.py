@@ -61,7 +61,7 @@ def preview_rows(run: RunConfig, shown: int, most: int) -> Preview:
 
     Raises `ConfigError` for bad rows, and for a tokenizer that can't be loaded or has no chat template.
     """
-    rows = read_checked_rows(run.data.path, "data.path", run.data, most + 1)
+    rows = read_checked_rows(run.data.path, "data.path", run.data, most + 1, streaming=run.data.streaming)
     whole = len(rows) <= most
     tokenizer = tokenizer_of(run)
     recipe = Recipe.of(run, rows.kind, weighted=bool(rows.weighted))
