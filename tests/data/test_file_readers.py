@@ -39,6 +39,21 @@ def test_messages_in_a_csv_are_json(tmp_path: Path) -> None:
     assert read_rows(path) == [CHAT]
 
 
+def test_json_in_a_csv_that_is_an_answer_is_text(tmp_path: Path) -> None:
+    answers = ['[{"name": "iron", "number": 26}]', '[["iron", 26]]', "[]", "[1]"]
+    rows = [{"instruction": "a", "input": "", "output": answer} for answer in answers]
+    assert [row["messages"][1]["content"] for row in read_rows(write(tmp_path / "rows.csv", rows))] == answers
+
+
+def test_earlier_turns_in_a_csv(tmp_path: Path) -> None:
+    rows = [{"instruction": "a", "output": "b", "history": text} for text in ("", "[]", '[["c", "d"]]')]
+    none, empty, one = (row["messages"] for row in read_rows(write(tmp_path / "rows.csv", rows)))
+    assert none == empty == CHAT["messages"]
+    assert [message["content"] for message in one] == ["c", "d", "a", "b"]
+    with pytest.raises(ConfigError, match="no list of pairs"):
+        read_rows(write(tmp_path / "bad.csv", [{"instruction": "a", "output": "b", "history": "c"}]))
+
+
 def test_text_in_another_encoding(tmp_path: Path) -> None:
     path = tmp_path / "latin.jsonl"
     path.write_bytes('{"text": "caf\xe9"}\n'.encode("latin-1"))

@@ -88,6 +88,10 @@ def test_a_canonical_row_is_a_row_again() -> None:
     assert made["tools"] == [{"name": "f"}]
     assert made["chat_template_kwargs"] == {"x": None}
     assert canonical(made) == made
+    asked = [{"role": "user", "content": "a", "train": False}]
+    assert canonical({"prompt": asked, "completion": CHAT["messages"][1:]})["prompt"] == [
+        {"role": "user", "content": "a"}
+    ]
 
 
 def test_content_in_parts_and_a_system_column(tmp_path: Path) -> None:

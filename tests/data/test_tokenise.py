@@ -202,6 +202,26 @@ def test_messages_with_weight_0_are_not_trained(described: Any, tokenizer: Any) 
         assert [row.labels for row in preview_rows(run, 9, 9).rows] == shown
 
 
+@pytest.mark.parametrize("train_on", ["auto", "all", "responses"])
+def test_another_role_that_is_not_to_be_trained(train_on: str, described: Any, tokenizer: Any) -> None:
+    """As axolotl has it: a row that leaves out a user's message trains answers only."""
+    from unsloth_accel.data.prepare import prepare
+
+    asked, answer = ASKED_ONCE, {"role": "assistant", "content": "one"}
+    rows = [
+        {"messages": [{**asked, "train": False}, {**answer, "train": True}]},
+        {"messages": [{"role": "system", "content": "s"}, {**asked, "weight": 0}, answer]},
+        {"messages": [{**asked, "train": False}, {**answer, "train": False}, asked, answer]},
+        {"messages": [asked, answer]},
+    ]
+    run = described(rows)
+    run.data.train_on = train_on  # type: ignore[misc]
+    made = prepare(run, tokenizer).train
+    said = [tokenizer.decode([label for label in row["labels"] if label != -100]) for row in made]
+    assert [text.count("one") for text in said] == [1, 1, 1, 1]
+    assert ["user" in text for text in said] == [False, False, False, train_on != "responses"]
+
+
 def test_what_is_left_out_is_named_with_its_count(described: Any, tokenizer: Any) -> None:
     from unsloth_accel.data.prepare import prepare
     from unsloth_accel.data.preview import preview_rows

@@ -113,9 +113,12 @@ def _csv(path: Path, key: str) -> Iterator[tuple[int, Any]]:
 
 
 def _from_csv(value: str | None) -> Any:
-    if value and value.startswith(("[{", "[[")):  # messages, or pairs of earlier turns
+    if value and value.startswith("[{"):
         with suppress(json.JSONDecodeError):
-            return json.loads(value)
+            found = json.loads(value)
+            # Others are an answer that is JSON.
+            if all(isinstance(one, dict) and ("role" in one or "from" in one) for one in found):
+                return found
     return value
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -177,7 +178,10 @@ def _from_alpaca(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _turns(history: Any) -> list[tuple[str, str]]:
-    """Earlier turns as LLaMA-Factory has them: pairs of a question and its answer, oldest first."""
+    """Earlier turns as LLaMA-Factory has them: pairs of a question and its answer, oldest first; in CSV as JSON."""
+    if isinstance(history, str):
+        with suppress(ValueError):
+            history = json.loads(history.strip() or "[]")
     if history is None:
         return []
     pairs = history if isinstance(history, list) else [history]
@@ -264,8 +268,7 @@ def _weighted(message: dict[str, Any]) -> dict[str, Any]:
         if value and message["role"] != "assistant":
             consequence = f"a message from {message['role']!r} has {key}={value!r}: only the assistant's can be chosen"
             raise FormatError(f"{consequence}.", "leave it out; data.train_on=all trains every message")
-    left_out = message["role"] == "assistant" and not all(said.values())
-    return message | {"weight": 0} if left_out else message
+    return message if all(said.values()) else message | {"weight": 0}
 
 
 def _for_template(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -296,10 +299,11 @@ def _check_texts(row: dict[str, Any]) -> None:
         raise FormatError("`prompt` and `completion` are not both text or both messages.")
     for field, value in row.items():
         if isinstance(value, list) and field != "text":
-            row[field] = _messages(value, field)
-            if any(map(is_left_out, row[field])):
+            messages = _messages(value, field)
+            if any(is_left_out(message) for message in messages if message["role"] == "assistant"):
                 consequence = f"`{field}` has a message that is not to be trained, which only `messages` may have."
                 raise FormatError(consequence, "write the row as `messages`")
+            row[field] = for_chat_template(messages)
         elif not isinstance(value, str):
             raise FormatError(f"field {field!r} is {type(value).__name__}, not text.")
     if not row[list(row)[-1]]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ..config.run_config import RunConfig
 
-VERSION = 2
+VERSION = 3
 """Version of the prepared rows; rows that were cached under another version are not read."""
 REPORT = "unsloth_accel.json"
 ROW = "row"

@@ -116,8 +116,11 @@ class Tokenise:
         if not self.recipe.responses and not any(is_left_out(message) for row in rows for message in row["messages"]):
             return ids, ids
         answers = _lists(self.response_labels({"input_ids": ids})["labels"])
-        labels = answers if self.recipe.responses else ids
         gone = [_left_out(own, row["messages"]) for own, row in zip(answers, rows, strict=True)]
+        labels = [
+            own if self.recipe.responses or _leaves_out_asked(row["messages"]) else all_of
+            for own, all_of, row in zip(answers, ids, rows, strict=True)
+        ]
         return ids, [
             [IGNORED if position in out else label for position, label in enumerate(own)] if out else own
             for own, out in zip(labels, gone, strict=True)
@@ -200,15 +203,20 @@ def _has_place(name: str, tokenizer: Any, given: Row) -> bool:
     return name == "chat_template" or name in str(given.get("chat_template") or tokenizer.chat_template)
 
 
+def _leaves_out_asked(messages: list[Row]) -> bool:
+    """Whether a message that is not the assistant's is marked as not to be trained: then only answers are."""
+    return any(message["role"] != "assistant" and is_left_out(message) for message in messages)
+
+
 def _left_out(answers: list[int], messages: list[Row]) -> set[int]:
-    """Positions of the tokens of those of a row's messages that are not to be trained.
+    """Positions of the tokens of those of the assistant's messages in a row that are not to be trained.
 
     `answers` are labels of which only the assistant's tokens are not `IGNORED`. Raises `ConfigError` where they can't
     be told apart by message.
     """
-    if not any(map(is_left_out, messages)):
-        return set()
     said = [message for message in messages if message["role"] == "assistant"]
+    if not any(map(is_left_out, said)):
+        return set()
     marked = groupby(range(len(answers)), key=lambda position: answers[position] != IGNORED)
     runs = [list(positions) for is_answer, positions in marked if is_answer]
     if len(runs) != len(said):
@@ -233,7 +241,7 @@ def response_labels(tokenizer: Any) -> Callable[[Batch], Batch]:
         found: Callable[[Batch], Batch] = train_on_responses_only(None, tokenizer=tokenizer, return_function=True)
     except Exception as error:  # it raises several kinds, all about the template
         consequence = f"the chat template does not tell where a response begins: {first_line(error)}."
-        fix = "data.train_on=all, or a model whose chat template marks user and assistant"
+        fix = "data.train_on=all and no message with weight 0, or a chat template that marks user and assistant"
         problem = Problem(key="data.train_on", value="responses", consequence=consequence, fix=fix)
         raise ConfigError(problem) from None
     return found
