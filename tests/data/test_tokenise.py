@@ -178,6 +178,13 @@ def test_the_json_that_datasets_writes_is_read_with_its_nulls(tmp_path: Path, de
     assert '{"a": "1", "b": [1, "x"]}' in second
 
 
+def test_tools_that_are_only_equal_are_not_the_same(described: Any, tokenizer: Any) -> None:
+    tools = ['{"a": 1, "b": 2}', '{"b": 2, "a": 1}', '{"b": 2, "a": true}', '{"b": 2.0, "a": true}']
+    answered = [ASKED_ONCE, {"role": "assistant", "content": "b"}]
+    texts = texts_of(described([{"messages": answered, "tools": f"[{tool}]"} for tool in tools]), tokenizer)
+    assert all(tool in text for tool, text in zip(tools, texts, strict=True))
+
+
 def test_messages_with_weight_0_are_not_trained(described: Any, tokenizer: Any) -> None:
     from unsloth_accel.data.prepare import prepare
     from unsloth_accel.data.preview import preview_rows

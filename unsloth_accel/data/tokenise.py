@@ -160,7 +160,10 @@ class Tokenise:
     def _chats(self, chats: list[list[Row]], rows: list[Row], **kwargs: Any) -> list[list[int]]:
         """Tokens of each chat, with the tools and words that its row brings for the template."""
         made: list[list[int]] = []
-        for given, group in groupby(zip(chats, rows, strict=True), key=lambda pair: template_arguments(pair[1])):
+        # As text: to Python 1, 1.0 and true are equal, and so are mappings in another order, which templates write out.
+        key = [json.dumps(template_arguments(row)) for row in rows]
+        for words, group in groupby(zip(chats, key, strict=True), key=lambda pair: pair[1]):
+            given = json.loads(words)
             try:
                 together = self.tokenizer.apply_chat_template(
                     [self._for_template(chat, given) for chat, _ in group],
