@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from conftest import finished_run
+from row_files import CHAT
 from verified_runs import CPU, GPU, TWO, chosen
 
 from unsloth_accel.errors import ConfigError
@@ -44,6 +45,22 @@ def test_an_epoch_ends_within(
     described["training"] = {"per_device_train_batch_size": per_device} | more.get("training", {})
     found = chosen(described, tmp_path, strategies=["ddp"], steps=steps)
     assert len(found.rows) == rows
+
+
+def test_a_stream_is_read_as_far_as_it_is_compared(
+    description: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets import Dataset
+
+    from unsloth_accel.data import hub
+
+    asked: list[bool] = []
+    rows = Dataset.from_list([CHAT] * 9)
+    monkeypatch.setattr(hub, "load", lambda *where, streaming: asked.append(streaming) or rows)
+    description |= {"data": {"path": "someone/chats", "streaming": True}, "training": {"max_steps": 9}}
+    found = chosen(description, tmp_path, strategies=["ddp"], steps=1)
+    assert found.rows == [CHAT] * found.single.batch.global_size
+    assert asked == [True]
 
 
 def test_a_users_own_files_are_not_replaced(description: dict[str, Any], tmp_path: Path) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..config.run_config import BatchConfig, DataConfig, RunConfig
 from ..data.length_estimate import texts_of
-from ..data.rows import read_rows
+from ..data.rows import read_rows, stream
 from ..errors import ConfigError, Problem, errors, nearest, raise_errors
 from ..hardware.hardware import Hardware
 from ..launch.launcher import plan_problems
@@ -113,7 +113,11 @@ def settings(
         notes.append(f"{size} rows per step instead of {given.global_size}: it is quicker and shows the same")
     short.training[_PER_DEVICE] = per_device
     short.training.pop(_ACCUMULATION, None)
-    rows = read_rows(short.data.path, data=short.data)
+    rows: Iterable[dict[str, Any]] = (
+        map(json.loads, stream(short.data.path, "data.path", short.data))  # no further than `_enough` asks
+        if short.data.streaming
+        else read_rows(short.data.path, data=short.data)
+    )
     # The rows, as they are trained, in one file.
     data = DataConfig(path=str(directory / "rows.jsonl"), train_on=short.data.train_on, too_long=short.data.too_long)
     short = replace(short, batch=_rows(short, size), data=data)
@@ -206,7 +210,7 @@ def _rows(run: RunConfig, size: int) -> BatchConfig:
 
 
 def _enough(
-    rows: list[dict[str, Any]], steps: int, per_device: int, accumulation: int, processes: int, run: RunConfig
+    rows: Iterable[dict[str, Any]], steps: int, per_device: int, accumulation: int, processes: int, run: RunConfig
 ) -> list[dict[str, Any]]:
     """Return the first of `rows`, repeated if there are fewer, of which `steps` steps make more than one epoch.
 
