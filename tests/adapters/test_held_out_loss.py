@@ -69,13 +69,18 @@ def test_one_process_with_batches_of_any_size(tmp_path: Path) -> None:
         data_collator=DataCollatorForTokenClassification(tokenizer),
     )
     weigh_held_out(trainer)
+    arguments.include_for_metrics = ["loss"]
+    trainer.compute_metrics = lambda told: {"losses": len(told.losses)}
     for size, drop_last in ((1, False), (2, False), (5, True), (8, False), (8, True)):
         arguments.per_device_eval_batch_size, arguments.dataloader_drop_last = size, drop_last
         told = trainer.predict(rows)
         assert told.metrics["test_loss"] == pytest.approx(lost / count, rel=TOLERANCE), size
-        assert len(told.predictions) == len(rows)
+        assert len(told.predictions) == told.metrics["test_losses"] == len(rows)
         assert trainer.evaluate()["eval_loss"] == told.metrics["test_loss"]
     assert arguments.average_tokens_across_devices
+    arguments.dataloader_drop_last = False
+    batch = next(iter(trainer.get_eval_dataloader()))
+    assert trainer.prediction_step(model, batch, prediction_loss_only=True)[0] is not None, "outside of an evaluation"
 
 
 @pytest.mark.slow

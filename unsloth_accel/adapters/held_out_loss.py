@@ -16,7 +16,7 @@ last rows are shared out, not repeated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -48,24 +48,25 @@ class RowsOnce(Sampler[list[int]]):
         self.rank = rank
         whole, left = divmod(len(sampler), most * ranks)
         each, self._last = divmod(left, ranks)
-        self._sizes = [most] * whole + [each] * bool(each) + [1] * bool(self._last)
+        self.sizes = [most] * whole + [each] * bool(each) + [1] * bool(self._last)
+        """Rows of a rank in each batch, with one that is computed for nothing."""
         # Accelerate's names, from which its loaders know how many rows of the last batch count.
         self.num_processes, self.batch_size = ranks, 1
 
     def __iter__(self) -> Iterator[list[int]]:
         order, start = list(self.sampler), 0
-        for size in self._sizes:
+        for size in self.sizes:
             first = start + self.rank * size
             yield order[first : first + size] or order[:1]
             start += size * self.num_processes
 
     def __len__(self) -> int:
-        return len(self._sizes)
+        return len(self.sizes)
 
     def rows(self, batch: int) -> int:
         """Return the number of this rank's rows in a batch, counted from 0."""
         none = batch == len(self) - 1 and self._last and self.rank >= self._last
-        return 0 if none else self._sizes[batch]
+        return 0 if none else self.sizes[batch]
 
 
 class _HeldOutLoss:
@@ -75,6 +76,8 @@ class _HeldOutLoss:
         self._trainer = trainer
         self._batches: RowsOnce | None = None
         self._step = 0
+        self._repeats = 0
+        """How many rows the loss that is gathered next stands for; 0 where none is, or what was gathered is right."""
         self._sums: torch.Tensor | None = None
         """Weighted losses and weights of this rank's batches; None before the first that has a loss."""
         self._plain_loop, self._plain_step = trainer.evaluation_loop, trainer.prediction_step
@@ -92,12 +95,26 @@ class _HeldOutLoss:
         self._batches, self._step, self._sums = self._each_row_once(dataloader), 0, None
         if self._batches is not None:
             dataloader = with_batches(dataloader, self._batches)
-        with _each_rank_for_itself(self._trainer.args):
-            found = self._plain_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+            self._trainer.gather_function = self._loss_of_each_row(self._trainer.gather_function)
+        try:
+            with _each_rank_for_itself(self._trainer.args):
+                found = self._plain_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        finally:
+            self._batches = None  # a user's own call of prediction_step has others
         if self._sums is not None:
             total, weight = self._trainer.accelerator.reduce(self._sums, "sum").tolist()
             found.metrics[f"{metric_key_prefix}_loss"] = total / weight if weight else float("nan")
         return found
+
+    def _loss_of_each_row(self, gather: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """`gather`, given the loss of a batch as often as it has rows: `include_for_metrics` gives it to a user's
+        metrics beside the predictions. The Trainer repeats it for a full batch, and gathers it first."""
+
+        def gathered(data: Any) -> Any:
+            repeats, self._repeats = self._repeats, 0
+            return gather(data[:repeats] if repeats else data)
+
+        return gathered
 
     def _prediction_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
         import torch
@@ -106,6 +123,7 @@ class _HeldOutLoss:
         found = self._plain_step(model, inputs, *rest, **named)
         self._step += 1
         if found[0] is not None:
+            self._repeats = 0 if self._batches is None else self._batches.sizes[self._step - 1]
             loss = found[0].detach().mean().double()
             weight = torch.as_tensor(weight, device=loss.device).double()
             # A batch in which nothing is predicted has a mean of nothing.
