@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from row_files import CHAT, write
 
 from unsloth_accel.config.run_config import DataConfig
-from unsloth_accel.data.formats import canonical, question_of, roles
+from unsloth_accel.data.formats import FormatError, canonical, question_of, roles
 from unsloth_accel.data.rows import read_rows
 from unsloth_accel.errors import ConfigError
 
@@ -92,6 +92,16 @@ def test_a_canonical_row_is_a_row_again() -> None:
     assert canonical({"prompt": asked, "completion": CHAT["messages"][1:]})["prompt"] == [
         {"role": "user", "content": "a"}
     ]
+
+
+def test_a_column_that_only_some_rows_have_may_be_called_otherwise() -> None:
+    columns = {"messages": "turns", "tools": "functions"}
+    turns = CHAT["messages"]
+    assert canonical({"turns": turns, "functions": [{"name": "f"}]}, "auto", columns)["tools"] == [{"name": "f"}]
+    assert canonical({"turns": turns}, "auto", columns) == CHAT
+    assert canonical({"turns": turns, "tools": [{"name": "g"}]}, "auto", columns) == CHAT
+    with pytest.raises(FormatError, match=r"'turns', which data\.columns\.messages names"):
+        canonical({"functions": []}, "auto", columns)
 
 
 def test_content_in_parts_and_a_system_column(tmp_path: Path) -> None:

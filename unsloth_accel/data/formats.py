@@ -143,12 +143,11 @@ def for_chat_template(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    renamed = dict(row)
     for ours, theirs in columns.items():
-        if theirs not in row:
+        if theirs not in row and not any(ours in names for names in OPTIONAL.values()):
             raise FormatError(f"has no field {theirs!r}, which data.columns.{ours} names ({_fields(row)}).")
-        renamed.pop(theirs, None)
-    return renamed | {ours: row[theirs] for ours, theirs in columns.items()}
+    others = {name: value for name, value in row.items() if name not in {*columns, *columns.values()}}
+    return others | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
 
 
 def _lacking(row: Mapping[str, Any], form: str, missing: list[str]) -> str:
