@@ -266,7 +266,8 @@ def _weighted(message: dict[str, Any]) -> dict[str, Any]:
             raise FormatError(f"a message has {key}={value!r}; it is trained or it is not.", "1 or 0, true or false")
         if value and message["role"] != "assistant":
             consequence = f"a message from {message['role']!r} has {key}={value!r}: only the assistant's can be chosen"
-            raise FormatError(f"{consequence}.", "leave it out; data.train_on=all trains every message")
+            fix = "leave it out; without such keys data.train_on=all trains every message"
+            raise FormatError(f"{consequence}.", fix)
     return message if all(said.values()) else message | {"weight": 0}
 
 
