@@ -59,7 +59,7 @@ def test_a_named_format_is_not_guessed(tmp_path: Path) -> None:
         ({"instruction": "a", "output": "b", "history": ["a", "b"]}, "no list of pairs"),
         (
             {"messages": [{"role": "user", "content": "a", "train": True}]},
-            r"only the assistant's .* \(without such keys data",
+            "only the assistant's .* without such keys data",
         ),
         (
             {"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]},

@@ -145,7 +145,8 @@ PATCHES = (
                 "DataLoaderShard._non_blocking", adapter="adapters.token_balance",
           cost="rows are shared out by number, and ranks wait for the one with the longest"),
     Patch(what="held-out loss over all rows",
-          place="transformers/trainer.py: Trainer.evaluation_loop, prediction_step, _loss_shifts_labels",
+          place="transformers/trainer.py: Trainer.evaluation_loop, prediction_step, _loss_shifts_labels, "
+                "gather_function",
           adapter="adapters.held_out_loss",
           cost="a held-out loss depends on the number of processes and on per_device_eval_batch_size, and that of a "
                "classification head is as many times itself as there are processes"),
