@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PLANNED_YAML = "run.planned.yaml"
@@ -50,7 +51,8 @@ class RunDirectory:
         self.failed_report = self.errors / self.report.name
         """The report of an attempt that came to nothing, while an earlier run's stays."""
         aside = self.path / _EARLIER_PREVIOUS
-        self.previous = aside if aside.is_dir() else self.path / _PREVIOUS
+        # False for a name that no file system takes, which is told elsewhere.
+        self.previous = aside if os.path.isdir(aside) else self.path / _PREVIOUS
         """An earlier run, while another one overwrites it."""
         # What `verify` notes.
         self.record = self.path / "record"
