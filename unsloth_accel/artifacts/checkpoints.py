@@ -6,7 +6,6 @@ the facts on which going on exactly depends. One without a record (of a plain Tr
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from ..config.start_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..errors import ConfigError
+from ..files import read_json
 from ..models.safetensors_header import read_header
 from .run_directory import RunDirectory, step_of
 
@@ -36,7 +36,7 @@ class Checkpoint:
     def step(self) -> int:
         """Optimizer step by its name, or by its state where it is called otherwise, such as `last-checkpoint`."""
         named = step_of(self.path)
-        step = _read_json(self.path / STATE).get("global_step") if named is None else named
+        step = read_json(self.path / STATE).get("global_step") if named is None else named
         return step if isinstance(step, int) else 0
 
     @cached_property
@@ -53,12 +53,12 @@ class Checkpoint:
     @cached_property
     def record(self) -> dict[str, Any]:
         """Contents of its record; empty where it has none that can be read."""
-        return _read_json(self.path / RECORD)
+        return read_json(self.path / RECORD)
 
     @property
     def epoch(self) -> float | None:
         """Epochs that were trained when it was saved, with their fraction; None where it doesn't say."""
-        epoch = _read_json(self.path / STATE).get("epoch")
+        epoch = read_json(self.path / STATE).get("epoch")
         return float(epoch) if isinstance(epoch, int | float) else None
 
     @property
@@ -73,13 +73,13 @@ class Checkpoint:
         steps = self.made_with.get("steps_per_epoch")
         if isinstance(steps, int):
             return self.step % steps != 0
-        epoch = _read_json(self.path / STATE).get("epoch")  # of a stream it is the share of max_steps
+        epoch = read_json(self.path / STATE).get("epoch")  # of a stream it is the share of max_steps
         return "train_dataset" not in self.made_with or not isinstance(epoch, float) or epoch % 1 != 0
 
     @property
     def adapter_config(self) -> dict[str, Any]:
         """PEFT's adapter_config.json; empty where there is none that can be read."""
-        return _read_json(self.path / ADAPTER_CONFIG)
+        return read_json(self.path / ADAPTER_CONFIG)
 
 
 def find_checkpoints(directory: str | Path) -> list[Checkpoint]:
@@ -117,7 +117,7 @@ def _state_fault(checkpoint: Checkpoint) -> str | None:
     path = checkpoint.path / STATE
     if not path.is_file():
         return f"{STATE}, which the Trainer writes last, is missing"
-    step = _read_json(path).get("global_step")
+    step = read_json(path).get("global_step")
     if not isinstance(step, int):
         return f"{STATE} is damaged or cut short"
     return None if step == checkpoint.step else f"{STATE} is of step {step}"
@@ -150,7 +150,7 @@ def _file_fault(file: Path) -> str | None:
     if file.suffix in (".pt", ".pth", ".bin"):
         whole = zipfile.is_zipfile(file)
     elif file.name == ADAPTER_CONFIG:
-        whole = bool(_read_json(file))
+        whole = bool(read_json(file))
     elif file.suffix == ".safetensors":
         try:
             read_header(file)
@@ -183,11 +183,3 @@ def _missing_rank(path: Path) -> str | None:
     ranks = {int(match[1]) for match in found if match[1]}
     gap = next((rank for rank in range(max(ranks, default=-1)) if rank not in ranks), None)
     return None if gap is None else f"rng_state_{gap}.pth is missing"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from ..files import read_json
 
 CONFIG = "tokenizer_config.json"
 
@@ -40,12 +41,3 @@ def special_token(directory: Path, name: str) -> str | None:
     found = read_json(directory / CONFIG).get(name)
     found = found.get("content") if isinstance(found, dict) else found
     return found if isinstance(found, str) else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; an empty one where there is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}

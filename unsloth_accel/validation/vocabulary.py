@@ -13,8 +13,9 @@ from ..config.run_config import RunConfig
 from ..config.start_adapter import model_of, tokenizer_of_model
 from ..data.rows import Rows
 from ..errors import ConfigError, Problem
+from ..files import read_json
 from ..models.spec import ModelSpec
-from ..models.tokenizer_files import CONFIG, read_json, read_tokens, special_token
+from ..models.tokenizer_files import CONFIG, read_tokens, special_token
 
 
 def vocabulary_problems(run: RunConfig, rows: Mapping[str, Rows]) -> list[Problem]:
