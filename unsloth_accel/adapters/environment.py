@@ -81,6 +81,11 @@ def world_size(environ: Mapping[str, str] = os.environ) -> int:
     return number(environ.get("WORLD_SIZE")) or 1
 
 
+def local_world_size(environ: Mapping[str, str] = os.environ) -> int:
+    """Processes that the launcher started on this machine, from LOCAL_WORLD_SIZE; 1 outside a launch."""
+    return number(environ.get("LOCAL_WORLD_SIZE")) or 1
+
+
 def rank(environ: Mapping[str, str] = os.environ) -> int:
     """This process's rank among all processes, from RANK; 0 outside a launch."""
     return number(environ.get("RANK")) or 0

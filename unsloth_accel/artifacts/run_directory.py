@@ -15,6 +15,7 @@ _EARLIER_YAML = "run.yaml"
 _PREVIOUS, _EARLIER_PREVIOUS = "_unsloth-accel-previous", ".unsloth-accel-previous"
 """Begins with `_` since the Trainer leaves such names out when it pushes output_dir to the Hub; the name that it had
 before may be that of a launch that was killed."""
+_LOCK = "_unsloth-accel-lock"
 SUMMARY = "summary.json"
 MARK = "written by unsloth-accel"
 """Words in the first line of the files that describe a planned run; `with` and a file's name come after them."""
@@ -54,6 +55,8 @@ class RunDirectory:
         # False for a name that no file system takes, which is told elsewhere.
         self.previous = aside if os.path.isdir(aside) else self.path / _PREVIOUS
         """An earlier run, while another one overwrites it."""
+        self.lock = self.path / _LOCK
+        """Says which launch writes here, as long as one does."""
         # What `verify` notes.
         self.record = self.path / "record"
         self.verify_log = self.path / "verify.log"

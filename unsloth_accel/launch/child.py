@@ -18,8 +18,9 @@ from contextlib import contextmanager, suppress
 
 from ..artifacts.run_directory import RunDirectory
 from ..errors import LaunchError
-from .child_main import MARK, processes, to_json
+from .child_main import processes, to_json
 from .run_accelerate import Launch
+from .run_lock import MARK
 
 MODULE = "unsloth_accel.launch.child_main"
 STOPPING = ((signal.SIGINT, 15.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
@@ -32,7 +33,7 @@ class Child:
     def __init__(self, command: Launch, environment: Mapping[str, str], stdout: int) -> None:
         """Start; `stdout` is a file descriptor, or `subprocess.PIPE`, and gets stderr too."""
         self.command = command
-        self.mark = uuid.uuid4().hex
+        self.mark = command.environment.get(MARK) or uuid.uuid4().hex
         with uninterrupted() as self._interrupts:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", MODULE, str(os.getpid())],

@@ -22,13 +22,11 @@ from ..artifacts.run_directory import RunDirectory
 from ..errors import LaunchError
 from ..files import write_atomically
 from .run_accelerate import Launch, run_accelerate
+from .run_lock import MARK
 
 if TYPE_CHECKING:
     import psutil
 
-MARK = "UNSLOTH_ACCEL_LAUNCH"
-"""Environment variable that every process of one launch carries. torchrun gives each rank a session of its own and a
-rank whose launcher was killed has another parent, so neither group nor parent finds them all."""
 PATIENCE = 45.0
 """Seconds that a stopped launch gets before it is killed; torchrun itself waits 30 for a rank."""
 

@@ -17,6 +17,7 @@ from ..errors import Problem
 LAUNCH = re.compile(
     r"RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK|GROUP_WORLD_SIZE|NODE_RANK|ROLE_.*|MASTER_ADDR|MASTER_PORT"
     r"|TORCHELASTIC_.*|FORK_LAUNCHED|ACCELERATE_.*|FSDP_.*|PARALLELISM_CONFIG_.*|MEGATRON_LM_.*|UNSLOTH_ACCEL_PROMISE"
+    r"|UNSLOTH_ACCEL_LAUNCH|UNSLOTH_ACCEL_DESCRIPTION"
 )
 """Variables of another launch. accelerate and trl set them in the kernel too (`Accelerator(fsdp_plugin=…)`, accelerate
 1.15 accelerator.py; trl 1.15 trainer/utils.py), and Unsloth leaves ACCELERATE_MIXED_PRECISION behind every training

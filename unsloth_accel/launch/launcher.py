@@ -19,7 +19,7 @@ from ..capabilities.probe import here, lacking
 from ..config.promise import OTHER_KINDS, promise_of_config, variables_for
 from ..config.read_run import from_dict, load
 from ..config.run_config import RunConfig
-from ..config.written import variables_of
+from ..config.written import variables_of as secrets_of
 from ..errors import ConfigError, Problem, errors, raise_errors
 from ..hardware.hardware import Hardware
 from ..planning.memory_estimate import BITSANDBYTES_ADAMW
@@ -32,6 +32,7 @@ from ..validation.inputs import input_problems, output_problems, push_problems, 
 from ..validation.rules import Context, check_document, read_document
 from .arguments import Request, own_overrides, parse
 from .run_accelerate import Launch, parse_arguments, run_accelerate
+from .run_lock import held_problems, locked, unwritable, variables_of
 
 
 def for_run(request: Request, hardware: Hardware) -> tuple[Launch, Plan, list[Problem]]:
@@ -77,7 +78,8 @@ def _with_fitting_strategy(run: RunConfig) -> RunConfig:
 
 def run_problems(run: RunConfig) -> list[Problem]:
     """What is wrong with a run's model, data and output directory, whatever the plan."""
-    return [*input_problems(run), *output_problems(run), *push_problems(run)]
+    held = held_problems(run.output_dir)  # before a word on checkpoints that are being made
+    return [*input_problems(run), *(held or output_problems(run)), *push_problems(run)]
 
 
 def plan_problems(decided: Plan) -> list[Problem]:
@@ -116,7 +118,7 @@ def launch_of(decided: Plan, flags: Sequence[str] = (), *, module: str | None = 
     return Launch(
         arguments=tuple(words),
         environment=decided.environment,
-        secrets=variables_of(decided.run),
+        secrets=secrets_of(decided.run),
         yaml=decided.accelerate_config.to_yaml(),
         output_dir=files.path,
     )
@@ -175,40 +177,42 @@ def launch(
     if decided is None:
         run(command)
         return
-    with made_room(decided), reported(decided.run.output_dir):
-        run(command)
+    with made_room(decided) as variables, reported(decided.run.output_dir):
+        run(replace(command, environment=command.environment | variables))
 
 
 @contextmanager
-def made_room(decided: Plan) -> Iterator[None]:
-    """Prepare output_dir and write the plan's files; an earlier run is put aside and deleted only when this one has
-    something to show: a run that ends without checkpoint and adapter puts it back.
+def made_room(decided: Plan) -> Iterator[dict[str, str]]:
+    """Prepare output_dir and write the plan's files; yields the variables by which ranks know both.
 
-    Raises `ConfigError` where output_dir can't be written, or holds a user's own in the place of what a run writes.
+    The directory is this launch's alone until the block ends. An earlier run is put aside and deleted only when this
+    one has something to show: a run that ends without checkpoint and adapter puts it back.
+    Raises `ConfigError` where output_dir can't be written, another launch writes there, or it holds a user's own in the
+    place of what a run writes.
     """
-    raise_errors(taken_problems(decided.run))
     files = RunDirectory(decided.run.output_dir)
-    directory, aside = files.path, files.previous
-    try:
-        own_files.remove(own_files.errors_of(directory), directory)
-        if decided.run.overwrite:
-            _put_back(files)  # what a launch that was killed had put aside
-            if products := own_files.products(directory):
-                own_files.move([*products, *own_files.describing(directory)], directory, aside)
-        decided.write(directory)
-    except BaseException as error:  # also the plan's own word on a full disk, and Ctrl-C
-        with suppress(OSError):
-            own_files.move(_held(aside), aside, directory)
-            aside.rmdir()
-        if not isinstance(error, OSError):
-            raise
-        consequence = f"{error.strerror}: {error.filename}."
-        fix = "choose a directory that you may write, on a disk with room"
-        raise ConfigError(Problem(key="output_dir", value=str(directory), consequence=consequence, fix=fix)) from None
-    try:
-        yield
-    finally:
-        _put_back(files)
+    with locked(files.path) as lock:
+        raise_errors(taken_problems(decided.run))
+        directory, aside = files.path, files.previous
+        try:
+            own_files.remove(own_files.errors_of(directory), directory)
+            if decided.run.overwrite:
+                _put_back(files)  # what a launch that was killed had put aside
+                if products := own_files.products(directory):
+                    own_files.move([*products, *own_files.describing(directory)], directory, aside)
+            decided.write(directory)
+        except BaseException as error:  # also the plan's own word on a full disk, and Ctrl-C
+            with suppress(OSError):
+                own_files.move(_held(aside), aside, directory)
+                aside.rmdir()
+            if not isinstance(error, OSError):
+                raise
+            raise unwritable(directory, error) from None
+        try:
+            yield variables_of(lock, files.planned_yaml)
+        finally:
+            if lock.is_ours:
+                _put_back(files)
 
 
 def _put_back(files: RunDirectory) -> None:

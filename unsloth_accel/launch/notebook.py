@@ -62,8 +62,9 @@ def notebook_launch(
     raise_errors(problems)
     for problem in [*problems, *memory_problems()]:
         print(problem, file=sys.stderr)
-    with made_room(decided), reported(decided.run.output_dir):
-        _run(launch_of(decided))
+    command = launch_of(decided)
+    with made_room(decided) as variables, reported(decided.run.output_dir):
+        _run(replace(command, environment=command.environment | variables))
     files = RunDirectory(Path(decided.run.output_dir).absolute())
     lines = files.step_log.read_text(encoding="utf-8").splitlines() if files.step_log.is_file() else []
     results = json.loads(files.results.read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 import traceback
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,9 +31,10 @@ from ..config.promise import PLANNED
 from ..config.read_run import load
 from ..config.run_config import RunConfig
 from ..config.written import as_yaml, described
-from ..errors import ConfigError, Problem, UnslothAccelError, raise_errors
+from ..errors import ConfigError, UnslothAccelError, raise_errors
 from ..files import write_atomically
 from ..launch.run_accelerate import report_error
+from ..launch.run_lock import MARK, Lock, check_description, locked, unwritable
 from ..methods import METHODS
 from ..planning.batch import keep_rows
 from ..planning.plan import HEADER
@@ -44,10 +46,17 @@ if TYPE_CHECKING:
 
 def main(run_yaml: str, *overrides: str) -> int:
     """Train what `run_yaml` describes in this process, one of those launched; returns the exit status."""
+    with ExitStack() as held:
+        return _main(run_yaml, overrides, held)
+
+
+def _main(run_yaml: str, overrides: tuple[str, ...], held: ExitStack) -> int:
     environment.show_own_errors_plainly()
     try:
-        run, told = keep_rows(load(run_yaml, overrides), environment.world_size())
-        _claim(run)
+        run = load(run_yaml, overrides)
+        check_description(run_yaml)
+        run, told = keep_rows(run, environment.world_size())
+        _claim(run, held)
     except ConfigError as refused:
         if environment.rank() == 0:
             print(f"unsloth_accel: {refused}", file=sys.stderr, flush=True)
@@ -78,18 +87,26 @@ def main(run_yaml: str, *overrides: str) -> int:
     return 0
 
 
-def _claim(run: RunConfig) -> None:
-    """Make output_dir a run's, as a launch of ours has done: raises `ConfigError` where a user's own stands there."""
-    if environment.rank() == 0 and not _reported():
-        raise_errors(taken(run.output_dir, checkpoints=not run.resume, per_rank=False))
-        if is_of_a_run(run.output_dir):
-            return
-        try:
-            write_atomically(RunDirectory(run.output_dir).planned_yaml, HEADER + as_yaml(described(run), run))
-        except OSError as error:
-            consequence, fix = f"can't be written: {error.strerror}.", "choose a directory that you may write"
-            problem = Problem(key="output_dir", value=run.output_dir, consequence=consequence, fix=fix)
-            raise ConfigError(problem) from None
+def _claim(run: RunConfig, held: ExitStack) -> None:
+    """Hold output_dir's lock as one of our launch's ranks, or, where none of ours launched them, take it until `held`
+    ends and make the directory a run's: raises `ConfigError` where another launch or a user's own is there."""
+    rank = environment.rank()
+    if mark := os.environ.get(MARK):
+        Lock(run.output_dir, mark).join()
+        return
+    launch = f"of process {os.getppid()}, port {os.environ.get('MASTER_PORT')}"  # the same for all of one machine
+    if rank != 0:
+        if rank < environment.local_world_size():
+            Lock(run.output_dir, launch).join(patience=60)
+        return
+    held.enter_context(locked(run.output_dir, launch))
+    raise_errors(taken(run.output_dir, checkpoints=not run.resume, per_rank=False))
+    if is_of_a_run(run.output_dir):
+        return
+    try:
+        write_atomically(RunDirectory(run.output_dir).planned_yaml, HEADER + as_yaml(described(run), run))
+    except OSError as error:
+        raise unwritable(run.output_dir, error) from None
 
 
 def _plainly(error: BaseException, run: RunConfig) -> BaseException:

@@ -70,9 +70,9 @@ def train(
     remove([*files.rank_records(), start_of(files.record)], files.path)
     command = launch_of(decided, module=module)
     variables = {START_RECORD: str(files.record)} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    command = replace(command, environment=command.environment | variables)
     started = time.perf_counter()
-    with made_room(decided), files.verify_log.open("wb") as log:
+    with made_room(decided) as launched, files.verify_log.open("wb") as log:
+        command = replace(command, environment=command.environment | variables | launched)
         try:
             Child(command, environment, log.fileno()).run(wait)
         except LaunchError as error:
