@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -240,6 +241,20 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own, of six MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(place)], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.fixture
 def two(tmp_path: Path) -> Path:
     """The directory of a finished run on two GPUs."""
     import run_directories
@@ -319,6 +334,14 @@ def adapter(run: Path) -> dict[str, Any]:
 
     loaded: dict[str, Any] = load_file(run / "adapter" / "adapter_model.safetensors")
     return loaded
+
+
+def fill(disk: Path) -> Path:
+    """Fill a disk to its last page; returns the file that does."""
+    with suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(2**12))
+    return disk / "filler"
 
 
 def chat_rows(path: Path) -> Path:

@@ -1,11 +1,15 @@
-"""Atomic writing of files and directories, and tests for them that take any name."""
+"""Atomic writing of files and directories, what to do where they can't be written, and tests that take any name."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import platform
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,12 +18,22 @@ from typing import Any
 is_directory, is_file = os.path.isdir, os.path.isfile
 """Tests that are False for a name no file can have, at which `Path.is_dir` and `Path.is_file` raise."""
 
+_UNFINISHED = re.compile(r"\.(?P<name>.+)\.unsloth-accel-(?P<host>.+)-(?P<pid>\d+)-\w{8}(?P<old>\.old)?")
+_DAY = 86_400.0
+"""Seconds after which what a process of another machine left untouched is taken as left for good."""
+_FIXES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "let the user that trains write there"),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ESTALE), "bring the directory back, which is gone"),
+    errno.EROFS: "mount it for writing",
+}
+
 
 def write_atomically(path: str | Path, text: str) -> None:
     """Write `text` to `path`, making its directory; `path` holds the old text or the new, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path))
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -42,7 +56,7 @@ def replacing_directory(path: str | Path, kept: Callable[[Path], Iterable[Path]]
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path)))
     old = temporary.with_name(f"{temporary.name}.old")
     try:
         yield temporary
@@ -58,15 +72,83 @@ def replacing_directory(path: str | Path, kept: Callable[[Path], Iterable[Path]]
             if old.exists() and not path.exists():
                 os.rename(old, path)
             raise
-        for file in kept(old) if old.exists() else ():
-            place = path / file.relative_to(old)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if not os.path.lexists(place):
-                os.rename(file, place)
+        bring(kept(old) if old.exists() else (), old, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def bring(files: Iterable[Path], old: Path, new: Path) -> None:
+    """Move `files` from below `old` to the same names below `new`, where these are free."""
+    for file in files:
+        place = new / file.relative_to(old)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not os.path.lexists(place):
+            os.rename(file, place)
+
+
+def unfinished(directory: Path, name: str | None = None) -> list[tuple[Path, Path, bool]]:
+    """What writers that are gone left in `directory`: each with the place that it was for, and whether it is what had
+    stood there. With `name`, only what was for that name.
+
+    A writer of this machine is gone where no process has its number. One of another machine can't be looked for: it is
+    taken as gone where nothing was written for a day.
+    """
+    found = []
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        match = _UNFINISHED.fullmatch(path.name)
+        if match and name in (None, match["name"]) and _is_gone(path, match["host"], int(match["pid"])):
+            found.append((path, directory / match["name"], bool(match["old"])))
+    return found
+
+
+def _is_gone(path: Path, host: str, pid: int) -> bool:
+    if host == platform.node():
+        return pid != os.getpid() and not os.path.exists(f"/proc/{pid}")
+    with suppress(OSError):
+        times = [file.stat().st_mtime for file in (path, *path.rglob("*"))]
+        return time.time() - max(times) > _DAY
+    return False
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.unsloth-accel-{platform.node()}-{os.getpid()}-"
+
+
+def why_unwritten(error: BaseException, directory: str | Path) -> tuple[str, str]:
+    """Say why something in `directory` couldn't be written, without a full stop, and the fix.
+
+    torch and safetensors don't say which of the system's errors it was: then a small file is tried.
+    """
+    number = getattr(error, "errno", None)
+    said = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+    if number is None and (found := re.search(r"(?:os error|Errno) (\d+)", str(error))):
+        number = int(found[1])
+    if number is None:
+        number = _tried(existing(directory))
+    reason = os.strerror(number) if number else ""
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES) and reason:
+        said = reason
+    elif reason and reason not in said:
+        said = f"{said} ({reason})"
+    return said, _FIXES.get(number or 0, "see that it can be written")
+
+
+def existing(path: str | Path) -> Path:
+    """Return the nearest directory at or above `path` that there is."""
+    path = Path(path).absolute()
+    return next((one for one in (path, *path.parents) if is_directory(one)), Path("/"))
+
+
+def _tried(directory: Path) -> int | None:
+    """Return the number of the system's error at which a small file in `directory` fails; None where it doesn't."""
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(bytes(2**16))
+    except OSError as error:
+        return error.errno
+    return None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import platform
 import shutil
 import tempfile
+from contextlib import suppress
 from importlib import metadata
 from math import prod
 from pathlib import Path
@@ -21,7 +23,7 @@ from ..artifacts.run_directory import RunDirectory
 from ..config.run_config import RunConfig
 from ..config.start_adapter import ADAPTER_WEIGHTS
 from ..errors import UnslothAccelError, first_line
-from ..files import write_atomically
+from ..files import why_unwritten, write_atomically
 from ..models.safetensors_header import read_header
 from . import fsdp1, rank_checks
 from .fsdp2.units import let_go
@@ -37,6 +39,11 @@ class SaveError(UnslothAccelError):
 
     on_every_rank = True
 
+    def __init__(self, message: str, elsewhere: Path | None = None) -> None:
+        super().__init__(message)
+        self.elsewhere = elsewhere
+        """Where the adapter lies instead, whole; on rank 0."""
+
 
 def save(trained: Any, directory: str | Path, *, tokenizer: Any = None) -> Path:
     """Save the complete adapter of `trained`, a Trainer or a PEFT model, and its tokenizer to `directory`; returns it.
@@ -48,50 +55,70 @@ def save(trained: Any, directory: str | Path, *, tokenizer: Any = None) -> Path:
     """
     model = trained.model if hasattr(trained, "accelerator") else trained
     tokenizer = tokenizer or getattr(trained, "processing_class", None)
-    return _save(model, tokenizer, Path(directory), {}, "make room there, then save again.")
+    return _save(model, tokenizer, Path(directory), {}, "save again.")
 
 
-def save_run(trainer: Trainer, run: RunConfig) -> Path:
-    """`save` a run's adapter to output_dir/adapter, with the files that describe it and versions.json beside it."""
+def save_run(trainer: Trainer, run: RunConfig, elsewhere: Path | None = None) -> Path:
+    """`save` a run's adapter to output_dir/adapter, with the files that describe it and versions.json beside it.
+
+    `elsewhere` is where an attempt before this one put it: it is removed, or takes the adapter of now.
+    """
     fix = (
-        "make room there, then launch again with training.resume=true if the run has checkpoints (for another "
-        "output_dir, copy them into it first)."
+        "launch again with training.resume=true if the run has checkpoints (for another output_dir, copy them into it "
+        "first)."
     )
     files = RunDirectory(run.output_dir)
     sources = {path.name: path for path in (files.planned_yaml, files.accelerate_yaml)}
-    return _save(trainer.model, trainer.processing_class, files.adapter, sources, fix)
+    saved = _save(trainer.model, trainer.processing_class, files.adapter, sources, fix, elsewhere)
+    if elsewhere is not None:
+        shutil.rmtree(elsewhere.parent, ignore_errors=True)
+    return saved
 
 
-def _save(model: Any, tokenizer: Any, target: Path, sources: dict[str, Path], fix: str) -> Path:
+def _save(
+    model: Any, tokenizer: Any, target: Path, sources: dict[str, Path], fix: str, before: Path | None = None
+) -> Path:
     from accelerate import PartialState
 
     bare = unwrapped(model)
     rank_checks.check_equal(rank_checks.trainable(bare), "trainable weights when saving")
     tensors = gathered(model)
-    fault = None
+    fault, elsewhere = None, None
     if PartialState().is_main_process:
         try:
             _write(bare, tokenizer, target, sources, tensors)
+        except SaveError as error:  # the adapter itself is at fault, not the disk
+            fault = f"the adapter was not saved to {target}: {first_line(error)}. Fix: {fix}"
         except Exception as error:  # told to the other ranks, which wait for it
-            fault = f"the adapter was not saved to {target}: {first_line(error)}."
-            fault += _elsewhere(bare, tokenizer, sources, tensors, error) + f" Fix: {fix}"
+            reason, mend = why_unwritten(error, target.parent)
+            fault = f"the adapter was not saved to {target}: {reason}."
+            elsewhere = _elsewhere(bare, tokenizer, sources, tensors, before)
+            if elsewhere is not None:
+                where = f"{elsewhere} on {platform.node()}"
+                fault += f" It is complete in {where} instead: copy it before that is cleaned up."
+            fault += f" Fix: {mend}, then {fix}"
     fault = next((told for told in of_every_rank(fault) if told), None)
     if fault is not None:
-        raise SaveError(fault)
+        raise SaveError(fault, elsewhere)
     return target
 
 
-def _elsewhere(model: Any, tokenizer: Any, sources: dict[str, Path], tensors: Any, error: Exception) -> str:
-    """Try the system's temporary directory, so that a full disk does not cost the training; says whether it worked."""
-    if isinstance(error, SaveError):  # the adapter itself is at fault, not the disk
-        return ""
-    target = RunDirectory(tempfile.mkdtemp(prefix="unsloth-accel-")).adapter
-    try:
-        _write(model, tokenizer, target, sources, tensors)
-    except Exception:
-        shutil.rmtree(target.parent, ignore_errors=True)
-        return ""
-    return f" It is complete in {target} instead: copy it before that is cleaned up."
+def _elsewhere(model: Any, tokenizer: Any, sources: dict[str, Path], tensors: Any, before: Path | None) -> Path | None:
+    """Save where there is room, so that a full disk does not cost the training: where it was saved `before`, in the
+    system's temporary directory, the working directory or the user's own. Returns where that was."""
+    if before is not None:
+        with suppress(Exception):
+            _write(model, tokenizer, before, sources, tensors)
+            return before
+    for place in (tempfile.gettempdir, os.getcwd, Path.home):
+        with suppress(Exception):
+            target = RunDirectory(tempfile.mkdtemp(prefix="unsloth-accel-", dir=place())).adapter
+            try:
+                _write(model, tokenizer, target, sources, tensors)
+                return target
+            except Exception:
+                shutil.rmtree(target.parent, ignore_errors=True)
+    return None
 
 
 def of_every_rank(value: Any) -> list[Any]:

@@ -21,6 +21,8 @@ MARK = "written by unsloth-accel"
 """Words in the first line of the files that describe a planned run; `with` and a file's name come after them."""
 START_RECORD = "UNSLOTH_ACCEL_RECORD"
 """Environment variable of processes that `verify` launches: the directory that each rank leaves its record in."""
+ERRORS = "UNSLOTH_ACCEL_ERRORS"
+"""Environment variable of launched processes: a directory for the errors that output_dir can't take."""
 _CHECKPOINT = "checkpoint-"
 
 
@@ -77,6 +79,16 @@ class RunDirectory:
 
     def rank_errors(self) -> list[Path]:
         return [*self.errors.glob("rank-*.json")]
+
+    def told_errors(self) -> list[Path]:
+        """Return the errors that ranks left, in output_dir or, where that could not take them, in `ERRORS`."""
+        places = dict.fromkeys((self.errors, Path(os.environ.get(ERRORS) or self.errors)))
+        return [path for place in places for path in place.glob("rank-*.json")]
+
+    def launch_errors(self) -> list[Path]:
+        """Return the launcher's own error, where it is, or nothing."""
+        places = (self.launch_error, Path(os.environ.get(ERRORS) or self.errors, self.launch_error.name))
+        return [path for path in dict.fromkeys(places) if path.is_file()]
 
     def rank_records(self) -> list[Path]:
         return [*self.record.glob("rank-*.json")]

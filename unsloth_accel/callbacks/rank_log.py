@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..artifacts.log_file import LogFile
 from ..artifacts.run_directory import rank_log
 
 
@@ -20,7 +21,8 @@ class RankLog:
 
     A line is one write to a file opened for appending, so that it is there, whole, when the process dies the next
     moment. A fresh run starts the file anew; with `resumed` lines are appended, behind one that a crash cut short.
-    Without a `directory` nothing is written, and warnings are told all the same.
+    Without a `directory` nothing is written, and warnings are told all the same. Lines that can't be written end
+    nothing (`artifacts.log_file`).
     """
 
     def __init__(self, directory: str | Path | None, rank: int, *, resumed: bool = False) -> None:
@@ -33,14 +35,10 @@ class RankLog:
         self.steps = 0
         """Number of optimizer steps that were logged."""
         self._started = time.perf_counter()
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not resumed:
-            self.path.write_text("", encoding="utf-8")
-        elif _cut_short(self.path):
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n")
+        cut_short = resumed and self.path is not None and _cut_short(self.path)
+        self._file = None if self.path is None else LogFile(self.path, anew=not resumed)
+        if self._file is not None and cut_short:
+            self._file.write(b"\n")
 
     def write(self, event: str, **fields: Any) -> dict[str, Any]:
         """Append a line and return what it holds; None and numbers that JSON doesn't know are null."""
@@ -50,9 +48,8 @@ class RankLog:
         """Append a line for each of `many`, in one write."""
         head = {"time": round(time.time(), 3), "rank": self.rank, "event": event}
         lines = [{**head, **{key: _plain(value) for key, value in fields.items()}} for fields in many]
-        if self.path is not None and lines:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(f"{json.dumps(line)}\n" for line in lines))
+        if self._file is not None and lines:
+            self._file.write("".join(f"{json.dumps(line)}\n" for line in lines).encode())
         return lines
 
     def warn(self, source: str, message: str, step: int, *, event: str = "warning", **fields: Any) -> None:

@@ -6,12 +6,13 @@ import json
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 from ..adapters.hook_types import Arguments, Control, Json, State, TrainerCallback
+from ..artifacts.log_file import write_or_tell
 from ..artifacts.run_directory import SUMMARY
-from ..files import write_atomically
 from .exchange import Exchange
 from .memory_figures import memory_now
 from .rank_log import RankLog
@@ -53,7 +54,8 @@ class RunLog(TrainerCallback):
         self._started = time.perf_counter()
         self._first = state.global_step
         if self._summary_file:  # of an attempt before this one
-            self._summary_file.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._summary_file.unlink()
         self.log.write(
             "start",
             host=platform.node(),
@@ -77,7 +79,7 @@ class RunLog(TrainerCallback):
         summary = self._summary(args, state, seconds)
         self.log.write("end", steps=state.global_step - self._first, seconds=seconds, status="finished")
         if self._summary_file:
-            write_atomically(self._summary_file, json.dumps(summary, indent=2) + "\n")
+            write_or_tell(self._summary_file, json.dumps(summary, indent=2) + "\n")
 
     def _steps(self, steps: Sequence[Step]) -> None:
         self.log.steps += len(steps)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.hook_types import Arguments, Control, Json, State, TrainerCallback
+from ..artifacts.log_file import LogFile
 from .memory_reading import torch_memory
 
 
@@ -21,33 +22,35 @@ class StepLog(TrainerCallback):
     `seconds` counts from the start of training; reading the loss for a log waits for the GPU, so with
     `logging_steps=1` differences of `seconds` are the times of steps. `peak_gib` is the most that torch allocated on
     rank 0's GPU so far (absent on a CPU; with `PeakMemory` it counts from the first step). A fresh run starts the file
-    anew; resuming keeps the lines up to the checkpoint and goes on.
+    anew; resuming keeps the lines up to the checkpoint and goes on. Lines that can't be written end nothing
+    (`artifacts.log_file`).
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._file: LogFile | None = None
         self._start: float | None = None
         """Time at which the training began that goes on."""
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        kept = [line for line in kept if _step(line) <= state.global_step]
-        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        there = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
+        kept = "".join(f"{line}\n" for line in there.splitlines() if _step(line) <= state.global_step)
+        self._file = LogFile(self.path, anew=kept != there)
+        if kept != there:
+            self._file.write(kept.encode())
         self._start = time.perf_counter()
 
     def on_log(self, args: Arguments, state: State, control: Control, logs: Json | None = None, **kwargs: Any) -> None:
         told = any(key == "loss" or key.startswith("eval_") for key in logs or ())
-        if self._start is None or logs is None or not told or not state.is_world_process_zero:
+        if self._start is None or self._file is None or logs is None or not told or not state.is_world_process_zero:
             return
         row = {"step": state.global_step, **logs, "seconds": round(time.perf_counter() - self._start, 4)}
         own = torch_memory()
         if own is not None:
             row["peak_gib"] = round(own.peak / 2**30, 3)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({key: _finite(value) for key, value in row.items()}) + "\n")
+        self._file.write((json.dumps({key: _finite(value) for key, value in row.items()}) + "\n").encode())
 
     def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self._start = None

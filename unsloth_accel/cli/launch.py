@@ -36,7 +36,9 @@ def run(words: Sequence[str]) -> int:
     if list(words) in (["--help"], ["-h"]):
         parser().print_help()
         return 0
+    from ..artifacts.log_file import keep_printing
     from ..launch.launcher import launch
 
+    keep_printing()
     launch(words)
     return 0

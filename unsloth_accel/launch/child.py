@@ -94,8 +94,7 @@ class Child:
 
     def _failure(self, status: int) -> LaunchError:
         assert self.command.output_dir is not None
-        report = RunDirectory(self.command.output_dir).launch_error
-        if report.is_file():
+        for report in RunDirectory(self.command.output_dir).launch_errors():
             told = json.loads(report.read_text(encoding="utf-8"))
             return LaunchError(told["message"], told["exit_status"])
         if status < 0:

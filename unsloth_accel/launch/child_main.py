@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..artifacts.run_directory import RunDirectory
 from ..errors import LaunchError
-from ..files import write_atomically
-from .run_accelerate import Launch, run_accelerate
+from .run_accelerate import Launch, leave_word, run_accelerate
 from .run_lock import MARK
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def main(parent: int) -> int:
         run_accelerate(command)
     except LaunchError as error:
         report = {"message": str(error), "exit_status": error.exit_status}
-        write_atomically(RunDirectory(directory).launch_error, json.dumps(report))
+        leave_word(RunDirectory(directory).launch_error, report, str(error))
         return error.exit_status
     return 0
 

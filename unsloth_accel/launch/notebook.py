@@ -20,6 +20,7 @@ from typing import Any
 
 from ..artifacts.run_directory import RunDirectory
 from ..errors import LaunchError, Problem, raise_errors
+from ..files import read_json
 from ..hardware.hardware import Hardware
 from ..planning.plan import Plan
 from ..report.at_end import reported
@@ -67,7 +68,7 @@ def notebook_launch(
         _run(replace(command, environment=command.environment | variables))
     files = RunDirectory(Path(decided.run.output_dir).absolute())
     lines = files.step_log.read_text(encoding="utf-8").splitlines() if files.step_log.is_file() else []
-    results = json.loads(files.results.read_text(encoding="utf-8"))
+    results = read_json(files.results)  # empty where there was no room for it
     steps = [step for step in map(json.loads, lines) if "loss" in step]
     return Finished(output_dir=files.path, results=results, steps=steps)
 

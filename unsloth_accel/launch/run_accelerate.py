@@ -13,6 +13,7 @@ import logging
 import os
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,7 +22,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.run_directory import RunDirectory
+from ..artifacts.run_directory import ERRORS, RunDirectory
 from ..capabilities.probe import available
 from ..errors import LaunchError, UnslothAccelError
 from ..files import write_atomically
@@ -123,7 +124,7 @@ def _failure(command: Launch, ended: dict[int, int]) -> LaunchError:
 
     `ended` holds exit statuses by rank; a negative one is the signal that ended the rank.
     """
-    left = RunDirectory(command.output_dir).rank_errors() if command.output_dir else []
+    left = RunDirectory(command.output_dir).told_errors() if command.output_dir else []
     reports = sorted((json.loads(path.read_text(encoding="utf-8")) for path in left), key=itemgetter("time"))
     reported = {report["rank"] for report in reports}
     # A rank that was killed leaves no word, and its peers fall over the connection it left; torchrun's own SIGTERM
@@ -147,7 +148,8 @@ def _failure(command: Launch, ended: dict[int, int]) -> LaunchError:
 def report_error(output_dir: str | Path, rank: int, error: BaseException) -> int:
     """Leave a rank's error where the launcher finds it; return the exit status that the rank should leave with.
 
-    The launcher names no rank for an error that every rank raises alike.
+    The launcher names no rank for an error that every rank raises alike. Where output_dir can't take it, it goes to a
+    directory of the launcher's, or to this process's stderr.
     """
     status, message = 1, f"{type(error).__name__}: {error}"
     if isinstance(error, UnslothAccelError):
@@ -158,8 +160,19 @@ def report_error(output_dir: str | Path, rank: int, error: BaseException) -> int
         status = error.code
     every = isinstance(error, UnslothAccelError) and error.on_every_rank
     report = {"rank": rank, "message": message, "exit_status": status, "every_rank": every, "time": time.time()}
-    write_atomically(RunDirectory(output_dir).rank_error(rank), json.dumps(report))
+    leave_word(RunDirectory(output_dir).rank_error(rank), report, f"rank {rank}: {message}")
     return status
+
+
+def leave_word(place: Path, report: dict[str, Any], message: str) -> None:
+    """Write an error's `report` to `place`, or to the launcher's own directory where output_dir can't take it; where
+    neither can, show `message`."""
+    elsewhere = os.environ.get(ERRORS)
+    for path in (place, Path(elsewhere, place.name)) if elsewhere else (place,):
+        with suppress(OSError):
+            write_atomically(path, json.dumps(report))
+            return
+    print(f"unsloth_accel: {message}", file=sys.stderr, flush=True)
 
 
 def takes_value(flag: str) -> bool:

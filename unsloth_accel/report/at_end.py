@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..artifacts.checkpoints import find_checkpoints, is_finished
-from ..artifacts.run_directory import RunDirectory
+from ..artifacts.run_directory import ERRORS, RunDirectory
 from ..errors import LaunchError
 from ..files import write_atomically
 
@@ -18,9 +21,12 @@ from ..files import write_atomically
 def reported(directory: str | Path) -> Iterator[None]:
     """Run a launch in this block: afterwards the report of `directory` is there, also where it raised.
 
-    A launch's own error is left beside the ranks': a rank that was killed leaves none.
+    A launch's own error is left beside the ranks': a rank that was killed leaves none. Ranks have a directory elsewhere
+    for errors that this one can't take.
     """
     since = time.time()
+    with suppress(OSError):
+        os.environ[ERRORS] = tempfile.mkdtemp(prefix="unsloth-accel-errors-")
     try:
         yield
     except LaunchError as error:
@@ -35,6 +41,7 @@ def reported(directory: str | Path) -> Iterator[None]:
         raise
     finally:
         tell(directory)
+        shutil.rmtree(os.environ.pop(ERRORS, ""), ignore_errors=True)
 
 
 def something_to_show(directory: Path) -> bool:

@@ -237,7 +237,7 @@ def _errors(files: RunDirectory, ranks: tuple[Rank, ...]) -> tuple[Json, ...]:
     # The first of the newest starts: a rank may fail before the last one has started.
     since = min((_time(rank.start, unknown=0.0) for rank in ranks), default=0.0)
     since = max(since, files.results.stat().st_mtime if files.results.is_file() else 0.0)
-    paths = [files.launch_error, *files.rank_errors()]
+    paths = [files.launch_error, *files.told_errors()]
     found = [error for error in map(_object, paths) if error and _time(error, unknown=since) >= since]
     return tuple(sorted(found, key=lambda error: (error.get("rank") is not None, _time(error, unknown=0.0))))
 

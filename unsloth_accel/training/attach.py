@@ -32,6 +32,7 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     from ..callbacks.observe import observe
     from ..callbacks.peak_memory import PeakMemory
     from ..callbacks.progress import Progress
+    from ..callbacks.reporters import spare_training
     from ..callbacks.rows_per_step import RowsPerStep
     from ..callbacks.step_log import StepLog
     from ..callbacks.verify_record import add_if_asked
@@ -40,6 +41,7 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     if run.batch.balance == "tokens":
         share_out(trainer, run)
     trainer.remove_callback(PrinterCallback)
+    spare_training(trainer)
     add_if_asked(trainer)
     promised = environment.promise()
     trainer.add_callback(RowsPerStep(run.batch.rows(run.model.max_seq_length)))

@@ -22,6 +22,7 @@ import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth
 
 from ..adapters import environment
 from ..artifacts.checkpoints import STATE, checkpoints
+from ..artifacts.log_file import LogFile, keep_printing, write_or_tell
 from ..artifacts.own_files import is_of_a_run, taken
 from ..artifacts.resume_facts import facts_of_run
 from ..artifacts.run_directory import RunDirectory
@@ -52,6 +53,7 @@ def main(run_yaml: str, *overrides: str) -> int:
 
 def _main(run_yaml: str, overrides: tuple[str, ...], held: ExitStack) -> int:
     environment.show_own_errors_plainly()
+    keep_printing()
     try:
         run = load(run_yaml, overrides)
         check_description(run_yaml)
@@ -131,9 +133,7 @@ def train(run: RunConfig) -> dict[str, Any]:
     files = RunDirectory(run.output_dir)
     if environment.rank() != 0:
         # Libraries greet on every rank, the console needs it once.
-        output = files.rank_output(environment.rank())
-        output.parent.mkdir(parents=True, exist_ok=True)
-        sys.stdout = output.open("w", encoding="utf-8", buffering=1)
+        sys.stdout = LogFile(files.rank_output(environment.rank()), anew=True).as_text()
     newest = [str(path) for path in checkpoints(run.output_dir)[-1:]] if run.resume else []
     log = RankLog(files.logs, environment.rank(), resumed=bool(newest))
     try:
@@ -148,10 +148,11 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
 
     from ..adapters.checkpointing import weights_kept
     from ..adapters.real_batch import batch_of
-    from ..adapters.saving import of_every_rank, save_run, versions
+    from ..adapters.saving import SaveError, of_every_rank, save_run, versions
     from ..callbacks.early_stopping import EarlyStopping
     from ..callbacks.peak_memory import PeakMemory
     from .evaluation import AsTrainingBegins, HeldOut, evaluate
+    from .save_first import SaveFirst
     from .summary import summary
 
     results: dict[str, Any] = {}
@@ -173,9 +174,16 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     for path in newest:
         print(f"going on from {path}", flush=True)
         done = json.loads(Path(path, STATE).read_text(encoding="utf-8"))
+    kept = SaveFirst(lambda elsewhere: save_run(trainer, run, elsewhere))
+    trainer.callback_handler.callbacks.insert(0, kept)
     started = time.perf_counter()
-    with phase("training", log):
-        outcome = trainer.train(resume_from_checkpoint=newest[0] if newest else None)
+    try:
+        with phase("training", log):
+            outcome = trainer.train(resume_from_checkpoint=newest[0] if newest else None)
+    except Exception:
+        if kept.saved and environment.rank() == 0:
+            print(f"unsloth_accel: what failed came after the last step; the adapter is in {kept.saved}", flush=True)
+        raise
     steps = trainer.state.global_step - done["global_step"]
     results["training"] = {
         "strategy": run.distributed.strategy,
@@ -213,18 +221,28 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     halved = of_every_rank([asdict(one) for one in halving.halvings] if halving else [])
     if any(halved):
         results["out_of_memory"] = [one for rank in halved for one in rank]
-    # Saved before it is examined: whatever goes wrong from here on, the training is not lost.
+    unsaved: SaveError | None = None
+    adapter: Path | None
     with phase("saving", log):
-        adapter = save_run(trainer, run)
+        try:
+            adapter = kept.finish()
+        except SaveError as error:  # raised at the end: the rest is of use all the same
+            unsaved, adapter = error, error.elsewhere
+            results["adapter"] = results.get("adapter", {}) | {"elsewhere": adapter and str(adapter)}
+            log.warnings.append(
+                log.write("error", source="adapter", step=trainer.state.global_step, message=str(error))
+            )
     if held:
         with phase("evaluating", log, about="held-out rows, after training"):
             results["after"] = evaluate(held, trainer)
     if environment.rank() == 0:
-        write_atomically(RunDirectory(run.output_dir).results, json.dumps(results, indent=2) + "\n")
+        write_or_tell(RunDirectory(run.output_dir).results, json.dumps(results, indent=2) + "\n")
         print(summary(results, adapter), flush=True)
     if trainer.accelerator.device.type == "cuda":
         # NCCL warns when a process leaves without this; gloo would hang (adapters.gloo_exit).
         trainer.accelerator.end_training()
+    if unsaved is not None:
+        raise unsaved
     return results
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from ..errors import shortened
 
 
-def summary(results: dict[str, Any], adapter: Path) -> str:
-    """Return a run's held-out figures and answers before and after training, and where the adapter is."""
+def summary(results: dict[str, Any], adapter: Path | None) -> str:
+    """Return a run's held-out figures and answers before and after training, and where the adapter is, if anywhere."""
     before, after = results.get("before"), results.get("after")
     training = results["training"]
     speed = training["tokens"] / training["seconds"] if training["seconds"] else 0.0
@@ -27,8 +27,9 @@ def summary(results: dict[str, Any], adapter: Path) -> str:
             f"  after   {_one_line(new['answer'])}  {verdict}",
         ]
     kept = results.get("adapter", {})
-    of_step = f"  (of step {kept['step']}{': ' + kept['message'] if kept['message'] else ''})" if kept else ""
-    lines += ["", f"adapter   {adapter}{of_step}", f'load it   FastLanguageModel.from_pretrained("{adapter}")']
+    of_step = f"  (of step {kept['step']}{': ' + kept['message'] if kept['message'] else ''})" if "step" in kept else ""
+    if adapter is not None:
+        lines += ["", f"adapter   {adapter}{of_step}", f'load it   FastLanguageModel.from_pretrained("{adapter}")']
     if evaluations := results.get("evaluations"):
         last, best = evaluations[-1], min(evaluations, key=lambda one: one["loss"])
         least = "" if best is last else f", least at step {best['step']}: {best['loss']:.4f}"
