@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from unsloth_accel.adapters import checkpointing
 from unsloth_accel.adapters.checkpointing import keep_checkpoints, weights_kept
+from unsloth_accel.artifacts.checkpoints import RECORD, Checkpoint
 
 LOSSES = {1: 5.0, 2: 4.0, 3: 3.0, 4: 4.5}
 """What an evaluation after each step says: step 3 is the best, step 2 the one before."""
@@ -36,7 +38,9 @@ def weights_of(model: Any) -> list[torch.Tensor]:
     return [p.detach().clone() for p in model.parameters() if p.requires_grad]
 
 
-def trained(out: Path, full_at: set[int], harm: Any = lambda directory: None, **more: Any) -> tuple[Any, Remembers]:
+def trained(
+    out: Path, full_at: set[int], harm: Any = lambda directory: None, prepare: Any = lambda trainer: None, **more: Any
+) -> tuple[Any, Remembers]:
     """A training of four steps whose checkpoints after `full_at` can't be written."""
     torch.manual_seed(1)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -63,6 +67,7 @@ def trained(out: Path, full_at: set[int], harm: Any = lambda directory: None, **
     trainer.save_model = full
     remembers = Remembers(harm)
     trainer.add_callback(remembers)
+    prepare(trainer)
     keep_checkpoints(trainer)
     trainer.train()
     return trainer, remembers
@@ -135,8 +140,8 @@ def test_the_older_checkpoint_stays_until_every_rank_has_written(
     at = {"step": 0}
 
     def another_fails(value: Any) -> list[Any]:
-        failed = value is None and at["step"] in (3, 4)
-        return [value, "rank 1 has no room" if failed else value]
+        failed = value == {} and at["step"] in (3, 4)
+        return [value, {"optimizer.pt": ("rank 1 has no room", "make room")} if failed else value]
 
     monkeypatch.setattr(checkpointing, "of_every_rank", another_fails)
     made = checkpointing.let_go
@@ -165,10 +170,97 @@ def test_a_best_checkpoint_that_is_gone_does_not_end_the_run(tmp_path: Path) -> 
 def test_a_record_without_room_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(directory: Path, **more: Any) -> None:
+    def full(directory: Path, lacking: Any, **more: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpointing, "write_record", full)
     trained(tmp_path, set())
     assert held(tmp_path) == [f"checkpoint-{step}" for step in (1, 2, 3, 4)]
-    assert "checkpoint-2 has no record of what it was made with: [Errno 28] No space" in capsys.readouterr().err
+    told = "checkpoint-2 has no record of what it was made with: No space left on device. Fix: make room there."
+    assert told in capsys.readouterr().err
+
+
+def without(monkeypatch: pytest.MonkeyPatch, part: str, error: Exception) -> None:
+    """Let files whose name has `part` fail in step 3, with half of them written."""
+    write = torch.save
+    step = {"now": 0}
+    monkeypatch.setattr(
+        Remembers, "on_step_begin", lambda self, a, state, c, **k: step.update(now=state.global_step + 1), raising=False
+    )
+
+    def fails(value: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+        if part in Path(file).name and step["now"] == 3:
+            Path(file).write_bytes(b"half")
+            raise error
+        write(value, file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", fails)
+
+
+def test_a_checkpoint_without_a_random_state_is_kept_and_no_run_goes_on_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor does it cost the whole one before it."""
+    without(monkeypatch, "rng_state", PermissionError(13, "Permission denied"))
+    seen: list[str] = []
+    trainer, remembers = trained(tmp_path, set(), lambda out: seen.extend(held(out)), save_total_limit=1)
+    assert seen == ["checkpoint-2", "checkpoint-3"]
+    assert held(tmp_path) == ["checkpoint-3"], "as the Trainer leaves it: the best one"
+    left = Checkpoint(tmp_path / "checkpoint-3")
+    assert (left.has_adapter, left.fault) == (True, "rng_state.pth is missing")
+    assert all(map(torch.equal, weights_of(trainer.model), remembers.weights[3]))
+    printed = capsys.readouterr().err
+    assert "checkpoint-3 lacks rng_state.pth, the random state of rank 0: PermissionError: [Errno 13]" in printed
+    assert "Fix: let the user that trains write there" in printed
+    assert "make room" not in printed
+
+
+def test_an_optimizer_that_can_not_be_written_costs_that_checkpoint_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without(monkeypatch, "optimizer", RuntimeError("unexpected pos 64 vs 0"))
+    trained(tmp_path, set(), save_total_limit=2)
+    assert held(tmp_path) == ["checkpoint-2", "checkpoint-4"]
+    told = "checkpoint-3 was not saved: RuntimeError: unexpected pos 64 vs 0, optimizer.pt of rank 0. Training goes on"
+    assert told in capsys.readouterr().err
+
+
+def test_a_push_that_fails_costs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It comes after the record; and is told as a push."""
+    seen: list[bool] = []
+
+    def prepare(trainer: Any) -> None:
+        def push(directory: str) -> None:
+            seen.append((Path(directory) / RECORD).is_file())
+            raise ConnectionError("502 Bad Gateway")
+
+        trainer._push_from_checkpoint = push
+        trainer.args.push_to_hub = True
+
+    trained(tmp_path, set(), prepare=prepare)
+    assert held(tmp_path) == [f"checkpoint-{step}" for step in (1, 2, 3, 4)]
+    assert seen == [True] * 4
+    assert [Checkpoint(tmp_path / name).fault for name in held(tmp_path)] == [None] * 4
+    assert "checkpoint-2 was not pushed to the Hub: ConnectionError: 502 Bad Gateway. It is whole on disk" in (
+        capsys.readouterr().err
+    )
+
+
+def test_ranks_stay_together_where_one_can_not_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate's FSDP gathers between two writes: a rank that left would be waited for."""
+    from torch.distributed.checkpoint import CheckpointException
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    trainer: Any = SimpleNamespace(is_fsdp_enabled=True, _push_from_checkpoint=None)
+    gathered = []
+    with checkpointing._unwritten(trainer, tmp_path) as found:
+        torch.save({}, tmp_path / "pytorch_model_fsdp.bin")
+        gathered.append("optimizer")
+        torch.save({}, tmp_path / "optimizer.bin")
+        raise CheckpointException("of shards, which all ranks raise", {})
+    assert gathered == ["optimizer"]
+    assert list(found) == ["pytorch_model_fsdp.bin", "optimizer.bin", "adapter_model.safetensors"]
+    assert torch.save is full

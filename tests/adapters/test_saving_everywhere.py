@@ -61,6 +61,8 @@ def test_what_is_saved_is_what_the_ranks_hold(strategy: str, described: Path, tm
         assert f"equal: {what}, 28 tensors" in done.stdout
     assert "gone: checkpoint-2" in done.stdout
     assert "warning: checkpoint-2 was not saved: OSError: [Errno 28] No space left on device" in done.stderr
+    # And in that of step 4 rank 1 can't write its random state.
+    assert "checkpoint-4 lacks rng_state_1.pth, the random state of rank 1: PermissionError: [Errno 13]" in done.stderr
     assert (tmp_path / "trainer" / "tokenizer.json").is_file()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -51,6 +52,34 @@ def test_the_last_ranks_random_state_is_known_from_the_record(tmp_path: Path, pl
     path = write_checkpoint(tmp_path / "checkpoint-2", planned)
     (path / "rng_state_1.pth").unlink()
     assert Checkpoint(path).fault == "rng_state_1.pth is missing"
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["by its state", "by the names"])
+def test_without_a_record_a_rank_is_missed(told: bool, tmp_path: Path, planned: RunConfig) -> None:
+    """A rank that was killed as it saved: the state of a run of ours says how many they were; of a plain Trainer's the
+    number in a single name says that there was another."""
+    ranks = 3 if told else 2
+    path = write_checkpoint(tmp_path / "checkpoint-2", planned, record=False, ranks=ranks)
+    state = {"global_step": 2, "stateful_callbacks": {"unsloth_accel": {"num_processes": ranks}}}
+    if told:
+        (path / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+    assert Checkpoint(path).fault is None
+    (path / f"rng_state_{ranks - 1}.pth").unlink()
+    assert Checkpoint(path).fault == f"rng_state_{ranks - 1}.pth is missing"
+
+
+def test_shards_tell_of_ranks_too(tmp_path: Path, planned: RunConfig) -> None:
+    path = write_checkpoint(tmp_path / "checkpoint-2", planned, record=False)
+    (path / "optimizer_0").mkdir()
+    for name in (".metadata", "__0_0.distcp", "__2_0.distcp"):
+        (path / "optimizer_0" / name).write_bytes(b"x")
+    assert Checkpoint(path).fault == "rng_state_2.pth is missing"
+
+
+def test_one_process_has_one_random_state(tmp_path: Path, planned: RunConfig) -> None:
+    path = write_checkpoint(tmp_path / "checkpoint-2", planned, record=False, ranks=1)
+    (path / "rng_state_0.pth").rename(path / "rng_state.pth")
+    assert Checkpoint(path).fault is None
 
 
 def test_a_record_cut_short_is_no_record(tmp_path: Path, planned: RunConfig) -> None:

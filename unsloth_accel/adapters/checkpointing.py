@@ -5,8 +5,9 @@ Mends, in transformers 5.17 with accelerate 1.15:
   with FULL_STATE_DICT it gathers the whole model on rank 0 to write the adapter alone. Here the adapter is gathered and
   written, whichever type is set.
 - A checkpoint that can't be written (a full disk) ends the training. Here the run goes on without that checkpoint and
-  says so: the adapter in memory is worth more. Under accelerate's FSDP only where the adapter itself can't be written;
-  when its optimizer can't, ranks wait for one another in the middle, and the run ends with the adapter on disk.
+  says so: the adapter in memory is worth more. Where only a rank's random state can't be written, the checkpoint stays:
+  its adapter is whole, and its record says that no run can go on from it.
+- A push that fails ends the training, and a checkpoint is pushed before all ranks have written it. Here it comes after.
 - TRL 1.15 writes a draft of a model card to output_dir/README.md with every checkpoint, whatever is there.
 - `load_best_model_at_end` keeps the last weights, as if they were the best, where the best checkpoint couldn't be
   written or is gone, and ends in an error where it is cut short. Here the best of those that were written is loaded;
@@ -23,18 +24,28 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts.checkpoints import RECORD, Checkpoint
+from ..artifacts.checkpoints import (
+    NUM_PROCESSES,
+    RECORD,
+    STATE,
+    STATE_OF_OURS,
+    Checkpoint,
+    is_random_state,
+    newest,
+)
 from ..artifacts.own_files import made_in, remove_filled, write_record
 from ..artifacts.resume_facts import lora_facts
 from ..artifacts.run_directory import RunDirectory, step_of
 from ..capabilities.probe import available
+from ..config.start_adapter import ADAPTER_WEIGHTS
 from ..errors import first_line
+from ..files import why_unwritten
 from . import environment, fsdp1, rank_agreement, rank_checks
 from .fsdp2.units import let_go
 from .hook_types import Arguments, Control, State, TrainerCallback
@@ -126,8 +137,8 @@ class BestCheckpoint(TrainerCallback):
         kept = "the last one's" if self._loaded is None else "the best of those that have one"
         self.message = (
             f"the best evaluation, {args.metric_for_best_model} {value:.4f} after step {step}, has no checkpoint that "
-            f"can be loaded: the weights are those of step {self.step}, {kept}. Fix: make room in output_dir, and save "
-            "as often as it is evaluated."
+            f"can be loaded: the weights are those of step {self.step}, {kept}. Fix: see that "
+            "checkpoints can be written, and save as often as it is evaluated."
         )
         if state.is_world_process_zero:
             print(f"unsloth_accel: warning: {self.message}", file=sys.stderr, flush=True)
@@ -252,36 +263,32 @@ def _survive_and_record(trainer: Trainer) -> None:
 
     def save(model: Any, trial: Any) -> None:
         directory = RunDirectory(trainer._get_output_dir(trial=trial)).checkpoint(trainer.state.global_step)
-        fault = None
         let_go(trainer.model)
-        try:
-            with _deleting_nothing() if limits else nullcontext():
-                save_checkpoint(model, trial)
-        except Exception as error:
-            # Accelerate's FSDP gathers again after a write: ranks that left at different places can't agree any more.
-            # A SaveError has been raised by all.
-            if trainer.is_fsdp_enabled and not isinstance(error, SaveError):
-                raise
-            fault = f"{directory.name} was not saved: {type(error).__name__}: {first_line(error)}"
-        faults = [told for told in of_every_rank(fault) if told]
-        if faults:
+        # Tells how many random states it must have, where it gets no record.
+        trainer.state.stateful_callbacks[STATE_OF_OURS] = {NUM_PROCESSES: trainer.args.world_size}
+        with _unwritten(trainer, directory) as mine, _deleting_nothing() if limits else nullcontext():
+            save_checkpoint(model, trial)
+        everyone = dict(enumerate(of_every_rank(mine)))
+        faults = [(rank, name, *told) for rank, own in everyone.items() for name, told in own.items()]
+        random = [name for _, name, *_ in faults if is_random_state(name)]
+        if len(random) < len(faults):
             best.failed(trainer.state)
         else:
             best.saved(trainer.state)
         if not trainer.args.should_save:
             return
-        if not faults:
-            _record_or_tell(directory, made_with(trainer))
-            if limits:
-                _delete_older(directory, trainer.args.save_total_limit, trainer.state.best_model_checkpoint)
+        if len(random) < len(faults):
+            remove_filled(directory)  # half of one is of no use, and takes room
+            _tell_lost(directory, next(fault for fault in faults if fault[1] not in random))
             return
-        remove_filled(directory)  # half of one is of no use, and takes room
-        print(
-            f"unsloth_accel: warning: {faults[0]}. Training goes on; the next checkpoint, or the end, saves again. "
-            "Fix: make room in its output_dir.",
-            file=sys.stderr,
-            flush=True,
-        )
+        _record_or_tell(directory, made_with(trainer), random)
+        if faults:
+            _tell_lacking(directory, faults[0])
+        _push_or_tell(trainer, directory)
+        if limits:
+            whole, _ = newest(directory.parent)
+            kept = {Path(trainer.state.best_model_checkpoint or directory), whole.path if whole else directory}
+            _delete_older(directory, trainer.args.save_total_limit, kept)
 
     trainer._save_checkpoint = save
 
@@ -299,16 +306,89 @@ def _deleting_nothing() -> Iterator[None]:
         module.rotate_checkpoints, module.sort_checkpoints = rotate, ordered
 
 
-def _delete_older(newest: Path, limit: int | None, best: str | None) -> None:
-    """Delete the oldest checkpoints beside `newest` and `best`, so that `limit` are left, as the Trainer does."""
+@contextmanager
+def _unwritten(trainer: Trainer, directory: Path) -> Iterator[dict[str, tuple[str, str]]]:
+    """Collect, in this block, what of a checkpoint this rank can't write: the reason and the fix by file.
+
+    What torch.save can't write doesn't leave the block at once: accelerate's FSDP gathers again after a write, and the
+    other ranks would wait for one that left. Nothing is pushed in this block.
+    """
+    import torch
+    from torch.distributed.checkpoint import CheckpointException
+
+    found: dict[str, tuple[str, str]] = {}
+
+    def tell(name: str, error: BaseException) -> None:
+        reason, fix = why_unwritten(error, directory)
+        said = str(error).split("\n")[0].rstrip(".")
+        said = said if isinstance(error, SaveError) else f"{type(error).__name__}: {said}"
+        found.setdefault(name, (said if reason in said else f"{said} ({reason})", fix))
+
+    def write(value: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            torch_save(value, file, *args, **kwargs)
+        except Exception as error:
+            tell(Path(str(file)).name, error)
+            with suppress(OSError):  # a part of it would pass for the whole until it is looked into
+                Path(str(file)).unlink()
+
+    torch_save, push = torch.save, trainer._push_from_checkpoint
+    torch.save, trainer._push_from_checkpoint = write, lambda *_: None
+    try:
+        yield found
+    except (Exception, CheckpointException) as error:
+        # Ranks that left at different places can't agree any more; these two errors have been raised by all.
+        if trainer.is_fsdp_enabled and not isinstance(error, SaveError | CheckpointException):
+            raise
+        tell(STATE if _has_weights(directory) else ADAPTER_WEIGHTS, error)
+    finally:
+        torch.save, trainer._push_from_checkpoint = torch_save, push
+
+
+def _tell_lost(directory: Path, fault: tuple[int, str, str, str]) -> None:
+    rank, name, reason, fix = fault
+    _warn(
+        f"{directory.name} was not saved: {reason}, {name} of rank {rank}. Training goes on; the next checkpoint, or "
+        f"the end, saves again. Fix: {fix} ({directory.parent})."
+    )
+
+
+def _tell_lacking(directory: Path, fault: tuple[int, str, str, str]) -> None:
+    rank, name, reason, fix = fault
+    _warn(
+        f"{directory.name} lacks {name}, the random state of rank {rank}: {reason}. Its adapter is whole, and no run "
+        f"goes on from it; training goes on. Fix: {fix} ({directory.parent})."
+    )
+
+
+def _push_or_tell(trainer: Trainer, directory: Path) -> None:
+    """Push a checkpoint where that is asked for; a push that fails leaves what is on disk alone."""
+    if not trainer.args.push_to_hub:
+        return
+    try:
+        trainer._push_from_checkpoint(str(directory))
+    except Exception as error:
+        told = f"{type(error).__name__}: {first_line(error)}"
+        _warn(
+            f"{directory.name} was not pushed to the Hub: {told}. It is whole on disk, and training goes on. Fix: a "
+            "hub_token that may write there, and a network that reaches the Hub; the next push has all of it."
+        )
+
+
+def _warn(said: str) -> None:
+    print(f"unsloth_accel: warning: {said}", file=sys.stderr, flush=True)
+
+
+def _delete_older(newest: Path, limit: int | None, others: Iterable[Path]) -> None:
+    """Delete the oldest checkpoints beside `newest` and `others`, so that `limit` are left, as the Trainer does."""
     if not limit or limit < 0:
         return
     now = step_of(newest) or 0
-    kept = {path.resolve() for path in (newest, Path(best or newest))}
+    kept = {path.resolve() for path in (newest, *others)}
     found = [path for path in RunDirectory(newest.parent).checkpoints() if made_in(path)]
     # A later step's is of a course that was left: this run went on from before it.
-    others = sorted((path for path in found if path.resolve() not in kept), key=lambda path: (step_of(path) or 0) < now)
-    for path in others[: max(0, len(found) - max(limit, len(kept)))]:
+    old = sorted((path for path in found if path.resolve() not in kept), key=lambda path: (step_of(path) or 0) < now)
+    for path in old[: max(0, len(found) - max(limit, len(kept)))]:
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -321,23 +401,23 @@ def _delete_at_the_end(trainer: Trainer) -> None:
             outcome = finalize(*args, **kwargs)
         best = trainer.state.best_model_checkpoint
         if trainer.args.should_save and trainer.args.save_total_limit == 1 and best and Path(best).is_dir():
-            _delete_older(Path(best), 1, best)
+            _delete_older(Path(best), 1, [Path(best)])
         return outcome
 
     trainer._finalize_training = ended
 
 
-def _record_or_tell(directory: Path, facts: Mapping[str, Any]) -> None:
+def _record_or_tell(directory: Path, facts: Mapping[str, Any], lacking: Sequence[str]) -> None:
     """Write a checkpoint's record; without room for it the checkpoint is judged by its files, and the run goes on."""
     try:
-        record(directory, facts)
+        record(directory, facts, lacking)
     except OSError as error:
         with suppress(OSError):
             (directory / RECORD).unlink()  # of what was there before
-        told = f"{directory.name} has no record of what it was made with: {first_line(error)}. Fix: make room there."
-        print(f"unsloth_accel: warning: {told}", file=sys.stderr, flush=True)
+        reason, fix = why_unwritten(error, directory)
+        _warn(f"{directory.name} has no record of what it was made with: {reason}. Fix: {fix}.")
 
 
-def record(directory: Path, facts: Mapping[str, Any]) -> None:
-    """Write a checkpoint's record: what it was made with, and its files with their sizes in bytes."""
-    write_record(directory, made_with=dict(facts), versions=versions())
+def record(directory: Path, facts: Mapping[str, Any], lacking: Sequence[str] = ()) -> None:
+    """Write a checkpoint's record: what it was made with, and its files with their sizes in bytes, `lacking` too."""
+    write_record(directory, lacking, made_with=dict(facts), versions=versions())

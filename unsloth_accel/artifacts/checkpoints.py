@@ -24,6 +24,11 @@ STATE = "trainer_state.json"
 _OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer_dcp", "optimizer_0")
 """Files of the optimizer: the Trainer's, accelerate's FSDP's as one file or in shards, Unsloth's in shards."""
 _RANDOM = re.compile(r"rng_state(?:_(\d+))?\.pth")
+STATE_OF_OURS, NUM_PROCESSES = "unsloth_accel", "num_processes"
+"""Keys in trainer_state.json's `stateful_callbacks`: of a run of ours it says how many processes trained."""
+
+_SHARD = re.compile(r"__(\d+)_\d+\.distcp")
+"""A shard of torch.distributed.checkpoint, by the rank that wrote it."""
 
 
 @dataclass(frozen=True)
@@ -175,11 +180,23 @@ def _missing(path: Path) -> str | None:
     return _missing_rank(path)
 
 
+def is_random_state(name: str) -> bool:
+    """Return whether a file of this name holds a rank's random state."""
+    return _RANDOM.fullmatch(name) is not None
+
+
 def _missing_rank(path: Path) -> str | None:
-    """Return the fault of a missing random state, as far as other ranks' files tell; the record knows them all."""
+    """Return the fault of a missing random state. How many there must be the record knows; without one the state of a
+    run of ours, or else as many as other ranks' files and shards tell: several write numbered ones, so at least two."""
     found = [match for file in path.iterdir() if (match := _RANDOM.fullmatch(file.name))]
     if not found:
         return "rng_state.pth is missing"
     ranks = {int(match[1]) for match in found if match[1]}
-    gap = next((rank for rank in range(max(ranks, default=-1)) if rank not in ranks), None)
+    shards = {int(match[1]) for file in path.glob("*/*.distcp") if (match := _SHARD.fullmatch(file.name))}
+    ours = read_json(path / STATE).get("stateful_callbacks")
+    told = ours.get(STATE_OF_OURS) if isinstance(ours, dict) else None
+    count = told.get(NUM_PROCESSES) if isinstance(told, dict) else None
+    numbered = max(2, *(number + 1 for number in ranks | shards)) if ranks else 0
+    expected = range(count if isinstance(count, int) and count > 1 else numbered)
+    gap = next((rank for rank in expected if rank not in ranks), None)
     return None if gap is None else f"rng_state_{gap}.pth is missing"

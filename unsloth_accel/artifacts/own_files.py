@@ -138,9 +138,11 @@ def filling(directory: str | Path) -> Iterator[Path]:
         write_record(temporary)
 
 
-def write_record(directory: Path, **more: object) -> None:
-    """Write the record of a filled directory: its files with their sizes in bytes, and `more`."""
-    write_atomically(directory / RECORD, json.dumps({**more, "files": files_of(directory)}, indent=2) + "\n")
+def write_record(directory: Path, lacking: Iterable[str] = (), **more: object) -> None:
+    """Write the record of a filled directory: its files with their sizes in bytes, also those that it is `lacking`, and
+    `more`."""
+    files = files_of(directory) | dict.fromkeys(lacking, 0)
+    write_atomically(directory / RECORD, json.dumps({**more, "files": files}, indent=2) + "\n")
 
 
 def remove_filled(directory: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..artifacts.run_directory import RunDirectory
 from ..errors import ConfigError, Problem
-from ..files import write_atomically
+from ..files import why_unwritten, write_atomically
 
 _MADE = "Made by unsloth_accel"
 """Words at the foot of every page."""
@@ -48,6 +48,7 @@ def _write(html: str, path: Path, *, asked: bool) -> Path:
             raise ConfigError(Problem(key=path.name, value=str(path), consequence=consequence, fix=fix))
         write_atomically(path, html)
     except OSError as error:
-        consequence, fix = f"can't be written: {error.strerror}.", "choose a file that you may write"
+        reason, fix = why_unwritten(error, path.parent)
+        consequence, fix = f"can't be written: {reason}.", f"{fix}, or choose another file"
         raise ConfigError(Problem(key="--out", value=str(path), consequence=consequence, fix=fix)) from None
     return path
