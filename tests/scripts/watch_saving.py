@@ -1,6 +1,7 @@
-"""Train a run.yaml and compare, at every save, what is on disk with what the ranks hold; rank 0 can't write once.
+"""Train a run.yaml and compare, at every save, what is on disk with what the ranks hold; rank 0 can't write twice.
 
-The second checkpoint fails on rank 0, as on a full disk, except under accelerate's FSDP, where that ends the run.
+The checkpoint of step 2 fails on rank 0 at its optimizer, as on a full disk, except under accelerate's FSDP, where that
+ends the run; that of step 3 at its adapter.
 Prints one line for each thing that it found right. Runs under every strategy; fsdp1 and fsdp2 need GPUs.
 """
 
@@ -46,10 +47,10 @@ def compare(directory: Path, what: str) -> None:
 class Watch(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         directory = Path(args.output_dir, f"checkpoint-{state.global_step}")
-        if state.global_step == 2 and full_at_2:
+        if state.global_step == 3 or (state.global_step == 2 and full_at_2):
             if first:
                 assert not directory.exists(), "half a checkpoint is left"
-                print("gone: checkpoint-2", flush=True)
+                print(f"gone: {directory.name}", flush=True)
             return
         compare(directory, directory.name)
         if first:
@@ -69,6 +70,14 @@ def full_disk(value: Any, file: Any, *args: Any, **kwargs: Any) -> None:
     write(value, file, *args, **kwargs)
 
 
+def full_before_it(*args: Any, **kwargs: Any) -> None:
+    if trainer.state.global_step == 3 and first:
+        raise OSError(28, "No space left on device")
+    write_adapter(*args, **kwargs)
+
+
+write_adapter = trainer._save
+trainer._save = full_before_it
 torch.save = full_disk
 trainer.add_callback(Watch())
 trainer.train()

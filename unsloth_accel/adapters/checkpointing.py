@@ -9,6 +9,8 @@ Mends, in transformers 5.17 with accelerate 1.15:
   its adapter is whole, and its record says that no run can go on from it.
 - A push that fails ends the training, and a checkpoint is pushed before all ranks have written it. Here it comes after.
 - TRL 1.15 writes a draft of a model card to output_dir/README.md with every checkpoint, whatever is there.
+- With `load_best_model_at_end` ranks meet at a barrier within a checkpoint: one that could not write the adapter never
+  gets there, and the others wait for it. Here what one can't write is told to all before it.
 - `load_best_model_at_end` keeps the last weights, as if they were the best, where the best checkpoint couldn't be
   written or is gone, and ends in an error where it is cut short. Here the best of those that were written is loaded;
   where there is none the last weights stay. Which they are is said, and told to who asks (`weights_kept`).
@@ -70,6 +72,8 @@ def keep_checkpoints(trainer: Trainer) -> None:
     if available("the adapter in a sharded run's checkpoints", needed=sharded):
         _save_model_gathered(trainer)
     if available("checkpoints that can't be written"):
+        if not trainer.is_fsdp_enabled:  # where all that is saved is gathered, and its faults are shared already
+            _share_faults(trainer)
         _survive_and_record(trainer)
 
 
@@ -250,6 +254,28 @@ def _save_model_gathered(trainer: Trainer) -> None:
             raise SaveError(fault)
         if trainer.args.push_to_hub and not _internal_call:
             trainer.push_to_hub(commit_message="Model save", revision=trainer.args.hub_revision)
+
+    trainer.save_model = save
+
+
+def _share_faults(trainer: Trainer) -> None:
+    """Raise what keeps a rank from writing a checkpoint's adapter on every rank: none waits for it at a barrier."""
+    save_model = trainer.save_model
+
+    def save(output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not _internal_call:  # a user's script may have one rank call it
+            save_model(output_dir)
+            return
+        fault = None
+        try:
+            save_model(output_dir, _internal_call=True)
+        except SaveError:
+            raise
+        except Exception as error:
+            fault = f"{type(error).__name__}: {first_line(error)}"
+        fault = next((told for told in of_every_rank(fault) if told), None)
+        if fault is not None:
+            raise SaveError(fault)
 
     trainer.save_model = save
 

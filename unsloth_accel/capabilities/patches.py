@@ -124,6 +124,9 @@ PATCHES = (
           adapter="adapters.checkpointing",
           cost="save_total_limit deletes directories of your own whose names begin with checkpoint-, and the older "
                "checkpoint before every process has written the newer one"),
+    Patch(what="the time-out of a CPU's collectives", place="torch/distributed/distributed_c10d.py: _set_pg_timeout",
+          adapter="adapters.gloo_timeout",
+          cost="on a CPU a rank waits half an hour for another, whatever training.ddp_timeout says"),
     Patch(what="a README of the user's own", place="trl/trainer/base_trainer.py: _BaseTrainer.create_model_card",
           adapter="adapters.checkpointing",
           cost="with each checkpoint TRL writes its draft of a model card over the README.md in output_dir"),

@@ -10,6 +10,7 @@ from ..adapters.ddp import wrap_after_evaluation
 from ..adapters.ddp_settings import choose_settings
 from ..adapters.epoch_order import order_by_epoch
 from ..adapters.fsdp2.generation import gather_in_generate
+from ..adapters.gloo_timeout import heed_timeout
 from ..adapters.held_out_loss import weigh_held_out
 from ..adapters.resuming import check_before_training
 from ..adapters.saving import let_numbered_cpus_load
@@ -56,6 +57,7 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
         choose_settings(trainer.accelerator, trainer.args)
         fit_to_strategy(trainer.accelerator)
         let_numbered_cpus_load()
+        heed_timeout(trainer.args)
         attend_at_once(trainer.accelerator.device)
         order_by_epoch(trainer)
         keep_checkpoints(trainer)
