@@ -146,6 +146,7 @@ def hostile(directory: Path, word: str) -> Path:
     results["after"]["answers"] = [{"question": word, "answer": word, "reference": word, "right": False}]
     results["before"]["answers"] = [{"question": word, "answer": word, "reference": word, "right": False}]
     results["versions"] = {word: word}
+    results["hub"] = {"repository": word, "url": word}
     _dump(directory / "results.json", results)
     decided = json.loads((directory / "plan.json").read_text(encoding="utf-8"))
     decided |= {"reasons": [word], "rejected": [{"strategy": word, "reason": word}], "strategy": word}

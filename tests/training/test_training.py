@@ -27,6 +27,8 @@ from conftest import (
     variable_rows,
     write_yaml,
 )
+from fake_hub import TOKEN as HUB_TOKEN
+from fake_hub import fake_hub
 
 from unsloth_accel.config.read_run import load
 from unsloth_accel.report.run_record import read_run_record
@@ -34,6 +36,16 @@ from unsloth_accel.report.run_record import read_run_record
 pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5
 TOKEN = "hf_aSecretThatNobodyShouldSee"
+LOADING = """
+import sys
+import unsloth
+from peft import AutoPeftModelForCausalLM
+one = AutoPeftModelForCausalLM.from_pretrained(sys.argv[1])
+other, tokenizer = unsloth.FastLanguageModel.from_pretrained(sys.argv[1], load_in_4bit=False)
+for model in (one, other):
+    trained = [tensor for name, tensor in model.named_parameters() if "lora_B" in name]
+    print(bool(trained) and all(float(tensor.abs().max()) > 0 for tensor in trained))
+"""
 
 
 def difference(one: Path, other: Path) -> dict[str, float]:
@@ -214,8 +226,11 @@ def test_going_on_from_an_adapter_until_nothing_gets_better(
     assert all(len(rank.steps) == 3 for rank in read_run_record(out).ranks)
 
 
-def test_resuming_goes_on_exactly(described: Path, straight: Path, tmp_path: Path) -> None:
-    """From checkpoint 3 of 6 to the end: the same losses and the same adapter as the straight run, to the bit."""
+def test_resuming_goes_on_exactly(
+    described: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From checkpoint 3 of 6 to the end: the same losses and the same adapter as the straight run, to the bit. It is
+    pushed to a Hub on this machine, by one rank, and loads from there."""
     out = tmp_path / "run"
     shutil.copytree(straight, out)
     shutil.rmtree(out / "adapter")
@@ -224,7 +239,29 @@ def test_resuming_goes_on_exactly(described: Path, straight: Path, tmp_path: Pat
     for path in mine:
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine", encoding="utf-8")
-    launch(described, out, "training.resume=true")
+    pushing = ("training.push_to_hub=true", "training.hub_model_id=tiny", "training.hub_token=${oc.env:HF_TOKEN}")
+    with fake_hub() as hub:
+        reached = {"HF_ENDPOINT": hub.url, "HF_TOKEN": HUB_TOKEN, "HF_HUB_CACHE": str(tmp_path / "cache")}
+        reached |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        for name, value in reached.items():
+            monkeypatch.setenv(name, value)
+        printed = launch(described, out, "training.resume=true", *pushing)
+        done = subprocess.run([sys.executable, "-c", LOADING, "someone/tiny"], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split()[-2:] == ["True", "True"], done.stdout + done.stderr
+    assert [title for _, _, title in hub.commits] == ["Training in progress, step 6", "End of training"]
+    files = hub.files["someone/tiny"]["main"]
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md"} <= {*files}
+    assert not {*files} & {"run.planned.yaml", "accelerate.yaml", "training_args.bin", "notes.md", "unsloth_accel.json"}
+    assert all(files[name] == (out / "adapter" / name).read_bytes() for name in files)
+    assert not any(HUB_TOKEN.encode() in held or TOKEN.encode() in held for held in files.values())
+    card = files["README.md"].decode()
+    assert "library_name: peft" in card
+    assert "FastLanguageModel.from_pretrained('OWNER/tiny'" in card
+    assert str(described.parent.parent) not in card, "the base's directory, which the Hub would refuse"
+    assert printed.count(f"pushed    {hub.url}/someone/tiny") == 1
+    assert f"{hub.url}/someone/tiny" in (out / "report.html").read_text(encoding="utf-8")
+    told = json.loads((out / "results.json").read_text(encoding="utf-8"))["hub"]
+    assert told == {"repository": "tiny", "url": f"{hub.url}/someone/tiny"}
     assert {path.read_text(encoding="utf-8") for path in mine} == {"mine"}
     assert difference(straight, out) == {"loss": 0.0, "grad_norm": 0.0, "adapter": 0.0}
     assert [step["step"] for step in steps(out)] == [1, 2, 3, 4, 5, 6]

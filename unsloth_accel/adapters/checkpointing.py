@@ -78,16 +78,9 @@ def keep_checkpoints(trainer: Trainer) -> None:
 
 
 def keep_readme(trainer: Trainer) -> None:
-    """Let TRL draft a model card only for a run that is pushed, and never in the place of a README.md."""
-    if not available("a README of the user's own"):
-        return
-    create_model_card = trainer.create_model_card
-
-    def create(*args: Any, **kwargs: Any) -> None:
-        if trainer.args.push_to_hub and not Path(trainer.args.output_dir, "README.md").exists():
-            create_model_card(*args, **kwargs)
-
-    trainer.create_model_card = create
+    """Let TRL draft no model card in output_dir: the adapter has one of its own (`model_card`)."""
+    if available("a README of the user's own"):
+        trainer.create_model_card = lambda *_, **__: None
 
 
 class BestCheckpoint(TrainerCallback):

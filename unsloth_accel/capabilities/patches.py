@@ -130,6 +130,9 @@ PATCHES = (
     Patch(what="a README of the user's own", place="trl/trainer/base_trainer.py: _BaseTrainer.create_model_card",
           adapter="adapters.checkpointing",
           cost="with each checkpoint TRL writes its draft of a model card over the README.md in output_dir"),
+    Patch(what="an adapter's card", place="peft/peft_model.py: PeftModel.create_or_update_model_card",
+          adapter="adapters.model_card",
+          cost="the adapter's card is PEFT's form to fill in, which the Hub refuses where the base is a directory"),
     Patch(what="rows in an order that is known",
           place="transformers/trainer.py: Trainer._get_train_sampler; transformers/trainer_pt_utils.py: "
                 "LengthGroupedSampler.generator", adapter="adapters.epoch_order",

@@ -28,7 +28,8 @@ from ..planning.planner import plan
 from ..report.at_end import reported, something_to_show
 from ..secret import HIDDEN, shown_word
 from ..strategies import STRATEGIES, choosable
-from ..validation.inputs import input_problems, output_problems, push_problems, taken_problems
+from ..validation.inputs import input_problems, output_problems, taken_problems
+from ..validation.push_checks import push_problems
 from ..validation.rules import Context, check_document, read_document
 from .arguments import Request, own_overrides, parse
 from .run_accelerate import Launch, parse_arguments, run_accelerate

@@ -12,15 +12,16 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..config.hub_cache import hub_snapshot
 from ..errors import ConfigError, Problem, first_line
 from ..files import is_directory, is_file
 from .safetensors_header import INDEX, SINGLE
 
+T = TypeVar("T")
 HUB_TIMEOUT = 5.0
-"""Seconds to wait for the hub before the download of config.json is given up."""
+"""Seconds to wait for the hub before a question, such as for config.json, is given up."""
 _QUANTIZED_SUFFIXES = ("-unsloth-bnb-4bit", "-bnb-4bit")
 _BNB_4BIT = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 
@@ -140,11 +141,11 @@ def _complete(snapshot: Path) -> bool:
 
 def _downloaded(name: str, revision: str | None) -> Found:
     fix = "give a directory with a config.json, or run once online so that it is in the hub's cache"
-    if _offline():
+    if hub_is_off():
         consequence = "is neither in the hub's cache nor a known shape, and the hub is switched off (HF_HUB_OFFLINE)."
         raise ConfigError(Problem(key="model.name", value=name, consequence=consequence, fix=fix))
     try:
-        path = _within(HUB_TIMEOUT, lambda: _download(name, revision))
+        path = within(HUB_TIMEOUT, lambda: _download(name, revision))
     except Exception as error:  # its kinds differ by version and transport; each means that there is no config.json
         consequence = f"is not at hand, and its config.json can't be had: {type(error).__name__}: {first_line(error)}."
         raise ConfigError(Problem(key="model.name", value=name, consequence=consequence, fix=fix)) from None
@@ -164,9 +165,9 @@ def _download(name: str, revision: str | None) -> Path:
         logger.setLevel(level)
 
 
-def _within(seconds: float, call: Callable[[], Path]) -> Path:
+def within(seconds: float, call: Callable[[], T]) -> T:
     """Return or raise what `call` does, or raise `TimeoutError`: huggingface_hub itself retries for much longer."""
-    done: Future[Path] = Future()
+    done: Future[T] = Future()
 
     def work() -> None:
         try:
@@ -181,7 +182,8 @@ def _within(seconds: float, call: Callable[[], Path]) -> Path:
         raise TimeoutError(f"no answer from the hub within {seconds:g} s") from None
 
 
-def _offline() -> bool:
+def hub_is_off() -> bool:
+    """Return whether huggingface_hub was told to ask nobody."""
     value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
     return value.upper() in ("1", "ON", "YES", "TRUE")
 

@@ -12,13 +12,14 @@ from .run_record import Recorded, at, number, rows, table, text
 
 def loading(run: Recorded) -> dict[str, Any]:
     """What stands in the code that loads what the run made, and in the commands for it."""
-    adapter = run.adapter or run.checkpoint
+    adapter, hub = run.adapter or run.checkpoint, table(at(run.results, "hub"))
     return {
         "adapter": adapter,
         "is_checkpoint": run.adapter is None and run.checkpoint is not None,
         "path": repr(str(adapter)),
         "length": at(run.run, "model", "max_seq_length") or 2048,
         "in_4bit": bool(at(run.run, "model", "load_in_4bit")),
+        "hub": "" if hub.get("error") else text(hub.get("url")),
         "merge": shlex.quote(str(run.directory if run.adapter else adapter)),
         "resume": shlex.quote(str(RunDirectory(run.directory).description)),
     }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from ..adapters import environment
 from ..artifacts.resume_facts import made_with
 from ..artifacts.run_directory import RunDirectory
 from ..callbacks.rank_log import RankLog
+from ..config.push_target import PushTarget
 from ..config.run_config import RunConfig
 from ..methods import Method
 from ..registry import imported
@@ -26,7 +28,9 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
 
     from ..adapters.checkpointing import describe, keep_readme
     from ..adapters.ddp_settings import gradients_in_buckets
+    from ..adapters.model_card import write_our_cards
     from ..adapters.out_of_memory import StepHalving, halve_on_out_of_memory
+    from ..adapters.pushing import Pushes
     from ..callbacks.early_stopping import EarlyStopping
     from ..callbacks.memory_watch import MemoryWatch
     from ..callbacks.observe import observe
@@ -72,6 +76,9 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     )
     describe(trainer, made_with(run))
     keep_readme(trainer)
+    write_our_cards(trainer, run)
+    if target := PushTarget.of(run):
+        trainer.add_callback(Pushes(target, partial(log.warn, "push")))
     return adapt(trainer)
 
 

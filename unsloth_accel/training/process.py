@@ -147,6 +147,7 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     trainer = build_trainer(run, log)
 
     from ..adapters.checkpointing import weights_kept
+    from ..adapters.pushing import pushes_of
     from ..adapters.real_batch import batch_of
     from ..adapters.saving import SaveError, of_every_rank, save_run, versions
     from ..callbacks.early_stopping import EarlyStopping
@@ -236,14 +237,31 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
         with phase("evaluating", log, about="held-out rows, after training"):
             results["after"] = evaluate(held, trainer)
     if environment.rank() == 0:
-        write_or_tell(RunDirectory(run.output_dir).results, json.dumps(results, indent=2) + "\n")
+        _write_results(run, results)
         print(summary(results, adapter), flush=True)
     if trainer.accelerator.device.type == "cuda":
         # NCCL warns when a process leaves without this; gloo would hang (adapters.gloo_exit).
         trainer.accelerator.end_training()
+    # Last, since it may take minutes, and no rank has to wait for it.
+    if adapter and (pushes := pushes_of(trainer)):
+        with phase("pushing", log, about=f"the adapter to {pushes.target.repository}"):
+            fault = pushes.finish(adapter, trainer.state.global_step)
+        results["hub"] = {"repository": pushes.target.repository, "url": pushes.url} | (
+            {"error": fault} if fault else {}
+        )
+        if fault:
+            log.warn("push", fault, trainer.state.global_step)
+            log.tell_own()
+        else:
+            print(f"pushed    {pushes.url}", flush=True)
+        _write_results(run, results)
     if unsaved is not None:
         raise unsaved
     return results
+
+
+def _write_results(run: RunConfig, results: dict[str, Any]) -> None:
+    write_or_tell(RunDirectory(run.output_dir).results, json.dumps(results, indent=2) + "\n")
 
 
 def build_trainer(run: RunConfig, log: RankLog | None = None) -> Trainer:

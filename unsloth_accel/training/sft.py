@@ -15,6 +15,7 @@ from ..config.run_config import RunConfig
 from ..methods import METHODS
 from ..registry import imported
 from .process import main
+from .process import train as train  # for a program that trains in its own process
 
 if TYPE_CHECKING:
     from trl import SFTConfig, SFTTrainer

@@ -28,6 +28,7 @@ def trainer_config(run: RunConfig, method: Method, own: dict[str, Any]) -> Any:
         **{key: value if is_secret(key) else shown(value) for key, value in run.trainer_fields().items()},
         **own,
         "output_dir": run.output_dir,
+        "push_to_hub": False,  # adapters.pushing does it
         **dict.fromkeys(checkpointing_fields(method.config_sources), checkpointing),
         "report_to": run.logging.report_to,
         "disable_tqdm": True,

@@ -13,7 +13,7 @@ from ..artifacts.checkpoints import Checkpoint, is_finished, newest
 from ..artifacts.own_files import is_of_a_run, made_in, taken
 from ..artifacts.run_directory import RunDirectory
 from ..config.run_config import RunConfig
-from ..config.start_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, model_of
+from ..config.start_adapter import model_of
 from ..data.formats import has_response, question_of, roles
 from ..data.rows import Rows, no_step, read_checked_rows
 from ..data.sources import locate
@@ -22,16 +22,10 @@ from ..errors import ConfigError, Problem, rows_text
 from ..methods import METHODS
 from ..models.locate import may_be_hub_id
 from ..models.spec import ModelSpec
-from ..secret import secrets_in
 from .vocabulary import vocabulary_problems
 
 STREAM_CHECKED = 1_000
 """Rows of a stream that are checked before anything starts; the others are checked when they are read."""
-_TEXTS = (".yaml", ".yml", ".json", ".jsonl", ".html", ".log", ".md", ".txt", ".sh", ".py", ".ipynb")
-_SEARCHED = 2**20
-"""Files in which a secret is looked for before they are pushed, up to that many bytes."""
-PUSHED = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "tokenizer.json", "tokenizer_config.json", "training_args.bin")
-"""Files that the Trainer copies into output_dir to push them (transformers 5.17, `Trainer._push_from_checkpoint`)."""
 
 
 def input_problems(run: RunConfig) -> list[Problem]:
@@ -171,31 +165,6 @@ def _bitsandbytes_problems(key: str, value: Any) -> list[Problem]:
     return [Problem(key=key, value=value, consequence=consequence, fix=fix)]
 
 
-def push_problems(run: RunConfig) -> list[Problem]:
-    """Return what would keep a run from being pushed to the Hub, or push a secret with it."""
-    if not run.training.get("push_to_hub"):
-        return []
-    from huggingface_hub import get_token
-
-    problems = []
-    if not run.training.get("hub_token") and get_token() is None:
-        consequence = "is missing, so the Trainer can't make the repository that training.push_to_hub asks for."
-        fix = "export HF_TOKEN=…, or hf auth login, or training.hub_token='${oc.env:MY_VARIABLE}'"
-        problems.append(Problem(key="training.hub_token", consequence=consequence, fix=fix))
-    secrets, directory = [*secrets_in(run.training)], Path(run.output_dir)
-    texts = [file for file in directory.rglob("*") if file.suffix in _TEXTS and file.is_file()] if secrets else []
-    for file in texts:
-        try:
-            held = file.read_text(encoding="utf-8", errors="replace") if file.stat().st_size < _SEARCHED else ""
-        except OSError:  # another user's, which can't be uploaded either
-            continue
-        if any(secret in held for secret in secrets):
-            consequence = f"uploads output_dir, and {file} there holds a secret of this run in plain text."
-            fix = "write ${oc.env:HF_TOKEN} there in its place, or move the file elsewhere"
-            problems.append(Problem(key="training.push_to_hub", value=True, consequence=consequence, fix=fix))
-    return problems
-
-
 def output_problems(run: RunConfig) -> list[Problem]:
     """Return the reasons why the run may not write into its output directory."""
     directory = Path(run.output_dir)
@@ -243,9 +212,7 @@ def _deleted_start_problems(run: RunConfig) -> list[Problem]:
 
 def taken_problems(run: RunConfig) -> list[Problem]:
     """Return a problem where a user's own stands in the place of what the run writes into its output directory."""
-    files = RunDirectory(run.output_dir)
-    more = [files.path / name for name in PUSHED] if run.training.get("push_to_hub") else []
-    return taken(run.output_dir, more, checkpoints=not run.resume)
+    return taken(run.output_dir, checkpoints=not run.resume)
 
 
 def _broken(found: Checkpoint, instead: Checkpoint) -> Problem:
