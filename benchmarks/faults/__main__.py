@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 import threading
 import time
@@ -23,6 +25,7 @@ from typing import Any
 from unsloth_accel.adapters.saving import versions
 from unsloth_accel.files import read_json, write_atomically
 
+from . import places, watched
 from .one_trial import run_trial
 from .page import OUT, filled
 from .places import begin_where_mounts_are_allowed
@@ -65,7 +68,18 @@ def main() -> int:
     begin_where_mounts_are_allowed()
     place = Workplace(Path(options.work).absolute(), options.device, options.forked)
     place.prepare()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)
     return report(wanted, place, options, out)
+
+
+def leave(number: int, frame: Any) -> None:
+    """End what was started, and leave at once: trials are in threads that nothing else ends."""
+    for launch in [*watched.running]:
+        launch.end()
+    for disk in [*places.mounted]:
+        disk.drop()
+    os._exit(128 + number)
 
 
 def chosen(options: argparse.Namespace, every: list[Trial], earlier: dict[str, Any]) -> list[Trial]:

@@ -39,6 +39,10 @@ def _mount(*words: str | Path) -> None:
         raise OSError(f"{words[0]}: {done.stderr.strip()}")
 
 
+mounted: set[Disk] = set()
+"""Disks that have not been dropped yet."""
+
+
 class Disk:
     """A disk of its own, with the run's output_dir on it."""
 
@@ -52,6 +56,7 @@ class Disk:
         self.path.mkdir(parents=True, exist_ok=True)
         _mount("mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", self.path)
         self._made = True
+        mounted.add(self)
 
     def fill(self, leaving: int = 0) -> None:
         """Leave `leaving` bytes, in whole pages of 4096."""
@@ -83,3 +88,4 @@ class Disk:
         if self._made:
             _mount("umount", "-l", self.path)
             self._made = False
+            mounted.discard(self)

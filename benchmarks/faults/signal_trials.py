@@ -10,8 +10,8 @@ from .trial import SAVE, STEPS, Strike, Trial, one, some_step
 
 KILL, TERM, STOP, SEGV, ABRT = (Signals[f"SIG{name}"] for name in ("KILL", "TERM", "STOP", "SEGV", "ABRT"))
 INT, HUP, QUIT = (Signals[f"SIG{name}"] for name in ("INT", "HUP", "QUIT"))
-ORPHANED = r"launcher\b.*\b(gone|ended|killed|died)|without .*launcher"
-HANGS = r"rank {}\b.*(hang|stopped|no sign of life|heartbeat|silent)"
+ORPHANED = r"\bend of its launcher|launcher\b.*\b(gone|ended|killed|died)"
+HANGS = r"rank {} hangs"
 OF_RANKS = (
     *((KILL, rank, "step", "") for rank in (0, 1)),
     *((TERM, rank, "step", "") for rank in (0, 1)),
@@ -38,10 +38,11 @@ def ranks(seed: int) -> list[Trial]:
         step = None if at in ("loading", "tokenising", "saving") else 2 * SAVE
         if at == "step":
             step = 1 if suffix else some_step(seed, name)
-        says = HANGS.format(rank) if number == STOP else rf"rank {rank}\b.*{number.name}"
+        says = HANGS.format(rank) if number == STOP else rf"rank {rank}\b.*{number.name}|{number.name}.*rank {rank}\b"
         strike = Strike(at=at, rank=rank, step=step, do=actions.rank(number))
         statuses = () if number == STOP else (128 + number,)
-        found.append(one(name, strike, fault=number.name, who=f"rank {rank}", says=says, statuses=statuses))
+        facts = {"fault": number.name, "who": f"rank {rank}", "says": says, "statuses": statuses}
+        found.append(one(name, strike, saves=number == TERM, **facts))
     first, then = some_step(seed, "rank-twice", 5, 7), some_step(seed, "rank-twice", 9, 13)
     strikes = [Strike(at="step", rank=rank, step=step, do=actions.rank(KILL)) for rank, step in ((0, first), (1, then))]
     return [*found, _twice(next(trial for trial in found if trial.fault == "SIGKILL"), "rank-sigkill-twice", strikes)]

@@ -28,6 +28,8 @@ STARTS: dict[str, tuple[str, ...]] = {
 }
 """How a launch is started, by what stands before its command."""
 _starting = threading.Lock()
+running: set[Watched] = set()
+"""Launches that have not been ended yet."""
 
 
 class Watched:
@@ -52,6 +54,7 @@ class Watched:
         os.close(theirs)
         if start == "terminal":
             self.terminal = ours
+        running.add(self)
         self.began = time.monotonic()
         self._reader = threading.Thread(target=self._read, args=(ours,), daemon=True)
         self._reader.start()
@@ -107,6 +110,7 @@ class Watched:
         psutil.wait_procs(left, timeout=20)
         self.process.wait()
         self._reader.join(5)
+        running.discard(self)
         return names
 
     def word(self, says: str, since: float) -> tuple[float, str] | None:
