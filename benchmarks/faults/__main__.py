@@ -26,12 +26,13 @@ from unsloth_accel.adapters.saving import versions
 from unsloth_accel.files import read_json, write_atomically
 
 from . import places, watched
+from .described import ROOT, SMOLLM2
 from .one_trial import run_trial
 from .page import OUT, filled
 from .places import begin_where_mounts_are_allowed
 from .trial import Trial
 from .trials import trials
-from .workplace import ROOT, SMOLLM2, Workplace
+from .workplace import Workplace
 
 
 def main() -> int:
@@ -106,7 +107,11 @@ def report(wanted: list[Trial], place: Workplace, options: argparse.Namespace, o
                 seen = run_trial(trial, place, options.seed)
             except Exception as error:  # the others go on
                 seen = {"verdict": "broken", "why": f"{type(error).__name__}: {error}"[:2000]}
-            seen |= {"date": time.strftime("%Y-%m-%d"), "seconds": round(time.monotonic() - first)}
+            seen |= {
+                "forked": place.forked,
+                "date": time.strftime("%Y-%m-%d"),
+                "seconds": round(time.monotonic() - first),
+            }
         with writing:
             facts = {"command": "python -m benchmarks.faults", "versions": versions(), "device": place.device}
             trials_of = read_json(out).get("trials", {}) | {trial.name: seen}

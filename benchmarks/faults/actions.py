@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,8 +54,20 @@ def launcher(number: signal.Signals) -> Action:
     return lambda scene: os.kill(scene.launch.launcher(), number)
 
 
+def impatient(number: signal.Signals) -> Action:
+    """As somebody does who can't wait."""
+
+    def send(scene: Scene) -> None:
+        launcher(number)(scene)
+        time.sleep(0.3)
+        with suppress(ProcessLookupError):
+            launcher(number)(scene)
+
+    return send
+
+
 def everybody(number: signal.Signals) -> Action:
-    """As a terminal does that is closed, to all that it has started."""
+    """As a scheduler does, and a terminal that is closed, to all that they have started."""
 
     def send(scene: Scene) -> None:
         for process in scene.launch.processes():

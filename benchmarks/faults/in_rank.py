@@ -2,7 +2,7 @@
 launch (UNSLOTH_ACCEL_PLUGINS), it does something only where the variable UNSLOTH_FAULTS says so.
 
 Signals and full disks come from outside, while the rank waits. What only a rank can do wrong itself (an exception, a
-NaN, other rows) it does here, once it has gone on.
+NaN, other rows) it does once it has gone on (`inside`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from .inside import watch
 
 VARIABLE = "UNSLOTH_FAULTS"
 PATIENCE = 60.0
@@ -55,76 +57,6 @@ class Rank:
         """Spend time on a step, once all has struck: real steps take as long, and what ends a run needs a moment."""
         if self.last.exists():
             time.sleep(self.pace)
-
-
-def fault(inside: str | None, trainer: Any, step: int) -> None:
-    """Go wrong as `inside` says, in a forward pass of optimizer step `step`."""
-    import torch
-
-    if inside == "raises":
-        raise RuntimeError(f"injected in step {step}")
-    if inside == "leaves":
-        os._exit(0)
-    if inside == "out of memory":
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB, injected")
-    weight = next(parameter for parameter in trainer.model.parameters() if parameter.requires_grad)
-    if inside == "nan":
-        weight.register_hook(lambda gradient: torch.full_like(gradient, float("nan")))
-    elif inside == "drift":
-        with torch.no_grad():
-            weight.view(-1)[0] += 1e-3
-
-
-def differ(inside: str | None, trainer: Any) -> None:
-    """Give this rank's trainer, before it trains, what the others don't have."""
-    if inside == "rows":
-        trainer.train_dataset = trainer.train_dataset.select(range(len(trainer.train_dataset) // 2))
-    elif inside == "rate":
-        trainer.args.learning_rate *= 2
-
-
-def watch(trainer: Any, rank: Rank) -> None:
-    """Have `trainer` say where it is."""
-    import torch
-    from transformers import TrainerCallback
-
-    def now() -> int:
-        return int(trainer.state.global_step) + 1
-
-    class Steps(TrainerCallback):
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            rank.slow()
-
-        def on_prediction_step(self, *_: Any, **__: Any) -> None:
-            rank.at("evaluating", now() - 1)
-
-    differ(rank.at("built"), trainer)
-    trainer.add_callback(Steps())
-    trainer.model.register_forward_pre_hook(
-        lambda model, _: fault(rank.at("step", now()), trainer, now()) if model.training else None
-    )
-    save, save_checkpoint, to_json = torch.save, trainer._save_checkpoint, trainer.state.save_to_json
-
-    def torch_save(thing: Any, file: Any, *args: Any, **kwargs: Any) -> None:
-        name = Path(file).name if isinstance(file, str | os.PathLike) else ""
-        rank.at(f"before {name}", now() - 1)
-        save(thing, file, *args, **kwargs)
-        if any(point["at"] == f"half of {name}" for _, point in rank.points):
-            os.truncate(file, os.path.getsize(file) // 2)
-            rank.at(f"half of {name}", now() - 1)
-            save(thing, file, *args, **kwargs)
-
-    def checkpoint(*args: Any, **kwargs: Any) -> None:
-        rank.at("checkpoint", now() - 1)
-        save_checkpoint(*args, **kwargs)
-        rank.at("after checkpoint", now() - 1)
-
-    def record(*args: Any, **kwargs: Any) -> None:
-        to_json(*args, **kwargs)
-        rank.at("record", now() - 1)
-
-    torch.save, trainer._save_checkpoint = torch_save, checkpoint
-    trainer.state.save_to_json = record
 
 
 def install(rank: Rank, process: Any) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import re
 import shutil
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,14 +16,10 @@ from unsloth_accel.verify.tensors import largest_difference, read_tensors
 
 from .actions import Scene
 from .places import Disk
-from .trial import Strike, Trial
-from .verdict import ENDING, verdict
-from .workplace import PATIENCE, Workplace, variables_of
-
-PACE = 1.0
-"""Seconds of a step, once a fault has struck."""
-LONGEST = 110.0
-"""Seconds from a fault to the end of all processes; whoever lives then is left over."""
+from .striking import plainly, struck_launch
+from .trial import Trial
+from .verdict import verdict
+from .workplace import PATIENCE, Workplace
 
 
 def run_trial(trial: Trial, place: Workplace, seed: int) -> dict[str, Any]:
@@ -44,7 +38,7 @@ def run_trial(trial: Trial, place: Workplace, seed: int) -> dict[str, Any]:
         seen = _seen(trial, place, directory, disk, random.Random(f"{seed} {trial.name}"))
     finally:
         disk.drop()
-    found, why = verdict(trial, seen)
+    found, why = verdict(trial, seen, place.device)
     if found == "ok":
         shutil.rmtree(directory, ignore_errors=True)
     return seen | {"verdict": found, "why": why}
@@ -64,7 +58,7 @@ def _seen(trial: Trial, place: Workplace, directory: Path, disk: Disk, chance: r
         overrides = trial.overrides if number == 0 or trial.prior else _going_on(output_dir)
         points = directory / f"points-{number}"
         scene = Scene(output_dir, disk, chance, lambda: place.launch(trial, directory / "second", output_dir))
-        launches.append(_struck(trial, strikes, scene, points, place, directory, overrides, variables))
+        launches.append(struck_launch(trial, strikes, scene, points, place, directory, overrides, variables))
     seen: dict[str, Any] = {
         "fault": trial.fault,
         "who": trial.who,
@@ -93,7 +87,7 @@ def _seen(trial: Trial, place: Workplace, directory: Path, disk: Disk, chance: r
             "status": running.process.returncode,
             "at": read_json(RunDirectory(output_dir).results).get("training", {}).get("resumed_at"),
             "adapter": _difference(RunDirectory(output_dir).adapter, reference),
-            "last_line": _plain(running.last_line, directory),
+            "last_line": plainly(running.last_line, directory),
             "processes_left": left,
         }
     return seen
@@ -101,70 +95,6 @@ def _seen(trial: Trial, place: Workplace, directory: Path, disk: Disk, chance: r
 
 def _going_on(output_dir: Path) -> tuple[str, ...]:
     return ("training.resume=true",) if checkpoints(output_dir) else ()
-
-
-def _struck(
-    trial: Trial,
-    strikes: tuple[Strike, ...],
-    scene: Scene,
-    points: Path,
-    place: Workplace,
-    directory: Path,
-    overrides: tuple[str, ...],
-    variables: dict[str, str],
-) -> dict[str, Any]:
-    """One launch, and all that strikes it."""
-    points.mkdir()
-    told = [{"rank": one.rank, "at": one.at, "step": one.step, "inside": one.inside} for one in strikes]
-    for number, strike in enumerate(strikes):
-        if strike.at == "start":
-            strike.do(scene)
-            (points / f"go-{number}").touch()
-    given = variables_of(told, points, PACE) | variables
-    running = scene.running = place.launch(trial, directory, scene.output_dir, overrides, variables=given)
-    since: float | None = None
-    struck = True
-    step = 0
-    for number, strike in enumerate(strikes):
-        reached = points / f"reached-{number}"
-        if strike.at == "start":
-            since = running.began
-            continue
-        running.wait(lambda reached=reached: reached.exists() or running.ended(), PATIENCE)  # type: ignore[misc]
-        if not reached.exists():
-            struck = False
-            break
-        scene.pid, step = map(int, reached.read_text(encoding="utf-8").split())
-        since = since or time.monotonic()
-        strike.do(scene)
-        (points / f"go-{number}").touch()
-    since = since or running.began
-    word: tuple[float, str] | None = None
-
-    def done() -> bool:
-        nonlocal word
-        word = word or (running.word(trial.says, since) if trial.says else None)
-        return running.ended()
-
-    running.wait(done, LONGEST if struck else 0)
-    ended = time.monotonic() - since
-    left = running.end()
-    done()
-    said = "\n".join(line for _, line in running.lines)
-    elsewhere = re.search(rf"(/\S*{directory.name}/tmp/\S+/adapter)\b", said)
-    others = [(one.process.returncode, _plain(one.last_line, directory)) for one in scene.others]
-    return {
-        "struck": struck,
-        "step": step,
-        "status": running.process.returncode,
-        "seconds_to_first_word": round(word[0] - since, 1) if word else None,
-        "first_word": _plain(word[1], directory)[:300] if word else None,
-        "seconds_to_end": round(ended, 1),
-        "processes_left": left,
-        "last_lines": _plain(" | ".join(line.strip() for _, line in running.lines[-ENDING:]), directory),
-        **({"other_launch": others} if others else {}),
-        **({"elsewhere": elsewhere[1]} if trial.elsewhere and elsewhere else {}),
-    }
 
 
 def _difference(adapter: Path, reference: Path) -> float | None:
@@ -175,8 +105,3 @@ def _difference(adapter: Path, reference: Path) -> float | None:
         return None
     wanted = read_tensors(RunDirectory(reference).adapter / ADAPTER_WEIGHTS)
     return largest_difference(found, wanted) if found.keys() == wanted.keys() else None
-
-
-def _plain(text: str, directory: Path) -> str:
-    """Files are named without where this machine keeps them."""
-    return text.replace(f"{directory}/", "").replace(f"{directory.parent}/", "")

@@ -80,7 +80,12 @@ def outside(seed: int) -> list[Trial]:
     at = Strike(at="step", step=some_step(seed, "outside"))
     closed, hangup, killed = (replace(at, do=do) for do in (actions.terminal, actions.everybody(HUP), actions.parent))
     told = {"says": "SIGHUP|launcher.*gone", "statuses": (128 + HUP, -HUP), "saves": True}
+    term = {"says": "SIGTERM", "statuses": (128 + TERM,), "saves": True}
+    interrupt = {"says": "SIGINT", "statuses": (128 + INT,)}
+    every, again = (replace(at, do=do) for do in (actions.everybody(TERM), actions.impatient(INT)))
     return [
+        one("everybody-sigterm", every, fault="SIGTERM", who="launcher and ranks", **term),
+        one("launcher-sigint-again", again, fault="SIGINT, and again at once", who="launcher", **interrupt),
         one("terminal-closed", closed, fault="terminal closed", who="launch", start="terminal", **told),
         one("nohup-sighup", hangup, fault="SIGHUP under nohup", who="launch", start="nohup", goes_on=True),
         # Nobody is left to ask for the launcher's exit status; bash's own is the signal's.

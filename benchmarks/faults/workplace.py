@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,15 @@ import yaml
 
 from benchmarks.strategies import write_texts
 from unsloth_accel.artifacts.run_directory import RunDirectory
-from unsloth_accel.config.run_config import LoggingConfig
 from unsloth_accel.registry import PLUGINS
 
 from . import in_rank
-from .trial import EVALUATE, SAVE, STEPS, Trial
+from .described import ROOT, described
+from .trial import SAVE, STEPS, Trial
 from .watched import Watched
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-SMOLLM2 = ROOT / "models" / "SmolLM2-135M-Instruct"
 PATIENCE = 420.0
 """Seconds that an undisturbed run may take; others may share the processor."""
-HANG_AFTER = 25
-"""Seconds without a sign of life after which a rank is told to hang; the default is a minute or more."""
 
 
 @dataclass
@@ -82,7 +78,9 @@ class Workplace:
         """Start `unsloth-accel launch` of the trial's run in `directory`."""
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "tmp").mkdir(exist_ok=True)
-        (directory / "run.yaml").write_text(yaml.safe_dump(self.described(trial, output_dir)), encoding="utf-8")
+        (directory / "run.yaml").write_text(
+            yaml.safe_dump(described(trial, self.work, self.device, output_dir)), encoding="utf-8"
+        )
         command = [sys.executable, "-m", "unsloth_accel.cli", "launch", str(directory / "run.yaml"), *overrides]
         environment = os.environ | {
             "TMPDIR": str(directory / "tmp"),
@@ -92,36 +90,6 @@ class Workplace:
         start = trial.start if variables else "plain"
         with self.starting():
             return Watched(command, start, environment, output_dir)
-
-    def described(self, trial: Trial, output_dir: Path) -> dict[str, Any]:
-        """The run's description."""
-        model = SMOLLM2 if trial.model == "smollm2" else self.work / trial.model
-        rows_per_process = 1 if trial.model == "smollm2" else 2
-        values: dict[str, Any] = {
-            "model": {"name": str(model), "max_seq_length": 64, "load_in_4bit": False},
-            "data": {"path": str(self.work / "rows.jsonl"), "eval_path": str(self.work / "held-out.jsonl")},
-            "batch": {"global_size": rows_per_process * trial.processes},
-            "distributed": {
-                "strategy": trial.strategy,
-                "num_processes": trial.processes,
-                **({"device": "cpu"} if self.device == "cpu" else {}),
-            },
-            "training": {
-                "max_steps": STEPS,
-                "save_strategy": "steps",
-                "save_steps": SAVE,
-                "save_total_limit": 2,
-                "eval_strategy": "steps",
-                "eval_steps": EVALUATE,
-                "logging_steps": 1,
-                "learning_rate": 1e-3,
-            },
-            "logging": {"progress": False, **({"hang_after": HANG_AFTER} if _has_watchdog() else {})},
-            "output_dir": str(output_dir),
-        }
-        for section, given in trial.settings.items():
-            values[section] = values.get(section, {}) | given
-        return values
 
     def undisturbed(self, trial: Trial, killed: bool = False) -> Path:
         """The output_dir of the trial's run without a fault, made once; with `killed`, ended after step 14."""
@@ -155,7 +123,3 @@ class Workplace:
 def variables_of(points: Sequence[Mapping[str, Any]], directory: Path, pace: float) -> dict[str, str]:
     """What tells ranks where to wait."""
     return {in_rank.VARIABLE: json.dumps({"points": points, "directory": str(directory), "pace": pace})}
-
-
-def _has_watchdog() -> bool:
-    return any(one.name == "hang_after" for one in fields(LoggingConfig))
