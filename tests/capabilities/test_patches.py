@@ -26,8 +26,14 @@ LISTED = {word for one in PATCHES for word in re.findall(r"\w+", one.place)}
 SETTINGS = {
     *("gradient_as_bucket_view", "find_unused_parameters", "ignored_modules", "device"),
     *("gradient_accumulation_steps", "per_device_train_batch_size", "train_dataset", "eval_dataset"),
-    *("num_input_tokens_seen", "should_save", "should_training_stop", "average_tokens_across_devices"),
-    *("best_metric", "best_global_step", "best_model_checkpoint"),
+    *(
+        "num_input_tokens_seen",
+        "should_save",
+        "should_training_stop",
+        "should_evaluate",
+        "average_tokens_across_devices",
+    ),
+    *("should_evaluate", "best_metric", "best_global_step", "best_model_checkpoint"),
     *("chat_template", "eos_token", "padding_side", "quant_storage", "module", "data", "grad", "forward"),
     *("weight", "tie_word_embeddings", "eos_token_id"),
 }
@@ -38,7 +44,9 @@ OURS = {
 }
 OF_NEWER_TORCH = {"_fsdp_param_groups"}
 """Looked for with a default beside the name that is listed."""
-STANDARD_LIBRARY = {"_option_string_actions", "environ", "excepthook", "stdout", "quiet", "silent", "__class__"}
+STANDARD_LIBRARY = {
+    *("_option_string_actions", "environ", "excepthook", "stdout", "quiet", "silent", "__class__", "_exit"),
+}
 
 
 def places() -> Iterator[tuple[Patch, str, str, list[str]]]:

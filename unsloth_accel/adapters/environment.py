@@ -30,6 +30,8 @@ from ..strategies import STRATEGIES
 from . import import_order
 from .gloo_exit import leave_in_peace
 
+PARENT = os.getppid()
+"""The launcher of this process, where it has one; later its parent may be another one, which means that it is gone."""
 CPU_TRAINER_WARNING = "Could not build the patched trl.trainer.sft_trainer"
 
 

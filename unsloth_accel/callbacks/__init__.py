@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .rank_sync import RankSync as RankSync
     from .rows_per_step import RowsPerStep as RowsPerStep
     from .run_log import RunLog as RunLog
+    from .step_agreement import StepAgreement as StepAgreement
     from .step_log import StepLog as StepLog
     from .stragglers import Stragglers as Stragglers
     from .throughput import Throughput as Throughput
@@ -34,6 +35,7 @@ _HOME = {
     "RankSync": "rank_sync",
     "RowsPerStep": "rows_per_step",
     "RunLog": "run_log",
+    "StepAgreement": "step_agreement",
     "StepLog": "step_log",
     "Stragglers": "stragglers",
     "Throughput": "throughput",

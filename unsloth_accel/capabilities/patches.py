@@ -264,5 +264,8 @@ PATCHES = (
     Patch(what="failures that accelerate tells", place="accelerate/commands/launch.py: is_rich_available",
           adapter="launch.run_accelerate",
           cost="with rich installed and debug on, accelerate prints a failure and returns as if all had gone well"),
+    Patch(what="signals that torchrun leaves alone",
+          place="torch/distributed/launcher/api.py: LaunchConfig.signals_to_handle",
+          adapter="launch.run_accelerate", cost="a SIGHUP that nohup has ignored stops the run"),
 )
 # fmt: on

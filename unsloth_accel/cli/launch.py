@@ -21,12 +21,14 @@ def parser() -> argparse.ArgumentParser:
         "script, where every flag of accelerate launch works. The config is validated first.",
         EXAMPLES,
         usage=(
-            "unsloth-accel launch RUN.yaml [key=value ...] [--dry-run] [accelerate launch flags]\n"
+            "unsloth-accel launch RUN.yaml [key=value ...] [--dry-run] [--resume-if-any] [accelerate launch flags]\n"
             "       unsloth-accel launch --config_file CONFIG.yaml [flags] [--dry-run] script.py [args ...]"
         ),
     )
     made.add_argument("words", nargs="*", metavar="RUN.yaml | script.py", help="what to launch, and its overrides")
     made.add_argument("--dry-run", action="store_true", help="show plan, command, environment and YAML; run nothing")
+    resume = "go on where output_dir holds a whole checkpoint, else start; do nothing where the run is finished"
+    made.add_argument("--resume-if-any", action="store_true", help=resume)
     made.add_argument("--config_file", metavar="CONFIG.yaml", help="launch your own script with this config")
     return made
 

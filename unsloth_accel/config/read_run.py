@@ -19,7 +19,7 @@ from ..methods import METHODS, USUAL_METHOD
 from ..secret import marked, plain, shown, shown_word
 from ..strategies import STRATEGIES
 from .row_formats import FIELDS, FORMATS, OPTIONAL
-from .run_config import OWN_TRAINING_KEYS, RunConfig
+from .run_config import IF_ANY, OWN_TRAINING_KEYS, RunConfig
 from .start_adapter import Adapter, find_adapter
 from .trainer_fields import CHECKPOINTING_FIELDS, accepts, training_fields, type_name
 from .written import references
@@ -43,6 +43,10 @@ _REFUSED = {
     "auto_find_batch_size": (
         "changes the batch inside the run, so batch.global_size would not hold.",
         "drop it, and set training.per_device_train_batch_size",
+    ),
+    "enable_jit_checkpoint": (
+        "saves each rank's part in a step of its own, where ranks wait for one another for ever.",
+        "drop it: after a SIGTERM all ranks save a checkpoint together, and end with status 143",
     ),
     "model_init_kwargs": (
         "is for a trainer that loads the model itself: Unsloth loads it before, so nothing here would have an effect.",
@@ -308,6 +312,14 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
         consequence = consequence if patience is None else "would take a worse loss for a better one."
         fix = f"{_PATIENCE}=…, or remove it" if patience is None else "give 0 or more"
         wrong("training.early_stopping_threshold", threshold, consequence, fix)
+    minutes = given("training.save_minutes")
+    if isinstance(minutes, int | float) and not minutes >= 0:
+        wrong(
+            "training.save_minutes",
+            minutes,
+            "must be at least 0.",
+            "give minutes, or 0 for no checkpoints by the clock",
+        )
     columns = {name for form, fields in FIELDS.items() for name in (*fields, *OPTIONAL.get(form, ()))}
     for name in given("data.columns") or ():
         if name not in columns:
@@ -337,9 +349,12 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
         below = tokens // length * length
         works = " or ".join(f"batch.global_tokens={size}" for size in (below, below + length) if size)
         wrong("batch.global_tokens", tokens, f"is not a multiple of model.max_seq_length={length}.", works)
-    if given("training.resume") is True and given("training.overwrite") is True:
+    resume = given("training.resume")
+    if isinstance(resume, str) and resume != IF_ANY:
+        wrong("training.resume", resume, "unknown value.", f"use one of: true, false, {IF_ANY}.")
+    if resume in (True, IF_ANY) and given("training.overwrite") is True:
         consequence = "resume keeps the earlier run, overwrite deletes it."
-        wrong("training.resume", True, consequence, "choose one of them", "run-resume-and-overwrite")
+        wrong("training.resume", resume, consequence, "choose one of them", "run-resume-and-overwrite")
     return problems
 
 

@@ -14,14 +14,19 @@ from ..methods import USUAL_METHOD
 from ..strategies import STRATEGIES, Strategy
 
 OWN_TRAINING_KEYS: dict[str, Any] = {
-    "resume": bool,
+    "resume": bool | str,
     "overwrite": bool,
     "early_stopping_patience": int,
     "early_stopping_threshold": float,
+    "save_minutes": float | None,
 }
 """Keys of `training` that are no fields of the method's config, and their types."""
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 """`all-linear`: the linear layers of a Llama-style decoder block, for which Unsloth has fused LoRA kernels."""
+IF_ANY = "if_any"
+"""Value of training.resume: go on where there is something to go on from, start where there is nothing."""
+SAVE_MINUTES, KEPT_CHECKPOINTS = 15.0, 2
+"""Minutes between checkpoints, and how many are kept, where a run doesn't say when it saves."""
 DEFAULT_PER_DEVICE = 8
 """Largest per-device batch, in rows, where memory sets no limit: on a CPU, or without a global batch."""
 
@@ -152,9 +157,10 @@ class RunConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     training: dict[str, Any] = field(default_factory=dict)
-    """Fields of the method's config (TRL's SFTConfig); `resume` and `overwrite` (true or false);
+    """Fields of the method's config (TRL's SFTConfig); `resume` (true, false or `if_any`) and `overwrite`;
     `early_stopping_patience`, the evaluations in a row without a better `metric_for_best_model` (by default the
-    held-out loss) after which training stops, and `early_stopping_threshold`, what counts as better."""
+    held-out loss) after which training stops, and `early_stopping_threshold`, what counts as better; `save_minutes`,
+    the minutes between checkpoints: 15 where neither `save_strategy` nor `save_steps` is given, 0 or null for none."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     output_dir: str = MISSING
@@ -171,11 +177,18 @@ class RunConfig:
 
     @property
     def resume(self) -> bool:
-        return bool(self.training.get("resume", False))
+        return self.training.get("resume") is True
 
     @property
     def overwrite(self) -> bool:
         return bool(self.training.get("overwrite", False))
+
+    @property
+    def save_minutes(self) -> float | None:
+        """Minutes between checkpoints by the clock, beside those of save_strategy; None for none."""
+        said = {"save_strategy", "save_steps"} & {*self.training}
+        minutes = self.training.get("save_minutes", None if said else SAVE_MINUTES)
+        return float(minutes) if minutes else None
 
     @property
     def early_stopping(self) -> dict[str, Any]:

@@ -36,6 +36,8 @@ def parse(tokens: Sequence[str]) -> Request:
         word = words.pop(0)
         if word == "--dry-run":
             dry_run = True
+        elif word == "--resume-if-any":
+            overrides.append("training.resume=if_any")
         elif word.startswith("-"):
             flags.append(word)
             if "=" not in word and words and takes_value(word):

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from ..artifacts import own_files
+from ..artifacts import own_files, resume_if_any
 from ..artifacts.resume_facts import resume_problems
 from ..artifacts.run_directory import RunDirectory
 from ..capabilities.probe import here, lacking
@@ -28,7 +28,7 @@ from ..planning.planner import plan
 from ..report.at_end import reported, something_to_show
 from ..secret import HIDDEN, shown_word
 from ..strategies import STRATEGIES, choosable
-from ..validation.inputs import input_problems, output_problems, taken_problems
+from ..validation.inputs import input_problems, output_problems, room_problems, taken_problems
 from ..validation.push_checks import push_problems
 from ..validation.rules import Context, check_document, read_document
 from .arguments import Request, own_overrides, parse
@@ -45,6 +45,7 @@ def for_run(request: Request, hardware: Hardware) -> tuple[Launch, Plan, list[Pr
     flags, overrides = own_overrides(request.accelerate_flags)
     run = load(request.run_yaml, [*request.overrides, *overrides])
     problems = [_on_the_command_line(word) for word in request.overrides if shown_word(word) != word]
+    run = resume_if_any.decided(run)
     if any(word.startswith("distributed.num_processes=") for word in overrides):
         run = _with_fitting_strategy(run)
     problems += run_problems(run)
@@ -86,7 +87,8 @@ def run_problems(run: RunConfig) -> list[Problem]:
 def plan_problems(decided: Plan) -> list[Problem]:
     """What would be lost by running a plan that was asked for."""
     resuming = resume_problems(from_dict(decided.resolved())) if decided.run.resume else []
-    return [*lacking(decided.strategy, decided.device), *_strategy_problems(decided), *resuming]
+    room = room_problems(decided.run, decided.checkpoint_gib)
+    return [*lacking(decided.strategy, decided.device), *_strategy_problems(decided), *resuming, *room]
 
 
 def _strategy_problems(decided: Plan) -> list[Problem]:
@@ -161,6 +163,9 @@ def launch(
     Raises `ConfigError` before anything is started or written, `LaunchError` when a rank fails.
     """
     request = parse(tokens)
+    if (done := finished(request)) and not request.dry_run:
+        print(f"nothing is left to do: {done.adapter} is there (training.resume=if_any)", flush=True)
+        return
     hardware = hardware or Hardware.detect()
     decided: Plan | None = None
     if request.run_yaml is None:
@@ -180,6 +185,15 @@ def launch(
         return
     with made_room(decided) as variables, reported(decided.run.output_dir):
         run(replace(command, environment=command.environment | variables))
+
+
+def finished(request: Request) -> RunDirectory | None:
+    """Return the directory of a run that is launched again (training.resume=if_any) and has nothing left to do."""
+    if request.run_yaml is None:
+        return None
+    _, overrides = own_overrides(request.accelerate_flags)
+    run = load(request.run_yaml, [*request.overrides, *overrides])
+    return RunDirectory(run.output_dir) if resume_if_any.is_done(run) else None
 
 
 @contextmanager

@@ -14,10 +14,12 @@ import selectors
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..artifacts import resume_if_any
 from ..artifacts.run_directory import RunDirectory
 from ..errors import LaunchError, Problem, raise_errors
 from ..files import read_json
@@ -28,7 +30,7 @@ from ..secret import shown_word
 from .arguments import Request
 from .child import Child
 from .clean_environment import environment_for_launch, memory_problems
-from .launcher import for_run, launch_of, made_room, plan_problems, run_problems
+from .launcher import finished, for_run, launch_of, made_room, plan_problems, run_problems
 from .run_accelerate import Launch
 
 
@@ -50,41 +52,52 @@ class Finished:
 
 
 def notebook_launch(
-    plan: Plan | str | os.PathLike[str], *overrides: str, resume: bool = False, overwrite: bool = False
+    plan: Plan | str | os.PathLike[str], *overrides: str, resume: bool | str = False, overwrite: bool = False
 ) -> Finished:
     """Run `plan` (or a run's YAML with `key=value` overrides) and wait; its output appears in the cell as it comes.
 
-    `resume` goes on from the newest checkpoint in output_dir, `overwrite` deletes an earlier run there.
+    `resume` goes on from the newest checkpoint in output_dir, with "if_any" where there is one, and returns what a
+    finished run left; `overwrite` deletes an earlier run there.
     Raises `ConfigError` with every problem before anything starts or is written, and `LaunchError` with the failing
     rank's own message and exit status. Interrupting the cell ends all ranks, then raises `KeyboardInterrupt`; they end
     with the kernel too.
     """
-    decided, problems = _prepare(plan, overrides, resume=resume, overwrite=overwrite)
-    raise_errors(problems)
-    for problem in [*problems, *memory_problems()]:
-        print(problem, file=sys.stderr)
-    command = launch_of(decided)
-    with made_room(decided) as variables, reported(decided.run.output_dir):
-        _run(replace(command, environment=command.environment | variables))
-    files = RunDirectory(Path(decided.run.output_dir).absolute())
+    words = {name: said for name, said in (("resume", resume), ("overwrite", overwrite)) if said}
+    done = finished(_request(plan, overrides, words)) if not isinstance(plan, Plan) else None
+    if isinstance(plan, Plan):
+        plan = replace(plan, run=replace(plan.run, training={**plan.run.training, **words}))
+        done = RunDirectory(plan.run.output_dir) if resume_if_any.is_done(plan.run) else None
+    if done is None:
+        decided, problems = _prepare(plan, overrides, words)
+        raise_errors(problems)
+        for problem in [*problems, *memory_problems()]:
+            print(problem, file=sys.stderr)
+        command = launch_of(decided)
+        with made_room(decided) as variables, reported(decided.run.output_dir):
+            _run(replace(command, environment=command.environment | variables))
+        done = RunDirectory(decided.run.output_dir)
+    files = RunDirectory(done.path.absolute())
     lines = files.step_log.read_text(encoding="utf-8").splitlines() if files.step_log.is_file() else []
     results = read_json(files.results)  # empty where there was no room for it
     steps = [step for step in map(json.loads, lines) if "loss" in step]
     return Finished(output_dir=files.path, results=results, steps=steps)
 
 
+def _request(run_yaml: str | os.PathLike[str], overrides: tuple[str, ...], words: Mapping[str, bool | str]) -> Request:
+    said = (f"training.{word}={str(value).lower()}" for word, value in words.items())
+    return Request(run_yaml=os.fspath(run_yaml), overrides=(*overrides, *said))
+
+
 def _prepare(
-    plan: Plan | str | os.PathLike[str], overrides: tuple[str, ...], *, resume: bool, overwrite: bool
+    plan: Plan | str | os.PathLike[str], overrides: tuple[str, ...], words: Mapping[str, bool | str]
 ) -> tuple[Plan, list[Problem]]:
-    words = {name: True for name, said in (("resume", resume), ("overwrite", overwrite)) if said}
     if not isinstance(plan, Plan):
-        given = (*overrides, *(f"training.{word}=true" for word in words))
-        _, decided, problems = for_run(Request(run_yaml=os.fspath(plan), overrides=given), Hardware.detect())
+        _, decided, problems = for_run(_request(plan, overrides, words), Hardware.detect())
         print(decided, flush=True)
         return decided, problems
     consequence, fix = "comes too late: the plan is made.", 'ua.plan("run.yaml", "key=value")'
     problems = [Problem(key=shown_word(override), consequence=consequence, fix=fix) for override in overrides]
-    plan = replace(plan, run=replace(plan.run, training={**plan.run.training, **words}))
+    plan = replace(plan, run=resume_if_any.decided(plan.run))
     if plan.run.resume and plan.run.overwrite:
         consequence = "resume keeps the earlier run, overwrite deletes it."
         problems.append(Problem(key="training.resume", value=True, consequence=consequence, fix="choose one of them"))

@@ -26,6 +26,12 @@ from ..artifacts.run_directory import ERRORS, RunDirectory
 from ..capabilities.probe import available
 from ..errors import LaunchError, UnslothAccelError
 from ..files import write_atomically
+from .broken_streams import leave_broken_streams
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""Signals that stop a launch, and that a rank takes as a stop request (`callbacks.stop_request`)."""
+PATIENCE = 30.0
+"""Seconds that ranks get to save and end, before SIGKILL; torchrun's agent gives them as many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +58,10 @@ class Launch:
 def run_accelerate(command: Launch) -> None:
     """Run `accelerate launch` with `command` in this process and wait; all ranks have ended when it returns.
 
-    Raises `LaunchError` with the failing rank, its exit status and, where it left one, its error.
+    A signal that stops it (`SIGNALS`) goes to the ranks, which get `PATIENCE` seconds to save and end; a SIGHUP that
+    was ignored when it started (nohup) is ignored here and there.
+    Raises `LaunchError` with the failing rank, its exit status and, where it left one, its error; after a signal with
+    128 plus the signal's number.
     """
     import subprocess
 
@@ -70,7 +79,13 @@ def run_accelerate(command: Launch) -> None:
     tells = available("failures that accelerate tells")
     is_rich_available = accelerate_launch.is_rich_available if tells else None
     accelerate_launch.is_rich_available = lambda: False
-    previous = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    taken = [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
+    # torchrun's agent has handlers of its own, and takes an ignored signal too where it isn't told.
+    if available("signals that torchrun leaves alone", needed=ignored):
+        arguments.signals_to_handle = ",".join(number.name for number in taken)
+    previous = {number: signal.signal(number, _stop) for number in taken}
+    stopped: signal.Signals | None = None
     others = set(psutil.Process().children(recursive=True))
     try:
         accelerate_launch.launch_command(arguments)
@@ -79,19 +94,21 @@ def run_accelerate(command: Launch) -> None:
     except subprocess.CalledProcessError as error:
         raise _failure(command, {0: error.returncode}) from None
     except (SignalException, KeyboardInterrupt) as error:
-        number = getattr(error, "sigval", signal.SIGINT)
-        raise LaunchError(f"stopped by {signal.Signals(number).name}; all ranks ended.", 128 + number) from None
+        stopped = signal.Signals(getattr(error, "sigval", signal.SIGINT))
     except (ValueError, OSError) as error:
         raise LaunchError(f"accelerate launch: {error}", 2) from None
     finally:
         accelerate_launch.is_rich_available = is_rich_available
         for number in previous:  # a second Ctrl-C must not leave ranks running
             signal.signal(number, signal.SIG_IGN)
-        _end_children(others)
+        _end_children(others, stopped or signal.SIGTERM)
         for number, handler in previous.items():
             signal.signal(number, handler)
         for name in command.secrets:
             os.environ.pop(name, None)
+    if stopped is not None:
+        leave_broken_streams()
+        raise _stopped(command, stopped)
 
 
 class _Stopped(KeyboardInterrupt):
@@ -105,27 +122,45 @@ def _stop(number: int, frame: Any) -> None:
     raise _Stopped(number)
 
 
-def _end_children(others: set[Any], patience: float = 10.0) -> None:
-    """End the processes that this one started since it had `others`, `patience` seconds after asking them to."""
+def _end_children(others: set[Any], number: int, patience: float = PATIENCE) -> None:
+    """End the processes that this one started since it had `others`, `patience` seconds after sending its own children,
+    the ranks, the signal `number`; what the ranks started (loaders of rows that they may still need) comes after them.
+    """
     import psutil
 
-    children = [child for child in psutil.Process().children(recursive=True) if child not in others]
-    for child in children:
+    this = psutil.Process()
+    started = [child for child in this.children(recursive=True) if child not in others]
+    ranks = [child for child in this.children() if child in started]
+    for processes, asked, seconds in ((ranks, number, patience), (started, signal.SIGTERM, 5.0)):
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(asked)
+        _, alive = psutil.wait_procs(processes, timeout=seconds)
+    for process in alive:
         with suppress(psutil.NoSuchProcess):
-            child.terminate()
-    _, alive = psutil.wait_procs(children, timeout=patience)
-    for child in alive:
-        with suppress(psutil.NoSuchProcess):
-            child.kill()
+            process.kill()
+
+
+def _reports(command: Launch) -> list[dict[str, Any]]:
+    """Return what ranks left of their errors, in the order in which they failed."""
+    left = RunDirectory(command.output_dir).told_errors() if command.output_dir else []
+    return sorted((json.loads(path.read_text(encoding="utf-8")) for path in left), key=itemgetter("time"))
+
+
+def _stopped(command: Launch, number: signal.Signals) -> LaunchError:
+    """Return the error of a launch that a signal stopped: in the ranks' words where all of them agreed to stop."""
+    left = [one for one in _reports(command) if one["exit_status"] == 128 + number]
+    message = next((one["message"] for one in left if one["every_rank"]), "")
+    told = f" Rank {left[0]['rank']}: {left[0]['message']}" if left else ""
+    return LaunchError(message or f"stopped by {number.name}; all ranks ended.{told}", 128 + number)
 
 
 def _failure(command: Launch, ended: dict[int, int]) -> LaunchError:
     """Return the error of failed ranks: which one fell first, and its own message if it left one.
 
-    `ended` holds exit statuses by rank; a negative one is the signal that ended the rank.
+    `ended` holds exit statuses by rank, first of those that fell first; a negative one is the signal that ended it.
     """
-    left = RunDirectory(command.output_dir).told_errors() if command.output_dir else []
-    reports = sorted((json.loads(path.read_text(encoding="utf-8")) for path in left), key=itemgetter("time"))
+    reports = _reports(command)
     reported = {report["rank"] for report in reports}
     # A rank that was killed leaves no word, and its peers fall over the connection it left; torchrun's own SIGTERM
     # to the peers comes after a failure.
@@ -138,10 +173,12 @@ def _failure(command: Launch, ended: dict[int, int]) -> LaunchError:
         first = reports[0]
         where = "" if first["every_rank"] else f"rank {first['rank']} failed: "
         return LaunchError(f"{where}{first['message']}", first["exit_status"])
-    # torchrun ends the other ranks with SIGTERM once one has failed.
-    rank, status = next(((r, s) for r, s in ended.items() if s > 0), next(iter(ended.items())))
-    if status < 0:
-        return LaunchError(f"rank {rank} was ended by {signal.Signals(-status).name}.", 128 - status)
+    # torchrun ends the other ranks with SIGTERM once one has failed; one that takes it leaves with this status.
+    asked = 128 + signal.SIGTERM
+    rank, status = next(((r, s) for r, s in ended.items() if s > 0 and s != asked), next(iter(ended.items())))
+    if status < 0 or status == asked:
+        number = signal.Signals(-status if status < 0 else status - 128)
+        return LaunchError(f"rank {rank} was ended by {number.name}.", 128 + number)
     return LaunchError(f"rank {rank} failed with exit status {status}; its own error is above.", status)
 
 

@@ -51,6 +51,8 @@ class Plan:
     """Memory per GPU (on a CPU: per process, of the machine's memory); None where the model's shapes are unknown."""
     speed: Speed | None = None
     """Estimated speed; None on a CPU and for unknown cards."""
+    checkpoint_gib: float | None = None
+    """Size of a checkpoint: the adapter in float32 and its optimizer; None where the model's shapes are unknown."""
     spec: ModelSpec | None = None
     adapter: Adapter | None = None
     """Adapter that training goes on from."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ..config.run_config import KEPT_CHECKPOINTS
 from ..methods import USUAL_METHOD
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "gradient_accumulation_steps": plan.batch.accumulation,
         "mixed_precision": plan.mixed_precision,
         "memory_gib": plan.memory.to_dict() if plan.memory else {},
+        "checkpoints": checkpoints(plan),
         "estimated_step_seconds": round(speed.step_seconds, 4) if speed else None,
         "estimated_tokens_per_second": round(speed.tokens_per_second) if speed else None,
         "reasons": list(plan.reasons),
@@ -54,6 +56,15 @@ def model(plan: Plan) -> dict[str, Any]:
     }
 
 
+def checkpoints(plan: Plan) -> dict[str, Any] | None:
+    """Return what is known about checkpoints by the clock; None where the run has none."""
+    run, size = plan.run, plan.checkpoint_gib
+    if run.save_minutes is None:
+        return None
+    kept = run.training.get("save_total_limit", KEPT_CHECKPOINTS)
+    return {"save_minutes": run.save_minutes, "kept": kept, "gib_each": None if size is None else round(size, 3)}
+
+
 def as_text(plan: Plan) -> str:
     """Return the plan as aligned lines, as `launch` prints them."""
     return "\n".join(f"  {name:<10} {text}" for name, text in lines(plan))
@@ -78,6 +89,11 @@ def lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "memory", f"{plan.memory.total:.1f} GiB per {'process' if plan.device == 'cpu' else 'GPU'}: {terms}"
     if plan.speed:
         yield "speed", f"about {plan.speed.tokens_per_second:,.0f} tokens/s, {plan.speed.step_seconds:.2f} s per step"
+    if found := checkpoints(plan):
+        kept = f", the newest {found['kept']} kept" if found["kept"] else ""
+        what = "adapter" if plan.run.training.get("save_only_model") else "adapter, optimizer"
+        size = f": {_size(plan.checkpoint_gib)} each ({what})" if plan.checkpoint_gib else ""
+        yield "saving", f"a checkpoint every {found['save_minutes']:g} minutes{kept}{size}"
     for reason in plan.reasons:
         yield "because", reason
     for option in plan.rejected:
@@ -153,6 +169,10 @@ def _large(terms: dict[str, float]) -> list[tuple[str, float]]:
 
 def _named(option: Any) -> str:
     return option.reason if len(option.strategy) < 7 else f"{option.strategy}: {option.reason}"
+
+
+def _size(gib: float) -> str:
+    return f"{gib:.2f} GiB" if gib >= 0.1 else f"{gib * 1024:.1f} MiB"
 
 
 def _count(parameters: int) -> str:

@@ -18,7 +18,7 @@ from ..models.lora_targets import Targets, targets
 from ..models.spec import TOWER, ModelSpec
 from ..strategies import STRATEGIES, usual
 from .batch import Batch, check_divisible, divide_batch, divisors, gives_way
-from .memory_estimate import ESTIMATE_ERROR, OPTIMIZER, Workload, needs_gpu, optimizer_for
+from .memory_estimate import ESTIMATE_ERROR, GIB, OPTIMIZER, OPTIMIZER_BYTES, Workload, needs_gpu, optimizer_for
 from .packing_choice import with_packing
 from .plan import Plan
 from .precision import choose_precision
@@ -109,6 +109,7 @@ def plan(
         reasons=tuple(reasons),
         rejected=rejected,
         memory=chosen.memory if chosen else None,
+        checkpoint_gib=_checkpoint_gib(run, trained.parameters) if spec else None,
         speed=chosen.speed if chosen and device == "cuda" else None,
         spec=spec,
         hardware=hardware,
@@ -116,6 +117,12 @@ def plan(
         run=run,
         adapter=adapter,
     )
+
+
+def _checkpoint_gib(run: RunConfig, trained: int) -> float:
+    """Return the size of a checkpoint, in GiB: `trained` parameters as Unsloth keeps them, and their optimizer."""
+    state = 0 if run.training.get("save_only_model") else OPTIMIZER_BYTES.get(str(run.training.get("optim")), 8)
+    return trained * (4 + state) / GIB
 
 
 def _device(run: RunConfig, hardware: Hardware, reasons: list[str]) -> Literal["cuda", "cpu"]:

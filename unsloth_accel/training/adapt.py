@@ -21,6 +21,7 @@ from ..callbacks.guard import Guard
 from ..callbacks.order import figures_first
 from ..callbacks.rows_per_step import RowsPerStep
 from ..callbacks.shards_again import ShardsAgain
+from ..callbacks.step_agreement import stop_when_asked
 from ..capabilities.probe import available
 from ..registry import imported
 from ..strategies import STRATEGIES
@@ -42,6 +43,8 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
     (`adapters.token_count`), held-out losses depend on the number of processes (`adapters.held_out_loss`), rows grouped
     by length come in an order of chance (`adapters.epoch_order`), and a sharded run saves no adapter in its checkpoints
     (`adapters.checkpointing`).
+    A SIGTERM, or the end of the launcher, loses what was trained: with it all ranks save a checkpoint after the same
+    step and end with the exit status that tells it (`callbacks.StepAgreement`).
     The guard stops the run, with the reason, when its world is not the one that was launched, its ranks are not
     synchronised (`unsloth_accel.callbacks.Guard`), or they were given different rows, arguments or models
     (`adapters.rank_agreement`).
@@ -71,6 +74,7 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
         trainer.add_callback(Guard())
         if not any(isinstance(callback, RowsPerStep) for callback in trainer.callback_handler.callbacks):
             trainer.add_callback(RowsPerStep())
+        stop_when_asked(trainer)
     figures_first(trainer)
     return trainer
 

@@ -38,6 +38,7 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     from ..callbacks.progress import Progress
     from ..callbacks.reporters import spare_training
     from ..callbacks.rows_per_step import RowsPerStep
+    from ..callbacks.step_agreement import StepAgreement
     from ..callbacks.step_log import StepLog
     from ..callbacks.verify_record import add_if_asked
     from .adapt import adapt
@@ -61,6 +62,8 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     trainer.add_callback(StepLog(RunDirectory(run.output_dir).step_log))
     if run.early_stopping:
         trainer.add_callback(EarlyStopping(**run.early_stopping))
+    saves = bool(run.save_minutes) or run.training.get("save_strategy") not in ("no", False)
+    trainer.add_callback(StepAgreement(run.save_minutes, saves=saves))
     for path in method.callbacks:
         trainer.add_callback(imported(path)())
     if run.logging.progress:

@@ -15,12 +15,14 @@ import time
 import traceback
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth is imported)
 
 from ..adapters import environment
+from ..artifacts import resume_if_any
 from ..artifacts.checkpoints import STATE, checkpoints
 from ..artifacts.log_file import LogFile, keep_printing, write_or_tell
 from ..artifacts.own_files import is_of_a_run, taken
@@ -28,6 +30,7 @@ from ..artifacts.resume_facts import facts_of_run
 from ..artifacts.run_directory import RunDirectory
 from ..callbacks.phases import phase
 from ..callbacks.rank_log import RankLog
+from ..callbacks.stop_request import GONE, REQUEST
 from ..config.promise import PLANNED
 from ..config.read_run import load
 from ..config.run_config import RunConfig
@@ -55,7 +58,7 @@ def _main(run_yaml: str, overrides: tuple[str, ...], held: ExitStack) -> int:
     environment.show_own_errors_plainly()
     keep_printing()
     try:
-        run = load(run_yaml, overrides)
+        run = resume_if_any.decided(load(run_yaml, overrides))
         check_description(run_yaml)
         run, told = keep_rows(run, environment.world_size())
         _claim(run, held)
@@ -73,6 +76,13 @@ def _main(run_yaml: str, overrides: tuple[str, ...], held: ExitStack) -> int:
     # Under torchrun there is no accelerate config, whose comment carries them; without them it would be DDP.
     if run.strategy:
         os.environ |= run.strategy.variables(in_4bit=run.model.load_in_4bit)
+    output = RunDirectory(run.output_dir).rank_output(environment.rank())
+    REQUEST.know(run.output_dir, output, partial(report_error, run.output_dir, environment.rank()))
+    with REQUEST.listening():
+        return _train_and_tell(run)
+
+
+def _train_and_tell(run: RunConfig) -> int:
     try:
         train(run)
     except BaseException as caught:
@@ -122,10 +132,10 @@ def _plainly(error: BaseException, run: RunConfig) -> BaseException:
 
 
 def _reported() -> bool:
-    """Whether `unsloth-accel launch RUN.yaml` started this process: it tells what failed and makes the run's report;
-    nobody else does."""
+    """Whether `unsloth-accel launch RUN.yaml` started this process and lives: it tells what failed and makes the run's
+    report; nobody else does."""
     promised = environment.promise()
-    return promised is not None and promised.made_by == PLANNED
+    return promised is not None and promised.made_by == PLANNED and REQUEST.number != GONE
 
 
 def train(run: RunConfig) -> dict[str, Any]:
@@ -136,6 +146,7 @@ def train(run: RunConfig) -> dict[str, Any]:
         sys.stdout = LogFile(files.rank_output(environment.rank()), anew=True).as_text()
     newest = [str(path) for path in checkpoints(run.output_dir)[-1:]] if run.resume else []
     log = RankLog(files.logs, environment.rank(), resumed=bool(newest))
+    REQUEST.know(run.output_dir, tell=log.failed)
     try:
         return _train(run, newest, log)
     except BaseException as error:
@@ -178,6 +189,7 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     kept = SaveFirst(lambda elsewhere: save_run(trainer, run, elsewhere))
     trainer.callback_handler.callbacks.insert(0, kept)
     started = time.perf_counter()
+    REQUEST.hold()
     try:
         with phase("training", log):
             outcome = trainer.train(resume_from_checkpoint=newest[0] if newest else None)
@@ -233,6 +245,7 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
             log.warnings.append(
                 log.write("error", source="adapter", step=trainer.state.global_step, message=str(error))
             )
+    REQUEST.release("after its adapter was saved")
     if held:
         with phase("evaluating", log, about="held-out rows, after training"):
             results["after"] = evaluate(held, trainer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config.run_config import RunConfig
+from ..config.run_config import KEPT_CHECKPOINTS, RunConfig
 from ..config.trainer_fields import checkpointing_fields
 from ..errors import ConfigError, Problem
 from ..methods import Method
@@ -21,7 +21,7 @@ def trainer_config(run: RunConfig, method: Method, own: dict[str, Any]) -> Any:
     checkpointing = bool(CHECKPOINTING[run.model.gradient_checkpointing])
     fields = {
         "logging_steps": 1,
-        "save_strategy": "no",
+        **_saving(run),
         # Real tokens over all ranks, for tokens per second (adapters.token_count).
         "include_num_input_tokens_seen": "non_padding",
         # Elsewhere than in a field of its own no secret is of use to the Trainer, and trackers would write it down.
@@ -43,3 +43,10 @@ def trainer_config(run: RunConfig, method: Method, own: dict[str, Any]) -> Any:
         fix = "correct the field of `training` that it names"
         consequence = f"{method.config_name} refuses it: {error}"
         raise ConfigError(Problem(key="training", consequence=consequence, fix=fix)) from None
+
+
+def _saving(run: RunConfig) -> dict[str, Any]:
+    """Return when checkpoints are written where the run doesn't say it: by the clock (`callbacks.StepAgreement`)."""
+    if "save_steps" in run.training:
+        return {}  # the Trainer's own strategy, steps
+    return {"save_strategy": "no", **({"save_total_limit": KEPT_CHECKPOINTS} if run.save_minutes else {})}

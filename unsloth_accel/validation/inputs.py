@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,7 @@ def output_problems(run: RunConfig) -> list[Problem]:
     """Return the reasons why the run may not write into its output directory."""
     directory = Path(run.output_dir)
     # The nearest directory that exists decides whether the rest can be made.
-    existing = next((path for path in (directory, *directory.absolute().parents) if _exists(path)), Path("/"))
+    existing = _existing(directory)
     problem = partial(Problem, key="output_dir", value=run.output_dir)
     if not existing.is_dir():
         return [problem(consequence=f"{existing} is a file.", fix="choose a directory")]
@@ -197,6 +198,24 @@ def output_problems(run: RunConfig) -> list[Problem]:
     delete = "training.overwrite=true to delete it, " if known else ""
     fix = f"training.resume=true to go on, {delete}or another output_dir"
     return [problem(consequence=f"already holds {held}, which this run would overwrite.", fix=fix)]
+
+
+def room_problems(run: RunConfig, checkpoint_gib: float | None) -> list[Problem]:
+    """Return a warning where the disk of output_dir holds no three checkpoints by the clock: two that are kept, and the
+    one that is written before the oldest goes."""
+    if run.save_minutes is None or not checkpoint_gib:
+        return []
+    free = shutil.disk_usage(_existing(Path(run.output_dir))).free / 2**30
+    if free >= 3 * checkpoint_gib:
+        return []
+    consequence = f"its disk has {free:.1f} GiB left, and three checkpoints take {3 * checkpoint_gib:.1f} GiB."
+    fix = "make room, choose another disk, or training.save_minutes=0 for no checkpoints by the clock"
+    return [Problem(key="output_dir", value=run.output_dir, consequence=consequence, fix=fix, severity="warning")]
+
+
+def _existing(directory: Path) -> Path:
+    """Return the nearest directory that exists."""
+    return next((path for path in (directory, *directory.absolute().parents) if _exists(path)), Path("/"))
 
 
 def _deleted_start_problems(run: RunConfig) -> list[Problem]:

@@ -1,0 +1,123 @@
+"""What ranks agree on at the end of a step; a run that is stopped is in training/test_stopping.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fork_server
+import pytest
+from conftest import ROOT, SCRIPTS
+
+
+def test_two_ranks_stop_and_save_after_the_same_step(tmp_path: Path) -> None:
+    """A step after it was asked for; in the same where steps are long, and in the first."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+    words += ["--rdzv-endpoint=localhost:0", str(SCRIPTS / "agree_on_steps.py"), str(tmp_path)]
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    done = fork_server.run(words, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    told = [json.loads((tmp_path / f"rank-{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
+    assert told[0]["told"] == told[1]["told"]
+    at_once, later, long, saved, last = told[0]["told"]
+    words = ", as rank 1 was asked to end by SIGTERM; there is no whole checkpoint."
+    for found, step in ((at_once, 1), (later, 6), (long, 5)):
+        assert found == {"saved": [step], "stopped": [step], "status": 143, "said": f"stopped after step {step}{words}"}
+    assert saved == {"saved": [5], "stopped": []}, "once, though it was still due when that was told"
+    assert last == {"saved": [], "stopped": []}, "the run ends anyway, with its adapter"
+    print(f"{max(one['microseconds'] for one in told):.0f} µs per step")
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """One process in training, and the seconds of its clock."""
+    from accelerate import PartialState
+    from transformers import TrainerControl, TrainerState
+
+    from unsloth_accel.callbacks import step_agreement
+
+    PartialState(cpu=True)
+    made = SimpleNamespace(seconds=0.0, control=TrainerControl())
+    made.args = SimpleNamespace(world_size=1, output_dir=str(tmp_path), save_strategy="steps")
+    made.request = SimpleNamespace(number=0, agreed=lambda: None, know=lambda directory: None)
+    made.state = lambda step: TrainerState(global_step=step, max_steps=10)
+    monkeypatch.setattr(step_agreement, "time", SimpleNamespace(monotonic=lambda: made.seconds))
+    return made
+
+
+def test_checkpoints_by_the_clock(alone: Any) -> None:
+    from unsloth_accel.callbacks import StepAgreement
+
+    one = StepAgreement(15.0, request=alone.request)
+    one.on_train_begin(alone.args, alone.state(0), alone.control)
+    saved = []
+    for step in range(1, 11):
+        alone.seconds += 400
+        alone.control.should_save = step == 6  # for another reason
+        one.on_step_end(alone.args, alone.state(step), alone.control)
+        if alone.control.should_save:
+            saved.append(step)
+            alone.seconds += 50
+            one.on_save(alone.args, alone.state(step), alone.control)
+    assert saved == [3, 6, 9]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "saves", "saved"),
+    [("steps", None, True), ("no", None, False), ("no", True, True), ("steps", False, False)],
+)
+def test_a_stop_saves_unless_the_run_is_told_never_to(alone: Any, strategy: str, saves: Any, saved: bool) -> None:
+    from unsloth_accel.callbacks import StepAgreement
+    from unsloth_accel.callbacks.stop_request import GONE, Stopped
+
+    one = StepAgreement(saves=saves, request=alone.request)
+    alone.args.save_strategy = strategy
+    one.on_train_begin(alone.args, alone.state(0), alone.control)
+    one.on_step_end(alone.args, alone.state(1), alone.control)
+    one.on_epoch_end(alone.args, alone.state(1), alone.control)
+    alone.request.number, alone.control.should_evaluate = GONE, True
+    one.on_step_end(alone.args, alone.state(2), alone.control)
+    assert (alone.control.should_save, alone.control.should_evaluate) == (saved, False)
+    with pytest.raises(
+        Stopped, match="by the end of its launcher after step 2; there is no whole checkpoint"
+    ) as caught:
+        one.on_epoch_end(alone.args, alone.state(2), alone.control)
+    assert caught.value.code == caught.value.exit_status == 143
+    assert ("(training.save_strategy=no)" in str(caught.value)) is not saved
+
+
+def test_a_trainer_is_made_to_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the Trainer's own flow and what may refuse a checkpoint; transformers' own way is put aside."""
+    import signal
+
+    from transformers import DefaultFlowCallback, TrainerCallback
+
+    from unsloth_accel.callbacks import StepAgreement
+    from unsloth_accel.callbacks.step_agreement import stop_when_asked
+
+    ended = []
+
+    class JITCheckpointCallback(TrainerCallback):
+        def on_train_end(self, *arguments: Any, **keywords: Any) -> None:
+            ended.append(self)
+
+    class Late(TrainerCallback): ...
+
+    callbacks = [DefaultFlowCallback(), JITCheckpointCallback(), Late()]
+    handler = SimpleNamespace(callbacks=callbacks)
+    trainer: Any = SimpleNamespace(
+        callback_handler=handler, args=None, state=None, control=None, add_callback=callbacks.append
+    )
+    trainer.remove_callback = callbacks.remove
+    trainer.train = lambda: signal.getsignal(signal.SIGTERM)
+    stop_when_asked(trainer)
+    assert [type(one) for one in handler.callbacks] == [DefaultFlowCallback, StepAgreement, Late]
+    assert len(ended) == 1
+    before = signal.getsignal(signal.SIGTERM)
+    assert trainer.train() is not before
+    assert signal.getsignal(signal.SIGTERM) is before

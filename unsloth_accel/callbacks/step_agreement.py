@@ -1,0 +1,163 @@
+"""StepAgreement: what all ranks do after the same step: stop, and save a checkpoint that is due by the clock."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
+from .stop_request import GONE, REQUEST, Stopped, StopRequest, cause, to_go_on
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+LONG = 10.0
+"""Seconds of a step from which on the ranks' word is waited for at once: two such steps are more than a stop may take,
+and to begin the next step some milliseconds late is nothing beside it."""
+
+
+class Told:
+    """The largest of every rank's `own` numbers; `numbers` waits for them, and no GPU does."""
+
+    def __init__(self, own: list[float]) -> None:
+        from accelerate import PartialState
+
+        self._own = own
+        self._work: Any = None
+        self._event: Any = None
+        state = PartialState()
+        if state.num_processes == 1:  # read at once, it costs nothing
+            return
+        import torch
+
+        on_gpu = state.device.type == "cuda"
+        self._told = torch.tensor(own, pin_memory=on_gpu)
+        most = torch.distributed.ReduceOp.MAX
+        if not on_gpu:
+            self._work = torch.distributed.all_reduce(self._told, op=most, async_op=True)
+            return
+        there = self._told.to(state.device, non_blocking=True)
+        torch.distributed.all_reduce(there, op=most)
+        self._told.copy_(there, non_blocking=True)
+        self._event = torch.cuda.Event()
+        self._event.record()
+
+    def numbers(self) -> list[float]:
+        if self._event is not None:
+            self._event.synchronize()
+        elif self._work is not None:
+            self._work.wait()
+        else:
+            return self._own
+        told: list[float] = self._told.tolist()
+        return told
+
+
+class StepAgreement(TrainerCallback):
+    """Has all ranks stop after the same step, with a checkpoint, once one of them is asked to (`stop_request`), and
+    saves a checkpoint every `save_minutes`, by the clock of rank 0.
+
+    What ranks tell at the end of a step is read at the end of the next one, so that no GPU waits; where steps take
+    `LONG`, and in one process, at the end of the same. A stop leaves an evaluation out that was due then.
+    `saves`: whether a stop may write a checkpoint; by default unless the arguments' save_strategy is `no`.
+    Raises `Stopped` on every rank.
+    """
+
+    def __init__(
+        self, save_minutes: float | None = None, saves: bool | None = None, request: StopRequest = REQUEST
+    ) -> None:
+        self.save_minutes = save_minutes
+        self.saves = saves
+        self._request = request
+        self._told: Told | None = None
+        self._stop = 0
+        self._saved = self._ended = 0.0
+        self._at_once = self._alone = True
+
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        self._told, self._stop, self._at_once, self._alone = None, 0, True, args.world_size == 1
+        self._saved = self._ended = time.monotonic()
+        self._request.know(args.output_dir)
+
+    def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:  # it ends, and its adapter is saved
+            return
+        now = time.monotonic()
+        minutes = (now - self._saved) / 60
+        due = self.save_minutes is not None and state.is_world_process_zero and minutes >= self.save_minutes
+        stop, saves = self._agree([float(self._request.number), float(due), now - self._ended])
+        self._ended = now
+        if saves:
+            control.should_save = True
+        if stop:
+            self._stop = int(stop)
+            self._request.agreed()
+            control.should_training_stop, control.should_evaluate = True, False
+            control.should_save = self._may_save(args)
+
+    def _agree(self, own: list[float]) -> list[float]:
+        """Return the largest stop request and wish to save of all ranks, as far as they are read by now."""
+        told, self._told = self._told, None
+        found = told.numbers() if told else [0.0, 0.0, 0.0]
+        if self._at_once or found[2] >= LONG:
+            found = [max(pair) for pair in zip(found, Told(own).numbers(), strict=True)]
+            self._at_once = self._alone or found[2] >= LONG
+        else:
+            stop, save, seconds = own
+            self._told = Told([stop, save * (not found[1]), seconds])  # which is being saved now
+        return found[:2]
+
+    def on_save(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        self._saved = time.monotonic()
+
+    def on_epoch_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        if self._stop:  # every rank, after the step's checkpoint
+            raise Stopped(self._in_words(args, state), self._stop, on_every_rank=True)
+
+    def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        if self._told is not None:  # of the last step: a collective isn't left behind
+            self._told.numbers()
+
+    def _may_save(self, args: Arguments) -> bool:
+        given = str(getattr(args.save_strategy, "value", args.save_strategy)) != "no"
+        return given if self.saves is None else self.saves
+
+    def _in_words(self, args: Arguments, state: State) -> str:
+        from ..adapters.saving import of_every_rank
+
+        asked = [rank for rank, number in enumerate(of_every_rank(self._request.number)) if number == self._stop]
+        only = len(asked) < args.world_size and self._stop != GONE
+        who = f", as rank {' and '.join(map(str, asked))} was asked to end by {cause(self._stop)}" if only else ""
+        what = "stopped" if only else f"stopped by {cause(self._stop)}"
+        why = "" if self._may_save(args) else " (training.save_strategy=no)"
+        left = to_go_on(args.output_dir) if state.is_world_process_zero else ""
+        return f"{what} after step {state.global_step}{who}; {of_every_rank(left)[0]}{why}."
+
+
+def stop_when_asked(trainer: Trainer) -> None:
+    """Make `trainer.train` listen to stop requests, and end with `Stopped` after one; once is enough.
+
+    Mends, in transformers 5.17: with `enable_jit_checkpoint` each rank saves in the step that it is in three seconds
+    after its own SIGTERM, while a checkpoint needs all of them in the same; the run then ends as if it had finished.
+    """
+    handler = trainer.callback_handler
+    for callback in [one for one in handler.callbacks if type(one).__name__ == "JITCheckpointCallback"]:
+        trainer.remove_callback(callback)
+        callback.on_train_end(trainer.args, trainer.state, trainer.control)  # puts the earlier handler back
+    if not any(isinstance(callback, StepAgreement) for callback in handler.callbacks):
+        trainer.add_callback(StepAgreement())
+    # Behind the Trainer's own flow, which asks for evaluations, and before what may refuse a checkpoint.
+    flow = [one for one in handler.callbacks if type(one).__name__ == "DefaultFlowCallback"]
+    own = [one for one in handler.callbacks if isinstance(one, StepAgreement)]
+    handler.callbacks[:] = [*flow, *own, *(one for one in handler.callbacks if one not in [*flow, *own])]
+    train = trainer.train
+
+    def stoppable(*args: Any, **kwargs: Any) -> Any:
+        with REQUEST.listening():
+            REQUEST.hold()
+            try:
+                return train(*args, **kwargs)
+            finally:
+                REQUEST.release()
+
+    trainer.train = stoppable

@@ -1,0 +1,226 @@
+"""Stop request: a signal to this process, or the end of its launcher, that asks a rank to save and end.
+
+While it trains, ranks agree on the step after which they stop (`step_agreement`); a thread ends the process at once
+where there is nothing to save, and where no step ends in time.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..adapters import environment
+from ..artifacts.checkpoints import newest
+from ..config.promise import PLANNED, PROMISE, number
+from ..errors import UnslothAccelError
+from ..launch.broken_streams import leave_broken_streams
+from ..launch.run_accelerate import SIGNALS
+
+GONE = 100
+"""Stands where a signal's number does, for a launcher that is gone."""
+PATIENCE = 25.0
+"""Seconds within which a step must end; torchrun's agent kills a rank 30 seconds after its SIGTERM."""
+SAVING = 300.0
+"""Seconds that a rank may take to save once all have agreed to stop. Where the launcher lives, it has less patience."""
+_OF_A_LAUNCH = (PROMISE, "LOCAL_RANK", "ACCELERATE_MIXED_PRECISION")
+"""Variables of which a launcher sets at least one: torchrun the second, accelerate for one process the third."""
+_OF_ONE_LAUNCH = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+
+
+class Stopped(UnslothAccelError, SystemExit):
+    """The end of a rank that was asked to stop. A script that doesn't catch it leaves with its exit status: 128 and the
+    signal's number, and 143, as after SIGTERM, where the launcher was gone."""
+
+    def __init__(self, message: str, number: int, *, on_every_rank: bool = False) -> None:
+        super().__init__(message)
+        self.exit_status = self.code = 128 + (signal.SIGTERM if number == GONE else number)
+        self.on_every_rank = on_every_rank
+
+
+def cause(number: int) -> str:
+    return "the end of its launcher" if number == GONE else signal.Signals(number).name
+
+
+def to_go_on(output_dir: str | Path) -> str:
+    """Return the newest whole checkpoint of a run in words, and how to go on from it."""
+    whole, _ = newest(output_dir)
+    promised = environment.promise()
+    planned = promised is not None and promised.made_by == PLANNED
+    how = "training.resume=true" if planned else "resume_from_checkpoint=True"
+    return f"{whole.path.name} is whole: go on with {how}" if whole else "there is no whole checkpoint"
+
+
+class StopRequest:
+    """What this process is asked, by a signal that nobody else here handles or by the end of its launcher.
+
+    `number`: the signal, or `GONE`; 0 as long as nothing is asked.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._when = "before it trained"
+        self._directory: str | Path | None = None
+        self._output: Path | None = None
+        self._tell: list[Callable[[Stopped], object]] = []
+        self._held = 0
+        self._agreed = self._listens = False
+        self._deadline = 0.0
+
+    def know(
+        self,
+        directory: str | Path,
+        output: Path | None = None,
+        tell: Callable[[Stopped], object] | None = None,
+    ) -> None:
+        """Let it know a run's output_dir, where the newest checkpoint is looked for; the file for what would be printed
+        to a terminal that is gone; and whom to tell, too, why a rank is ended from outside of its main thread."""
+        self._directory, self._output = directory, output or self._output
+        self._tell += [tell] if tell else []
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen in this block, in the main thread alone. Handlers that were set before stay, and so does a signal that
+        is ignored (nohup)."""
+        if self._listens or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        launched = any(name in os.environ for name in _OF_A_LAUNCH)
+        usual = (signal.SIG_DFL, signal.default_int_handler)
+        # Where nobody launched it, Ctrl-C means this moment.
+        mine = [one for one in SIGNALS if signal.getsignal(one) in usual and (launched or one != signal.SIGINT)]
+        self._listens, self.number, self._agreed = True, 0, False
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        # Written to even while the main thread waits for another rank and runs no handler.
+        wakes = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        if wakes != -1:  # an event loop's
+            signal.set_wakeup_fd(wakes)
+        before = {one: signal.signal(one, lambda number, frame: self._ask(number)) for one in mine}
+
+        def undo() -> None:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+            if wakes == -1:
+                signal.set_wakeup_fd(-1)
+            self._listens = False
+
+        _in_forks.append(undo)
+        parent = environment.PARENT if launched else None
+        thread = threading.Thread(target=self._watch, args=(reader, parent, {*mine}), daemon=True, name="stop request")
+        thread.start()
+        try:
+            yield
+        finally:
+            _in_forks.remove(undo)
+            undo()
+            os.write(writer, b"\0")
+            thread.join()
+            os.close(writer)
+            os.close(reader)
+
+    def hold(self) -> None:
+        """Let a stop wait for a step's end from now on: there is something to save."""
+        self._held += 1
+
+    def release(self, when: str = "") -> None:
+        """End what one `hold` began; since `when`, in words, there is nothing to save any more."""
+        self._held -= 1
+        self._when = when or self._when
+
+    def agreed(self) -> None:
+        """Take it that all ranks stop now, and save."""
+        self._agreed, self._deadline = True, time.monotonic() + SAVING
+
+    def _ask(self, number: int) -> None:
+        if not self.number:
+            self._deadline = time.monotonic() + PATIENCE
+            self.number = number
+
+    def _watch(self, reader: int, parent: int | None, mine: set[int]) -> None:
+        while True:
+            if select.select([reader], [], [], 1.0)[0]:
+                for number in os.read(reader, 64):
+                    if not number:
+                        return
+                    if number in mine:
+                        self._ask(number)
+            if parent is not None and os.getppid() != parent:
+                self._ask(GONE)
+            if not self.number:
+                continue
+            leave_broken_streams(self._output)
+            if not self._agreed and _a_peer_is_gone(parent):  # no step will end, and its fall is what has to be told
+                os._exit(self._stopped("").exit_status)
+            if not self._agreed and not self._held:
+                self._leave(f"ended by {cause(self.number)} {self._when}.")
+            if time.monotonic() > self._deadline:
+                left = f"; {to_go_on(self._directory)}" if self._directory else ""
+                self._leave(f"ended by {cause(self.number)}, as no step ended within {PATIENCE:.0f} s{left}.")
+
+    def _stopped(self, message: str) -> Stopped:
+        return Stopped(message, self.number)
+
+    def _leave(self, message: str) -> None:
+        """Tell and end this process, whatever its main thread does."""
+        stopped = self._stopped(message)
+        threading.Timer(5.0, os._exit, (stopped.exit_status,)).start()  # where telling hangs, too
+        for tell in self._tell:
+            with suppress(Exception):
+                tell(stopped)
+        with suppress(Exception):
+            os.write(2, f"unsloth_accel: rank {environment.rank()}: {stopped}\n".encode())
+            sys.stdout.flush()
+        if self.number == GONE:
+            time.sleep(2.0)  # its peers tell, too
+            _end_peers()
+        os._exit(stopped.exit_status)
+
+
+def _end_peers() -> None:
+    """End the other ranks of this machine, whose launcher is gone: one that is stopped (SIGSTOP) can't end itself."""
+    import psutil
+
+    launch = [os.environ.get(name) for name in _OF_ONE_LAUNCH]
+    for process in psutil.process_iter() if all(launch) else ():
+        with suppress(psutil.Error, OSError):
+            environ = process.environ()
+            peer = process.pid != os.getpid() and "LOCAL_RANK" in environ
+            if peer and [environ.get(name) for name in _OF_ONE_LAUNCH] == launch:
+                process.kill()
+
+
+def _a_peer_is_gone(parent: int | None) -> bool:
+    """Whether another rank of this machine has ended, after which its launcher ends the others with SIGTERM."""
+    import psutil
+
+    count = number(os.environ.get("LOCAL_WORLD_SIZE")) or 1
+    if count == 1 or parent is None or os.getppid() != parent:
+        return False
+    alive = 0
+    for process in psutil.Process(parent).children():
+        with suppress(psutil.Error):
+            ended = process.status() == psutil.STATUS_ZOMBIE
+            alive += not ended and "LOCAL_RANK" in process.environ()
+    return alive < count
+
+
+_in_forks: list[Callable[[], None]] = []
+"""What a process forked from this one undoes: its pools end their workers with SIGTERM, which are no ranks."""
+
+
+def _undo_in_fork() -> None:
+    while _in_forks:
+        _in_forks.pop()()
+
+
+os.register_at_fork(after_in_child=_undo_in_fork)
+
+REQUEST = StopRequest()
+"""This process's one: so are its signals."""
