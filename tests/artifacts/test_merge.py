@@ -56,6 +56,15 @@ def test_what_is_there_is_not_overwritten(finished: Path) -> None:
     assert "would be merged" in refused(finished, finished, overwrite=True)
 
 
+def test_a_link_that_leads_nowhere(finished: Path) -> None:
+    (finished / "merged").symlink_to(finished / "disk" / "merged")
+    told, target = refused(finished), finished / "disk" / "merged"
+    assert f"merged is a link to {target}, which isn't there" in told
+    assert f"Fix: mkdir -p {target} " in told
+    target.mkdir(parents=True)
+    assert merging.plan_merge(finished).target == finished / "merged"
+
+
 def test_a_directory_without_an_adapter(tmp_path: Path, finished: Path) -> None:
     assert "adapter_config.json is missing" in refused(tmp_path)
     weights = finished / "adapter" / "adapter_model.safetensors"

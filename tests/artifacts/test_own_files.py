@@ -91,3 +91,65 @@ def test_what_ranks_have_begun_is_no_users(tmp_path: Path) -> None:
     written(tmp_path, "results.json")
     assert own_files.taken(tmp_path, per_rank=False)
     assert own_files.taken(tmp_path, only=[RunDirectory(tmp_path).plan]) == []
+
+
+PLACES = ("adapter", "checkpoint-3", "logs", "errors", "_unsloth-accel-previous")
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["a run's", "nobody's"])
+def test_a_link_that_leads_nowhere_is_told_before(known: bool, tmp_path: Path) -> None:
+    """Of every directory that a run fills, all together: an adapter's would be found when training is done."""
+    if known:
+        finished_run(tmp_path)
+        own_files.remove_filled(tmp_path / "adapter")
+    for name in PLACES:
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+    told = own_files.taken(tmp_path, checkpoints=False)
+    assert [problem.key for problem in told] == ["output_dir"] * len(PLACES)
+    for name, problem in zip(
+        ("logs", "errors", "adapter", "_unsloth-accel-previous", "checkpoint-3"), told, strict=True
+    ):
+        assert f"holds {name}, a link to {tmp_path / 'disk' / name}, which isn't there" in problem.consequence
+        assert f"mkdir -p {tmp_path / 'disk' / name}" in problem.fix
+        (tmp_path / "disk" / name).mkdir(parents=True)
+    left = [str(problem) for problem in own_files.taken(tmp_path, checkpoints=False)]
+    assert len(left) == 1
+    assert "_unsloth-accel-previous" in left[0], "which a run would move its files to"
+    assert ("holds _unsloth-accel-previous, which" in left[0]) == known
+
+
+@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("link", [True, False])
+def test_a_file_where_a_run_makes_a_directory(name: str, link: bool, tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    own_files.remove_filled(tmp_path / "adapter")
+    written(tmp_path, "mine" if link else name)
+    if link:
+        (tmp_path / name).symlink_to("mine")
+    (told,) = own_files.taken(tmp_path)
+    assert f"holds {name}, which" in str(told)
+
+
+def test_a_checkpoint_that_is_a_link_is_no_place_to_write(tmp_path: Path) -> None:
+    """A run may go on from it; one that starts anew would write into the directory that it leads to."""
+    finished_run(tmp_path)
+    written(tmp_path / "mine", "adapter_config.json")
+    (tmp_path / "checkpoint-3").symlink_to("mine")
+    (told,) = own_files.taken(tmp_path)
+    assert "holds checkpoint-3, which no run" in str(told)
+    assert own_files.taken(tmp_path, checkpoints=False) == []
+
+
+def test_links_of_a_users_in_a_filled_directory_stay(tmp_path: Path) -> None:
+    place, adapter = tmp_path / "place", tmp_path / "adapter"
+    written(place, "mine")
+    with own_files.filling(adapter) as directory:
+        written(directory, "a")
+    for name, target in (("there", place), ("nowhere", tmp_path / "none"), ("file", place / "mine")):
+        (adapter / name).symlink_to(target)
+    with own_files.filling(adapter) as directory:
+        written(directory, "a")
+    assert {path.name for path in adapter.iterdir() if path.is_symlink()} == {"there", "nowhere", "file"}
+    own_files.remove_filled(adapter)
+    assert held(place) == {"mine"}
+    assert {path.name for path in adapter.iterdir()} == {"there", "nowhere", "file"}

@@ -316,6 +316,26 @@ def test_an_earlier_run_outlives_a_launch_that_was_killed(aside: str, file: Path
     assert not (earlier / aside).exists()
 
 
+@pytest.mark.parametrize("name", ["_unsloth-accel-previous", ".unsloth-accel-previous"])
+def test_a_link_in_the_place_of_what_is_put_aside(name: str, file: Path, earlier: Path, tmp_path: Path) -> None:
+    """What it leads to is a user's: nothing of it is moved or removed, and nothing is moved there."""
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "results.json").write_text("mine", encoding="utf-8")
+    (earlier / name).symlink_to(place)
+
+    def fail(command: Launch) -> None:
+        raise LaunchError("a misspelt hub id", 1)
+
+    for more in ("training.overwrite=true", "training.max_steps=2", "training.overwrite=true"):
+        with pytest.raises((ConfigError, LaunchError), match=f"holds {name}|misspelt|holds a finished run"):
+            launch([str(file), more], run=fail, hardware=CPU)
+    assert [path.name for path in place.iterdir()] == ["results.json"]
+    assert (place / "results.json").read_text(encoding="utf-8") == "mine"
+    assert (earlier / name).is_symlink()
+    assert {(earlier / name).read_text(encoding="utf-8") for name in OF_THE_RUN} == {"{}"}
+
+
 def test_a_failed_run_has_a_report(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(command: Launch) -> None:
         raise LaunchError("rank 1 was ended by SIGKILL; out of memory is the usual reason.", 137)

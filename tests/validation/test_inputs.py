@@ -139,6 +139,17 @@ def test_a_directory_that_may_not_be_searched(description: dict[str, Any], monke
     assert "can't be made or written" in str(only)
 
 
+def test_a_place_that_is_a_link_to_nowhere(description: dict[str, Any], tmp_path: Path) -> None:
+    """The directory itself, or one above it: a disk that is not mounted, say."""
+    (tmp_path / "link").symlink_to("disk")
+    for name in ("link", "link/runs/a"):
+        (only,) = output_problems(from_dict({**description, "output_dir": str(tmp_path / name)}))
+        assert f"{tmp_path / 'link'} is a link to {tmp_path / 'disk'}, which isn't there" in only.consequence
+        assert only.fix.startswith(f"mkdir -p {tmp_path / 'disk'} ")
+    (tmp_path / "disk").mkdir()
+    assert output_problems(from_dict({**description, "output_dir": str(tmp_path / "link" / "runs" / "a")})) == []
+
+
 def test_problems_of_model_and_data_come_together(description: dict[str, Any]) -> None:
     run = from_dict({**description, "model": {"name": "./none"}, "data": {"path": "none", "eval_path": "none"}})
     assert [problem.key for problem in input_problems(run)] == ["model.name", "data.path", "data.eval_path"]

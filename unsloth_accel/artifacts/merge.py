@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ..hardware.cpu_and_memory import memory_gib
 from ..models.locate import unquantized
 from ..models.safetensors_header import read_checkpoint, read_header
 from ..models.spec import ModelSpec
-from .own_files import filling, recorded
+from .own_files import filling, link_problem, recorded
 from .run_directory import RunDirectory
 
 DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -145,6 +145,9 @@ def _target_problems(merge: Merge, overwrite: bool) -> Iterator[Problem]:
     target = merge.target
     if target.is_file():
         yield Problem(key="OUT_DIR", value=str(target), consequence="is a file.", fix="name a directory")
+        return
+    if target.is_symlink() and not target.exists():
+        yield replace(link_problem(target, target), key="OUT_DIR")
         return
     # Neither what is merged nor what it is merged into may be replaced by the result.
     inside = [Path(path).resolve() for path in (merge.adapter, merge.base) if Path(path).is_dir()]

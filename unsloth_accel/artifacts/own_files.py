@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -87,27 +88,42 @@ def taken(
     checkpoints: bool = True,
     per_rank: bool = True,
 ) -> list[Problem]:
-    """Return a problem where a user's own stands in the place of what a run writes into `directory`, `more` included.
+    """Return a problem where a user's own stands in the place of what a run writes into `directory`, `more` included,
+    and one for each link that leads nowhere.
 
     With `only`, these alone. Without `checkpoints` they may be there: the run goes on from them. Without `per_rank`
     files of single ranks may be there: they have started.
     """
     files = RunDirectory(directory)
     found = [path for path in (files.planned_yaml, files.accelerate_yaml) if path.exists() and not is_planned(path)]
-    found += [path for path in (files.logs, files.errors) if path.exists() and not path.is_dir()]
+    nowhere = [path for path in files.places() if not path.exists()]
+    found += [path for path in files.places() if path.exists() and not path.is_dir()]
+    # What they lead to would be written into, or removed; an adapter's and the logs' place may be on another disk.
+    followed = [files.previous, files.lock, *(files.checkpoints() if checkpoints else [])]
+    found += [path for path in followed if path.is_symlink()]
     if not is_of_a_run(directory):
         told = [files.plan, files.results, files.report, files.adapter, files.previous, *more]
         told += files.checkpoints() if checkpoints else []
         told += [*_logs(files), *_errors(files)] if per_rank else [files.step_log, files.summary]
         found += [path for path in told if os.path.lexists(path)]
-    found = [path for path in found if path in only] if only else found
+    found = [path for path in found if (path in only if only else path not in nowhere)]
+    problems = [] if only else [link_problem(path, files.path) for path in nowhere]
     if not found:
-        return []
+        return problems
     names = [path.relative_to(files.path).as_posix() for path in dict.fromkeys(found)]
     listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
     consequence = f"holds {listed}, which no run of unsloth-accel made and this one would replace."
     fix = f"move {'it' if len(names) == 1 else 'them'} elsewhere, or choose another output_dir"
-    return [Problem(key="output_dir", value=str(directory), consequence=consequence, fix=fix)]
+    return [Problem(key="output_dir", value=str(directory), consequence=consequence, fix=fix), *problems]
+
+
+def link_problem(link: Path, directory: Path) -> Problem:
+    """Return the problem of a link that leads nowhere, in the run's `directory` or on the way to it."""
+    target = Path(os.path.abspath(link.parent / os.readlink(link)))
+    held = f"holds {link.name}," if link.parent == directory else f"{link} is"
+    consequence = f"{held} a link to {target}, which isn't there, so nothing could be saved in it."
+    fix = f"mkdir -p {shlex.quote(str(target))} (or mount its disk), or remove the link"
+    return Problem(key="output_dir", value=str(directory), consequence=consequence, fix=fix)
 
 
 def remove(files: Iterable[Path], below: Path) -> None:
@@ -153,7 +169,7 @@ def remove_filled(directory: Path) -> None:
 def _kept(directory: Path) -> list[Path]:
     """Return a user's own files in a filled directory."""
     ours = {*made_in(directory)}
-    return [file for file in directory.rglob("*") if not file.is_dir() and file not in ours]
+    return [file for file in directory.rglob("*") if (file.is_symlink() or not file.is_dir()) and file not in ours]
 
 
 def _logs(files: RunDirectory) -> list[Path]:

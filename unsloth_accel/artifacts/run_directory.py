@@ -54,8 +54,8 @@ class RunDirectory:
         self.failed_report = self.errors / self.report.name
         """The report of an attempt that came to nothing, while an earlier run's stays."""
         aside = self.path / _EARLIER_PREVIOUS
-        # False for a name that no file system takes, which is told elsewhere.
-        self.previous = aside if os.path.isdir(aside) else self.path / _PREVIOUS
+        # False for a name that no file system takes, which is told elsewhere; a link is a user's.
+        self.previous = aside if os.path.isdir(aside) and not aside.is_symlink() else self.path / _PREVIOUS
         """An earlier run, while another one overwrites it."""
         self.lock = self.path / _LOCK
         """Says which launch writes here, as long as one does."""
@@ -100,6 +100,12 @@ class RunDirectory:
         """Checkpoints in the directory, whole or not, oldest first."""
         found = [path for path in self.path.glob(f"{_CHECKPOINT}*") if path.is_dir() and step_of(path) is not None]
         return sorted(found, key=lambda path: step_of(path) or 0)
+
+    def places(self) -> list[Path]:
+        """Return what is there, of whatever kind, in the place of a directory that a run fills."""
+        saved = sorted(path for path in self.path.glob(f"{_CHECKPOINT}*") if step_of(path) is not None)
+        filled = (self.logs, self.errors, self.adapter, self.record, self.previous, *saved)
+        return [path for path in filled if os.path.lexists(path)]
 
     @property
     def description(self) -> Path:

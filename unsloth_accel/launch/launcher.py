@@ -242,7 +242,7 @@ def _put_back(files: RunDirectory) -> None:
 
 
 def _held(directory: Path) -> list[Path]:
-    return [path for path in directory.rglob("*") if path.is_file()]
+    return [path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir()]
 
 
 def _print_dry_run(command: Launch, problems: Sequence[Problem]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts.checkpoints import Checkpoint, is_finished, newest
-from ..artifacts.own_files import is_of_a_run, made_in, taken
+from ..artifacts.own_files import is_of_a_run, link_problem, made_in, taken
 from ..artifacts.run_directory import RunDirectory
 from ..config.run_config import RunConfig
 from ..config.start_adapter import model_of
@@ -172,6 +172,9 @@ def output_problems(run: RunConfig) -> list[Problem]:
     # The nearest directory that exists decides whether the rest can be made.
     existing = _existing(directory)
     problem = partial(Problem, key="output_dir", value=run.output_dir)
+    for path in (directory, *directory.absolute().parents):
+        if os.path.islink(path) and not _exists(path):
+            return [link_problem(path, directory)]
     if not existing.is_dir():
         return [problem(consequence=f"{existing} is a file.", fix="choose a directory")]
     if not _writable(existing) or not _possible(directory):
