@@ -173,11 +173,11 @@ def _kept(directory: Path) -> list[Path]:
 
 
 def _logs(files: RunDirectory) -> list[Path]:
-    return [files.step_log, files.summary, *files.rank_logs(), *files.rank_outputs()]
+    return [files.step_log, files.summary, *files.rank_logs(), *files.rank_outputs(), *files.of_hangs()]
 
 
 def _errors(files: RunDirectory) -> list[Path]:
-    return [files.launch_error, files.failed_report, *files.rank_errors()]
+    return [files.launch_error, files.failed_report, files.hang, *files.rank_errors()]
 
 
 def _prune(directory: Path, below: Path) -> None:

@@ -53,6 +53,8 @@ class RunDirectory:
         """File of the launcher's own error: a rank that was killed leaves none."""
         self.failed_report = self.errors / self.report.name
         """The report of an attempt that came to nothing, while an earlier run's stays."""
+        self.hang = self.errors / "hang.json"
+        """What the watchdog found, where a rank hung: by it the other ranks know that all end."""
         aside = self.path / _EARLIER_PREVIOUS
         # False for a name that no file system takes, which is told elsewhere; a link is a user's.
         self.previous = aside if os.path.isdir(aside) and not aside.is_symlink() else self.path / _PREVIOUS
@@ -67,6 +69,23 @@ class RunDirectory:
     def rank_output(self, rank: int) -> Path:
         """Return the file of what a rank other than 0 prints."""
         return self.logs / f"rank-{rank}.log"
+
+    def heartbeat(self, rank: int) -> Path:
+        """Return the file in which a rank says that it lives, while it does."""
+        return self.logs / f"heartbeat-{rank}.json"
+
+    def rank_stacks(self, rank: int) -> Path:
+        """Return the file of a rank's Python stacks, where one hung."""
+        return self.logs / f"rank-{rank}.stacks"
+
+    def flight_record(self, end: str = "") -> Path:
+        """Return the file, with the `end` of its name, of the collectives that a rank took part in, where one hung."""
+        return self.logs / f"flight-record-{end}"
+
+    def of_hangs(self) -> list[Path]:
+        """Files that a hang left, or a rank that was killed."""
+        names = ("heartbeat-*.json", "rank-*.stacks", "flight-record-*")
+        return [path for name in names for path in self.logs.glob(name)]
 
     def rank_error(self, rank: int) -> Path:
         return self.errors / f"rank-{rank}.json"

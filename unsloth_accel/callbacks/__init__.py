@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .order import figures_first as figures_first
     from .phases import phase as phase
     from .progress import Progress as Progress
+    from .pulse import Pulse as Pulse
     from .rank_log import RankLog as RankLog
     from .rank_sync import RankSync as RankSync
     from .rows_per_step import RowsPerStep as RowsPerStep
@@ -31,6 +32,7 @@ _HOME = {
     "Memory": "memory_figures",
     "MemoryWatch": "memory_watch",
     "Progress": "progress",
+    "Pulse": "pulse",
     "RankLog": "rank_log",
     "RankSync": "rank_sync",
     "RowsPerStep": "rows_per_step",

@@ -206,7 +206,7 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
         if name == "model.gradient_checkpointing" and isinstance(value, bool):
             value = str(value).lower()  # YAML reads true and false as booleans
         kind = _field_type(name)
-        if isinstance(value, int) and not isinstance(value, bool) and kind == "float":
+        if isinstance(value, int) and not isinstance(value, bool) and kind.startswith("float"):
             value = float(value)
         try:
             schema[key] = {} if name in _MAPPINGS and value is None else value
@@ -289,6 +289,10 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
             wrong(key, value, f"is beyond {MOST}, which no run needs.", "give less")
         if isinstance(value, int | float) and value < 1:
             wrong(key, value, "must be at least 1.", "give 1 or more")
+    seconds = given("logging.hang_after")
+    if seconds is not None and seconds != 0 and not 5 <= seconds <= MOST:
+        fix = "give 5 or more, 0 to watch for no hang, or null"
+        wrong("logging.hang_after", seconds, "is no time in which a rank could be seen to hang.", fix)
     if not 0 <= given("lora.dropout") < 1:
         wrong("lora.dropout", given("lora.dropout"), "must be at least 0 and below 1.", "give 0, or less than 1")
     count = given("distributed.num_processes")

@@ -145,6 +145,10 @@ class LoggingConfig:
     """Steps between comparisons of the adapter over all ranks; the run stops if they differ. 0 never compares."""
     stop_on_divergence: bool = True
     """Stop on a loss, gradient or weight that is NaN or infinite, or a loss that stays far above its median."""
+    hang_after: float | None = None
+    """Seconds without progress after which a rank hangs: it is named, and the run ends. Null takes three times the
+    slowest step so far, at least 60; what may take long by itself gets ten times as much, as long as it doesn't work. 0
+    watches for no hang."""
 
 
 @dataclass

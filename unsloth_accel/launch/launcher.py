@@ -31,6 +31,7 @@ from ..strategies import STRATEGIES, choosable
 from ..validation.inputs import input_problems, output_problems, room_problems, taken_problems
 from ..validation.push_checks import push_problems
 from ..validation.rules import Context, check_document, read_document
+from .after_hang import debugging
 from .arguments import Request, own_overrides, parse
 from .run_accelerate import Launch, parse_arguments, run_accelerate
 from .run_lock import held_problems, locked, unwritable, variables_of
@@ -118,9 +119,12 @@ def launch_of(decided: Plan, flags: Sequence[str] = (), *, module: str | None = 
     files = RunDirectory(decided.run.output_dir)
     words = ["--config_file", str(files.accelerate_yaml), *flags, "-m", module or decided.method.module]
     words += [str(files.planned_yaml), *(["training.resume=true"] if decided.run.resume else [])]
+    recording = debugging(files) if decided.run.resume else {}
+    if recording:
+        print(f"the last launch hung: {', '.join(recording)} are set, so that a hang tells its collectives", flush=True)
     return Launch(
         arguments=tuple(words),
-        environment=decided.environment,
+        environment=decided.environment | recording,
         secrets=secrets_of(decided.run),
         yaml=decided.accelerate_config.to_yaml(),
         output_dir=files.path,

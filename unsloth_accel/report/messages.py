@@ -29,7 +29,7 @@ def grouped(lines: Iterable[Json]) -> list[Message]:
     """One message for all lines that say the same, errors first."""
     found: dict[tuple[str, str, str], list[Json]] = {}
     for line in lines:
-        severity = "error" if line.get("event") == "error" else "warning"
+        severity = "error" if line.get("event") in ("error", "hang") else "warning"
         found.setdefault((severity, text(line.get("source")), text(line.get("message"))), []).append(line)
     made = [_message(*key, same) for key, same in found.items()]
     return sorted(made, key=lambda message: message.severity != "error")

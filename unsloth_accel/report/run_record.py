@@ -211,7 +211,7 @@ def _rank(path: Path) -> Rank:
         start=start,
         phases=tuple(kinds.get("phase", [])),
         steps=_by_step(kinds.get("step", [])),
-        messages=(*kinds.get("warning", []), *kinds.get("error", [])),
+        messages=(*kinds.get("warning", []), *kinds.get("error", []), *kinds.get("hang", [])),
         # An end before the newest start is that of the attempt before.
         end=end if _time(end, unknown=math.inf) >= _time(start, unknown=-math.inf) else {},
         starts=len(kinds.get("start", [])),

@@ -19,9 +19,11 @@ from ..adapters.varlen_attention import attend_at_once
 from ..callbacks.every_gradient import EveryGradient
 from ..callbacks.guard import Guard
 from ..callbacks.order import figures_first
+from ..callbacks.pulse import Pulse
 from ..callbacks.rows_per_step import RowsPerStep
 from ..callbacks.shards_again import ShardsAgain
 from ..callbacks.step_agreement import stop_when_asked
+from ..callbacks.watch_ranks import watch_script
 from ..capabilities.probe import available
 from ..registry import imported
 from ..strategies import STRATEGIES
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 AnyTrainer = TypeVar("AnyTrainer", bound="Trainer")
 
 
-def adapt(trainer: AnyTrainer) -> AnyTrainer:
+def adapt(trainer: AnyTrainer, *, hang_after: float | None = None) -> AnyTrainer:
     """Make `trainer` safe to evaluate before it trains, to save and to resume, guard it, and return it; once is enough.
 
     Without it `trainer.evaluate()` before `trainer.train()` turns DDP off (`adapters.ddp`), DDP's settings don't fit
@@ -48,6 +50,9 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
     The guard stops the run, with the reason, when its world is not the one that was launched, its ranks are not
     synchronised (`unsloth_accel.callbacks.Guard`), or they were given different rows, arguments or models
     (`adapters.rank_agreement`).
+
+    While it trains, a rank that hangs is named, and all end (`callbacks.watchdog`): `hang_after` is what a run.yaml has
+    as `logging.hang_after`, 0 for not at all.
 
     Raises `ImportOrderError` where unsloth was imported too late for it (`adapters.import_order`).
     """
@@ -72,6 +77,10 @@ def adapt(trainer: AnyTrainer) -> AnyTrainer:
         gather_in_generate(trainer.accelerator, trainer.model)
         trainer.add_callback(ShardsAgain())
         trainer.add_callback(Guard())
+        ranks = trainer.args.world_size if environment.promise() is not None else 1
+        heartbeat = watch_script(trainer.args.output_dir, trainer.args.process_index, ranks, hang_after)
+        if heartbeat is not None:
+            trainer.add_callback(Pulse(heartbeat))
         if not any(isinstance(callback, RowsPerStep) for callback in trainer.callback_handler.callbacks):
             trainer.add_callback(RowsPerStep())
         stop_when_asked(trainer)

@@ -31,6 +31,7 @@ from ..artifacts.run_directory import RunDirectory
 from ..callbacks.phases import phase
 from ..callbacks.rank_log import RankLog
 from ..callbacks.stop_request import GONE, REQUEST
+from ..callbacks.watch_ranks import watch_run
 from ..config.promise import PLANNED
 from ..config.read_run import load
 from ..config.run_config import RunConfig
@@ -147,6 +148,7 @@ def train(run: RunConfig) -> dict[str, Any]:
     newest = [str(path) for path in checkpoints(run.output_dir)[-1:]] if run.resume else []
     log = RankLog(files.logs, environment.rank(), resumed=bool(newest))
     REQUEST.know(run.output_dir, tell=log.failed)
+    watch_run(files, log, environment.world_size(), run.logging.hang_after, aloud=not _reported())
     try:
         return _train(run, newest, log)
     except BaseException as error:

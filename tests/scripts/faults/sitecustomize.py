@@ -3,6 +3,7 @@
 `TRAINING_FAULT` says how, in the ranks of a run with several processes:
 `local`: gradients stay each rank's own. `sum`: they are summed over ranks and not averaged.
 `rate`: the learning rate is 1 % higher.
+`stopped`: rank 1 is slow in its loader for 8 s, and in an evaluation; then it stops, as by SIGSTOP.
 `repeated`: in an epoch's last step a rank that has no row left learns one again.
 """
 
@@ -52,6 +53,34 @@ if FAULT and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             return fetch(self, [row if row >= 0 else -1 - row for row in rows])
 
         _MapDatasetFetcher.fetch = again
+    if FAULT == "stopped" and os.environ["RANK"] == "1":
+        import signal
+        import sys
+        import time
+
+        from torch.utils.data._utils.fetch import _MapDatasetFetcher
+
+        fetched = []
+        fetch = _MapDatasetFetcher.fetch
+
+        def disturbed(self, rows):  # type: ignore[no-untyped-def]
+            fetched.append(len(rows))
+            if len(fetched) == 1:
+                trainer = sys.modules["transformers.trainer"].Trainer
+                plain = trainer.get_eval_dataloader
+
+                def slow(*arguments, **options):  # type: ignore[no-untyped-def]
+                    time.sleep(8)
+                    return plain(*arguments, **options)
+
+                trainer.get_eval_dataloader = slow
+            if len(fetched) == 3:
+                time.sleep(8)
+            if len(fetched) == 12:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            return fetch(self, rows)
+
+        _MapDatasetFetcher.fetch = disturbed
     if FAULT == "rate":
         make = torch.optim.AdamW.__init__
 

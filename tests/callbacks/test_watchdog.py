@@ -1,0 +1,151 @@
+"""What one rank sees of the others: with real processes, and without a training."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from unsloth_accel.artifacts.run_directory import RunDirectory
+from unsloth_accel.callbacks import watchdog
+from unsloth_accel.callbacks.hang_stacks import Stacks
+from unsloth_accel.callbacks.heartbeat import Beat, write_beat
+from unsloth_accel.callbacks.rank_log import RankLog
+from unsloth_accel.callbacks.watchdog import Watchdog
+from unsloth_accel.report.run_record import read_lines
+
+OWN = Beat(rank=0, host=platform.node(), pid=os.getpid(), started=1.0, idle=70.0, still=70.0, waits=True, place="here")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path)
+
+
+@pytest.fixture
+def dog(files: RunDirectory) -> Watchdog:
+    stacks = Stacks(files, 0)
+    return Watchdog(files, RankLog(files.logs, 0), 2, 30.0, lambda: "Fix: again.", stacks, aloud=True)
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen([sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"], text=True,
+                          stdout=subprocess.PIPE) as made:  # fmt: skip
+        assert made.stdout is not None
+        made.stdout.readline()
+        yield made
+        made.kill()
+
+
+def beat_of(process: subprocess.Popen[str], **said: Any) -> Beat:
+    started = psutil.Process(process.pid).create_time()
+    return Beat(rank=1, host=platform.node(), pid=process.pid, started=started, **said)
+
+
+def look(dog: Watchdog, times: int, own: Beat = OWN) -> None:
+    for _ in range(times):
+        dog.look(own, 3.0)
+
+
+def test_a_stopped_process_is_told_from_one_that_has_ended(
+    dog: Watchdog, files: RunDirectory, process: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_beat(files.heartbeat(1), beat_of(process, place="there"))
+    ended: list[Any] = []
+    monkeypatch.setattr(dog, "_end", lambda own, found: ended.append(found))
+    look(dog, 2)
+    assert dog._seen[1].process == "busy"  # until it is seen not to be
+    look(dog, 3)
+    assert dog._seen[1].process == "quiet"
+    process.send_signal(signal.SIGSTOP)
+    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.01)
+    look(dog, 1)
+    assert dog._seen[1].process == "stopped"
+    assert not ended
+    look(dog, 6)
+    assert "rank 1 hangs: stopped (SIGSTOP) for " in ended[0].message
+    assert "last seen in there; rank 0 is in here" in ended[0].message
+    process.kill()
+    process.wait()
+    count = len(ended)
+    look(dog, 3)
+    assert dog._seen[1].process == "gone"
+    assert len(ended) == count
+
+
+def test_another_process_with_its_number_is_not_the_rank(
+    dog: Watchdog, files: RunDirectory, process: subprocess.Popen[str]
+) -> None:
+    write_beat(files.heartbeat(1), replace(beat_of(process), started=5.0))
+    look(dog, 4)
+    assert dog._seen[1].process == "gone"
+
+
+def test_heartbeats_of_an_earlier_launch_are_not_read(
+    dog: Watchdog, files: RunDirectory, process: subprocess.Popen[str]
+) -> None:
+    write_beat(files.heartbeat(1), beat_of(process))
+    files.errors.mkdir()
+    files.hang.write_text('{"message": "of before", "silent": []}', encoding="utf-8")
+    for path in (files.heartbeat(1), files.hang):
+        os.utime(path, (time.time() - 3600, time.time() - 3600))
+    look(dog, 3)
+    assert [*dog._seen] == [0]
+
+
+def test_a_word_is_said_once_and_so_is_its_end(
+    dog: Watchdog, files: RunDirectory, process: subprocess.Popen[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = beat_of(process, idle=70.0, still=70.0, working=False, place="the data loader", phase="training")
+    for beats in range(6):
+        write_beat(files.heartbeat(1), replace(said, beats=beats))
+        look(dog, 1)
+    look(dog, 1, replace(OWN, idle=0.0))
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        "unsloth_accel: warning: rank 1 may hang: no progress for 70 s, in phase training, in the data loader; rank 0 "
+        "is in here.",
+        "unsloth_accel: warning: rank 1 goes on.",
+    ]
+    lines = [line for line in read_lines(files.logs / "rank-0.jsonl") if line["event"] == "warning"]
+    assert [line["source"] for line in lines] == ["hang", "hang"]
+
+
+def test_a_rank_that_makes_progress_looks_at_nobody(dog: Watchdog, files: RunDirectory) -> None:
+    write_beat(files.heartbeat(1), Beat(rank=1, host="elsewhere", pid=1, started=1.0))
+    look(dog, 3, replace(OWN, idle=2.0))
+    assert not dog._seen
+
+
+def test_a_notice_is_followed(dog: Watchdog, files: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stacks are written, the log ends, and the process too."""
+    left: list[int] = []
+
+    def leave(status: int) -> None:
+        left.append(status)
+        raise SystemExit
+
+    monkeypatch.setattr(watchdog.os, "_exit", leave)
+    files.errors.mkdir()
+    files.hang.write_text('{"message": "rank 1 hangs: so.", "silent": [1]}', encoding="utf-8")
+    with pytest.raises(SystemExit):
+        look(dog, 1, replace(OWN, idle=0.0))
+    assert left == [1]
+    stacks = files.rank_stacks(0).read_text(encoding="utf-8")
+    assert stacks.startswith(f"rank 0, process {os.getpid()}, in here\n")
+    assert "test_a_notice_is_followed" in stacks
+    lines = read_lines(files.logs / "rank-0.jsonl")
+    assert [line["event"] for line in lines] == ["hang", "end"]
+    assert lines[1]["message"] == lines[0]["message"] == "rank 1 hangs: so."

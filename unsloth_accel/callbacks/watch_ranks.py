@@ -1,0 +1,82 @@
+"""The heartbeat and the watchdog of a process, begun: for a run of a run.yaml, and for a Trainer in a user's script."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from ..artifacts.checkpoints import checkpoints
+from ..artifacts.run_directory import RunDirectory
+from .hang_stacks import Stacks
+from .heartbeat import Heartbeat, begin, own
+from .rank_log import RankLog
+from .watchdog import Watchdog
+
+
+def watch_run(files: RunDirectory, log: RankLog, world: int, hang_after: float | None, *, aloud: bool) -> None:
+    """Begin the heartbeat and the watchdog of a process of a run in `files`, in the thread that trains; not with 0.
+
+    `aloud` says that the launcher doesn't tell how the run ended.
+    """
+    if hang_after != 0:
+        advice = functools.partial(how_to_go_on, files.path, files.logs, "launch again with training.resume=true")
+        _begin(files, log, world, hang_after, advice, whole_run=True, aloud=aloud)
+
+
+def watch_script(output_dir: str, rank: int, world: int, hang_after: float | None) -> Heartbeat | None:
+    """Return this process's heartbeat; begin it, and its watchdog, where it has none and there are other ranks.
+
+    Its files lie in a temporary directory, named by the process that launched all ranks of this machine.
+    """
+    if own() is not None or world == 1 or hang_after == 0:
+        return own()
+    place = Path(tempfile.gettempdir(), f"unsloth-accel-{os.getuid()}-{os.getppid()}")
+    with suppress(OSError):
+        place.mkdir(mode=0o700, exist_ok=True)
+        if place.stat().st_uid != os.getuid():
+            return None
+        files = RunDirectory(place)
+        resume = "go on with trainer.train(resume_from_checkpoint=True)"
+        advice = functools.partial(how_to_go_on, output_dir, files.logs, resume)
+        atexit.register(_remove_empty, files.logs, files.errors, place)
+        _begin(files, RankLog(None, rank), world, hang_after, advice, whole_run=False, aloud=True)
+    return own()
+
+
+def _begin(
+    files: RunDirectory,
+    log: RankLog,
+    world: int,
+    hang_after: float | None,
+    advice: Callable[[], str],
+    *,
+    whole_run: bool,
+    aloud: bool,
+) -> None:
+    try:
+        stacks = Stacks(files, log.rank)
+    except OSError:  # no room, or not ours to write
+        return
+    atexit.register(stacks.close)
+    dog = Watchdog(files, log, world, hang_after, advice, stacks, aloud)
+    begin(Heartbeat(files.heartbeat(log.rank), log.rank, dog.look, whole_run=whole_run))
+
+
+def how_to_go_on(output_dir: str | Path, logs: Path, resume: str) -> str:
+    """Say what a run that hung has left in `output_dir` and in its `logs`, and how it goes on, which is `resume`."""
+    stacks = f"the stacks of all ranks are in {logs}/rank-*.stacks"
+    newest = checkpoints(output_dir)[-1:]
+    if not newest:
+        return f"There is no whole checkpoint; {stacks}. Fix: launch again."
+    return f"The last whole checkpoint is {newest[0].name}; {stacks}. Fix: {resume}."
+
+
+def _remove_empty(*directories: Path) -> None:
+    for directory in directories:
+        with suppress(OSError):
+            directory.rmdir()

@@ -1,0 +1,210 @@
+"""Watchdog: a rank that hangs is named, the stacks of all are written down, and all ranks end.
+
+Each rank looks at the others' heartbeats as soon as it has made no progress for a while, from its heartbeat's thread:
+it needs neither the training thread nor the process group. All come to the same verdict (`hang_verdict`); the first of
+those that live says it, and the others follow, or take its place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..artifacts.run_directory import RunDirectory
+from ..errors import UnslothAccelError
+from ..files import read_json, write_atomically
+from .hang_stacks import Stacks
+from .hang_verdict import Process, Seen, Verdict, limit_of, verdict
+from .heartbeat import BEAT, QUIET, WORKING, Beat, cpu_seconds, flight_record, read_beat
+from .rank_log import RankLog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+AFTER = 5.0
+"""Seconds after which the next rank acts where the one before it does not."""
+LEAVING = 4.0
+"""Seconds that ranks get to write down what they know."""
+OLD = 60.0
+"""Seconds by which a file must be older than this process to be of an earlier launch."""
+
+
+class HangError(UnslothAccelError):
+    """A rank hangs; the message names it."""
+
+    on_every_rank = True  # it is told once, as the one that it names
+
+
+class Watchdog:
+    """Looks at the heartbeats in `files`, those of `world` ranks, for `heartbeat.Heartbeat`.
+
+    `log` gets the warnings and the end. `advice` is called at the end and says what is left and how to go on, as text
+    behind the message. `hang_after` is `logging.hang_after`; `stacks` are this rank's. `aloud`
+    says that nobody else tells the end.
+    """
+
+    def __init__(
+        self,
+        files: RunDirectory,
+        log: RankLog,
+        world: int,
+        hang_after: float | None,
+        advice: Callable[[], str],
+        stacks: Stacks,
+        aloud: bool,
+    ) -> None:
+        self._files = files
+        self._log = log
+        self._stacks = stacks
+        self._aloud = aloud
+        self._world = world
+        self._hang_after = hang_after
+        self._advice = advice
+        self._since: float | None = None
+        """When this process began, by the clock of the disk that the files are on."""
+        self._seen: dict[int, Seen] = {}
+        self._cpu: dict[int, tuple[float, float, bool]] = {}
+        """Of silent ranks: when it was looked at, seconds of processors, whether they had grown."""
+        self._told: tuple[int, ...] = ()
+        self._ending = 0.0
+
+    def look(self, own: Beat, passed: float) -> None:
+        """Look at the other ranks, `passed` seconds after the last look, where `own` makes no progress."""
+        if self._since is None:
+            mine = self._files.heartbeat(own.rank)
+            self._since = mine.stat().st_mtime if mine.exists() else time.time()
+        notice = read_json(self._files.hang) if self._is_new(self._files.hang) else {}
+        if notice:  # another rank has told the verdict
+            self._write_down(own, str(notice["message"]))
+            self._wait_for(set(range(self._world)) - {*notice["silent"]})
+            self._exit()
+        if own.idle < min(QUIET, limit_of([Seen(beat=own)], self._hang_after) / 2):
+            self._seen.clear()
+            if self._told:
+                self._say("warning", own, f"{_all(self._told)} goes on", self._told)
+            self._told, self._ending = (), 0.0
+            return
+        self._seen[own.rank] = Seen(beat=own)
+        for rank in {*range(self._world)} - {own.rank}:
+            self._see(rank, own.host, passed)
+        seen = list(self._seen.values())
+        found = verdict(seen, self._world, self._hang_after)
+        alive = [one.beat.rank for one in seen if one.silent < AFTER]
+        turn = sorted(alive).index(own.rank) if own.rank in alive else len(alive)
+        self._ending = self._ending + passed if found.action == "end" else 0.0
+        if found.action == "end" and self._ending > turn * AFTER:
+            self._end(own, found)
+        elif found.action == "word" and turn == 0 and found.ranks != self._told:
+            self._told = found.ranks
+            self._say("warning", own, found.message, found.ranks)
+
+    def _see(self, rank: int, host: str, passed: float) -> None:
+        path, before = self._files.heartbeat(rank), self._seen.get(rank)
+        beat = read_beat(path) if self._is_new(path) else None
+        if beat is None:
+            if before is None or not path.exists():
+                self._seen.pop(rank, None)
+                return
+            beat = before.beat  # half of one was read
+        moved = before is None or beat.beats != before.beat.beats or beat.pid != before.beat.pid
+        silent = 0.0 if moved or before is None else before.silent + passed
+        process: Process = ""
+        if silent >= 3 * BEAT:
+            process = self._process(beat, silent) if beat.host == host else "elsewhere"
+        self._seen[rank] = Seen(beat=beat, silent=silent, process=process)
+
+    def _is_new(self, path: Path) -> bool:
+        """Whether a file is of this launch."""
+        try:
+            return path.stat().st_mtime > (self._since or 0.0) - OLD
+        except OSError:
+            return False
+
+    def _process(self, beat: Beat, silent: float) -> Process:
+        """Return what is to be said of the process of a silent rank of this machine."""
+        import psutil
+
+        try:
+            process = psutil.Process(beat.pid)
+            state = process.status()
+            if abs(process.create_time() - beat.started) > 1 or state == psutil.STATUS_ZOMBIE:
+                return "gone"
+        except psutil.Error:
+            return "gone"
+        if state == psutil.STATUS_STOPPED:
+            return "stopped"
+        if state == psutil.STATUS_TRACING_STOP:
+            return "traced"
+        at, seconds, busy = self._cpu.get(beat.rank, (silent, cpu_seconds(beat.pid), True))
+        if silent - at >= QUIET or silent < at:
+            now = cpu_seconds(beat.pid)
+            at, seconds, busy = silent, now, now - seconds >= WORKING * (silent - at)
+        self._cpu[beat.rank] = (at, seconds, busy)
+        return "busy" if busy else "quiet"
+
+    def _say(self, event: str, own: Beat, message: str, ranks: tuple[int, ...]) -> None:
+        print(f"unsloth_accel: {event}: {message}.", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            line = self._log.write(event, source="hang", step=own.step, message=message, ranks=list(ranks))
+            self._log.warnings.append(line)
+
+    def _end(self, own: Beat, found: Verdict) -> None:
+        """Tell the verdict, write down what is known, and end with the others."""
+        from ..launch.run_accelerate import report_error
+
+        message = found.message + ". "
+        with suppress(Exception):
+            message += self._advice()
+        if self._aloud:
+            print(f"unsloth_accel: {message}", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            report_error(self._files.path, found.ranks[0], HangError(message))
+        deaf = [one for one in self._seen.values() if one.silent >= 3 * BEAT and one.beat.host == own.host]
+        for one in deaf:
+            with suppress(OSError):
+                self._stacks.ask(one)
+        self._write_down(own, message)
+        silent = {rank for rank, one in self._seen.items() if one.silent >= 3 * BEAT}
+        with suppress(OSError):
+            write_atomically(self._files.hang, json.dumps({"message": message, "silent": [*silent]}))
+        self._wait_for(self._seen.keys() - silent)
+        for one in deaf:
+            with suppress(OSError):
+                os.kill(one.beat.pid, signal.SIGKILL)
+                self._files.heartbeat(one.beat.rank).unlink()
+        self._exit()
+
+    def _wait_for(self, ranks: Collection[int]) -> None:
+        """Wait until `ranks` have written down what they know: with the first that ends torchrun ends the others."""
+        until = time.monotonic() + LEAVING
+        while time.monotonic() < until and any(self._files.heartbeat(rank).exists() for rank in ranks):
+            time.sleep(0.02)
+
+    def _exit(self) -> None:
+        """Leave at once: the training thread may never come back from where it is."""
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        os._exit(HangError.exit_status)
+
+    def _write_down(self, own: Beat, message: str) -> None:
+        with suppress(Exception):
+            self._log.write("hang", step=own.step, message=message, phase=own.phase, place=own.place)
+            self._log.failed(HangError(message))
+        with suppress(Exception):
+            self._stacks.write(own)
+        with suppress(Exception):
+            if own.collectives is not None and (record := flight_record()):
+                self._files.flight_record(f"{own.rank}.json").write_text(record, encoding="utf-8")
+        with suppress(OSError):
+            self._files.heartbeat(own.rank).unlink()  # which says that all is written
+
+
+def _all(ranks: tuple[int, ...]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
