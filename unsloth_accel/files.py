@@ -96,7 +96,11 @@ def unfinished(directory: Path, name: str | None = None) -> list[tuple[Path, Pat
     taken as gone where nothing was written for a day.
     """
     found = []
-    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+    try:
+        paths = sorted(directory.iterdir())
+    except OSError:
+        return []
+    for path in paths:
         match = _UNFINISHED.fullmatch(path.name)
         if match and name in (None, match["name"]) and _is_gone(path, match["host"], int(match["pid"])):
             found.append((path, directory / match["name"], bool(match["old"])))

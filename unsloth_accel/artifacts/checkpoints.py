@@ -55,6 +55,11 @@ class Checkpoint:
         weights = self.path / ADAPTER_WEIGHTS
         return weights.is_file() and _file_fault(weights) is None
 
+    @property
+    def is_recorded_whole(self) -> bool:
+        """Whether a record names its files, and they are all there."""
+        return bool(self.record) and _record_fault(self) is None
+
     @cached_property
     def record(self) -> dict[str, Any]:
         """Contents of its record; empty where it has none that can be read."""

@@ -21,7 +21,7 @@ from ..hardware.cpu_and_memory import memory_gib
 from ..models.locate import unquantized
 from ..models.safetensors_header import read_checkpoint, read_header
 from ..models.spec import ModelSpec
-from .own_files import filling, link_problem, recorded
+from .own_files import clear_unfinished, filling, link_problem, recorded
 from .run_directory import RunDirectory
 
 DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -61,7 +61,8 @@ def plan_merge(
     dtype: str | None = None,
     overwrite: bool = False,
 ) -> Merge:
-    """Find out what to merge; raises `ConfigError` with everything that would stop it.
+    """Find out what to merge, and remove what a killed merge left; raises `ConfigError` with everything that would
+    stop this one.
 
     `source` is an adapter's directory, or a run's that holds one. `target` is by default `merged` beside the adapter.
     `base` is by default what the adapter names, as its 16-bit original where that is in 4 bit. `dtype` is by default
@@ -72,6 +73,7 @@ def plan_merge(
     spec = ModelSpec.load(base)
     target = Path(target) if target else RunDirectory(adapter.parent).merged
     own = spec.dtype if DTYPES.get(spec.dtype) == 2 else "bfloat16"
+    clear_unfinished(target.parent, target.name)
     merge = Merge(adapter=adapter, base=base, trained_on=trained_on, target=target, dtype=dtype or own, spec=spec)
     raise_errors([*_base_problems(merge), *_target_problems(merge, overwrite), *_room_problems(merge)])
     return merge

@@ -17,7 +17,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from ..errors import Problem
-from ..files import replacing_directory, write_atomically
+from ..files import bring, replacing_directory, unfinished, write_atomically
 from .checkpoints import RECORD, Checkpoint, files_of
 from .run_directory import ACCELERATE_YAML, MARK, RunDirectory, first_line_of
 
@@ -149,6 +149,7 @@ def filling(directory: str | Path) -> Iterator[Path]:
     well; a user's own files there stay."""
     directory = Path(directory)
     directory = directory.resolve() if directory.is_symlink() else directory
+    clear_unfinished(directory.parent, directory.name)
     with replacing_directory(directory, kept=_kept) as temporary:
         yield temporary
         write_record(temporary)
@@ -159,6 +160,42 @@ def write_record(directory: Path, lacking: Iterable[str] = (), **more: object) -
     `more`."""
     files = files_of(directory) | dict.fromkeys(lacking, 0)
     write_atomically(directory / RECORD, json.dumps({**more, "files": files}, indent=2) + "\n")
+
+
+def clear_run(directory: str | Path) -> list[Path]:
+    """`clear_unfinished` in all directories of a run."""
+    files = RunDirectory(directory)
+    places = [files.path, files.logs, files.errors, files.adapter, *files.checkpoints()]
+    return [path for place in places for path in clear_unfinished(place)]
+
+
+def clear_unfinished(directory: Path, name: str | None = None) -> list[Path]:
+    """Remove what writers that were killed left in `directory`; returns what was the only one of its name, and whole,
+    and now stands in its place. With `name`, only what was for that name.
+
+    Weights of an adapter that were on their way to a place where nothing stands are left: there may be no others.
+    """
+    back = []
+    found = unfinished(directory, name)
+    for path, place, stood_there in found:
+        newer = path.with_name(path.name.removesuffix(".old"))
+        with suppress(OSError):
+            if stood_there:  # so the newer one was whole
+                if not os.path.lexists(place):
+                    os.rename(newer if newer.is_dir() else path, place)
+                    back.append(place)
+                if path.is_dir():
+                    bring(_kept(path), path, place)
+                    shutil.rmtree(path)
+            elif path.is_dir() and not os.path.lexists(place) and Checkpoint(path).is_recorded_whole:
+                os.rename(path, place)
+                back.append(place)
+    for path, place, stood_there in found:
+        if not stood_there and path.is_dir() and (os.path.lexists(place) or not Checkpoint(path).has_adapter):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.is_file():
+            path.unlink(missing_ok=True)
+    return back
 
 
 def remove_filled(directory: Path) -> None:

@@ -213,6 +213,8 @@ def made_room(decided: Plan) -> Iterator[dict[str, str]]:
     with locked(files.path) as lock:
         raise_errors(taken_problems(decided.run))
         directory, aside = files.path, files.previous
+        if own_files.clear_run(directory):  # what a killed run had made is in its place again
+            raise_errors(output_problems(decided.run))
         try:
             own_files.remove(own_files.errors_of(directory), directory)
             if decided.run.overwrite:

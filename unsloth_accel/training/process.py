@@ -25,7 +25,7 @@ from ..adapters import environment
 from ..artifacts import resume_if_any
 from ..artifacts.checkpoints import STATE, checkpoints
 from ..artifacts.log_file import LogFile, keep_printing, write_or_tell
-from ..artifacts.own_files import is_of_a_run, taken
+from ..artifacts.own_files import clear_run, is_of_a_run, taken
 from ..artifacts.resume_facts import facts_of_run
 from ..artifacts.run_directory import RunDirectory
 from ..callbacks.phases import phase
@@ -113,6 +113,7 @@ def _claim(run: RunConfig, held: ExitStack) -> None:
             Lock(run.output_dir, launch).join(patience=60)
         return
     held.enter_context(locked(run.output_dir, launch))
+    clear_run(run.output_dir)
     raise_errors(taken(run.output_dir, checkpoints=not run.resume, per_rank=False))
     if is_of_a_run(run.output_dir):
         return
