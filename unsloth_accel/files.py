@@ -21,8 +21,10 @@ is_directory, is_file = os.path.isdir, os.path.isfile
 _UNFINISHED = re.compile(r"\.(?P<name>.+)\.unsloth-accel-(?P<host>.+)-(?P<pid>\d+)-\w{8}(?P<old>\.old)?")
 _DAY = 86_400.0
 """Seconds after which what a process of another machine left untouched is taken as left for good."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The system's errors of a disk, or a user's part of it, that is full."""
 _FIXES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there"),
+    **dict.fromkeys(FULL, "make room there"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "let the user that trains write there"),
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ESTALE), "bring the directory back, which is gone"),
     errno.EROFS: "mount it for writing",
@@ -132,7 +134,7 @@ def why_unwritten(error: BaseException, directory: str | Path) -> tuple[str, str
     if number is None:
         number = _tried(existing(directory))
     reason = os.strerror(number) if number else ""
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES) and reason:
+    if number in (*FULL, errno.EROFS, errno.EACCES):
         said = reason
     elif reason and reason not in said:
         said = f"{said} ({reason})"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, Problem, first_line
+from ..files import FULL
+from .sources import cache_directory
 
 if TYPE_CHECKING:
     from ..config.run_config import DataConfig
@@ -16,10 +18,21 @@ def load(name: str, key: str, data: DataConfig | None, *, streaming: bool = Fals
 
     split = "train" if data is None else data.eval_split if key == "data.eval_path" else data.split
     subset = data.subset if data else None
+    how = {"split": split, "streaming": streaming}
     try:
-        return load_dataset(name, subset, split=split, streaming=streaming)
+        try:
+            return load_dataset(name, subset, **how)
+        except Exception as error:
+            if not type(error).__module__.startswith("pyarrow"):
+                raise
+            # What was kept is damaged, as a full disk leaves it. Made anew, from what was downloaded.
+            print(f"data: {name} is damaged in the cache of datasets ({first_line(error)}): made anew", flush=True)
+            return load_dataset(name, subset, download_mode="reuse_cache_if_exists", **how)
     except Exception as error:  # whatever the network, the hub or a loader raises: all of it stops the run
         consequence = f"can't be loaded: {type(error).__name__}: {first_line(error)[:300]}."
         part = "data.eval_split" if "eval" in key else "data.split"
         fix = f"check the path, or the hub id with {part} and data.subset"
+        place = cache_directory().parent
+        if isinstance(error, OSError) and (error.errno in FULL or "disk space" in str(error)):
+            fix = f"make room in {place}, or set HF_DATASETS_CACHE to a directory on another disk"
         raise ConfigError(Problem(key=key, value=name, consequence=consequence, fix=fix)) from None

@@ -6,12 +6,13 @@ before would be trained as one, each reading those before it.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, Problem
+from ..files import why_unwritten
 from .rows import no_step
+from .stored_rows import stored
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,15 +53,11 @@ def pack(trainer: Any, run: RunConfig, rows: Prepared) -> None:
 
 def packed(dataset: Dataset, directory: Path, limit: int, strategy: str) -> Dataset:
     """`dataset` in rows of up to `limit` tokens, by TRL; kept beside the unpacked rows in `directory`."""
-    from datasets import load_from_disk
-    from filelock import FileLock
     from trl import pack_dataset
 
-    place = directory / f"packed-{strategy}"
-    with FileLock(f"{place}.lock"):
-        if not place.is_dir():
-            made = directory / f"packed-{strategy}-unfinished"
-            shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
-            pack_dataset(dataset, limit, strategy).save_to_disk(str(made))
-            made.rename(place)
-    return load_from_disk(str(place))
+    try:
+        return stored(directory / f"packed-{strategy}", lambda: (pack_dataset(dataset, limit, strategy), {}))[0]
+    except OSError as error:
+        reason, fix = why_unwritten(error, directory)
+        print(f"data: packed rows stay in memory, {directory} can't be written: {reason}. Fix: {fix}", flush=True)
+        return pack_dataset(dataset, limit, strategy)

@@ -7,21 +7,22 @@ large data set could outlast, and a process that fails releases it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import shutil
-import tempfile
 import warnings
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..capabilities.probe import available
 from ..errors import ConfigError, Problem
+from ..files import why_unwritten
 from .rows import Rows, no_step, read_checked_rows
 from .sources import cache_directory, fingerprint, locate
+from .stored_rows import stored
 from .tokenise import Recipe, Tokenise, choose_template, fingerprint_of, notes_on
 
 if TYPE_CHECKING:
@@ -29,9 +30,8 @@ if TYPE_CHECKING:
 
     from ..config.run_config import RunConfig
 
-VERSION = 3
+VERSION = 4
 """Version of the prepared rows; rows that were cached under another version are not read."""
-REPORT = "unsloth_accel.json"
 ROW = "row"
 """Column of rows as text, before they are tokenised."""
 LARGE = 5_000
@@ -109,33 +109,27 @@ def _batch_notes(run: RunConfig, count: int) -> tuple[str, ...]:
 
 
 def _split(run: RunConfig, tokenizer: Any, path: str, key: str) -> tuple[Dataset, DataReport, Path]:
-    from datasets import load_from_disk
-    from filelock import FileLock
-
-    directory = _cache(run) / _name(run, tokenizer, path, key)
-    with FileLock(f"{directory}.lock"):
-        if not (directory / REPORT).is_file():
-            shutil.rmtree(directory, ignore_errors=True)  # of a process that was killed
-            _make(run, tokenizer, path, key, directory)
-    values = json.loads((directory / REPORT).read_text(encoding="utf-8"))
+    name, told = _name(run, tokenizer, path, key), []
+    make = functools.cache(partial(_make, run, tokenizer, path, key, name))
+    # The cache of `datasets`, or the run's own directory where that can't be written.
+    for cache in (cache_directory(), Path(run.output_dir, "data")):
+        try:
+            dataset, values = stored(cache / name, make)
+            break
+        except OSError as error:
+            reason, fix = why_unwritten(error, cache)
+            print(f"data: tokenised rows can't be kept in {cache}: {reason}", flush=True)
+            told.append(f"in {cache}: {reason} ({fix})")
+    else:
+        consequence = f"tokenised rows can't be kept {'; '.join(told)}."
+        fix = "do that, or set HF_DATASETS_CACHE to a directory with room that you may write"
+        raise ConfigError(Problem(key=key, value=path, consequence=consequence, fix=fix))
     report = DataReport(**values | {"notes": tuple(values["notes"])})
-    dataset = load_from_disk(str(directory / "rows"))
     if not run.training.get("packing") and available("rows that Unsloth need not cut"):
         # Says to Unsloth that no row is longer, without which it would turn padding-free batches off
         # (unsloth/models/rl.py, `_unsloth_attests`).
         dataset._unsloth_truncated_to = run.model.max_seq_length
-    return dataset, report, directory
-
-
-def _cache(run: RunConfig) -> Path:
-    """Where prepared rows lie: the cache of `datasets`, or the run's own directory where that can't be written."""
-    for directory in (cache_directory(), Path(run.output_dir, "data")):
-        with suppress(OSError):
-            directory.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=directory).close()
-            return directory
-    fix = "set HF_DATASETS_CACHE to a directory that you may write"
-    raise ConfigError(Problem(key="output_dir", consequence="tokenised rows can't be written anywhere.", fix=fix))
+    return dataset, report, cache / name
 
 
 def _name(run: RunConfig, tokenizer: Any, path: str, key: str) -> str:
@@ -155,8 +149,8 @@ def _name(run: RunConfig, tokenizer: Any, path: str, key: str) -> str:
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 
 
-def _make(run: RunConfig, tokenizer: Any, path: str, key: str, directory: Path) -> None:
-    """Write the prepared rows into `directory`, the report last: it tells that all is there."""
+def _make(run: RunConfig, tokenizer: Any, path: str, key: str, name: str) -> tuple[Dataset, dict[str, Any]]:
+    """Return the prepared rows, which get this `name`, and their report."""
     from datasets import Dataset, Features, Value
 
     rows = read_checked_rows(path, key, run.data)
@@ -173,7 +167,7 @@ def _make(run: RunConfig, tokenizer: Any, path: str, key: str, directory: Path) 
             remove_columns=ROW,
             num_proc=_processes(run, len(raw)),
             # What can't be pickled alike has a name of chance in each process; this one is never looked up.
-            new_fingerprint=directory.name,
+            new_fingerprint=name,
             load_from_cache_file=False,
             cache_file_name=None,
             desc="Tokenising",
@@ -184,9 +178,7 @@ def _make(run: RunConfig, tokenizer: Any, path: str, key: str, directory: Path) 
     made = made.remove_columns(["length", "trained"])
     if run.training.get("shuffle_dataset"):
         made = made.shuffle(seed=run.training.get("seed", 42))
-    made.save_to_disk(str(directory / "rows"))
-    values = asdict(report) | {"trained": len(made)}
-    (directory / REPORT).write_text(json.dumps(values), encoding="utf-8")
+    return made, asdict(report) | {"trained": len(made)}
 
 
 def _processes(run: RunConfig, count: int) -> int | None:

@@ -27,6 +27,8 @@ KINDS = {
 """How a file is read, by the end of its name; another end is taken for JSON Lines."""
 SMALL = 2**20
 """Bytes below which a file is read as quickly as its digest is looked up."""
+_DIGITS = 16
+"""Length of a file's digest."""
 _NO_ROWS = ("dataset_info.json", "state.json", "dataset_dict.json")
 """What `datasets.Dataset.save_to_disk` leaves beside the rows."""
 
@@ -136,9 +138,11 @@ def _cached_digest(path: Path, known: str) -> str:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{place}.lock"):
-            if not place.is_file():
-                write_atomically(place, _read_digest(path))
-            return place.read_text(encoding="utf-8")
+            kept = place.read_text(encoding="ascii") if place.is_file() else ""
+            if len(kept) != _DIGITS:  # a disk that was full may have left nothing in it: other rows would have its name
+                kept = _read_digest(path)
+                write_atomically(place, kept)
+            return kept
     except OSError:  # the cache, or the file itself
         return _read_digest(path)
 
@@ -148,7 +152,7 @@ def _read_digest(path: Path) -> str:
     with path.open("rb") as file:
         for block in iter(partial(file.read, 2**20), b""):
             digest.update(block)
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:_DIGITS]
 
 
 def cache_directory(environ: Mapping[str, str] = os.environ) -> Path:
