@@ -69,9 +69,11 @@ def _seen(trial: Trial, place: Workplace, directory: Path, disk: Disk, chance: r
         "checkpoints": [step_of(path) for path in checkpoints(output_dir)],
         "adapter": _difference(RunDirectory(output_dir).adapter, reference),
     }
+    elsewhere = [Path(path) for launch in launches if (path := launch.pop("elsewhere"))]
     if trial.elsewhere:
-        where = (launch.pop("elsewhere", None) for launch in launches)
-        seen["left"]["elsewhere"] = next((_difference(Path(path), reference) for path in where if path), None)
+        seen["left"]["elsewhere"] = _difference(elsewhere[-1], reference) if elsewhere else None
+    for path in elsewhere:
+        shutil.rmtree(path.parent)
     if trial.prior == "finished":
         kept = [_difference(path.parent, reference) for path in output_dir.rglob(ADAPTER_WEIGHTS)]
         seen["left"]["earlier_adapter"] = 0.0 in kept
@@ -80,7 +82,7 @@ def _seen(trial: Trial, place: Workplace, directory: Path, disk: Disk, chance: r
         overrides = _going_on(output_dir)
         if trial.prior == "finished":
             overrides = trial.overrides
-        running = place.launch(trial, directory, output_dir, overrides)
+        running = place.launch(trial, directory, output_dir, overrides, variables=variables)
         running.wait(running.ended, PATIENCE)
         left = running.end()
         seen["resumed"] = {

@@ -37,8 +37,12 @@ def disks(seed: int) -> list[Trial]:
             **facts,
         ),
     ]
+    # A file's last page has room for some lines more: 40 steps fill it, with no checkpoint among them.
+    settings = {"training": {"max_steps": 48, "save_steps": 48}}
+    awhile = (Strike(at="step", step=step, do=full), Strike(at="step", step=45, do=actions.free))
+    name, who = "full-logs-for-a-while", "logs for a while"
+    found.append(Trial(name=name, launches=(awhile,), who=who, goes_on=True, settings=settings, **facts))
     moments = {
-        "full-logs-for-a-while": ("step", "step", step, step + 1, 0),
         "full-weights-once": ("checkpoint", "after checkpoint", 8, 8, 0),
         "full-optimizer-once": ("before optimizer.pt", "after checkpoint", 8, 8, 0),
         "full-random-state-once": ("before rng_state_1.pth", "after checkpoint", 8, 8, 1),

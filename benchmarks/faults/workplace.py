@@ -87,7 +87,7 @@ class Workplace:
             "UNSLOTH_COMPILE_LOCATION": str(directory / "compiled"),
             **(variables or {}),
         }
-        start = trial.start if variables else "plain"
+        start = trial.start if in_rank.VARIABLE in environment else "plain"
         with self.starting():
             return Watched(command, start, environment, output_dir)
 
