@@ -73,7 +73,7 @@ def _seen(trial: Trial, place: Workplace, directory: Path, disk: Disk, chance: r
     if trial.elsewhere:
         seen["left"]["elsewhere"] = _difference(elsewhere[-1], reference) if elsewhere else None
     for path in elsewhere:
-        shutil.rmtree(path.parent)
+        shutil.rmtree(path.parent, ignore_errors=True)
     if trial.prior == "finished":
         kept = [_difference(path.parent, reference) for path in output_dir.rglob(ADAPTER_WEIGHTS)]
         seen["left"]["earlier_adapter"] = 0.0 in kept

@@ -67,9 +67,7 @@ def struck_launch(
     left = running.end()
     done()
     said = "\n".join(line for _, line in running.lines)
-    named = [
-        path for path in map(Path, re.findall(r"(/\S+/adapter)\b", said)) if not path.is_relative_to(scene.output_dir)
-    ]
+    elsewhere = re.search(r"(/\S+/unsloth-accel-[^/\s]+/adapter)\b", said)
     others = [(one.process.returncode, plainly(one.last_line, directory)) for one in scene.others]
     return {
         "struck": struck,
@@ -81,7 +79,7 @@ def struck_launch(
         "processes_left": left,
         "last_lines": plainly(" | ".join(line.strip() for _, line in running.lines[-ENDING:]), directory),
         **({"other_launch": others} if others else {}),
-        "elsewhere": next((str(path) for path in named if path.is_dir()), None),
+        "elsewhere": elsewhere[1] if elsewhere else None,
     }
 
 
