@@ -16,7 +16,7 @@ from unsloth_accel.verify.tensors import largest_difference, read_tensors
 
 from .actions import Scene
 from .places import Disk
-from .striking import plainly, struck_launch
+from .striking import struck_launch
 from .trial import Trial
 from .verdict import verdict
 from .workplace import PATIENCE, Workplace
@@ -89,7 +89,7 @@ def _seen(trial: Trial, place: Workplace, directory: Path, disk: Disk, chance: r
             "status": running.process.returncode,
             "at": read_json(RunDirectory(output_dir).results).get("training", {}).get("resumed_at"),
             "adapter": _difference(RunDirectory(output_dir).adapter, reference),
-            "last_line": plainly(running.last_line, directory),
+            "last_line": running.last_line,
             "processes_left": left,
         }
     return seen

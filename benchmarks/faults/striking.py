@@ -67,22 +67,17 @@ def struck_launch(
     left = running.end()
     done()
     said = "\n".join(line for _, line in running.lines)
-    elsewhere = re.search(r"(/\S+/unsloth-accel-[^/\s]+/adapter)\b", said)
-    others = [(one.process.returncode, plainly(one.last_line, directory)) for one in scene.others]
+    elsewhere = re.search(r"([^\s\"]*\bunsloth-accel-[^/\s]+/adapter)\b", said)
+    others = [(one.process.returncode, one.last_line) for one in scene.others]
     return {
         "struck": struck,
         "step": step,
         "status": running.process.returncode,
         "seconds_to_first_word": round(word[0] - since, 1) if word else None,
-        "first_word": plainly(word[1], directory)[:300] if word else None,
+        "first_word": word[1][:300] if word else None,
         "seconds_to_end": round(ended, 1),
         "processes_left": left,
-        "last_lines": plainly(" | ".join(line.strip() for _, line in running.lines[-ENDING:]), directory),
+        "last_lines": " | ".join(line for _, line in running.lines[-ENDING:]),
         **({"other_launch": others} if others else {}),
-        "elsewhere": elsewhere[1] if elsewhere else None,
+        "elsewhere": str(directory / elsewhere[1]) if elsewhere else None,
     }
-
-
-def plainly(text: str, directory: Path) -> str:
-    """Files are named without where this machine keeps them."""
-    return text.replace(f"{directory}/", "").replace(f"{directory.parent}/", "")

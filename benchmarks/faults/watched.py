@@ -35,9 +35,13 @@ running: set[Watched] = set()
 class Watched:
     """A launch that runs. Times are seconds of `time.monotonic`."""
 
-    def __init__(self, command: Sequence[str], start: str, environment: Mapping[str, str], output_dir: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], start: str, environment: Mapping[str, str], output_dir: Path, directory: Path
+    ) -> None:
+        """Start it; files below `directory` are named from there on: a trial's name is no word about it."""
         self.mark = uuid.uuid4().hex
         self.output_dir = output_dir
+        self._hidden = f"{directory}/"
         self.lines: list[tuple[float, str]] = []
         """What it said on its console, with the time at which it arrived."""
         self.terminal: int | None = None
@@ -64,9 +68,12 @@ class Watched:
         with suppress(OSError):  # a terminal's end, and one that was closed
             while data := os.read(source, 65536):
                 *whole, rest = (rest + data).replace(b"\r", b"\n").split(b"\n")
-                self.lines += [(time.monotonic(), line.decode(errors="replace")) for line in whole if line.strip()]
+                self.lines += [(time.monotonic(), self._plainly(line)) for line in whole if line.strip()]
         if rest.strip():
-            self.lines.append((time.monotonic(), rest.decode(errors="replace")))
+            self.lines.append((time.monotonic(), self._plainly(rest)))
+
+    def _plainly(self, line: bytes) -> str:
+        return line.decode(errors="replace").replace(self._hidden, "").strip()
 
     def close_terminal(self) -> None:
         assert self.terminal is not None
@@ -117,17 +124,17 @@ class Watched:
         """When after `since` and where it said what matches `says`: on the console, or in a file of its run."""
         for when, line in list(self.lines):
             if when >= since and re.search(says, line, re.IGNORECASE):
-                return when, line.strip()
+                return when, line
         files = RunDirectory(self.output_dir)
         now, wall = time.monotonic(), time.time()
         for file in (*files.rank_errors(), files.launch_error, *files.rank_logs(), *files.rank_outputs()):
             with suppress(OSError):
                 if file.stat().st_mtime >= wall - (now - since):
-                    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+                    for line in map(self._plainly, file.read_bytes().splitlines()):
                         if re.search(says, line, re.IGNORECASE):
-                            return now, f"{file.name}: {line.strip()}"
+                            return now, f"{file.name}: {line}"
         return None
 
     @property
     def last_line(self) -> str:
-        return self.lines[-1][1].strip()[-300:] if self.lines else ""
+        return self.lines[-1][1][-300:] if self.lines else ""

@@ -55,7 +55,8 @@ class Workplace:
             PLUGINS: in_rank.__name__,
         }
         if self.device == "cpu":
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+            # Compiling takes longer than training such a model; runs on GPUs compile as ever.
+            os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TORCH_COMPILE_DISABLE": "1"}
 
     @contextmanager
     def starting(self) -> Iterator[None]:
@@ -89,7 +90,7 @@ class Workplace:
         }
         start = trial.start if in_rank.VARIABLE in environment else "plain"
         with self.starting():
-            return Watched(command, start, environment, output_dir)
+            return Watched(command, start, environment, output_dir, directory)
 
     def undisturbed(self, trial: Trial, killed: bool = False) -> Path:
         """The output_dir of the trial's run without a fault, made once; with `killed`, ended after step 14."""
