@@ -226,7 +226,7 @@ def _show(*shown: Sequence[str]) -> None:
 def start(words: list[str]) -> None:
     """Run the module, the code or the script as `__main__`."""
     if words[0] == "-m":
-        sys.argv[:] = words[1:]
+        sys.argv[:] = ["-m", *words[2:]]
         runpy._run_module_as_main(words[1])
         return
     script = sys.modules["__main__"]

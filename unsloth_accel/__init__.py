@@ -6,6 +6,9 @@ loaded when first used, so this import costs milliseconds and no torch.
 
 from __future__ import annotations
 
+from .launch import safe_path as _safe_path  # noqa: F401  (first: the others might be found in the working directory)
+
+# isort: split
 import importlib
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 from .errors import ConfigError, Problem, first_line, nearest
 
 PLUGINS = "UNSLOTH_ACCEL_PLUGINS"
-"""Environment variable: modules, separated by commas, that add records; imported when one is first looked for. Launched
-processes inherit it."""
+"""Environment variable: modules, separated by commas, that add records; imported when one is first looked for, where
+Python finds modules, and last in the working directory. Launched processes inherit it."""
 
 
 class Named(Protocol):
@@ -68,7 +69,10 @@ _imported: set[str] = set()
 
 
 def _import_plugins() -> None:
-    for name in filter(None, (part.strip() for part in os.environ.get(PLUGINS, "").split(","))):
+    names = [part.strip() for part in os.environ.get(PLUGINS, "").split(",") if part.strip()]
+    if names and "" not in sys.path:  # last, so that nothing there takes another module's place
+        sys.path.append("")
+    for name in names:
         if name in _imported:
             continue
         _imported.add(name)  # before it is imported, since it asks for the registry itself

@@ -135,8 +135,10 @@ def test_a_failing_process_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_machine_with_a_stray_variable_still_sums() -> None:
-    """WORLD_SIZE and MASTER_PORT of another launch don't reach the test's processes."""
+def test_a_machine_with_a_stray_variable_still_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """WORLD_SIZE and MASTER_PORT of another launch don't reach the test's processes, nor do the user's own modules."""
+    (tmp_path / "random.py").write_text("raise SystemExit('imported: random.py')", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
     stray = {**os.environ, "WORLD_SIZE": "8", "RANK": "5", "MASTER_ADDR": "192.0.2.1", "MASTER_PORT": "1"}
     found = processes.check_processes("cpu", 2, stray, 100)
     assert (found.status, found.detail) == ("ok", "2 processes, exact sum")

@@ -348,16 +348,25 @@ def end_all(file: Path) -> None:
     psutil.wait_procs(left, timeout=20)
 
 
-def until_a_checkpoint(out: Path, seconds: float = 120) -> None:
+def until_a_checkpoint(out: Path, launcher: subprocess.Popen[bytes], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and not newest(out)[0]:
+    while not newest(out)[0]:
+        assert launcher.poll() is None, launcher.returncode
+        assert time.monotonic() < deadline
         time.sleep(0.2)
 
 
 @pytest.mark.slow
 def test_two_launches_into_one_directory(tiny: Path, tmp_path: Path) -> None:
-    """The second one is refused, however it is launched, also while the first one's ranks outlive their launcher."""
-    out, host = tmp_path / "out", os.uname()[1]
+    """The second one is refused, however it is launched, also while the first one's ranks outlive their launcher.
+
+    In a working directory with modules that end whoever imports them: no launcher and no rank does.
+    """
+    out, host, here = tmp_path / "out", os.uname()[1], tmp_path / "here"
+    for name in ("random.py", "json.py", "trl.py", "unsloth/__init__.py", "datasets/__init__.py"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(f"raise SystemExit('imported: {name}')", encoding="utf-8")
+    place: dict[str, Any] = {"cwd": here, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
     values = {
         "model": {"name": str(tiny), "max_seq_length": 96, "dtype": "float32"},
         "data": {"path": str(TRAIN)},
@@ -369,12 +378,12 @@ def test_two_launches_into_one_directory(tiny: Path, tmp_path: Path) -> None:
     command = cli_command("launch", file)
 
     def launched(*overrides: str) -> subprocess.CompletedProcess[str]:
-        return fork_server.run([*command, *overrides], cwd=ROOT, capture_output=True, text=True, timeout=100)
+        return fork_server.run([*command, *overrides], capture_output=True, text=True, timeout=100, **place)
 
     with fork_server.forked():
-        first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+        first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, **place)
     try:
-        until_a_checkpoint(out)
+        until_a_checkpoint(out, first)
         files = RunDirectory(out)
         described = files.planned_yaml.read_bytes()
         logs = {path: path.read_bytes()[:200] for path in files.logs.iterdir()}

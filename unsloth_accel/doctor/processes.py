@@ -96,7 +96,11 @@ def _launch(
         printed = Path(directory, "output")
         with printed.open("w", encoding="utf-8") as output:
             process = subprocess.Popen(
-                [*command, str(script), directory, device], env=environment, stdout=output, stderr=subprocess.STDOUT
+                [*command, str(script.absolute()), directory, device],
+                cwd=directory,  # from where `-m` imports first: not the user's, whose random.py is none of accelerate's
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
             )
             try:
                 status: int | None = process.wait(limit)
