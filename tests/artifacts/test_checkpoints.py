@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -98,7 +99,7 @@ def test_shards_without_their_index_are_cut_short(tmp_path: Path, planned: RunCo
     path = write_checkpoint(tmp_path / "checkpoint-2", planned, record=False)
     (path / "optimizer_0").mkdir()
     assert Checkpoint(path).fault == "optimizer_0/.metadata, which is written last, is missing"
-    (path / "optimizer_0" / ".metadata").write_bytes(b"x")
+    (path / "optimizer_0" / ".metadata").write_bytes(pickle.dumps({}))
     (path / "optimizer.pt").unlink()
     assert Checkpoint(path).fault is None
 

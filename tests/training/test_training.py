@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -374,6 +375,22 @@ def test_another_number_of_processes_keeps_the_rows(straight: Path, tmp_path: Pa
     record = json.loads((place / "checkpoint-6" / "unsloth_accel.json").read_text(encoding="utf-8"))["made_with"]
     assert (record["batch.global_size"], record["distributed.num_processes"]) == (8, 1)
     assert read_run_record(place).batch["global_size"] == 8
+
+
+def test_code_in_the_place_of_weights_is_not_run(straight: Path, tmp_path: Path) -> None:
+    """Not by resuming from it, whichever file of the checkpoint holds it; and which one is told, with what to do."""
+    command = [sys.executable, str(SCRIPTS / "resume_from_hostile.py"), str(straight), str(tmp_path)]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = fork_server.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert [name for name, _status, ran in found if not ran] == [name for name, *_ in found], done.stderr
+    assert {name: status for name, status, _ in found} == {
+        **dict.fromkeys(("optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.bin"), 1),
+        "training_args.bin": 0,  # which nobody loads
+    }, done.stderr
+    for name, status, _ in found:
+        told = f"{name} holds code (posix.mkdir), not weights alone: it was not loaded. Fix: go on from another"
+        assert (told in done.stderr) == bool(status), done.stderr
 
 
 def test_rows_that_cannot_be_kept(straight: Path, tmp_path: Path) -> None:

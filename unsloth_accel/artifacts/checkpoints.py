@@ -18,6 +18,7 @@ from ..errors import ConfigError
 from ..files import read_json
 from ..models.safetensors_header import read_header
 from .run_directory import RunDirectory, step_of
+from .unsafe_files import INDEX, index_fault
 
 RECORD = "unsloth_accel.json"
 STATE = "trainer_state.json"
@@ -156,6 +157,8 @@ def _file_fault(file: Path) -> str | None:
     """Return a fault in a file's form: safetensors' header gives its size, torch.save's files end with their index."""
     if not file.is_file():
         return None
+    if file.name == INDEX:
+        return index_fault(file)
     whole = True
     if file.suffix in (".pt", ".pth", ".bin"):
         whole = zipfile.is_zipfile(file)
@@ -177,9 +180,9 @@ def _missing(path: Path) -> str | None:
     if not any((path / name).exists() for name in _OPTIMIZERS):
         return "optimizer.pt is missing (training.save_only_model leaves it out)"
     for name in ("optimizer_dcp", "optimizer_0", "pytorch_model_fsdp_0"):
-        # torch.distributed.checkpoint writes .metadata after all shards.
-        if (path / name).is_dir() and not (path / name / ".metadata").is_file():
-            return f"{name}/.metadata, which is written last, is missing"
+        # torch.distributed.checkpoint writes its index after all shards.
+        if (path / name).is_dir() and not (path / name / INDEX).is_file():
+            return f"{name}/{INDEX}, which is written last, is missing"
     if not (path / "scheduler.pt").is_file():
         return "scheduler.pt is missing"
     return _missing_rank(path)

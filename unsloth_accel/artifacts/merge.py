@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from ..config.start_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_beside, find_adapter
@@ -23,6 +24,7 @@ from ..models.safetensors_header import read_checkpoint, read_header
 from ..models.spec import ModelSpec
 from .own_files import clear_unfinished, filling, link_problem, recorded
 from .run_directory import RunDirectory
+from .unsafe_files import as_unsafe
 
 DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
 """Bytes per number of each dtype."""
@@ -101,7 +103,9 @@ def write_merged(merge: Merge) -> list[Path]:
             model.save_pretrained(directory, max_shard_size="5GB")
             tokenizer.save_pretrained(directory)
             _check(directory, merge)
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
+    except (RuntimeError, ValueError, OSError, KeyError, UnpicklingError) as error:
+        if unsafe := as_unsafe(error):
+            raise unsafe from None
         fix = "see that the adapter was trained on this base (--base MODEL names another), and that the disk has room"
         raise MergeError(
             f"{merge.adapter} was not merged into {merge.base}: {first_line(error)}. Fix: {fix}"

@@ -28,6 +28,7 @@ from ..artifacts.log_file import LogFile, keep_printing, write_or_tell
 from ..artifacts.own_files import clear_run, is_of_a_run, taken
 from ..artifacts.resume_facts import facts_of_run
 from ..artifacts.run_directory import RunDirectory
+from ..artifacts.unsafe_files import as_unsafe, weights_only
 from ..callbacks.phases import phase
 from ..callbacks.rank_log import RankLog
 from ..callbacks.stop_request import GONE, REQUEST
@@ -74,6 +75,7 @@ def _main(run_yaml: str, overrides: tuple[str, ...], held: ExitStack) -> int:
         run = replace(run, distributed=replace(run.distributed, strategy=promised.strategy))
     if told and environment.rank() == 0:
         print(f"unsloth_accel: {told}", flush=True)
+    weights_only()
     # Under torchrun there is no accelerate config, whose comment carries them; without them it would be DDP.
     if run.strategy:
         os.environ |= run.strategy.variables(in_4bit=run.model.load_in_4bit)
@@ -124,12 +126,14 @@ def _claim(run: RunConfig, held: ExitStack) -> None:
 
 
 def _plainly(error: BaseException, run: RunConfig) -> BaseException:
-    """`error`, or in its place what helps where memory is out."""
+    """`error`, or in its place what helps where memory is out, or a file holds code."""
     from ..adapters.out_of_memory import OutOfMemory, is_lack_of_memory
     from .memory_advice import advice
 
-    if isinstance(error, UnslothAccelError) or not is_lack_of_memory(error):
+    if isinstance(error, UnslothAccelError):
         return error
+    if not is_lack_of_memory(error):
+        return as_unsafe(error) or error
     return OutOfMemory(f"out of memory: {str(error).splitlines()[0]} Fix: {advice(run)}.")
 
 
