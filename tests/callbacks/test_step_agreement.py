@@ -96,19 +96,18 @@ def test_a_trainer_is_made_to_listen(monkeypatch: pytest.MonkeyPatch) -> None:
     import signal
 
     from transformers import DefaultFlowCallback, TrainerCallback
+    from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
     from unsloth_accel.callbacks import StepAgreement
     from unsloth_accel.callbacks.step_agreement import stop_when_asked
 
-    ended = []
-
-    class JITCheckpointCallback(TrainerCallback):
-        def on_train_end(self, *arguments: Any, **keywords: Any) -> None:
-            ended.append(self)
+    before, own = signal.getsignal(signal.SIGTERM), JITCheckpointCallback()
+    own.set_trainer(SimpleNamespace(args=SimpleNamespace(enable_jit_checkpoint=True)))
+    assert signal.getsignal(signal.SIGTERM) is not before
 
     class Late(TrainerCallback): ...
 
-    callbacks = [DefaultFlowCallback(), JITCheckpointCallback(), Late()]
+    callbacks = [DefaultFlowCallback(), own, Late()]
     handler = SimpleNamespace(callbacks=callbacks)
     trainer: Any = SimpleNamespace(
         callback_handler=handler, args=None, state=None, control=None, add_callback=callbacks.append
@@ -117,7 +116,6 @@ def test_a_trainer_is_made_to_listen(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer.train = lambda: signal.getsignal(signal.SIGTERM)
     stop_when_asked(trainer)
     assert [type(one) for one in handler.callbacks] == [DefaultFlowCallback, StepAgreement, Late]
-    assert len(ended) == 1
-    before = signal.getsignal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
     assert trainer.train() is not before
     assert signal.getsignal(signal.SIGTERM) is before

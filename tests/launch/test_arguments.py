@@ -14,6 +14,9 @@ def test_parse_tells_runs_from_scripts() -> None:
     assert (run.run_yaml, run.accelerate_flags) == ("a.yaml", ("--main_process_port", "29501", "--debug"))
     assert run.overrides == ("x=1",)
     assert parse(["x=1", "a.yaml"]) == Request(run_yaml="a.yaml", overrides=("x=1",))
+    assert parse(["--resume-if-any", "a.yaml"]).overrides == ("training.resume=if_any",)
+    with pytest.raises(ConfigError, match="--resume-if-any: is for launch RUN"):
+        parse(["--config_file", "a.yaml", "--resume-if-any", "s.py"])
     with pytest.raises(ConfigError, match="nothing to launch"):
         parse(["--debug"])
     with pytest.raises(ConfigError, match="neither an override nor a flag"):

@@ -17,6 +17,7 @@ import pytest
 from conftest import ROOT, TRAIN, finished_run, write_yaml
 
 import unsloth_accel as ua
+from unsloth_accel.artifacts.checkpoints import checkpoints
 from unsloth_accel.errors import ConfigError, LaunchError
 from unsloth_accel.hardware.device import Device
 from unsloth_accel.hardware.hardware import Hardware
@@ -80,6 +81,12 @@ def test_what_is_launched(plan: ua.Plan, tmp_path: Path, monkeypatch: pytest.Mon
     assert str(finished) == f"Finished(output_dir={tmp_path / 'out'!r})"
     assert seen[0].arguments[-3:] == ("-m", "unsloth_accel.training.sft", str(tmp_path / "out" / "run.planned.yaml"))
     assert (tmp_path / "out" / "adapter").exists(), "a run that left nothing puts the earlier one back"
+
+
+def test_a_finished_run_is_returned(plan: ua.Plan, tmp_path: Path, started: list[Any]) -> None:
+    (finished_run(tmp_path / "out") / "results.json").write_text('{"training": {"steps": 6}}', encoding="utf-8")
+    finished = notebook.notebook_launch(plan, resume="if_any")
+    assert (finished.results, started) == ({"training": {"steps": 6}}, [])
 
 
 def shown(*chunks: bytes, capsys: pytest.CaptureFixture[str]) -> str:
@@ -221,6 +228,7 @@ def test_interrupting_the_cell_ends_every_rank(book: Notebook, described: Path, 
     assert reply["ename"] == "KeyboardInterrupt"
     assert "loading" in printed
     assert "stopping the run …\nthe run is stopped" in printed, "the last words of the ranks are noise"
+    assert checkpoints(out), "which nobody asked for, and the run can be gone on with"
     assert book.run("print(1 + 1)")[0] == "2\n"
 
 
@@ -262,6 +270,7 @@ def test_ranks_end_with_a_killed_kernel(book: Notebook, described: Path, tmp_pat
     book.process.kill()
     assert_gone(below)
     assert not processes(mark)
+    assert checkpoints(tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -40,12 +40,16 @@ def test_the_rank_that_fell_first_is_named(tmp_path: Path) -> None:
     ended = _failure(command, {0: 1, 1: -15})
     assert str(ended) == "rank 0 failed: RuntimeError: connection closed by peer"
     assert ended.exit_status == 1
+    asked = _failure(Launch(arguments=()), {1: -15, 0: -15})
+    assert (str(asked), asked.exit_status) == ("rank 1 was ended by SIGTERM.", 143)
+    left = _failure(Launch(arguments=()), {0: 143, 1: 7})
+    assert (str(left), left.exit_status) == ("rank 1 failed with exit status 7; its own error is above.", 7)
     silent = _failure(Launch(arguments=()), {1: -15, 2: 3})
     assert "rank 2 failed with exit status 3" in str(silent)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("signal", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(("signal", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129), ("SIGQUIT", 131)])
 @pytest.mark.parametrize("config", ["cpu_ddp.yaml", "one process"])
 def test_stopping_the_launch_ends_all_ranks(signal: str, status: int, config: str, tmp_path: Path) -> None:
     import signal as signals

@@ -265,6 +265,21 @@ def test_fewer_rows_than_a_batch(description: dict[str, Any]) -> None:
     assert "no step" in str(only)
 
 
+def test_a_disk_without_room_for_checkpoints(description: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three, since the oldest goes last; a warning, since it is not the adapter's size that is known so well."""
+    from types import SimpleNamespace
+
+    from unsloth_accel.validation.inputs import room_problems
+
+    run = from_dict(description)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=5 * 2**30))
+    assert room_problems(run, 1.5) == room_problems(run, None) == []
+    (only,) = room_problems(run, 2.0)
+    assert (only.severity, only.key) == ("warning", "output_dir")
+    assert "has 5.0 GiB left, and three checkpoints take 6.0 GiB. Fix: make room" in str(only)
+    assert room_problems(from_dict({**description, "training": {"save_minutes": 0}}), 2.0) == []
+
+
 def test_none_whole_is_refused(description: dict[str, Any], planned: RunConfig, tmp_path: Path) -> None:
     from unsloth_accel.validation.inputs import output_problems
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
-from .stop_request import GONE, REQUEST, Stopped, StopRequest, cause, to_go_on
+from .stop_request import GONE, REQUEST, Stopped, StopRequest, cause, planned, to_go_on
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -112,7 +113,10 @@ class StepAgreement(TrainerCallback):
 
     def on_epoch_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if self._stop:  # every rank, after the step's checkpoint
-            raise Stopped(self._in_words(args, state), self._stop, on_every_rank=True)
+            words = self._in_words(args, state)
+            if state.is_world_process_zero and (self._stop == GONE or not planned()):  # else its launcher tells
+                print(f"unsloth_accel: {words}", file=sys.stderr, flush=True)
+            raise Stopped(words, self._stop, on_every_rank=True)
 
     def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if self._told is not None:  # of the last step: a collective isn't left behind

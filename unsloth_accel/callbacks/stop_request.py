@@ -48,12 +48,16 @@ def cause(number: int) -> str:
     return "the end of its launcher" if number == GONE else signal.Signals(number).name
 
 
+def planned() -> bool:
+    """Return whether this is a rank of `unsloth-accel launch RUN.yaml`."""
+    promised = environment.promise()
+    return promised is not None and promised.made_by == PLANNED
+
+
 def to_go_on(output_dir: str | Path) -> str:
     """Return the newest whole checkpoint of a run in words, and how to go on from it."""
     whole, _ = newest(output_dir)
-    promised = environment.promise()
-    planned = promised is not None and promised.made_by == PLANNED
-    how = "training.resume=true" if planned else "resume_from_checkpoint=True"
+    how = "training.resume=true" if planned() else "resume_from_checkpoint=True"
     return f"{whole.path.name} is whole: go on with {how}" if whole else "there is no whole checkpoint"
 
 
@@ -107,8 +111,9 @@ class StopRequest:
         def undo() -> None:
             for one, handler in before.items():
                 signal.signal(one, handler)
-            if wakes == -1:
-                signal.set_wakeup_fd(-1)
+            last = signal.set_wakeup_fd(-1)
+            if last != writer:
+                signal.set_wakeup_fd(last)
             self._listens = False
 
         _in_forks.append(undo)
@@ -204,10 +209,16 @@ def _a_peer_is_gone(parent: int | None) -> bool:
     if count == 1 or parent is None or os.getppid() != parent:
         return False
     alive = 0
-    for process in psutil.Process(parent).children():
-        with suppress(psutil.Error):
-            ended = process.status() == psutil.STATUS_ZOMBIE
-            alive += not ended and "LOCAL_RANK" in process.environ()
+    try:
+        launcher = psutil.Process(parent)
+        if "LOCAL_RANK" in launcher.environ():  # a shell of this rank's own between the two
+            return False
+        for process in launcher.children():
+            with suppress(psutil.NoSuchProcess):
+                ended = process.status() == psutil.STATUS_ZOMBIE
+                alive += not ended and "LOCAL_RANK" in process.environ()
+    except psutil.Error:  # who may not look knows nothing
+        return False
     return alive < count
 
 

@@ -9,6 +9,9 @@ from ..config.read_run import is_override
 from ..errors import ConfigError, Problem
 from .run_accelerate import takes_value
 
+IF_ANY = "training.resume=if_any"
+"""Override that --resume-if-any stands for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -37,7 +40,7 @@ def parse(tokens: Sequence[str]) -> Request:
         if word == "--dry-run":
             dry_run = True
         elif word == "--resume-if-any":
-            overrides.append("training.resume=if_any")
+            overrides.append(IF_ANY)
         elif word.startswith("-"):
             flags.append(word)
             if "=" not in word and words and takes_value(word):
@@ -49,6 +52,10 @@ def parse(tokens: Sequence[str]) -> Request:
             raise ConfigError(Problem(key=word, consequence="is neither an override nor a flag.", fix=fix))
         elif word.endswith((".yaml", ".yml")):
             run_yaml = word
+        elif IF_ANY in overrides:
+            consequence = "is for launch RUN.yaml: what a script of yours goes on from, it says itself."
+            fix = "drop it; trainer.train(resume_from_checkpoint=True) goes on from the newest whole checkpoint"
+            raise ConfigError(Problem(key="--resume-if-any", consequence=consequence, fix=fix))
         else:
             return Request(accelerate_flags=(*flags, word, *words), dry_run=dry_run)
     if run_yaml is None:

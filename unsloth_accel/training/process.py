@@ -31,9 +31,8 @@ from ..artifacts.run_directory import RunDirectory
 from ..artifacts.unsafe_files import as_unsafe, weights_only
 from ..callbacks.phases import phase
 from ..callbacks.rank_log import RankLog
-from ..callbacks.stop_request import GONE, REQUEST
+from ..callbacks.stop_request import GONE, REQUEST, Stopped, planned
 from ..callbacks.watch_ranks import watch_run
-from ..config.promise import PLANNED
 from ..config.read_run import load
 from ..config.run_config import RunConfig
 from ..config.written import as_yaml, described
@@ -93,7 +92,7 @@ def _train_and_tell(run: RunConfig) -> int:
         status = report_error(run.output_dir, environment.rank(), error)
         if not isinstance(error, UnslothAccelError | KeyboardInterrupt):
             traceback.print_exc()
-        elif not _reported() and (environment.rank() == 0 or not getattr(error, "on_every_rank", False)):
+        elif not _told(error) and (environment.rank() == 0 or not getattr(error, "on_every_rank", False)):
             print(f"unsloth_accel: {error}", file=sys.stderr, flush=True)
         return status
     finally:
@@ -140,8 +139,12 @@ def _plainly(error: BaseException, run: RunConfig) -> BaseException:
 def _reported() -> bool:
     """Whether `unsloth-accel launch RUN.yaml` started this process and lives: it tells what failed and makes the run's
     report; nobody else does."""
-    promised = environment.promise()
-    return promised is not None and promised.made_by == PLANNED and REQUEST.number != GONE
+    return planned() and REQUEST.number != GONE
+
+
+def _told(error: BaseException) -> bool:
+    """Whether somebody else tells `error`."""
+    return _reported() or isinstance(error, Stopped)
 
 
 def train(run: RunConfig) -> dict[str, Any]:

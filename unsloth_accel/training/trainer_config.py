@@ -47,6 +47,5 @@ def trainer_config(run: RunConfig, method: Method, own: dict[str, Any]) -> Any:
 
 def _saving(run: RunConfig) -> dict[str, Any]:
     """Return when checkpoints are written where the run doesn't say it: by the clock (`callbacks.StepAgreement`)."""
-    if "save_steps" in run.training:
-        return {}  # the Trainer's own strategy, steps
-    return {"save_strategy": "no", **({"save_total_limit": KEPT_CHECKPOINTS} if run.save_minutes else {})}
+    strategy = {} if "save_steps" in run.training else {"save_strategy": "no"}  # the Trainer's own is steps
+    return strategy | ({"save_total_limit": KEPT_CHECKPOINTS} if run.save_minutes else {})
