@@ -10,7 +10,7 @@ from unsloth_accel.callbacks.hang_verdict import Seen, limit_of, verdict
 from unsloth_accel.callbacks.heartbeat import Beat
 
 STEP = {"phase": "training", "step": 7, "steps": 7, "events": 20, "place": "the forward and backward passes"}
-STUCK = {**STEP, "strict": True, "idle": 61.0, "still": 61.0, "working": False}
+STUCK = {**STEP, "strict": True, "idle": 61.0, "still": 61.0, "working": False, "transferring": False}
 WAITS = {**STUCK, "waits": True, "place": "a callback, where it waits in all_reduce, called from here (file.py:1)"}
 LOADS = {"phase": "loading", "place": "code outside of a step", "idle": 61.0, "still": 61.0}
 DATA = {**STUCK, "strict": False, "place": "the data loader", "working": False}
@@ -56,6 +56,7 @@ def other(said: dict[str, Any], **more: Any) -> dict[str, Any]:
         (WAITS, other(DATA, working=True), "nothing", (), ""),
         (WAITS, other(DATA, idle=601.0), "end", (1,), "rank 1 hangs: no progress for 601 s"),
         (WAITS, other(DATA, idle=6000.0, working=True), "nothing", (), ""),
+        (WAITS, other(DATA, idle=6000.0, transferring=True), "word", (1,), "rank 1 may hang: no progress for 6000 s"),
         (other(LOADS, waits=True), other(LOADS, working=True), "nothing", (), ""),
         (other(LOADS, waits=True), other(LOADS, working=False), "word", (1,), "61 s, in phase loading"),
         # All wait.

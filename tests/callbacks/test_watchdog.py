@@ -144,7 +144,7 @@ def test_a_notice_is_followed(dog: Watchdog, files: RunDirectory, monkeypatch: p
         look(dog, 1, replace(OWN, idle=0.0))
     assert left == [1]
     stacks = files.rank_stacks(0).read_text(encoding="utf-8")
-    assert stacks.startswith(f"rank 0, process {os.getpid()}, in here\n")
+    assert f": rank 0, process {os.getpid()}, in here\n" in stacks
     assert "test_a_notice_is_followed" in stacks
     lines = read_lines(files.logs / "rank-0.jsonl")
     assert [line["event"] for line in lines] == ["hang", "end"]

@@ -27,12 +27,12 @@ class Stacks:
         self._files = files
         path = files.rank_stacks(rank)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")  # those of an earlier hang stay
         faulthandler.register(STACKS, file=self._file, all_threads=True)
 
     def write(self, own: Beat) -> None:
         """Write the stacks of all threads of this process, which stands at `own`."""
-        self._file.write(f"rank {own.rank}, process {own.pid}, in {own.place}\n")
+        self._file.write(f"{time.ctime()}: rank {own.rank}, process {own.pid}, in {own.place}\n")
         self._file.flush()
         faulthandler.dump_traceback(self._file, all_threads=True)
 
@@ -45,7 +45,8 @@ class Stacks:
             return
         last = f"it was in {beat.place}" if beat.place else "where it was isn't known"
         text = f"rank {beat.rank}, process {beat.pid}, is stopped and can't be asked for its stacks; {last}\n"
-        self._files.rank_stacks(beat.rank).write_text(text, encoding="utf-8")
+        with self._files.rank_stacks(beat.rank).open("a", encoding="utf-8") as file:
+            file.write(f"{time.ctime()}: {text}")
 
     def close(self) -> None:
         """Remove the file where nothing came to be written."""

@@ -55,8 +55,9 @@ def verdict(seen: Sequence[Seen], world: int, hang_after: float | None = None) -
     A rank whose heart stands still hangs: at the limit where its process is stopped, or takes no processor's time in a
     part of every step. Otherwise all must be without progress. To blame are those that don't wait for others; of these
     the ones that have come least far. Where all wait, and in different places, it is a deadlock. Whatever may take long
-    by itself (a first step with its compiling, loading, data, saving, evaluation, callbacks) gets ten limits, and is
-    left alone as long as it works; a process that has ended is torchrun's to tell.
+    by itself (a first step with its compiling, loading, data, saving, evaluation, callbacks) gets ten limits, is left
+    alone as long as it takes a processor's time, and isn't ended as long as it transfers anything. A process that has
+    ended is torchrun's to tell.
     """
     limit = limit_of(seen, hang_after)
     if any(one.process == "gone" for one in seen):
@@ -78,7 +79,7 @@ def verdict(seen: Sequence[Seen], world: int, hang_after: float | None = None) -
     certain = (
         all(beat.still >= limit for beat in to_blame)
         if all(beat.strict for beat in to_blame)
-        else since >= LONG * limit
+        else since >= LONG * limit and not any(beat.transferring for beat in to_blame)
     )
     places = {f"in {beat.place}" for beat in to_blame} if len(to_blame) == 1 else set()
     what = _sentence(certain, to_blame, f"no progress for {since:.0f} s", *places)

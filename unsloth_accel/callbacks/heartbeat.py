@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from .signs_of_work import Signs, own_signs
 from .stack_place import Place, look_at
 
 BEAT = 1.0
@@ -31,8 +32,6 @@ SIZE = 2048
 """Bytes of a heartbeat, always the same: written over in one call, which a full disk has no part in."""
 QUIET = 5.0
 """Seconds without progress from which on more is looked at than the stack."""
-WORKING = 0.05
-"""Least share of a core, children included, that shows that a process works; a heartbeat takes 0.001."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,8 @@ class Beat:
     paused: bool = False
     """What `stack_place.Place` has."""
     working: bool = True
-    """Whether its process takes a processor's time."""
+    transferring: bool = True
+    """Whether its process takes a processor's time, and whether it reads, writes, sends or receives."""
     collectives: int | None = None
     """Collectives that it has begun; None where torch doesn't tell."""
 
@@ -97,7 +97,8 @@ class Heartbeat:
         self.thread = threading.get_ident()
         """The thread that trains."""
         self._look = look
-        self._cpu: tuple[float, float] | None = None
+        self._signs: tuple[float, Signs] | None = None
+        self._working = self._transferring = True
         self._stop = threading.Event()
         self._runner = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -161,6 +162,7 @@ class Heartbeat:
         idle = 0.0 if moved or strict != last.strict or self.phase != last.phase else last.idle + passed
         still = 0.0 if moved or position != self._position else last.still + passed
         self._position = position
+        self._examine(idle)
         self.beat = Beat(
             rank=last.rank,
             host=last.host,
@@ -175,25 +177,24 @@ class Heartbeat:
             still=round(still, 3),
             slowest=round(self.slowest, 3),
             **_facts(place, strict),
-            working=not self._watched or self._working(idle),
+            working=self._working,
+            transferring=self._transferring,
             collectives=collectives_begun() if idle >= QUIET else None,
         )
         write_beat(self.path, self.beat)
 
     _position = 0
 
-    def _working(self, idle: float) -> bool:
-        """Whether this process and its children took a processor's time lately; yes where it wasn't looked at yet."""
-        if idle < QUIET:
-            self._cpu = None
-            return True
-        if self._cpu is None or idle - self._cpu[0] >= QUIET:
-            seconds = cpu_seconds(os.getpid())
-            before, self._cpu = self._cpu, (idle, seconds)
-            if before is None:
-                return True
-            return seconds - before[1] >= WORKING * (idle - before[0])
-        return self.beat.working
+    def _examine(self, idle: float) -> None:
+        """Look every now and then whether this process works; it is taken for granted until it was looked at twice."""
+        if idle < QUIET or not self._watched:
+            self._signs, self._working, self._transferring = None, True, True
+        elif self._signs is None or idle - self._signs[0] >= QUIET:
+            before, now = self._signs, own_signs()
+            self._signs = (idle, now)
+            if before is not None:
+                self._working = now.working(before[1], idle - before[0])
+                self._transferring = now.transferring(before[1], idle - before[0])
 
 
 def _facts(place: Place, strict: bool) -> dict[str, Any]:
@@ -217,20 +218,6 @@ def read_beat(path: Path) -> Beat | None:
         return Beat(**{one.name: values[one.name] for one in fields(Beat)})
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def cpu_seconds(pid: int) -> float:
-    """Seconds of processors that a process and its living children have taken."""
-    import psutil
-
-    total = 0.0
-    with suppress(psutil.Error):
-        process = psutil.Process(pid)
-        for one in (process, *process.children(recursive=True)):
-            with suppress(psutil.Error):
-                times = one.cpu_times()
-                total += times.user + times.system
-    return total
 
 
 def collectives_begun() -> int | None:

@@ -21,8 +21,9 @@ from ..errors import UnslothAccelError
 from ..files import read_json, write_atomically
 from .hang_stacks import Stacks
 from .hang_verdict import Process, Seen, Verdict, limit_of, verdict
-from .heartbeat import BEAT, QUIET, WORKING, Beat, cpu_seconds, flight_record, read_beat
+from .heartbeat import BEAT, QUIET, Beat, flight_record, read_beat
 from .rank_log import RankLog
+from .signs_of_work import WORKING, cpu_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
