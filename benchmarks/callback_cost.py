@@ -6,7 +6,8 @@ Rows are all of one length, so that steps are alike; turns in one process share 
 differ between runs by more than what is measured. Each turn's first step is left out. Every step is logged, the dearest
 setting. Two figures: `difference`, of the medians of steps with and without (noisy); and `inside`, the seconds that the
 callbacks' own code takes (waiting for other ranks included), by callback. `RankSync` runs in each turn here, for a run
-every hundred steps; its `inside` is divided accordingly.
+every hundred steps; its `inside` is divided accordingly. The heartbeat's thread runs in all turns; its `inside` is the
+processor's time that it takes, per step.
 `each` are the steps one by one, by rank: which they are, whether with the callbacks, how long they took, and how much
 of it inside of the callbacks.
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth is imported)
+from unsloth_accel.callbacks.heartbeat import own
 from unsloth_accel.files import write_atomically
 
 if TYPE_CHECKING:
@@ -125,6 +127,9 @@ class Turns:
     def report(self) -> dict[str, Any]:
         with_them, without = (statistics.median(self.seconds[on]) for on in (True, False))
         inside = {name: seconds / self.steps_with for name, seconds in self.inside.items()}
+        heartbeat = own()
+        if heartbeat is not None and heartbeat.steps:  # in steps of both kinds: a processor's time, beside the training
+            inside["heartbeat's thread"] = heartbeat.spent / heartbeat.steps
         if "RankSync" in inside:
             inside["RankSync"] *= TURN / RANK_SYNC_STEPS
         total = sum(inside.values())
