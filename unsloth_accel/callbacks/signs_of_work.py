@@ -15,7 +15,7 @@ TRANSFERRING = 50_000.0
 @dataclass(frozen=True)
 class Signs:
     cpu: float = 0.0
-    """Seconds of processors that a process and its living children have taken."""
+    """Seconds of processors that a process and its children have taken."""
     transferred: float = 0.0
     """Bytes that it has read and written, and that this machine has sent and received: a process's are not counted."""
 
@@ -29,7 +29,7 @@ class Signs:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Seconds of processors that a process and its living children have taken."""
+    """Seconds of processors that a process and its children have taken."""
     import psutil
 
     total = 0.0
@@ -37,8 +37,9 @@ def cpu_seconds(pid: int) -> float:
         process = psutil.Process(pid)
         for one in (process, *process.children(recursive=True)):
             with suppress(psutil.Error):
+                # With those of children that have ended: a compiler's take a second each.
                 times = one.cpu_times()
-                total += times.user + times.system
+                total += times.user + times.system + times.children_user + times.children_system
     return total
 
 
