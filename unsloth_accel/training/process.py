@@ -196,7 +196,11 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     for path in newest:
         print(f"going on from {path}", flush=True)
         done = json.loads(Path(path, STATE).read_text(encoding="utf-8"))
-    kept = SaveFirst(lambda elsewhere: save_run(trainer, run, elsewhere))
+    stopping = [one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStopping)]
+    kept = SaveFirst(
+        lambda elsewhere: save_run(trainer, run, elsewhere),
+        lambda state: state.global_step >= state.max_steps or any(one.stopped for one in stopping),
+    )
     trainer.callback_handler.callbacks.insert(0, kept)
     started = time.perf_counter()
     REQUEST.hold()
@@ -207,22 +211,33 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
         if kept.saved and environment.rank() == 0:
             print(f"unsloth_accel: what failed came after the last step; the adapter is in {kept.saved}", flush=True)
         raise
+    seconds = time.perf_counter() - started - begins.seconds
+    # Saved before it is examined: whatever goes wrong from here on, the training is not lost.
+    unsaved: SaveError | None = None
+    adapter: Path | None
+    with phase("saving", log):
+        try:
+            adapter = kept.finish()
+        except SaveError as error:  # raised at the end: the rest is of use all the same
+            unsaved, adapter = error, error.elsewhere
+            step = trainer.state.global_step
+            log.warnings.append(log.write("error", source="adapter", step=step, message=str(error)))
+    REQUEST.release("after its adapter was saved")
     steps = trainer.state.global_step - done["global_step"]
     results["training"] = {
         "strategy": run.distributed.strategy,
         "processes": trainer.accelerator.num_processes,
         "device": trainer.accelerator.device.type,
         "global_batch_size": batch_of(trainer).global_size,
-        "seconds": round(time.perf_counter() - started - begins.seconds, 1),
+        "seconds": round(seconds, 1),
         "resumed_at": done["global_step"],
         "steps": steps,
         # The Trainer divides what this process lost by the steps of the whole run.
         "loss": outcome.training_loss * trainer.state.global_step / steps if steps else None,
         "tokens": trainer.state.num_input_tokens_seen - done["num_input_tokens_seen"],
     }
-    stopped = [one.stopped for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStopping)]
-    if any(stopped):
-        results["training"]["stopped_early"] = stopped[0]
+    if any(one.stopped for one in stopping):
+        results["training"]["stopped_early"] = stopping[0].stopped
     evaluations = [
         {"step": line["step"], "loss": line["eval_loss"]}
         for line in trainer.state.log_history
@@ -235,6 +250,8 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
         results["adapter"] = {"step": best.step, "message": best.message}
         if best.message:  # written, not `warn`ed: it has been told on the console
             log.warnings.append(log.write("warning", source="checkpoint", step=best.step, message=best.message))
+    if unsaved is not None:
+        results["adapter"] = results.get("adapter", {}) | {"elsewhere": adapter and str(adapter)}
     results["data"] = trainer.data_report
     results["versions"] = versions()
     memory = next(one for one in trainer.callback_handler.callbacks if isinstance(one, PeakMemory)).figures()
@@ -244,18 +261,6 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     halved = of_every_rank([asdict(one) for one in halving.halvings] if halving else [])
     if any(halved):
         results["out_of_memory"] = [one for rank in halved for one in rank]
-    unsaved: SaveError | None = None
-    adapter: Path | None
-    with phase("saving", log):
-        try:
-            adapter = kept.finish()
-        except SaveError as error:  # raised at the end: the rest is of use all the same
-            unsaved, adapter = error, error.elsewhere
-            results["adapter"] = results.get("adapter", {}) | {"elsewhere": adapter and str(adapter)}
-            log.warnings.append(
-                log.write("error", source="adapter", step=trainer.state.global_step, message=str(error))
-            )
-    REQUEST.release("after its adapter was saved")
     if held:
         with phase("evaluating", log, about="held-out rows, after training"):
             results["after"] = evaluate(held, trainer)

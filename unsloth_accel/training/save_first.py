@@ -16,26 +16,33 @@ from ..adapters.saving import SaveError
 
 
 class SaveFirst(TrainerCallback):
-    """Calls `save`, on every rank, after step `max_steps`, and again with the best checkpoint's weights. It is given
-    where the adapter went when its own place had no room.
+    """Calls `save`, on every rank, once `is_over` says that the last step is made, and again with the best checkpoint's
+    weights. It is given where the adapter went when its own place had no room.
 
-    Must be the Trainer's first callback. A training that is stopped before is left to `finish`: what stopped it knows
+    Must be the Trainer's first callback. A training that something else stopped is left to `finish`: what did knows
     whether it is finished.
     """
 
-    def __init__(self, save: Callable[[Path | None], Path]) -> None:
+    def __init__(self, save: Callable[[Path | None], Path], is_over: Callable[[State], bool]) -> None:
         self.saved: Path | None = None
         """Directory of the adapter with the weights of now; None where it isn't saved yet, or could not be."""
-        self._save = save
+        self._save, self._is_over = save, is_over
+        self._tried = False
+        """Whether it was tried with the weights of now, on every rank alike."""
         self._elsewhere: Path | None = None
 
     def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: object) -> None:
-        self.saved = None
-        if state.global_step >= state.max_steps:
+        self.saved, self._tried = None, False
+        if self._is_over(state):
+            self._try(state.is_world_process_zero)
+
+    def on_log(self, args: Arguments, state: State, control: Control, **kwargs: object) -> None:
+        # Of a training that an evaluation stopped: before the best checkpoint is loaded comes a last log.
+        if not self._tried and self._is_over(state):
             self._try(state.is_world_process_zero)
 
     def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: object) -> None:
-        if args.load_best_model_at_end and state.global_step >= state.max_steps:
+        if args.load_best_model_at_end and self._is_over(state):
             self._try(state.is_world_process_zero)
 
     def finish(self) -> Path:
@@ -44,7 +51,7 @@ class SaveFirst(TrainerCallback):
 
     def _try(self, first: bool) -> None:
         """Save; where that fails it is told, and tried again at the end: there may be room by then."""
-        self.saved = None
+        self.saved, self._tried = None, True
         try:
             self._attempt()
         except SaveError as error:
