@@ -58,6 +58,8 @@ class Place:
     path: tuple[str, ...] = ()
     """Directories put before PYTHONPATH."""
     commands: list[str] = field(default_factory=list)
+    device: str = "cuda"
+    """`cpu` for a trial of the checks themselves, with a model of two layers."""
 
     @property
     def directory(self) -> Path:
@@ -106,6 +108,9 @@ class Place:
             "logging": {"progress": False},
             "output_dir": str(self.directory / label),
         }
+        if self.device == "cpu":
+            made["model"]["name"] = "tiny"
+            made["distributed"]["device"] = "cpu"
         for section, values in changes.items():
             made[section] = made.get(section, {}) | values
         made["model"]["name"] = str(self.work / made["model"]["name"])

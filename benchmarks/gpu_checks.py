@@ -43,6 +43,7 @@ from benchmarks.checks import (
     scripts,
     verified,
 )
+from benchmarks.fault_checks import FAULTS
 from unsloth_accel.adapters.fsdp2.peer_fetch.peer_reach import SWITCH as PEER_GATHER
 from unsloth_accel.adapters.saving import versions
 from unsloth_accel.files import write_atomically
@@ -88,6 +89,7 @@ CHECKS: dict[str, Check] = {
     "going-on": partial(going_on, ("single", *SEVERAL), {}),
     "going-on-4bit": partial(going_on, ("single", *SEVERAL), BITS4),
     "held-out": held_out,
+    **{f"{fault}-{strategy}": partial(check, strategy) for fault, check in FAULTS.items() for strategy in SEVERAL},
     "packed-attention": packed_attention,
     "loop": partial(scripts, "accelerate_loop"),
     "script": partial(scripts, "sft"),
@@ -103,6 +105,7 @@ def main() -> int:
     parser.add_argument("--old", action="append", default=[], metavar="NAME=DIRECTORY", help="an older Unsloth")
     parser.add_argument("--work", default="runs/gpu-checks", help="where models, data and runs go")
     parser.add_argument("--side-by-side", type=int, default=SIDE_BY_SIDE, help="checks at once; default %(default)s")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu tries the checks of faults, ddp")
     parser.add_argument("--table", metavar="FILE", help="write the Markdown page of what --out holds, and run nothing")
     options = parser.parse_args()
     out, work = Path(options.out), Path(options.work).absolute()
@@ -114,12 +117,13 @@ def main() -> int:
     patterns = [pattern.strip() for pattern in options.checks.split(",")]
     wanted = {name: check for name, check in checks.items() if any(fnmatch(name, pattern) for pattern in patterns)}
     hardware = Hardware.detect()
-    if len(hardware.devices) < 2 or not wanted:
+    on_cpu = options.device == "cpu"
+    if (len(hardware.devices) < 2 and not on_cpu) or not wanted:
         print(f"no such checks, or too few GPUs: {hardware}", file=sys.stderr)
         return 2
     started = time.perf_counter()
     out.parent.mkdir(parents=True, exist_ok=True)
-    prepare(work, "8B" if any(name.startswith("limited") for name in wanted) else None)
+    prepare(work, "8B" if any(name.startswith("limited") for name in wanted) else None, on_cpu)
     print(f"{time.perf_counter() - started:.0f}s models and rows written", flush=True)
     report: dict[str, Any] = {
         "command": "python -m benchmarks.gpu_checks",
@@ -131,7 +135,7 @@ def main() -> int:
 
     def one(name: str) -> bool:
         version = name.removeprefix("older-")
-        place = Place(work, name, (paths[version],) if version in paths else ())
+        place = Place(work, name, (paths[version],) if version in paths else (), device=options.device)
         begun = time.perf_counter()
         try:
             found: dict[str, Any] = {"ok": True, "figures": wanted[name](place)}
@@ -139,7 +143,7 @@ def main() -> int:
             found = {"ok": False, "error": f"{type(error).__name__}: {error}"[:3000]}
         found |= {
             "date": time.strftime("%Y-%m-%d"),
-            "gpu": hardware.devices[0].name,
+            "gpu": hardware.devices[0].name if not on_cpu else "CPU",
             "seconds": round(time.perf_counter() - begun),
             "commands": place.commands,
         }
@@ -158,13 +162,14 @@ def main() -> int:
     return 0 if all(good) else 1
 
 
-def prepare(work: Path, large: str | None) -> None:
+def prepare(work: Path, large: str | None, on_cpu: bool) -> None:
     """Write the models, each in a process of its own, and the rows."""
     from benchmarks.strategies import write_texts
 
     work.mkdir(parents=True, exist_ok=True)
     families = ("llama", "mistral", "qwen3", "gemma3", "qwen3_moe")
     wanted = [("125M", name, name) for name in families] + ([(large, large, None)] if large else [])
+    wanted = [("tiny", "tiny", None)] if on_cpu else wanted
 
     def write(shape: str, directory: str, family: str | None) -> None:
         if not (work / directory / "config.json").is_file():

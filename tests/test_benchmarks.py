@@ -1,6 +1,8 @@
 """benchmarks/: what their cells train, how they wait for each other, and the pages made from their figures."""
 
 import json
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -8,11 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from conftest import CONFIG, write_weights
 
-from benchmarks import gpu_checks, strategies, streams, worker
-from benchmarks.checks import CheckError, apart
+from benchmarks import fault_checks, gpu_checks, strategies, streams, worker
+from benchmarks.checks import SEVERAL, CheckError, apart
+from benchmarks.fault_checks import FAULTS
 from benchmarks.strategies import CELLS, Cell, page, planned
 from unsloth_accel.hardware.device import Device
 from unsloth_accel.hardware.hardware import Hardware
@@ -116,6 +120,46 @@ def test_adapters_are_compared_by_what_they_have_learned() -> None:
     assert apart(tensors([3, 4]), tensors([3, 3])) == pytest.approx(0.2)
     with pytest.raises(CheckError, match="same tensors"):
         apart(tensors([3, 4]), {})
+
+
+def test_every_fault_is_checked_by_every_strategy() -> None:
+    named = {f"{fault}-{strategy}" for fault in FAULTS for strategy in SEVERAL}
+    assert len(named) == 12
+    assert named <= {*gpu_checks.CHECKS}
+
+
+def test_what_a_check_started_is_found_and_ended(tmp_path: Path) -> None:
+    """By its own mark, also what is stopped, and nothing else."""
+    sleeping = [sys.executable, "-c", "import time; time.sleep(100)"]
+    marks = {rank: {"RANK": str(rank), fault_checks.MARK: str(tmp_path / "out")} for rank in (0, 1)}
+    started = [subprocess.Popen(sleeping, env=variables) for variables in marks.values()]
+    other = subprocess.Popen(sleeping, env={"RANK": "0", fault_checks.MARK: str(tmp_path / "out-2")})
+    (tmp_path / "out" / "logs").mkdir(parents=True)
+    (tmp_path / "out" / "logs" / "steps.jsonl").write_text("{}\n" * fault_checks.STRUCK, encoding="utf-8")
+    try:
+        when = fault_checks.strike(tmp_path / "out", 1, signal.SIGSTOP)
+        stopped = psutil.Process(started[1].pid)
+        until = time.monotonic() + 20
+        while stopped.status() != psutil.STATUS_STOPPED and time.monotonic() < until:
+            time.sleep(0.01)
+        assert stopped.status() == psutil.STATUS_STOPPED
+        assert abs(when() - time.time()) < 20
+        assert len(fault_checks.end(tmp_path / "out")) == 2
+        assert [one.wait(20) for one in started] == [-signal.SIGKILL] * 2
+        assert fault_checks.end(tmp_path / "out") == []
+        assert other.poll() is None
+    finally:
+        for one in (*started, other):
+            one.kill()
+            one.wait()
+
+
+def test_a_run_that_was_not_struck_passes_no_check(tmp_path: Path) -> None:
+    when = fault_checks.strike(tmp_path / "out", 1, signal.SIGKILL)
+    with pytest.raises(CheckError, match="ended before rank 1 got SIGKILL"):
+        when()
+    with pytest.raises(CheckError, match="nothing stood in its way"):
+        next(fault_checks.when_planned(tmp_path / "out", []))
 
 
 def test_the_page_of_checks() -> None:
