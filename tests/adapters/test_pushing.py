@@ -78,8 +78,7 @@ def saved(pushes: Pushes, out: Path, step: int) -> None:
 def test_what_loads_the_adapter_is_pushed_and_nothing_else(hub: FakeHub, tmp_path: Path) -> None:
     adapter = written(tmp_path / "adapter", *OF_THE_RUN)
     pushes = pushes_to()
-    assert pushes.finish(adapter, 6) == ""
-    assert pushes.url == f"{hub.url}/someone/it"
+    assert pushes.finish(adapter, 6) == {"repository": "someone/it", "url": f"{hub.url}/someone/it"}
     assert {*hub.files["someone/it"]["main"]} == {*TO_LOAD}
     assert hub.files["someone/it"]["main"]["adapter_model.safetensors"] == b"adapter: adapter_model.safetensors"
     assert hub.commits == [("someone/it", "main", "End of training")]
@@ -109,7 +108,7 @@ def test_pushes_at_checkpoints(hub: FakeHub, tmp_path: Path, strategy: str, fold
     pushes = pushes_to(hub_strategy=strategy, hub_always_push=True)
     for step in (2, 4):
         saved(pushes, tmp_path, step)
-    assert pushes.finish(written(tmp_path / "adapter"), 6) == ""
+    assert "error" not in pushes.finish(written(tmp_path / "adapter"), 6)
     files = hub.files["someone/it"]["main"]
     assert files["adapter_config.json"] == b"adapter: adapter_config.json", "the last one's"
     held = {name.partition("/")[0] for name in files if "/" in name}
@@ -136,7 +135,7 @@ def test_training_does_not_wait_for_a_push(hub: FakeHub, tmp_path: Path) -> None
     assert time.perf_counter() - started < 1
     hub.hold.set()
     adapter = written(tmp_path / "adapter")
-    assert (often.finish(adapter, 6), always.finish(adapter, 6)) == ("", "")
+    assert all("error" not in one.finish(adapter, 6) for one in (often, always))
     titles = {name: [title for to, _, title in hub.commits if to == name] for name in hub.files}
     assert titles["someone/it"] == ["Training in progress, step 2", "End of training"]
     assert titles["someone/other"] == [*(f"Training in progress, step {n}" for n in (2, 4)), "End of training"]
@@ -155,7 +154,10 @@ def test_a_push_that_fails(hub: FakeHub, tmp_path: Path) -> None:
     assert "checkpoint-2 was not pushed to someone/it: HfHubHTTPError" in fault
     assert step == 3
     adapter = written(tmp_path / "adapter", *OF_THE_RUN)
-    fault = pushes.finish(adapter, 6)
+    found = pushes.finish(adapter, 6)
+    assert (found["repository"], found["url"]) == ("someone/it", None)
+    fault = found["error"]
+    assert told[1:] == [(fault, 6)]
     assert "adapter was not pushed to someone/it: HfHubHTTPError" in fault
     assert f"It lies whole in {adapter}. Fix: hf upload someone/it {adapter} ." in fault
     assert TOKEN not in fault
@@ -170,13 +172,16 @@ def test_a_push_that_fails(hub: FakeHub, tmp_path: Path) -> None:
 
 
 def test_a_hub_that_does_not_answer(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
     monkeypatch.setattr(pushing, "PATIENCE", 0.2)
     hub.hold.clear()
-    assert "the Hub has not answered for 0 s" in pushes_to().finish(written(tmp_path / "adapter"), 6)
+    adapter = written(tmp_path / "adapter")
+    Pushes(target(), lambda fault, step: told.append(fault)).finish(adapter, 6)
+    assert "the Hub has not answered for 0 s" in told.pop()
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(pushing, "PATIENCE", 60.0)
-    fault = pushes_to().finish(written(tmp_path / "adapter"), 6)
-    assert "was not pushed to someone/it: ConnectError" in fault
+    Pushes(target(), lambda fault, step: told.append(fault)).finish(adapter, 6)
+    assert "was not pushed to someone/it: ConnectError" in told.pop()
 
 
 def test_no_push_of_a_checkpoint_that_was_not_written(hub: FakeHub, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from fnmatch import fnmatch
 from glob import escape
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..artifacts.checkpoints import RECORD
 from ..artifacts.own_files import made_in
@@ -109,8 +109,10 @@ class Pushes(TrainerCallback):
         """Return the faults since the last call."""
         return [self._faults.get() for _ in range(self._faults.qsize())]
 
-    def finish(self, adapter: Path, step: int) -> str:
-        """Push the adapter, after what is on its way; returns what went wrong, or nothing. Rank 0 alone calls it."""
+    def finish(self, adapter: Path, step: int) -> dict[str, Any]:
+        """Push the adapter, after what is on its way; returns what results.json has of it: `repository`, `url` (None
+        where nothing was pushed), and `error`, of which is warned too, where the adapter wasn't. Rank 0 alone calls it.
+        """
         patience = PATIENCE + sum(file.stat().st_size for file in made_in(adapter)) / SLOWEST
         if self._last is not None:
             self._last.join(patience)
@@ -120,9 +122,11 @@ class Pushes(TrainerCallback):
         faults = self._found()
         if last.is_alive():
             faults = [f"{adapter.name} was not pushed: the Hub has not answered for {patience:.0f} s"]
-        if not faults:
-            return ""
-        return f"{faults[0]}. It lies whole in {adapter}. Fix: {command(adapter, self.target)}"
+        found: dict[str, Any] = {"repository": self.target.repository, "url": self.url}
+        if faults:
+            found["error"] = f"{faults[0]}. It lies whole in {adapter}. Fix: {command(adapter, self.target)}"
+            self._warn(found["error"], step)
+        return found
 
     def _begin(self, directory: Path, message: str, places: Sequence[str | None]) -> threading.Thread:
         before = self._last

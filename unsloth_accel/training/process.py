@@ -273,14 +273,9 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     # Last, since it may take minutes, and no rank has to wait for it.
     if adapter and (pushes := pushes_of(trainer)):
         with phase("pushing", log, about=f"the adapter to {pushes.target.repository}"):
-            fault = pushes.finish(adapter, trainer.state.global_step)
-        results["hub"] = {"repository": pushes.target.repository, "url": pushes.url} | (
-            {"error": fault} if fault else {}
-        )
-        if fault:
-            log.warn("push", fault, trainer.state.global_step)
-            log.tell_own()
-        else:
+            results["hub"] = pushes.finish(adapter, trainer.state.global_step)
+        log.tell_own()
+        if "error" not in results["hub"]:
             print(f"pushed    {pushes.url}", flush=True)
         _write_results(run, results)
     if unsaved is not None:
