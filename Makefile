@@ -69,4 +69,5 @@ docs: $(INSTALLED)
 	$(BIN)/python -m benchmarks.strategies --table docs/strategies.md
 	$(BIN)/python -m benchmarks.gpu_checks --table docs/gpu-checks.md
 	$(BIN)/python -m benchmarks.row_sharing --table docs/batches.md
+	$(BIN)/python -m benchmarks.faults --table docs/faults.md
 	$(BIN)/python -m benchmarks.tables

@@ -55,7 +55,7 @@ def _seen(trial: Trial, place: Workplace, directory: Path, disk: Disk, chance: r
     variables = {trial.on_disk: str(disk.path)} if trial.on_disk else {}
     launches: list[dict[str, Any]] = []
     for number, strikes in enumerate(trial.launches):
-        overrides = trial.overrides if number == 0 or trial.prior else _going_on(output_dir)
+        overrides = trial.overrides if number == 0 or trial.prior else _going_on(trial, output_dir)
         points = directory / f"points-{number}"
         scene = Scene(output_dir, disk, chance, lambda: place.launch(trial, directory / "second", output_dir))
         launches.append(struck_launch(trial, strikes, scene, points, place, directory, overrides, variables))
@@ -75,11 +75,11 @@ def _seen(trial: Trial, place: Workplace, directory: Path, disk: Disk, chance: r
     for path in elsewhere:
         shutil.rmtree(path.parent, ignore_errors=True)
     if trial.prior == "finished":
-        kept = [_difference(path.parent, reference) for path in output_dir.rglob(ADAPTER_WEIGHTS)]
+        kept = [_difference(path, reference) for path in output_dir.rglob(RunDirectory(output_dir).adapter.name)]
         seen["left"]["earlier_adapter"] = 0.0 in kept
     disk.heal()
     if seen["left"]["adapter"] is None or (trial.prior == "finished" and not trial.goes_on):
-        overrides = _going_on(output_dir)
+        overrides = _going_on(trial, output_dir)
         if trial.prior == "finished":
             overrides = trial.overrides
         running = place.launch(trial, directory, output_dir, overrides, variables=variables)
@@ -95,7 +95,10 @@ def _seen(trial: Trial, place: Workplace, directory: Path, disk: Disk, chance: r
     return seen
 
 
-def _going_on(output_dir: Path) -> tuple[str, ...]:
+def _going_on(trial: Trial, output_dir: Path) -> tuple[str, ...]:
+    """Return the words by which a user goes on, or a scheduler, which repeats a command whatever came of it."""
+    if trial.who.startswith("launch"):
+        return ("--resume-if-any",)
     return ("training.resume=true",) if checkpoints(output_dir) else ()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from .actions import Scene
 from .trial import Strike, Trial
+from .watched import Watched
 from .workplace import PATIENCE, Workplace, variables_of
 
 ENDING = 6
@@ -74,10 +75,16 @@ def struck_launch(
         "step": step,
         "status": running.process.returncode,
         "seconds_to_first_word": round(word[0] - since, 1) if word else None,
-        "first_word": word[1][:300] if word else None,
+        "first_word": _in_words(trial.says, running, word[1])[:300] if word else None,
         "seconds_to_end": round(ended, 1),
         "processes_left": left,
         "last_lines": " | ".join(line for _, line in running.lines[-ENDING:]),
         **({"other_launch": others} if others else {}),
         "elsewhere": str(directory / elsewhere[1]) if elsewhere else None,
     }
+
+
+def _in_words(says: str, running: Watched, first: str) -> str:
+    """Return the line of the console where there is one: a file may have had the word before it."""
+    found = (line for _, line in running.lines if re.search(says, line, re.IGNORECASE))
+    return next(found, first)
