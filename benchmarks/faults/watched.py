@@ -100,7 +100,7 @@ class Watched:
         """Wait until `done`, so long; returns whether it was."""
         latest = time.monotonic() + seconds
         while not (found := done()) and time.monotonic() < latest:
-            time.sleep(0.05)
+            time.sleep(0.1)
         return found
 
     def ended(self) -> bool:
