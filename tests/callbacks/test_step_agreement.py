@@ -65,6 +65,10 @@ def test_checkpoints_by_the_clock(alone: Any) -> None:
             alone.seconds += 50
             one.on_save(alone.args, alone.state(step), alone.control)
     assert saved == [3, 6, 9]
+    alone.seconds, alone.request.number = 9e9, 15
+    one.on_step_end(alone.args, alone.state(10), alone.control)
+    assert not alone.control.should_save, "after the last step the adapter is saved"
+    assert not alone.control.should_training_stop
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from unsloth_accel.callbacks.stop_request import REQUEST
 from unsloth_accel.launch.run_accelerate import report_error
 REQUEST.know(sys.argv[1], tell=lambda stopped: report_error(sys.argv[1], 0, stopped))
 """
+RANK = {"LOCAL_RANK": "0"}
 
 
 def started(code: str, *words: Any, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
@@ -92,6 +93,24 @@ def test_a_rank_that_cannot_or_need_not_save_ends_by_itself(code: str, words: st
     assert f"unsloth_accel: rank 0: {report['message']}" in errors
 
 
+def test_a_loop_of_ones_own_ends_with_its_launcher(tmp_path: Path) -> None:
+    """As it would after a SIGTERM: with its own handler, where it has one."""
+    loop = BEGIN + (
+        "stop_request.follow_launcher()\n"
+        "stop_request.follow_launcher()\n"
+        "signal.signal(15, lambda *_: (open(os.path.join(sys.argv[1], 'done'), 'a').write('saved'), os._exit(0)))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(20)\n"
+    )
+    words = f"[sys.executable, '-c', {loop!r}, {str(tmp_path)!r}]"
+    process = started(f"import subprocess; subprocess.Popen({words}); time.sleep(60)", tmp_path, environment=RANK)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.kill()
+    process.communicate()
+    assert (tmp_path / "done").read_text(encoding="utf-8") == "saved"
+
+
 def test_a_launcher_that_is_gone_is_noticed_and_a_terminal_too(tmp_path: Path) -> None:
     """By a rank whose output nobody reads any more; a script that nobody launched goes on."""
     rank = BEGIN + (
@@ -110,8 +129,7 @@ def test_a_launcher_that_is_gone_is_noticed_and_a_terminal_too(tmp_path: Path) -
         place.mkdir()
         words = f"[sys.executable, '-c', {rank!r}, {str(place)!r}, '{seconds}']"
         launcher = f"import subprocess; subprocess.Popen({words}); time.sleep(60)"
-        environment = {"LOCAL_RANK": "0"} if launched else {}
-        process = started(launcher, place, environment=environment)
+        process = started(launcher, place, environment=RANK if launched else {})
         assert process.stdout is not None
         process.stdout.readline()
         process.kill()

@@ -38,7 +38,7 @@ def train(one: Shown, asked_at: int, long_from: int = 99, saved_at: int = 99) ->
         now = TrainerState(global_step=step, max_steps=12, is_world_process_zero=rank == 0)
         asked.number = 15 if rank == 1 and step >= asked_at else 0
         one.seconds = LONG if rank == 1 and step >= long_from else 0.0
-        one.save_minutes = 0.0 if step == saved_at else None
+        one.save_minutes = 0.0 if step in (saved_at, saved_at + 1) else None
         control.should_save = False
         one.on_step_end(args, now, control)
         if control.should_save:

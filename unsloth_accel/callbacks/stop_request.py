@@ -95,7 +95,7 @@ class StopRequest:
         if self._listens or threading.current_thread() is not threading.main_thread():
             yield
             return
-        launched = any(name in os.environ for name in _OF_A_LAUNCH)
+        launched = _is_launched()
         usual = (signal.SIG_DFL, signal.default_int_handler)
         # Where nobody launched it, Ctrl-C means this moment.
         mine = [one for one in SIGNALS if signal.getsignal(one) in usual and (launched or one != signal.SIGINT)]
@@ -186,6 +186,24 @@ class StopRequest:
             time.sleep(2.0)  # its peers tell, too
             _end_peers()
         os._exit(stopped.exit_status)
+
+
+def follow_launcher() -> None:
+    """Have this process get a SIGTERM when its launcher is gone: for a loop of a user's own, which saves as it sees
+    fit. Does nothing in a process that nobody launched, and the second time."""
+    if _is_launched() and not any(thread.name == "follow launcher" for thread in threading.enumerate()):
+        threading.Thread(target=_follow, daemon=True, name="follow launcher").start()
+
+
+def _follow() -> None:
+    while os.getppid() == environment.PARENT:
+        time.sleep(1.0)
+    leave_broken_streams()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_launched() -> bool:
+    return any(name in os.environ for name in _OF_A_LAUNCH)
 
 
 def _end_peers() -> None:

@@ -9,6 +9,7 @@ from ..adapters import environment, first_step, import_order, rank_checks
 from ..adapters.fsdp2 import native
 from ..adapters.fsdp2.generation import gather_in_generate
 from ..adapters.varlen_attention import attend_at_once
+from ..callbacks.stop_request import follow_launcher
 from ..capabilities.probe import available
 from ..errors import ConfigError, Problem
 from .adapt import fit_to_strategy
@@ -28,12 +29,15 @@ def prepare(accelerator: Accelerator, *objects: Any) -> Any:
     A scheduler makes one step for each step of the optimizer, so that its rates are those of one process: count them
     so when it is made. (Accelerate's own makes one for each process, unless `split_batches` is set.)
 
+    A rank whose launcher is gone gets a SIGTERM (`callbacks.stop_request`).
+
     Raises `GuardError`, `ImportOrderError`, and `ConfigError` for objects that can't be prepared as they are.
     """
     import torch
     from accelerate.scheduler import AcceleratedScheduler
 
     available("methods that take a step of ours")
+    follow_launcher()
     promised = environment.promise()
     if promised is not None:
         rank_checks.check_world(promised)
