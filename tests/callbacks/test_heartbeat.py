@@ -90,7 +90,7 @@ def test_a_machine_that_slept_makes_nobody_late(tmp_path: Path, monkeypatch: pyt
     slept[0], count = 3600.0, len(passed)
     until(lambda: len(passed) > count + 2)
     made.stop()
-    assert max(passed) <= heartbeat.LONGEST
+    assert max(passed) < 60
 
 
 def test_half_of_one_is_none(tmp_path: Path) -> None:
