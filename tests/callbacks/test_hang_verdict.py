@@ -78,7 +78,10 @@ def test_two_ranks(first: Any, second: Any, action: str, ranks: tuple[int, ...],
 def test_a_rank_that_was_never_seen_is_asked_for_and_ends_nothing() -> None:
     found = verdict([seen(0, **other(WAITS, idle=9000.0)), seen(2, **WAITS)], 4)
     assert (found.action, found.ranks) == ("word", (1, 3))
-    assert found.message.startswith("no heartbeat of ranks 1 and 3 is to be seen, and others have waited for 61 s; ")
+    assert found.message.startswith("no heartbeat of ranks 1 and 3 is to be seen, and others have made no ")
+    found = verdict([seen(0, **other(STUCK, idle=9000.0, still=9000.0))], 2)
+    assert (found.action, found.ranks) == ("word", (1,))
+    assert verdict([seen(0, **other(DATA, working=True))], 2).action == "nothing"
 
 
 def test_many_ranks_are_not_all_told() -> None:

@@ -56,7 +56,8 @@ def verdict(seen: Sequence[Seen], world: int, hang_after: float | None = None) -
     part of every step. Otherwise all must be without progress. To blame are those that don't wait for others; of these
     the ones that have come least far. Where all wait, and in different places, it is a deadlock. Whatever may take long
     by itself (a first step with its compiling, loading, data, saving, evaluation, callbacks) gets ten limits, is left
-    alone as long as it takes a processor's time, and isn't ended as long as it transfers anything. A process that has
+    alone as long as it takes a processor's time, and isn't ended as long as it transfers anything. Where a rank isn't
+    seen, on another machine or at its end, nobody knows who waits for whom: there is a word only. A process that has
     ended is torchrun's to tell.
     """
     limit = limit_of(seen, hang_after)
@@ -69,13 +70,15 @@ def verdict(seen: Sequence[Seen], world: int, hang_after: float | None = None) -
     if not alive or any(beat.idle < limit for beat in alive):
         return NOTHING
     to_blame = _least_far([beat for beat in alive if not beat.waits])
-    if not to_blame:
-        return _of_waiting(alive, world, limit)
-    if any(beat.paused for beat in to_blame) or (
-        not all(beat.strict for beat in to_blame) and any(beat.working for beat in to_blame)
-    ):
+    missing = sorted({*range(world)} - {beat.rank for beat in alive})
+    if not to_blame and not missing:
+        return _of_waiting(alive, limit)
+    if any(beat.paused or (beat.working and not beat.strict) for beat in to_blame):
         return NOTHING
-    since = min(beat.idle for beat in to_blame)
+    since = min(beat.idle for beat in to_blame or alive)
+    if missing:
+        what = f"no heartbeat of {named(missing)} is to be seen, and others have made no progress for {since:.0f} s"
+        return _said(False, alive, what, alive, ranks=tuple(missing))
     certain = (
         all(beat.still >= limit for beat in to_blame)
         if all(beat.strict for beat in to_blame)
@@ -121,13 +124,9 @@ def _least_far(beats: Sequence[Beat]) -> list[Beat]:
     return [beat for beat in found if beat.collectives == min(begun)] if len(begun) == len(found) and found else found
 
 
-def _of_waiting(alive: Sequence[Beat], world: int, limit: float) -> Verdict:
-    """Every rank that can be seen waits for another."""
-    missing = sorted({*range(world)} - {beat.rank for beat in alive})
+def _of_waiting(alive: Sequence[Beat], limit: float) -> Verdict:
+    """Every rank waits for another."""
     since = min(beat.idle for beat in alive)
-    if missing:
-        what = f"no heartbeat of {_named(missing)} is to be seen, and others have waited for {since:.0f} s"
-        return _said(False, alive, what, alive, ranks=tuple(missing))
     if any(beat.still < limit for beat in alive):
         return NOTHING
     same = len({beat.place for beat in alive}) == 1 and len({beat.events for beat in alive}) == 1
@@ -143,7 +142,7 @@ def _sentence(certain: bool, beats: Sequence[Beat], *parts: str) -> str:
     after = f"after step {steps[0]}" if steps[-1] else phase
     state, *more = parts
     hangs = f"hang{'s' * (len(beats) == 1)}" if certain else "may hang"
-    return f"{_named([beat.rank for beat in beats])} {hangs}: {', '.join([state, after, *more])}"
+    return f"{named([beat.rank for beat in beats])} {hangs}: {', '.join([state, after, *more])}"
 
 
 def _said(
@@ -156,7 +155,8 @@ def _said(
     return Verdict(action="end" if certain else "word", ranks=found, message=told)
 
 
-def _named(ranks: Sequence[int]) -> str:
+def named(ranks: Sequence[int]) -> str:
+    """Return `rank 1`, `ranks 0, 1 and 2`, or of many the first."""
     if len(ranks) == 1:
         return f"rank {ranks[0]}"
     if len(ranks) > 2 * SHOWN:

@@ -20,7 +20,7 @@ from ..artifacts.run_directory import RunDirectory
 from ..errors import UnslothAccelError
 from ..files import read_json, write_atomically
 from .hang_stacks import Stacks
-from .hang_verdict import Process, Seen, Verdict, limit_of, verdict
+from .hang_verdict import Process, Seen, Verdict, limit_of, named, verdict
 from .heartbeat import BEAT, QUIET, Beat, flight_record, read_beat
 from .rank_log import RankLog
 from .signs_of_work import WORKING, cpu_seconds
@@ -72,7 +72,8 @@ class Watchdog:
         self._seen: dict[int, Seen] = {}
         self._cpu: dict[int, tuple[float, float, bool]] = {}
         """Of silent ranks: when it was looked at, seconds of processors, whether they had grown."""
-        self._told: tuple[int, ...] = ()
+        self._told: list[tuple[int, ...]] = []
+        """Whom there was a word about since this rank came further, in turn."""
         self._ending = 0.0
 
     def look(self, own: Beat, passed: float) -> None:
@@ -88,8 +89,9 @@ class Watchdog:
         if own.idle < min(QUIET, limit_of([Seen(beat=own)], self._hang_after) / 2):
             self._seen.clear()
             if self._told:
-                self._say("warning", own, f"{_all(self._told)} goes on", self._told)
-            self._told, self._ending = (), 0.0
+                last = self._told[-1]
+                self._say(own, f"{named(last)} {'go' if len(last) > 1 else 'goes'} on", last)
+            self._told, self._ending = [], 0.0
             return
         self._seen[own.rank] = Seen(beat=own)
         for rank in {*range(self._world)} - {own.rank}:
@@ -101,9 +103,9 @@ class Watchdog:
         self._ending = self._ending + passed if found.action == "end" else 0.0
         if found.action == "end" and self._ending > turn * AFTER:
             self._end(own, found)
-        elif found.action == "word" and turn == 0 and found.ranks != self._told:
-            self._told = found.ranks
-            self._say("warning", own, found.message, found.ranks)
+        elif found.action == "word" and turn == 0 and found.ranks not in self._told:
+            self._told.append(found.ranks)
+            self._say(own, found.message, found.ranks)
 
     def _see(self, rank: int, host: str, passed: float) -> None:
         path, before = self._files.heartbeat(rank), self._seen.get(rank)
@@ -149,10 +151,10 @@ class Watchdog:
         self._cpu[beat.rank] = (at, seconds, busy)
         return "busy" if busy else "quiet"
 
-    def _say(self, event: str, own: Beat, message: str, ranks: tuple[int, ...]) -> None:
-        print(f"unsloth_accel: {event}: {message}.", file=sys.stderr, flush=True)
+    def _say(self, own: Beat, message: str, ranks: tuple[int, ...]) -> None:
+        print(f"unsloth_accel: warning: {message}.", file=sys.stderr, flush=True)
         with suppress(OSError):
-            line = self._log.write(event, source="hang", step=own.step, message=message, ranks=list(ranks))
+            line = self._log.write("warning", source="hang", step=own.step, message=message, ranks=list(ranks))
             self._log.warnings.append(line)
 
     def _end(self, own: Beat, found: Verdict) -> None:
@@ -205,7 +207,3 @@ class Watchdog:
                 self._files.flight_record(f"{own.rank}.json").write_text(record, encoding="utf-8")
         with suppress(OSError):
             self._files.heartbeat(own.rank).unlink()  # which says that all is written
-
-
-def _all(ranks: tuple[int, ...]) -> str:
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
