@@ -241,7 +241,8 @@ def _save_model_gathered(trainer: Trainer) -> None:
                 trainer._save(str(directory), state_dict=tensors)
                 check_whole(directory, bare, tensors)
             except Exception as error:
-                fault = f"the adapter was not saved to {directory}: {first_line(error)}. Fix: make room there."
+                _, fix = why_unwritten(error, directory)
+                fault = f"the adapter was not saved to {directory}: {first_line(error)}. Fix: {fix}."
         fault = next((told for told in of_every_rank(fault) if told), None)
         if fault is not None:
             raise SaveError(fault)
@@ -339,7 +340,7 @@ def _unwritten(trainer: Trainer, directory: Path) -> Iterator[dict[str, tuple[st
 
     def tell(name: str, error: BaseException) -> None:
         reason, fix = why_unwritten(error, directory)
-        said = str(error).split("\n")[0].rstrip(".")
+        said = str(error).partition(" Fix: ")[0].split("\n")[0].rstrip(".")
         said = said if isinstance(error, SaveError) else f"{type(error).__name__}: {said}"
         found.setdefault(name, (said if reason in said else f"{said} ({reason})", fix))
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +27,7 @@ def reported(directory: str | Path) -> Iterator[None]:
     """
     since = time.time()
     with suppress(OSError):
-        os.environ[ERRORS] = tempfile.mkdtemp(prefix="unsloth-accel-errors-")
+        os.environ[ERRORS] = str(Path(tempfile.gettempdir(), f"unsloth-accel-errors-{uuid.uuid4().hex}"))
     try:
         yield
     except LaunchError as error:
