@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,17 @@ def test_a_link_that_leads_nowhere(finished: Path) -> None:
     assert f"Fix: mkdir -p {target} " in told
     target.mkdir(parents=True)
     assert merging.plan_merge(finished).target == finished / "merged"
+
+
+def test_what_a_killed_merge_left_is_removed(finished: Path) -> None:
+    """Before its room is looked for: it is as large as what is to be written."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    left = finished / f".merged.unsloth-accel-{platform.node()}-{process.pid}-abcdefgh"
+    left.mkdir()
+    (left / "model.safetensors").write_text("half", encoding="utf-8")
+    merging.plan_merge(finished)
+    assert [path.name for path in finished.iterdir()] == ["adapter"]
 
 
 def test_a_directory_without_an_adapter(tmp_path: Path, finished: Path) -> None:

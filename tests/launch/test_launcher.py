@@ -1,5 +1,6 @@
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -334,6 +335,22 @@ def test_a_link_in_the_place_of_what_is_put_aside(name: str, file: Path, earlier
     assert (place / "results.json").read_text(encoding="utf-8") == "mine"
     assert (earlier / name).is_symlink()
     assert {(earlier / name).read_text(encoding="utf-8") for name in OF_THE_RUN} == {"{}"}
+
+
+def test_what_a_killed_process_left_is_removed_or_back_in_its_place(file: Path, earlier: Path) -> None:
+    """Half a description goes. An adapter that was moved aside for one that never came makes the run a finished one."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    mark = f"unsloth-accel-{platform.node()}-{process.pid}-abcdefgh"
+    half = earlier / f".run.planned.yaml.{mark}"
+    half.write_text("half", encoding="utf-8")
+    launched(file, "training.overwrite=true")
+    assert not half.exists()
+    other = finished_run(earlier.parent / "other")
+    (other / "adapter").rename(other / f".adapter.{mark}.old")
+    with pytest.raises(ConfigError, match="already holds a finished run"):
+        launched(file, f"output_dir={other}")
+    assert (other / "adapter" / "adapter_config.json").is_file()
 
 
 def test_a_failed_run_has_a_report(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
