@@ -78,6 +78,13 @@ def test_a_strategy_that_is_none(hub: FakeHub) -> None:
     assert "one of end, every_save, checkpoint, all_checkpoints" in said
 
 
+def test_a_revision_that_is_no_branch(hub: FakeHub) -> None:
+    assert told(hub_revision="v2") == []
+    key, said = only(told(hub_revision="0123456789" * 4))
+    assert key == "training.hub_revision"
+    assert "a branch's name" in said
+
+
 def test_a_token_that_is_refused(hub: FakeHub) -> None:
     key, said = only(told(hub_token="hf_another"))
     assert key == "training.hub_token"

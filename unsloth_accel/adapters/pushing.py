@@ -53,7 +53,7 @@ def push(directory: Path, target: PushTarget, message: str, *, into: str | None 
     disable_progress_bars()  # they would cut through the lines of the training that goes on
     api = HfApi(token=target.token)
     repository = api.create_repo(target.repository, private=target.private, exist_ok=True).repo_id
-    if target.revision and "/" not in target.revision:
+    if target.revision and not target.revision.startswith("refs/"):
         api.create_branch(repository, branch=target.revision, exist_ok=True)
     names = [path.relative_to(directory).as_posix() for path in made_in(directory)]
     chosen = names if into else [name for name in names if not any(fnmatch(name, other) for other in NOT_TO_LOAD)]

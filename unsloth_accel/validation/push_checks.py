@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ..config.push_target import STRATEGIES, PushTarget
@@ -28,6 +29,9 @@ def push_problems(run: RunConfig) -> list[Problem]:
     if target.strategy not in STRATEGIES:
         consequence, fix = "the Trainer knows no such strategy.", f"one of {', '.join(STRATEGIES)}"
         problems.append(Problem(key="training.hub_strategy", value=target.strategy, consequence=consequence, fix=fix))
+    if re.fullmatch("[0-9a-f]{40}", target.revision or ""):
+        consequence, fix = "is a commit, and a push makes one: it goes to a branch.", "a branch's name, or remove it"
+        problems.append(Problem(key="training.hub_revision", value=target.revision, consequence=consequence, fix=fix))
     if hub_is_off():
         consequence = "nothing can be pushed while the hub is switched off (HF_HUB_OFFLINE)."
         fix = "unset HF_HUB_OFFLINE TRANSFORMERS_OFFLINE, or training.push_to_hub=false and hf upload afterwards"
