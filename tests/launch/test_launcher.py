@@ -317,6 +317,63 @@ def test_an_earlier_run_outlives_a_launch_that_was_killed(aside: str, file: Path
     assert not (earlier / aside).exists()
 
 
+def failing(command: Launch) -> None:
+    raise LaunchError("again", 1)
+
+
+def test_a_finished_run_outlives_one_that_was_killed_and_one_that_failed(file: Path, earlier: Path) -> None:
+    """The killed one had written a checkpoint: something to show, and no adapter to load."""
+    own_files.move(own_files.products(earlier), earlier, earlier / "_unsloth-accel-previous")
+    write_checkpoint(earlier / "checkpoint-2", load(file))
+    with pytest.raises(LaunchError):
+        launch([str(file), "training.overwrite=true"], run=failing, hardware=CPU)
+    assert {(earlier / name).read_text(encoding="utf-8") for name in OF_THE_RUN} == {"{}"}
+    assert not (earlier / "_unsloth-accel-previous").exists()
+
+
+def test_a_finished_run_stays_aside_until_there_is_a_newer_adapter(
+    file: Path, earlier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    aside = earlier / "_unsloth-accel-previous"
+
+    def stopped(command: Launch) -> None:
+        write_checkpoint(earlier / "checkpoint-2", load(file))
+        raise LaunchError("stopped by SIGINT; all ranks ended.", 130)
+
+    with pytest.raises(LaunchError):
+        launch([str(file), "training.overwrite=true"], run=stopped, hardware=CPU)
+    assert (earlier / "checkpoint-2").is_dir(), "to go on from"
+    assert {(aside / name).read_text(encoding="utf-8") for name in OF_THE_RUN} == {"{}"}
+    assert f"the earlier run stays in {aside} until this one has its adapter" in capsys.readouterr().out
+    with pytest.raises(LaunchError):
+        launch([str(file), "training.resume=true"], run=failing, hardware=CPU)
+    assert aside.is_dir()
+
+    def finished(command: Launch) -> None:
+        (earlier / "adapter" / "adapter_config.json").touch()
+
+    launch([str(file), "training.resume=true"], run=finished, hardware=CPU)
+    assert not aside.exists()
+
+
+def test_a_launch_that_was_killed_while_it_made_room(file: Path, earlier: Path) -> None:
+    """Half of the earlier run is aside, and half where it was."""
+    products = own_files.products(earlier)
+    own_files.move(products[: len(products) // 2], earlier, earlier / "_unsloth-accel-previous")
+    with pytest.raises(LaunchError):
+        launch([str(file), "training.overwrite=true"], run=failing, hardware=CPU)
+    assert {(earlier / name).read_text(encoding="utf-8") for name in OF_THE_RUN} == {"{}"}
+
+
+def test_an_adapter_elsewhere_is_no_newer_one(file: Path, earlier: Path, tmp_path: Path) -> None:
+    """A link to a directory is not put aside, so that it is there however the run ends."""
+    shutil.move(earlier / "adapter", tmp_path / "disk")
+    (earlier / "adapter").symlink_to(tmp_path / "disk")
+    with pytest.raises(LaunchError):
+        launch([str(file), "training.overwrite=true"], run=failing, hardware=CPU)
+    assert {(earlier / name).read_text(encoding="utf-8") for name in OF_THE_RUN} == {"{}"}
+
+
 @pytest.mark.parametrize("name", ["_unsloth-accel-previous", ".unsloth-accel-previous"])
 def test_a_link_in_the_place_of_what_is_put_aside(name: str, file: Path, earlier: Path, tmp_path: Path) -> None:
     """What it leads to is a user's: nothing of it is moved or removed, and nothing is moved there."""

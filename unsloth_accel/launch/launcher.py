@@ -25,7 +25,7 @@ from ..hardware.hardware import Hardware
 from ..planning.memory_estimate import BITSANDBYTES_ADAMW
 from ..planning.plan import Plan
 from ..planning.planner import plan
-from ..report.at_end import reported, something_to_show
+from ..report.at_end import is_replaced, is_since, reported, something_to_show
 from ..secret import HIDDEN, shown_word
 from ..strategies import STRATEGIES, choosable
 from ..validation.inputs import input_problems, output_problems, room_problems, taken_problems
@@ -204,8 +204,8 @@ def finished(request: Request) -> RunDirectory | None:
 def made_room(decided: Plan) -> Iterator[dict[str, str]]:
     """Prepare output_dir and write the plan's files; yields the variables by which ranks know both.
 
-    The directory is this launch's alone until the block ends. An earlier run is put aside and deleted only when this
-    one has something to show: a run that ends without checkpoint and adapter puts it back.
+    The directory is this launch's alone until the block ends. An earlier run is put aside, and deleted only when this
+    one has an adapter: it stays there while this one has checkpoints to go on from, and a run without puts it back.
     Raises `ConfigError` where output_dir can't be written, another launch writes there, or it holds a user's own in the
     place of what a run writes.
     """
@@ -232,17 +232,27 @@ def made_room(decided: Plan) -> Iterator[dict[str, str]]:
         try:
             yield variables_of(lock, files.planned_yaml)
         finally:
-            if lock.is_ours:
+            if lock.is_ours and _is_to_go_on(files):
+                print(
+                    f"the earlier run stays in {aside} until this one has its adapter (training.resume=true)",
+                    flush=True,
+                )
+            elif lock.is_ours:
                 _put_back(files)
 
 
+def _is_to_go_on(files: RunDirectory) -> bool:
+    """Return whether a run, before which another one was put aside, has checkpoints and no adapter yet."""
+    return files.previous.is_dir() and not is_replaced(files.path) and something_to_show(files.path)
+
+
 def _put_back(files: RunDirectory) -> None:
-    """Put an earlier run back that was put aside for one that has nothing to show, or else remove it."""
-    if files.previous.is_dir() and not something_to_show(files.path):
+    """Put an earlier run back that was put aside, or remove it where a newer adapter stands in its place."""
+    if files.previous.is_dir() and not is_replaced(files.path):
         gone = own_files.products(files.path)
         if own_files.is_of_a_run(files.previous):  # else what describes the earlier run lies where it lay
             gone += own_files.describing(files.path)
-        own_files.remove(gone, files.path)
+        own_files.remove([file for file in gone if is_since(file, files.previous)], files.path)
         own_files.move(_held(files.previous), files.previous, files.path)
     shutil.rmtree(files.previous, ignore_errors=True)
 

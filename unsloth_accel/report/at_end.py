@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..artifacts.checkpoints import find_checkpoints, is_finished
 from ..artifacts.run_directory import ERRORS, RunDirectory
+from ..config.start_adapter import ADAPTER_CONFIG
 from ..errors import LaunchError
 from ..files import write_atomically
 
@@ -47,7 +48,21 @@ def reported(directory: str | Path) -> Iterator[None]:
 
 def something_to_show(directory: Path) -> bool:
     """Return whether a run made something to load; else the earlier run that it was to overwrite is put back."""
-    return is_finished(directory) or any(checkpoint.has_adapter for checkpoint in find_checkpoints(directory))
+    return is_replaced(directory) or any(checkpoint.has_adapter for checkpoint in find_checkpoints(directory))
+
+
+def is_replaced(directory: Path) -> bool:
+    """Return whether there is a finished adapter, one made since an earlier run was put aside, if one was."""
+    files = RunDirectory(directory)
+    if not files.previous.is_dir():
+        return is_finished(directory)
+    return is_finished(directory) and is_since(files.adapter / ADAPTER_CONFIG, files.previous)
+
+
+def is_since(file: Path, aside: Path) -> bool:
+    """Return whether a file was written after the last of an earlier run's was moved to `aside`, where it keeps its
+    time: what a launch that was killed had not moved yet is older, and so is an adapter's that a link leads to."""
+    return file.stat().st_mtime_ns >= aside.stat().st_mtime_ns
 
 
 def _put_back(directory: Path) -> bool:
