@@ -110,6 +110,22 @@ def test_a_second_launch_is_told_whose_the_directory_is(tmp_path: Path, descript
     assert held_problems(out) == [], "its process is gone"
 
 
+def test_no_other_process_of_the_same_number_is_named(tmp_path: Path) -> None:
+    """Which a reader would end."""
+    with locked(tmp_path) as lock:
+        told = json.loads(lock.path.read_text(encoding="utf-8"))
+        assert f"kill {os.getpid()};" in held_problems(tmp_path)[0].fix
+        lock.path.write_text(json.dumps({**told, "ticks": "1"}), encoding="utf-8")
+        (problem,) = held_problems(tmp_path)
+        assert "by ranks of the launch" in problem.consequence
+        assert "kill" not in problem.fix
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        while ticks := run_lock._ticks(ended.pid):  # until it is a zombie
+            time.sleep(0.05)
+        assert ticks == ""
+        ended.wait()
+
+
 def test_it_is_gone_with_the_launch(tmp_path: Path) -> None:
     for _ in range(2):
         with locked(tmp_path / "out") as lock:

@@ -65,9 +65,10 @@ class Lock:
         if before:
             print(f"output_dir={self.directory}: {_whose(before)} is gone; its lock is taken over.", flush=True)
         told = {"launch": self.launch, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        told |= {"machine": _machine(), "ticks": _ticks(os.getpid())}
         try:
             os.ftruncate(self._handle, 0)
-            os.pwrite(self._handle, json.dumps({**told, "machine": _machine()}).encode(), 0)
+            os.pwrite(self._handle, json.dumps(told).encode(), 0)
             os.fsync(self._handle)
         except OSError as error:
             self._remove()
@@ -100,7 +101,7 @@ class Lock:
     def _open(self, kind: int, flags: int) -> tuple[dict[str, Any], bool]:
         """Open the file with the kernel's lock on it; returns what it says, and whether its file system has locks."""
         while True:
-            self._handle = os.open(self.path, flags | os.O_NOFOLLOW, 0o644)
+            self._handle = os.open(self.path, flags | os.O_NOFOLLOW, 0o666)
             got = _tried(self._handle, kind)
             if got is False:
                 raise self._refused()
@@ -203,6 +204,14 @@ def _machine() -> str:
     return ""
 
 
+def _ticks(pid: Any) -> str:
+    """Return when a process of this machine was started, in clock ticks since the machine was; empty once it ended."""
+    with suppress(OSError, IndexError):
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return "" if state[0] == "Z" else state[19]  # proc(5): state and starttime
+    return ""
+
+
 def _lives(path: Path, told: Mapping[str, Any]) -> bool:
     """Return whether somebody sets the file's time anew; clocks of two machines are not compared."""
 
@@ -230,7 +239,7 @@ def _problem(directory: str | Path, path: Path) -> Problem:
     while not (told := read_json(path)) and path.exists() and time.monotonic() < deadline:
         time.sleep(0.02)  # made, and not written yet
     here = told.get("machine") == _machine() and told.get("host") == socket.gethostname()
-    if here and not os.path.exists(f"/proc/{told.get('pid')}"):
+    if here and _ticks(told.get("pid")) != told.get("ticks"):  # gone, or its number is another's by now
         consequence = f"is still written by ranks of {_whose(told)} which is gone."
         fix = "wait until they have ended (half a minute)"
     elif told:
