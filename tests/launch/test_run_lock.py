@@ -269,6 +269,22 @@ def test_another_machine_is_judged_by_its_signs_of_life(
         assert "process 4711 on far, since" in capsys.readouterr().out
 
 
+def test_an_interrupt_while_it_is_looked_at_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a notebook, whose process goes on."""
+
+    def interrupted(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    left(tmp_path, machine="another")
+    with monkeypatch.context() as context:
+        context.setattr(run_lock, "_lives", interrupted)
+        with pytest.raises(KeyboardInterrupt), locked(tmp_path):
+            pass
+    assert held_problems(tmp_path) == []
+    with locked(tmp_path):
+        pass
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then signs of life decide on one machine too."""

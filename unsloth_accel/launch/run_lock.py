@@ -92,11 +92,11 @@ class Lock:
     def release(self) -> None:
         """Give it back; its file is left where a rank lives on."""
         self._released.set()
-        self._beats.join(AT_ONCE)
-        if _tried(self._handle, fcntl.LOCK_EX) is not False and self.is_ours:
+        if self._beats.is_alive():
+            self._beats.join(AT_ONCE)
+        if self._handle != -1 and self.is_ours and _tried(self._handle, fcntl.LOCK_EX) is not False:
             self._remove()
-        else:
-            os.close(self._handle)
+        self._close()
 
     def _open(self, kind: int, flags: int) -> tuple[dict[str, Any], bool]:
         """Open the file with the kernel's lock on it; returns what it says, and whether its file system has locks."""
@@ -108,18 +108,21 @@ class Lock:
             with suppress(FileNotFoundError):  # removed by the one that held it, since it was opened
                 if os.path.samestat(os.stat(self.path), os.fstat(self._handle)):
                     return read_json(self.path), got is True
-            os.close(self._handle)
-            self._handle = -1
+            self._close()
 
     def _refused(self) -> ConfigError:
-        if self._handle != -1:
-            os.close(self._handle)
+        self._close()
         return ConfigError(_problem(self.directory, self.path))
 
     def _remove(self) -> None:
         with suppress(OSError):
             os.unlink(self.path)
-        os.close(self._handle)
+        self._close()
+
+    def _close(self) -> None:
+        if self._handle != -1:
+            os.close(self._handle)
+        self._handle = -1
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT):
@@ -135,10 +138,10 @@ def locked(directory: str | Path, launch: str = "") -> Iterator[Lock]:
     """
     lock = Lock(directory, launch or uuid.uuid4().hex)
     try:
-        lock.take()
-    except OSError as error:
-        raise unwritable(directory, error) from None
-    try:
+        try:
+            lock.take()
+        except OSError as error:
+            raise unwritable(directory, error) from None
         yield lock
     finally:
         lock.release()
