@@ -31,21 +31,24 @@ from unsloth_accel.launch.run_lock import MARK, Lock, held_problems, locked
 CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
 HOLD = """\
 import sys, time
+from pathlib import Path
 from unsloth_accel.errors import ConfigError
 from unsloth_accel.launch.run_lock import Lock, locked
-at, held, name = float(sys.argv[2]), float(sys.argv[3]), sys.argv[4:]
+directory, go, *name = sys.argv[1:]
 try:
-    time.sleep(max(0, at - time.time()))
+    if go:
+        print("ready", flush=True)
+    while go and not Path(go).exists():
+        time.sleep(0.001)
     if name:
-        Lock(sys.argv[1], *name).join()
+        Lock(directory, *name).join()
         print("joined", flush=True)
-        time.sleep(held)
-    else:
-        with locked(sys.argv[1]):
-            print("held", flush=True)
-            time.sleep(held)
+        time.sleep(60)
+    with locked(directory):
+        print("held", flush=True)
+        time.sleep(60)
 except ConfigError as refused:
-    print(refused)
+    print(refused, flush=True)
 """
 LEFT = {"launch": "left", "host": "far", "pid": 4711, "since": 1_790_000_000.0}
 
@@ -54,12 +57,12 @@ LEFT = {"launch": "left", "host": "far", "pid": 4711, "since": 1_790_000_000.0}
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_lock, "AT_ONCE", 0.1)
     monkeypatch.setattr(run_lock, "BEAT", 0.05)
-    monkeypatch.setattr(run_lock, "PATIENCE", 0.5)
+    monkeypatch.setattr(run_lock, "PATIENCE", 0.3)
 
 
-def holder(directory: Path, at: float = 0.0, seconds: float = 60.0, *name: str) -> subprocess.Popen[str]:
-    """A process that takes the lock, or joins it by a launch's name."""
-    words = [sys.executable, "-c", HOLD, str(directory), str(at), str(seconds), *name]
+def holder(directory: Path, *name: str, go: Path | str = "") -> subprocess.Popen[str]:
+    """A process that takes the lock once `go` is there, or joins it by a launch's name."""
+    words = [sys.executable, "-c", HOLD, str(directory), str(go), *name]
     return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
@@ -150,17 +153,27 @@ def test_what_a_killed_launch_left_is_taken_over_and_said(tmp_path: Path, capsys
 
 
 def test_one_of_many_takes_it_over(tmp_path: Path) -> None:
-    """At the same moment, from one that was killed, and again when the first has given it back."""
-    for stale in (True, False):
-        if stale:
-            left(tmp_path)
-        many = [holder(tmp_path, time.time() + 2, 2.5) for _ in range(8)]
-        said = ["".join(process.communicate()[0]) for process in many]
-        winners = [text for text in said if "held" in text]
-        assert len(winners) == 1
-        assert ("taken over" in winners[0]) == stale
-        number = many[said.index(winners[0])].pid
-        assert all(f"process {number} on" in text for text in said if text not in winners)
+    """At the same moment, from one that was killed, and where there was none."""
+    for place in (tmp_path / "stale", tmp_path / "new"):
+        go = tmp_path / f"go-{place.name}"
+        if place.name == "stale":
+            left(place)
+        many = [holder(place, go=go) for _ in range(8)]
+        try:
+            assert {line_of(process) for process in many} == {"ready\n"}
+            go.touch()
+            first = [line_of(process) for process in many]
+            said = [
+                f"{line}{line_of(process)}" if "taken over" in line else line
+                for line, process in zip(first, many, strict=True)
+            ]
+            winners = [text for text in said if text.endswith("held\n")]
+            assert len(winners) == 1, said
+            assert ("taken over" in winners[0]) == (place.name == "stale")
+            number = many[said.index(winners[0])].pid
+            assert all(f"process {number} on" in text for text in said if text not in winners), said
+        finally:
+            end(*many)
 
 
 def test_moments_in_which_another_is_quicker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +214,7 @@ def test_ranks_that_outlive_their_launcher_keep_it(tmp_path: Path, capsys: pytes
     try:
         assert line_of(first) == "held\n"
         name = json.loads(RunDirectory(tmp_path).lock.read_text(encoding="utf-8"))["launch"]
-        rank = holder(tmp_path, 0, 60, name)
+        rank = holder(tmp_path, name)
         assert line_of(rank) == "joined\n"
         end(first)
         words = f"by ranks of the launch of process {first.pid} .* which is gone"
@@ -210,7 +223,7 @@ def test_ranks_that_outlive_their_launcher_keep_it(tmp_path: Path, capsys: pytes
         end(rank)
         with locked(tmp_path) as lock:
             assert f"process {first.pid} on" in capsys.readouterr().out
-            other = holder(tmp_path, 0, 60, name)  # a rank of the first that is late
+            other = holder(tmp_path, name)  # a rank of the first that is late
             assert f"is written by the launch of process {os.getpid()}" in line_of(other)
             with pytest.raises(ConfigError):
                 Lock(tmp_path, name).join()
@@ -254,16 +267,18 @@ class Machine:
 
 @pytest.mark.parametrize("clock", [-86_400.0, 0.0, 86_400.0])
 def test_another_machine_is_judged_by_its_signs_of_life(
-    clock: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    clock: float, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = left(tmp_path, machine="another")
     os.utime(path, (time.time() + clock,) * 2)
+    monkeypatch.setattr(run_lock, "PATIENCE", 30.0)  # which a sign of life cuts short
     with (
         Machine(path, clock),
         pytest.raises(ConfigError, match=r"process 4711 on far.*kill 4711 on far"),
         locked(tmp_path),
     ):
         pass
+    monkeypatch.setattr(run_lock, "PATIENCE", 0.3)
     assert json.loads(path.read_text(encoding="utf-8"))["launch"] == "left"
     with locked(tmp_path):
         assert "process 4711 on far, since" in capsys.readouterr().out
@@ -295,8 +310,10 @@ def test_a_file_system_without_locks(number: int, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(fcntl, "flock", none)
     with locked(tmp_path) as lock:
         Lock(tmp_path, lock.launch).join()
+        monkeypatch.setattr(run_lock, "PATIENCE", 30.0)
         with pytest.raises(ConfigError, match=f"process {os.getpid()} on"), locked(tmp_path):
             pass
+        monkeypatch.setattr(run_lock, "PATIENCE", 0.3)
         assert lock.is_ours
     assert [*tmp_path.iterdir()] == []
     path = left(tmp_path)
