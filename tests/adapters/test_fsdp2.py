@@ -50,6 +50,7 @@ CASES = {
     "transformers averages": Case(1, {"TRANSFORMERS_AVERAGES": "1"} | UNCOMPILED),
     "out of memory in forward": Case(1, PEERS | {"RANK_1_FAILS": "forward"} | UNCOMPILED),
     "out of memory in backward": Case(1, PEERS | {"RANK_1_FAILS": "backward"} | UNCOMPILED),
+    "disk full": Case(8, {"DISK_FULL": "1"} | UNCOMPILED),
     "blocks kept": Case(1, PEERS | {"BENCHMARK_KEEP": "1"} | UNCOMPILED),
 }
 ALONE = {"1": Case(1), "8": Case(8)}
@@ -133,6 +134,14 @@ def test_fsdp2_trains_like_one_process(two: Any, alone: Any, case: str, mapped: 
     assert len(first) == 8
     assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-5
     assert max(float(tensor.abs().max()) for tensor in first.values()) > 1e-2  # it has learned
+
+
+@pytest.mark.slow
+def test_a_full_disk_costs_that_checkpoint_only(two: Any, alone: Any) -> None:
+    """Accelerate gathers the optimizer after it has written the weights: a rank that left then was waited for."""
+    full = two("disk full")
+    assert full["checkpoints"] == {"checkpoint-4": None}
+    assert_alike(full, alone("8"))
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from trl import SFTConfig, SFTTrainer
 
 from benchmarks.worker import KEEP, keep_blocks
 from unsloth_accel.adapters.out_of_memory import StepHalving, halve_on_out_of_memory
+from unsloth_accel.artifacts.checkpoints import find_checkpoints
 
 if int(os.environ.get("WORLD_SIZE", "1")) > 1:
     # Sharding imports it, for seconds.
@@ -99,6 +100,18 @@ def let_transformers_average(trainer: Any) -> None:
     trainer.accelerator.prepare = prepare_and_average
 
 
+def fill_disk(trainer: Any) -> None:
+    """Have rank 0 find no room for weights and optimizer of the checkpoint of step 2: ranks gather between the two."""
+    save, large = torch.save, ("pytorch_model_fsdp.bin", "optimizer.bin")
+
+    def full(value: Any, file: Any, *arguments: Any, **options: Any) -> None:
+        if trainer.state.global_step == 2 and Path(file).name in large and dist.get_rank() == 0:
+            raise OSError(28, "No space left on device")
+        save(value, file, *arguments, **options)
+
+    torch.save = full
+
+
 def count_all_reduced() -> list[int]:
     """The sizes of all tensors that are all-reduced from now on."""
     sizes: list[int] = []
@@ -129,7 +142,8 @@ def main(path: str, out: str, r: str) -> None:
         max_length=96,
         learning_rate=1e-2,
         logging_steps=1,
-        save_strategy="no",
+        save_strategy="steps" if os.environ.get("DISK_FULL") else "no",
+        save_steps=2,
         report_to="none",
         disable_tqdm=True,
         bf16=False,
@@ -158,6 +172,8 @@ def main(path: str, out: str, r: str) -> None:
     unsloth_accel.adapt(trainer)
     if os.environ.get("TRANSFORMERS_AVERAGES"):
         let_transformers_average(trainer)
+    if os.environ.get("DISK_FULL"):
+        fill_disk(trainer)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     all_reduced = count_all_reduced()
     trainer.train()
@@ -183,6 +199,7 @@ def main(path: str, out: str, r: str) -> None:
             "units": sum(isinstance(module, FSDPModule) for module in model.modules()),
             "lora_whole": not any(hasattr(p, "_local_tensor") for p in model.parameters() if p.requires_grad),
             "frozen_sharded": frozen_sharded,
+            "checkpoints": {one.path.name: one.fault for one in find_checkpoints(out)},
         }
         Path(out, "found.json").write_text(json.dumps(found), encoding="utf-8")
 
