@@ -110,7 +110,7 @@ def unfinished(directory: Path, name: str | None = None) -> list[tuple[Path, Pat
 
 
 def _is_gone(path: Path, host: str, pid: int) -> bool:
-    if host == platform.node():
+    if host == this_machine():
         return pid != os.getpid() and not os.path.exists(f"/proc/{pid}")
     with suppress(OSError):
         times = [file.stat().st_mtime for file in (path, *path.rglob("*"))]
@@ -119,7 +119,15 @@ def _is_gone(path: Path, host: str, pid: int) -> bool:
 
 
 def _prefix(path: Path) -> str:
-    return f".{path.name}.unsloth-accel-{platform.node()}-{os.getpid()}-"
+    return f".{path.name}.unsloth-accel-{this_machine()}-{os.getpid()}-"
+
+
+def this_machine() -> str:
+    """Return a name for where this process's number counts: containers may share a host's name, not its processes."""
+    try:
+        return f"{platform.node()}-{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return platform.node()
 
 
 def why_unwritten(error: BaseException, directory: str | Path) -> tuple[str, str]:

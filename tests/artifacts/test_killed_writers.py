@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from conftest import ROOT
 
 from unsloth_accel.artifacts import own_files
 from unsloth_accel.artifacts.run_directory import RunDirectory
-from unsloth_accel.files import unfinished, write_atomically
+from unsloth_accel.files import this_machine, unfinished, write_atomically
 
 KILLED = """
 import os, signal, sys
@@ -99,7 +98,7 @@ def test_weights_on_their_way_to_a_place_where_nothing_is_stay(tmp_path: Path) -
 
 def test_what_lives_or_is_a_users_stays(tmp_path: Path) -> None:
     """Of a process that lives; of another machine, before a day has passed; and names that only look alike."""
-    host, dead = platform.node(), killed(tmp_path / "adapter", "writing")
+    host, dead = this_machine(), killed(tmp_path / "adapter", "writing")
     own_files.clear_run(tmp_path)
     stay = [
         f".plan.json.unsloth-accel-{host}-{os.getppid()}-abcdefgh",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,16 @@ def test_lines_that_had_no_room_are_written_when_there_is(small_disk: Path, caps
     lines = read_lines(small_disk / "rank-0.jsonl")
     assert [line.get("step") for line in lines] == [None, *range(200), None]
     assert capsys.readouterr().err == ""
+
+
+def test_threads_write_whole_lines_once(tmp_path: Path) -> None:
+    log = RankLog(tmp_path, 0)
+    threads = [threading.Thread(target=lambda: [log.write("step", step=step) for step in range(500)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(line["step"] for line in read_lines(tmp_path / "rank-0.jsonl")) == sorted([*range(500)] * 4)
 
 
 def test_a_file_that_can_not_be_made_at_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

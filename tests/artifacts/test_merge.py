@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from unsloth_accel.artifacts import merge as merging
 from unsloth_accel.artifacts.own_files import write_record
 from unsloth_accel.cli import merge
 from unsloth_accel.errors import ConfigError
+from unsloth_accel.files import this_machine
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_what_a_killed_merge_left_is_removed(finished: Path) -> None:
     """Before its room is looked for: it is as large as what is to be written."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    left = finished / f".merged.unsloth-accel-{platform.node()}-{process.pid}-abcdefgh"
+    left = finished / f".merged.unsloth-accel-{this_machine()}-{process.pid}-abcdefgh"
     left.mkdir()
     (left / "model.safetensors").write_text("half", encoding="utf-8")
     merging.plan_merge(finished)

@@ -1,6 +1,5 @@
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from unsloth_accel.cli.main import main as cli_main
 from unsloth_accel.config.accelerate_config import AccelerateConfig
 from unsloth_accel.config.read_run import load
 from unsloth_accel.errors import ConfigError, LaunchError
-from unsloth_accel.files import write_atomically
+from unsloth_accel.files import this_machine, write_atomically
 from unsloth_accel.hardware.device import Device
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.launch.child_main import to_json
@@ -398,7 +397,7 @@ def test_what_a_killed_process_left_is_removed_or_back_in_its_place(file: Path, 
     """Half a description goes. An adapter that was moved aside for one that never came makes the run a finished one."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    mark = f"unsloth-accel-{platform.node()}-{process.pid}-abcdefgh"
+    mark = f"unsloth-accel-{this_machine()}-{process.pid}-abcdefgh"
     half = earlier / f".run.planned.yaml.{mark}"
     half.write_text("half", encoding="utf-8")
     launched(file, "training.overwrite=true")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,10 +30,16 @@ class LogFile(io.RawIOBase):
         self._file: IO[bytes] | io.FileIO | None = file if isinstance(file, io.FileIO) else None
         self._anew = anew
         self._held = b""
+        self._lock = threading.RLock()
         self.write(b"")
 
     def write(self, data: Any) -> int:
-        self._held += bytes(data)
+        with self._lock:
+            self._held += bytes(data)
+            self._write_held()
+        return len(data)
+
+    def _write_held(self) -> None:
         try:
             if self._file is None and self._path is not None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +55,6 @@ class LogFile(io.RawIOBase):
             self._held = self._held[-_HELD:]
             if self._path is not None:
                 tell_unwritten(error, self._path)
-        return len(data)
 
     def writable(self) -> bool:
         return True
