@@ -17,11 +17,12 @@ import psutil
 import pytest
 
 from unsloth_accel.artifacts.run_directory import RunDirectory
-from unsloth_accel.callbacks import watchdog
+from unsloth_accel.callbacks import watch_ranks, watchdog
 from unsloth_accel.callbacks.hang_stacks import Stacks
 from unsloth_accel.callbacks.heartbeat import Beat, write_beat
 from unsloth_accel.callbacks.rank_log import RankLog
 from unsloth_accel.callbacks.watchdog import Watchdog
+from unsloth_accel.files import write_atomically
 from unsloth_accel.report.run_record import read_lines
 
 OWN = Beat(rank=0, host=platform.node(), pid=os.getpid(), started=1.0, idle=70.0, still=70.0, waits=True, place="here")
@@ -149,3 +150,18 @@ def test_a_notice_is_followed(dog: Watchdog, files: RunDirectory, monkeypatch: p
     lines = read_lines(files.logs / "rank-0.jsonl")
     assert [line["event"] for line in lines] == ["hang", "end"]
     assert lines[1]["message"] == lines[0]["message"] == "rank 1 hangs: so."
+
+
+def test_what_killed_launches_left_is_removed_but_for_hangs(tmp_path: Path) -> None:
+    made = {
+        name: RunDirectory(tmp_path / f"unsloth-accel-ranks-{os.getuid()}-{number}")
+        for number, name in enumerate(("living", "killed", "hung"))
+    }
+    for files in made.values():
+        write_atomically(files.heartbeat(0), "")
+    write_atomically(made["hung"].hang, "{}")
+    for name in ("killed", "hung"):
+        for path in (made[name].path, *made[name].path.rglob("*")):
+            os.utime(path, (1.0, 1.0))
+    watch_ranks._remove_left(tmp_path / "of this launch")
+    assert [name for name, files in made.items() if files.path.is_dir()] == ["living", "hung"]

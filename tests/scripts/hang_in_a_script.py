@@ -60,8 +60,9 @@ def collate(batch: Any) -> Any:
 trainer: Any = Trainer(
     model=model,
     args=TrainingArguments(
-        output_dir=output, max_steps=5, per_device_train_batch_size=1, per_device_eval_batch_size=8, use_cpu=True,
-        report_to="none", disable_tqdm=True, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=4,
+        output_dir=output, max_steps=5, per_device_train_batch_size=1, per_device_eval_batch_size=8,
+        use_cpu=os.environ.get("ACCELERATE_USE_CPU") == "true", report_to="none", disable_tqdm=True,
+        save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=4,
     ),
     train_dataset=rows,
     eval_dataset=rows,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +18,12 @@ from .hang_stacks import Stacks
 from .heartbeat import Heartbeat, begin, own
 from .rank_log import RankLog
 from .watchdog import Watchdog
+
+_PLACE = "unsloth-accel-ranks-"
+"""How the names of directories in the system's temporary directory begin; user and launcher follow, as numbers."""
+
+OLD = 3600.0
+"""Seconds without a heartbeat after which such a directory is of a launch that has ended."""
 
 
 def watch_run(files: RunDirectory, log: RankLog, world: int, hang_after: float | None, *, aloud: bool) -> None:
@@ -35,8 +43,9 @@ def watch_script(output_dir: str, rank: int, world: int, hang_after: float | Non
     """
     if own() is not None or world == 1 or hang_after == 0:
         return own()
-    place = Path(tempfile.gettempdir(), f"unsloth-accel-{os.getuid()}-{os.getppid()}")
+    place = Path(tempfile.gettempdir(), f"{_PLACE}{os.getuid()}-{os.getppid()}")
     with suppress(OSError):
+        _remove_left(place)
         place.mkdir(mode=0o700, exist_ok=True)
         if place.stat().st_uid != os.getuid():
             return None
@@ -74,6 +83,14 @@ def how_to_go_on(output_dir: str | Path, logs: Path, resume: str) -> str:
     if not newest:
         return f"There is no whole checkpoint; {stacks}. Fix: launch again."
     return f"The last whole checkpoint is {newest[0].name}; {stacks}. Fix: {resume}."
+
+
+def _remove_left(place: Path) -> None:
+    """Remove the directories beside `place` of launches that were killed, in which no rank hung."""
+    for left in place.parent.glob(f"{_PLACE}{os.getuid()}-*"):
+        beats = [path.stat().st_mtime for path in (left, *left.rglob("*"))]
+        if not RunDirectory(left).hang.exists() and max(beats) < time.time() - OLD:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _remove_empty(*directories: Path) -> None:

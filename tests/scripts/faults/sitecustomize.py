@@ -3,7 +3,7 @@
 `TRAINING_FAULT` says how, in the ranks of a run with several processes:
 `local`: gradients stay each rank's own. `sum`: they are summed over ranks and not averaged.
 `rate`: the learning rate is 1 % higher.
-`stopped`: rank 1 is slow in its loader for 8 s, and in an evaluation; then it stops, as by SIGSTOP.
+`stopped`: rank 1 is slow in its loader for 7 s, and in an evaluation; then it stops, as by SIGSTOP.
 `repeated`: in an epoch's last step a rank that has no row left learns one again.
 """
 
@@ -70,12 +70,12 @@ if FAULT and int(os.environ.get("WORLD_SIZE", "1")) > 1:
                 plain = trainer.get_eval_dataloader
 
                 def slow(*arguments, **options):  # type: ignore[no-untyped-def]
-                    time.sleep(8)
+                    time.sleep(7)
                     return plain(*arguments, **options)
 
                 trainer.get_eval_dataloader = slow
             if len(fetched) == 3:
-                time.sleep(8)
+                time.sleep(7)
             if len(fetched) == 12:
                 os.kill(os.getpid(), signal.SIGSTOP)
             return fetch(self, rows)
