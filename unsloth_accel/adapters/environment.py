@@ -30,8 +30,6 @@ from ..strategies import STRATEGIES
 from . import import_order
 from .gloo_exit import leave_in_peace
 
-PARENT = os.getppid()
-"""The launcher of this process, where it has one; later its parent may be another one, which means that it is gone."""
 CPU_TRAINER_WARNING = "Could not build the patched trl.trainer.sft_trainer"
 
 
@@ -113,7 +111,7 @@ def from_launcher_config(command: Sequence[str]) -> Promise | None:
     `--num_processes` on the command line wins over the file, as it does in accelerate. A DeepSpeed config makes no
     promise here: this package has no adapter for it.
     """
-    arguments = _launch_arguments(command)
+    arguments = _launch_arguments(command) or []
     file = _option(arguments, "config_file")
     if file is None or any(word.lstrip("-").replace("-", "_") in OTHER_KINDS for word in arguments):
         return None
@@ -168,14 +166,14 @@ def _parent_command() -> list[str]:
         return []
 
 
-def _launch_arguments(command: Sequence[str]) -> list[str]:
-    """The launcher's own words after `accelerate launch`, up to the script; empty if it is another program's line.
+def _launch_arguments(command: Sequence[str]) -> list[str] | None:
+    """The launcher's own words after `accelerate launch`, up to the script; None if it is another program's line.
 
     Only the launcher itself counts: `timeout 60 accelerate launch …` starts it, and is no launcher.
     """
     words = list(command)
     if not words or not Path(words.pop(0)).name.startswith("python"):
-        return []
+        return None
     while words and words[0].startswith("-") and words[0] != "-m":
         words = words[2:] if words[0] in ("-W", "-X") else words[1:]
     program = words[1:2] if words[:1] == ["-m"] else [Path(word).name for word in words[:1]]
@@ -183,7 +181,7 @@ def _launch_arguments(command: Sequence[str]) -> list[str]:
     if program in (["accelerate"], ["accelerate.commands.accelerate_cli"]) and rest[:1] == ["launch"]:
         rest = rest[1:]
     elif program not in (["accelerate.commands.launch"], ["accelerate-launch"]):
-        return []
+        return None
     # The script's own --cpu is not the launcher's.
     return list(takewhile(lambda word: not word.endswith(".py") and word not in ("-m", "--module"), rest))
 
@@ -196,3 +194,19 @@ def _option(command: Sequence[str], name: str) -> str | None:
         if option in spellings:
             return value or following
     return None
+
+
+def _parent_if_launcher() -> int | None:
+    known = PROMISE in os.environ or "LOCAL_RANK" in os.environ
+    return os.getppid() if known or _launch_arguments(_parent_command()) is not None else None
+
+
+def _note_launcher() -> None:
+    global LAUNCHER
+    LAUNCHER = _parent_if_launcher()
+
+
+LAUNCHER = _parent_if_launcher()
+"""Number of the process that launched this one; None where nobody did. Noted when it is imported, since later the
+parent may be another one: then the launcher is gone."""
+os.register_at_fork(after_in_child=_note_launcher)  # notebook_launcher's ranks are forks

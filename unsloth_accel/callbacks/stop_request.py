@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..adapters import environment
 from ..artifacts.checkpoints import newest
-from ..config.promise import PLANNED, PROMISE, number
+from ..config.promise import PLANNED, number
 from ..errors import UnslothAccelError
 from ..launch.broken_streams import leave_broken_streams
 from ..launch.run_accelerate import SIGNALS
@@ -29,8 +29,6 @@ PATIENCE = 25.0
 """Seconds within which a step must end; torchrun's agent kills a rank 30 seconds after its SIGTERM."""
 SAVING = 300.0
 """Seconds that a rank may take to save once all have agreed to stop. Where the launcher lives, it has less patience."""
-_OF_A_LAUNCH = (PROMISE, "LOCAL_RANK", "ACCELERATE_MIXED_PRECISION")
-"""Variables of which a launcher sets at least one: torchrun the second, accelerate for one process the third."""
 _OF_ONE_LAUNCH = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 
 
@@ -95,10 +93,10 @@ class StopRequest:
         if self._listens or threading.current_thread() is not threading.main_thread():
             yield
             return
-        launched = _is_launched()
+        parent = environment.LAUNCHER
         usual = (signal.SIG_DFL, signal.default_int_handler)
         # Where nobody launched it, Ctrl-C means this moment.
-        mine = [one for one in SIGNALS if signal.getsignal(one) in usual and (launched or one != signal.SIGINT)]
+        mine = [one for one in SIGNALS if signal.getsignal(one) in usual and (parent or one != signal.SIGINT)]
         self._listens, self.number, self._agreed = True, 0, False
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
@@ -117,7 +115,6 @@ class StopRequest:
             self._listens = False
 
         _in_forks.append(undo)
-        parent = environment.PARENT if launched else None
         thread = threading.Thread(target=self._watch, args=(reader, parent, {*mine}), daemon=True, name="stop request")
         thread.start()
         try:
@@ -182,7 +179,7 @@ class StopRequest:
         with suppress(Exception):
             os.write(2, f"unsloth_accel: rank {environment.rank()}: {stopped}\n".encode())
             sys.stdout.flush()
-        if self.number == GONE:
+        if self.number == GONE and self._held:
             time.sleep(2.0)  # its peers tell, too
             _end_peers()
         os._exit(stopped.exit_status)
@@ -191,19 +188,15 @@ class StopRequest:
 def follow_launcher() -> None:
     """Have this process get a SIGTERM when its launcher is gone: for a loop of a user's own, which saves as it sees
     fit. Does nothing in a process that nobody launched, and the second time."""
-    if _is_launched() and not any(thread.name == "follow launcher" for thread in threading.enumerate()):
+    if environment.LAUNCHER and not any(thread.name == "follow launcher" for thread in threading.enumerate()):
         threading.Thread(target=_follow, daemon=True, name="follow launcher").start()
 
 
 def _follow() -> None:
-    while os.getppid() == environment.PARENT:
+    while os.getppid() == environment.LAUNCHER:
         time.sleep(1.0)
     leave_broken_streams()
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _is_launched() -> bool:
-    return any(name in os.environ for name in _OF_A_LAUNCH)
 
 
 def _end_peers() -> None:
