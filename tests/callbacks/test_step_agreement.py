@@ -24,11 +24,12 @@ def test_two_ranks_stop_and_save_after_the_same_step(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     told = [json.loads((tmp_path / f"rank-{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
     assert told[0]["told"] == told[1]["told"]
-    at_once, later, long, saved, last = told[0]["told"]
+    at_once, later, long, saved, last, evaluating = told[0]["told"]
     words = ", as rank 1 was asked to end by SIGTERM; there is no whole checkpoint."
     for found, step in ((at_once, 1), (later, 6), (long, 5)):
         assert found == {"saved": [step], "stopped": [step], "status": 143, "said": f"stopped after step {step}{words}"}
     assert saved == {"saved": [5], "stopped": []}, "once, though it was still due when that was told"
+    assert evaluating == {"saved": [-4], "stopped": [], "status": 143, "said": f"stopped after step 4{words}"}
     assert last == {"saved": [], "stopped": []}, "the run ends anyway, with its adapter"
     print(f"{max(one['microseconds'] for one in told):.0f} µs per step")
 
@@ -95,6 +96,32 @@ def test_a_stop_saves_unless_the_run_is_told_never_to(alone: Any, strategy: str,
     assert ("(training.save_strategy=no)" in str(caught.value)) is not saved
 
 
+def test_an_evaluation_is_left_with_a_checkpoint(alone: Any) -> None:
+    """In training alone, and by what can save there; a checkpoint that is due comes after it."""
+    from unsloth_accel.callbacks import StepAgreement
+    from unsloth_accel.callbacks.stop_request import Stopped
+
+    saved: list[int] = []
+    one = StepAgreement(15.0, request=alone.request)
+    one.save_now = lambda: saved.append(1)
+    one.on_train_begin(alone.args, alone.state(0), alone.control)
+    alone.request.number = 15
+    one.on_prediction_step(alone.args, alone.state(0), alone.control)  # before the first step there is nothing to save
+    alone.request.number = 0
+    one.on_step_end(alone.args, alone.state(1), alone.control)
+    one.on_prediction_step(alone.args, alone.state(1), alone.control)
+    alone.request.number = 15
+    with pytest.raises(Stopped, match="stopped by SIGTERM after step 1; there is no whole checkpoint"):
+        one.on_prediction_step(alone.args, alone.state(1), alone.control)
+    assert saved == [1]
+    one.save_now = None
+    one.on_prediction_step(alone.args, alone.state(1), alone.control)
+    one.on_train_end(alone.args, alone.state(1), alone.control)
+    one.save_now = lambda: saved.append(2)
+    one.on_prediction_step(alone.args, alone.state(1), alone.control)
+    assert saved == [1]
+
+
 def test_a_trainer_is_made_to_listen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the Trainer's own flow and what may refuse a checkpoint; transformers' own way is put aside."""
     import signal
@@ -114,7 +141,12 @@ def test_a_trainer_is_made_to_listen(monkeypatch: pytest.MonkeyPatch) -> None:
     callbacks = [DefaultFlowCallback(), own, Late()]
     handler = SimpleNamespace(callbacks=callbacks)
     trainer: Any = SimpleNamespace(
-        callback_handler=handler, args=None, state=None, control=None, add_callback=callbacks.append
+        accelerator=SimpleNamespace(even_batches=True),
+        callback_handler=handler,
+        args=None,
+        state=None,
+        control=None,
+        add_callback=callbacks.append,
     )
     trainer.remove_callback = callbacks.remove
     trainer.train = lambda: signal.getsignal(signal.SIGTERM)

@@ -26,13 +26,7 @@ LISTED = {word for one in PATCHES for word in re.findall(r"\w+", one.place)}
 SETTINGS = {
     *("gradient_as_bucket_view", "find_unused_parameters", "ignored_modules", "device"),
     *("gradient_accumulation_steps", "per_device_train_batch_size", "train_dataset", "eval_dataset"),
-    *(
-        "num_input_tokens_seen",
-        "should_save",
-        "should_training_stop",
-        "should_evaluate",
-        "average_tokens_across_devices",
-    ),
+    *("num_input_tokens_seen", "should_save", "should_training_stop", "average_tokens_across_devices"),
     *("should_evaluate", "best_metric", "best_global_step", "best_model_checkpoint"),
     *("chat_template", "eos_token", "padding_side", "quant_storage", "module", "data", "grad", "forward"),
     *("weight", "tie_word_embeddings", "eos_token_id"),
@@ -40,7 +34,7 @@ SETTINGS = {
 """Documented fields that are there to be set, of other packages' objects."""
 OURS = {
     *("shared_bytes", "mapped_bytes", "mapping", "fetched", "looked_up", "step_halving", "data_report"),
-    *("listeners", "steps", "slower_by"),
+    *("listeners", "steps", "slower_by", "save_now"),
 }
 OF_NEWER_TORCH = {"_fsdp_param_groups"}
 """Looked for with a default beside the name that is listed."""

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -28,9 +29,19 @@ class Shown(StepAgreement):
         return super()._agree([*own[:2], self.seconds])
 
 
-def train(one: Shown, asked_at: int, long_from: int = 99, saved_at: int = 99) -> dict[str, list[int]]:
+class Evaluating(Shown):
+    def save_now(self) -> None: ...
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name != "save_now":
+            super().__setattr__(name, value)
+
+
+def train(
+    one: Shown, asked_at: int, long_from: int = 99, saved_at: int = 99, evaluates: bool = False
+) -> dict[str, list[int]]:
     """Twelve steps: rank 1 is asked to stop within step `asked_at`, and its steps are long from `long_from` on."""
-    found: dict[str, list[int]] = {"saved": [], "stopped": []}
+    found: dict[str, Any] = {"saved": [], "stopped": []}
     control = TrainerControl()
     asked.number = 0
     one.on_train_begin(args, TrainerState(is_world_process_zero=rank == 0), control)
@@ -44,6 +55,13 @@ def train(one: Shown, asked_at: int, long_from: int = 99, saved_at: int = 99) ->
         if control.should_save:
             found["saved"].append(step)
             one.on_save(args, now, control)
+        try:
+            for _ in range(3 if step == 4 and evaluates else 0):
+                asked.number = 15 if rank == 1 else 0
+                one.on_prediction_step(args, now, control)
+                found["saved"].append(-step)
+        except Stopped as stopped:
+            return found | {"said": str(stopped), "status": stopped.code}
         if control.should_training_stop:
             found["stopped"].append(step)
             try:
@@ -60,6 +78,7 @@ told = [
     train(Shown(saves=True, request=asked), 5, long_from=3),
     train(Shown(request=asked), 99, saved_at=4),
     train(Shown(request=asked), 12),
+    train(Evaluating(saves=True, request=asked), 99, evaluates=True),
 ]
 one, control = StepAgreement(15.0, request=asked), TrainerControl()
 asked.number = 0

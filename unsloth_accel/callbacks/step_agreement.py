@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
 from .stop_request import GONE, REQUEST, Stopped, StopRequest, cause, planned, to_go_on
@@ -59,7 +60,8 @@ class StepAgreement(TrainerCallback):
     saves a checkpoint every `save_minutes`, by the clock of rank 0.
 
     What ranks tell at the end of a step is read at the end of the next one, so that no GPU waits; where steps take
-    `LONG`, and in one process, at the end of the same. A stop leaves an evaluation out that was due then.
+    `LONG`, and in one process, at the end of the same. A stop leaves out an evaluation that is due or under way: each
+    of its batches, of which all ranks have as many, is a step to this agreement.
     `saves`: whether a stop may write a checkpoint; by default unless the arguments' save_strategy is `no`.
     Raises `Stopped` on every rank.
     """
@@ -75,9 +77,14 @@ class StepAgreement(TrainerCallback):
         self._saved = self._ended = 0.0
         self._at_once = self._alone = True
 
+        self.save_now: Callable[[], object] | None = None
+        """Writes a checkpoint in the middle of an evaluation; without it an evaluation isn't left."""
+        self._trained = self._wanted = False
+
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self._told, self._stop, self._at_once, self._alone = None, 0, True, args.world_size == 1
         self._saved = self._ended = time.monotonic()
+        self._trained = self._wanted = False
         self._request.know(args.output_dir)
 
     def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
@@ -87,14 +94,27 @@ class StepAgreement(TrainerCallback):
         minutes = (now - self._saved) / 60
         due = self.save_minutes is not None and state.is_world_process_zero and minutes >= self.save_minutes
         stop, saves = self._agree([float(self._request.number), float(due), now - self._ended])
-        self._ended = now
-        if saves:
-            control.should_save = True
+        self._ended, self._trained = now, True
+        if saves or self._wanted:
+            control.should_save, self._wanted = True, False
         if stop:
             self._stop = int(stop)
             self._request.agreed()
             control.should_training_stop, control.should_evaluate = True, False
             control.should_save = self._may_save(args)
+
+    def on_prediction_step(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        if not self._trained or self.save_now is None:
+            return
+        now = time.monotonic()
+        stop, saves = self._agree([float(self._request.number), 0.0, now - self._ended])
+        self._ended, self._wanted = now, self._wanted or bool(saves)
+        if stop:
+            self._stop = int(stop)
+            self._request.agreed()
+            if self._may_save(args):
+                self.save_now()
+            self._leave(args, state)
 
     def _agree(self, own: list[float]) -> list[float]:
         """Return the largest stop request and wish to save of all ranks, as far as they are read by now."""
@@ -113,14 +133,18 @@ class StepAgreement(TrainerCallback):
 
     def on_epoch_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if self._stop:  # every rank, after the step's checkpoint
-            words = self._in_words(args, state)
-            if state.is_world_process_zero and (self._stop == GONE or not planned()):  # else its launcher tells
-                print(f"unsloth_accel: {words}", file=sys.stderr, flush=True)
-            raise Stopped(words, self._stop, on_every_rank=True)
+            self._leave(args, state)
 
     def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        self._trained = False
         if self._told is not None:  # of the last step: a collective isn't left behind
             self._told.numbers()
+
+    def _leave(self, args: Arguments, state: State) -> NoReturn:
+        words = self._in_words(args, state)
+        if state.is_world_process_zero and (self._stop == GONE or not planned()):  # else its launcher tells
+            print(f"unsloth_accel: {words}", file=sys.stderr, flush=True)
+        raise Stopped(words, self._stop, on_every_rank=True)
 
     def _may_save(self, args: Arguments) -> bool:
         given = str(getattr(args.save_strategy, "value", args.save_strategy)) != "no"
@@ -153,6 +177,9 @@ def stop_when_asked(trainer: Trainer) -> None:
     # Behind the Trainer's own flow, which asks for evaluations, and before what may refuse a checkpoint.
     flow = [one for one in handler.callbacks if type(one).__name__ == "DefaultFlowCallback"]
     own = [one for one in handler.callbacks if isinstance(one, StepAgreement)]
+    # Ranks that don't fill up their last batches may have another number of them.
+    for one in own if trainer.accelerator.even_batches else ():
+        one.save_now = lambda: trainer._save_checkpoint(trainer.model_wrapped, None)
     handler.callbacks[:] = [*flow, *own, *(one for one in handler.callbacks if one not in [*flow, *own])]
     train = trainer.train
 
