@@ -100,7 +100,7 @@ def test_there_are_as_many_trials_as_asked_for() -> None:
 
 def test_a_strike_knows_which_checkpoint_is_whole() -> None:
     assert [Strike(at="step", step=step).kept for step in (1, SAVE, SAVE + 1, 3 * SAVE)] == [0, 0, SAVE, 2 * SAVE]
-    assert (Strike(at="saving").kept, Strike(at="loading").kept) == (STEPS, 0)
+    assert (Strike(at="adapter").kept, Strike(at="loading").kept) == (STEPS - SAVE, 0)
 
 
 def test_a_rank_waits_at_its_own_point_once(tmp_path: Path) -> None:

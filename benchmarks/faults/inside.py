@@ -41,6 +41,8 @@ def watch(trainer: Any, rank: Rank) -> None:
     import torch
     from transformers import TrainerCallback, TrainerState
 
+    from unsloth_accel.adapters import saving
+
     def now() -> int:
         return int(trainer.state.global_step) + 1
 
@@ -76,5 +78,10 @@ def watch(trainer: Any, rank: Rank) -> None:
         to_json(*args, **kwargs)
         rank.at("record", now() - 1)
 
+    def run(*args: Any, **kwargs: Any) -> Any:
+        rank.at("adapter", now() - 1)
+        return save_run(*args, **kwargs)
+
+    save_run, saving.save_run = saving.save_run, run
     torch.save, trainer._save_checkpoint = torch_save, checkpoint
     TrainerState.save_to_json = record

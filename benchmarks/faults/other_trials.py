@@ -27,13 +27,14 @@ def disks(seed: int) -> list[Trial]:
         one("full-start", Strike(at="start", do=full), who="description", **facts),
         one("full-logs", Strike(at="step", step=step, do=full), who="logs, to the end", **to_the_end),
         one("full-weights", Strike(at="checkpoint", step=8, do=nearly), who="checkpoint, to the end", **to_the_end),
-        one("full-adapter", Strike(at="saving", do=nearly), who="adapter", **to_the_end),
-        one("full-report", Strike(at="after saving", do=full), who="results and report", **facts),
+        one("full-adapter", Strike(at="adapter", do=nearly), who="adapter", **to_the_end),
+        one("full-report", Strike(at="after saving", do=full), who="results and report", goes_on=True, **facts),
         Trial(
             name="full-token-cache",
             launches=((Strike(at="tokenising", do=full),),),
             who="token cache",
             on_disk="HF_DATASETS_CACHE",
+            goes_on=True,
             **facts,
         ),
     ]

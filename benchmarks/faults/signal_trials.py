@@ -21,7 +21,7 @@ OF_RANKS = (
     *((KILL, 0, "half of optimizer.pt", "-in-checkpoint"), (KILL, 1, "half of rng_state_1.pth", "-in-checkpoint")),
     *((KILL, 0, "record", "-before-record"), (STOP, 1, "checkpoint", "-in-checkpoint")),
     *((KILL, 1, "evaluating", "-evaluating"), (STOP, 1, "evaluating", "-evaluating")),
-    *((KILL, 0, "saving", "-saving"), (STOP, 1, "saving", "-saving")),
+    *((KILL, 0, "adapter", "-saving"), (STOP, 1, "adapter", "-saving")),
 )
 OF_LAUNCHERS = (
     *((number, "step", "") for number in (KILL, TERM, INT, HUP, QUIT)),
@@ -35,7 +35,7 @@ def ranks(seed: int) -> list[Trial]:
     found = []
     for number, rank, at, suffix in OF_RANKS:
         name = f"rank{rank}-{number.name.lower()}{suffix}"
-        step = None if at in ("loading", "tokenising", "saving") else 2 * SAVE
+        step = None if at in ("loading", "tokenising", "adapter") else 2 * SAVE
         if at == "step":
             step = 1 if suffix else some_step(seed, name)
         says = HANGS.format(rank) if number == STOP else rf"rank {rank}\b.*{number.name}|{number.name}.*rank {rank}\b"

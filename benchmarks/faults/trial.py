@@ -30,8 +30,8 @@ class Strike:
     @property
     def kept(self) -> int:
         """Step of the checkpoint that was whole when it struck; 0 for none."""
-        if self.at in ("saving", "after saving"):
-            return STEPS
+        if self.at == "adapter":  # saved in the last step, before its checkpoint
+            return STEPS - SAVE
         return (self.step - 1) // SAVE * SAVE if self.step else 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import threading
@@ -44,7 +45,7 @@ class Watched:
         self._hidden = f"{directory}/"
         self.lines: list[tuple[float, str]] = []
         """What it said on its console, with the time at which it arrived."""
-        self.terminal: int | None = None
+        self._closed = threading.Event()
         ours, theirs = pty.openpty() if start == "terminal" else os.pipe()
         with _starting:
             self.process = subprocess.Popen(
@@ -56,8 +57,6 @@ class Watched:
                 start_new_session=start != "terminal",
             )
         os.close(theirs)
-        if start == "terminal":
-            self.terminal = ours
         running.add(self)
         self.began = time.monotonic()
         self._reader = threading.Thread(target=self._read, args=(ours,), daemon=True)
@@ -65,10 +64,15 @@ class Watched:
 
     def _read(self, source: int) -> None:
         rest = b""
-        with suppress(OSError):  # a terminal's end, and one that was closed
-            while data := os.read(source, 65536):
+        with suppress(OSError):  # a terminal's end
+            while not self._closed.is_set():
+                if not select.select([source], [], [], 0.1)[0]:
+                    continue
+                if not (data := os.read(source, 65536)):
+                    break
                 *whole, rest = (rest + data).replace(b"\r", b"\n").split(b"\n")
                 self.lines += [(time.monotonic(), self._plainly(line)) for line in whole if line.strip()]
+        os.close(source)
         if rest.strip():
             self.lines.append((time.monotonic(), self._plainly(rest)))
 
@@ -76,8 +80,9 @@ class Watched:
         return line.decode(errors="replace").replace(self._hidden, "").strip()
 
     def close_terminal(self) -> None:
-        assert self.terminal is not None
-        os.close(self.terminal)
+        """Close the terminal, by the thread that reads it: while that reads, it stays open."""
+        self._closed.set()
+        self._reader.join()
 
     def processes(self) -> list[psutil.Process]:
         """Its living processes, whatever they were started as."""
