@@ -61,7 +61,7 @@ def disks(seed: int) -> list[Trial]:
 
 def directories(seed: int) -> list[Trial]:
     """Something is the matter with output_dir."""
-    says = {"says": r"read-only"}
+    says = {"says": r"read-only file system|can't be (made or )?written"}
     small = {"fault": "read-only", "disk_mib": MIB, **says}
     step = some_step(seed, "read-only", 5, 7)
     busy = Strike(at="step", step=step, do=actions.second)
