@@ -29,6 +29,7 @@ from ..artifacts.own_files import clear_run, is_of_a_run, taken
 from ..artifacts.resume_facts import facts_of_run
 from ..artifacts.run_directory import RunDirectory
 from ..artifacts.unsafe_files import as_unsafe, weights_only
+from ..callbacks import heartbeat
 from ..callbacks.phases import phase
 from ..callbacks.rank_log import RankLog
 from ..callbacks.stop_request import GONE, REQUEST, Stopped, planned
@@ -272,6 +273,8 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
         trainer.accelerator.end_training()
     # Last, since it may take minutes, and no rank has to wait for it.
     if adapter and (pushes := pushes_of(trainer)):
+        if (beats := heartbeat.own()) is not None:  # a push has a limit of its own
+            beats.stop()
         with phase("pushing", log, about=f"the adapter to {pushes.target.repository}"):
             results["hub"] = pushes.finish(adapter, trainer.state.global_step)
         log.tell_own()
