@@ -16,9 +16,9 @@ LOADS = {"phase": "loading", "place": "code outside of a step", "idle": 61.0, "s
 DATA = {**STUCK, "strict": False, "place": "the data loader", "working": False}
 
 
-def seen(rank: int, silent: float = 0.0, process: Any = "", **said: Any) -> Seen:
+def seen(rank: int, silent: float = 0.0, process: Any = "", ended: float = 0.0, **said: Any) -> Seen:
     beat = Beat(rank=rank, host="here", pid=rank + 1, started=1.0, **said)
-    return Seen(beat=beat, silent=silent, process=process)
+    return Seen(beat=beat, silent=silent, process=process, ended=ended)
 
 
 def other(said: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -33,7 +33,8 @@ def other(said: dict[str, Any], **more: Any) -> dict[str, Any]:
          "rank 1 hangs: stopped (SIGSTOP) for 62 s, after step 7, last seen in the forward and backward passes; rank 0 "
          "is in a callback, where it waits in all_reduce, called from here (file.py:1)"),
         (WAITS, other(LOADS, silent=62.0, process="stopped"), "end", (1,), "SIGSTOP) for 62 s, in phase loading"),
-        (WAITS, other(STEP, silent=59.0, process="stopped"), "nothing", (), ""),
+        (WAITS, other(STEP, silent=46.0, process="stopped"), "word", (1,), "rank 1 may hang: stopped (SIGSTOP) for 46"),
+        (WAITS, other(STEP, silent=44.0, process="stopped"), "nothing", (), ""),
         (WAITS, other(STUCK, silent=62.0, process="quiet"), "end", (1,), "its process does nothing, for 62 s"),
         (WAITS, other(STUCK, silent=900.0, process="busy"), "word", (1,), "though its process computes, for 900 s"),
         (WAITS, other(LOADS, silent=900.0, process="busy"), "nothing", (), ""),
@@ -42,7 +43,10 @@ def other(said: dict[str, Any], **more: Any) -> dict[str, Any]:
         (WAITS, other(STUCK, silent=900.0, process="traced"), "word", (1,), "held by a debugger for 900 s"),
         (WAITS, other(STUCK, silent=62.0, process="elsewhere"), "word", (1,), "no heartbeat for 62 s"),
         (WAITS, other(STUCK, silent=601.0, process="elsewhere"), "end", (1,), "no heartbeat for 601 s"),
-        (WAITS, other(STUCK, silent=62.0, process="gone"), "nothing", (), ""),
+        # A process that has ended: torchrun tells it, unless it takes it for finished.
+        (WAITS, other(STUCK, silent=90.0, process="gone", ended=19.0), "nothing", (), ""),
+        (other(WAITS, idle=30.0), other(STEP, silent=30.0, process="gone", ended=21.0), "end", (1,),
+         "rank 1 left after step 7, before the end and without an error; rank 0 is in a callback, where it waits in "),
         # A heart that beats.
         (WAITS, STUCK, "end", (1,), "hangs: no progress for 61 s, after step 7, in the forward and backward passes"),
         (WAITS, other(STUCK, still=3.0), "word", (1,), "rank 1 may hang: no progress for 61 s"),
@@ -106,4 +110,6 @@ def test_the_limit(slowest: float, asked: float | None, limit: float) -> None:
     late = [seen(one.beat.rank, **other(STUCK, slowest=slowest, idle=limit + 1, still=limit + 1)) for one in ranks]
     assert verdict(late, 2, asked).action == "end"
     soon = [seen(one.beat.rank, **other(STUCK, slowest=slowest, idle=limit - 1, still=limit - 1)) for one in ranks]
+    assert verdict(soon, 2, asked).action == "word"
+    soon = [seen(one.beat.rank, **other(STUCK, slowest=slowest, idle=0.7 * limit, still=limit)) for one in ranks]
     assert verdict(soon, 2, asked).action == "nothing"

@@ -84,6 +84,21 @@ def test_a_stopped_process_is_told_from_one_that_has_ended(
     look(dog, 3)
     assert dog._seen[1].process == "gone"
     assert len(ended) == count
+    look(dog, 5)  # torchrun has told nothing: it takes it for finished
+    assert ended[-1].message == "rank 1 left after step 0, before the end and without an error; rank 0 is in here"
+
+
+def test_who_left_in_the_middle(files: RunDirectory, process: subprocess.Popen[str]) -> None:
+    """A rank that ends its heartbeat or leaves an error has not."""
+    files.logs.mkdir(parents=True)
+    write_beat(files.heartbeat(1), beat_of(process))
+    assert watch_ranks.who_left(files, 0, 2) == []
+    process.kill()
+    process.wait()
+    assert watch_ranks.who_left(files, 0, 2) == [1]
+    assert watch_ranks.who_left(files, 1, 2) == []
+    write_atomically(files.rank_error(1), "{}")
+    assert watch_ranks.who_left(files, 0, 2) == []
 
 
 def test_another_process_with_its_number_is_not_the_rank(

@@ -12,6 +12,10 @@ LEAST = 60.0
 """Least limit in seconds that is chosen where none is asked for."""
 SLOWEST = 3.0
 """How many of the slowest steps so far a step may take."""
+EARLY = 0.75
+"""Share of the limit at which there is a word: who looks learns of it within a minute."""
+LEFT = 20.0
+"""Seconds after which a rank whose process has ended wasn't seen to fail: torchrun would have ended the others."""
 LONG = 10.0
 """How many limits a part that isn't in every step may take, without a sign of work."""
 SHOWN = 3
@@ -30,6 +34,8 @@ class Seen:
     silent: float = 0.0
     """Seconds since its last beat, by the reader's clock."""
     process: Process = ""
+    ended: float = 0.0
+    """Seconds since its process was first seen to have ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,29 +63,36 @@ def verdict(seen: Sequence[Seen], world: int, hang_after: float | None = None) -
     the ones that have come least far. Where all wait, and in different places, it is a deadlock. Whatever may take long
     by itself (a first step with its compiling, loading, data, saving, evaluation, callbacks) gets ten limits, is left
     alone as long as it takes a processor's time, and isn't ended as long as it transfers anything. Where a rank isn't
-    seen, on another machine or at its end, nobody knows who waits for whom: there is a word only. A process that has
-    ended is torchrun's to tell.
+    seen, on another machine or at its end, nobody knows who waits for whom: there is a word only, as there is for all
+    at `EARLY` of the limit. A process that has ended is torchrun's to tell, which takes one that left with status 0 for
+    finished: the others would wait for it.
     """
     limit = limit_of(seen, hang_after)
-    if any(one.process == "gone" for one in seen):
-        return NOTHING
+    found = _judged(seen, world, limit, early=False)
+    return _judged(seen, world, EARLY * limit, early=True) if found.action == "nothing" else found
+
+
+def _judged(seen: Sequence[Seen], world: int, limit: float, *, early: bool) -> Verdict:
+    gone = [one for one in seen if one.process == "gone"]
+    if gone:
+        return _of_gone(gone, seen)
     silent = [one for one in seen if one.silent >= limit]
     if silent:
-        return _of_silent(silent, seen, limit)
+        return _of_silent(silent, seen, limit, early)
     alive = sorted((one.beat for one in seen), key=lambda beat: beat.rank)
     if not alive or any(beat.idle < limit for beat in alive):
         return NOTHING
     to_blame = _least_far([beat for beat in alive if not beat.waits])
     missing = sorted({*range(world)} - {beat.rank for beat in alive})
     if not to_blame and not missing:
-        return _of_waiting(alive, limit)
+        return _of_waiting(alive, limit, early)
     if any(beat.paused or (beat.working and not beat.strict) for beat in to_blame):
         return NOTHING
     since = min(beat.idle for beat in to_blame or alive)
     if missing:
         what = f"no heartbeat of {named(missing)} is to be seen, and others have made no progress for {since:.0f} s"
         return _said(False, alive, what, alive, ranks=tuple(missing))
-    certain = (
+    certain = not early and (
         all(beat.still >= limit for beat in to_blame)
         if all(beat.strict for beat in to_blame)
         else since >= LONG * limit and not any(beat.transferring for beat in to_blame)
@@ -90,7 +103,16 @@ def verdict(seen: Sequence[Seen], world: int, hang_after: float | None = None) -
     return _said(certain, to_blame, what, others)
 
 
-def _of_silent(silent: Sequence[Seen], seen: Sequence[Seen], limit: float) -> Verdict:
+def _of_gone(gone: Sequence[Seen], seen: Sequence[Seen]) -> Verdict:
+    left = [one.beat for one in gone if one.ended >= LEFT]
+    if not left:
+        return NOTHING
+    steps, others = f"after step {left[0].step}", [one.beat for one in seen if one.process != "gone"]
+    what = f"{named([beat.rank for beat in left])} left {steps}, before the end and without an error"
+    return _said(True, left, what, others)
+
+
+def _of_silent(silent: Sequence[Seen], seen: Sequence[Seen], limit: float, early: bool) -> Verdict:
     sure = [one for one in silent if _is_dead(one, limit)]
     found = [one.beat for one in sure or silent]
     states = {
@@ -104,7 +126,8 @@ def _of_silent(silent: Sequence[Seen], seen: Sequence[Seen], limit: float) -> Ve
     state = f"{states.get(first.process, 'no heartbeat')} for {since:.0f} s"
     where = (f"last seen in {first.beat.place}",) if len(found) == 1 and first.beat.place else ()
     others = [one.beat for one in seen if one.beat not in found]
-    made = _said(bool(sure), found, _sentence(bool(sure), found, state, *where), others)
+    certain = bool(sure) and not early
+    made = _said(certain, found, _sentence(certain, found, state, *where), others)
     working = not sure and all(one.process == "busy" and not one.beat.strict for one in silent)
     return NOTHING if working else made
 
@@ -124,13 +147,13 @@ def _least_far(beats: Sequence[Beat]) -> list[Beat]:
     return [beat for beat in found if beat.collectives == min(begun)] if len(begun) == len(found) and found else found
 
 
-def _of_waiting(alive: Sequence[Beat], limit: float) -> Verdict:
+def _of_waiting(alive: Sequence[Beat], limit: float, early: bool) -> Verdict:
     """Every rank waits for another."""
     since = min(beat.idle for beat in alive)
     if any(beat.still < limit for beat in alive):
         return NOTHING
     same = len({beat.place for beat in alive}) == 1 and len({beat.events for beat in alive}) == 1
-    certain = not same or all(beat.strict for beat in alive) or since >= LONG * limit
+    certain = not early and (not same or all(beat.strict for beat in alive) or since >= LONG * limit)
     kind = "the same collective doesn't end" if same else "they wait for each other (a deadlock)"
     what = _sentence(certain, alive, f"no progress for {since:.0f} s: {kind}")
     return _said(certain, alive, what, alive)

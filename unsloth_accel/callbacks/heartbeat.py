@@ -220,6 +220,19 @@ def read_beat(path: Path) -> Beat | None:
         return None
 
 
+def process_state(beat: Beat) -> str | None:
+    """The state of a rank's process on this machine, as psutil calls it; None where it has ended."""
+    import psutil
+
+    try:
+        process = psutil.Process(beat.pid)
+        state = process.status()
+        ended = abs(process.create_time() - beat.started) > 1 or state == psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return None
+    return None if ended else state
+
+
 def collectives_begun() -> int | None:
     """Collectives that torch has begun in this process, by its flight recorder; None where it has none."""
     record = flight_record(only_status=True)

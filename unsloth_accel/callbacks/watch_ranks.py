@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import platform
 import shutil
 import tempfile
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from ..artifacts.checkpoints import checkpoints
 from ..artifacts.run_directory import RunDirectory
 from .hang_stacks import Stacks
-from .heartbeat import Heartbeat, begin, own
+from .heartbeat import Heartbeat, begin, own, process_state, read_beat
 from .rank_log import RankLog
 from .watchdog import Watchdog
 
@@ -55,6 +56,14 @@ def watch_script(output_dir: str, rank: int, world: int, hang_after: float | Non
         atexit.register(_remove_empty, files.logs, files.errors, place)
         _begin(files, RankLog(None, rank), world, hang_after, advice, whole_run=False, aloud=True)
     return own()
+
+
+def who_left(files: RunDirectory, rank: int, world: int) -> list[int]:
+    """Return the ranks whose process has ended, on this machine, without leaving an error or ending its heartbeat: over
+    whose connections `rank` may have failed."""
+    beats = [beat for other in range(world) if other != rank and (beat := read_beat(files.heartbeat(other)))]
+    here = [beat for beat in beats if beat.host == platform.node() and not files.rank_error(beat.rank).is_file()]
+    return [beat.rank for beat in here if process_state(beat) is None]
 
 
 def _begin(

@@ -21,7 +21,7 @@ from ..errors import UnslothAccelError
 from ..files import read_json, write_atomically
 from .hang_stacks import Stacks
 from .hang_verdict import Process, Seen, Verdict, limit_of, named, verdict
-from .heartbeat import BEAT, QUIET, Beat, flight_record, read_beat
+from .heartbeat import BEAT, QUIET, Beat, flight_record, process_state, read_beat
 from .rank_log import RankLog
 from .signs_of_work import WORKING, cpu_seconds
 
@@ -120,7 +120,9 @@ class Watchdog:
         process: Process = ""
         if silent >= 3 * BEAT:
             process = self._process(beat, silent) if beat.host == host else "elsewhere"
-        self._seen[rank] = Seen(beat=beat, silent=silent, process=process)
+        gone = before is not None and before.process == process == "gone"
+        ended = before.ended + passed if before and gone else 0.0
+        self._seen[rank] = Seen(beat=beat, silent=silent, process=process, ended=ended)
 
     def _is_new(self, path: Path) -> bool:
         """Whether a file is of this launch."""
@@ -133,12 +135,8 @@ class Watchdog:
         """Return what is to be said of the process of a silent rank of this machine."""
         import psutil
 
-        try:
-            process = psutil.Process(beat.pid)
-            state = process.status()
-            if abs(process.create_time() - beat.started) > 1 or state == psutil.STATUS_ZOMBIE:
-                return "gone"
-        except psutil.Error:
+        state = process_state(beat)
+        if state is None:
             return "gone"
         if state == psutil.STATUS_STOPPED:
             return "stopped"

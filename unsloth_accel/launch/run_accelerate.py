@@ -193,8 +193,10 @@ def report_error(output_dir: str | Path, rank: int, error: BaseException) -> int
         status, message = error.exit_status, str(error)
     elif isinstance(error, KeyboardInterrupt):
         status, message = 130, "interrupted"
-    elif isinstance(error, SystemExit) and isinstance(error.code, int):
-        status = error.code
+    elif isinstance(error, SystemExit):
+        # One that leaves with 0 in the middle has its peers wait for it: that is no success.
+        status = error.code if isinstance(error.code, int) and error.code else 1
+        message = f"left by sys.exit({error.code!r}) before its end"
     every = isinstance(error, UnslothAccelError) and error.on_every_rank
     report = {"rank": rank, "message": message, "exit_status": status, "every_rank": every, "time": time.time()}
     leave_word(RunDirectory(output_dir).rank_error(rank), report, f"rank {rank}: {message}")

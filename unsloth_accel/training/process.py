@@ -30,14 +30,15 @@ from ..artifacts.resume_facts import facts_of_run
 from ..artifacts.run_directory import RunDirectory
 from ..artifacts.unsafe_files import as_unsafe, weights_only
 from ..callbacks import heartbeat
+from ..callbacks.hang_verdict import named
 from ..callbacks.phases import phase
 from ..callbacks.rank_log import RankLog
 from ..callbacks.stop_request import GONE, REQUEST, Stopped, planned
-from ..callbacks.watch_ranks import watch_run
+from ..callbacks.watch_ranks import watch_run, who_left
 from ..config.read_run import load
 from ..config.run_config import RunConfig
 from ..config.written import as_yaml, described
-from ..errors import ConfigError, UnslothAccelError, raise_errors
+from ..errors import ConfigError, UnslothAccelError, first_line, raise_errors
 from ..files import write_atomically
 from ..launch.run_accelerate import report_error
 from ..launch.run_lock import MARK, Lock, check_description, locked, unwritable
@@ -133,8 +134,26 @@ def _plainly(error: BaseException, run: RunConfig) -> BaseException:
     if isinstance(error, UnslothAccelError):
         return error
     if not is_lack_of_memory(error):
-        return as_unsafe(error) or error
+        return as_unsafe(error) or _of_who_left(error, run) or error
     return OutOfMemory(f"out of memory: {str(error).splitlines()[0]} Fix: {advice(run)}.")
+
+
+def _of_who_left(error: BaseException, run: RunConfig) -> PeerError | None:
+    """Return what tells `error` where a rank that left in the middle is its cause; None elsewhere."""
+    if not isinstance(error, Exception):
+        return None
+    files = RunDirectory(run.output_dir)
+    left = who_left(files, environment.rank(), environment.world_size())
+    if not left:
+        return None
+    told = f"left in the middle, without an error; rank {environment.rank()} then failed: {first_line(error)}"
+    return PeerError(f"{named(left)} {told}. Fix: see what it printed last: {files.rank_output(left[0])}")
+
+
+class PeerError(UnslothAccelError):
+    """Another rank left."""
+
+    on_every_rank = True
 
 
 def _reported() -> bool:
