@@ -8,6 +8,8 @@ setting. Two figures: `difference`, of the medians of steps with and without (no
 callbacks' own code takes (waiting for other ranks included), by callback. `RankSync` runs in each turn here, for a run
 every hundred steps; its `inside` is divided accordingly. The heartbeat's thread runs in all turns; its `inside` is the
 processor's time that it takes, per step.
+`checkpoint` is what the default checkpoints cost: the median seconds of three written at the end, their GiB, and the
+share of a run's time that one every `SAVE_MINUTES` takes.
 `each` are the steps one by one, by rank: which they are, whether with the callbacks, how long they took, and how much
 of it inside of the callbacks.
 """
@@ -101,18 +103,45 @@ def work(run_yaml: str) -> int:
     from accelerate.utils import gather_object
 
     from unsloth_accel.adapters import environment
+    from unsloth_accel.artifacts.run_directory import RunDirectory
     from unsloth_accel.callbacks import RankLog
+    from unsloth_accel.callbacks.watch_ranks import watch_run
     from unsloth_accel.config.read_run import load
     from unsloth_accel.training.process import build_trainer
 
     run = load(run_yaml)
-    trainer = build_trainer(run, RankLog(Path(run.output_dir, "logs"), environment.rank()))
+    files, log = RunDirectory(run.output_dir), RankLog(Path(run.output_dir, "logs"), environment.rank())
+    watch_run(files, log, environment.world_size(), run.logging.hang_after, aloud=True)
+    trainer = build_trainer(run, log)
     turns = take_turns(trainer)
     trainer.train()
     everyone = gather_object([turns.each])
+    saved = checkpoint_cost(trainer)
     if environment.rank() == 0:
-        write_atomically(Path(run.output_dir, "cost.json"), json.dumps(turns.report() | {"each": everyone}))
+        write_atomically(files.path / "cost.json", json.dumps(turns.report() | {"checkpoint": saved, "each": everyone}))
     return 0
+
+
+def checkpoint_cost(trainer: SFTTrainer) -> dict[str, Any]:
+    """Write a checkpoint three times; every rank must call it."""
+    from unsloth_accel.artifacts.checkpoints import files_of
+    from unsloth_accel.artifacts.run_directory import RunDirectory
+    from unsloth_accel.config.run_config import SAVE_MINUTES
+
+    taken = []
+    for _ in range(3):
+        trainer.accelerator.wait_for_everyone()
+        started = time.perf_counter()
+        trainer._save_checkpoint(trainer.model, None)
+        taken.append(time.perf_counter() - started)
+    directory = RunDirectory(str(trainer.args.output_dir)).checkpoint(trainer.state.global_step)
+    seconds = statistics.median(taken)
+    return {
+        "seconds": round(seconds, 3),
+        "gib": round(sum(files_of(directory).values()) / 2**30, 3),
+        "minutes_between": SAVE_MINUTES,
+        "share": round(seconds / (60 * SAVE_MINUTES), 6),
+    }
 
 
 class Turns:
