@@ -70,6 +70,7 @@ def other(said: dict[str, Any], **more: Any) -> dict[str, Any]:
         (WAITS, other(WAITS, still=3.0), "nothing", (), ""),
         (WAITS, WAITS, "end", (0, 1), "the same collective doesn't end"),
         (other(WAITS, strict=False), other(WAITS, strict=False), "word", (0, 1), "the same collective doesn't end"),
+        (other(WAITS, idle=9000.0, paused=True), other(WAITS, idle=9000.0), "word", (0, 1), "9000 s"),
         (other(WAITS, strict=False, idle=601.0), other(WAITS, strict=False, idle=601.0), "end", (0, 1), "601 s"),
     ],
 )  # fmt: skip

@@ -62,6 +62,18 @@ def test_places(calls: list[tuple[str, str, int]], what: str, strict: bool, wait
     assert (found.what, found.strict, found.waits) == (what, strict, waits)
 
 
+def test_a_lock_may_be_held_by_another_run() -> None:
+    lock = [
+        ("prepare.py", "_split", 110),
+        (f"{HOME}filelock/_api.py", "__enter__", 1),
+        (f"{HOME}filelock/_api.py", "acquire", 2),
+    ]
+    found = place_of(lock)
+    assert (found.waits, found.paused) == (True, True)
+    assert found.what == "code outside of a step, where it waits in acquire, called from _split (prepare.py:110)"
+    assert not place_of(GATHER).paused
+
+
 def test_a_thread_that_stands_still_and_one_that_moves() -> None:
     done, asleep, moving = threading.Event(), threading.Event(), threading.Event()
 

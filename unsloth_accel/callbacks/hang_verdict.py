@@ -153,7 +153,9 @@ def _of_waiting(alive: Sequence[Beat], limit: float, early: bool) -> Verdict:
     if any(beat.still < limit for beat in alive):
         return NOTHING
     same = len({beat.place for beat in alive}) == 1 and len({beat.events for beat in alive}) == 1
-    certain = not early and (not same or all(beat.strict for beat in alive) or since >= LONG * limit)
+    certain = not same or all(beat.strict for beat in alive) or since >= LONG * limit
+    # Paused: by a lock that another run may have.
+    certain = certain and not early and not any(beat.paused for beat in alive)
     kind = "the same collective doesn't end" if same else "they wait for each other (a deadlock)"
     what = _sentence(certain, alive, f"no progress for {since:.0f} s: {kind}")
     return _said(certain, alive, what, alive)

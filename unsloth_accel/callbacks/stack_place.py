@@ -24,7 +24,7 @@ class Place:
     waits: bool = False
     """Whether the thread waits for other ranks there: another one is to blame."""
     paused: bool = False
-    """Whether a debugger holds it."""
+    """Whether something else than a rank may hold it: a debugger, a lock that another run has."""
 
 
 OUTSIDE = Place("code outside of a step")
@@ -62,7 +62,8 @@ def place_of(calls: Sequence[Call]) -> Place:
     if not calls or not any(part in calls[-1][0] for part in _WAITING):
         return found
     waits_for = _collective(calls)
-    return Place(f"{found.what}, where it waits in {waits_for}", strict=found.strict, waits=True)
+    lock = "filelock/" in calls[-1][0]
+    return Place(f"{found.what}, where it waits in {waits_for}", strict=found.strict, waits=True, paused=lock)
 
 
 def calls_of(frame: FrameType | None) -> list[Call]:

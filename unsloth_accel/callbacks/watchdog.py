@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 from ..artifacts.run_directory import RunDirectory
 from ..errors import UnslothAccelError
 from ..files import read_json, write_atomically
+from ..launch.run_accelerate import report_error
 from .hang_stacks import Stacks
 from .hang_verdict import Process, Seen, Verdict, limit_of, named, verdict
 from .heartbeat import BEAT, QUIET, Beat, flight_record, process_state, read_beat
@@ -32,6 +34,8 @@ AFTER = 5.0
 """Seconds after which the next rank acts where the one before it does not."""
 LEAVING = 4.0
 """Seconds that ranks get to write down what they know."""
+AT_LAST = 20.0
+"""Seconds after which a rank leaves, whatever keeps it: a disk that is gone, a pipe that nobody reads."""
 OLD = 60.0
 """Seconds by which a file must be older than this process to be of an earlier launch."""
 
@@ -83,6 +87,7 @@ class Watchdog:
             self._since = mine.stat().st_mtime if mine.exists() else time.time()
         notice = read_json(self._files.hang) if self._is_new(self._files.hang) else {}
         if notice:  # another rank has told the verdict
+            _leave_at_last()
             self._write_down(own, str(notice["message"]))
             self._wait_for(set(range(self._world)) - {*notice["silent"]})
             self._exit()
@@ -157,8 +162,7 @@ class Watchdog:
 
     def _end(self, own: Beat, found: Verdict) -> None:
         """Tell the verdict, write down what is known, and end with the others."""
-        from ..launch.run_accelerate import report_error
-
+        _leave_at_last()
         message = found.message + ". "
         with suppress(Exception):
             message += self._advice()
@@ -205,3 +209,11 @@ class Watchdog:
                 self._files.flight_record(f"{own.rank}.json").write_text(record, encoding="utf-8")
         with suppress(OSError):
             self._files.heartbeat(own.rank).unlink()  # which says that all is written
+
+
+def _leave_at_last() -> None:
+    def leave() -> None:
+        time.sleep(AT_LAST)
+        os._exit(HangError.exit_status)
+
+    threading.Thread(target=leave, daemon=True).start()
