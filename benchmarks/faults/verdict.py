@@ -73,13 +73,13 @@ def _silent(trial: Trial, seen: dict[str, Any]) -> str:
         if not fine:
             wanted = " or ".join(map(str, statuses)) or ("0" if trial.goes_on else "one that isn't 0")
             return f"launch {number + 1} ended with {status}, not {wanted}: {launch['last_lines'][-200:]}"
+        for other, told in launch.get("other_launch", ()):
+            if other != 2 or "process" not in told:
+                return f"the second launch ended with {other}: {told[-200:]}"
         if not trial.says:
             continue
         if launch["first_word"] is None:
             return f"launch {number + 1} never says what happened: {launch['last_lines'][-200:]}"
         if launch["seconds_to_first_word"] > PATIENCE:
             return f"no word for {launch['seconds_to_first_word']:.0f} s"
-        for other, told in launch.get("other_launch", ()):
-            if other != 2:
-                return f"the second launch ended with {other}: {told[-200:]}"
     return ""
