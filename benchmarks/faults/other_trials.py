@@ -118,7 +118,9 @@ def wrong_ranks(seed: int) -> list[Trial]:
         found.append(one(f"rank1-{name}", strike, fault=fault, who="rank 1", says=says, settings=settings))
     for name, fault in (("rows", "other rows"), ("rate", "another learning rate")):
         strike = Strike(at="built", rank=1, inside=name)
-        found.append(one(f"rank1-other-{name}", strike, fault=fault, who="rank 1", says=r"differ|not the same|other"))
+        found.append(
+            one(f"rank1-other-{name}", strike, fault=fault, who="rank 1", says=r"would not train the same|differ")
+        )
     step = some_step(seed, "out-of-memory")
     strike = Strike(at="step", rank=1, step=step, inside="out of memory")
     facts: dict[str, Any] = {"who": "rank 1", "says": "out of memory", "goes_on": True, "exact": False}
