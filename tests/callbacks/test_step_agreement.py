@@ -15,7 +15,8 @@ from conftest import ROOT, SCRIPTS
 
 
 def test_two_ranks_stop_and_save_after_the_same_step(tmp_path: Path) -> None:
-    """A step after it was asked for; in the same where steps are long, and in the first."""
+    """A step after it was asked for, in the same where steps are long, and in the first; where they are quick, in every
+    third."""
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
     words += ["--rdzv-endpoint=localhost:0", str(SCRIPTS / "agree_on_steps.py"), str(tmp_path)]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -24,9 +25,9 @@ def test_two_ranks_stop_and_save_after_the_same_step(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     told = [json.loads((tmp_path / f"rank-{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
     assert told[0]["told"] == told[1]["told"]
-    at_once, later, long, saved, last, evaluating = told[0]["told"]
+    at_once, later, long, saved, last, quick, evaluating = told[0]["told"]
     words = ", as rank 1 was asked to end by SIGTERM; there is no whole checkpoint."
-    for found, step in ((at_once, 1), (later, 6), (long, 5)):
+    for found, step in ((at_once, 1), (later, 6), (long, 5), (quick, 8)):
         assert found == {"saved": [step], "stopped": [step], "status": 143, "said": f"stopped after step {step}{words}"}
     assert saved == {"saved": [5], "stopped": []}, "once, though it was still due when that was told"
     assert evaluating == {"saved": [-4], "stopped": [], "status": 143, "said": f"stopped after step 4{words}"}

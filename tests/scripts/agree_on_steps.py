@@ -25,8 +25,9 @@ class Shown(StepAgreement):
 
     seconds = 0.0
 
-    def _agree(self, own: list[float]) -> list[float]:
-        return super()._agree([*own[:2], self.seconds])
+    def _pace(self) -> float:
+        super()._pace()
+        return self.seconds
 
 
 class Evaluating(Shown):
@@ -38,7 +39,7 @@ class Evaluating(Shown):
 
 
 def train(
-    one: Shown, asked_at: int, long_from: int = 99, saved_at: int = 99, evaluates: bool = False
+    one: Shown, asked_at: int, long_from: int = 99, saved_at: int = 99, evaluates: bool = False, quick: bool = False
 ) -> dict[str, list[int]]:
     """Twelve steps: rank 1 is asked to stop within step `asked_at`, and its steps are long from `long_from` on."""
     found: dict[str, Any] = {"saved": [], "stopped": []}
@@ -48,7 +49,7 @@ def train(
     for step in range(1, 13):
         now = TrainerState(global_step=step, max_steps=12, is_world_process_zero=rank == 0)
         asked.number = 15 if rank == 1 and step >= asked_at else 0
-        one.seconds = LONG if rank == 1 and step >= long_from else 0.0
+        one.seconds = LONG if rank == 1 and step >= long_from else 0.06 * quick
         one.save_minutes = 0.0 if step in (saved_at, saved_at + 1) else None
         control.should_save = False
         one.on_step_end(args, now, control)
@@ -78,6 +79,7 @@ told = [
     train(Shown(saves=True, request=asked), 5, long_from=3),
     train(Shown(request=asked), 99, saved_at=4),
     train(Shown(request=asked), 12),
+    train(Shown(saves=True, request=asked), 5, quick=True),
     train(Evaluating(saves=True, request=asked), 99, evaluates=True),
 ]
 one, control = StepAgreement(15.0, request=asked), TrainerControl()

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 LONG = 10.0
 """Seconds of a step from which on the ranks' word is waited for at once: two such steps are more than a stop may take,
 and to begin the next step some milliseconds late is nothing beside it."""
+QUICK, MOST = 0.2, 10
+"""Seconds between two exchanges where steps are quicker, and the most steps: one takes a fifth of a millisecond."""
 
 
 class Told:
@@ -76,7 +78,7 @@ class StepAgreement(TrainerCallback):
         self._stop = 0
         self._saved = self._ended = 0.0
         self._at_once = self._alone = True
-
+        self._every, self._turns, self._what = 1, 0, ""
         self.save_now: Callable[[], object] | None = None
         """Writes a checkpoint in the middle of an evaluation; without it an evaluation isn't left."""
         self._trained = self._wanted = False
@@ -84,21 +86,21 @@ class StepAgreement(TrainerCallback):
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self._told, self._stop, self._at_once, self._alone = None, 0, True, args.world_size == 1
         self._saved = self._ended = time.monotonic()
+        self._every, self._turns, self._what = 1, 0, ""
         self._trained = self._wanted = False
         self._request.know(args.output_dir)
 
     def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:  # it ends, and its adapter is saved
             return
-        now = time.monotonic()
-        minutes = (now - self._saved) / 60
+        minutes = (time.monotonic() - self._saved) / 60
         due = self.save_minutes is not None and state.is_world_process_zero and minutes >= self.save_minutes
-        stop, saves = self._agree([float(self._request.number), float(due), now - self._ended])
-        self._ended, self._trained = now, True
+        stop, saves = self._agree("step", due and not self._wanted)
+        self._trained = True
         if saves or self._wanted:
             control.should_save, self._wanted = True, False
         if stop:
-            self._stop = int(stop)
+            self._stop = stop
             self._request.agreed()
             control.should_training_stop, control.should_evaluate = True, False
             control.should_save = self._may_save(args)
@@ -106,18 +108,23 @@ class StepAgreement(TrainerCallback):
     def on_prediction_step(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if not self._trained or self.save_now is None:
             return
-        now = time.monotonic()
-        stop, saves = self._agree([float(self._request.number), 0.0, now - self._ended])
-        self._ended, self._wanted = now, self._wanted or bool(saves)
+        stop, saves = self._agree("batch of an evaluation", due=False)
+        self._wanted = self._wanted or saves
         if stop:
-            self._stop = int(stop)
+            self._stop = stop
             self._request.agreed()
             if self._may_save(args):
                 self.save_now()
             self._leave(args, state)
 
-    def _agree(self, own: list[float]) -> list[float]:
-        """Return the largest stop request and wish to save of all ranks, as far as they are read by now."""
+    def _agree(self, what: str, due: bool) -> tuple[int, bool]:
+        """Return the largest stop request of all ranks, and whether one wants to save, as far as they are read by now;
+        of quick steps several pass between two exchanges."""
+        self._every, self._what = self._every if what == self._what else 1, what
+        self._turns += 1
+        if self._turns < self._every:
+            return 0, False
+        own = [float(self._request.number), float(due), self._pace()]
         told, self._told = self._told, None
         found = told.numbers() if told else [0.0, 0.0, 0.0]
         if self._at_once or found[2] >= LONG:
@@ -126,7 +133,15 @@ class StepAgreement(TrainerCallback):
         else:
             stop, save, seconds = own
             self._told = Told([stop, save * (not found[1]), seconds])  # which is being saved now
-        return found[:2]
+        # By what all ranks have read, so that each comes to the same step.
+        self._every = 1 if self._alone or not found[2] else max(1, min(MOST, int(QUICK / found[2])))
+        return int(found[0]), bool(found[1])
+
+    def _pace(self) -> float:
+        """Return the seconds of a step since this was asked last."""
+        now = time.monotonic()
+        seconds, self._ended, self._turns = (now - self._ended) / self._turns, now, 0
+        return seconds
 
     def on_save(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self._saved = time.monotonic()
