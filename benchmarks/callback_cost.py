@@ -152,13 +152,16 @@ class Turns:
         self.inside: dict[str, float] = {}
         self.each: dict[str, list[float]] = {"step": [], "with": [], "seconds": [], "inside": []}
         self.steps_with = 0
+        self.beats: tuple[float, int] | None = None
+        """Seconds that the heartbeat's thread had taken, and steps, when the turns that count began."""
 
     def report(self) -> dict[str, Any]:
         with_them, without = (statistics.median(self.seconds[on]) for on in (True, False))
         inside = {name: seconds / self.steps_with for name, seconds in self.inside.items()}
         heartbeat = own()
-        if heartbeat is not None and heartbeat.steps:  # in steps of both kinds: a processor's time, beside the training
-            inside["heartbeat's thread"] = heartbeat.spent / heartbeat.steps
+        if heartbeat is not None and self.beats:  # in steps of both kinds: a processor's time, beside the training
+            spent, steps = self.beats
+            inside["heartbeat's thread"] = (heartbeat.spent - spent) / (heartbeat.steps - steps)
         if "RankSync" in inside:
             inside["RankSync"] *= TURN / RANK_SYNC_STEPS
         total = sum(inside.values())
@@ -239,6 +242,8 @@ def take_turns(trainer: SFTTrainer) -> Turns:
             if state.global_step == TURN * 2:
                 turns.inside.clear()
                 turns.steps_with = 1
+                if (heartbeat := own()) is not None:
+                    turns.beats = (heartbeat.spent, heartbeat.steps)
 
     handler.callbacks = [*everyone, Switch()]
     return turns

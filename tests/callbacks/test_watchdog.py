@@ -101,6 +101,20 @@ def test_who_left_in_the_middle(files: RunDirectory, process: subprocess.Popen[s
     assert watch_ranks.who_left(files, 0, 2) == []
 
 
+def test_what_was_silent_before_the_first_look_counts(
+    dog: Watchdog, files: RunDirectory, process: subprocess.Popen[str]
+) -> None:
+    """As far as this rank has waited: a machine that slept is nobody's silence."""
+    write_beat(files.heartbeat(1), beat_of(process))
+    os.utime(files.heartbeat(1), (time.time() - 20, time.time() - 20))
+    write_beat(files.heartbeat(0), OWN)
+    look(dog, 1, replace(OWN, idle=7.0))
+    assert dog._seen[1].silent == 7.0
+    dog._seen.clear()
+    look(dog, 1)
+    assert 19 < dog._seen[1].silent < 25
+
+
 def test_another_process_with_its_number_is_not_the_rank(
     dog: Watchdog, files: RunDirectory, process: subprocess.Popen[str]
 ) -> None:

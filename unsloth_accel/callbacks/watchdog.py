@@ -100,7 +100,7 @@ class Watchdog:
             return
         self._seen[own.rank] = Seen(beat=own)
         for rank in {*range(self._world)} - {own.rank}:
-            self._see(rank, own.host, passed)
+            self._see(rank, own, passed)
         seen = list(self._seen.values())
         found = verdict(seen, self._world, self._hang_after)
         alive = [one.beat.rank for one in seen if one.silent < AFTER]
@@ -112,7 +112,7 @@ class Watchdog:
             self._told.append(found.ranks)
             self._say(own, found.message, found.ranks)
 
-    def _see(self, rank: int, host: str, passed: float) -> None:
+    def _see(self, rank: int, own: Beat, passed: float) -> None:
         path, before = self._files.heartbeat(rank), self._seen.get(rank)
         beat = read_beat(path) if self._is_new(path) else None
         if beat is None:
@@ -120,14 +120,26 @@ class Watchdog:
                 self._seen.pop(rank, None)
                 return
             beat = before.beat  # half of one was read
-        moved = before is None or beat.beats != before.beat.beats or beat.pid != before.beat.pid
-        silent = 0.0 if moved or before is None else before.silent + passed
+        if before is None:
+            silent = self._late(own, path)
+        else:
+            moved = beat.beats != before.beat.beats or beat.pid != before.beat.pid
+            silent = 0.0 if moved else before.silent + passed
         process: Process = ""
         if silent >= 3 * BEAT:
-            process = self._process(beat, silent) if beat.host == host else "elsewhere"
+            process = self._process(beat, silent) if beat.host == own.host else "elsewhere"
         gone = before is not None and before.process == process == "gone"
         ended = before.ended + passed if before and gone else 0.0
         self._seen[rank] = Seen(beat=beat, silent=silent, process=process, ended=ended)
+
+    def _late(self, own: Beat, path: Path) -> float:
+        """Return how long a heartbeat has been silent that is looked at for the first time: no longer than this rank
+        has waited, by whose clock a machine that slept makes nobody late."""
+        try:
+            since = self._files.heartbeat(own.rank).stat().st_mtime - path.stat().st_mtime
+        except OSError:
+            return 0.0
+        return max(0.0, min(own.idle, since))
 
     def _is_new(self, path: Path) -> bool:
         """Whether a file is of this launch."""
