@@ -48,6 +48,8 @@ def _seen(trial: Trial, place: Workplace, directory: Path, disk: Disk, chance: r
     on_disk = bool(trial.disk_mib) and not trial.on_disk
     output_dir = disk.path / "out" if on_disk else directory / "out"
     reference = place.undisturbed(trial)
+    with suppress(FileNotFoundError):  # what Unsloth writes at its import, for seconds, under some strategies
+        shutil.copytree(reference.parent / "compiled", directory / "compiled")
     if trial.prior:
         before = reference if trial.prior == "finished" else place.undisturbed(trial, killed=True)
         shutil.copytree(before, output_dir)
