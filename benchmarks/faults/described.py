@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
-
-from unsloth_accel.config.run_config import LoggingConfig
 
 from .trial import EVALUATE, SAVE, STEPS, Trial
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMOLLM2 = ROOT / "models" / "SmolLM2-135M-Instruct"
-HANG_AFTER = 25
-"""Seconds without progress after which a rank hangs; the default is a minute or more."""
 
 
 def described(trial: Trial, work: Path, device: str, output_dir: Path) -> dict[str, Any]:
     """Return the description; the model and the rows are in `work`."""
     model, rows = (SMOLLM2, 1) if trial.model == "smollm2" else (work / trial.model, 2)
-    watchdog = any(one.name == "hang_after" for one in fields(LoggingConfig))
     values: dict[str, Any] = {
         "model": {"name": str(model), "max_seq_length": 64, "load_in_4bit": False},
         "data": {"path": str(work / "rows.jsonl"), "eval_path": str(work / "held-out.jsonl")},
@@ -35,7 +29,7 @@ def described(trial: Trial, work: Path, device: str, output_dir: Path) -> dict[s
             "logging_steps": 1,
             "learning_rate": 1e-3,
         },
-        "logging": {"progress": False, **({"hang_after": HANG_AFTER} if watchdog else {})},
+        "logging": {"progress": False},
         "output_dir": str(output_dir),
     }
     if device == "cpu":

@@ -11,7 +11,7 @@ from .trial import SAVE, STEPS, Strike, Trial, one, some_step
 KILL, TERM, STOP, SEGV, ABRT = (Signals[f"SIG{name}"] for name in ("KILL", "TERM", "STOP", "SEGV", "ABRT"))
 INT, HUP, QUIT = (Signals[f"SIG{name}"] for name in ("INT", "HUP", "QUIT"))
 ORPHANED = r"\bend of its launcher|launcher\b.*\b(gone|ended|killed|died)"
-HANGS = r"rank {} hangs"
+HANGS = r"rank {} (may hang|hangs)"
 OF_RANKS = (
     *((KILL, rank, "step", "") for rank in (0, 1)),
     *((TERM, rank, "step", "") for rank in (0, 1)),
