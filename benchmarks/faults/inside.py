@@ -20,12 +20,19 @@ def fault(inside: str | None, trainer: Any, step: int) -> None:
         os._exit(0)
     if inside == "out of memory":
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB, injected")
-    weight = next(parameter for parameter in trainer.model.parameters() if parameter.requires_grad)
-    if inside == "nan":
-        weight.register_hook(lambda gradient: torch.full_like(gradient, float("nan")))
-    elif inside == "drift":
+    if inside == "drift":
+        weight = next(parameter for parameter in trainer.model.parameters() if parameter.requires_grad)
         with torch.no_grad():
             weight.view(-1)[0] += 1e-3
+    if inside != "nan":
+        return
+
+    def spoil(model: Any, given: Any, output: Any) -> None:
+        """At the loss: where weights are divided, no hook of a weight is called."""
+        hook.remove()
+        output["loss"].register_hook(lambda gradient: gradient * float("nan"))
+
+    hook = trainer.model.register_forward_hook(spoil)
 
 
 def differ(inside: str | None, trainer: Any) -> None:
