@@ -62,7 +62,8 @@ def main() -> int:
         page.write_text(filled(page.read_text(encoding="utf-8"), read_json(out)), encoding="utf-8")
         return 0
     strategies = options.strategies or ("ddp,fsdp2_native" if options.device == "cpu" else "ddp,fsdp2,fsdp2_native")
-    wanted = chosen(options, trials(options.seed, strategies.split(","), options.processes), read_json(out))
+    every = trials(options.seed, strategies.split(","), options.processes)
+    wanted = chosen(options, every, read_json(out))
     if options.list or not wanted:
         print("\n".join(trial.name for trial in wanted) or "no such trials")
         return 0 if wanted else 2
@@ -71,7 +72,7 @@ def main() -> int:
     place.prepare()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, leave)
-    return report(wanted, place, options, out)
+    return report(wanted, place, options, {trial.name: number for number, trial in enumerate(every)})
 
 
 def leave(number: int, frame: Any) -> None:
@@ -90,8 +91,9 @@ def chosen(options: argparse.Namespace, every: list[Trial], earlier: dict[str, A
     return [one for one in wanted if one.name not in done][number - 1 :: of]
 
 
-def report(wanted: list[Trial], place: Workplace, options: argparse.Namespace, out: Path) -> int:
-    """Run the trials, write what was seen of each at once, and print a summary; returns the exit status."""
+def report(wanted: list[Trial], place: Workplace, options: argparse.Namespace, order: dict[str, int]) -> int:
+    """Run the trials, write what was seen of each at once in `order`, print a summary; returns the exit status."""
+    out = Path(options.out)
     began = time.monotonic()
     writing = threading.Lock()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -114,8 +116,9 @@ def report(wanted: list[Trial], place: Workplace, options: argparse.Namespace, o
             }
         with writing:
             facts = {"command": "python -m benchmarks.faults", "versions": versions(), "device": place.device}
-            trials_of = read_json(out).get("trials", {}) | {trial.name: seen}
-            text = json.dumps(facts | {"seed": options.seed, "trials": trials_of}, indent=1)
+            known = read_json(out).get("trials", {}) | {trial.name: seen}
+            names = sorted(known, key=lambda name: order.get(name, len(order)))
+            text = json.dumps(facts | {"seed": options.seed, "trials": {name: known[name] for name in names}}, indent=1)
             write_atomically(out, text.replace(f"{place.work}/", "").replace(f"{ROOT}/", "") + "\n")
             print(f"{time.monotonic() - began:.0f}s {trial.name}: {seen['verdict']} {seen['why']}", flush=True)
         return trial.name, seen["verdict"]

@@ -12,7 +12,7 @@ from .trial import Strike, Trial
 from .watched import Watched
 from .workplace import PATIENCE, Workplace, variables_of
 
-ENDING = 6
+ENDING = 3
 """Lines of a launch's end that are kept."""
 PACE = 1.0
 """Seconds of a step, once a fault has struck."""
