@@ -70,7 +70,8 @@ def main() -> int:
     begin_where_mounts_are_allowed()
     place = Workplace(Path(options.work).absolute(), options.device, options.forked)
     place.prepare()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    # A background job ignores some of them, and so would the launches.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, leave)
     return report(wanted, place, options, {trial.name: number for number, trial in enumerate(every)})
 
@@ -119,7 +120,9 @@ def report(wanted: list[Trial], place: Workplace, options: argparse.Namespace, o
             known = read_json(out).get("trials", {}) | {trial.name: seen}
             names = sorted(known, key=lambda name: order.get(name, len(order)))
             text = json.dumps(facts | {"seed": options.seed, "trials": {name: known[name] for name in names}}, indent=1)
-            write_atomically(out, text.replace(f"{place.work}/", "").replace(f"{ROOT}/", "") + "\n")
+            for path in (place.work, ROOT, sys.prefix):  # where this machine keeps things is nobody's business
+                text = text.replace(f"{path}/", "")
+            write_atomically(out, text + "\n")
             print(f"{time.monotonic() - began:.0f}s {trial.name}: {seen['verdict']} {seen['why']}", flush=True)
         return trial.name, seen["verdict"]
 
