@@ -169,6 +169,7 @@ def finished_run(directory: Path) -> Path:
     (directory / "adapter").mkdir(parents=True, exist_ok=True)
     (directory / "adapter" / "adapter_config.json").write_text("{}", encoding="utf-8")
     (directory / "accelerate.yaml").write_text("# ddp, written by unsloth-accel with it.\n", encoding="utf-8")
+    (directory / "results.json").write_text("{}", encoding="utf-8")
     return directory
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from conftest import decided as planned
 from conftest import finished_run, write_checkpoint
 
-from unsloth_accel.artifacts.resume_if_any import decided, is_done
+from unsloth_accel.artifacts.resume_if_any import decided, is_done, left_out
 from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.config.run_config import RunConfig
 
@@ -56,3 +57,56 @@ def test_a_finished_run_has_nothing_left_to_do(run: RunConfig, description: dict
     assert not is_done(longer)
     assert decided(longer).resume
     assert not is_done(replace(run, output_dir=str(tmp_path / "elsewhere")))
+
+
+@pytest.fixture
+def adapter_of(run: RunConfig, tmp_path: Path) -> Path:
+    """An adapter as `run` saves it after its last step."""
+    from unsloth_accel.hardware.hardware import Hardware
+    from unsloth_accel.planning.planner import plan
+
+    out = finished_run(tmp_path / "out")
+    plan(run, Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")).write(out)
+    shutil.copy(out / "run.planned.yaml", out / "adapter")
+    return out
+
+
+def test_an_adapter_alone_is_no_finished_run(run: RunConfig, description: dict[str, Any], adapter_of: Path) -> None:
+    """It is saved after the last step: what was killed then lacks results.json, or has an earlier run's, and maybe the
+    best checkpoint's weights."""
+    from unsloth_accel.artifacts.resume_facts import resume_problems
+
+    out = adapter_of
+    run = replace(run, training={**run.training, "load_best_model_at_end": True})
+    os.utime(out / "results.json", (1, 1))
+    assert is_done(run), "there is nothing to go on from"
+    told, changed = left_out(run)
+    assert (told.severity, told.key) == ("warning", "output_dir")
+    assert "training.load_best_model_at_end" in changed.consequence
+    assert "was ended before results.json and maybe the best checkpoint's weights, and" in told.consequence
+    write_checkpoint(out / "checkpoint-12", planned(description))
+    assert not is_done(run)
+    again = decided(run)
+    assert again.resume
+    assert resume_problems(again) == []
+    (out / "results.json").unlink()
+    assert not is_done(run)
+    (out / "results.json").write_text("{}", encoding="utf-8")
+    assert is_done(run)
+    pushed = replace(run, training={**run.training, "push_to_hub": True})
+    assert not is_done(pushed)
+    (out / "results.json").write_text('{"hub": {"error": "no network"}}', encoding="utf-8")
+    assert is_done(pushed), "which was told, with the command that pushes"
+
+
+def test_a_finished_run_says_what_it_is_not(run: RunConfig, description: dict[str, Any], adapter_of: Path) -> None:
+    assert left_out(run) == [], "a plan's own decisions are no difference"
+    other = replace(run, training={**run.training, "learning_rate": 0.5, "seed": 7})
+    assert is_done(other)
+    (told,) = left_out(other)
+    assert told.severity == "warning"
+    assert told.consequence == "was made with other training.learning_rate, training.seed; it is left so."
+    write_checkpoint(adapter_of / "checkpoint-12", planned(description))
+    assert left_out(run) == []
+    Path(run.data.path).write_text('{"prompt": "other", "completion": "rows"}\n', encoding="utf-8")
+    assert "with another data.path;" in str(left_out(run))

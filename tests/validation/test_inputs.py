@@ -172,7 +172,7 @@ def test_a_finished_run_is_kept(cli: Run, file: Path, tmp_path: Path, descriptio
     assert done.returncode == 2
     assert "already holds a finished run" in done.stderr
     assert kept.read_text(encoding="utf-8") == "precious"
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["accelerate.yaml", "adapter"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["accelerate.yaml", "adapter", "results.json"]
     told = from_dict({**description, "training": {"overwrite": True}})
     assert output_problems(told) == []
 

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from ..config.run_config import RunConfig
-from ..config.start_adapter import Adapter, model_of
+from ..config.start_adapter import ADAPTER_CONFIG, Adapter, model_of
 from ..config.written import described
 from ..data.sources import fingerprint
 from ..errors import Problem
+from ..files import read_json
 from ..strategies import STRATEGIES
 from .checkpoints import Checkpoint, find_checkpoints, is_finished, newest
+from .run_directory import RunDirectory
 
 ROWS = "other rows would be trained than in a straight run."
 _WEIGHTS = "the saved weights don't belong to this run's model."
@@ -293,8 +295,22 @@ def _resolved(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
-def _step_problems(run: RunConfig, checkpoint: Checkpoint) -> Iterator[Problem]:
+def lacking(run: RunConfig) -> str:
+    """Return what output_dir lacks of all that a run ends with, in words; empty where it is over. The adapter alone
+    doesn't tell that: it is saved after the last step, before the best checkpoint's weights, results.json and a push.
+    """
+    files, asked = RunDirectory(run.output_dir), run.training
     if not is_finished(run.output_dir):
+        return "an adapter"
+    made = (files.adapter / ADAPTER_CONFIG).stat().st_mtime_ns
+    if not files.results.is_file() or files.results.stat().st_mtime_ns < made:  # or of the run before
+        best = " and maybe the best checkpoint's weights" if asked.get("load_best_model_at_end") else ""
+        return f"{files.results.name}{best}"
+    return "a push to the Hub" if asked.get("push_to_hub") and "hub" not in read_json(files.results) else ""
+
+
+def _step_problems(run: RunConfig, checkpoint: Checkpoint) -> Iterator[Problem]:
+    if lacking(run):
         return
     most = run.training.get("max_steps", -1)
     fix = "a larger training.max_steps, or another output_dir"

@@ -196,8 +196,16 @@ def finished(request: Request) -> RunDirectory | None:
     if request.run_yaml is None:
         return None
     _, overrides = own_overrides(request.accelerate_flags)
-    run = load(request.run_yaml, [*request.overrides, *overrides])
-    return RunDirectory(run.output_dir) if resume_if_any.is_done(run) else None
+    return done_by(load(request.run_yaml, [*request.overrides, *overrides]))
+
+
+def done_by(run: RunConfig) -> RunDirectory | None:
+    """Return the directory of a run that has nothing left to do, and say what it is not."""
+    if not resume_if_any.is_done(run):
+        return None
+    for problem in resume_if_any.left_out(run):
+        print(problem, file=sys.stderr)
+    return RunDirectory(run.output_dir)
 
 
 @contextmanager

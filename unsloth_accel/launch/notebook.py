@@ -30,7 +30,7 @@ from ..secret import shown_word
 from .arguments import Request
 from .child import Child
 from .clean_environment import environment_for_launch, memory_problems
-from .launcher import finished, for_run, launch_of, made_room, plan_problems, run_problems
+from .launcher import done_by, finished, for_run, launch_of, made_room, plan_problems, run_problems
 from .run_accelerate import Launch
 
 
@@ -66,7 +66,7 @@ def notebook_launch(
     done = finished(_request(plan, overrides, words)) if not isinstance(plan, Plan) else None
     if isinstance(plan, Plan):
         plan = replace(plan, run=replace(plan.run, training={**plan.run.training, **words}))
-        done = RunDirectory(plan.run.output_dir) if resume_if_any.is_done(plan.run) else None
+        done = done_by(plan.run)
     if done is None:
         decided, problems = _prepare(plan, overrides, words)
         raise_errors(problems)
