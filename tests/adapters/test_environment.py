@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -183,3 +184,25 @@ def test_a_cpus_own_trainer_is_no_reason_for_a_warning(caplog: pytest.LogCapture
     log.warning(f"Unsloth: {environment.CPU_TRAINER_WARNING}, so training will use trl's own trainer instead: OSError")
     log.warning("Unsloth: something else")
     assert [record.getMessage() for record in caplog.records] == ["Unsloth: something else"]
+
+
+@pytest.mark.parametrize(
+    ("parent", "variables", "launched"),
+    [
+        (["/bin/bash"], {"LOCAL_RANK": "0"}, False),  # by hand, and whoever closes that shell ends no nohup
+        (["-zsh"], {"LOCAL_RANK": "0"}, False),
+        (["/bin/bash", "wrapper.sh"], {"LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}, True),
+        (["python", "-m", "deepspeed.launcher.launch"], {"LOCAL_RANK": "0"}, True),
+        ([], {"LOCAL_RANK": "0"}, True),
+        (["/bin/bash"], {}, False),
+    ],
+)
+def test_a_shell_is_no_launcher(
+    parent: list[str], variables: dict[str, str], launched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (PROMISE, "LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(environment, "_parent_command", lambda: parent)
+    assert environment._parent_if_launcher() == (os.getppid() if launched else None)

@@ -47,6 +47,7 @@ def other(said: dict[str, Any], **more: Any) -> dict[str, Any]:
         (WAITS, other(STUCK, silent=90.0, process="gone", ended=19.0), "nothing", (), ""),
         (other(WAITS, idle=30.0), other(STEP, silent=30.0, process="gone", ended=21.0), "end", (1,),
          "rank 1 left after step 7, before the end and without an error; rank 0 is in a callback, where it waits in "),
+        (other(WAITS, idle=30.0), other(STEP, phase="", silent=90.0, process="gone", ended=90.0), "nothing", (), ""),
         # A heart that beats.
         (WAITS, STUCK, "end", (1,), "hangs: no progress for 61 s, after step 7, in the forward and backward passes"),
         (WAITS, other(STUCK, still=3.0), "word", (1,), "rank 1 may hang: no progress for 61 s"),

@@ -100,3 +100,14 @@ def test_half_of_one_is_none(tmp_path: Path) -> None:
     assert read_beat(path) is not None
     path.write_bytes(path.read_bytes()[:40])
     assert read_beat(path) is None
+
+
+def test_a_second_training_compiles_anew(tmp_path: Path) -> None:
+    """In a script that trains twice: its first step is a first step again, and the slowest is its own."""
+    made = Heartbeat(tmp_path / "heartbeat-0.json", 0, whole_run=False)
+    made.training(0)
+    for step in (1, 2):
+        made.stepped(step, 500.0)
+    made.trained()
+    made.training(0)
+    assert (made.steps, made.slowest) == (0, 0.0)

@@ -228,7 +228,8 @@ def test_interrupting_the_cell_ends_every_rank(book: Notebook, described: Path, 
     assert reply["ename"] == "KeyboardInterrupt"
     assert "loading" in printed
     assert "stopping the run …\nthe run is stopped" in printed, "the last words of the ranks are noise"
-    assert checkpoints(out), "which nobody asked for, and the run can be gone on with"
+    (kept,) = checkpoints(out)  # which nobody asked for, and the run can be gone on with
+    assert f"all its processes have ended; {kept.name} is whole: go on with resume=True." in printed
     assert book.run("print(1 + 1)")[0] == "2\n"
 
 

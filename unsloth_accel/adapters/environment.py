@@ -30,6 +30,7 @@ from ..strategies import STRATEGIES
 from . import import_order
 from .gloo_exit import leave_in_peace
 
+_SHELLS = ("sh", "bash", "dash", "zsh", "ksh", "fish", "tcsh", "csh")
 CPU_TRAINER_WARNING = "Could not build the patched trl.trainer.sft_trainer"
 
 
@@ -197,8 +198,11 @@ def _option(command: Sequence[str], name: str) -> str | None:
 
 
 def _parent_if_launcher() -> int | None:
-    known = PROMISE in os.environ or "LOCAL_RANK" in os.environ
-    return os.getppid() if known or _launch_arguments(_parent_command()) is not None else None
+    command = _parent_command()
+    known = PROMISE in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    if "LOCAL_RANK" in os.environ and not known:  # another launcher's, or given by hand in a shell, which may close
+        known = Path(command[0] if command else "").name.lstrip("-") not in _SHELLS
+    return os.getppid() if known or _launch_arguments(command) is not None else None
 
 
 def _note_launcher() -> None:

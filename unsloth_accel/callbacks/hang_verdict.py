@@ -104,7 +104,8 @@ def _judged(seen: Sequence[Seen], world: int, limit: float, *, early: bool) -> V
 
 
 def _of_gone(gone: Sequence[Seen], seen: Sequence[Seen]) -> Verdict:
-    left = [one.beat for one in gone if one.ended >= LEFT]
+    # One that has trained and is in no phase has come to its end: a script's ranks needn't end together.
+    left = [one.beat for one in gone if one.ended >= LEFT and (one.beat.phase or not one.beat.steps)]
     if not left:
         return NOTHING
     steps, others = f"after step {left[0].step}", [one.beat for one in seen if one.process != "gone"]

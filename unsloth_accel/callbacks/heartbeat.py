@@ -125,6 +125,7 @@ class Heartbeat:
     def training(self, step: int) -> None:
         """Note that a Trainer begins to train in this thread, after `step` steps."""
         self.thread, self.step, self._watched = threading.get_ident(), step, True
+        self.steps, self.slowest = 0, 0.0  # of an earlier Trainer in the same script
         self._before = self.enter(TRAINING)
         self.progress()
 

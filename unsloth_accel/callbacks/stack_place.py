@@ -37,6 +37,9 @@ _PLACES: tuple[tuple[str, tuple[str, ...], Place], ...] = (
     ("transformers/trainer.py", ("_save_checkpoint", "save_model", "_load_best_model"), _SAVING),
     ("transformers/trainer.py", ("evaluate", "evaluation_loop", "predict"), _EVALUATING),
     ("transformers/trainer_callback.py", ("call_event",), Place("a callback")),
+    # Within a step of GRPO's, and as long as whoever judges or answers elsewhere takes; TRL 1.15, Unsloth's copies too.
+    ("", ("_calculate_rewards",), Place("a reward function")),
+    ("trl/generation/vllm_", (), Place("generation by vLLM")),
     ("accelerate/optimizer.py", ("step",), Place("the optimizer", strict=True)),
     ("torch/optim/", ("step",), Place("the optimizer", strict=True)),
     ("torch/nn/utils/clip_grad.py", (), Place("clipping gradients", strict=True)),

@@ -19,12 +19,13 @@ from contextlib import contextmanager, suppress
 from ..artifacts.run_directory import RunDirectory
 from ..errors import LaunchError
 from .child_main import processes, to_json
-from .run_accelerate import Launch
+from .run_accelerate import PATIENCE, Launch
 from .run_lock import MARK
 
 MODULE = "unsloth_accel.launch.child_main"
-STOPPING = ((signal.SIGINT, 15.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
-"""Signals to a launch that is to end, each with the seconds it may take before the next."""
+STOPPING = ((signal.SIGINT, PATIENCE + 15.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
+"""Signals to a launch that is to end, each with the seconds it may take before the next: the launcher gives its ranks
+`PATIENCE` to end a step and save."""
 
 
 class Child:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import resume_if_any
+from ..artifacts.checkpoints import newest
 from ..artifacts.run_directory import RunDirectory
 from ..errors import LaunchError, Problem, raise_errors
 from ..files import read_json
@@ -121,7 +122,9 @@ def _run(command: Launch) -> None:
         child.run(output.wait, stopping)
     except BaseException as error:
         if output.silent and not isinstance(error, LaunchError):
-            print("the run is stopped; all its processes have ended.", flush=True)
+            whole, _ = newest(command.output_dir or "")
+            left = f"{whole.path.name} is whole: go on with resume=True" if whole else "there is no whole checkpoint"
+            print(f"the run is stopped; all its processes have ended; {left}.", flush=True)
         raise
     finally:
         output.close()
