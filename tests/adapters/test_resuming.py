@@ -14,6 +14,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from unsloth_accel.adapters import resuming
 from unsloth_accel.adapters.checkpointing import record
+from unsloth_accel.artifacts.checkpoints import EVALUATION_LEFT
 from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.errors import ConfigError
 
@@ -82,6 +83,7 @@ def trainer(description: dict[str, Any], tmp_path: Path) -> Any:
     resumed: list[Any] = []
     made = SimpleNamespace(
         _run_epoch=lambda epoch: None,
+        _finalize_training=lambda: None,
         args=args,
         callback_handler=SimpleNamespace(train_dataloader=SimpleNamespace()),
         model=model,
@@ -133,13 +135,52 @@ def test_no_step_is_made_beyond_the_last(trainer: Any) -> None:
     epochs: list[int] = []
     trainer._run_epoch = lambda epoch: epochs.append(epoch)
     trainer.control = SimpleNamespace(should_training_stop=False)
-    trainer.state = SimpleNamespace(global_step=3, max_steps=4)
+    trainer.state = SimpleNamespace(global_step=3, max_steps=4, stateful_callbacks={})
+    trainer._finalize_training = lambda: None
     resuming._stop_at_the_end(trainer)
     trainer._run_epoch(0)
     assert (epochs, trainer.control.should_training_stop) == ([0], False)
     trainer.state.global_step = 4
     trainer._run_epoch(1)
     assert (epochs, trainer.control.should_training_stop) == ([0], True)
+
+
+def test_an_evaluation_that_was_left_out_is_made_first(trainer: Any) -> None:
+    """Before the first step, or at the end where none is left; once, and its checkpoint may be the best one."""
+    from transformers import TrainerState
+
+    done: list[Any] = []
+    trainer._run_epoch, trainer._finalize_training = (lambda: done.append("epoch")), (lambda: done.append("end"))
+    trainer.control = SimpleNamespace(should_training_stop=False)
+    trainer.args.eval_strategy = "steps"
+    trainer.callback_handler.callbacks = []
+
+    def evaluate(trial: None, ignored: None) -> dict[str, float]:
+        done.append("evaluated")
+        trainer.control.should_training_stop = len(done) > 3  # early
+        return {}
+
+    def determine(metrics: dict[str, float], trial: None) -> None:
+        trainer.state.best_global_step = trainer.state.global_step
+
+    trainer._evaluate, trainer._determine_best_metric = evaluate, determine
+    trainer.state = TrainerState(global_step=4, max_steps=9, stateful_callbacks=[])
+    trainer.state.stateful_callbacks[EVALUATION_LEFT] = {}
+    resuming._stop_at_the_end(trainer)
+    trainer._run_epoch()
+    trainer._run_epoch()
+    assert done == ["evaluated", "epoch", "epoch"]
+    assert trainer.state.best_model_checkpoint == str(Path(trainer.args.output_dir, "checkpoint-4"))
+    trainer.state.stateful_callbacks[EVALUATION_LEFT] = {}
+    trainer._run_epoch()
+    trainer._finalize_training()
+    assert done[3:] == ["evaluated", "end"]
+    trainer.state.stateful_callbacks[EVALUATION_LEFT] = {}
+    trainer._finalize_training()
+    trainer.args.eval_strategy = "no"
+    trainer.state.stateful_callbacks[EVALUATION_LEFT] = {}
+    trainer._finalize_training()
+    assert done[5:] == ["evaluated", "end", "end"]
 
 
 def test_a_streams_tokenizer_is_known(trainer: Any) -> None:

@@ -41,8 +41,12 @@ UNSHARD = [
         ([*TRAIN, (f"{HOME}transformers/trainer.py", "_save_checkpoint", 1)], "saving a checkpoint", False, False),
         ([*TRAIN, (f"{HOME}transformers/trainer.py", "evaluate", 1)], "an evaluation", False, False),
         (CALLBACK, "a callback", False, False),
-        ([*STEP, ("Unsloth/UnslothGRPOTrainer.py", "_calculate_rewards", 9), ("judge.py", "ask", 4)],
-         "a reward function", False, False),
+        (
+            [*STEP, ("Unsloth/UnslothGRPOTrainer.py", "_calculate_rewards", 9), ("judge.py", "ask", 4)],
+            "a reward function",
+            False,
+            False,
+        ),
         ([*STEP, (f"{HOME}trl/generation/vllm_client.py", "generate", 9)], "generation by vLLM", False, False),
         (
             [*CALLBACK, ("saving.py", "of_every_rank", 1), *GATHER],

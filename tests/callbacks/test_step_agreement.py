@@ -97,6 +97,25 @@ def test_a_stop_saves_unless_the_run_is_told_never_to(alone: Any, strategy: str,
     assert ("(training.save_strategy=no)" in str(caught.value)) is not saved
 
 
+@pytest.mark.parametrize(
+    ("strategy", "due", "epoch", "left"),
+    [("steps", True, 0.5, True), ("steps", False, 1, False), ("epoch", False, 1.0, True), ("epoch", False, 1.5, False)],
+)
+def test_a_checkpoint_tells_the_evaluation_that_was_left_out(
+    alone: Any, strategy: str, due: bool, epoch: float, left: bool
+) -> None:
+    """Also one that comes with the epoch's end, after the step's."""
+    from unsloth_accel.artifacts.checkpoints import EVALUATION_LEFT
+    from unsloth_accel.callbacks import StepAgreement
+
+    one, state = StepAgreement(request=alone.request), alone.state(2)
+    one.on_train_begin(alone.args, alone.state(0), alone.control)
+    alone.args.eval_strategy, state.epoch = strategy, epoch
+    alone.request.number, alone.control.should_evaluate = 15, due
+    one.on_step_end(alone.args, state, alone.control)
+    assert (EVALUATION_LEFT in state.stateful_callbacks) is left
+
+
 def test_an_evaluation_is_left_with_a_checkpoint(alone: Any) -> None:
     """In training alone, and by what can save there; a checkpoint that is due comes after it."""
     from unsloth_accel.callbacks import StepAgreement

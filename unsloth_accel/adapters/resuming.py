@@ -5,6 +5,8 @@ Mends, in transformers 5.17:
   since the Trainer restores the rate with the optimizer and the schedule sets it only after a step. Here before it.
 - Going on from a checkpoint with max_steps behind it makes one step more, as the Trainer looks after a step only. Here
   it makes none, so that a run whose final save failed gets the adapter that it had.
+- An evaluation that a stop left out (`callbacks.StepAgreement`) is never made: another checkpoint may be the best
+  one, and early stopping count otherwise. Here it is made before the first step.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts.checkpoints import Checkpoint, newest
+from ..artifacts.checkpoints import EVALUATION_LEFT, Checkpoint, newest
 from ..artifacts.resume_facts import difference, steps_problem
+from ..artifacts.run_directory import RunDirectory
 from ..capabilities.probe import available
 from ..errors import ConfigError, Problem, raise_errors
 from . import environment, rank_agreement
-from .checkpointing import made_with, steps_per_epoch
+from .checkpointing import BestCheckpoint, made_with, steps_per_epoch
 from .hook_types import Arguments, Control, State, TrainerCallback
 
 if TYPE_CHECKING:
@@ -44,9 +47,12 @@ def check_before_training(trainer: Trainer) -> None:
 
 
 def _stop_at_the_end(trainer: Trainer) -> None:
-    run_epoch = trainer._run_epoch
+    run_epoch, finalize = trainer._run_epoch, trainer._finalize_training
 
     def run(*args: Any, **kwargs: Any) -> None:
+        _evaluate_what_was_left(trainer)
+        if trainer.control.should_training_stop:  # early, after that evaluation
+            return
         if trainer.state.global_step >= trainer.state.max_steps:
             if environment.rank() == 0:
                 print(f"nothing is left of {trainer.state.max_steps} steps: no step is made", flush=True)
@@ -54,7 +60,26 @@ def _stop_at_the_end(trainer: Trainer) -> None:
             return
         run_epoch(*args, **kwargs)
 
-    trainer._run_epoch = run
+    def ended(*args: Any, **kwargs: Any) -> Any:
+        _evaluate_what_was_left(trainer)  # of the last epoch's end, after which no other begins
+        return finalize(*args, **kwargs)
+
+    trainer._run_epoch, trainer._finalize_training = run, ended
+
+
+def _evaluate_what_was_left(trainer: Trainer) -> None:
+    """Make the evaluation that a stop left out after the step of the checkpoint that `trainer` goes on from."""
+    state, args = trainer.state, trainer.args
+    if state.stateful_callbacks.pop(EVALUATION_LEFT, None) is None or args.eval_strategy == "no":
+        return
+    metrics = trainer._evaluate(None, None)
+    trainer._determine_best_metric(metrics=metrics, trial=None)
+    checkpoint = RunDirectory(str(args.output_dir)).checkpoint(state.global_step)
+    if state.best_global_step == state.global_step and checkpoint.is_dir():
+        state.best_model_checkpoint = str(checkpoint)
+    for one in trainer.callback_handler.callbacks:
+        if isinstance(one, BestCheckpoint):
+            one.saved(state)
 
 
 class SameEpochs(TrainerCallback):

@@ -27,6 +27,8 @@ _OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer_dcp", "optimizer_0")
 _RANDOM = re.compile(r"rng_state(?:_(\d+))?\.pth")
 STATE_OF_OURS, NUM_PROCESSES = "unsloth_accel", "num_processes"
 """Keys in trainer_state.json's `stateful_callbacks`: of a run of ours it says how many processes trained."""
+EVALUATION_LEFT = "unsloth_accel_evaluation_left"
+"""Key there: a stop left this step's evaluation out, which is made by the run that goes on."""
 
 _SHARD = re.compile(r"__(\d+)_\d+\.distcp")
 """A shard of torch.distributed.checkpoint, by the rank that wrote it."""

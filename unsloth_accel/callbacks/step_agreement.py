@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
+from ..artifacts.checkpoints import EVALUATION_LEFT
 from .stop_request import GONE, REQUEST, Stopped, StopRequest, cause, planned, to_go_on
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ class StepAgreement(TrainerCallback):
 
     What ranks tell at the end of a step is read at the end of the next one, so that no GPU waits; where steps take
     `LONG`, and in one process, at the end of the same. A stop leaves out an evaluation that is due or under way: each
-    of its batches, of which all ranks have as many, is a step to this agreement.
+    of its batches, of which all ranks have as many, is a step to this agreement. The run that goes on makes it
+    (`adapters.resuming`).
     `saves`: whether a stop may write a checkpoint; by default unless the arguments' save_strategy is `no`.
     Raises `Stopped` on every rank.
     """
@@ -102,6 +104,9 @@ class StepAgreement(TrainerCallback):
         if stop:
             self._stop = stop
             self._request.agreed()
+            epoch_ends = getattr(args, "eval_strategy", "no") == "epoch" and (state.epoch or 0.5) % 1 == 0
+            if control.should_evaluate or epoch_ends:
+                state.stateful_callbacks[EVALUATION_LEFT] = {}
             control.should_training_stop, control.should_evaluate = True, False
             control.should_save = self._may_save(args)
 
@@ -114,6 +119,7 @@ class StepAgreement(TrainerCallback):
             self._stop = stop
             self._request.agreed()
             if self._may_save(args):
+                state.stateful_callbacks[EVALUATION_LEFT] = {}
                 self.save_now()
             self._leave(args, state)
 

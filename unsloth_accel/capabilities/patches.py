@@ -138,8 +138,11 @@ PATCHES = (
                 "LengthGroupedSampler.generator", adapter="adapters.epoch_order",
           cost="rows that are grouped by length come in an order of chance: ranks may draw different ones, and a run "
                "that goes on in mid-epoch trains other rows"),
-    Patch(what="no step past the end", place="transformers/trainer.py: Trainer._run_epoch", adapter="adapters.resuming",
-          cost="going on from a checkpoint with max_steps behind it makes one step more"),
+    Patch(what="no step past the end",
+          place="transformers/trainer.py: Trainer._run_epoch, _finalize_training, _evaluate, _determine_best_metric",
+          adapter="adapters.resuming",
+          cost="going on from a checkpoint with max_steps behind it makes one step more, and an evaluation that a stop "
+               "left out is not made"),
     Patch(what="the learning rate of a resumed run's first log",
           place="torch/optim/lr_scheduler.py: LRScheduler._last_lr", adapter="adapters.resuming",
           cost="it may be another than the one that the step is made with"),
