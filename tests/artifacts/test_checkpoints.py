@@ -73,7 +73,7 @@ def test_shards_tell_of_ranks_too(tmp_path: Path, planned: RunConfig) -> None:
     path = write_checkpoint(tmp_path / "checkpoint-2", planned, record=False)
     (path / "optimizer_0").mkdir()
     for name in (".metadata", "__0_0.distcp", "__2_0.distcp"):
-        (path / "optimizer_0" / name).write_bytes(b"x")
+        (path / "optimizer_0" / name).write_bytes(pickle.dumps({}))
     assert Checkpoint(path).fault == "rng_state_2.pth is missing"
 
 
