@@ -52,7 +52,7 @@ from . import environment, fsdp1, rank_agreement, rank_checks
 from .fsdp2.units import let_go
 from .hook_types import Arguments, Control, State, TrainerCallback
 from .real_batch import batch_of
-from .saving import SaveError, check_whole, gathered, of_every_rank, unwrapped, versions
+from .saving import SaveError, check_whole, gathered, of_every_rank, raise_on_every_rank, unwrapped, versions
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -138,7 +138,7 @@ class BestCheckpoint(TrainerCallback):
             "checkpoints can be written, and save as often as it is evaluated."
         )
         if state.is_world_process_zero:
-            print(f"unsloth_accel: warning: {self.message}", file=sys.stderr, flush=True)
+            _warn(self.message)
 
     def _better(self, one: float, other: float) -> bool:
         return one > other if self._trainer.args.greater_is_better else one < other
@@ -243,9 +243,7 @@ def _save_model_gathered(trainer: Trainer) -> None:
             except Exception as error:
                 _, fix = why_unwritten(error, directory)
                 fault = f"the adapter was not saved to {directory}: {first_line(error)}. Fix: {fix}."
-        fault = next((told for told in of_every_rank(fault) if told), None)
-        if fault is not None:
-            raise SaveError(fault)
+        raise_on_every_rank(fault)
         if trainer.args.push_to_hub and not _internal_call:
             trainer.push_to_hub(commit_message="Model save", revision=trainer.args.hub_revision)
 
@@ -267,9 +265,7 @@ def _share_faults(trainer: Trainer) -> None:
             raise
         except Exception as error:
             fault = f"{type(error).__name__}: {first_line(error)}"
-        fault = next((told for told in of_every_rank(fault) if told), None)
-        if fault is not None:
-            raise SaveError(fault)
+        raise_on_every_rank(fault)
 
     trainer.save_model = save
 
@@ -288,22 +284,19 @@ def _survive_and_record(trainer: Trainer) -> None:
         trainer.state.stateful_callbacks[STATE_OF_OURS] = {NUM_PROCESSES: trainer.args.world_size}
         with _unwritten(trainer, directory) as mine, _deleting_nothing() if limits else nullcontext():
             save_checkpoint(model, trial)
-        everyone = dict(enumerate(of_every_rank(mine)))
-        faults = [(rank, name, *told) for rank, own in everyone.items() for name, told in own.items()]
-        random = [name for _, name, *_ in faults if is_random_state(name)]
-        if len(random) < len(faults):
-            best.failed(trainer.state)
-        else:
-            best.saved(trainer.state)
+        everyone = enumerate(of_every_rank(mine))
+        faults = [(rank, name, *told) for rank, own in everyone for name, told in own.items()]
+        lost = next((fault for fault in faults if not is_random_state(fault[1])), None)
+        (best.failed if lost else best.saved)(trainer.state)
         if not trainer.args.should_save:
             return
-        if len(random) < len(faults):
+        if lost:
             remove_filled(directory)  # half of one is of no use, and takes room
-            _tell_lost(directory, next(fault for fault in faults if fault[1] not in random))
+            _tell_lost(directory, *lost)
             return
-        _record_or_tell(directory, made_with(trainer), random)
+        _record_or_tell(directory, made_with(trainer), [name for _, name, *_ in faults])
         if faults:
-            _tell_lacking(directory, faults[0])
+            _tell_lacking(directory, *faults[0])
         _push_or_tell(trainer, directory)
         if limits:
             whole, _ = newest(directory.parent)
@@ -365,16 +358,14 @@ def _unwritten(trainer: Trainer, directory: Path) -> Iterator[dict[str, tuple[st
         torch.save, trainer._push_from_checkpoint = torch_save, push
 
 
-def _tell_lost(directory: Path, fault: tuple[int, str, str, str]) -> None:
-    rank, name, reason, fix = fault
+def _tell_lost(directory: Path, rank: int, name: str, reason: str, fix: str) -> None:
     _warn(
         f"{directory.name} was not saved: {reason}, {name} of rank {rank}. Training goes on; the next checkpoint, or "
         f"the end, saves again. Fix: {fix} ({directory.parent})."
     )
 
 
-def _tell_lacking(directory: Path, fault: tuple[int, str, str, str]) -> None:
-    rank, name, reason, fix = fault
+def _tell_lacking(directory: Path, rank: int, name: str, reason: str, fix: str) -> None:
     _warn(
         f"{directory.name} lacks {name}, the random state of rank {rank}: {reason}. Its adapter is whole, and no run "
         f"goes on from it; training goes on. Fix: {fix} ({directory.parent})."

@@ -97,9 +97,7 @@ def _save(
                 where = f"{elsewhere} on {platform.node()}"
                 fault += f" It is complete in {where} instead: copy it before that is cleaned up."
             fault += f" Fix: {mend}, then {fix}"
-    fault = next((told for told in of_every_rank(fault) if told), None)
-    if fault is not None:
-        raise SaveError(fault, elsewhere)
+    raise_on_every_rank(fault, elsewhere)
     return target
 
 
@@ -127,6 +125,13 @@ def of_every_rank(value: Any) -> list[Any]:
 
     everyone: list[Any] = gather_object([value])
     return everyone
+
+
+def raise_on_every_rank(fault: str | None, elsewhere: Path | None = None) -> None:
+    """Raise `SaveError` with the first rank's `fault`, where one has any; every rank must call it."""
+    told = next(filter(None, of_every_rank(fault)), None)
+    if told is not None:
+        raise SaveError(told, elsewhere)
 
 
 def unwrapped(model: Any) -> Any:

@@ -22,7 +22,7 @@ _told = False
 class LogFile(io.RawIOBase):
     """A file that is written at its end, and raises no `OSError`; as it was opened, or by its path.
 
-    With `anew` the file at a path is emptied first. `told` is whether a fault is told: not one of the console itself.
+    With `anew` the file at a path is emptied first. A fault of one that was opened, the console, isn't told.
     """
 
     def __init__(self, file: str | Path | io.FileIO, *, anew: bool = False) -> None:

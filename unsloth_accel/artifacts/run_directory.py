@@ -101,13 +101,15 @@ class RunDirectory:
 
     def told_errors(self) -> list[Path]:
         """Return the errors that ranks left, in output_dir or, where that could not take them, in `ERRORS`."""
-        places = dict.fromkeys((self.errors, Path(os.environ.get(ERRORS) or self.errors)))
-        return [path for place in places for path in place.glob("rank-*.json")]
+        return self._errors_anywhere("rank-*.json")
 
     def launch_errors(self) -> list[Path]:
         """Return the launcher's own error, where it is, or nothing."""
-        places = (self.launch_error, Path(os.environ.get(ERRORS) or self.errors, self.launch_error.name))
-        return [path for path in dict.fromkeys(places) if path.is_file()]
+        return self._errors_anywhere(self.launch_error.name)
+
+    def _errors_anywhere(self, name: str) -> list[Path]:
+        places = dict.fromkeys((self.errors, Path(os.environ.get(ERRORS) or self.errors)))
+        return [path for place in places for path in place.glob(name)]
 
     def rank_records(self) -> list[Path]:
         return [*self.record.glob("rank-*.json")]

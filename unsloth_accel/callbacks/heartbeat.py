@@ -16,12 +16,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from .signs_of_work import Signs, own_signs
-from .stack_place import Place, look_at
+from .stack_place import look_at
 
 BEAT = 1.0
 """Seconds between two beats."""
@@ -97,6 +96,7 @@ class Heartbeat:
         self.thread = threading.get_ident()
         """The thread that trains."""
         self._look = look
+        self._position = 0
         self._signs: tuple[float, Signs] | None = None
         self._working = self._transferring = True
         self._stop = threading.Event()
@@ -164,11 +164,8 @@ class Heartbeat:
         still = 0.0 if moved or position != self._position else last.still + passed
         self._position = position
         self._examine(idle)
-        self.beat = Beat(
-            rank=last.rank,
-            host=last.host,
-            pid=last.pid,
-            started=last.started,
+        self.beat = replace(
+            last,
             beats=last.beats + 1,
             phase=self.phase,
             step=self.step,
@@ -177,14 +174,15 @@ class Heartbeat:
             idle=round(idle, 3),
             still=round(still, 3),
             slowest=round(self.slowest, 3),
-            **_facts(place, strict),
+            place=place.what[:300],
+            strict=strict,
+            waits=place.waits,
+            paused=place.paused,
             working=self._working,
             transferring=self._transferring,
             collectives=collectives_begun() if idle >= QUIET else None,
         )
         write_beat(self.path, self.beat)
-
-    _position = 0
 
     def _examine(self, idle: float) -> None:
         """Look every now and then whether this process works; it is taken for granted until it was looked at twice."""
@@ -196,10 +194,6 @@ class Heartbeat:
             if before is not None:
                 self._working = now.working(before[1], idle - before[0])
                 self._transferring = now.transferring(before[1], idle - before[0])
-
-
-def _facts(place: Place, strict: bool) -> dict[str, Any]:
-    return {"place": place.what[:300], "strict": strict, "waits": place.waits, "paused": place.paused}
 
 
 def write_beat(path: Path, beat: Beat) -> None:

@@ -55,7 +55,7 @@ _PLACES: tuple[tuple[str, tuple[str, ...], Place], ...] = (
 """End or part of a file's name, functions in it (any, where none is named), place; the innermost that fits counts."""
 _WAITING = ("torch/distributed/", "accelerate/utils/operations.py", "filelock/")
 _AROUND = ("torch/", "accelerate/", "transformers/trainer_pt_utils.py", "filelock/", "contextlib.py")
-_OURS_AROUND = ("of_every_rank", "share")
+_OURS_AROUND = ("of_every_rank", "raise_on_every_rank", "share")
 """Files, and functions of ours, that aren't who called a collective."""
 
 

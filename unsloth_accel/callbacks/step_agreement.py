@@ -25,37 +25,27 @@ class Told:
     """The largest of every rank's `own` numbers; `numbers` waits for them, and no GPU does."""
 
     def __init__(self, own: list[float]) -> None:
+        import torch
         from accelerate import PartialState
 
-        self._own = own
-        self._work: Any = None
-        self._event: Any = None
         state = PartialState()
-        if state.num_processes == 1:  # read at once, it costs nothing
-            return
-        import torch
-
-        on_gpu = state.device.type == "cuda"
-        self._told = torch.tensor(own, pin_memory=on_gpu)
+        several, on_gpu = state.num_processes > 1, state.device.type == "cuda"
+        self._told = torch.tensor(own, pin_memory=several and on_gpu)
+        self._wait: Callable[[], object] = lambda: None
         most = torch.distributed.ReduceOp.MAX
-        if not on_gpu:
-            self._work = torch.distributed.all_reduce(self._told, op=most, async_op=True)
-            return
-        there = self._told.to(state.device, non_blocking=True)
-        torch.distributed.all_reduce(there, op=most)
-        self._told.copy_(there, non_blocking=True)
-        self._event = torch.cuda.Event()
-        self._event.record()
+        if several and on_gpu:
+            there = self._told.to(state.device, non_blocking=True)
+            torch.distributed.all_reduce(there, op=most)
+            self._told.copy_(there, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            self._wait = event.synchronize
+        elif several:
+            self._wait = torch.distributed.all_reduce(self._told, op=most, async_op=True).wait
 
     def numbers(self) -> list[float]:
-        if self._event is not None:
-            self._event.synchronize()
-        elif self._work is not None:
-            self._work.wait()
-        else:
-            return self._own
-        told: list[float] = self._told.tolist()
-        return told
+        self._wait()
+        return [float(number) for number in self._told]
 
 
 class StepAgreement(TrainerCallback):

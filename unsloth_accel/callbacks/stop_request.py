@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..adapters import environment
 from ..artifacts.checkpoints import newest
-from ..config.promise import PLANNED, number
+from ..config.promise import PLANNED
 from ..errors import UnslothAccelError
 from ..launch.broken_streams import leave_broken_streams
 from ..launch.run_accelerate import SIGNALS
@@ -216,7 +216,7 @@ def _a_peer_is_gone(parent: int | None) -> bool:
     """Whether another rank of this machine has ended, after which its launcher ends the others with SIGTERM."""
     import psutil
 
-    count = number(os.environ.get("LOCAL_WORLD_SIZE")) or 1
+    count = environment.local_world_size()
     if count == 1 or parent is None or os.getppid() != parent:
         return False
     alive = 0

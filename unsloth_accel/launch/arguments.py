@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..config.read_run import is_override
+from ..config.run_config import IF_ANY
 from ..errors import ConfigError, Problem
 from .run_accelerate import takes_value
 
-IF_ANY = "training.resume=if_any"
-"""Override that --resume-if-any stands for."""
+_RESUME_IF_ANY = f"training.resume={IF_ANY}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ def parse(tokens: Sequence[str]) -> Request:
         if word == "--dry-run":
             dry_run = True
         elif word == "--resume-if-any":
-            overrides.append(IF_ANY)
+            overrides.append(_RESUME_IF_ANY)
         elif word.startswith("-"):
             flags.append(word)
             if "=" not in word and words and takes_value(word):
@@ -52,7 +52,7 @@ def parse(tokens: Sequence[str]) -> Request:
             raise ConfigError(Problem(key=word, consequence="is neither an override nor a flag.", fix=fix))
         elif word.endswith((".yaml", ".yml")):
             run_yaml = word
-        elif IF_ANY in overrides:
+        elif _RESUME_IF_ANY in overrides:
             consequence = "is for launch RUN.yaml: what a script of yours goes on from, it says itself."
             fix = "drop it; trainer.train(resume_from_checkpoint=True) goes on from the newest whole checkpoint"
             raise ConfigError(Problem(key="--resume-if-any", consequence=consequence, fix=fix))

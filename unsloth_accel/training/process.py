@@ -94,7 +94,11 @@ def _train_and_tell(run: RunConfig) -> int:
         status = report_error(run.output_dir, environment.rank(), error)
         if not isinstance(error, UnslothAccelError | KeyboardInterrupt):
             traceback.print_exc()
-        elif not _told(error) and (environment.rank() == 0 or not getattr(error, "on_every_rank", False)):
+        elif (
+            not _reported()
+            and not isinstance(error, Stopped)  # which tells itself
+            and (environment.rank() == 0 or not getattr(error, "on_every_rank", False))
+        ):
             print(f"unsloth_accel: {error}", file=sys.stderr, flush=True)
         return status
     finally:
@@ -160,11 +164,6 @@ def _reported() -> bool:
     """Whether `unsloth-accel launch RUN.yaml` started this process and lives: it tells what failed and makes the run's
     report; nobody else does."""
     return planned() and REQUEST.number != GONE
-
-
-def _told(error: BaseException) -> bool:
-    """Whether somebody else tells `error`."""
-    return _reported() or isinstance(error, Stopped)
 
 
 def train(run: RunConfig) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ..data.rows import Rows, no_step, read_checked_rows
 from ..data.sources import locate
 from ..data.tokenise import responses_need_turns
 from ..errors import ConfigError, Problem, rows_text
+from ..files import existing
 from ..methods import METHODS
 from ..models.locate import may_be_hub_id
 from ..models.spec import ModelSpec
@@ -170,15 +171,16 @@ def output_problems(run: RunConfig) -> list[Problem]:
     """Return the reasons why the run may not write into its output directory."""
     directory = Path(run.output_dir)
     # The nearest directory that exists decides whether the rest can be made.
-    existing = _existing(directory)
     problem = partial(Problem, key="output_dir", value=run.output_dir)
-    for path in (directory, *directory.absolute().parents):
-        if os.path.islink(path) and not _exists(path):
-            return [link_problem(path, directory)]
-    if not existing.is_dir():
-        return [problem(consequence=f"{existing} is a file.", fix="choose a directory")]
-    if not _writable(existing) or not _possible(directory):
-        consequence = f"can't be made or written below {existing}, so the adapter could not be saved."
+    for there in (directory, *directory.absolute().parents):
+        if _exists(there):
+            break
+        if os.path.islink(there):
+            return [link_problem(there, directory)]
+    if not there.is_dir():
+        return [problem(consequence=f"{there} is a file.", fix="choose a directory")]
+    if not _writable(there) or not _possible(directory):
+        consequence = f"can't be made or written below {there}, so the adapter could not be saved."
         return [problem(consequence=consequence, fix="choose a directory that you may write")]
     whole, broken = newest(directory)
     known = is_of_a_run(directory)
@@ -208,17 +210,12 @@ def room_problems(run: RunConfig, checkpoint_gib: float | None) -> list[Problem]
     one that is written before the oldest goes."""
     if run.save_minutes is None or not checkpoint_gib:
         return []
-    free = shutil.disk_usage(_existing(Path(run.output_dir))).free / 2**30
+    free = shutil.disk_usage(existing(run.output_dir)).free / 2**30
     if free >= 3 * checkpoint_gib:
         return []
     consequence = f"its disk has {free:.1f} GiB left, and three checkpoints take {3 * checkpoint_gib:.1f} GiB."
     fix = "make room, choose another disk, or training.save_minutes=0 for no checkpoints by the clock"
     return [Problem(key="output_dir", value=run.output_dir, consequence=consequence, fix=fix, severity="warning")]
-
-
-def _existing(directory: Path) -> Path:
-    """Return the nearest directory that exists."""
-    return next((path for path in (directory, *directory.absolute().parents) if _exists(path)), Path("/"))
 
 
 def _deleted_start_problems(run: RunConfig) -> list[Problem]:
