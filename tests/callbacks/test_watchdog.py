@@ -23,6 +23,7 @@ from unsloth_accel.callbacks.heartbeat import Beat, write_beat
 from unsloth_accel.callbacks.rank_log import RankLog
 from unsloth_accel.callbacks.watchdog import Watchdog
 from unsloth_accel.files import write_atomically
+from unsloth_accel.launch.living import state_of
 from unsloth_accel.report.run_record import read_lines
 
 OWN = Beat(rank=0, host=platform.node(), pid=os.getpid(), started=1.0, idle=70.0, still=70.0, waits=True, place="here")
@@ -50,8 +51,7 @@ def process() -> Iterator[subprocess.Popen[str]]:
 
 
 def beat_of(process: subprocess.Popen[str], **said: Any) -> Beat:
-    started = psutil.Process(process.pid).create_time()
-    return Beat(rank=1, host=platform.node(), pid=process.pid, started=started, **said)
+    return Beat(rank=1, host=platform.node(), pid=process.pid, started=state_of(process.pid)[1], **said)
 
 
 def look(dog: Watchdog, times: int, own: Beat = OWN) -> None:

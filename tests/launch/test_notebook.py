@@ -22,7 +22,8 @@ from unsloth_accel.errors import ConfigError, LaunchError
 from unsloth_accel.hardware.device import Device
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.launch import child, notebook
-from unsloth_accel.launch.child_main import MARK, processes
+from unsloth_accel.launch.living import carrying
+from unsloth_accel.launch.run_lock import MARK
 
 NOTEBOOK = ROOT / "examples" / "notebooks" / "plan_and_launch.ipynb"
 ENDED_WITHIN = 30.0
@@ -270,7 +271,7 @@ def test_ranks_end_with_a_killed_kernel(book: Notebook, described: Path, tmp_pat
     mark = below[0].environ()[MARK]
     book.process.kill()
     assert_gone(below)
-    assert not processes(mark)
+    assert not carrying({MARK: mark})
     assert checkpoints(tmp_path / "out")
 
 

@@ -26,6 +26,7 @@ from unsloth_accel.errors import ConfigError
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.launch import run_lock
 from unsloth_accel.launch.launcher import launch
+from unsloth_accel.launch.living import state_of
 from unsloth_accel.launch.run_lock import MARK, Lock, held_problems, locked
 
 CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
@@ -123,9 +124,9 @@ def test_no_other_process_of_the_same_number_is_named(tmp_path: Path) -> None:
         assert "by ranks of the launch" in problem.consequence
         assert "kill" not in problem.fix
         ended = subprocess.Popen([sys.executable, "-c", ""])
-        while ticks := run_lock._ticks(ended.pid):  # until it is a zombie
+        while (found := state_of(ended.pid)) != ("", 0):  # until it is a zombie
+            assert len(found[0]) == 1
             time.sleep(0.05)
-        assert ticks == ""
         ended.wait()
 
 

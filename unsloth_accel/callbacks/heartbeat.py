@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from ..launch.living import state_of
 from .signs_of_work import Signs, own_signs
 from .stack_place import look_at
 
@@ -41,7 +43,7 @@ class Beat:
     host: str
     pid: int
     started: float
-    """When its process was, in Unix seconds by psutil: another process with its number has another."""
+    """When its process was (`living.state_of`): another process with its number has another."""
     beats: int = 0
     """Number of the beat: it grows as long as the rank lives."""
     phase: str = ""
@@ -81,10 +83,6 @@ class Heartbeat:
     def __init__(
         self, path: Path, rank: int, look: Callable[[Beat, float], None] | None = None, *, whole_run: bool = True
     ) -> None:
-        import platform
-
-        import psutil
-
         self.path = path
         self.phase = self._before = ""
         self.step = self.steps = self.events = 0
@@ -92,7 +90,7 @@ class Heartbeat:
         self._whole_run = self._watched = whole_run
         self.spent = 0.0
         """Seconds of a processor that its thread took."""
-        self.beat = Beat(rank=rank, host=platform.node(), pid=os.getpid(), started=psutil.Process().create_time())
+        self.beat = Beat(rank=rank, host=platform.node(), pid=os.getpid(), started=state_of(os.getpid())[1])
         self.thread = threading.get_ident()
         """The thread that trains."""
         self._look = look
@@ -216,16 +214,9 @@ def read_beat(path: Path) -> Beat | None:
 
 
 def process_state(beat: Beat) -> str | None:
-    """The state of a rank's process on this machine, as psutil calls it; None where it has ended."""
-    import psutil
-
-    try:
-        process = psutil.Process(beat.pid)
-        state = process.status()
-        ended = abs(process.create_time() - beat.started) > 1 or state == psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return None
-    return None if ended else state
+    """The state of a rank's process on this machine, a letter of proc(5); None where it has ended."""
+    state, started = state_of(beat.pid)
+    return state if state and started == beat.started else None
 
 
 def collectives_begun() -> int | None:

@@ -21,6 +21,7 @@ from ..artifacts.checkpoints import newest
 from ..config.promise import PLANNED
 from ..errors import UnslothAccelError
 from ..launch.broken_streams import leave_broken_streams
+from ..launch.living import carrying
 from ..launch.run_accelerate import SIGNALS
 
 GONE = 100
@@ -203,12 +204,10 @@ def _end_peers() -> None:
     """End the other ranks of this machine, whose launcher is gone: one that is stopped (SIGSTOP) can't end itself."""
     import psutil
 
-    launch = [os.environ.get(name) for name in _OF_ONE_LAUNCH]
-    for process in psutil.process_iter() if all(launch) else ():
+    launch = {name: os.environ.get(name, "") for name in _OF_ONE_LAUNCH}
+    for process in carrying(launch) if all(launch.values()) else ():
         with suppress(psutil.Error, OSError):
-            environ = process.environ()
-            peer = process.pid != os.getpid() and "LOCAL_RANK" in environ
-            if peer and [environ.get(name) for name in _OF_ONE_LAUNCH] == launch:
+            if process.pid != os.getpid() and "LOCAL_RANK" in process.environ():
                 process.kill()
 
 

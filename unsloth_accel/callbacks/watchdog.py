@@ -150,14 +150,12 @@ class Watchdog:
 
     def _process(self, beat: Beat, silent: float) -> Process:
         """Return what is to be said of the process of a silent rank of this machine."""
-        import psutil
-
         state = process_state(beat)
         if state is None:
             return "gone"
-        if state == psutil.STATUS_STOPPED:
+        if state == "T":
             return "stopped"
-        if state == psutil.STATUS_TRACING_STOP:
+        if state == "t":
             return "traced"
         at, seconds, busy = self._cpu.get(beat.rank, (silent, cpu_seconds(beat.pid), True))
         if silent - at >= QUIET or silent < at:

@@ -15,12 +15,17 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 from ..artifacts.run_directory import RunDirectory
 from ..errors import LaunchError
-from .child_main import processes, to_json
+from .child_main import to_json
+from .living import carrying
 from .run_accelerate import PATIENCE, Launch
 from .run_lock import MARK
+
+if TYPE_CHECKING:
+    import psutil
 
 MODULE = "unsloth_accel.launch.child_main"
 STOPPING = ((signal.SIGINT, PATIENCE + 15.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
@@ -77,7 +82,7 @@ class Child:
         with uninterrupted():
             for number, patience in STOPPING:
                 # Of a run that has ended something is left only if its launcher was killed.
-                left = processes(self.mark)
+                left = self._processes()
                 if not left:
                     return
                 launcher = [process for process in left if process.pid == self.process.pid]
@@ -86,12 +91,15 @@ class Child:
                     with suppress(Exception):
                         process.send_signal(number)
                 deadline = time.monotonic() + patience
-                while time.monotonic() < deadline and (self.process.poll() is None or processes(self.mark)):
+                while time.monotonic() < deadline and (self.process.poll() is None or self._processes()):
                     wait(0.2)
-        alive = processes(self.mark)
+        alive = self._processes()
         if alive:
             numbers = ", ".join(str(process.pid) for process in alive)
             raise LaunchError(f"processes {numbers} of the run can't be ended; they may hold a GPU.", 137)
+
+    def _processes(self) -> list[psutil.Process]:
+        return carrying({MARK: self.mark})
 
     def _failure(self, status: int) -> LaunchError:
         assert self.command.output_dir is not None

@@ -13,18 +13,15 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..artifacts.run_directory import RunDirectory
 from ..errors import LaunchError
+from .living import carrying
 from .run_accelerate import Launch, leave_word, run_accelerate
 from .run_lock import MARK
-
-if TYPE_CHECKING:
-    import psutil
 
 PATIENCE = 45.0
 """Seconds that a stopped launch gets before it is killed; torchrun itself waits 30 for a rank."""
@@ -52,18 +49,6 @@ def main(parent: int) -> int:
     return 0
 
 
-def processes(mark: str) -> list[psutil.Process]:
-    """The living processes of the launch `mark`."""
-    import psutil
-
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
-
-
 def _watch(parent: int) -> None:
     """Stop the launch when `parent` is no longer this process's: a killed or restarted kernel can't say so.
 
@@ -74,7 +59,7 @@ def _watch(parent: int) -> None:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(PATIENCE)
-    for process in processes(os.environ[MARK]):
+    for process in carrying({MARK: os.environ[MARK]}):
         if process.pid != os.getpid():
             process.kill()
     os.kill(os.getpid(), signal.SIGKILL)

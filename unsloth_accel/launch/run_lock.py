@@ -23,6 +23,7 @@ from typing import Any
 from ..artifacts.run_directory import RunDirectory
 from ..errors import ConfigError, Problem
 from ..files import read_json
+from .living import state_of
 
 MARK = "UNSLOTH_ACCEL_LAUNCH"
 """Environment variable that every process of one launch carries: the launch's name, which stands in the lock's file.
@@ -65,7 +66,7 @@ class Lock:
         if before:
             print(f"output_dir={self.directory}: {_whose(before)} is gone; its lock is taken over.", flush=True)
         told = {"launch": self.launch, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-        told |= {"machine": _machine(), "ticks": _ticks(os.getpid())}
+        told |= {"machine": _machine(), "ticks": state_of(os.getpid())[1]}
         try:
             os.ftruncate(self._handle, 0)
             os.pwrite(self._handle, json.dumps(told).encode(), 0)
@@ -207,14 +208,6 @@ def _machine() -> str:
     return ""
 
 
-def _ticks(pid: Any) -> str:
-    """Return when a process of this machine was started, in clock ticks since the machine was; empty once it ended."""
-    with suppress(OSError, IndexError):
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return "" if state[0] == "Z" else state[19]  # proc(5): state and starttime
-    return ""
-
-
 def _lives(path: Path, told: Mapping[str, Any]) -> bool:
     """Return whether somebody sets the file's time anew; clocks of two machines are not compared."""
 
@@ -242,7 +235,7 @@ def _problem(directory: str | Path, path: Path) -> Problem:
     while not (told := read_json(path)) and path.exists() and time.monotonic() < deadline:
         time.sleep(0.02)  # made, and not written yet
     here = told.get("machine") == _machine() and told.get("host") == socket.gethostname()
-    if here and _ticks(told.get("pid")) != told.get("ticks"):  # gone, or its number is another's by now
+    if here and state_of(told.get("pid"))[1] != told.get("ticks"):  # gone, or its number is another's by now
         consequence = f"is still written by ranks of {_whose(told)} which is gone."
         fix = "wait until they have ended (half a minute)"
     elif told:
