@@ -75,10 +75,10 @@ def replacing_directory(path: str | Path, kept: Callable[[Path], Iterable[Path]]
                 os.rename(old, path)
             raise
         bring(kept(old) if old.exists() else (), old, path)
+        # Not where that failed: what has not moved is a user's, and there alone.
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
 
 
 def bring(files: Iterable[Path], old: Path, new: Path) -> None:

@@ -124,6 +124,49 @@ def test_a_limit_deletes_no_directory_of_the_users_own(aged: bool, tmp_path: Pat
     assert all((tmp_path / name / "notes.txt").is_file() for name in mine)
 
 
+def test_a_users_own_files_in_a_checkpoint_stay(tmp_path: Path) -> None:
+    """Where it goes for newer ones, and where one of that step is written anew, whose record doesn't name them."""
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "why.txt").write_text("mine", encoding="utf-8")
+    seen: list[set[str]] = []
+    trained(tmp_path, set(), lambda out: seen.append({*Checkpoint(out / "checkpoint-2").record["files"]}))
+    (files,) = seen
+    assert "adapter_model.safetensors" in files
+    assert "why.txt" not in files
+    trained(tmp_path, set(), save_total_limit=1)
+    assert held(tmp_path) == ["checkpoint-2", "checkpoint-3"]
+    assert held(tmp_path / "checkpoint-2") == ["why.txt"]
+
+
+def test_what_is_written_anew_has_no_record_until_it_is_whole(tmp_path: Path) -> None:
+    """Else a process that is killed in it leaves new weights with a state of before, and a record that fits both."""
+    (tmp_path / "checkpoint-2").mkdir()
+    for name in (RECORD, "rng_state_5.pth", "trainer_state.json"):
+        (tmp_path / "checkpoint-2" / name).write_text('{"files": {"trainer_state.json": 1, "rng_state_5.pth": 1}}')
+    seen: list[list[str]] = []
+
+    def prepare(trainer: Any) -> None:
+        save = trainer._save_optimizer_and_scheduler
+
+        def looked(directory: str) -> None:
+            if directory.endswith("checkpoint-2"):
+                seen.append(held(Path(directory)))
+            save(directory)
+
+        trainer._save_optimizer_and_scheduler = looked
+
+    trained(tmp_path, set(), prepare=prepare)
+    (names,) = seen
+    assert "adapter_model.safetensors" in names
+    assert not {RECORD, "rng_state_5.pth", "trainer_state.json"} & {*names}
+
+
+def test_a_limit_of_one_deletes_nothing_for_a_best_one_that_can_not_be_loaded(tmp_path: Path) -> None:
+    trained(tmp_path, set(), cut, save_total_limit=1)
+    assert held(tmp_path) == ["checkpoint-3", "checkpoint-4"]
+    assert Checkpoint(tmp_path / "checkpoint-4").fault is None
+
+
 @pytest.mark.parametrize(
     ("limit", "left"),
     [(1, [3]), (2, [3, 4]), (3, [2, 3, 4])],
@@ -170,7 +213,7 @@ def test_a_best_checkpoint_that_is_gone_does_not_end_the_run(tmp_path: Path) -> 
 def test_a_record_without_room_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(directory: Path, lacking: Any, **more: Any) -> None:
+    def full(*args: Any, **more: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpointing, "write_record", full)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import finished_run
 
+from unsloth_accel import files
 from unsloth_accel.artifacts import own_files
 from unsloth_accel.artifacts.run_directory import RunDirectory
 
@@ -62,6 +64,37 @@ def test_what_a_user_put_into_it_stays_when_it_is_filled_anew(tmp_path: Path) ->
             written(directory, *names)
         written(adapter, "notes.md", "sub/mine")
     assert held(adapter) == {"adapter_config.json", "new.json", "unsloth_accel.json", "notes.md", "sub/mine"}
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_what_a_user_put_into_it_outlives_a_fault(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that strikes when the new files are in their place, and the user's own are not yet."""
+    adapter = tmp_path / "adapter"
+    with own_files.filling(adapter) as directory:
+        written(directory, "a")
+    written(adapter, "notes.md", "sub/mine")
+    mkdir = Path.mkdir
+
+    def fails(path: Path, *args: Any, **kwargs: Any) -> None:
+        if path == adapter / "sub":
+            raise error
+        mkdir(path, *args, **kwargs)
+
+    def filled_anew() -> None:
+        with own_files.filling(adapter) as directory:
+            written(directory, "a", "b")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", fails)
+        with pytest.raises(type(error)):
+            filled_anew()
+    assert {"a", "b"} <= held(adapter)
+    monkeypatch.setattr(files, "_is_gone", lambda *_: True)
+    own_files.clear_run(tmp_path)
+    assert held(adapter) == {"a", "b", "unsloth_accel.json", "notes.md", "sub/mine"}
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 

@@ -14,8 +14,9 @@ Mends, in transformers 5.17 with accelerate 1.15:
 - `load_best_model_at_end` keeps the last weights, as if they were the best, where the best checkpoint couldn't be
   written or is gone, and ends in an error where it is cut short. Here the best of those that were written is loaded;
   where there is none the last weights stay. Which they are is said, and told to who asks (`weights_kept`).
-- `save_total_limit` deletes every directory whose name begins with `checkpoint-`, a user's copy too; it deletes the
-  older checkpoint before every rank has written the newer one, and ends the run in an error where the best one is gone.
+- `save_total_limit` deletes every directory whose name begins with `checkpoint-`, a user's copy and notes too; it
+  deletes the older checkpoint before every rank has written the newer one, and ends the run in an error where the best
+  one is gone.
 - Nothing tells a whole checkpoint from one cut short, nor what it was made with. Here each gets a record, written last.
 """
 
@@ -24,7 +25,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -38,6 +38,7 @@ from ..artifacts.checkpoints import (
     STATE,
     STATE_OF_OURS,
     Checkpoint,
+    files_of,
     is_random_state,
     newest,
 )
@@ -280,6 +281,9 @@ def _survive_and_record(trainer: Trainer) -> None:
     def save(model: Any, trial: Any) -> None:
         directory = RunDirectory(trainer._get_output_dir(trial=trial)).checkpoint(trainer.state.global_step)
         let_go(trainer.model)
+        if trainer.args.should_save:  # of a course that was left: its record would name what is half written
+            remove_filled(directory)
+        theirs = {*files_of(directory)}
         # Tells how many random states it must have, where it gets no record.
         trainer.state.stateful_callbacks[STATE_OF_OURS] = {NUM_PROCESSES: trainer.args.world_size}
         with _unwritten(trainer, directory) as mine, _deleting_nothing() if limits else nullcontext():
@@ -294,7 +298,7 @@ def _survive_and_record(trainer: Trainer) -> None:
             remove_filled(directory)  # half of one is of no use, and takes room
             _tell_lost(directory, *lost)
             return
-        _record_or_tell(directory, made_with(trainer), [name for _, name, *_ in faults])
+        _record_or_tell(directory, made_with(trainer), [name for _, name, *_ in faults], theirs)
         if faults:
             _tell_lacking(directory, *faults[0])
         _push_or_tell(trainer, directory)
@@ -400,7 +404,7 @@ def _delete_older(newest: Path, limit: int | None, others: Iterable[Path]) -> No
     # A later step's is of a course that was left: this run went on from before it.
     old = sorted((path for path in found if path.resolve() not in kept), key=lambda path: (step_of(path) or 0) < now)
     for path in old[: max(0, len(found) - max(limit, len(kept)))]:
-        shutil.rmtree(path, ignore_errors=True)
+        remove_filled(path)
 
 
 def _delete_at_the_end(trainer: Trainer) -> None:
@@ -411,17 +415,17 @@ def _delete_at_the_end(trainer: Trainer) -> None:
         with _deleting_nothing():
             outcome = finalize(*args, **kwargs)
         best = trainer.state.best_model_checkpoint
-        if trainer.args.should_save and trainer.args.save_total_limit == 1 and best and Path(best).is_dir():
+        if trainer.args.should_save and trainer.args.save_total_limit == 1 and best and _has_weights(Path(best)):
             _delete_older(Path(best), 1, [Path(best)])
         return outcome
 
     trainer._finalize_training = ended
 
 
-def _record_or_tell(directory: Path, facts: Mapping[str, Any], lacking: Sequence[str]) -> None:
+def _record_or_tell(directory: Path, facts: Mapping[str, Any], lacking: Sequence[str], theirs: set[str]) -> None:
     """Write a checkpoint's record; without room for it the checkpoint is judged by its files, and the run goes on."""
     try:
-        record(directory, facts, lacking)
+        record(directory, facts, lacking, theirs)
     except OSError as error:
         with suppress(OSError):
             (directory / RECORD).unlink()  # of what was there before
@@ -429,6 +433,7 @@ def _record_or_tell(directory: Path, facts: Mapping[str, Any], lacking: Sequence
         _warn(f"{directory.name} has no record of what it was made with: {reason}. Fix: {fix}.")
 
 
-def record(directory: Path, facts: Mapping[str, Any], lacking: Sequence[str] = ()) -> None:
-    """Write a checkpoint's record: what it was made with, and its files with their sizes in bytes, `lacking` too."""
-    write_record(directory, lacking, made_with=dict(facts), versions=versions())
+def record(directory: Path, facts: Mapping[str, Any], lacking: Sequence[str] = (), theirs: Iterable[str] = ()) -> None:
+    """Write a checkpoint's record: what it was made with, and its files with their sizes in bytes, `lacking` too, but
+    for a user's (`theirs`)."""
+    write_record(directory, lacking, theirs, made_with=dict(facts), versions=versions())

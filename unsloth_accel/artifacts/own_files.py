@@ -155,10 +155,11 @@ def filling(directory: str | Path) -> Iterator[Path]:
         write_record(temporary)
 
 
-def write_record(directory: Path, lacking: Iterable[str] = (), **more: object) -> None:
-    """Write the record of a filled directory: its files with their sizes in bytes, also those that it is `lacking`, and
-    `more`."""
-    files = files_of(directory) | dict.fromkeys(lacking, 0)
+def write_record(directory: Path, lacking: Iterable[str] = (), theirs: Iterable[str] = (), **more: object) -> None:
+    """Write the record of a filled directory: its files with their sizes in bytes, also those that it is `lacking`, but
+    for a user's (`theirs`), and `more`."""
+    files = {name: size for name, size in files_of(directory).items() if name not in theirs}
+    files |= dict.fromkeys(lacking, 0)
     write_atomically(directory / RECORD, json.dumps({**more, "files": files}, indent=2) + "\n")
 
 

@@ -58,8 +58,8 @@ class Launch:
 def run_accelerate(command: Launch) -> None:
     """Run `accelerate launch` with `command` in this process and wait; all ranks have ended when it returns.
 
-    A signal that stops it (`SIGNALS`) goes to the ranks, which get `PATIENCE` seconds to save and end; a SIGHUP that
-    was ignored when it started (nohup) is ignored here and there.
+    A signal that stops it (`SIGNALS`) goes to the ranks, which get `PATIENCE` seconds to save and end; one that was
+    ignored when it started (SIGHUP by nohup, SIGINT and SIGQUIT in a script's background) is ignored here and there.
     Raises `LaunchError` with the failing rank, its exit status and, where it left one, its error; after a signal with
     128 plus the signal's number.
     """
@@ -79,10 +79,9 @@ def run_accelerate(command: Launch) -> None:
     tells = available("failures that accelerate tells")
     is_rich_available = accelerate_launch.is_rich_available if tells else None
     accelerate_launch.is_rich_available = lambda: False
-    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    taken = [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
+    taken = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     # torchrun's agent has handlers of its own, and takes an ignored signal too where it isn't told.
-    if available("signals that torchrun leaves alone", needed=ignored):
+    if available("signals that torchrun leaves alone", needed=len(taken) < len(SIGNALS)):
         arguments.signals_to_handle = ",".join(number.name for number in taken)
     previous = {number: signal.signal(number, _stop) for number in taken}
     stopped: signal.Signals | None = None
