@@ -171,6 +171,43 @@ def test_a_push_that_fails(hub: FakeHub, tmp_path: Path) -> None:
     assert {*hub.files["someone/it"]["v2"]} - {"notes.txt"} == {*TO_LOAD}
 
 
+@pytest.mark.parametrize(
+    ("part", "statuses", "tries"),
+    [
+        ("/commit/", [500, 502], 3),
+        ("/repos/create", [503], 2),
+        ("/commit/", [429], 2),
+        ("/commit/", [0], 2),
+        ("/commit/", [500] * 3, 3),
+        ("/commit/", [403], 1),
+    ],
+    ids=["twice at the commit", "at the repository", "too often", "cut off", "for good", "refused"],
+)
+def test_the_last_push_is_tried_again(
+    part: str, statuses: list[int], tries: int, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the Hub fails; not where it refuses. Nothing pushes after it, and huggingface_hub tries a commit once."""
+    monkeypatch.setattr(pushing, "AGAIN", (0.01, 0.01))
+    answer, left = hub.answer, iter(statuses)
+    asked: list[str] = []
+
+    def fails(method: str, path: str, *more: Any) -> Any:
+        if part not in path:
+            return answer(method, path, *more)
+        asked.append(path)
+        status = next(left, None)
+        if status == 0:
+            raise SystemExit  # of the thread that answers: the connection ends without a word
+        return answer(method, path, *more) if status is None else (status, {"error": "fails"})
+
+    monkeypatch.setattr(hub, "answer", fails)
+    told: list[str] = []
+    found = Pushes(target(), lambda fault, step: told.append(fault)).finish(written(tmp_path / "adapter"), 6)
+    works = statuses not in ([500] * 3, [403])
+    assert len(asked) == tries
+    assert ("error" not in found, bool(hub.commits), told == []) == (works,) * 3
+
+
 def test_a_hub_that_does_not_answer(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(pushing, "PATIENCE", 0.2)
@@ -180,6 +217,7 @@ def test_a_hub_that_does_not_answer(hub: FakeHub, tmp_path: Path, monkeypatch: p
     assert "the Hub has not answered for 0 s" in told.pop()
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(pushing, "PATIENCE", 60.0)
+    monkeypatch.setattr(pushing, "AGAIN", ())
     Pushes(target(), lambda fault, step: told.append(fault)).finish(adapter, 6)
     assert "was not pushed to someone/it: ConnectError" in told.pop()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shlex
 import threading
+import time
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from glob import escape
@@ -40,6 +41,8 @@ PATIENCE = 600.0
 no limit."""
 SLOWEST = 2**17
 """Bytes per second of the slowest line that is waited for."""
+AGAIN = (2.0, 10.0)
+"""Seconds after which the last push is tried again where the Hub failed: huggingface_hub tries a commit once."""
 
 
 def push(directory: Path, target: PushTarget, message: str, *, into: str | None = None) -> str:
@@ -117,7 +120,7 @@ class Pushes(TrainerCallback):
         if self._last is not None:
             self._last.join(patience)
         self._tell(step)
-        last = self._begin(adapter, "End of training", [None])
+        last = self._begin(adapter, "End of training", [None], AGAIN)
         last.join(patience)
         faults = self._found()
         if last.is_alive():
@@ -128,22 +131,35 @@ class Pushes(TrainerCallback):
             self._warn(found["error"], step)
         return found
 
-    def _begin(self, directory: Path, message: str, places: Sequence[str | None]) -> threading.Thread:
+    def _begin(
+        self, directory: Path, message: str, places: Sequence[str | None], again: Sequence[float] = ()
+    ) -> threading.Thread:
         before = self._last
 
         def work() -> None:
             if before is not None:
                 before.join()
-            try:
-                for into in places:
-                    self.url = push(directory, self.target, message, into=into)
-            except Exception as error:  # its kinds differ by version and transport; none is worth a training
-                told = f"{type(error).__name__}: {first_line(error)}"
-                self._faults.put(f"{directory.name} was not pushed to {self.target.repository}: {told}")
+            for pause in (*again, None):
+                try:
+                    for into in places:
+                        self.url = push(directory, self.target, message, into=into)
+                    return
+                except Exception as error:  # its kinds differ by version and transport; none is worth a training
+                    if pause is None or _is_refusal(error):
+                        told = f"{type(error).__name__}: {first_line(error)}"
+                        self._faults.put(f"{directory.name} was not pushed to {self.target.repository}: {told}")
+                        return
+                    time.sleep(pause)
 
         self._last = threading.Thread(target=work, name="unsloth-accel-push", daemon=True)
         self._last.start()
         return self._last
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Return whether the Hub would say the same again."""
+    status = getattr(getattr(error, "response", None), "status_code", 500)
+    return 400 <= status < 500 and status not in (408, 429)
 
 
 def pushes_of(trainer: Trainer) -> Pushes | None:
