@@ -55,7 +55,7 @@ def test_all_problems_before_anything_starts(plan: ua.Plan, tmp_path: Path, star
         notebook.notebook_launch(tmp_path / "run.yaml", "data.path=none.jsonl")
     assert [problem.key for problem in caught.value.problems] == ["data.path", "output_dir"]
     assert not started
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"accelerate.yaml", "adapter"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"accelerate.yaml", "adapter", "results.json"}
 
 
 def test_a_plan_for_other_hardware_is_not_launched(plan: ua.Plan, started: list[Any]) -> None:
