@@ -101,11 +101,12 @@ def test_an_adapter_alone_is_no_finished_run(run: RunConfig, description: dict[s
 
 def test_a_finished_run_says_what_it_is_not(run: RunConfig, description: dict[str, Any], adapter_of: Path) -> None:
     assert left_out(run) == [], "a plan's own decisions are no difference"
-    other = replace(run, training={**run.training, "learning_rate": 0.5, "seed": 7})
+    told = {"learning_rate": 0.5, "seed": 7, "hub_token": "hf_other", "save_steps": 5}
+    other = replace(run, training={**run.training, **told})
     assert is_done(other)
-    (told,) = left_out(other)
-    assert told.severity == "warning"
-    assert told.consequence == "was made with other training.learning_rate, training.seed; it is left so."
+    (word,) = left_out(other)
+    assert word.severity == "warning"
+    assert word.consequence == "was made with other training.learning_rate, training.seed; it is left so."
     write_checkpoint(adapter_of / "checkpoint-12", planned(description))
     assert left_out(run) == []
     Path(run.data.path).write_text('{"prompt": "other", "completion": "rows"}\n', encoding="utf-8")

@@ -195,3 +195,21 @@ def test_what_killed_launches_left_is_removed_but_for_hangs(tmp_path: Path) -> N
             os.utime(path, (1.0, 1.0))
     watch_ranks._remove_left(tmp_path / "of this launch")
     assert [name for name, files in made.items() if files.path.is_dir()] == ["living", "hung"]
+
+
+def test_a_second_trainer_is_watched_as_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dog: Watchdog
+) -> None:
+    """In one script: by its own limit, with its own checkpoints, and not at all where that is told."""
+    begun: list[Any] = []
+    monkeypatch.setattr(watch_ranks, "own", lambda: "beats" if begun else None)
+    monkeypatch.setattr(watch_ranks, "_begin", lambda *told, **_: begun.append(told) or dog)
+    monkeypatch.setattr(watch_ranks, "_of_script", None)
+    monkeypatch.setattr(watch_ranks.atexit, "register", lambda *_: None)
+    monkeypatch.setattr(watch_ranks.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert watch_ranks.watch_script(str(tmp_path / "first"), 0, 2, None)
+    assert watch_ranks.watch_script(str(tmp_path / "second"), 0, 2, 900.0)
+    assert len(begun) == 1
+    assert dog.hang_after == 900.0
+    assert dog.advice.args[0] == str(tmp_path / "second")  # type: ignore[attr-defined]
+    assert watch_ranks.watch_script(str(tmp_path / "third"), 0, 2, 0) is None

@@ -14,6 +14,8 @@ from .run_directory import PLANNED_YAML, RunDirectory
 
 _LENGTH = ("max_steps", "num_train_epochs")
 _COMPARED = ("model.", "lora.", "data.", "batch.", "training.")
+_NO_MATTER = tuple(f"training.{name}" for name in ("resume", "overwrite", "save_", "logging_", "hub_", "push_to_hub"))
+"""Keys below these that no adapter depends on."""
 
 
 def decided(run: RunConfig) -> RunConfig:
@@ -59,8 +61,9 @@ def left_out(run: RunConfig) -> list[Problem]:
     others = [
         key
         for key, value in facts_of_run(run).items()
-        if key.startswith(_COMPARED) and value not in (None, "auto", IF_ANY) and made.get(key) != value
-        if not (key == "lora.target_modules" and isinstance(value, str)) and key != "training.overwrite"
+        if key.startswith(_COMPARED) and not key.startswith(_NO_MATTER)
+        if value not in (None, "auto") and made.get(key) != value
+        if not (key == "lora.target_modules" and isinstance(value, str))  # which the plan made a list of
     ]
     if others:
         consequence = f"was made with {'another' if len(others) == 1 else 'other'} {', '.join(others)}; it is left so."

@@ -26,6 +26,9 @@ _PLACE = "unsloth-accel-ranks-"
 OLD = 3600.0
 """Seconds without a heartbeat after which such a directory is of a launch that has ended."""
 
+_of_script: Watchdog | None = None
+"""The watchdog of a user's script."""
+
 
 def watch_run(files: RunDirectory, log: RankLog, world: int, hang_after: float | None, *, aloud: bool) -> None:
     """Begin the heartbeat and the watchdog of a process of a run in `files`, in the thread that trains; not with 0.
@@ -38,11 +41,19 @@ def watch_run(files: RunDirectory, log: RankLog, world: int, hang_after: float |
 
 
 def watch_script(output_dir: str, rank: int, world: int, hang_after: float | None) -> Heartbeat | None:
-    """Return this process's heartbeat; begin it, and its watchdog, where it has none and there are other ranks.
+    """Return this process's heartbeat; begin it, and its watchdog, where it has none and there are other ranks. Where
+    an earlier Trainer of the script has begun it, it goes by `hang_after` and tells of `output_dir` from now on.
 
     Its files lie in a temporary directory, named by the process that launched all ranks of this machine.
     """
-    if own() is not None or world == 1 or hang_after == 0:
+    global _of_script
+    if hang_after == 0:  # also where an earlier Trainer of the script is watched
+        return None
+    resume = "go on with trainer.train(resume_from_checkpoint=True)"
+    if _of_script is not None:
+        _of_script.hang_after = hang_after
+        _of_script.advice = functools.partial(how_to_go_on, output_dir, _of_script.files.logs, resume)
+    if own() is not None or world == 1:
         return own()
     place = Path(tempfile.gettempdir(), f"{_PLACE}{os.getuid()}-{os.getppid()}")
     with suppress(OSError):
@@ -51,10 +62,9 @@ def watch_script(output_dir: str, rank: int, world: int, hang_after: float | Non
         if place.stat().st_uid != os.getuid():
             return None
         files = RunDirectory(place)
-        resume = "go on with trainer.train(resume_from_checkpoint=True)"
         advice = functools.partial(how_to_go_on, output_dir, files.logs, resume)
         atexit.register(_remove_empty, files.logs, files.errors, place)
-        _begin(files, RankLog(None, rank), world, hang_after, advice, whole_run=False, aloud=True)
+        _of_script = _begin(files, RankLog(None, rank), world, hang_after, advice, whole_run=False, aloud=True)
     return own()
 
 
@@ -75,14 +85,15 @@ def _begin(
     *,
     whole_run: bool,
     aloud: bool,
-) -> None:
+) -> Watchdog | None:
     try:
         stacks = Stacks(files, log.rank)
     except OSError:  # no room, or not ours to write
-        return
+        return None
     atexit.register(stacks.close)
     dog = Watchdog(files, log, world, hang_after, advice, stacks, aloud)
     begin(Heartbeat(files.heartbeat(log.rank), log.rank, dog.look, whole_run=whole_run))
+    return dog
 
 
 def how_to_go_on(output_dir: str | Path, logs: Path, resume: str) -> str:

@@ -64,13 +64,13 @@ class Watchdog:
         stacks: Stacks,
         aloud: bool,
     ) -> None:
-        self._files = files
+        self.files = files
         self._log = log
         self._stacks = stacks
         self._aloud = aloud
         self._world = world
-        self._hang_after = hang_after
-        self._advice = advice
+        self.hang_after = hang_after
+        self.advice = advice
         self._since: float | None = None
         """When this process began, by the clock of the disk that the files are on."""
         self._seen: dict[int, Seen] = {}
@@ -83,15 +83,15 @@ class Watchdog:
     def look(self, own: Beat, passed: float) -> None:
         """Look at the other ranks, `passed` seconds after the last look, where `own` makes no progress."""
         if self._since is None:
-            mine = self._files.heartbeat(own.rank)
+            mine = self.files.heartbeat(own.rank)
             self._since = mine.stat().st_mtime if mine.exists() else time.time()
-        notice = read_json(self._files.hang) if self._is_new(self._files.hang) else {}
+        notice = read_json(self.files.hang) if self._is_new(self.files.hang) else {}
         if notice:  # another rank has told the verdict
             _leave_at_last()
             self._write_down(own, str(notice["message"]))
             self._wait_for(set(range(self._world)) - {*notice["silent"]})
             self._exit()
-        if own.idle < min(QUIET, limit_of([Seen(beat=own)], self._hang_after) / 2):
+        if own.idle < min(QUIET, limit_of([Seen(beat=own)], self.hang_after) / 2):
             self._seen.clear()
             if self._told:
                 last = self._told[-1]
@@ -102,7 +102,7 @@ class Watchdog:
         for rank in {*range(self._world)} - {own.rank}:
             self._see(rank, own, passed)
         seen = list(self._seen.values())
-        found = verdict(seen, self._world, self._hang_after)
+        found = verdict(seen, self._world, self.hang_after)
         alive = [one.beat.rank for one in seen if one.silent < AFTER]
         turn = sorted(alive).index(own.rank) if own.rank in alive else len(alive)
         self._ending = self._ending + passed if found.action == "end" else 0.0
@@ -113,7 +113,7 @@ class Watchdog:
             self._say(own, found.message, found.ranks)
 
     def _see(self, rank: int, own: Beat, passed: float) -> None:
-        path, before = self._files.heartbeat(rank), self._seen.get(rank)
+        path, before = self.files.heartbeat(rank), self._seen.get(rank)
         beat = read_beat(path) if self._is_new(path) else None
         if beat is None:
             if before is None or not path.exists():
@@ -136,7 +136,7 @@ class Watchdog:
         """Return how long a heartbeat has been silent that is looked at for the first time: no longer than this rank
         has waited, by whose clock a machine that slept makes nobody late."""
         try:
-            since = self._files.heartbeat(own.rank).stat().st_mtime - path.stat().st_mtime
+            since = self.files.heartbeat(own.rank).stat().st_mtime - path.stat().st_mtime
         except OSError:
             return 0.0
         return max(0.0, min(own.idle, since))
@@ -175,11 +175,11 @@ class Watchdog:
         _leave_at_last()
         message = found.message + ". "
         with suppress(Exception):
-            message += self._advice()
+            message += self.advice()
         if self._aloud:
             print(f"unsloth_accel: {message}", file=sys.stderr, flush=True)
         with suppress(OSError):
-            report_error(self._files.path, found.ranks[0], HangError(message))
+            report_error(self.files.path, found.ranks[0], HangError(message))
         deaf = [one for one in self._seen.values() if one.silent >= 3 * BEAT and one.beat.host == own.host]
         for one in deaf:
             with suppress(OSError):
@@ -187,18 +187,18 @@ class Watchdog:
         self._write_down(own, message)
         silent = {rank for rank, one in self._seen.items() if one.silent >= 3 * BEAT}
         with suppress(OSError):
-            write_atomically(self._files.hang, json.dumps({"message": message, "silent": [*silent]}))
+            write_atomically(self.files.hang, json.dumps({"message": message, "silent": [*silent]}))
         self._wait_for(self._seen.keys() - silent)
         for one in deaf:
             with suppress(OSError):
                 os.kill(one.beat.pid, signal.SIGKILL)
-                self._files.heartbeat(one.beat.rank).unlink()
+                self.files.heartbeat(one.beat.rank).unlink()
         self._exit()
 
     def _wait_for(self, ranks: Collection[int]) -> None:
         """Wait until `ranks` have written down what they know: with the first that ends torchrun ends the others."""
         until = time.monotonic() + LEAVING
-        while time.monotonic() < until and any(self._files.heartbeat(rank).exists() for rank in ranks):
+        while time.monotonic() < until and any(self.files.heartbeat(rank).exists() for rank in ranks):
             time.sleep(0.02)
 
     def _exit(self) -> None:
@@ -216,9 +216,9 @@ class Watchdog:
             self._stacks.write(own)
         with suppress(Exception):
             if own.collectives is not None and (record := flight_record()):
-                self._files.flight_record(f"{own.rank}.json").write_text(record, encoding="utf-8")
+                self.files.flight_record(f"{own.rank}.json").write_text(record, encoding="utf-8")
         with suppress(OSError):
-            self._files.heartbeat(own.rank).unlink()  # which says that all is written
+            self.files.heartbeat(own.rank).unlink()  # which says that all is written
 
 
 def _leave_at_last() -> None:
