@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from made_gpus import Look
 
     from unsloth_accel.config.run_config import RunConfig
+    from unsloth_accel.hardware.hardware import Hardware
+    from unsloth_accel.launch.run_accelerate import Launch
     from unsloth_accel.verify.runs import Trained
 
 # The tests are about processes on a CPU, also on a machine that has GPUs; what they start inherits it.
@@ -162,6 +164,23 @@ def write_checkpoint(path: Path, run: Any, *, ranks: int = 2, record: bool = Tru
         values = {"made_with": made_with(run), "files": files_of(path)}
         (path / RECORD).write_text(json.dumps(values), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def file(tmp_path: Path, description: dict[str, Any]) -> Path:
+    return write_yaml(tmp_path / "run.yaml", description)
+
+
+def launched(*tokens: str | Path, hardware: Hardware | None = None) -> Launch:
+    """The command of a launch, by default on two cores, that isn't run."""
+    from unsloth_accel.hardware.hardware import Hardware
+    from unsloth_accel.launch.launcher import launch
+
+    seen: list[Launch] = []
+    hardware = hardware or Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
+    launch(list(map(str, tokens)), run=seen.append, hardware=hardware)
+    (only,) = seen
+    return only
 
 
 def finished_run(directory: Path) -> Path:
