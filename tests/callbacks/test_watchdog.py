@@ -185,10 +185,13 @@ def test_a_notice_is_followed(dog: Watchdog, files: RunDirectory, monkeypatch: p
 def test_what_killed_launches_left_is_removed_but_for_hangs(tmp_path: Path) -> None:
     made = {
         name: RunDirectory(tmp_path / f"unsloth-accel-ranks-{os.getuid()}-{number}")
-        for number, name in enumerate(("living", "killed", "hung"))
+        for number, name in enumerate(("going", "living", "killed", "hung"))
     }
     for files in made.values():
         write_atomically(files.heartbeat(0), "")
+    # As a file that another rank removes while this one looks.
+    files = made.pop("going")
+    files.heartbeat(1).symlink_to("nowhere")
     write_atomically(made["hung"].hang, "{}")
     for name in ("killed", "hung"):
         for path in (made[name].path, *made[name].path.rglob("*")):

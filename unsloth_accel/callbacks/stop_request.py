@@ -160,19 +160,16 @@ class StopRequest:
                 continue
             leave_broken_streams(self._output)
             if not self._agreed and _a_peer_is_gone(parent):  # no step will end, and its fall is what has to be told
-                os._exit(self._stopped("").exit_status)
+                os._exit(Stopped("", self.number).exit_status)
             if not self._agreed and not self._held:
                 self._leave(f"ended by {cause(self.number)} {self._when}.")
             if time.monotonic() > self._deadline:
                 left = f"; {to_go_on(self._directory)}" if self._directory else ""
                 self._leave(f"ended by {cause(self.number)}, as no step ended within {PATIENCE:.0f} s{left}.")
 
-    def _stopped(self, message: str) -> Stopped:
-        return Stopped(message, self.number)
-
     def _leave(self, message: str) -> None:
         """Tell and end this process, whatever its main thread does."""
-        stopped = self._stopped(message)
+        stopped = Stopped(message, self.number)
         threading.Timer(5.0, os._exit, (stopped.exit_status,)).start()  # where telling hangs, too
         for tell in self._tell:
             with suppress(Exception):

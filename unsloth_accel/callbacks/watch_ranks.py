@@ -108,9 +108,10 @@ def how_to_go_on(output_dir: str | Path, logs: Path, resume: str) -> str:
 def _remove_left(place: Path) -> None:
     """Remove the directories beside `place` of launches that were killed, in which no rank hung."""
     for left in place.parent.glob(f"{_PLACE}{os.getuid()}-*"):
-        beats = [path.stat().st_mtime for path in (left, *left.rglob("*"))]
-        if not RunDirectory(left).hang.exists() and max(beats) < time.time() - OLD:
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):  # another rank removes it, too
+            beats = [path.stat().st_mtime for path in (left, *left.rglob("*"))]
+            if not RunDirectory(left).hang.exists() and max(beats) < time.time() - OLD:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _remove_empty(*directories: Path) -> None:
