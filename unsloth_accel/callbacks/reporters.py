@@ -17,11 +17,6 @@ from ..errors import first_line
 if TYPE_CHECKING:
     from transformers import Trainer
 
-_WHILE_IT_TRAINS = (
-    *("on_epoch_begin", "on_step_begin", "on_optimizer_step", "on_substep_end", "on_step_end", "on_evaluate", "on_log"),
-    *("on_predict", "on_save", "on_prediction_step", "on_epoch_end", "on_train_end"),
-)
-
 
 def spare_training(trainer: Trainer) -> None:
     """Let errors of `trainer`'s reporters be told, once each, and not raised."""
@@ -31,7 +26,7 @@ def spare_training(trainer: Trainer) -> None:
     for reporter in trainer.callback_handler.callbacks:
         if isinstance(reporter, kinds):
             told: set[str] = set()
-            for name in ("on_train_begin", *_WHILE_IT_TRAINS):
+            for name in (name for name in dir(reporter) if name.startswith("on_")):
                 caught = OSError if name == "on_train_begin" else Exception
                 setattr(reporter, name, _spared(getattr(reporter, name), type(reporter).__name__, caught, told))
 
