@@ -106,6 +106,25 @@ def test_whose_weights_the_model_has(
     assert found.message.count("Fix: ") == bool(told)
 
 
+@pytest.mark.parametrize(
+    ("full_at", "loss", "step", "told"),
+    [({4}, 2.0, 4, ""), ({3, 4}, 3.5, 4, "loss 3.0000 after step 3"), ({3, 4}, 4.2, 2, "loss 3.0000 after step 3")],
+    ids=["the best", "better than any that is written", "worse than one that is written"],
+)
+def test_the_last_weights_are_not_given_for_worse_ones(
+    full_at: set[int], loss: float, step: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are in memory alone where their checkpoint could not be written."""
+    monkeypatch.setitem(LOSSES, 4, loss)
+    trainer, remembers = trained(tmp_path, full_at)
+    found = weights_kept(trainer)
+    assert found is not None
+    assert found.step == step
+    assert all(map(torch.equal, weights_of(trainer.model), remembers.weights[step]))
+    assert told in found.message
+    assert bool(told) == bool(found.message)
+
+
 def held(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 

@@ -12,8 +12,9 @@ Mends, in transformers 5.17 with accelerate 1.15:
 - With `load_best_model_at_end` ranks meet at a barrier within a checkpoint: one that could not write the adapter never
   gets there, and the others wait for it. Here what one can't write is told to all before it.
 - `load_best_model_at_end` keeps the last weights, as if they were the best, where the best checkpoint couldn't be
-  written or is gone, and ends in an error where it is cut short. Here the best of those that were written is loaded;
-  where there is none the last weights stay. Which they are is said, and told to who asks (`weights_kept`).
+  written or is gone, and ends in an error where it is cut short. Here the best of those that were written is loaded,
+  unless the last weights are better, which have no checkpoint; where there is none the last weights stay. Which they are
+  is said, and told to who asks (`weights_kept`).
 - `save_total_limit` deletes every directory whose name begins with `checkpoint-`, a user's copy and notes too; it
   deletes the older checkpoint before every rank has written the newer one, and ends the run in an error where the best
   one is gone.
@@ -96,11 +97,13 @@ class BestCheckpoint(TrainerCallback):
         self._load = trainer._load_best_model
         self._written: tuple[Any, Any, Any] = (None, None, None)
         self._lost: tuple[Any, Any] | None = None
+        """Step and value of the best evaluation whose checkpoint was given up."""
+        self._last_lost: tuple[Any, Any] | None = None
         self._loaded: int | None = None
         trainer._load_best_model = self._load_if_there
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        self._lost, self._loaded = None, None
+        self._lost, self._last_lost, self._loaded = None, None, None
         self.step, self.message = None, ""
         self.saved(state)
 
@@ -111,12 +114,16 @@ class BestCheckpoint(TrainerCallback):
     def failed(self, state: State) -> None:
         """Take the checkpoint of this step as given up: what was the best before it is so again."""
         if state.best_global_step == state.global_step:
+            self._last_lost = (state.global_step, state.best_metric)
             if self._lost is None or self._better(state.best_metric, self._lost[1]):
-                self._lost = (state.global_step, state.best_metric)
+                self._lost = self._last_lost
             state.best_metric, state.best_global_step, state.best_model_checkpoint = self._written
 
     def _load_if_there(self) -> None:
         state = self._trainer.state
+        # Better than what was written, and in memory alone.
+        if self._last_lost and self._last_lost[0] == state.global_step:
+            return
         path = Path(str(state.best_model_checkpoint))
         there = path.is_dir() if self._trainer.is_fsdp_enabled else _has_weights(path)
         if all(of_every_rank(there)):
