@@ -13,8 +13,8 @@ Mends, in transformers 5.17 with accelerate 1.15:
   gets there, and the others wait for it. Here what one can't write is told to all before it.
 - `load_best_model_at_end` keeps the last weights, as if they were the best, where the best checkpoint couldn't be
   written or is gone, and ends in an error where it is cut short. Here the best of those that were written is loaded,
-  unless the last weights are better, which have no checkpoint; where there is none the last weights stay. Which they are
-  is said, and told to who asks (`weights_kept`).
+  unless the last weights are better, which have no checkpoint; where there is none the last weights stay. Which they
+  are is said, and told to who asks (`weights_kept`).
 - `save_total_limit` deletes every directory whose name begins with `checkpoint-`, a user's copy and notes too; it
   deletes the older checkpoint before every rank has written the newer one, and ends the run in an error where the best
   one is gone.
