@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from ..launch.living import state_of
@@ -196,7 +196,7 @@ class Heartbeat:
 
 def write_beat(path: Path, beat: Beat) -> None:
     """Write `beat` over the one before. Opened and closed each time, at which a network's file system passes it on."""
-    text = json.dumps(asdict(beat)).encode().ljust(SIZE - 1) + b"\n"
+    text = json.dumps(vars(beat)).encode().ljust(SIZE - 1) + b"\n"
     file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
     try:
         os.pwrite(file, text, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -61,7 +62,7 @@ _OURS_AROUND = ("of_every_rank", "raise_on_every_rank", "share")
 
 def place_of(calls: Sequence[Call]) -> Place:
     """Return the place of a stack, outermost call first. Source of the names: transformers 5.17, torch 2.13."""
-    found = next((place for call in reversed(calls) if (place := _known(call))), OUTSIDE)
+    found = next((place for file, name, _ in reversed(calls) if (place := _known(file, name))), OUTSIDE)
     if not calls or not any(part in calls[-1][0] for part in _WAITING):
         return found
     waits_for = _collective(calls)
@@ -104,8 +105,8 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _known(call: Call) -> Place | None:
-    file, function, _ = call
+@functools.cache
+def _known(file: str, function: str) -> Place | None:
     return next((place for part, names, place in _PLACES if part in file and (not names or function in names)), None)
 
 
