@@ -151,7 +151,18 @@ def test_a_checkpoints_file_is_cut(tmp_path: Path, planned: RunConfig) -> None:
 @pytest.mark.slow
 def test_nothing_is_lost_or_silent_or_left(tmp_path: Path) -> None:
     out = tmp_path / "faults.json"
-    command = [sys.executable, "-m", "benchmarks.faults", "--forked", "--out", out, "--work", tmp_path / "work"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.faults",
+        "--forked",
+        "--jobs",
+        "2",
+        "--out",
+        out,
+        "--work",
+        tmp_path / "work",
+    ]
     done = subprocess.run(
         [*map(str, command), "--only", *CHOSEN], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
