@@ -186,3 +186,13 @@ def test_links_of_a_users_in_a_filled_directory_stay(tmp_path: Path) -> None:
     own_files.remove_filled(adapter)
     assert held(place) == {"mine"}
     assert {path.name for path in adapter.iterdir()} == {"there", "nowhere", "file"}
+
+
+def test_a_killed_ranks_heartbeat_goes_with_its_errors(tmp_path: Path) -> None:
+    """Its logs and stacks stay for the run that goes on."""
+    finished_run(tmp_path)
+    files = RunDirectory(tmp_path)
+    for path in (files.heartbeat(1), files.rank_stacks(1), files.rank_error(1), files.hang):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}", encoding="utf-8")
+    assert {*own_files.errors_of(tmp_path)} == {files.heartbeat(1), files.rank_error(1), files.hang}

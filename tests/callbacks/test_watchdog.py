@@ -17,10 +17,11 @@ import psutil
 import pytest
 
 from unsloth_accel.artifacts.run_directory import RunDirectory
-from unsloth_accel.callbacks import watch_ranks, watchdog
+from unsloth_accel.callbacks import heartbeat, watch_ranks, watchdog
 from unsloth_accel.callbacks.hang_stacks import Stacks
 from unsloth_accel.callbacks.heartbeat import Beat, write_beat
 from unsloth_accel.callbacks.rank_log import RankLog
+from unsloth_accel.callbacks.stop_request import REQUEST, Stopped
 from unsloth_accel.callbacks.watchdog import Watchdog
 from unsloth_accel.files import write_atomically
 from unsloth_accel.launch.living import state_of
@@ -216,3 +217,19 @@ def test_a_second_trainer_is_watched_as_it_is_told(
     assert dog.hang_after == 900.0
     assert dog.advice.args[0] == str(tmp_path / "second")  # type: ignore[attr-defined]
     assert watch_ranks.watch_script(str(tmp_path / "third"), 0, 2, 0) is None
+
+
+def test_a_rank_that_is_stopped_from_outside_leaves_no_heartbeat(
+    files: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves by os._exit, and a rank of the next launch would take it for one that has ended."""
+    monkeypatch.setattr(heartbeat, "_own", None)
+    monkeypatch.setattr(REQUEST, "_tell", [])
+    watch_ranks._begin(files, RankLog(None, 0), 2, None, str, whole_run=True, aloud=False)
+    deadline = time.monotonic() + 30
+    while not files.heartbeat(0).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for tell in REQUEST._tell:
+        tell(Stopped("", signal.SIGTERM))
+    assert not [path for path in files.logs.iterdir() if path.suffix in (".json", ".stacks")]

@@ -75,9 +75,11 @@ def describing(directory: str | Path) -> list[Path]:
 
 
 def errors_of(directory: str | Path) -> list[Path]:
-    """Return what failing processes of a run left."""
+    """Return what failing processes of a run left, but for logs and stacks."""
     files = RunDirectory(directory)
-    return [file for file in _errors(files) if file.is_file()] if is_of_a_run(directory) else []
+    # By the heartbeat of one that was killed the next launch's ranks would think theirs to have ended.
+    left = [*_errors(files), *files.logs.glob("heartbeat-*.json")]
+    return [file for file in left if file.is_file()] if is_of_a_run(directory) else []
 
 
 def taken(

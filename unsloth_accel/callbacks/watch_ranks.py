@@ -18,6 +18,7 @@ from ..artifacts.run_directory import RunDirectory
 from .hang_stacks import Stacks
 from .heartbeat import Heartbeat, begin, own, process_state, read_beat
 from .rank_log import RankLog
+from .stop_request import REQUEST
 from .watchdog import Watchdog
 
 _PLACE = "unsloth-accel-ranks-"
@@ -65,6 +66,7 @@ def watch_script(output_dir: str, rank: int, world: int, hang_after: float | Non
         advice = functools.partial(how_to_go_on, output_dir, files.logs, resume)
         atexit.register(_remove_empty, files.logs, files.errors, place)
         _of_script = _begin(files, RankLog(None, rank), world, hang_after, advice, whole_run=False, aloud=True)
+        REQUEST.know(output_dir)
     return own()
 
 
@@ -92,7 +94,13 @@ def _begin(
         return None
     atexit.register(stacks.close)
     dog = Watchdog(files, log, world, hang_after, advice, stacks, aloud)
-    begin(Heartbeat(files.heartbeat(log.rank), log.rank, dog.look, whole_run=whole_run))
+    begin(beats := Heartbeat(files.heartbeat(log.rank), log.rank, dog.look, whole_run=whole_run))
+
+    def leave(_: object) -> None:
+        beats.stop()
+        stacks.close()
+
+    REQUEST.know(files.path, tell=leave)  # which leaves without Python's own end
     return dog
 
 
