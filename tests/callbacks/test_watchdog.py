@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import signal
@@ -171,7 +172,11 @@ def test_a_notice_is_followed(dog: Watchdog, files: RunDirectory, monkeypatch: p
     monkeypatch.setattr(watchdog.os, "_exit", leave)
     monkeypatch.setattr(watchdog, "_leave_at_last", lambda: None)
     files.errors.mkdir()
-    files.hang.write_text('{"message": "rank 1 hangs: so.", "silent": [1]}', encoding="utf-8")
+    notice = {"message": "rank 1 hangs: so.", "silent": [1], "pids": {"0": os.getpid() + 1, "1": 1}}
+    files.hang.write_text(json.dumps(notice), encoding="utf-8")
+    look(dog, 1, replace(OWN, idle=0.0))
+    assert left == [], "of a process before this one, which torchrun (--max-restarts) has replaced"
+    files.hang.write_text(json.dumps(notice | {"pids": {"0": os.getpid(), "1": 1}}), encoding="utf-8")
     with pytest.raises(SystemExit):
         look(dog, 1, replace(OWN, idle=0.0))
     assert left == [1]

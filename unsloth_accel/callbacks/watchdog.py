@@ -86,7 +86,8 @@ class Watchdog:
             mine = self.files.heartbeat(own.rank)
             self._since = mine.stat().st_mtime if mine.exists() else time.time()
         notice = read_json(self.files.hang) if self._is_new(self.files.hang) else {}
-        if notice:  # another rank has told the verdict
+        # Another rank has told the verdict; not of a process before this one, after which torchrun began anew.
+        if notice and notice.get("pids", {}).get(str(own.rank), own.pid) == own.pid:
             _leave_at_last()
             self._write_down(own, str(notice["message"]))
             self._wait_for(set(range(self._world)) - {*notice["silent"]})
@@ -187,7 +188,8 @@ class Watchdog:
         self._write_down(own, message)
         silent = {rank for rank, one in self._seen.items() if one.silent >= 3 * BEAT}
         with suppress(OSError):
-            write_atomically(self.files.hang, json.dumps({"message": message, "silent": [*silent]}))
+            pids = {rank: one.beat.pid for rank, one in self._seen.items()}
+            write_atomically(self.files.hang, json.dumps({"message": message, "silent": [*silent], "pids": pids}))
         self._wait_for(self._seen.keys() - silent)
         for one in deaf:
             with suppress(OSError):
