@@ -226,9 +226,10 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     try:
         with phase("training", log):
             outcome = trainer.train(resume_from_checkpoint=newest[0] if newest else None)
-    except Exception:
+    except Exception as error:
         if kept.saved and environment.rank() == 0:
-            print(f"unsloth_accel: what failed came after the last step; the adapter is in {kept.saved}", flush=True)
+            what = "the stop" if isinstance(error, Stopped) else "what failed"
+            print(f"unsloth_accel: {what} came after the last step; the adapter is in {kept.saved}", flush=True)
         raise
     seconds = time.perf_counter() - started - begins.seconds
     # Saved before it is examined: whatever goes wrong from here on, the training is not lost.
