@@ -1,8 +1,10 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
+
+import fork_server
+import pytest
 
 WAITS = """
 import datetime, sys, types
@@ -18,6 +20,7 @@ print(before, backend.options._timeout)
 """
 
 
+@pytest.mark.slow
 def test_a_cpus_collectives_wait_as_long_as_was_asked(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", WAITS, f"{tmp_path}/store"], capture_output=True, text=True)
+    done = fork_server.run([sys.executable, "-c", WAITS, f"{tmp_path}/store"], capture_output=True, text=True)
     assert done.stdout.split("\n")[0] == "0:30:00 0:01:30", done.stderr

@@ -272,7 +272,7 @@ def test_another_machine_is_judged_by_its_signs_of_life(
 ) -> None:
     path = left(tmp_path, machine="another")
     os.utime(path, (time.time() + clock,) * 2)
-    monkeypatch.setattr(run_lock, "PATIENCE", 30.0)  # which a sign of life cuts short
+    monkeypatch.setattr(run_lock, "PATIENCE", 5.0)  # which a sign of life cuts short
     with (
         Machine(path, clock),
         pytest.raises(ConfigError, match=r"process 4711 on far.*kill 4711 on far"),
@@ -311,7 +311,7 @@ def test_a_file_system_without_locks(number: int, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(fcntl, "flock", none)
     with locked(tmp_path) as lock:
         Lock(tmp_path, lock.launch).join()
-        monkeypatch.setattr(run_lock, "PATIENCE", 30.0)
+        monkeypatch.setattr(run_lock, "PATIENCE", 5.0)
         with pytest.raises(ConfigError, match=f"process {os.getpid()} on"), locked(tmp_path):
             pass
         monkeypatch.setattr(run_lock, "PATIENCE", 0.3)
