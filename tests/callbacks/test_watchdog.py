@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -20,15 +19,16 @@ import pytest
 from unsloth_accel.artifacts.run_directory import RunDirectory
 from unsloth_accel.callbacks import heartbeat, watch_ranks, watchdog
 from unsloth_accel.callbacks.hang_stacks import Stacks
+from unsloth_accel.callbacks.hang_verdict import Seen, Verdict
 from unsloth_accel.callbacks.heartbeat import Beat, write_beat
 from unsloth_accel.callbacks.rank_log import RankLog
 from unsloth_accel.callbacks.stop_request import REQUEST, Stopped
 from unsloth_accel.callbacks.watchdog import Watchdog
-from unsloth_accel.files import write_atomically
+from unsloth_accel.files import this_machine, write_atomically
 from unsloth_accel.launch.living import state_of
 from unsloth_accel.report.run_record import read_lines
 
-OWN = Beat(rank=0, host=platform.node(), pid=os.getpid(), started=1.0, idle=70.0, still=70.0, waits=True, place="here")
+OWN = Beat(rank=0, host=this_machine(), pid=os.getpid(), started=1.0, idle=70.0, still=70.0, waits=True, place="here")
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def process() -> Iterator[subprocess.Popen[str]]:
 
 
 def beat_of(process: subprocess.Popen[str], **said: Any) -> Beat:
-    return Beat(rank=1, host=platform.node(), pid=process.pid, started=state_of(process.pid)[1], **said)
+    return Beat(rank=1, host=this_machine(), pid=process.pid, started=state_of(process.pid)[1], **said)
 
 
 def look(dog: Watchdog, times: int, own: Beat = OWN) -> None:
@@ -123,6 +123,21 @@ def test_another_process_with_its_number_is_not_the_rank(
     write_beat(files.heartbeat(1), replace(beat_of(process), started=5.0))
     look(dog, 4)
     assert dog._seen[1].process == "gone"
+
+
+@pytest.mark.parametrize(("state", "signals"), [("gone", 0), ("elsewhere", 0), ("quiet", 2)])
+def test_only_a_living_rank_of_this_machine_gets_signals(
+    state: Any, signals: int, dog: Watchdog, process: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number may be another process's: after its end, and in another container."""
+    sent: list[int] = []
+    dog._seen = {0: Seen(beat=OWN), 1: Seen(beat=beat_of(process), silent=50.0, process=state)}
+    with monkeypatch.context() as context:
+        context.setattr(watchdog.os, "kill", lambda pid, number: sent.append(number))
+        context.setattr(watchdog.os, "_exit", lambda status: None)
+        context.setattr("unsloth_accel.callbacks.hang_stacks.PATIENCE", 0.0)
+        dog._end(OWN, Verdict(action="end", ranks=(1,), message="rank 1 hangs"))
+    assert len(sent) == signals
 
 
 def test_heartbeats_of_an_earlier_launch_are_not_read(

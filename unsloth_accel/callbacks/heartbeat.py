@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from ..files import this_machine
 from ..launch.living import state_of
 from .signs_of_work import Signs, own_signs
 from .stack_place import look_at
@@ -90,7 +90,7 @@ class Heartbeat:
         self._whole_run = self._watched = whole_run
         self.spent = 0.0
         """Seconds of a processor that its thread took."""
-        self.beat = Beat(rank=rank, host=platform.node(), pid=os.getpid(), started=state_of(os.getpid())[1])
+        self.beat = Beat(rank=rank, host=this_machine(), pid=os.getpid(), started=state_of(os.getpid())[1])
         self.thread = threading.get_ident()
         """The thread that trains."""
         self._look = look

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import functools
 import os
-import platform
 import shutil
 import tempfile
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from ..artifacts.checkpoints import checkpoints
 from ..artifacts.run_directory import RunDirectory
+from ..files import this_machine
 from .hang_stacks import Stacks
 from .heartbeat import Heartbeat, begin, own, process_state, read_beat
 from .rank_log import RankLog
@@ -74,7 +74,7 @@ def who_left(files: RunDirectory, rank: int, world: int) -> list[int]:
     """Return the ranks whose process has ended, on this machine, without leaving an error or ending its heartbeat: over
     whose connections `rank` may have failed."""
     beats = [beat for other in range(world) if other != rank and (beat := read_beat(files.heartbeat(other)))]
-    here = [beat for beat in beats if beat.host == platform.node() and not files.rank_error(beat.rank).is_file()]
+    here = [beat for beat in beats if beat.host == this_machine() and not files.rank_error(beat.rank).is_file()]
     return [beat.rank for beat in here if process_state(beat) is None]
 
 

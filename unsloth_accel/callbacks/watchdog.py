@@ -181,7 +181,7 @@ class Watchdog:
             print(f"unsloth_accel: {message}", file=sys.stderr, flush=True)
         with suppress(OSError):
             report_error(self.files.path, found.ranks[0], HangError(message))
-        deaf = [one for one in self._seen.values() if one.silent >= 3 * BEAT and one.beat.host == own.host]
+        deaf = [one for one in self._seen.values() if one.process not in ("", "gone", "elsewhere")]
         for one in deaf:
             with suppress(OSError):
                 self._stacks.ask(one)
