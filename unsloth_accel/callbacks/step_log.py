@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ class StepLog(TrainerCallback):
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        there = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
+        there = ""
+        with suppress(OSError):  # none, or one that can't be read
+            there = self.path.read_text(encoding="utf-8", errors="replace")
         kept = "".join(f"{line}\n" for line in there.splitlines() if _step(line) <= state.global_step)
         self._file = LogFile(self.path, anew=kept != there)
         if kept != there:
