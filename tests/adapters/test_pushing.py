@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from fake_hub import TOKEN, FakeHub, fake_hub
 
 from unsloth_accel.adapters import pushing
@@ -220,6 +222,34 @@ def test_a_hub_that_does_not_answer(hub: FakeHub, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(pushing, "AGAIN", ())
     Pushes(target(), lambda fault, step: told.append(fault)).finish(adapter, 6)
     assert "was not pushed to someone/it: ConnectError" in told.pop()
+
+
+HANGING = """
+import sys, threading
+from pathlib import Path
+from fake_hub import fake_hub
+from huggingface_hub import constants
+from test_pushing import pushing, pushes_to, written
+with fake_hub() as hub:
+    constants.ENDPOINT, constants.HF_HUB_DISABLE_XET, constants.HF_HUB_OFFLINE = hub.url, True, False
+    answer, never = hub.answer, threading.Event()
+    hub.answer = lambda method, *more: never.wait() if method == "PUT" else answer(method, *more)
+    pushing.PATIENCE = 1
+    pushes = pushing.Pushes(pushes_to().target, lambda *told: None)
+    adapter = written(Path(sys.argv[1]), "other.safetensors")  # two, which huggingface_hub has threads for
+    print(pushes.finish(adapter, 6)["error"], pushes._last.is_alive())
+"""
+
+
+@pytest.mark.slow
+def test_an_upload_that_hangs_holds_no_process(tmp_path: Path) -> None:
+    place = Path(__file__).resolve().parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (place, place.parent, ROOT)))}
+    words = [sys.executable, "-c", HANGING, str(tmp_path / "adapter")]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "the Hub has not answered for 1 s" in done.stdout
+    assert done.stdout.endswith("True\n"), "it goes on"
 
 
 def test_no_push_of_a_checkpoint_that_was_not_written(hub: FakeHub, tmp_path: Path) -> None:

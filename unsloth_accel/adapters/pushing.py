@@ -14,6 +14,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import thread as executors
 from fnmatch import fnmatch
 from glob import escape
 from pathlib import Path
@@ -90,6 +91,7 @@ class Pushes(TrainerCallback):
         self.url: str | None = None
         """Address of what was pushed last."""
         self._last: threading.Thread | None = None
+        _before_threads_are_waited_for(self._let_go)
         self._faults: SimpleQueue[str] = SimpleQueue()
 
     def on_save(self, args: Arguments, state: State, control: Control, **kwargs: object) -> None:
@@ -154,6 +156,21 @@ class Pushes(TrainerCallback):
         self._last = threading.Thread(target=work, name="unsloth-accel-push", daemon=True)
         self._last.start()
         return self._last
+
+    def _let_go(self) -> None:
+        """Let this process end while an upload is on its way: Python waits for every executor's threads, also for those
+        that ours have begun, which are daemons as ours are."""
+        if self._last is not None and self._last.is_alive():
+            waited_for: Any = executors._threads_queues
+            for worker in [one for one in waited_for if one.daemon]:
+                del waited_for[worker]
+
+
+def _before_threads_are_waited_for(call: Callable[[], None]) -> None:
+    # Python (3.10 to 3.14) has no public way: `atexit` comes later. What is registered last is called first.
+    register = getattr(threading, "_register_atexit", None)
+    if register is not None:
+        register(call)
 
 
 def _is_refusal(error: Exception) -> bool:
