@@ -57,6 +57,10 @@ def test_what_is_there_is_not_overwritten(finished: Path) -> None:
     merging.plan_merge(finished, overwrite=True)
     assert "would be merged" in refused(finished, finished / "adapter", overwrite=True)
     assert "would be merged" in refused(finished, finished, overwrite=True)
+    other = finished / "checkpoint-2"
+    shutil.copytree(finished / "adapter", other)
+    write_record(other)
+    assert "that no merge recorded" in refused(finished, other, overwrite=True), "an adapter's record is another's"
 
 
 def test_a_link_that_leads_nowhere(finished: Path) -> None:

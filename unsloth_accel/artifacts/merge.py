@@ -160,10 +160,12 @@ def _target_problems(merge: Merge, overwrite: bool) -> Iterator[Problem]:
     if any(path == target.resolve() or target.resolve() in path.parents for path in inside):
         consequence = "is or holds what would be merged, and its place would be taken."
         yield Problem(key="OUT_DIR", value=str(target), consequence=consequence, fix="name another directory")
-    elif target.is_dir() and any(target.iterdir()) and recorded(target) is None:
+    elif not target.is_dir() or not any(target.iterdir()):
+        return
+    elif recorded(target) is None or (target / ADAPTER_CONFIG).is_file():  # adapters have records, too
         consequence = "holds files that no merge recorded, which may be your own."
         yield Problem(key="OUT_DIR", value=str(target), consequence=consequence, fix="remove it, or another OUT_DIR")
-    elif target.is_dir() and any(target.iterdir()) and not overwrite:
+    elif not overwrite:
         fix = "--overwrite, or another OUT_DIR"
         yield Problem(key="OUT_DIR", value=str(target), consequence="is not empty.", fix=fix)
 
