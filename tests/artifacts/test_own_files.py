@@ -37,6 +37,19 @@ def test_whose_a_directory_is(tmp_path: Path) -> None:
     assert len(own_files.products(tmp_path)) == 3
 
 
+def test_a_users_own_files_may_be_called_much_as_a_ranks(tmp_path: Path) -> None:
+    """A report that isn't one would end the launcher where it tells what failed, too."""
+    finished_run(tmp_path)
+    ours = ("logs/rank-0.jsonl", "logs/rank-1.log", "logs/rank-12.stacks", "logs/heartbeat-1.json")
+    ours += ("logs/flight-record-0", "logs/flight-record-1.json", "errors/rank-1.json")
+    mine = ("logs/rank-notes.log", "logs/rank-0.bak.jsonl", "logs/flight-record-1.txt", "errors/rank-all.json")
+    written(tmp_path, *ours, *mine)
+    found = {*own_files.products(tmp_path), *own_files.errors_of(tmp_path)}
+    found = {path.relative_to(tmp_path).as_posix() for path in found}
+    assert {name for name in found if "/rank" in name or "/heart" in name or "/flight" in name} == {*ours}
+    assert [path.name for path in RunDirectory(tmp_path).told_errors()] == ["rank-1.json"]
+
+
 def test_a_record_tells_what_is_ours(tmp_path: Path) -> None:
     """Also under a name that any adapter has; without one the usual names do."""
     adapter = tmp_path / "adapter"

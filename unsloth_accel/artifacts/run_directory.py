@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 PLANNED_YAML = "run.planned.yaml"
@@ -84,35 +85,34 @@ class RunDirectory:
 
     def of_hangs(self) -> list[Path]:
         """Files that a hang left, or a rank that was killed."""
-        names = ("heartbeat-*.json", "rank-*.stacks", "flight-record-*")
-        return [path for name in names for path in self.logs.glob(name)]
+        return _of_ranks(self.logs, r"heartbeat-\d+\.json|rank-\d+\.stacks|flight-record-\d+(\.json)?")
 
     def rank_error(self, rank: int) -> Path:
         return self.errors / f"rank-{rank}.json"
 
     def rank_outputs(self) -> list[Path]:
-        return [*self.logs.glob("rank-*.log")]
+        return _of_ranks(self.logs, r"rank-\d+\.log")
 
     def rank_logs(self) -> list[Path]:
-        return [*self.logs.glob("rank-*.jsonl")]
+        return _of_ranks(self.logs, r"rank-\d+\.jsonl")
 
     def rank_errors(self) -> list[Path]:
-        return [*self.errors.glob("rank-*.json")]
+        return _of_ranks(self.errors, r"rank-\d+\.json")
 
     def told_errors(self) -> list[Path]:
         """Return the errors that ranks left, in output_dir or, where that could not take them, in `ERRORS`."""
-        return self._errors_anywhere("rank-*.json")
+        return self._errors_anywhere(r"rank-\d+\.json")
 
     def launch_errors(self) -> list[Path]:
         """Return the launcher's own error, where it is, or nothing."""
-        return self._errors_anywhere(self.launch_error.name)
+        return self._errors_anywhere(re.escape(self.launch_error.name))
 
-    def _errors_anywhere(self, name: str) -> list[Path]:
+    def _errors_anywhere(self, pattern: str) -> list[Path]:
         places = dict.fromkeys((self.errors, Path(os.environ.get(ERRORS) or self.errors)))
-        return [path for place in places for path in place.glob(name)]
+        return [path for place in places for path in _of_ranks(place, pattern)]
 
     def rank_records(self) -> list[Path]:
-        return [*self.record.glob("rank-*.json")]
+        return _of_ranks(self.record, r"rank-\d+\.json")
 
     def checkpoint(self, step: int) -> Path:
         return self.path / f"{_CHECKPOINT}{step}"
@@ -140,6 +140,12 @@ class RunDirectory:
     def is_run(self) -> bool:
         """Whether something in it is a run's."""
         return any(path.exists() for path in (self.description, self.plan, self.results, self.logs, self.errors))
+
+
+def _of_ranks(directory: Path, names: str) -> list[Path]:
+    """Return the files in a directory whose names, by a regular expression, are those of ranks: what is called much the
+    same is a user's."""
+    return [path for path in directory.glob("*") if re.fullmatch(names, path.name)]
 
 
 def first_line_of(file: Path) -> str:
