@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def test_what_is_saved_is_what_the_ranks_hold(strategy: str, described: Path, tm
         assert f"equal: {what}, 28 tensors" in done.stdout
     for step in (2, 3):
         assert f"gone: checkpoint-{step}" in done.stdout
-        assert f"warning: checkpoint-{step} was not saved: OSError: [Errno 28] No space left on device" in done.stderr
+        told = rf"warning: checkpoint-{step} was not saved: (OSError|the adapter was .*): \[Errno 28\] No space left on"
+        assert re.search(told, done.stderr), done.stderr
     # And in that of step 4 rank 1 can't write its random state.
     assert "checkpoint-4 lacks rng_state_1.pth, the random state of rank 1: PermissionError: [Errno 13]" in done.stderr
     assert (tmp_path / "trainer" / "tokenizer.json").is_file()
