@@ -164,6 +164,23 @@ def test_a_link_that_leads_nowhere_is_told_before(known: bool, tmp_path: Path) -
     assert ("holds _unsloth-accel-previous, which" in left[0]) == known
 
 
+def test_a_place_that_nothing_can_take_is_told_before(tmp_path: Path, small_disk: Path) -> None:
+    """A disk's own directory can't be renamed, so an adapter could not take its place once training is done."""
+    out = finished_run(tmp_path / "out")
+    own_files.remove_filled(out / "adapter")
+    (out / "adapter").symlink_to(small_disk)
+    (told,) = own_files.taken(out)
+    assert f"{out / 'adapter'} leads to {small_disk}, whose place the new adapter can't take" in str(told)
+    place = small_disk / "adapter"
+    assert f"Fix: mkdir -p {place}; ln -sfn {place} {out / 'adapter'}" in str(told)
+    place.mkdir()
+    (out / "adapter").unlink()
+    (out / "adapter").symlink_to(place)
+    assert own_files.taken(out) == []
+    with own_files.filling(out / "adapter") as directory:
+        written(directory, "a")
+
+
 @pytest.mark.parametrize("name", PLACES)
 @pytest.mark.parametrize("link", [True, False])
 def test_a_file_where_a_run_makes_a_directory(name: str, link: bool, tmp_path: Path) -> None:

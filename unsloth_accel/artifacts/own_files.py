@@ -17,7 +17,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from ..errors import Problem
-from ..files import bring, replacing_directory, unfinished, write_atomically
+from ..files import bring, is_directory, replacing_directory, unfinished, write_atomically
 from .checkpoints import RECORD, Checkpoint, files_of
 from .run_directory import ACCELERATE_YAML, MARK, RunDirectory, first_line_of
 
@@ -109,7 +109,7 @@ def taken(
         told += [*_logs(files), *_errors(files)] if per_rank else [files.step_log, files.summary]
         found += [path for path in told if os.path.lexists(path)]
     found = [path for path in found if (path in only if only else path not in nowhere)]
-    problems = [] if only else [link_problem(path, files.path) for path in nowhere]
+    problems = [] if only else [*(link_problem(path, files.path) for path in nowhere), *_fixed_place(files)]
     if not found:
         return problems
     names = [path.relative_to(files.path).as_posix() for path in dict.fromkeys(found)]
@@ -117,6 +117,20 @@ def taken(
     consequence = f"holds {listed}, which no run of unsloth-accel made and this one would replace."
     fix = f"move {'it' if len(names) == 1 else 'them'} elsewhere, or choose another output_dir"
     return [Problem(key="output_dir", value=str(directory), consequence=consequence, fix=fix), *problems]
+
+
+def _fixed_place(files: RunDirectory) -> list[Problem]:
+    """Return a problem where the adapter's place leads to a directory that can't be renamed."""
+    if not is_directory(files.adapter):
+        return []
+    place, is_link = files.adapter.resolve(), files.adapter.is_symlink()
+    if not os.path.ismount(place) and (not is_link or os.access(place.parent, os.W_OK)):
+        return []
+    below, link = (shlex.quote(str(path)) for path in (place / "adapter", files.adapter))
+    consequence = f"{files.adapter} leads to {place}, whose place the new adapter can't take (it is a disk's own, or "
+    consequence += f"{place.parent} can't be written), which would show when training is done."
+    fix = f"mkdir -p {below}; ln -sfn {below} {link}" if is_link else f"mount it on {files.path}, or elsewhere"
+    return [Problem(key="output_dir", value=str(files.path), consequence=consequence, fix=fix)]
 
 
 def link_problem(link: Path, directory: Path) -> Problem:
