@@ -34,7 +34,8 @@ def trials(seed: int, strategies: Sequence[str], processes: int) -> list[Trial]:
         for one in large
     ]
     alone = [one for one in whole if one.name in ALONE]
-    return found + [replace(one, name=f"single/{one.name}", strategy="single", processes=1) for one in alone]
+    found += [replace(one, name=f"single/{one.name}", strategy="single", processes=1) for one in alone]
+    return [*{one.name: one for one in found}.values()]
 
 
 GROUPS = (ranks, launchers, disks, directories, damaged, wrong_ranks)
