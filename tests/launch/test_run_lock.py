@@ -436,7 +436,7 @@ def test_two_launches_into_one_directory(tiny: Path, tmp_path: Path) -> None:
         until_a_checkpoint(out, first)
         files = RunDirectory(out)
         described = files.planned_yaml.read_bytes()
-        logs = {path: path.read_bytes()[:200] for path in files.logs.iterdir()}
+        logs = {path: path.read_bytes()[:200] for path in (files.step_log, *files.rank_logs())}
         for more in ((), ("training.overwrite=true", "lora.r=8"), ("training.resume=true",)):
             second = launched(*more)
             assert second.returncode == 2, second.stdout + second.stderr
@@ -445,6 +445,8 @@ def test_two_launches_into_one_directory(tiny: Path, tmp_path: Path) -> None:
         bare = accelerate_launch("--config_file", files.accelerate_yaml, *words, forked=True)
         assert bare.returncode != 0
         assert f"is written by the launch of process {first.pid}" in bare.stderr
+        for rank in psutil.Process(first.pid).children(recursive=True):
+            rank.suspend()  # else they may have ended before the next launch looks
         first.kill()
         first.wait()
         orphaned = launched("training.overwrite=true")
