@@ -11,7 +11,7 @@ from pathlib import Path
 
 import fork_server
 import pytest
-from conftest import ROOT, SCRIPTS, Run, adapter, cli_command, steps, variable_rows, write_yaml
+from conftest import ROOT, SCRIPTS, Run, adapter, cli_command, steps, variable_rows, write_small_run
 
 pytestmark = pytest.mark.slow
 STRATEGIES = ["ddp", *(["fsdp2_native"] if importlib.util.find_spec("triton") else [])]
@@ -22,19 +22,7 @@ STRATEGIES = ["ddp", *(["fsdp2_native"] if importlib.util.find_spec("triton") el
 def described(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six steps of the tiny model, eight rows each, a checkpoint every two."""
     place = tmp_path_factory.mktemp("described")
-    rows = variable_rows(place / "rows.jsonl", [9 + (37 * i) % 88 for i in range(64)])
-    training = {"max_steps": 6, "learning_rate": 1e-2, "bf16": False, "save_strategy": "steps", "save_steps": 2}
-    return write_yaml(
-        place / "run.yaml",
-        {
-            "model": {"name": str(tiny), "max_seq_length": 96, "dtype": "float32"},
-            "data": {"path": str(rows)},
-            "batch": {"global_size": 8},
-            "training": {**training, "per_device_train_batch_size": 4},
-            "distributed": {"num_processes": 2, "device": "cpu"},
-            "output_dir": "overridden",
-        },
-    )
+    return write_small_run(place, tiny, 64, max_steps=6, save_strategy="steps", save_steps=2)
 
 
 def planned(described: Path, out: Path, *overrides: str) -> tuple[list[str], dict[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import fork_server
 import pytest
-from conftest import ROOT, SCRIPTS, adapter, finished_run, steps, variable_rows, write_yaml
+from conftest import ROOT, SCRIPTS, adapter, finished_run, steps, write_small_run
 
 from unsloth_accel.artifacts.checkpoints import checkpoints
 from unsloth_accel.report.run_record import read_run_record
@@ -22,19 +22,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def run(tiny: Path, tmp_path: Path) -> Path:
     """Six steps of the tiny model, a checkpoint every two."""
-    rows = variable_rows(tmp_path / "rows.jsonl", [9 + (37 * i) % 88 for i in range(41)])
-    training = {"max_steps": 6, "learning_rate": 1e-2, "bf16": False, "save_strategy": "steps", "save_steps": 2}
-    return write_yaml(
-        tmp_path / "run.yaml",
-        {
-            "model": {"name": str(tiny), "max_seq_length": 96, "dtype": "float32"},
-            "data": {"path": str(rows)},
-            "batch": {"global_size": 8},
-            "training": {**training, "per_device_train_batch_size": 4},
-            "distributed": {"num_processes": 2, "device": "cpu"},
-            "output_dir": "overridden",
-        },
-    )
+    return write_small_run(tmp_path, tiny, 41, max_steps=6, save_strategy="steps", save_steps=2)
 
 
 def launch(run: Path, out: Path, full_at: str, room_at: str, *words: str, **variables: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import fork_server
 import psutil
 import pytest
-from conftest import ROOT, Run, adapter, cli_command, steps, variable_rows, write_yaml
+from conftest import ROOT, Run, adapter, cli_command, steps, write_small_run
 
 from unsloth_accel.artifacts.checkpoints import checkpoints
 
@@ -28,18 +28,7 @@ ORPHANS = 30.0
 def described(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that says nothing of checkpoints."""
     place = tmp_path_factory.mktemp("described")
-    rows = variable_rows(place / "rows.jsonl", [9 + (37 * i) % 88 for i in range(41)])
-    training = {"max_steps": STEPS, "learning_rate": 1e-2, "bf16": False, "per_device_train_batch_size": 4}
-    return write_yaml(
-        place / "run.yaml",
-        {
-            "model": {"name": str(tiny), "max_seq_length": 96, "dtype": "float32"},
-            "data": {"path": str(rows)},
-            "batch": {"global_size": 8},
-            "training": training,
-            "output_dir": str(place / "run"),
-        },
-    )
+    return write_small_run(place, tiny, 41, max_steps=STEPS)
 
 
 def launched(described: Path, log: Path, *words: str, before: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
