@@ -20,7 +20,7 @@ from unsloth_accel.config.run_config import RunConfig
 
 CHOSEN = (
     *("ddp/launcher-sigkill", "ddp/rank0-sigkill-in-checkpoint", "ddp/full-random-state-once"),
-    *("ddp/two-launches", "ddp/overwrite-killed-then-full"),
+    "ddp/overwrite-killed-then-full",
 )
 """Of each kind one: what `make test` has time for."""
 EVERY = trials(0, ("ddp", "fsdp2_native"), 2)

@@ -82,12 +82,13 @@ def replacing_directory(path: str | Path, kept: Callable[[Path], Iterable[Path]]
 
 
 def bring(files: Iterable[Path], old: Path, new: Path) -> None:
-    """Move `files` from below `old` to the same names below `new`, where these are free."""
+    """Move `files` from below `old` to the same names below `new`; to `NAME.kept` where a name is taken."""
     for file in files:
         place = new / file.relative_to(old)
         place.parent.mkdir(parents=True, exist_ok=True)
-        if not os.path.lexists(place):
-            os.rename(file, place)
+        while os.path.lexists(place):
+            place = place.with_name(f"{place.name}.kept")
+        os.rename(file, place)
 
 
 def unfinished(directory: Path, name: str | None = None) -> list[tuple[Path, Path, bool]]:

@@ -77,6 +77,10 @@ def test_what_a_user_put_into_it_stays_when_it_is_filled_anew(tmp_path: Path) ->
             written(directory, *names)
         written(adapter, "notes.md", "sub/mine")
     assert held(adapter) == {"adapter_config.json", "new.json", "unsloth_accel.json", "notes.md", "sub/mine"}
+    for _ in range(2):  # of a name that the run's own takes, it gets another
+        with own_files.filling(adapter) as directory:
+            written(directory, "adapter_config.json", "notes.md")
+    assert held(adapter) == {"adapter_config.json", "unsloth_accel.json", "notes.md", "notes.md.kept", "sub/mine"}
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 

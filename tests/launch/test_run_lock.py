@@ -209,7 +209,9 @@ def test_moments_in_which_another_is_quicker(tmp_path: Path, monkeypatch: pytest
     os.close(taken[0])
 
 
-def test_ranks_that_outlive_their_launcher_keep_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ranks_that_outlive_their_launcher_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = holder(tmp_path)
     rank = other = None
     try:
@@ -221,7 +223,12 @@ def test_ranks_that_outlive_their_launcher_keep_it(tmp_path: Path, capsys: pytes
         words = f"by ranks of the launch of process {first.pid} .* which is gone"
         with pytest.raises(ConfigError, match=words), locked(tmp_path):
             pass
+        monkeypatch.setattr(run_lock, "ORPHANS", 0.5)
+        run_lock.wait_for_orphans(tmp_path)  # no longer than that
+        assert f"waiting for ranks of the launch of process {first.pid} on" in capsys.readouterr().out
         end(rank)
+        run_lock.wait_for_orphans(tmp_path)
+        assert not capsys.readouterr().out
         with locked(tmp_path) as lock:
             assert f"process {first.pid} on" in capsys.readouterr().out
             other = holder(tmp_path, name)  # a rank of the first that is late

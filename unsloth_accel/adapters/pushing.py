@@ -77,8 +77,9 @@ def command(directory: Path, target: PushTarget) -> str:
     words = ["hf", "upload", target.repository, str(directory), "."]
     words += ["--private"] if target.private else []
     words += ["--revision", target.revision] if target.revision else []
-    for name in (PLANNED_YAML, ACCELERATE_YAML, RECORD):
-        words += ["--exclude", name]
+    for file in made_in(directory):  # and none of the user's own
+        if file.name not in (PLANNED_YAML, ACCELERATE_YAML, RECORD):
+            words += ["--include", file.relative_to(directory).as_posix()]
     return shlex.join(words)
 
 

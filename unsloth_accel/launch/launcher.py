@@ -18,7 +18,7 @@ from ..artifacts.run_directory import RunDirectory
 from ..capabilities.probe import here, lacking
 from ..config.promise import OTHER_KINDS, promise_of_config, variables_for
 from ..config.read_run import from_dict, load
-from ..config.run_config import RunConfig
+from ..config.run_config import IF_ANY, RunConfig
 from ..config.written import variables_of as secrets_of
 from ..errors import ConfigError, Problem, errors, raise_errors
 from ..hardware.hardware import Hardware
@@ -34,7 +34,7 @@ from ..validation.rules import Context, check_document, read_document
 from .after_hang import debugging
 from .arguments import Request, own_overrides, parse
 from .run_accelerate import Launch, parse_arguments, run_accelerate
-from .run_lock import held_problems, locked, unwritable, variables_of
+from .run_lock import held_problems, locked, unwritable, variables_of, wait_for_orphans
 
 
 def for_run(request: Request, hardware: Hardware) -> tuple[Launch, Plan, list[Problem]]:
@@ -200,7 +200,10 @@ def finished(request: Request) -> RunDirectory | None:
 
 
 def done_by(run: RunConfig) -> RunDirectory | None:
-    """Return the directory of a run that has nothing left to do, and say what it is not."""
+    """Return the directory of a run that has nothing left to do, and say what it is not. With training.resume=if_any
+    ranks that outlive their launcher are waited for first: a scheduler is quick to launch again."""
+    if run.training.get("resume") == IF_ANY:
+        wait_for_orphans(run.output_dir)
     if not resume_if_any.is_done(run):
         return None
     for problem in resume_if_any.left_out(run):

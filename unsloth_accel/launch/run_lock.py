@@ -35,6 +35,8 @@ BEAT = 5.0
 """Seconds between two signs of life in the lock's file."""
 PATIENCE = 4 * BEAT
 """Seconds without a sign of life after which a lock of another machine is stale."""
+ORPHANS = 60.0
+"""Seconds within which ranks have ended whose launcher is gone: they save, and end within half a minute."""
 AT_ONCE = 1.0
 """Seconds for which a lock is tried again: another launch may just be looking at it."""
 
@@ -161,6 +163,16 @@ def held_problems(directory: str | Path) -> list[Problem]:
         os.close(handle)
 
 
+def wait_for_orphans(directory: str | Path) -> None:
+    """Wait until ranks that write into `directory` have ended, where their launcher is gone: they are saving."""
+    path, deadline, told = RunDirectory(directory).lock, time.monotonic() + ORPHANS, False
+    while _is_gone(read_json(path)) and held_problems(directory) and time.monotonic() < deadline:
+        if not told:
+            whose = _whose(read_json(path))
+            print(f"output_dir={directory}: waiting for ranks of {whose} which is gone, to save and end", flush=True)
+        told = True
+
+
 def variables_of(lock: Lock, description: Path) -> dict[str, str]:
     """Return the variables by which a rank knows its launch, and the description that it was launched with."""
     return {MARK: lock.launch, DESCRIPTION: _sha256(description)}
@@ -230,17 +242,26 @@ def _whose(told: Mapping[str, Any]) -> str:
     return f"the launch of process {told.get('pid')} on {told.get('host')}, since {since},"
 
 
+def _is_here(told: Mapping[str, Any]) -> bool:
+    return told.get("machine") == _machine() and told.get("host") == socket.gethostname()
+
+
+def _is_gone(told: Mapping[str, Any]) -> bool:
+    """Whether a launcher of this machine has ended, or its number is another's by now."""
+    return bool(told) and _is_here(told) and state_of(told.get("pid"))[1] != told.get("ticks")
+
+
 def _problem(directory: str | Path, path: Path) -> Problem:
     deadline = time.monotonic() + AT_ONCE
     while not (told := read_json(path)) and path.exists() and time.monotonic() < deadline:
         time.sleep(0.02)  # made, and not written yet
-    here = told.get("machine") == _machine() and told.get("host") == socket.gethostname()
-    if here and state_of(told.get("pid"))[1] != told.get("ticks"):  # gone, or its number is another's by now
+    if _is_gone(told):
         consequence = f"is still written by ranks of {_whose(told)} which is gone."
         fix = "wait until they have ended (half a minute)"
     elif told:
         consequence = f"is written by {_whose(told)} and two would replace each other's files."
-        fix = f"wait until it has ended, or kill {told.get('pid')}{'' if here else ' on ' + str(told.get('host'))}"
+        where = "" if _is_here(told) else f" on {told.get('host')}"
+        fix = f"wait until it has ended, or kill {told.get('pid')}{where}"
     else:
         consequence, fix = "is another launch's by now.", "launch again"
     return Problem(key="output_dir", value=str(directory), consequence=consequence, fix=f"{fix}; or another output_dir")
