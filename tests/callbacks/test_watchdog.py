@@ -239,6 +239,15 @@ def test_a_second_trainer_is_watched_as_it_is_told(
     assert watch_ranks.watch_script(str(tmp_path / "third"), 0, 2, 0) is None
 
 
+def test_a_script_whose_ranks_cannot_be_watched_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watch_ranks, "_of_script", None)
+    monkeypatch.setattr(watch_ranks.tempfile, "gettempdir", lambda: str(tmp_path / "gone"))
+    assert watch_ranks.watch_script(str(tmp_path), 0, 2, None) is None
+    assert "warning: a rank that hangs will not be named: " in capsys.readouterr().err
+
+
 def test_a_rank_that_is_stopped_from_outside_leaves_no_heartbeat(
     files: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

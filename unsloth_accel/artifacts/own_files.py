@@ -104,7 +104,8 @@ def taken(
     followed = [files.previous, files.lock, *(files.checkpoints() if checkpoints else [])]
     found += [path for path in followed if path.is_symlink()]
     if not is_of_a_run(directory):
-        told = [files.plan, files.results, files.report, files.adapter, files.previous, *more]
+        told = [files.plan, files.results, files.report, files.previous, *more]
+        told += [] if is_directory(files.adapter) and not any(files.adapter.glob("*")) else [files.adapter]
         told += files.checkpoints() if checkpoints else []
         told += [*_logs(files), *_errors(files)] if per_rank else [files.step_log, files.summary]
         found += [path for path in told if os.path.lexists(path)]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import functools
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -57,16 +59,19 @@ def watch_script(output_dir: str, rank: int, world: int, hang_after: float | Non
     if own() is not None or world == 1:
         return own()
     place = Path(tempfile.gettempdir(), f"{_PLACE}{os.getuid()}-{os.getppid()}")
-    with suppress(OSError):
+    try:
         _remove_left(place)
         place.mkdir(mode=0o700, exist_ok=True)
         if place.stat().st_uid != os.getuid():
-            return None
-        files = RunDirectory(place)
-        advice = functools.partial(how_to_go_on, output_dir, files.logs, resume)
-        atexit.register(_remove_empty, files.logs, files.errors, place)
-        _of_script = _begin(files, RankLog(None, rank), world, hang_after, advice, whole_run=False, aloud=True)
-        REQUEST.know(output_dir)
+            raise PermissionError(errno.EACCES, "it is another user's", str(place))
+    except OSError as error:
+        _tell_unwatched(rank, error)
+        return None
+    files = RunDirectory(place)
+    advice = functools.partial(how_to_go_on, output_dir, files.logs, resume)
+    atexit.register(_remove_empty, files.logs, files.errors, place)
+    _of_script = _begin(files, RankLog(None, rank), world, hang_after, advice, whole_run=False, aloud=True)
+    REQUEST.know(output_dir)
     return own()
 
 
@@ -90,7 +95,8 @@ def _begin(
 ) -> Watchdog | None:
     try:
         stacks = Stacks(files, log.rank)
-    except OSError:  # no room, or not ours to write
+    except OSError as error:  # no room, or not ours to write
+        _tell_unwatched(log.rank, error)
         return None
     atexit.register(stacks.close)
     dog = Watchdog(files, log, world, hang_after, advice, stacks, aloud)
@@ -102,6 +108,12 @@ def _begin(
 
     REQUEST.know(files.path, tell=leave)  # which leaves without Python's own end
     return dog
+
+
+def _tell_unwatched(rank: int, error: OSError) -> None:
+    if rank == 0:
+        told = f"a rank that hangs will not be named: {error.filename}: {error.strerror}. Fix: a TMPDIR with room."
+        print(f"unsloth_accel: warning: {told}", file=sys.stderr, flush=True)
 
 
 def how_to_go_on(output_dir: str | Path, logs: Path, resume: str) -> str:
