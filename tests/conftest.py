@@ -6,6 +6,7 @@ import atexit
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,11 @@ atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 
 # A thread that waits for its peer lets others have the core: more processes than cores would spend them on waiting.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# A script's background job ignores these, and so would every launch that a test interrupts.
+for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "tests" / "scripts"

@@ -37,7 +37,8 @@ def files(tmp_path: Path) -> RunDirectory:
 
 
 @pytest.fixture
-def dog(files: RunDirectory) -> Watchdog:
+def dog(files: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> Watchdog:
+    monkeypatch.setattr(watchdog, "_leave_at_last", lambda: None)  # it would end this process, seconds later
     stacks = Stacks(files, 0)
     return Watchdog(files, RankLog(files.logs, 0), 2, 30.0, lambda: "Fix: again.", stacks, aloud=True)
 
@@ -185,7 +186,6 @@ def test_a_notice_is_followed(dog: Watchdog, files: RunDirectory, monkeypatch: p
         raise SystemExit
 
     monkeypatch.setattr(watchdog.os, "_exit", leave)
-    monkeypatch.setattr(watchdog, "_leave_at_last", lambda: None)
     files.errors.mkdir()
     notice = {"message": "rank 1 hangs: so.", "silent": [1], "pids": {"0": os.getpid() + 1, "1": 1}}
     files.hang.write_text(json.dumps(notice), encoding="utf-8")
