@@ -34,7 +34,7 @@ SETTINGS = {
 """Documented fields that are there to be set, of other packages' objects."""
 OURS = {
     *("shared_bytes", "mapped_bytes", "mapping", "fetched", "looked_up", "step_halving", "data_report"),
-    *("listeners", "steps", "slower_by", "save_now"),
+    *("listeners", "steps", "slower_by", "save_now", "hang_after", "advice"),
 }
 OF_NEWER_TORCH = {"_fsdp_param_groups"}
 """Looked for with a default beside the name that is listed."""
@@ -43,6 +43,7 @@ IN_C = {"_dump_fr_trace_json"}
 STANDARD_LIBRARY = {
     *("_current_frames", "_exit", "_option_string_actions"),
     *("environ", "excepthook", "stdout", "quiet", "silent", "__class__"),
+    *("_register_atexit", "_threads_queues"),  # each looked for with a default
 }
 
 

@@ -162,7 +162,7 @@ class Pushes(TrainerCallback):
         """Let this process end while an upload is on its way: Python waits for every executor's threads, also for those
         that ours have begun, which are daemons as ours are."""
         if self._last is not None and self._last.is_alive():
-            waited_for: Any = executors._threads_queues
+            waited_for: Any = getattr(executors, "_threads_queues", {})
             for worker in [one for one in waited_for if one.daemon]:
                 del waited_for[worker]
 
