@@ -114,24 +114,28 @@ class StepAgreement(TrainerCallback):
             self._leave(args, state)
 
     def _agree(self, what: str, due: bool) -> tuple[int, bool]:
-        """Return the largest stop request of all ranks, and whether one wants to save, as far as they are read by now;
-        of quick steps several pass between two exchanges."""
+        """Return the largest stop request of all ranks, and whether one wants to save, as far as they are read by now:
+        a step after they were told. Of quick steps several pass between two exchanges."""
         self._every, self._what = self._every if what == self._what else 1, what
         self._turns += 1
-        if self._turns < self._every:
-            return 0, False
-        own = [float(self._request.number), float(due), self._pace()]
-        told, self._told = self._told, None
-        found = told.numbers() if told else [0.0, 0.0, 0.0]
-        if self._at_once or found[2] >= LONG:
-            found = [max(pair) for pair in zip(found, Told(own).numbers(), strict=True)]
-            self._at_once = self._alone or found[2] >= LONG
-        else:
-            stop, save, seconds = own
-            self._told = Told([stop, save * (not found[1]), seconds])  # which is being saved now
-        # By what all ranks have read, so that each comes to the same step.
-        self._every = 1 if self._alone or not found[2] else max(1, min(MOST, int(QUICK / found[2])))
+        found = [0.0, 0.0, 0.0]
+        if self._told is not None:
+            found, self._told = self._told.numbers(), None
+            self._spread(found[2])
+        if self._turns >= self._every:
+            stop, save, seconds = float(self._request.number), float(due), self._pace()
+            if self._at_once or found[2] >= LONG:
+                found = [max(pair) for pair in zip(found, Told([stop, save, seconds]).numbers(), strict=True)]
+                self._at_once = self._alone or found[2] >= LONG
+                self._spread(found[2])
+            else:
+                self._told = Told([stop, save * (not found[1]), seconds])  # which is being saved now
         return int(found[0]), bool(found[1])
+
+    def _spread(self, seconds: float) -> None:
+        """Set how many steps pass from one exchange to the next, by what all ranks have read, so that each comes to the
+        same: the most `seconds` that any of them told a step to take."""
+        self._every = 1 if self._alone or not seconds else max(1, min(MOST, int(QUICK / seconds)))
 
     def _pace(self) -> float:
         """Return the seconds of a step since this was asked last."""
