@@ -173,3 +173,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def sizes_below(directory: Path) -> dict[str, int]:
+    """Return every file below `directory` by its relative name, in order, with its size in bytes."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): path.stat().st_size for path in files}

@@ -41,10 +41,9 @@ def test_a_stopped_rank_is_named_and_a_slow_one_is_not(tiny: Path, tmp_path: Pat
     last = done.stderr.splitlines()[-1]
     assert re.match(r"unsloth-accel: rank 1 hangs: stopped \(SIGSTOP\) for \d+ s, after step \d+, last seen in ", last)
     assert "; rank 0 is in " in last
-    newest = re.search(r"The last whole checkpoint is (checkpoint-\d+); ", last)
+    newest = re.search(r"; (checkpoint-\d+) is whole: go on with training\.resume=true\.$", last)
     assert newest is not None
     assert (out / newest[1] / "unsloth_accel.json").is_file()
-    assert last.endswith("Fix: launch again with training.resume=true.")
     assert "Traceback" not in done.stderr
 
     stacks = {rank: (out / "logs" / f"rank-{rank}.stacks").read_text(encoding="utf-8") for rank in (0, 1)}
@@ -76,11 +75,11 @@ def test_a_rank_that_hangs_in_a_users_script(kind: str, told: str, stack: str, t
     out = tmp_path / "out"
     done = accelerate_launch("--config_file", CPU_DDP, SCRIPTS / "hang_in_a_script.py", out, kind, forked=True)
     assert done.returncode == 1, done.stdout + done.stderr
-    ends = [line for line in done.stderr.splitlines() if "The last whole checkpoint is checkpoint-" in line]
+    ends = [line for line in done.stderr.splitlines() if " is whole: go on with resume_from_checkpoint=True." in line]
     assert len(ends) == 1, done.stderr
     assert re.search(told, ends[0]), ends[0]
     assert {path.name.partition("-")[0] for path in out.iterdir()} == {"checkpoint"}, "nothing of ours beside them"
-    (place,) = re.findall(r"the stacks of all ranks are in (\S+)/rank-\*.stacks", ends[0])
+    (place,) = re.findall(r"The stacks of all ranks are in (\S+)/rank-\*.stacks", ends[0])
     written = {path.name: path.read_text(encoding="utf-8") for path in Path(place).glob("rank-*.stacks")}
     assert written.keys() == {"rank-0.stacks", "rank-1.stacks"}
     assert f" {stack}\n" in written["rank-1.stacks"]

@@ -6,7 +6,7 @@ import pytest
 from conftest import write_yaml
 
 from unsloth_accel.artifacts.run_directory import RunDirectory
-from unsloth_accel.callbacks.watch_ranks import how_to_go_on
+from unsloth_accel.callbacks.watch_ranks import after_a_hang
 from unsloth_accel.launch.after_hang import debugging
 
 SETS = {"UNSLOTH_DEBUG_DISTRIBUTED", "TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"}
@@ -54,8 +54,6 @@ def test_only_a_launch_that_goes_on_does_so_and_says_it(
 
 
 def test_a_run_that_hung_says_how_it_goes_on(tmp_path: Path) -> None:
-    said = how_to_go_on(tmp_path, tmp_path / "logs", "launch again")
-    assert said == (
-        f"There is no whole checkpoint; the stacks of all ranks are in {tmp_path}/logs/rank-*.stacks. "
-        "Fix: launch again."
-    )
+    said = after_a_hang(tmp_path, tmp_path / "logs")
+    stacks = f"The stacks of all ranks are in {tmp_path}/logs/rank-*.stacks"
+    assert said == f"{stacks}; there is no whole checkpoint."

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -395,14 +396,16 @@ def test_a_rank_trains_only_what_it_was_launched_with(
 # From here on with real launches.
 
 
-def end_all(file: Path) -> None:
-    """End whatever has `file`'s directory on its command line: launchers, and ranks that one has left."""
+def end_all(file: Path, *suspended: psutil.Process) -> None:
+    """End what is `suspended`, and whatever has `file`'s directory on its command line: launchers, and ranks that one
+    has left."""
     own = {os.getpid(), *(one.pid for one in psutil.Process().parents())}
     others = [one for one in psutil.process_iter(["cmdline"]) if one.pid not in own]
     left = [one for one in others if any(word.startswith(str(file.parent)) for word in one.info["cmdline"] or ())]
-    for process in left:
-        process.kill()
-    psutil.wait_procs(left, timeout=20)
+    for process in (*suspended, *left):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs([*suspended, *left], timeout=20)
 
 
 def until_a_checkpoint(out: Path, launcher: subprocess.Popen[bytes], seconds: float = 120) -> None:
@@ -439,6 +442,7 @@ def test_two_launches_into_one_directory(tiny: Path, tmp_path: Path) -> None:
 
     with fork_server.forked():
         first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, **place)
+    below: list[psutil.Process] = []
     try:
         until_a_checkpoint(out, first)
         files = RunDirectory(out)
@@ -452,8 +456,9 @@ def test_two_launches_into_one_directory(tiny: Path, tmp_path: Path) -> None:
         bare = accelerate_launch("--config_file", files.accelerate_yaml, *words, forked=True)
         assert bare.returncode != 0
         assert f"is written by the launch of process {first.pid}" in bare.stderr
-        for rank in psutil.Process(first.pid).children(recursive=True):
-            rank.suspend()  # else they may have ended before the next launch looks
+        below += psutil.Process(first.pid).children(recursive=True)
+        for process in below:
+            process.suspend()  # else they may have ended before the next launch looks
         first.kill()
         first.wait()
         orphaned = launched("training.overwrite=true")
@@ -462,7 +467,7 @@ def test_two_launches_into_one_directory(tiny: Path, tmp_path: Path) -> None:
         assert files.planned_yaml.read_bytes() == described
         assert {path: path.read_bytes()[:200] for path in logs} == logs, "none of them was begun anew"
     finally:
-        end_all(file)
+        end_all(file, *below)
         first.wait()
     last = launched("training.overwrite=true", "training.max_steps=1")
     assert last.returncode == 0, last.stdout + last.stderr

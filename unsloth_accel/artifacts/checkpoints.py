@@ -15,7 +15,7 @@ from typing import Any
 
 from ..config.start_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..errors import ConfigError
-from ..files import read_json
+from ..files import read_json, sizes_below
 from ..models.safetensors_header import read_header
 from .run_directory import RunDirectory, step_of
 from .unsafe_files import INDEX, index_fault
@@ -122,8 +122,7 @@ def is_finished(directory: str | Path) -> bool:
 
 def files_of(path: Path) -> dict[str, int]:
     """Every file below a checkpoint by its relative name, with its size in bytes; the record itself is left out."""
-    found = {file.relative_to(path).as_posix(): file.stat().st_size for file in path.rglob("*") if file.is_file()}
-    return {name: size for name, size in sorted(found.items()) if name != RECORD}
+    return {name: size for name, size in sizes_below(path).items() if name != RECORD}
 
 
 def _state_fault(checkpoint: Checkpoint) -> str | None:

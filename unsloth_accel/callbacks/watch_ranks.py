@@ -14,13 +14,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from ..artifacts.checkpoints import checkpoints
 from ..artifacts.run_directory import RunDirectory
 from ..files import this_machine
 from .hang_stacks import Stacks
 from .heartbeat import Heartbeat, begin, own, process_state, read_beat
 from .rank_log import RankLog
-from .stop_request import REQUEST
+from .stop_request import REQUEST, to_go_on
 from .watchdog import Watchdog
 
 _PLACE = "unsloth-accel-ranks-"
@@ -39,7 +38,7 @@ def watch_run(files: RunDirectory, log: RankLog, world: int, hang_after: float |
     `aloud` says that the launcher doesn't tell how the run ended.
     """
     if hang_after != 0:
-        advice = functools.partial(how_to_go_on, files.path, files.logs, "launch again with training.resume=true")
+        advice = functools.partial(after_a_hang, files.path, files.logs)
         _begin(files, log, world, hang_after, advice, whole_run=True, aloud=aloud)
 
 
@@ -52,10 +51,9 @@ def watch_script(output_dir: str, rank: int, world: int, hang_after: float | Non
     global _of_script
     if hang_after == 0:  # also where an earlier Trainer of the script is watched
         return None
-    resume = "go on with trainer.train(resume_from_checkpoint=True)"
     if _of_script is not None:
         _of_script.hang_after = hang_after
-        _of_script.advice = functools.partial(how_to_go_on, output_dir, _of_script.files.logs, resume)
+        _of_script.advice = functools.partial(after_a_hang, output_dir, _of_script.files.logs)
     if own() is not None or world == 1:
         return own()
     place = Path(tempfile.gettempdir(), f"{_PLACE}{os.getuid()}-{os.getppid()}")
@@ -68,7 +66,7 @@ def watch_script(output_dir: str, rank: int, world: int, hang_after: float | Non
         _tell_unwatched(rank, error)
         return None
     files = RunDirectory(place)
-    advice = functools.partial(how_to_go_on, output_dir, files.logs, resume)
+    advice = functools.partial(after_a_hang, output_dir, files.logs)
     atexit.register(_remove_empty, files.logs, files.errors, place)
     _of_script = _begin(files, RankLog(None, rank), world, hang_after, advice, whole_run=False, aloud=True)
     REQUEST.know(output_dir)
@@ -116,13 +114,9 @@ def _tell_unwatched(rank: int, error: OSError) -> None:
         print(f"unsloth_accel: warning: {told}", file=sys.stderr, flush=True)
 
 
-def how_to_go_on(output_dir: str | Path, logs: Path, resume: str) -> str:
-    """Say what a run that hung has left in `output_dir` and in its `logs`, and how it goes on, which is `resume`."""
-    stacks = f"the stacks of all ranks are in {logs}/rank-*.stacks"
-    newest = checkpoints(output_dir)[-1:]
-    if not newest:
-        return f"There is no whole checkpoint; {stacks}. Fix: launch again."
-    return f"The last whole checkpoint is {newest[0].name}; {stacks}. Fix: {resume}."
+def after_a_hang(output_dir: str | Path, logs: Path) -> str:
+    """Say what a run that hung has left in its `logs` and in `output_dir`, and how it goes on."""
+    return f"The stacks of all ranks are in {logs}/rank-*.stacks; {to_go_on(output_dir)}."
 
 
 def _remove_left(place: Path) -> None:

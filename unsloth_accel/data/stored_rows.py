@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import read_json, replacing_directory, unfinished, write_atomically
+from ..files import read_json, replacing_directory, sizes_below, unfinished, write_atomically
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,7 +40,7 @@ def stored(place: Path, make: Callable[[], tuple[Dataset, dict[str, Any]]]) -> t
             rows, report = make()
             with replacing_directory(place) as directory:
                 rows.save_to_disk(str(directory / _ROWS))
-                values = {**report, "files": _sizes(directory)}
+                values = {**report, "files": sizes_below(directory / _ROWS)}
                 write_atomically(directory / REPORT, json.dumps(values))
             found = _read(place)
     if found is None:
@@ -53,14 +53,9 @@ def _read(place: Path) -> tuple[Dataset, dict[str, Any]] | None:
     from datasets import load_from_disk
 
     report = read_json(place / REPORT)
-    if not report or report.pop("files", None) != _sizes(place):
+    if not report or report.pop("files", None) != sizes_below(place / _ROWS):
         return None
     try:
         return load_from_disk(str(place / _ROWS)), report
     except Exception:  # of as many bytes, and not those that were written: arrow raises its own kinds
         return None
-
-
-def _sizes(directory: Path) -> dict[str, int]:
-    files = sorted(path for path in (directory / _ROWS).rglob("*") if path.is_file())
-    return {path.relative_to(directory).as_posix(): path.stat().st_size for path in files}
