@@ -74,7 +74,12 @@ def test_both_languages_give_the_same_commands() -> None:
 
 @pytest.mark.parametrize(
     "file",
-    ["README.md", "CONTRIBUTING.md", DETAILS, *(f"docs/{name}.md" for name in ("plan", "run", "script", "verify"))],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        DETAILS,
+        *(f"docs/{name}.md" for name in ("install", "notebook-to-two-gpus", "plan", "run", "script", "verify")),
+    ],
 )
 def test_every_command_exists(file: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
