@@ -61,7 +61,13 @@ def positive(text: str) -> int:
 
 def run_from_words(words: Sequence[str]) -> RunConfig:
     """The run that a YAML file and overrides describe, in any order; data and output_dir may be missing."""
-    from ..config.read_run import is_override, load
+    return checked_from_words(words)[0]
+
+
+def checked_from_words(words: Sequence[str], hardware: Hardware | None = None) -> tuple[RunConfig, list[Problem]]:
+    """The run that `run_from_words` reads, and what the rules find in its settings, with `hardware` if it is known."""
+    from ..config.read_run import is_override
+    from ..validation.run_checks import checked_run
 
     overrides = [word for word in words if is_override(word)]
     files = [word for word in words if not is_override(word)]
@@ -71,7 +77,7 @@ def run_from_words(words: Sequence[str]) -> RunConfig:
     if not words:
         fix = "give a RUN.yaml, or model.name=… batch.global_size=…"
         raise ConfigError(Problem(key="RUN.yaml", consequence="there is no run to plan.", fix=fix))
-    return load(files[0] if files else None, overrides, to_plan=True)
+    return checked_run(files[0] if files else None, overrides, to_plan=True, hardware=hardware)
 
 
 def wide_console() -> Console:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..artifacts.run_directory import PLANNED_YAML
-from ..errors import ConfigError, Problem
-from .options import add_hardware, add_run, chosen_hardware, command_parser, run_from_words, wide_console
+from ..errors import ConfigError, Problem, raise_errors
+from .options import add_hardware, add_run, checked_from_words, chosen_hardware, command_parser, wide_console
 
 if TYPE_CHECKING:
     from ..planning.plan import Plan
@@ -41,10 +42,15 @@ def run(words: Sequence[str]) -> int:
     asked = parser().parse_intermixed_args(words)
     from ..capabilities.probe import here
     from ..planning import planner
+    from ..validation.run_checks import told_with
 
-    description = run_from_words(asked.words)
     hardware = chosen_hardware(asked)
-    made = planner.plan(description, hardware, capabilities=here(), elsewhere=asked.hardware is not None)
+    description, problems = checked_from_words(asked.words, hardware)
+    with told_with(problems):
+        made = planner.plan(description, hardware, capabilities=here(), elsewhere=asked.hardware is not None)
+    raise_errors(problems)
+    for problem in problems:
+        print(problem, file=sys.stderr)
     if asked.write is not None:
         if not asked.write:
             fix = "--write runs/my-run"

@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..errors import ConfigError, Problem, first_line, nearest, raise_errors, yaml_fault
-from ..methods import METHODS, USUAL_METHOD
+from ..errors import ConfigError, Problem, close_match, first_line, nearest, raise_errors, yaml_fault
+from ..methods import METHODS, USUAL_METHOD, Method
 from ..secret import marked, plain, shown, shown_word
 from ..strategies import STRATEGIES
+from .other_names import belongs, gone
 from .row_formats import FIELDS, FORMATS, OPTIONAL
 from .run_config import IF_ANY, OWN_TRAINING_KEYS, RunConfig
 from .start_adapter import Adapter, find_adapter
@@ -77,6 +78,7 @@ _POSITIVE = (
 )
 MOST = 2**31
 _PATIENCE = "training.early_stopping_patience"
+_EVALUATE = ("training.eval_strategy", "training.do_eval", "training.eval_on_start")
 _REQUIRED = ("model.name", "data.path", "output_dir")
 _MAPPINGS = ("training", "data.columns")
 """Sections whose keys are not fixed."""
@@ -94,6 +96,12 @@ def load(path: str | Path | None, overrides: Sequence[str] = (), *, to_plan: boo
     Raises `ConfigError` with every problem found: a file that can't be read, unknown keys (with the nearest known
     one), wrong types, missing required keys, values outside their choices.
     """
+    return from_dict(given(path, overrides), to_plan=to_plan)
+
+
+def given(path: str | Path | None, overrides: Sequence[str] = ()) -> DictConfig:
+    """Return what a run's YAML, if any, and `key=value` overrides say, unchecked; raises `ConfigError` where they can't
+    be read."""
     given = OmegaConf.create({}) if path is None else _read_yaml(Path(path))
     for override in overrides:
         if not is_override(override):
@@ -105,7 +113,7 @@ def load(path: str | Path | None, overrides: Sequence[str] = (), *, to_plan: boo
             fix = "quote the value or correct it"
             consequence = f"{first_line(error)}."
             raise ConfigError(Problem(key=shown_word(override), consequence=consequence, fix=fix)) from None
-    return from_dict(given, to_plan=to_plan)
+    return given
 
 
 def from_dict(given: DictConfig | dict[str, Any], *, to_plan: bool = False) -> RunConfig:
@@ -188,7 +196,7 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
         name = f"{prefix}{key}"
         tell = partial(_tell, problems, name)
         if str(key) not in known:
-            tell(None, "unknown key.", nearest(str(key), known, prefix), "run-unknown-key")
+            tell(None, "unknown key.", _unknown_fix(str(key), values._get_node(key), known, prefix), "run-unknown-key")
             continue
         try:
             value = values[key]
@@ -212,6 +220,18 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
             schema[key] = {} if name in _MAPPINGS and value is None else value
         except OmegaConfBaseException:
             _tell_wrong_type(problems, name, value, kind)
+
+
+def _unknown_fix(key: str, value: Any, known: Iterable[str], prefix: str, method: Method | None = None) -> str:
+    """Return a fix for a key that its section doesn't have: its new name, the section that has it, or the nearest."""
+    method = method or METHODS[USUAL_METHOD]
+    fields = {**training_fields(method.config_sources), **OWN_TRAINING_KEYS}
+    if told := gone(key, value._value() if isinstance(value, Node) else value):
+        return told
+    if place := belongs(key, fields, _ELSEWHERE | dict(method.elsewhere)):
+        return f"did you mean {place}?"
+    near = None if close_match(key, known) else close_match(key, fields)
+    return f"did you mean training.{near}?" if near and not prefix else nearest(key, known, prefix)
 
 
 def _reference_fix(values: DictConfig, key: Any) -> str:
@@ -261,7 +281,7 @@ def _check_training(schema: DictConfig) -> list[Problem]:
         elif key not in known:
             if len(known) > len(OWN_TRAINING_KEYS):  # otherwise TRL is not installed and nothing is known
                 consequence = f"unknown key: {method.config_name} has no such field."
-                tell(None, consequence, nearest(key, known, "training."), "run-unknown-key")
+                tell(None, consequence, _unknown_fix(key, value, known, "training.", method), "run-unknown-key")
         elif not accepts(known[key], OmegaConf.to_container(value) if OmegaConf.is_config(value) else value):
             _tell_wrong_type(problems, f"training.{key}", value, type_name(known[key]))
     return problems
@@ -289,6 +309,11 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
             wrong(key, value, f"is beyond {MOST}, which no run needs.", "give less")
         if isinstance(value, int | float) and value < 1:
             wrong(key, value, "must be at least 1.", "give 1 or more")
+    reporters = given("logging.report_to")
+    listed = list(reporters) if isinstance(reporters, ListConfig) else [reporters]
+    if not listed or not all(isinstance(name, str) for name in listed):
+        fix = "none, or [tensorboard, wandb]"
+        wrong("logging.report_to", reporters, "must be a reporter's name, or a list of names.", fix, "run-wrong-type")
     seconds = given("logging.hang_after")
     if seconds is not None and seconds != 0 and not 5 <= seconds <= MOST:
         fix = "give 5 or more, 0 to watch for no hang, or null"
@@ -303,7 +328,7 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
     if modules != "all-linear" and not names and not (adapter and adapter.trains(modules)):  # whose may be a pattern
         wrong("lora.target_modules", modules, "unknown value.", "all-linear, or a list such as [q_proj, v_proj]")
     if given("data.eval_path") is None:
-        for key in ("evaluation.exact_match", "training.eval_strategy", "training.do_eval", _PATIENCE):
+        for key in ("evaluation.exact_match", *_EVALUATE, _PATIENCE):
             if given(key) not in (None, False, "no"):
                 consequence = "needs held-out rows, and data.eval_path names none."
                 wrong(key, given(key), consequence, "set data.eval_path", "run-needs-eval-rows")

@@ -137,8 +137,9 @@ class EvaluationConfig:
 
 @dataclass
 class LoggingConfig:
-    report_to: str = "none"
-    """Experiment tracker: `none`, `tensorboard`, `wandb`, `trackio`, …, one of the Trainer's own integrations."""
+    report_to: Any = "none"
+    """Experiment tracker, or a list of them: `none`, `tensorboard`, `wandb`, `trackio`, …, the Trainer's own
+    integrations."""
     progress: bool = True
     """Show the progress bar (on rank 0)."""
     rank_sync_steps: int = 100

@@ -1,18 +1,18 @@
 """The fields of a method's config, such as TRL's SFTConfig, and their types, read without importing it.
 
-Importing TRL takes seconds, starts torch and must not happen before `import unsloth`. Reading the class bodies with
-`ast` takes milliseconds, so a misspelt training field is found before any process starts.
+Their classes are read as source (`installed_source`), so that a misspelt field is found before any process starts.
 """
 
 from __future__ import annotations
 
 import ast
 import functools
-import importlib.util
 import types
 import typing
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
+
+from .installed_source import class_body, literals
 
 CHECKPOINTING_FIELDS = ("gradient_checkpointing", "activation_checkpointing")
 """Name of the gradient-checkpointing field, and its new name from transformers 5.23 on. The old one stays until 6, and
@@ -29,12 +29,9 @@ def training_fields(sources: tuple[str, ...]) -> dict[str, Any]:
     """
     fields: dict[str, Any] = {}
     for source in sources:
-        place, _, class_name = source.partition(":")
-        path = _installed(place)
-        if path is None:
+        body = class_body(source)
+        if not body:
             return {}
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        body = next((node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name), [])
         for node in body:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 if "ClassVar" not in ast.unparse(node.annotation):
@@ -42,20 +39,17 @@ def training_fields(sources: tuple[str, ...]) -> dict[str, Any]:
     return {name: kind for name, kind in fields.items() if not name.startswith("_")}
 
 
+@functools.cache
+def field_options(sources: tuple[str, ...], option: str) -> Mapping[str, Any]:
+    """Return the `option` (`default`, or `choices`) of every field that `sources` declare with a plain one; a class
+    that changes it comes after its base."""
+    return {name: value for source in sources for name, value in literals(class_body(source), option)}
+
+
 def checkpointing_fields(sources: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names of `CHECKPOINTING_FIELDS` that the installed config has."""
     known = training_fields(sources)
     return tuple(name for name in CHECKPOINTING_FIELDS if name in known) or CHECKPOINTING_FIELDS[:1]
-
-
-def _installed(place: str) -> Path | None:
-    """Return the path of `package/file.py`, or `module.py`, where Python would find it."""
-    package, _, file = place.partition("/")
-    spec = importlib.util.find_spec(package.removesuffix(".py"))
-    if spec is None or spec.origin is None:
-        return None
-    path = Path(spec.origin).parent / file if file else Path(spec.origin)
-    return path if path.is_file() else None
 
 
 def _simple_type(node: ast.expr) -> Any:

@@ -31,6 +31,7 @@ from ..strategies import STRATEGIES, choosable
 from ..validation.inputs import input_problems, output_problems, room_problems, taken_problems
 from ..validation.push_checks import push_problems
 from ..validation.rules import Context, check_document, read_document
+from ..validation.run_checks import checked_run, told_with
 from .after_hang import debugging
 from .arguments import Request, own_overrides, parse
 from .run_accelerate import Launch, parse_arguments, run_accelerate
@@ -44,17 +45,14 @@ def for_run(request: Request, hardware: Hardware) -> tuple[Launch, Plan, list[Pr
     """
     assert request.run_yaml is not None
     flags, overrides = own_overrides(request.accelerate_flags)
-    run = load(request.run_yaml, [*request.overrides, *overrides])
-    problems = [_on_the_command_line(word) for word in request.overrides if shown_word(word) != word]
+    run, problems = checked_run(request.run_yaml, [*request.overrides, *overrides], hardware=hardware)
+    problems += [_on_the_command_line(word) for word in request.overrides if shown_word(word) != word]
     run = resume_if_any.decided(run)
     if any(word.startswith("distributed.num_processes=") for word in overrides):
         run = _with_fitting_strategy(run)
     problems += run_problems(run)
-    try:
+    with told_with(problems):
         decided = plan(run, hardware, capabilities=here())
-    except ConfigError as error:
-        told = {problem.key for problem in errors(problems)}
-        raise ConfigError([*(p for p in error.problems if p.key not in told), *errors(problems)]) from None
     problems += plan_problems(decided)
     command = launch_of(decided, flags)
     if flags:
@@ -196,7 +194,11 @@ def finished(request: Request) -> RunDirectory | None:
     if request.run_yaml is None:
         return None
     _, overrides = own_overrides(request.accelerate_flags)
-    return done_by(load(request.run_yaml, [*request.overrides, *overrides]))
+    try:
+        run = load(request.run_yaml, [*request.overrides, *overrides])
+    except ConfigError:  # told together with all the rest
+        return None
+    return done_by(run)
 
 
 def done_by(run: RunConfig) -> RunDirectory | None:

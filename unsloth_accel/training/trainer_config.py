@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config.run_config import KEPT_CHECKPOINTS, RunConfig
+from ..config.run_config import RunConfig
 from ..config.trainer_fields import checkpointing_fields
+from ..config.trainer_settings import given_fields
 from ..errors import ConfigError, Problem
 from ..methods import Method
 from ..registry import imported
@@ -20,12 +21,8 @@ def trainer_config(run: RunConfig, method: Method, own: dict[str, Any]) -> Any:
     """
     checkpointing = bool(CHECKPOINTING[run.model.gradient_checkpointing])
     fields = {
-        "logging_steps": 1,
-        **_saving(run),
-        # Real tokens over all ranks, for tokens per second (adapters.token_count).
-        "include_num_input_tokens_seen": "non_padding",
         # Elsewhere than in a field of its own no secret is of use to the Trainer, and trackers would write it down.
-        **{key: value if is_secret(key) else shown(value) for key, value in run.trainer_fields().items()},
+        **{key: value if is_secret(key) else shown(value) for key, value in given_fields(run).items()},
         **own,
         "output_dir": run.output_dir,
         "push_to_hub": False,  # adapters.pushing does it
@@ -33,8 +30,6 @@ def trainer_config(run: RunConfig, method: Method, own: dict[str, Any]) -> Any:
         "report_to": run.logging.report_to,
         "disable_tqdm": True,
     }
-    if run.data.eval_path:
-        fields.setdefault("per_device_eval_batch_size", 2 * fields["per_device_train_batch_size"])
     if run.distributed.device == "cpu":
         fields["use_cpu"] = True
     try:
@@ -43,9 +38,3 @@ def trainer_config(run: RunConfig, method: Method, own: dict[str, Any]) -> Any:
         fix = "correct the field of `training` that it names"
         consequence = f"{method.config_name} refuses it: {error}"
         raise ConfigError(Problem(key="training", consequence=consequence, fix=fix)) from None
-
-
-def _saving(run: RunConfig) -> dict[str, Any]:
-    """Return when checkpoints are written where the run doesn't say it: by the clock (`callbacks.StepAgreement`)."""
-    strategy = {} if "save_steps" in run.training else {"save_strategy": "no"}  # the Trainer's own is steps
-    return strategy | ({"save_total_limit": KEPT_CHECKPOINTS} if run.save_minutes else {})

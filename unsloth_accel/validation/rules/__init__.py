@@ -18,7 +18,11 @@ from . import (  # noqa: F401  (each registers its rules)
     other_systems,
     pair,
     process_count,
+    run_evaluation,
     run_file,
+    run_numbers,
+    run_reporters,
+    run_words,
     sections,
     top_level,
 )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
 
 from ...errors import ConfigError, Problem
 from ...strategies import STRATEGIES, Strategy, usual
 from .document import Document, Finding, Repair, is_whole
 from .rule_registry import add_rule, rule
+from .run_settings import given
 
 
 def _refused_by_the_reader(id: str, happens: str, reference: str) -> None:
@@ -18,14 +20,15 @@ def _refused_by_the_reader(id: str, happens: str, reference: str) -> None:
 
 def _refused(config: Document, rule_id: str) -> Iterator[Finding]:
     """Yield what `read_run` says under this rule, with the line."""
-    if config.found:
-        return  # the reader's word comes first
+    if config.found or not config.text:
+        return  # the reader's word comes first; what has no text has been read
     for problem in _problems(config.text):
         if problem.rule == rule_id:
-            near = problem.fix.removeprefix("did you mean ").removesuffix("?").split(".")[-1]
-            unknown = rule_id == "run-unknown-key" and problem.fix.startswith("did you mean ")
-            taken = f"{problem.key.rpartition('.')[0]}.{near}".lstrip(".") in config.places
-            repair = Repair(kind="rename", key=problem.key, value=near if unknown and not taken else None)
+            section = problem.key.rpartition(".")[0]
+            meant = re.match(r"did you mean ([\w.]+)\?", problem.fix) if rule_id == "run-unknown-key" else None
+            near = meant[1] if meant and meant[1].rpartition(".")[0] == section else None
+            taken = near is None or near in config.places
+            repair = Repair(kind="rename", key=problem.key, value=None if taken else str(near).split(".")[-1])
             yield config.problem(problem.key, problem.consequence, problem.fix, repair)
 
 
@@ -111,12 +114,45 @@ def _asked(config: Document) -> Strategy | None:
 
 @rule("run-two-precisions", on=("run",))
 def run_two_precisions(config: Document) -> Iterator[Finding]:
-    """TrainingArguments refuse it in every process: "At most one of fp16 and bf16 can be True".
+    """TrainingArguments refuse it in every process: "At most one of fp16 and bf16 can be True", also for evaluations.
 
-    Reference: transformers/training_args.py: TrainingArguments.__post_init__.
+    Reference: transformers/training_args.py: TrainingArguments._validate_args.
     """
-    if config.get("training.bf16") is True and config.get("training.fp16") is True:
-        yield config.problem("training.fp16", "bf16 and fp16 are both on; every process fails.", "turn one of them off")
+    for suffix in ("", "_full_eval"):
+        if config.get(f"training.bf16{suffix}") is True and config.get(f"training.fp16{suffix}") is True:
+            key = f"training.fp16{suffix}"
+            yield config.problem(key, f"bf16{suffix} and fp16{suffix} are both on; every process fails.", "remove it")
+
+
+@rule("run-data-loader", on=("run",))
+def run_data_loader(config: Document) -> Iterator[Finding]:
+    """What is for the data loader's own processes needs some: torch and transformers refuse it without.
+
+    Reference: transformers/training_args.py: "--dataloader_prefetch_factor can only be set when data is loaded in a
+    different process"; torch/utils/data/dataloader.py: "persistent_workers option needs num_workers > 0".
+    """
+    values = given(config)
+    if values.get("dataloader_num_workers"):
+        return
+    for name in ("prefetch_factor", "persistent_workers", "multiprocessing_context"):
+        if values.get(f"dataloader_{name}") not in (None, False):
+            consequence = "is for loader processes, and dataloader_num_workers is 0; every process fails."
+            yield config.problem(f"training.dataloader_{name}", consequence, "training.dataloader_num_workers: 2")
+
+
+@rule("run-tf32", on=("run",))
+def run_tf32(config: Document) -> Iterator[Finding]:
+    """TF32 is for NVIDIA GPUs from Ampere on; elsewhere TrainingArguments fail in every process.
+
+    Reference: transformers/training_args.py: "--tf32 requires Ampere or a newer GPU arch".
+    """
+    hardware = config.context.hardware
+    cards = hardware.devices if hardware else ()
+    old = bool(hardware) and not all(card.compute_capability >= (8, 0) for card in cards if card.compute_capability)
+    on_cpu = config.get("distributed.device") == "cpu" or (bool(hardware) and not cards)
+    if config.get("training.tf32") is True and (on_cpu or old):
+        consequence = "needs an NVIDIA GPU from Ampere on; every process fails."
+        yield config.problem("training.tf32", consequence, "remove it", Repair(kind="remove", key="training.tf32"))
 
 
 @rule("run-fp16-on-cpu", on=("run",))
@@ -167,55 +203,6 @@ def run_static_graph(config: Document) -> Iterator[Finding]:
         yield config.problem(key, consequence, f"remove it, or {accumulation}: 1")
 
 
-@rule("run-load-best", on=("run",))
-def run_load_best(config: Document) -> Iterator[Finding]:
-    """load_best_model_at_end needs the same strategy, and save_steps a multiple of eval_steps, or TrainingArguments
-    fail in every process.
-
-    Reference: transformers/training_args.py: TrainingArguments.__post_init__, "requires the save and eval strategy to
-    match".
-    """
-    if config.get("training.load_best_model_at_end") is not True:
-        return
-    save, evaluate = _strategy(config, "save_strategy", "steps"), _strategy(config, "eval_strategy", "no")
-    if save != evaluate and save != "best":
-        consequence = f"save_strategy is {save} and eval_strategy is {evaluate}; every process fails."
-        fix = "give training.eval_strategy and training.save_strategy the same word"
-        yield config.problem("training.load_best_model_at_end", consequence, fix)
-    steps, every = config.get("training.save_steps"), config.get("training.eval_steps")
-    if save == evaluate == "steps" and is_whole(steps) and is_whole(every) and every > 0 and steps % every:
-        consequence = f"is not a multiple of eval_steps, {every}; every process fails."
-        yield config.problem("training.save_steps", consequence, f"training.save_steps: {(steps // every + 1) * every}")
-
-
-def _strategy(config: Document, name: str, default: str) -> str:
-    value = config.get(f"training.{name}", default)
-    return "no" if value is False else str(value)
-
-
-@rule("run-best-metric", on=("run",))
-def run_best_metric(config: Document) -> Iterator[Finding]:
-    """save_strategy: best needs metric_for_best_model; without it the Trainer raises in every process.
-
-    Reference: transformers/trainer.py: Trainer.__init__, "`args.metric_for_best_model` must be provided".
-    """
-    best = config.get("training.save_strategy") == "best"
-    if best and not config.get("training.metric_for_best_model") and not config.get("training.load_best_model_at_end"):
-        fix = "training.metric_for_best_model: loss"
-        yield config.problem("training.save_strategy", "needs metric_for_best_model; every process fails.", fix)
-
-
-@rule("run-plateau-needs-evaluation", on=("run",))
-def run_plateau_needs_evaluation(config: Document) -> Iterator[Finding]:
-    """reduce_lr_on_plateau watches the evaluation; without one TrainingArguments fail in every process.
-
-    Reference: transformers/training_args.py: TrainingArguments.__post_init__, "requires an eval strategy".
-    """
-    key = "training.lr_scheduler_type"
-    if config.get(key) == "reduce_lr_on_plateau" and _strategy(config, "eval_strategy", "no") == "no":
-        yield config.problem(key, "needs an evaluation; every process fails.", "training.eval_strategy: steps")
-
-
 @rule("run-save-only-model", "warning", on=("run",))
 def run_save_only_model(config: Document) -> Iterator[Finding]:
     """Checkpoints without optimizer, scheduler and random state: a resumed run starts them anew and goes another way.
@@ -233,7 +220,7 @@ def run_steps_and_epochs(config: Document) -> Iterator[Finding]:
 
     Reference: transformers/training_args.py: TrainingArguments.max_steps, "Overrides `num_train_epochs`".
     """
-    steps = config.get("training.max_steps")
+    steps = given(config).get("max_steps")
     if is_whole(steps) and steps > 0 and config.get("training.num_train_epochs") is not None:
         consequence = f"is ignored: training.max_steps is {steps}."
         yield config.problem("training.num_train_epochs", consequence, "keep one of the two")

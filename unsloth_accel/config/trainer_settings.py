@@ -1,0 +1,39 @@
+"""The settings that a run's trainer has: what `training` gives, our defaults, and those of the method's config.
+
+The processes make their config of `given_fields`, and every check before them reads the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..methods import METHODS, USUAL_METHOD
+from .run_config import KEPT_CHECKPOINTS, RunConfig
+from .trainer_fields import field_options
+
+_OWN: dict[str, Any] = {
+    "logging_steps": 1,
+    # Real tokens over all ranks, for tokens per second (adapters.token_count).
+    "include_num_input_tokens_seen": "non_padding",
+}
+
+
+def given_fields(run: RunConfig) -> dict[str, Any]:
+    """Return the fields of the trainer's config that `run` gives, with our own defaults."""
+    fields = _OWN | _saving(run) | run.trainer_fields()
+    if run.data.eval_path and "per_device_train_batch_size" in fields:
+        fields.setdefault("per_device_eval_batch_size", 2 * fields["per_device_train_batch_size"])
+    return fields
+
+
+def settings(run: RunConfig) -> dict[str, Any]:
+    """Return the value of every field of the trainer's config, as the processes will have it; without those whose
+    default code decides, and only what `run` gives where the config's package is not installed."""
+    method = METHODS.get(run.method) or METHODS[USUAL_METHOD]
+    return {**field_options(method.config_sources, "default"), **given_fields(run)}
+
+
+def _saving(run: RunConfig) -> dict[str, Any]:
+    """Return when checkpoints are written where the run doesn't say it: by the clock (`callbacks.StepAgreement`)."""
+    strategy = {} if "save_steps" in run.training else {"save_strategy": "no"}  # the Trainer's own is steps
+    return strategy | ({"save_total_limit": KEPT_CHECKPOINTS} if run.save_minutes else {})

@@ -1,0 +1,62 @@
+"""The settings that a run's processes will have, as rules read them: what is given, our defaults, and the config's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ...config.run_config import OWN_TRAINING_KEYS, DataConfig, RunConfig
+from ...config.trainer_fields import accepts, training_fields
+from ...config.trainer_settings import settings
+from ...methods import METHODS, USUAL_METHOD, Method
+from .document import Document
+
+
+def resolved(tree: DictConfig | ListConfig) -> Any:
+    """Return the values of `tree` with every `${…}` that leads somewhere in its place; the others are left out."""
+    if isinstance(tree, ListConfig):
+        keys: list[Any] = list(range(len(tree)))
+    else:
+        keys = list(tree)
+    found: dict[Any, Any] = {}
+    for key in keys:
+        try:
+            value = tree[key]
+        except OmegaConfBaseException:
+            continue
+        found[key] = resolved(value) if isinstance(value, DictConfig | ListConfig) else value
+    return found if isinstance(tree, DictConfig) else list(found.values())
+
+
+def method_of(config: Document) -> Method:
+    method = config.get("method", USUAL_METHOD)
+    return (METHODS.get(method) if isinstance(method, str) else None) or METHODS[USUAL_METHOD]
+
+
+def given(config: Document) -> dict[str, Any]:
+    """Return the fields of `training` that the run gives, references in their values replaced; without those of a
+    wrong type, which the reader tells."""
+    values: Any = config.values
+    if "${" in config.text:
+        try:
+            values = resolved(OmegaConf.create(values))
+        except (OmegaConfBaseException, ValueError, RecursionError):
+            values = {}
+    training = values.get("training")
+    known = {**training_fields(method_of(config).config_sources), **OWN_TRAINING_KEYS}
+    sound = training.items() if isinstance(training, dict) else ()
+    return {key: value for key, value in sound if key in known and accepts(known[key], value)}
+
+
+def settings_of(config: Document) -> dict[str, Any]:
+    """Return the value of every field of the trainer's config that the run's processes will have."""
+    path = config.get("data.eval_path")
+    data = DataConfig(path="", eval_path=path if isinstance(path, str) else None)
+    return settings(RunConfig(method=method_of(config).name, data=data, training=given(config)))
+
+
+def number(value: Any) -> float | None:
+    """Return `value` if it is a number."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,0 +1,74 @@
+"""One road from a run's words to a checked run: what is read, and every rule on it, told together.
+
+`launch` and `plan` come this way; `validate` applies the same rules to a file's text, line by line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from ..config import read_run
+from ..config.run_config import RunConfig
+from ..errors import ConfigError, Problem, errors
+from ..hardware.hardware import Hardware
+from .rules import Context, Document, check_document
+from .rules.run_settings import resolved
+from .rules.yaml_reader import kind_of
+
+
+def checked_run(
+    path: str | Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    to_plan: bool = False,
+    hardware: Hardware | None = None,
+) -> tuple[RunConfig, list[Problem]]:
+    """Return the run that a YAML file and `key=value` overrides describe, and what the rules find in it.
+
+    Raises `ConfigError` where it can't be read, with what the rules find all the same.
+    """
+    values = read_run.given(path, overrides)
+    if path is not None:
+        _must_be_a_run(path)
+    document = Document(file="", kind="run", values=resolved(values), context=Context(hardware=hardware))
+    try:
+        run = read_run.from_dict(values, to_plan=to_plan)
+    except ConfigError as error:
+        told = {problem.key for problem in error.problems}
+        found = [finding for finding in errors(check_document(document)) if finding.key not in told]
+        raise ConfigError([*error.problems, *found]) from None
+    return run, [*check_document(document)]
+
+
+def _must_be_a_run(path: str | Path) -> None:
+    """Raise `ConfigError` where a file is an accelerate config, or another project's, and not a run's description."""
+    values = OmegaConf.to_container(read_run.given(path), resolve=False)
+    kind = kind_of({str(key): value for key, value in values.items()} if isinstance(values, dict) else {})
+    if kind in ("run", "unknown"):
+        return
+    if kind == "accelerate":
+        consequence = "is an accelerate config, not a run's description."
+        raise ConfigError(
+            Problem(
+                key=str(path),
+                consequence=consequence,
+                fix=f"unsloth-accel launch --config_file {path} script.py, or a run.yaml",
+            )
+        )
+    told = check_document(Document(file="", kind=kind))
+    raise ConfigError([Problem(key=str(path), consequence=one.consequence, fix=one.fix) for one in told])
+
+
+@contextmanager
+def told_with(problems: Sequence[Problem]) -> Iterator[None]:
+    """Tell errors among `problems` together with what the block refuses, each key once."""
+    try:
+        yield
+    except ConfigError as error:
+        found = errors(problems)
+        told = {problem.key for problem in found}
+        raise ConfigError([*(one for one in error.problems if one.key not in told), *found]) from None
