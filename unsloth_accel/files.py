@@ -1,4 +1,5 @@
-"""Atomic writing of files and directories, what to do where they can't be written, and tests that take any name."""
+"""Reading of files that may be anything, atomic writing of files and directories, what to do where they can't be
+written, and tests that take any name."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +31,9 @@ _FIXES = {
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ESTALE), "bring the directory back, which is gone"),
     errno.EROFS: "mount it for writing",
 }
+
+
+_MOST_DEPTH, _TOO_DEEP = 64, "it is nested too deeply"
 
 
 def write_atomically(path: str | Path, text: str) -> None:
@@ -166,11 +171,49 @@ def _tried(directory: Path) -> int | None:
     return None
 
 
+class TooLarge(ValueError):
+    """More bytes than were to be read."""
+
+
+def read_bytes(path: str | Path, most: int | None = None) -> bytes:
+    """Return the bytes of a regular file; raises `OSError` for anything else, `TooLarge` for more than `most` bytes.
+
+    A pipe would keep its reader waiting, and a device give bytes for ever.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "is a pipe or a device, not a file", str(path))
+        data = file.read() if most is None else file.read(most + 1)
+    if most is not None and len(data) > most:
+        raise TooLarge(f"is larger than {most:,} bytes")
+    return data
+
+
+def parsed_json(text: str | bytes) -> Any:
+    """Return the values of a JSON text; raises `ValueError`, also for what is nested too deeply to be gone through."""
+    try:
+        values = json.loads(text)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    level = [values]
+    for _ in range(_MOST_DEPTH):
+        level = [one for one in level if isinstance(one, dict | list)]
+        level = [value for one in level for value in (one.values() if isinstance(one, dict) else one)]
+        if not level:
+            return values
+    raise ValueError(_TOO_DEEP)
+
+
+def load_json(path: Path) -> Any:
+    """Return the values in a JSON file; raises `OSError` or `ValueError`."""
+    return parsed_json(read_bytes(path))
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; an empty one where there is none."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        values = load_json(path)
+    except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
 

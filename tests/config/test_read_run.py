@@ -94,10 +94,10 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("", "is empty"),
-        ("- a\n- b\n", "is not a mapping"),
+        ("- a\n- b\n", "is a list, not keys and values"),
         ("model: [\n", "line 2"),
-        ("a: 1\na: 2\n", "duplicate key"),
-        ("model: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
+        ("a: 1\na: 2\n", "2: a: is there twice, in lines 1 and 2"),
+        ("model: !!python/object/apply:os.system ['true']\n", "nothing of it was run"),
     ],
 )
 def test_a_file_that_is_no_description(tmp_path: Path, text: str, words: str) -> None:

@@ -14,13 +14,14 @@ import yaml
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..errors import ConfigError, Problem, close_match, first_line, nearest, raise_errors, yaml_fault
+from ..errors import ConfigError, Problem, close_match, first_line, nearest, raise_errors
 from ..methods import METHODS, USUAL_METHOD, Method
 from ..secret import marked, plain, shown, shown_word
 from ..strategies import STRATEGIES
 from .other_names import belongs, gone
 from .row_formats import FIELDS, FORMATS, OPTIONAL
 from .run_config import IF_ANY, OWN_TRAINING_KEYS, RunConfig
+from .safe_reader import read_yaml
 from .start_adapter import Adapter, find_adapter
 from .trainer_fields import CHECKPOINTING_FIELDS, accepts, training_fields, type_name
 from .written import references
@@ -169,24 +170,15 @@ def _expand_home(config: RunConfig) -> None:
 
 
 def _read_yaml(path: Path) -> DictConfig:
+    read = read_yaml(path, dates=False)
+    raise_errors(read.problems)
     try:
-        values = OmegaConf.load(path)
-        if isinstance(values, DictConfig) and values.keys():
-            return values
-        consequence, fix = "is not a mapping of keys to values.", "write key: value lines"
-        if isinstance(values, DictConfig):
-            consequence, fix = "is empty.", "describe the run: model.name, data.path and output_dir at least"
-    except FileNotFoundError:
-        consequence, fix = "no such file.", "check the path"
-    except (IsADirectoryError, PermissionError) as error:
-        consequence, fix = f"{error.strerror}.", "give a readable YAML file"
-    except UnicodeDecodeError as error:
-        consequence, fix = f"is not UTF-8 text (byte {error.start}).", "save the file as UTF-8"
-    except yaml.YAMLError as error:
-        consequence, fix = yaml_fault(error), "correct the YAML there"
-    except (OmegaConfBaseException, OSError) as error:
-        consequence, fix = f"{first_line(error)}.", "correct the file"
-    raise ConfigError(Problem(key=str(path), consequence=consequence, fix=fix))
+        values = OmegaConf.create(read.text)
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        fix = "correct it, or write values with ${…} in quotes"
+        raise ConfigError(Problem(key=str(path), consequence=f"{first_line(error)}.", fix=fix)) from None
+    assert isinstance(values, DictConfig)
+    return values
 
 
 def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Problem]) -> None:

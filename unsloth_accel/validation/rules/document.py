@@ -6,43 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard
 
-from ...errors import Problem, close_match, nearest
+from ...config.safe_reader import Finding, Place, Repair
+from ...errors import close_match, nearest
 from ...hardware.hardware import Hardware
+
+__all__ = ["FALSE", "TRUE", "Context", "Document", "Finding", "Kind", "Place", "Repair", "is_whole", "truth"]
 
 Kind = Literal[
     "accelerate", "run", "pair", "deepspeed", "transformers-fsdp", "training-script", "unknown", "unreadable"
 ]
 """`pair` is a run and its accelerate config; `training-script` another project's description of a training."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Repair:
-    """One edit of the source text: give `key` a value or another name, drop its line, or write the file as UTF-8."""
-
-    kind: Literal["set", "rename", "remove", "add", "utf-8"]
-    key: str = ""
-    value: Any = None
-    """The new value (`set`, `add`) or the new name (`rename`)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding(Problem):
-    """A problem with the repairs that mend it; none where the fix is a choice."""
-
-    repairs: tuple[Repair, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Position of a key and its value: the line from 1, and offsets into the text."""
-
-    line: int
-    key: tuple[int, int]
-    value: tuple[int, int]
-    plain: bool
-    """Whether the key begins its own line and its value ends on it, so that the line can go."""
-    own: bool
-    """Whether it is written and read once: not inside an alias or a merge, where an edit would change other keys."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ _found_by_the_reader(
 _found_by_the_reader(
     "file-too-large",
     "A file of more than 64 KiB is no config; it is not read.",
-    "unsloth_accel/validation/rules/yaml_reader.py: MOST_BYTES; PyYAML reads about 100 KiB a second.",
+    "unsloth_accel/config/safe_reader.py: MOST_BYTES; PyYAML reads about 100 KiB a second.",
 )
 _found_by_the_reader(
     "not-utf-8",
