@@ -38,6 +38,71 @@ from unsloth_accel.hardware.hardware import Hardware
         ("6000 Ada", 1, 1, "RTX 6000 Ada-48GB"),
         ("NVIDIA GH200 480GB", 1, 1, "GH200-96GB"),
         ("A10G", 1, 1, "A10G-24GB"),
+        ("4090x2", 1, 2, "RTX 4090-24GB"),
+        ("2x4090", 1, 2, "RTX 4090-24GB"),
+        ("2*4090", 1, 2, "RTX 4090-24GB"),
+        ("A100 40GB x4", 1, 4, "A100-SXM4-40GB"),
+        ("A100-80 x 4", 1, 4, "A100-SXM4-80GB"),
+        ("A100-80GB:8", 1, 8, "A100-SXM4-80GB"),
+        ("A100 (80GB)", 1, 1, "A100-SXM4-80GB"),
+        ("T4 x2", 1, 2, "T4-16GB"),
+        ("T4x2", 1, 2, "T4-16GB"),
+        ("T4 GPU x2", 1, 2, "T4-16GB"),
+        ("H100:8", 1, 8, "H100-SXM-80GB"),
+        ("8 H100s", 1, 8, "H100-SXM-80GB"),
+        ("8 H100", 1, 8, "H100-SXM-80GB"),
+        ("8H100", 1, 8, "H100-SXM-80GB"),
+        ("2 4090s", 1, 2, "RTX 4090-24GB"),
+        ("4x L40s", 1, 4, "L40S-48GB"),
+        ("L40Sx4", 1, 4, "L40S-48GB"),
+        ("2x8 H100", 2, 8, "H100-SXM-80GB"),
+        ("2 nodes of 8xH100", 2, 8, "H100-SXM-80GB"),
+        ("2 machines x 8 H100s", 2, 8, "H100-SXM-80GB"),
+        ("2 nodes H100:8", 2, 8, "H100-SXM-80GB"),
+        ("3 nodes of T4", 3, 1, "T4-16GB"),
+        ("4090, 24GB", 1, 1, "RTX 4090-24GB"),
+        ("kaggle", 1, 2, "T4-16GB"),
+        ("Kaggle T4 x2", 1, 2, "T4-16GB"),
+        ("kaggle P100 PCIe", 1, 1, "P100-PCIe-16GB"),
+        ("colab", 1, 1, "T4-16GB"),
+        ("Google Colab free", 1, 1, "T4-16GB"),
+        ("Colab L4", 1, 1, "L4-24GB"),
+        ("8xH20", 1, 8, "H20-96GB"),
+        ("H20 141GB", 1, 1, "H20-141GB"),
+        ("8xH800", 1, 8, "H800-SXM-80GB"),
+        ("A800", 1, 1, "A800-Active-40GB"),
+        ("A800-80GB", 1, 1, "A800-SXM4-80GB"),
+        ("L20", 1, 1, "L20-48GB"),
+        ("3060", 1, 1, "RTX 3060-12GB"),
+        ("3070", 1, 1, "RTX 3070-8GB"),
+        ("3080 12 GB", 1, 1, "RTX 3080-12GB"),
+        ("3080", 1, 1, "RTX 3080-10GB"),
+        ("2x3080 Ti", 1, 2, "RTX 3080 Ti-12GB"),
+        ("4070", 1, 1, "RTX 4070-12GB"),
+        ("4070 super", 1, 1, "RTX 4070 Super-12GB"),
+        ("4070 Ti SUPER", 1, 1, "RTX 4070 Ti Super-16GB"),
+        ("4080super", 1, 1, "RTX 4080 Super-16GB"),
+        ("RTX4090D", 1, 1, "RTX 4090 D-24GB"),
+        ("5060 Ti 16GB", 1, 1, "RTX 5060 Ti-16GB"),
+        ("5060 Ti 16", 1, 1, "RTX 5060 Ti-16GB"),
+        ("RTX 4000 Ada", 1, 1, "RTX 4000 Ada-20GB"),
+        ("2x RTX 5000 Ada Generation", 1, 2, "RTX 5000 Ada-32GB"),
+        ("Quadro RTX 8000", 1, 1, "RTX 8000-48GB"),
+        ("Titan RTX", 1, 1, "Titan RTX-24GB"),
+        ("A4500", 1, 1, "RTX A4500-20GB"),
+        ("A2", 1, 1, "A2-16GB"),
+        ("GB10", 1, 1, "GB10-128GB"),
+        ("2 nodes of DGX Spark", 2, 1, "GB10-128GB"),
+        ("RTX 4090 Laptop GPU", 1, 1, "RTX 4090 Laptop-16GB"),
+        ("3080 Ti mobile", 1, 1, "RTX 3080 Ti Laptop-16GB"),
+        ("A100 MIG 3g.20gb", 1, 1, "A100-SXM4-40GB MIG 3g.20gb"),
+        ("A100-80GB 1g.10gb", 1, 1, "A100-SXM4-80GB MIG 1g.10gb"),
+        ("MIG 1g.5gb", 1, 1, "A100-SXM4-40GB MIG 1g.5gb"),
+        ("H200 MIG 3g.71gb", 1, 1, "H200-SXM-141GB MIG 3g.71gb"),
+        ("A30 2g.12gb", 1, 1, "A30-24GB MIG 2g.12gb"),
+        ("2x24GB,1008GB/s,165TFLOPS", 1, 2, "24GB,1008GB/s,165TFLOPS"),
+        ("24564 MiB, 1.01 TB/s, 165 TFLOPS, sm 8.9", 1, 1, "23.9883GB,1010GB/s,165TFLOPS,sm8.9"),
+        ("2x8x141GB,4800GB/s,0.99PFLOPS", 2, 8, "141GB,4800GB/s,990TFLOPS"),
     ],
 )
 def test_texts_that_are_understood(text: str, machines: int, count: int, name: str) -> None:
@@ -88,14 +153,39 @@ def test_every_count_and_name_is_read_back(machines: int, count: int, named: tup
         ("2x2x2xT4", "no card is known as '2xT4'"),
         ("80GB", "no card is known as '80GB'"),
         ("cpu:0", "0 cores can't be planned for"),
+        ("H10", "did you mean H100 or"),
+        ("RTX409", "did you mean RTX 4090 or"),
+        ("8 H10s", "did you mean H100 or"),
+        ("H10x4", "did you mean H100 or"),
+        ("GTX 1080 Ti", "did you mean RTX 3080 Ti or RTX 2080 Ti"),
+        ("kaggle TPU", "no card is known as 'TPU'"),
+        ("T4 x 100", "100 GPUs in one machine"),
+        ("8xH100 x2", "did you mean H100"),
+        ("2x4090+2x3090", "plan for one kind: hardware=2x4090 or hardware=2x3090;"),
+        ("A100 and 2 T4s", "hardware=A100 or hardware=2 T4s;"),
+        ("4090, 3090", "several kinds of GPU in one run can't be planned for"),
+        ("2x4090 1x3090", "several kinds of GPU"),
+        ("2xT4 + T4", "did you mean T4"),
+        ("2 nodes of 2x8xH100", "no card is known as"),
+        ("24GB,165TFLOPS", "it says no bandwidth"),
+        ("2x1008GB/s", "it says no memory and no rate"),
+        ("24GB,0GB/s,165TFLOPS", "its figures are no GPU's"),
+        ("2xA100 MIG 3g.20gb", "MIG instances can't train together"),
+        ("T4 MIG 1g.5gb", "T4 can't be divided. Fix: hardware=T4-16GB"),
+        ("A100 5g.20gb", "has no instance MIG 5g.20gb. Fix: hardware=A100-SXM4-40GB MIG 1g.5gb"),
+        ("A100 7g.160gb", "has no instance MIG 7g.160gb"),
+        ("H10 1g.10gb", "did you mean H100"),
+        ("T4" * 200, "it has 400 characters"),
     ],
 )
 def test_texts_that_are_refused(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)) as caught:
         Hardware.parse(text)
     problem = caught.value.problems[0]
-    assert (problem.key, problem.value) == ("hardware", text)
-    assert problem.fix
+    assert problem.key == "hardware"
+    assert problem.value == (text if len(text) <= 200 else f"{text[:40]}…")
+    for offered in re.findall(r"hardware=([^;]*?)(?= or hardware=|;|$)", problem.fix):
+        assert Hardware.parse(offered).devices, offered
 
 
 @given(st.text(max_size=30))
@@ -135,6 +225,31 @@ def test_what_is_assumed_is_said() -> None:
     assert "V100 is taken as V100-SXM2-16GB; it could also be V100-PCIe-16GB" in said
     assert "12.5 GB/s between machines: assumed" in said
     assert "could also be" not in "\n".join(Hardware.parse("2xT4").reasons)
+
+
+def test_a_card_of_ones_own_has_the_figures_that_are_written() -> None:
+    device = Hardware.parse("2x24GB,1008GB/s,165TFLOPS").devices[1]
+    assert (device.memory_gib, device.bandwidth_gbs, device.bf16_tflops, device.fp16_tflops) == (24, 1008, 165, 165)
+    old = Hardware.parse("11GB,616GB/s,53.8TFLOPS,sm75")
+    assert not old.devices[0].has_bf16
+    assert (old.devices[0].bf16_tflops, old.devices[0].fp16_tflops) == (None, 53.8)
+    assert "bfloat16: assumed" in "\n".join(Hardware.parse("24GB,1008GB/s,165TFLOPS").reasons)
+    assert "bfloat16: assumed" not in "\n".join(old.reasons)
+    assert Hardware.parse("2x24GB,1008GB/s,165TFLOPS").link_gbs == 32
+
+
+def test_a_slice_is_one_device_of_unknown_rates() -> None:
+    parsed = Hardware.parse("A100 MIG 3g.20gb")
+    (device,) = parsed.devices
+    assert (device.mig, device.memory_gib, device.compute_capability) == (True, pytest.approx(19), (8, 0))
+    assert (device.card, device.bf16_tflops, parsed.link) == (None, None, None)
+
+
+def test_where_notebooks_run() -> None:
+    kaggle = Hardware.parse("kaggle")
+    assert (kaggle.cpu_cores, kaggle.host_memory_gib, kaggle.host_known) == (4, 29, False)
+    assert "kaggle is taken as 2xT4; it also has P100 PCIe" in "\n".join(kaggle.reasons)
+    assert Hardware.parse("kaggle T4 x2").cpu_cores == 16
 
 
 def test_a_cpu_is_hardware_too() -> None:

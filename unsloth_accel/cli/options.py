@@ -32,7 +32,10 @@ def add_run(made: argparse.ArgumentParser, count: str = "*") -> None:
 
 def add_hardware(made: argparse.ArgumentParser) -> None:
     """Add the option that plans for other hardware."""
-    words = "plan for other hardware: 2xT4, 8xH100-80GB, 2x8xH100 (machines x GPUs), cpu; default: this machine"
+    words = (
+        "plan for other hardware: 2xT4, 8xH100-80GB, 2x8xH100 (machines x GPUs), kaggle, colab, cpu, or a card's own "
+        "memory, bandwidth and dense fp16 rate: 2x24GB,1008GB/s,165TFLOPS; default: this machine"
+    )
     made.add_argument("--hardware", metavar="HARDWARE", help=words)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .gpu_table import Card, card_of
+from .card import Card
+from .gpu_table import card_of
 
 Link = Literal["nvlink", "pcie"]
 

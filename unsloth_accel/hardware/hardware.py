@@ -53,10 +53,13 @@ class Hardware:
     def parse(cls, text: str, *, network_gbs: float | None = None) -> Hardware:
         """Hardware elsewhere: `2xT4`, `8xH100-80GB`, `4x4090`, `2x8xH100` (machines × GPUs), `cpu`, `cpu:16` (cores).
 
-        Cards come from `gpu_table.CARDS`, by a name as users type it or NVML reports it; case, spaces and `×` are free.
-        A card of several memory sizes is taken as its smallest. Assumed, and said in `reasons`: cores and host memory
-        (`host_known` is False), no NVLink bridge, 12.5 GB/s (100 Gbit/s) between machines unless `network_gbs` is
-        given. Raises `ConfigError` with key `hardware` for what is not understood.
+        Counts as others write them are read too (`T4 x2`, `H100:8`, `8 H100s`, `2 nodes of 8xH100`), and `kaggle` and
+        `colab`. Cards come from `gpu_table.CARDS`, by a name as users type it or NVML reports it; case, spaces and `×`
+        are free. A card of several memory sizes is taken as its smallest. Another card is described by its memory,
+        bandwidth and dense fp16 rate with fp32 accumulation (`2x24GB,1008GB/s,165TFLOPS`), one MIG instance by its
+        profile (`A100-40GB MIG 3g.20gb`). Assumed, and said in `reasons`: cores and host memory (`host_known` is
+        False), no NVLink bridge, 12.5 GB/s (100 Gbit/s) between machines unless `network_gbs` is given. Raises
+        `ConfigError` with key `hardware` for what is not understood, and for GPUs of several kinds.
         """
         return cls(**parse(text, network_gbs))
 

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .card import pcie_gbs
 from .device import Device
-from .gpu_table import card_of, pcie_gbs
+from .gpu_table import card_of
 
 _NVLINK_GBS = {1: 20.0, 2: 25.0, 3: 25.0, 4: 25.0, 5: 25.0, 6: 25.0, 7: 50.0}
 """GB/s per link and direction by `nvmlNvlinkVersion_t` (1.0, 2.0, 2.2, 3.0, 3.1, 4.0, 5.0): NVIDIA states P100 4 × 20,
@@ -93,8 +94,9 @@ def _device(pynvml: Any, handle: Any, index: int, host_memory_gib: float, notes:
     name = _text(_ask(pynvml, "nvmlDeviceGetName", handle)) or "unknown GPU"
     memory = _ask(pynvml, "nvmlDeviceGetMemoryInfo", handle)
     card = card_of(name, memory.total / 2**30 if memory else 0)
+    own = card.memory_gib if card and not card.shared else None
     if memory is None:
-        where = "the card table's" if card else "the host's, which GPUs without memory of their own share"
+        where = "the card table's" if own else "the host's, which GPUs without memory of their own share"
         notes.append(f"GPU {index}: NVML states no memory; it is {where}.")
     capability = _ask(pynvml, "nvmlDeviceGetCudaComputeCapability", handle)
     if capability is None:
@@ -103,7 +105,7 @@ def _device(pynvml: Any, handle: Any, index: int, host_memory_gib: float, notes:
     return Device(
         name=name,
         index=index,
-        memory_gib=memory.total / 2**30 if memory else card.memory_gib if card else host_memory_gib,
+        memory_gib=memory.total / 2**30 if memory else own or host_memory_gib,
         memory_free_gib=memory.free / 2**30 if memory else None,
         compute_capability=(capability[0], capability[1]),
         uuid=_text(_ask(pynvml, "nvmlDeviceGetUUID", handle)),

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError, Problem
+from .card import Card
+from .counts import counted, kinds, singular, uncounted
 from .device import Device, Link
-from .gpu_table import CARDS, Card, cards_named, similar
+from .gpu_table import CARDS, cards_named, similar
+from .mig_slice import SHARE, USUAL, Slice, slice_of, smallest
+from .own_card import figures
 
 MOST_GPUS = 64
 """Most GPUs in one machine. The largest that are sold hold 16; more is taken for a typing error."""
@@ -18,35 +23,79 @@ GIB_PER_CORE = 4
 NETWORK_GBS = 12.5
 """Bandwidth of 100 Gbit/s Ethernet, in 10^9 bytes/s."""
 
-_COUNTED = re.compile(r"(?:([-+]?[\d.]+)\s*x\s*)?(?:([-+]?[\d.]+)\s*x\s*)?(.*)", re.IGNORECASE)
+LONGEST = 200
+"""Characters of the longest text that is read."""
+
+_PLACE = re.compile(r"(?:google\s+)?(kaggle|colab)\b[\s:]*(?:(?:free|notebooks?)\b)?\s*(.*)", re.IGNORECASE | re.DOTALL)
 _CPU = re.compile(r"cpu(?:\s*:\s*([-+]?[\d.]+))?", re.IGNORECASE)
-_FORMS = "write a count and a card such as 8xH100-80GB, machines before it such as 2x8xH100-80GB, or cpu:16"
+_OWN = "24GB,1008GB/s,165TFLOPS"
+_FORMS = (
+    "write a count and a card such as 8xH100-80GB, machines before it such as 2x8xH100-80GB, or cpu:16; a card's own "
+    f"memory, bandwidth and dense fp16 rate do too: 2x{_OWN}"
+)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where notebooks run without charge."""
+
+    gpus: str
+    others: str
+    cores: int
+    memory_gib: int
+
+
+_PLACES = {
+    # https://www.kaggle.com/docs/notebooks, Technical Specifications
+    "kaggle": _Place("2xT4", "P100 PCIe", 4, 29),
+    # Colab promises nothing: what its machines without charge have had. https://research.google.com/colaboratory/faq.html
+    "colab": _Place("T4", "L4 or A100", 2, 12),
+}
 
 
 def parse(text: str, network_gbs: float | None = None) -> dict[str, Any]:
     """The fields of `Hardware` for `text`; see `Hardware.parse`."""
-    clean = text.replace("×", "x").strip()
+    if len(text) > LONGEST:
+        raise _error(f"{text[:40]}…", f"it has {len(text)} characters.", _FORMS)
+    clean = text.replace("×", "x").replace("*", "x").strip()
     cpu = _CPU.fullmatch(clean)
     if cpu:
         return _cpu(text, cpu[1])
-    counted = _COUNTED.fullmatch(clean)
-    if not counted or not counted[3]:
+    place, place_why = None, list[str]()
+    if found := _PLACE.fullmatch(clean):
+        clean = found[2]
+        if not clean:
+            place, name = _PLACES[found[1].lower()], found[1]
+            clean = place.gpus
+            said = f"{name} is taken as {clean}; it also has {place.others}: write {name} {place.others} for it."
+            place_why = [said]
+    if len(several := kinds(clean)) > 1:
+        raise _several(text, several)
+    machines, gpus, name = counted(clean)
+    if not name:
         raise _error(text, "it names no card.", _FORMS)
-    first, second, name = counted.groups()
-    machines, gpus = (first, second) if second else ("1", first or "1")
     num_machines = _count(text, machines, "machines", MOST_MACHINES)
     count = _count(text, gpus, "GPUs in one machine", MOST_GPUS)
-    card, reasons = _card(text, name)
+    part = slice_of(name)
+    if part:
+        card, reasons = _divided(text, part)
+        devices = _instance(text, card, part, count * num_machines)
+    else:
+        card, reasons = _card(text, name)
+        devices = tuple(
+            Device(name=card.name, index=i, memory_gib=card.memory_gib, compute_capability=card.capability)
+            for i in range(count)
+        )
     link, link_gbs, why = _link(card, count)
     network, network_why = _network(num_machines, network_gbs)
-    devices = [
-        Device(name=card.name, index=i, memory_gib=card.memory_gib, compute_capability=card.capability)
-        for i in range(count)
-    ]
-    cores = CORES_PER_GPU * count
-    host = 2 * card.memory_gib * count
+    if place:
+        cores, host, whose = place.cores, float(place.memory_gib), "what machines without charge have there"
+    elif card.shared:
+        cores, host, whose = CORES_PER_GPU * count, card.memory_gib * count, "the memory that its GPU shares"
+    else:
+        cores, host, whose = CORES_PER_GPU * count, 2 * devices[0].memory_gib * count, "twice the memory of its GPUs"
     return {
-        "devices": tuple(devices),
+        "devices": devices,
         "cpu_cores": cores,
         "host_memory_gib": host,
         "reason": f"hardware={text.strip()}",
@@ -56,14 +105,24 @@ def parse(text: str, network_gbs: float | None = None) -> dict[str, Any]:
         "network_gbs": network,
         "host_known": False,
         "reasons": (
-            f"{card.name}: {card.memory_gib:.1f} GiB and rates from {card.source}.",
+            *place_why,
             *reasons,
             *why,
             *network_why,
-            f"{cores} cores per machine: assumed, {CORES_PER_GPU} per GPU.",
-            f"{host:.0f} GiB of host memory per machine: assumed, twice the GPUs' memory.",
+            f"{cores} cores per machine: assumed, {whose if place else f'{CORES_PER_GPU} per GPU'}.",
+            f"{host:.0f} GiB of host memory per machine: assumed, {whose}.",
         ),
     }
+
+
+def _several(text: str, found: list[str]) -> ConfigError:
+    consequence = (
+        "several kinds of GPU in one run can't be planned for: every step waits for the slowest, and the smallest "
+        "memory sets the batch."
+    )
+    offered = " or ".join(f"hardware={kind}" for kind in found)
+    fix = f"plan for one kind: {offered}; CUDA_VISIBLE_DEVICES gives the run the GPUs of one kind"
+    return _error(text, consequence, fix)
 
 
 def _cpu(text: str, cores: str | None) -> dict[str, Any]:
@@ -90,12 +149,12 @@ def _count(text: str, number: str, what: str, most: int) -> int:
 
 
 def _card(text: str, name: str) -> tuple[Card, list[str]]:
+    """The card that `name` stands for, and where it comes from and what else it could be."""
     named, size = cards_named(name)
     if not named:
-        near = similar(name)
-        known = dict.fromkeys(card.model for card in CARDS)
-        fix = f"did you mean {' or '.join(near)}?" if near else f"one of: {', '.join(known)}; {_FORMS}."
-        raise _error(text, f"no card is known as {name.strip()!r}.", fix)
+        named, size = cards_named(singular(name))
+    if not named:
+        raise _unknown(text, name)
     sizes = sorted({card.memory_gb for card in named})
     fitting = [card for card in named if size in (None, card.memory_gb)]
     if not fitting:
@@ -103,10 +162,55 @@ def _card(text: str, name: str) -> tuple[Card, list[str]]:
         consequence = f"no {named[0].model} has {size} GB; it comes with {' or '.join(map(str, sizes))} GB."
         raise _error(text, consequence, f"hardware={nearest.name}")
     card, *others = fitting
-    if not others:
-        return card, []
-    rest = " or ".join(other.name for other in others)
-    return card, [f"{name.strip()} is taken as {card.name}; it could also be {rest}: write that if it is."]
+    why = [f"{card.name}: {card.memory_gib:.1f} GiB and rates from {card.source}."]
+    if not card.memory_gb and "sm" not in card.name:
+        why.append("bfloat16: assumed; for a card without it write its compute capability too, such as sm75.")
+    if others:
+        rest = " or ".join(other.name for other in others)
+        why.append(f"{name.strip()} is taken as {card.name}; it could also be {rest}: write that if it is.")
+    return card, why
+
+
+def _unknown(text: str, name: str) -> ConfigError:
+    if found := figures(name):
+        missing = [key for key in ("memory", "bandwidth", "rate") if key not in found]
+        said = f"it says no {' and no '.join(missing)}" if missing else "its figures are no GPU's"
+        return _error(text, f"{said}.", f"memory, bandwidth and dense fp16 rate of one GPU, as in 2x{_OWN}")
+    if near := similar(name) or similar(uncounted(name)):
+        fix = f"did you mean {' or '.join(near)}? Another card is described by its own figures: {_OWN}"
+    else:
+        models = dict.fromkeys(card.model for card in CARDS if not card.model.endswith("Laptop"))
+        fix = f"one of: {', '.join(models)}, RTX 3060 to 5090 Laptop; {_FORMS}."
+    return _error(text, f"no card is known as {name.strip()!r}.", fix)
+
+
+def _divided(text: str, part: Slice) -> tuple[Card, list[str]]:
+    """The card that `part` is a slice of."""
+    name = part.of or USUAL
+    named, size = cards_named(name)
+    if not named:
+        raise _unknown(text, name)
+    of_size = [card for card in named if size in (None, card.memory_gb)] or list(named)
+    fitting = [card for card in of_size if part.fits(card)]
+    if not fitting:
+        offered = smallest(of_size[0])
+        consequence = f"{of_size[0].name} has no instance {part.name}" if offered else f"{name} can't be divided"
+        raise _error(text, f"{consequence}.", f"hardware={offered or of_size[0].name}")
+    card = fitting[0]
+    memory = f"{SHARE * part.memory_gb:.1f} GiB, {SHARE:.0%} of what its name says"
+    why = f"{card.name} {part.name}: {memory}; its rates are unknown."
+    assumed = [] if part.of else [f"{part.name} is taken as a slice of {card.name}; write the GPU before it."]
+    return card, [why, *assumed]
+
+
+def _instance(text: str, card: Card, part: Slice, count: int) -> tuple[Device, ...]:
+    """The one device that a slice is; refuses more of them."""
+    name = f"{card.name} {part.name}"
+    if count > 1:
+        consequence = "MIG instances can't train together: CUDA shows a process one, and NCCL takes no GPU twice."
+        raise _error(text, consequence, f"hardware={name}")
+    memory = SHARE * part.memory_gb
+    return (Device(name=name, index=0, memory_gib=memory, compute_capability=card.capability, parent=f"a {card.name}"),)
 
 
 def _link(card: Card, count: int) -> tuple[Link | None, float | None, list[str]]:
