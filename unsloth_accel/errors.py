@@ -6,8 +6,9 @@ Every check in this package returns `Problem`s instead of raising, so that all o
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from .secret import shown
@@ -71,9 +72,15 @@ class ConfigError(UnslothAccelError):
 class LaunchError(UnslothAccelError):
     """`accelerate launch` ended badly; `exit_status` is the failing rank's own."""
 
-    def __init__(self, message: str, exit_status: int) -> None:
+    def __init__(self, message: str, exit_status: int, ended: Mapping[Any, int] = MappingProxyType({})) -> None:
         super().__init__(message)
         self.exit_status = exit_status
+        self.ended = {str(rank): status for rank, status in ended.items()}
+        """Exit statuses of the ranks that had failed when the first was seen to; negative: the signal that ended it."""
+
+    def as_json(self) -> dict[str, Any]:
+        """What is left of it for a report."""
+        return {"message": str(self), "exit_status": self.exit_status, "ended": self.ended}
 
 
 def errors(problems: Iterable[Problem]) -> list[Problem]:

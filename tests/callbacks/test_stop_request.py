@@ -20,7 +20,7 @@ BEGIN = """
 import os, signal, sys, time
 from unsloth_accel.callbacks import stop_request
 from unsloth_accel.callbacks.stop_request import REQUEST
-from unsloth_accel.launch.run_accelerate import report_error
+from unsloth_accel.launch.rank_errors import report_error
 REQUEST.know(sys.argv[1], tell=lambda stopped: report_error(sys.argv[1], 0, stopped))
 """
 RANK = {"LOCAL_RANK": "0"}

@@ -30,22 +30,25 @@ def test_a_failing_rank_ends_all_and_its_status_arrives(how: str, status: int, w
 
 def test_the_rank_that_fell_first_is_named(tmp_path: Path) -> None:
     """Not its peer, which fell over the connection it left and had time to say so."""
-    from unsloth_accel.launch.run_accelerate import Launch, _failure, report_error
+    from unsloth_accel.launch.rank_errors import report_error, reports_in
+    from unsloth_accel.launch.run_accelerate import _failure
 
-    command = Launch(arguments=(), output_dir=tmp_path)
     report_error(tmp_path, 0, RuntimeError("connection closed by peer"))
-    killed = _failure(command, {1: -9, 0: 1})
+    reports = reports_in(tmp_path)
+    killed, rank = _failure({1: -9, 0: 1}, reports)
     assert "rank 1 was ended by SIGKILL" in str(killed)
-    assert killed.exit_status == 137
-    ended = _failure(command, {0: 1, 1: -15})
+    assert (killed.exit_status, rank, killed.ended) == (137, 1, {"1": -9, "0": 1})
+    ended, rank = _failure({0: 1, 1: -15}, reports)
     assert str(ended) == "rank 0 failed: RuntimeError: connection closed by peer"
-    assert ended.exit_status == 1
-    asked = _failure(Launch(arguments=()), {1: -15, 0: -15})
+    assert (ended.exit_status, rank) == (1, 0)
+    asked, _ = _failure({1: -15, 0: -15}, [])
     assert (str(asked), asked.exit_status) == ("rank 1 was ended by SIGTERM.", 143)
-    left = _failure(Launch(arguments=()), {0: 143, 1: 7})
+    left, _ = _failure({0: 143, 1: 7}, [])
     assert (str(left), left.exit_status) == ("rank 1 failed with exit status 7; its own error is above.", 7)
-    silent = _failure(Launch(arguments=()), {1: -15, 2: 3})
+    silent, _ = _failure({1: -15, 2: 3}, [])
     assert "rank 2 failed with exit status 3" in str(silent)
+    without_a_word, rank = _failure({0: 1, 1: 7}, reports)
+    assert (without_a_word.exit_status, rank) == (7, 1), "its peer, which has a word, fell over its connection"
 
 
 @pytest.mark.slow

@@ -24,8 +24,10 @@ from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 
+from ..artifacts.run_directory import ERRORS
 from ..config.promise import OTHER_KINDS, PROMISE, Promise, number, promise_of_config
 from ..errors import UnslothAccelError, raise_errors
+from ..launch.rank_errors import is_told, report_error
 from ..strategies import STRATEGIES
 from . import import_order
 from .gloo_exit import leave_in_peace
@@ -142,13 +144,16 @@ def check_world_size(promised: Promise, environ: Mapping[str, str] = os.environ)
 
 
 def show_own_errors_plainly() -> None:
-    """Show this package's errors as their message, once, instead of one traceback per process."""
+    """Show this package's errors as their message, once, instead of one traceback per process; leave any error to the
+    launcher, where that tells it."""
     previous = sys.excepthook
     if getattr(previous, "_unsloth_accel", False):
         return
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        if not isinstance(error, UnslothAccelError):
+        if is_told():
+            report_error(os.environ[ERRORS], rank(), error)
+        elif not isinstance(error, UnslothAccelError):
             previous(kind, error, traceback)
         elif not error.on_every_rank:
             print(f"unsloth_accel: rank {rank()}: {error}", file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from ..artifacts.run_directory import RunDirectory
 from ..errors import UnslothAccelError
 from ..files import read_json, write_atomically
-from ..launch.run_accelerate import report_error
+from ..launch.rank_errors import report_error
 from .hang_stacks import Stacks
 from .hang_verdict import Process, Seen, Verdict, limit_of, named, verdict
 from .heartbeat import BEAT, QUIET, Beat, flight_record, process_state, read_beat

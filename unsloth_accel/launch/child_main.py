@@ -20,7 +20,8 @@ from typing import Any
 from ..artifacts.run_directory import RunDirectory
 from ..errors import LaunchError
 from .living import carrying
-from .run_accelerate import Launch, leave_word, run_accelerate
+from .rank_errors import leave_word
+from .run_accelerate import Launch, run_accelerate
 from .run_lock import MARK
 
 PATIENCE = 45.0
@@ -43,8 +44,7 @@ def main(parent: int) -> int:
     try:
         run_accelerate(command)
     except LaunchError as error:
-        report = {"message": str(error), "exit_status": error.exit_status}
-        leave_word(RunDirectory(directory).launch_error, report, str(error))
+        leave_word(RunDirectory(directory).launch_error, error.as_json(), str(error))
         return error.exit_status
     return 0
 

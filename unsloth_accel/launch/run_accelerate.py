@@ -1,31 +1,26 @@
 """The real `accelerate launch`: its command as data, its own parser, and running it to a known end.
 
 accelerate's launcher is called in this process, so that a failing rank's exit status and error are known and not only
-its traceback.
+that one failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 import logging
 import os
 import shlex
 import signal
-import sys
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.run_directory import ERRORS, RunDirectory
 from ..capabilities.probe import available
-from ..errors import LaunchError, UnslothAccelError
-from ..files import write_atomically
+from ..errors import LaunchError
+from . import rank_errors
 from .broken_streams import leave_broken_streams
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -60,9 +55,14 @@ def run_accelerate(command: Launch) -> None:
 
     A signal that stops it (`SIGNALS`) goes to the ranks, which get `PATIENCE` seconds to save and end; one that was
     ignored when it started (SIGHUP by nohup, SIGINT and SIGQUIT in a script's background) is ignored here and there.
-    Raises `LaunchError` with the failing rank, its exit status and, where it left one, its error; after a signal with
-    128 plus the signal's number.
+    Raises `LaunchError` with the failing rank, its exit status and, where it left one, its error, whose traceback is
+    printed before; after a signal with 128 plus the signal's number.
     """
+    with rank_errors.collecting(command.output_dir) as place:
+        _run(command, place)
+
+
+def _run(command: Launch, place: Path) -> None:
     import subprocess
 
     import psutil
@@ -89,9 +89,9 @@ def run_accelerate(command: Launch) -> None:
     try:
         accelerate_launch.launch_command(arguments)
     except ChildFailedError as error:
-        raise _failure(command, {rank: failure.exitcode for rank, failure in error.failures.items()}) from None
+        raise _told(command, {rank: failure.exitcode for rank, failure in error.failures.items()}, place) from None
     except subprocess.CalledProcessError as error:
-        raise _failure(command, {0: error.returncode}) from None
+        raise _told(command, {0: error.returncode}, place, several=False) from None
     except (SignalException, KeyboardInterrupt) as error:
         stopped = signal.Signals(getattr(error, "sigval", signal.SIGINT))
     except (ValueError, OSError) as error:
@@ -107,7 +107,7 @@ def run_accelerate(command: Launch) -> None:
             os.environ.pop(name, None)
     if stopped is not None:
         leave_broken_streams()
-        raise _stopped(command, stopped)
+        raise _stopped(place, stopped)
 
 
 class _Stopped(KeyboardInterrupt):
@@ -140,77 +140,51 @@ def _end_children(others: set[Any], number: int, patience: float = PATIENCE) -> 
             process.kill()
 
 
-def _reports(command: Launch) -> list[dict[str, Any]]:
-    """Return what ranks left of their errors, in the order in which they failed."""
-    left = RunDirectory(command.output_dir).told_errors() if command.output_dir else []
-    return sorted((json.loads(path.read_text(encoding="utf-8")) for path in left), key=itemgetter("time"))
-
-
-def _stopped(command: Launch, number: signal.Signals) -> LaunchError:
+def _stopped(place: Path, number: signal.Signals) -> LaunchError:
     """Return the error of a launch that a signal stopped: in the ranks' words where all of them agreed to stop."""
-    left = [one for one in _reports(command) if one["exit_status"] == 128 + number]
+    left = [one for one in rank_errors.reports_in(place) if one["exit_status"] == 128 + number]
     message = next((one["message"] for one in left if one["every_rank"]), "")
     told = f" Rank {left[0]['rank']}: {left[0]['message']}" if left else ""
     return LaunchError(message or f"stopped by {number.name}; all ranks ended.{told}", 128 + number)
 
 
-def _failure(command: Launch, ended: dict[int, int]) -> LaunchError:
-    """Return the error of failed ranks: which one fell first, and its own message if it left one.
+def _failure(ended: dict[int, int], reports: Sequence[rank_errors.Report]) -> tuple[LaunchError, int]:
+    """Return the error of failed ranks, and which one fell first: in its own words if it left any.
 
     `ended` holds exit statuses by rank, first of those that fell first; a negative one is the signal that ended it.
     """
-    reports = _reports(command)
     reported = {report["rank"] for report in reports}
+    silent = {rank: status for rank, status in ended.items() if rank not in reported}
     # A rank that was killed leaves no word, and its peers fall over the connection it left; torchrun's own SIGTERM
     # to the peers comes after a failure.
-    for rank, status in ended.items():
-        if status < 0 and -status != signal.SIGTERM and rank not in reported:
+    for rank, status in silent.items():
+        if status < 0 and -status != signal.SIGTERM:
             name = signal.Signals(-status).name
             hint = "; out of memory is the usual reason" if name == "SIGKILL" else ""
-            return LaunchError(f"rank {rank} was ended by {name}{hint}.", 128 - status)
-    if reports:
-        first = reports[0]
-        where = "" if first["every_rank"] else f"rank {first['rank']} failed: "
-        return LaunchError(f"{where}{first['message']}", first["exit_status"])
+            return LaunchError(f"rank {rank} was ended by {name}{hint}.", 128 - status, ended), rank
     # torchrun ends the other ranks with SIGTERM once one has failed; one that takes it leaves with this status.
     asked = 128 + signal.SIGTERM
-    rank, status = next(((r, s) for r, s in ended.items() if s > 0 and s != asked), next(iter(ended.items())))
+    left = next((rank for rank, status in silent.items() if status > 0 and status != asked), None)
+    if reports and (left is None or reports[0]["every_rank"]):
+        first, rank = reports[0], int(reports[0]["rank"])
+        where = "" if first["every_rank"] else f"rank {rank} failed: "
+        status = max(ended.get(rank, 0), 0) or first["exit_status"]
+        return LaunchError(f"{where}{rank_errors.in_a_line(first)}", status, ended), rank
+    rank = next(iter(ended)) if left is None else left
+    status = ended[rank]
     if status < 0 or status == asked:
         number = signal.Signals(-status if status < 0 else status - 128)
-        return LaunchError(f"rank {rank} was ended by {number.name}.", 128 + number)
-    return LaunchError(f"rank {rank} failed with exit status {status}; its own error is above.", status)
+        return LaunchError(f"rank {rank} was ended by {number.name}.", 128 + number, ended), rank
+    return LaunchError(f"rank {rank} failed with exit status {status}; its own error is above.", status, ended), rank
 
 
-def report_error(output_dir: str | Path, rank: int, error: BaseException) -> int:
-    """Leave a rank's error where the launcher finds it; return the exit status that the rank should leave with.
-
-    The launcher names no rank for an error that every rank raises alike. Where output_dir can't take it, it goes to a
-    directory of the launcher's, or to this process's stderr.
-    """
-    status, message = 1, f"{type(error).__name__}: {error}"
-    if isinstance(error, UnslothAccelError):
-        status, message = error.exit_status, str(error)
-    elif isinstance(error, KeyboardInterrupt):
-        status, message = 130, "interrupted"
-    elif isinstance(error, SystemExit):
-        # One that leaves with 0 in the middle has its peers wait for it: that is no success.
-        status = error.code if isinstance(error.code, int) and error.code else 1
-        message = f"left by sys.exit({error.code!r}) before its end"
-    every = isinstance(error, UnslothAccelError) and error.on_every_rank
-    report = {"rank": rank, "message": message, "exit_status": status, "every_rank": every, "time": time.time()}
-    leave_word(RunDirectory(output_dir).rank_error(rank), report, f"rank {rank}: {message}")
-    return status
-
-
-def leave_word(place: Path, report: dict[str, Any], message: str) -> None:
-    """Write an error's `report` to `place`, or to the launcher's own directory where output_dir can't take it; where
-    neither can, show `message`."""
-    elsewhere = os.environ.get(ERRORS)
-    for path in (place, Path(elsewhere, place.name)) if elsewhere else (place,):
-        with suppress(OSError):
-            write_atomically(path, json.dumps(report))
-            return
-    print(f"unsloth_accel: {message}", file=sys.stderr, flush=True)
+def _told(command: Launch, ended: dict[int, int], place: Path, *, several: bool = True) -> LaunchError:
+    """Return the error of failed ranks, and print what the first of them left."""
+    reports = rank_errors.reports_in(place)
+    error, rank = _failure(ended, reports)
+    first = next((report for report in reports if report["rank"] == rank), None)
+    rank_errors.tell(reports, first, place, is_run=command.output_dir is not None, several=several)
+    return error
 
 
 def takes_value(flag: str) -> bool:

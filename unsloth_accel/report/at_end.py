@@ -32,7 +32,7 @@ def reported(directory: str | Path) -> Iterator[None]:
     try:
         yield
     except LaunchError as error:
-        told = {"message": str(error), "exit_status": error.exit_status, "time": time.time()}
+        told = {**error.as_json(), "time": time.time()}
         with suppress(OSError):
             write_atomically(RunDirectory(directory).launch_error, json.dumps(told))
         with suppress(Exception):  # what the ranks logged is there all the same

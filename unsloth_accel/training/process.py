@@ -33,14 +33,14 @@ from ..callbacks import heartbeat
 from ..callbacks.hang_verdict import named
 from ..callbacks.phases import phase
 from ..callbacks.rank_log import RankLog
-from ..callbacks.stop_request import GONE, REQUEST, Stopped, planned
+from ..callbacks.stop_request import REQUEST, Stopped
 from ..callbacks.watch_ranks import watch_run, who_left
 from ..config.read_run import load
 from ..config.run_config import RunConfig
 from ..config.written import as_yaml, described
 from ..errors import ConfigError, UnslothAccelError, first_line, raise_errors
 from ..files import write_atomically
-from ..launch.run_accelerate import report_error
+from ..launch.rank_errors import is_told, report_error
 from ..launch.run_lock import MARK, Lock, check_description, locked, unwritable
 from ..methods import METHODS
 from ..planning.batch import keep_rows
@@ -91,18 +91,21 @@ def _train_and_tell(run: RunConfig) -> int:
         train(run)
     except BaseException as caught:
         error = _plainly(caught, run)
+        if error is not caught:
+            error.__cause__ = caught
         status = report_error(run.output_dir, environment.rank(), error)
+        if is_told():
+            return status
         if not isinstance(error, UnslothAccelError | KeyboardInterrupt):
             traceback.print_exc()
         elif (
-            not _reported()
-            and not isinstance(error, Stopped)  # which tells itself
+            not isinstance(error, Stopped)  # which tells itself
             and (environment.rank() == 0 or not getattr(error, "on_every_rank", False))
         ):
             print(f"unsloth_accel: {error}", file=sys.stderr, flush=True)
         return status
     finally:
-        if environment.rank() == 0 and not _reported():
+        if environment.rank() == 0 and not is_told():
             tell(run.output_dir)
     return 0
 
@@ -139,7 +142,7 @@ def _plainly(error: BaseException, run: RunConfig) -> BaseException:
         return error
     if not is_lack_of_memory(error):
         return as_unsafe(error) or _of_who_left(error, run) or error
-    return OutOfMemory(f"out of memory: {str(error).splitlines()[0]} Fix: {advice(run)}.")
+    return OutOfMemory(f"out of memory: {first_line(error)}. Fix: {advice(run)}.")
 
 
 def _of_who_left(error: BaseException, run: RunConfig) -> PeerError | None:
@@ -160,12 +163,6 @@ class PeerError(UnslothAccelError):
     on_every_rank = True
 
 
-def _reported() -> bool:
-    """Whether `unsloth-accel launch RUN.yaml` started this process and lives: it tells what failed and makes the run's
-    report; nobody else does."""
-    return planned() and REQUEST.number != GONE
-
-
 def train(run: RunConfig) -> dict[str, Any]:
     """Load, train, evaluate and save; returns what results.json holds."""
     files = RunDirectory(run.output_dir)
@@ -175,7 +172,7 @@ def train(run: RunConfig) -> dict[str, Any]:
     newest = [str(path) for path in checkpoints(run.output_dir)[-1:]] if run.resume else []
     log = RankLog(files.logs, environment.rank(), resumed=bool(newest))
     REQUEST.know(run.output_dir, tell=log.failed)
-    watch_run(files, log, environment.world_size(), run.logging.hang_after, aloud=not _reported())
+    watch_run(files, log, environment.world_size(), run.logging.hang_after, aloud=not is_told())
     try:
         return _train(run, newest, log)
     except BaseException as error:

@@ -5,6 +5,7 @@
 `rate`: the learning rate is 1 % higher.
 `stopped`: rank 1 is slow in its loader for 7 s, and in an evaluation; then it stops, as by SIGSTOP.
 `repeated`: in an epoch's last step a rank that has no row left learns one again.
+`raises`: the loader of rank 1 raises when it has rows for two steps.
 """
 
 import os
@@ -53,6 +54,19 @@ if FAULT and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             return fetch(self, [row if row >= 0 else -1 - row for row in rows])
 
         _MapDatasetFetcher.fetch = again
+    if FAULT == "raises" and os.environ["RANK"] == "1":
+        from torch.utils.data._utils.fetch import _MapDatasetFetcher
+
+        left = [1, 1]
+        fetch = _MapDatasetFetcher.fetch
+
+        def wanting(self, rows):  # type: ignore[no-untyped-def]
+            if not left:
+                raise KeyError("input_idz")
+            left.pop()
+            return fetch(self, rows)
+
+        _MapDatasetFetcher.fetch = wanting
     if FAULT == "stopped" and os.environ["RANK"] == "1":
         import signal
         import sys
