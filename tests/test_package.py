@@ -4,6 +4,8 @@ import sys
 import pytest
 from conftest import ROOT
 
+from unsloth_accel import __version__
+
 
 def test_import_is_light() -> None:
     """Under 0.1 s, and nothing heavy: neither torch nor accelerate, transformers, unsloth."""
@@ -28,3 +30,20 @@ def test_public_names_are_there() -> None:
         assert getattr(unsloth_accel, name) is not None
     with pytest.raises(AttributeError):
         _ = unsloth_accel.nothing
+
+
+def test_what_there_is_can_be_listed() -> None:
+    """As in a notebook after a dot, in a process that has loaded none of it; and nothing that is no user's."""
+    program = "import unsloth_accel; print(*dir(unsloth_accel))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = [name for name in done.stdout.split() if not name.startswith("__")]
+    assert {"adapt", "save", "plan", "callbacks"} < {*listed}
+    import unsloth_accel
+
+    assert listed == sorted(unsloth_accel.__all__)
+
+
+def test_the_package_is_the_command() -> None:
+    command = [sys.executable, "-m", "unsloth_accel", "--version"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"unsloth-accel {__version__}\n"), done.stderr

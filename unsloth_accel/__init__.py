@@ -82,4 +82,9 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
 
 
+def __dir__() -> list[str]:
+    """Public names, most of which are loaded when they are first used."""
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]
+
+
 _prepare_process()
