@@ -1,0 +1,495 @@
+"""axolotl's YAML (`axolotl train`), by its utils/schemas/*.py of July 2026 and the names of earlier releases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .keys import Becomes, Chooses, Computed, Covered, Entry, Outcome, Theirs, Tool, Untranslated
+from .shared import (
+    ATTENTION,
+    CHECKPOINTING,
+    DTYPE,
+    KERNELS,
+    NO_SECRET,
+    ONLY_LORA,
+    RESUME,
+    SHARDED,
+    TARGETS,
+    TEXT_ONLY,
+    TRAINER,
+    UNSLOTHS,
+    held_out,
+    method,
+    rows_per_step,
+)
+
+_OWN = "is axolotl's own; training.{} takes transformers'."
+_OWN_OPTIMIZERS = (
+    "optimi_adamw",
+    "ao_adamw_4bit",
+    "ao_adamw_8bit",
+    "ao_adamw_fp8",
+    "adopt_adamw",
+    "came_pytorch",
+    "muon",
+    "dion",
+    "sinkgd",
+    "flash_adamw",
+    "flash_adam",
+    "flash_sgd",
+    "flash_sgdw",
+    "flash_lion",
+    "q_galore_adamw8bit",
+)
+_OWN_SCHEDULES = ("one_cycle", "rex", "log_sweep")
+_WANDB = "is read by Weights & Biases from the environment: export {}=…"
+_OTHER_BASE = "a base is loaded in 16 bit, or in bitsandbytes' 4 bit: model.load_in_4bit=true."
+_MODEL_PARALLEL = "only data parallelism is done: GPUs share the rows, or the weights, too."
+_QUIET_PLUGINS = ("liger", "cut_cross_entropy")
+"""Plugins in whose place Unsloth has kernels of its own."""
+_FORMS = {
+    "alpaca": "alpaca",
+    "alpaca_chat": "alpaca",
+    "sharegpt": "sharegpt",
+    "chat_template": "chat",
+    "completion": "text",
+    "pretrain": "text",
+}
+_INSTRUCTIONS = "rows become chats in the model's own template, without the Alpaca prompt's words"
+
+
+def _datasets(value: Any, theirs: Theirs, key: str = "data.path") -> Outcome:
+    """The first of a list of data sets; its keys have entries of their own (`_DATASET`)."""
+    sets = [one if isinstance(one, Mapping) else {"path": one} for one in value] if isinstance(value, list) else []
+    if len(sets) != 1:
+        names = ", ".join(str(one.get("path")) for one in sets)
+        reason = (
+            f"{len(sets)} data sets; {key} takes one file, directory, glob or hub id. Bring their rows into one "
+            "directory, and name it there (init --data)."
+        )
+        return Outcome({key: names}, reason, translated=False)
+    first = sets[0]
+    split = "data.split" if key == "data.path" else "data.eval_split"
+    files, path = first.get("data_files"), str(first.get("path"))
+    local = files[0] if isinstance(files, list) and len(files) == 1 else files if isinstance(files, str) else None
+    settings: dict[str, Any] = {key: local if local and path in ("json", "csv", "parquet", "text") else path}
+    settings |= {split: first["split"]} if first.get("split") else {}
+    settings |= {"data.subset": first["name"]} if first.get("name") else {}
+    if files and not local:
+        return Outcome(settings, "several data_files: name their directory, or a glob.", translated=False)
+    if key != "data.path":
+        return Outcome(settings)
+    form, note = _form(first)
+    if form is None:
+        return Outcome(settings, note, translated=False)
+    answers = "all" if theirs.values.get("train_on_inputs") or form.get("data.format") == "text" else "responses"
+    return Outcome(settings | form | {"data.train_on": answers}, note)
+
+
+def _form(dataset: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """Return format and columns of a data set's rows, or None, and what is to be said of them."""
+    kind = dataset.get("type") or "alpaca"
+    if not isinstance(kind, str) or kind.split(".")[0].split(":")[0] not in _FORMS:
+        reason = (
+            f"type {kind if isinstance(kind, str) else 'of its own'} is a prompt of axolotl's: write the rows as "
+            "messages, or as prompt and completion."
+        )
+        return None, reason
+    form = _FORMS[kind.split(".")[0].split(":")[0]]
+    if form == "alpaca":
+        return {"data.format": form}, _INSTRUCTIONS
+    if form == "text":
+        column = dataset.get("field") or dataset.get("text_column") or "text"
+        return {"data.format": form} | ({} if column == "text" else {"data.columns": {"text": column}}), ""
+    names = dataset.get("message_property_mappings")
+    names = names if isinstance(names, Mapping) else {}
+    role = names.get("role") or dataset.get("message_field_role") or ("from" if form == "sharegpt" else "role")
+    said = (
+        names.get("content") or dataset.get("message_field_content") or ("value" if form == "sharegpt" else "content")
+    )
+    known = {("from", "value"): ("sharegpt", "conversations"), ("role", "content"): ("chat", "messages")}
+    if (role, said) not in known:
+        return None, f"messages have {role} and {said}: rename them to role and content in the rows."
+    form, usual = known[role, said]
+    column = dataset.get("field_messages") or ("messages" if kind != "sharegpt" else "conversations")
+    columns = {} if column == usual else {usual: column}
+    if tools := dataset.get("field_tools"):
+        columns |= {} if tools == "tools" else {"tools": tools}
+    return {"data.format": form} | ({"data.columns": columns} if columns else {}), ""
+
+
+def _pretraining(value: Any, theirs: Theirs) -> Outcome:
+    sets = value if isinstance(value, list) else [value]
+    sets = [{"type": "pretrain"} | (dict(one) if isinstance(one, Mapping) else {"path": one}) for one in sets]
+    found = _datasets(sets, theirs)
+    return Outcome({**found.settings, "data.streaming": True}, found.note, found.translated)
+
+
+def _val_set_size(value: Any, theirs: Theirs) -> Outcome:
+    if not value:
+        return Outcome(note="off, as here")
+    return held_out(_datasets(theirs.values.get("datasets") or [], theirs).settings, float(value))
+
+
+def _each_epoch(what: str) -> Entry:
+    """Return the entry of `saves_per_epoch` or `evals_per_epoch`, for what axolotl makes of it itself."""
+
+    def read(value: Any, theirs: Theirs) -> Outcome:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return Outcome(note=f"is no number: set training.{what}_steps.", translated=False)
+        if not value:
+            return Outcome({f"training.{what}_strategy": "no"})
+        epochs = theirs.number("num_epochs", 1)
+        share = round(1 / (value * epochs), 6)
+        if share >= 1:
+            return Outcome({f"training.{what}_strategy": "epoch"})
+        return Outcome({f"training.{what}_strategy": "steps", f"training.{what}_steps": share}, "a share of all steps")
+
+    return Computed(read, f"`training.{what}_strategy: steps`, `training.{what}_steps`: a share of all steps")
+
+
+def _adapter_dir(value: Any, theirs: Theirs) -> Outcome:
+    return Outcome({"model.name": value}, "training goes on from this adapter, whose base it names")
+
+
+def _batch_size(value: Any, theirs: Theirs) -> Outcome:
+    return Outcome({"batch.global_size": value}, "rows per step, as axolotl's earlier releases meant it")
+
+
+def _special_tokens(value: Any, theirs: Theirs) -> Outcome:
+    others = sorted(set(value) - {"pad_token", "unk_token"}) if isinstance(value, Mapping) else []
+    if not others:
+        return Outcome(note="padding is never trained, whatever token it is")
+    reason = f"{', '.join(others)}: the tokenizer's own are taken; save a tokenizer that has others beside the model."
+    return Outcome(note=reason, translated=False)
+
+
+def _plugins(value: Any, theirs: Theirs) -> Outcome:
+    names = value if isinstance(value, list) else [value]
+    others = [str(name) for name in names if not any(quiet in str(name) for quiet in _QUIET_PLUGINS)]
+    if not others:
+        return Outcome(note=KERNELS)
+    return Outcome(note=f"{', '.join(others)}: plugins of axolotl don't run here.", translated=False)
+
+
+def _least_rate(value: Any, theirs: Theirs) -> Outcome:
+    settings = {
+        "training.lr_scheduler_type": "cosine_with_min_lr",
+        "training.lr_scheduler_kwargs": {"min_lr_rate": value},
+    }
+    return Outcome(settings)
+
+
+def _project(value: Any, theirs: Theirs) -> Outcome:
+    return Outcome({"logging.report_to": "wandb"}, f"and export WANDB_PROJECT={value}")
+
+
+def _rl(value: Any, theirs: Theirs) -> Outcome:
+    return method(str(value))
+
+
+def _model_revision() -> Entry:
+    return Chooses({"main": {}}, "a model is taken at its newest: download the revision, and name it.")
+
+
+_BATCH = rows_per_step("micro_batch_size", "gradient_accumulation_steps", 1)
+_RL = Covered("belongs to another training method, which rl says")
+_DATASETS = "`data.path`, `data.split`, `data.subset`, `data.format`, `data.columns`, `data.train_on`; of one data set"
+_KEYS: Mapping[str, Entry] = {
+    **{key: TRAINER[key] for key in ("output_dir", "evaluation_strategy", "eval_strategy", "save_strategy")},
+    **{key: TRAINER[key] for key in ("warmup_ratio", "group_by_length", "save_safetensors", "remove_unused_columns")},
+    **{key: TRAINER[key] for key in ("local_rank", "ddp_find_unused_parameters", "accelerator_config")},
+    "auto_find_batch_size": TRAINER["auto_find_batch_size"],
+    # model
+    "base_model": Becomes("model.name"),
+    "base_model_config": Covered("the model's own config.json is read"),
+    "tokenizer_config": Untranslated("the model's own tokenizer is taken: save another beside the model."),
+    "revision_of_model": _model_revision(),
+    "base_model_ignore_patterns": Covered("says what is downloaded"),
+    **dict.fromkeys(
+        ("model_type", "tokenizer_type", "tokenizer_use_fast", "tokenizer_legacy"),
+        Covered("Unsloth loads model and tokenizer by what their files say"),
+    ),
+    **dict.fromkeys(
+        ("is_falcon_derived_model", "is_llama_derived_model", "is_mistral_derived_model", "is_qwen_derived_model"),
+        Covered("Unsloth knows the model by its config.json"),
+    ),
+    "tokenizer_use_mistral_common": Untranslated("the tokenizer of transformers is taken."),
+    "trust_remote_code": Becomes("model.trust_remote_code"),
+    "processor_type": TEXT_ONLY,
+    "freeze_mm_modules": TEXT_ONLY,
+    "image_size": TEXT_ONLY,
+    "sequence_len": Becomes("model.max_seq_length"),
+    "excess_length_strategy": Chooses(
+        {"drop": {"data.too_long": "drop"}, "truncate": {"data.too_long": "cut"}}, "data.too_long is cut or drop."
+    ),
+    "load_in_4bit": Becomes("model.load_in_4bit"),
+    "load_in_8bit": Untranslated(_OTHER_BASE),
+    **dict.fromkeys(("gptq", "gptq_groupsize", "gptq_model_v1", "gptq_disable_exllama"), Untranslated(_OTHER_BASE)),
+    **dict.fromkeys(
+        ("model_quantization_config", "model_quantization_config_kwargs", "bnb_config_kwargs", "quantize_moe_experts"),
+        Untranslated(_OTHER_BASE),
+    ),
+    "use_onebitllms": Untranslated(_OTHER_BASE),
+    **dict.fromkeys(
+        ("model_config", "overrides_of_model_config"), Untranslated("change the config.json of the model's directory.")
+    ),
+    **dict.fromkeys(
+        (
+            "device_map",
+            "low_cpu_mem_usage",
+            "max_memory",
+            "gpu_memory_limit",
+            "torchdistx_path",
+            "experimental_skip_move_to_device",
+        ),
+        Covered("each process loads its model onto its own GPU"),
+    ),
+    **dict.fromkeys(
+        (
+            "attn_implementation",
+            "flash_attention",
+            "xformers_attention",
+            "sdp_attention",
+            "flex_attention",
+            "eager_attention",
+            "sage_attention",
+            "flex_attn_compile_kwargs",
+            "flash_optimum",
+            "gemma4_hybrid_attn_impl",
+            "pretrain_multipack_attn",
+        ),
+        Covered(ATTENTION),
+    ),
+    **dict.fromkeys(
+        (
+            "lora_mlp_kernel",
+            "lora_qkv_kernel",
+            "lora_o_kernel",
+            "lora_embedding_kernel",
+            "use_kernels",
+            "cut_cross_entropy",
+            "chunked_cross_entropy",
+            "fused_attn_kernel",
+            "flash_attn_cross_entropy",
+            "flash_attn_fuse_mlp",
+            "flash_attn_rms_norm",
+            "unsloth_lora_mlp",
+            "tiled_mlp",
+        ),
+        UNSLOTHS,
+    ),
+    **dict.fromkeys(
+        (
+            "liger_rope",
+            "liger_rms_norm",
+            "liger_layer_norm",
+            "liger_glu_activation",
+            "liger_fused_linear_cross_entropy",
+            "liger_swiglu",
+            "liger_cross_entropy",
+            "liger_rms_norm_gated",
+        ),
+        UNSLOTHS,
+    ),
+    **dict.fromkeys(
+        ("use_scattermoe", "use_sonicmoe", "experts_implementation", "llama4_linearized_experts"), UNSLOTHS
+    ),
+    "plugins": Computed(_plugins, "nothing to write for liger and cut_cross_entropy; other plugins don't run here"),
+    "torch_compile": Covered("Unsloth compiles what it replaces"),
+    "torch_compile_backend": Covered("Unsloth compiles what it replaces"),
+    "torch_compile_mode": Covered("Unsloth compiles what it replaces"),
+    # adapter
+    "adapter": Chooses({"lora": {}, "qlora": {"model.load_in_4bit": True}}, ONLY_LORA),
+    "lora_model_dir": Computed(_adapter_dir, "`model.name`: training goes on from this adapter"),
+    "lora_r": Becomes("lora.r"),
+    "lora_alpha": Becomes("lora.alpha"),
+    "lora_dropout": Becomes("lora.dropout"),
+    "lora_target_modules": TARGETS,
+    "lora_target_linear": Chooses({True: {"lora.target_modules": "all-linear"}, False: {}}, "true or false."),
+    "lora_target_parameters": Untranslated("LoRA is put on modules here: lora.target_modules."),
+    "lora_modules_to_save": Untranslated(
+        "only LoRA's own weights are trained: leave it out, or write a script.", off=()
+    ),
+    "lora_fan_in_fan_out": Covered("PEFT finds it out by itself"),
+    "lora_on_cpu": Covered("says where an adapter is loaded"),
+    "peft_use_rslora": Becomes("lora.use_rslora"),
+    "peft_use_dora": Untranslated("Unsloth has no DoRA; leave it out."),
+    "peft": Untranslated("LoftQ and its like begin with another base; leave it out."),
+    "peft_layers_to_transform": Untranslated(
+        "LoRA is put on every layer; name modules in lora.target_modules.", off=()
+    ),
+    "relora": Untranslated("ReLoRA merges the adapter while it trains; here one adapter is trained."),
+    **dict.fromkeys(("relora_prune_ratio", "relora_cpu_offload", "relora_steps"), Covered("belongs to ReLoRA")),
+    "loraplus_lr_ratio": Untranslated("both matrices of LoRA learn at one rate; raise training.learning_rate.", off=()),
+    "unfrozen_parameters": Untranslated(ONLY_LORA),
+    "full_finetune": Untranslated(ONLY_LORA),
+    "merge_lora": Covered("unsloth-accel merge OUTPUT_DIR does it afterwards"),
+    # data
+    "datasets": Computed(_datasets, _DATASETS),
+    "test_datasets": Computed(
+        lambda value, theirs: _datasets(value, theirs, "data.eval_path"),
+        "`data.eval_path`, `data.eval_split`; of one data set",
+    ),
+    "pretraining_dataset": Computed(_pretraining, "`data.path`, `data.format: text`, `data.streaming: true`"),
+    "streaming": Becomes("data.streaming"),
+    "val_set_size": Computed(_val_set_size, "the last rows, of a hub data set; else `data.eval_path`"),
+    "train_on_inputs": Computed(
+        lambda value, theirs: Outcome(note="in data.train_on"), "false: `data.train_on: responses`; true: `all`"
+    ),
+    "dataset_prepared_path": Covered("tokenised rows are kept in the cache of the library datasets"),
+    "dataset_processes": Becomes("training.dataset_num_proc"),
+    "dataset_num_proc": Becomes("training.dataset_num_proc"),
+    "dataset_exact_deduplication": Untranslated("remove equal rows from the file beforehand."),
+    "shuffle_merged_datasets": Chooses(
+        {True: {}}, "rows are drawn in a new order each epoch; the order can't be kept."
+    ),
+    "curriculum_sampling": Untranslated("rows are drawn in a new order each epoch; the order can't be kept."),
+    "min_sample_len": Untranslated("leave short rows out of the file."),
+    "push_dataset_to_hub": Untranslated("only adapters are pushed: training.push_to_hub."),
+    "hf_use_auth_token": Covered("the hub's client reads HF_TOKEN"),
+    "skip_prepare_dataset": TEXT_ONLY,
+    "sample_packing": Becomes("training.packing"),
+    "eval_sample_packing": Becomes("training.eval_packing"),
+    **dict.fromkeys(
+        (
+            "max_packed_sequence_len",
+            "sample_packing_eff_est",
+            "sample_packing_seq_len_multiplier",
+            "sample_packing_group_size",
+            "sample_packing_bin_size",
+            "sample_packing_sequentially",
+            "multipack_real_batches",
+            "batch_flattening",
+            "total_num_tokens",
+            "total_supervised_tokens",
+        ),
+        Covered("says how rows are packed; packed rows here are full ones of model.max_seq_length"),
+    ),
+    "pad_to_sequence_len": Covered("rows are padded to the longest of their micro-batch; padding is never trained"),
+    "chat_template": Chooses(
+        {"tokenizer_default": {}},
+        "the model's own chat template is taken: write this one to a file, training.chat_template_path=FILE.jinja.",
+    ),
+    "chat_template_kwargs": Untranslated("say it in each row: chat_template_kwargs."),
+    "default_system_message": Untranslated("write a system message into the rows that have none."),
+    "special_tokens": Computed(_special_tokens, "pad_token: nothing to write; others are the tokenizer's own"),
+    "tokens": Untranslated(
+        "no tokens are added: only LoRA's own weights are trained, and new ones would have none.", off=()
+    ),
+    "added_tokens_overrides": Untranslated("save a tokenizer that has them beside the model.", off=()),
+    "resize_token_embeddings_to_32x": Untranslated("embeddings keep the model's size."),
+    "eot_tokens": Covered("an answer is trained up to the token with which the chat template ends it"),
+    # batch
+    "micro_batch_size": _BATCH,
+    "gradient_accumulation_steps": _BATCH,
+    "batch_size": Computed(_batch_size, "`batch.global_size`"),
+    "eval_batch_size": Becomes("training.per_device_eval_batch_size"),
+    # training
+    "num_epochs": Becomes("training.num_train_epochs"),
+    "optimizer": Becomes("training.optim", refused=dict.fromkeys(_OWN_OPTIMIZERS, _OWN.format("optim"))),
+    "lr_scheduler": Becomes(
+        "training.lr_scheduler_type", refused=dict.fromkeys(_OWN_SCHEDULES, _OWN.format("lr_scheduler_type"))
+    ),
+    "cosine_min_lr_ratio": Computed(
+        _least_rate,
+        "`training.lr_scheduler_type: cosine_with_min_lr`, `training.lr_scheduler_kwargs: {min_lr_rate: …}`",
+    ),
+    "cosine_constant_lr_ratio": Untranslated(_OWN.format("lr_scheduler_type")),
+    "lr_quadratic_warmup": Untranslated(_OWN.format("lr_scheduler_type")),
+    "eta_min": Untranslated("is read by no schedule of transformers: training.lr_scheduler_kwargs.", off=()),
+    "adam_eps": Becomes("training.adam_epsilon"),
+    "bf16": Chooses(
+        {"auto": {}, True: {"training.bf16": True}, False: {"training.bf16": False}, "full": {"training.bf16": True}},
+        "true, false or auto.",
+        "auto is what the plan does",
+    ),
+    "fp16": Chooses({True: {"training.fp16": True}, False: {}}, "true or false."),
+    "tf32": Chooses({True: {"training.tf32": True}, False: {}, "auto": {}}, "true, false or auto."),
+    "bfloat16": Chooses({True: {"model.dtype": "bfloat16"}, False: {}}, "true or false."),
+    "float16": Chooses({True: {"model.dtype": "float16"}, False: {}}, "true or false."),
+    "torch_dtype": DTYPE,
+    "fp8": Untranslated("precision is fp16 or bf16: training.bf16=true."),
+    "qat": Untranslated("quantisation-aware training is not done."),
+    "gradient_checkpointing": CHECKPOINTING,
+    "gradient_checkpointing_kwargs": TRAINER["gradient_checkpointing_kwargs"],
+    "activation_offloading": Covered("Unsloth's checkpointing offloads activations itself"),
+    "resume_from_checkpoint": RESUME,
+    "auto_resume_from_checkpoints": Chooses({True: {"training.resume": "if_any"}, False: {}}, "true or false."),
+    "saves_per_epoch": _each_epoch("save"),
+    "evals_per_epoch": _each_epoch("eval"),
+    "loss_watchdog_threshold": Covered("logging.stop_on_divergence ends a run whose loss stays far above its median"),
+    "loss_watchdog_patience": Covered("logging.stop_on_divergence ends a run whose loss stays far above its median"),
+    "eval_table_size": Untranslated("evaluation.samples shows answers at the end.", off=(0,)),
+    "eval_max_new_tokens": Becomes("evaluation.max_new_tokens"),
+    "rl": Computed(_rl, "`method`, when it is known here"),
+    **dict.fromkeys(
+        (
+            "trl",
+            "vllm",
+            "ebft",
+            "rl_beta",
+            "orpo_alpha",
+            "simpo_gamma",
+            "kto_desirable_weight",
+            "kto_undesirable_weight",
+        ),
+        _RL,
+    ),
+    "reward_model": Untranslated("this version trains language models; a script of your own can train a reward model."),
+    "process_reward_model": Untranslated("this version trains language models; a script of your own can train others."),
+    "num_labels": Untranslated(
+        "this version trains language models; a script of your own can train a classifier.", off=()
+    ),
+    # processes
+    **dict.fromkeys(
+        (
+            "fsdp",
+            "fsdp_config",
+            "fsdp_version",
+            "deepspeed",
+            "ddp",
+            "dp_shard_size",
+            "dp_replicate_size",
+            "fsdp_final_state_dict_type",
+        ),
+        SHARDED,
+    ),
+    **dict.fromkeys(
+        ("context_parallel_size", "tensor_parallel_size", "expert_parallel_size", "sequence_parallel_degree"),
+        Untranslated(_MODEL_PARALLEL, off=(1,)),
+    ),
+    "use_ray": Untranslated("launch starts one process per GPU of one machine, without Ray."),
+    "ray_num_workers": Untranslated("launch starts one process per GPU of one machine, without Ray.", off=(1,)),
+    # logging
+    "wandb_project": Computed(_project, "`logging.report_to: wandb`, and `export WANDB_PROJECT=…`"),
+    "wandb_name": Becomes("training.run_name"),
+    "wandb_run_id": Untranslated(_WANDB.format("WANDB_RUN_ID"), off=()),
+    "wandb_entity": Untranslated(_WANDB.format("WANDB_ENTITY"), off=()),
+    "wandb_watch": Untranslated(_WANDB.format("WANDB_WATCH")),
+    "wandb_log_model": Untranslated(_WANDB.format("WANDB_LOG_MODEL")),
+    "use_wandb": Chooses({True: {"logging.report_to": "wandb"}, False: {}}, "true or false."),
+    "use_tensorboard": Chooses({True: {"logging.report_to": "tensorboard"}, False: {}}, "true or false."),
+    "trackio_project_name": Chooses({}, "export TRACKIO_PROJECT=…, with logging.report_to=trackio."),
+    "use_swanlab": Untranslated("SwanLab is no integration of the Trainer: set logging.report_to to one that is."),
+    "strict": Covered("unknown keys are always refused"),
+    "debug": Covered("--dry-run shows what would be started"),
+    "hub_token": Untranslated(NO_SECRET),
+}
+
+AXOLOTL = Tool(
+    name="axolotl",
+    link="https://github.com/axolotl-ai-cloud/axolotl",
+    needs=frozenset({"base_model"}),
+    marks=frozenset({"sequence_len", "micro_batch_size", "datasets", "pretraining_dataset", "adapter", "num_epochs"}),
+    keys=_KEYS,
+    fields=True,
+    defaults={
+        "adapter": "none",
+        "sequence_len": 512,
+        "micro_batch_size": 1,
+        "num_epochs": 1,
+        "lr_scheduler": "cosine",
+    },
+)

@@ -1,0 +1,256 @@
+"""LLaMA-Factory's YAML (`llamafactory-cli train`), by its hparams/*.py of August 2026."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .keys import Becomes, Chooses, Computed, Covered, Entry, Outcome, Theirs, Tool, Untranslated
+from .shared import (
+    ATTENTION,
+    NO_SECRET,
+    ONLY_LORA,
+    SHARDED,
+    TARGETS,
+    TEXT_ONLY,
+    TRAINER,
+    UNSLOTHS,
+    held_out,
+    method,
+    rows_per_step,
+)
+
+_COLUMNS = {
+    "prompt": "instruction",
+    "query": "input",
+    "response": "output",
+    "history": "history",
+    "system": "system",
+    "tools": "tools",
+    "messages": "conversations",
+}
+"""Columns of dataset_info.json, by the names they have here."""
+_GENERIC = ("default", "alpaca", "empty", "fewshot", "vanilla")
+_ABOVE = 4
+"""Directories above the YAML file in which dataset_dir is looked for: its examples lie two below its root."""
+_OWN_OPTIMIZER = "is an optimizer of LLaMA-Factory's own; training.optim takes transformers'."
+_MEGATRON = "is Megatron's, which divides models otherwise; here the plan decides (distributed.strategy)."
+_PREFERENCE = Covered("belongs to preference training, which stage says")
+
+
+def _stage(value: Any, theirs: Theirs) -> Outcome:
+    if value == "pt":
+        packing = {} if "packing" in theirs.values else {"training.packing": True}
+        return Outcome({"method": "sft", "data.format": "text", "data.train_on": "all"} | packing)
+    return method(str(value))
+
+
+def _dataset(value: Any, theirs: Theirs, key: str = "data.path") -> Outcome:
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(map(str, value))
+    if len(names) > 1:
+        reason = (
+            f"{len(names)} data sets; {key} takes one file, directory, glob or hub id. Bring their rows into one "
+            "directory, and name it there (init --data)."
+        )
+        return Outcome({key: ", ".join(names)}, reason, translated=False)
+    folder, record = _record(names[0], theirs)
+    if record is None:
+        reason = (
+            f"is a name in {theirs.values.get('dataset_dir') or 'data'}/dataset_info.json, which is not there: name "
+            f"the file of rows, or its hub id, in {key} (init --data)."
+        )
+        return Outcome({key: names[0]}, reason, translated=False)
+    place = record.get("hf_hub_url") or (str(folder / str(record["file_name"])) if "file_name" in record else None)
+    if place is None or record.get("ranking"):
+        reason = "comes from a script, another hub, or has pairs of answers: write its rows to a file, and name it."
+        return Outcome({key: names[0]}, reason, translated=False)
+    if key != "data.path":
+        return Outcome({key: place})
+    return Outcome({key: place} | _form(record), "as dataset_info.json says")
+
+
+def _record(name: str, theirs: Theirs) -> tuple[Path, Mapping[str, Any] | None]:
+    """Return the directory of the rows, and what dataset_info.json there says of a data set; None if nothing."""
+    said = Path(str(theirs.values.get("dataset_dir") or "data"))
+    for above in (Path(), theirs.place, *[*theirs.place.absolute().parents][:_ABOVE]):
+        try:
+            known = json.loads((above / said / "dataset_info.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        record = known.get(name) if isinstance(known, dict) else None
+        if isinstance(record, dict):
+            return above / said, record
+    return said, None
+
+
+def _form(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the format, columns, subset and split that an entry of dataset_info.json says."""
+    tags = record.get("tags") if isinstance(record.get("tags"), dict) else {}
+    chat = record.get("formatting") == "openai" or (tags or {}).get("role_tag") == "role"
+    form = "chat" if chat else str(record.get("formatting", "alpaca"))
+    columns = record.get("columns") if isinstance(record.get("columns"), dict) else {}
+    ours = {**_COLUMNS, "messages": "messages" if chat else "conversations"}
+    named = {ours[theirs]: name for theirs, name in (columns or {}).items() if theirs in ours and ours[theirs] != name}
+    settings: dict[str, Any] = {"data.format": form} | ({"data.columns": named} if named else {})
+    return settings | {f"data.{key}": record[key] for key in ("subset", "split") if record.get(key)}
+
+
+def _rank(value: Any, theirs: Theirs) -> Outcome:
+    if theirs.values.get("lora_alpha") is not None or not isinstance(value, int):
+        return Outcome({"lora.r": value})
+    return Outcome({"lora.r": value, "lora.alpha": 2 * value}, "lora_alpha is left out: twice the rank")
+
+
+def _adapter(value: Any, theirs: Theirs) -> Outcome:
+    if "," in str(value):
+        return Outcome(note="training goes on from one adapter: merge the others first.", translated=False)
+    return Outcome({"model.name": value}, "training goes on from this adapter, whose base it names")
+
+
+def _template(value: Any, theirs: Theirs) -> Outcome:
+    if value in _GENERIC:
+        reason = "the model's own chat template is taken: training.chat_template_path=FILE.jinja takes another."
+        return Outcome(note=reason, translated=False)
+    return Outcome(note="the model's own chat template is taken; see the rows with unsloth-accel preview run.yaml")
+
+
+def _bits(value: Any, theirs: Theirs) -> Outcome:
+    if value == 4 and theirs.values.get("quantization_method", "bnb") in ("bnb", "bitsandbytes"):
+        return Outcome({"model.load_in_4bit": True})
+    return Outcome(note="bitsandbytes' 4 bit is what a base is loaded in: model.load_in_4bit=true.", translated=False)
+
+
+def _trained(value: Any, theirs: Theirs) -> Outcome:
+    if theirs.values.get("stage", "sft") != "sft":
+        return Outcome()
+    return Outcome({"data.train_on": "all" if value else "responses"})
+
+
+def _held_out(value: Any, theirs: Theirs) -> Outcome:
+    return held_out(_dataset(theirs.values.get("dataset") or "", theirs).settings, float(value))
+
+
+_BATCH = rows_per_step("per_device_train_batch_size", "gradient_accumulation_steps", 8)
+_KEYS: Mapping[str, Entry] = {
+    **TRAINER,
+    # model
+    "model_name_or_path": Becomes("model.name"),
+    "adapter_name_or_path": Computed(_adapter, "`model.name`: training goes on from this adapter"),
+    "model_revision": Chooses({"main": {}}, "a model is taken at its newest: download the revision, and name it."),
+    "cutoff_len": Becomes("model.max_seq_length"),
+    "quantization_bit": Computed(_bits, "4: `model.load_in_4bit: true`; others are not translated"),
+    "quantization_method": Chooses({"bnb": {}, "bitsandbytes": {}}, "a base is loaded in bitsandbytes' 4 bit only."),
+    "double_quantization": Covered("Unsloth loads 4-bit bases with double quantization"),
+    "quantization_type": Chooses({"nf4": {}}, "Unsloth loads 4-bit bases as nf4."),
+    "flash_attn": Covered(ATTENTION),
+    "use_unsloth": Covered("it is always Unsloth"),
+    "use_unsloth_gc": Covered("model.gradient_checkpointing is Unsloth's own"),
+    "use_reentrant_gc": Covered("Unsloth chooses how checkpointing recomputes; the numbers are the same"),
+    "disable_gradient_checkpointing": Chooses(
+        {True: {"model.gradient_checkpointing": "false"}, False: {}}, "true or false."
+    ),
+    "enable_liger_kernel": UNSLOTHS,
+    "use_v1_kernels": UNSLOTHS,
+    "use_fast_tokenizer": Covered("Unsloth loads the tokenizer"),
+    "low_cpu_mem_usage": Covered("Unsloth loads the model"),
+    "hf_hub_token": Untranslated(NO_SECRET),
+    "rope_scaling": Untranslated("Unsloth scales positions by itself where model.max_seq_length asks for it."),
+    # method
+    "stage": Computed(_stage, "sft: `method: sft`; pt: the same, on text; others when the method is known here"),
+    "finetuning_type": Chooses({"lora": {}}, ONLY_LORA),
+    "lora_rank": Computed(_rank, "`lora.r`; without lora_alpha, `lora.alpha` is twice as much"),
+    "lora_alpha": Becomes("lora.alpha"),
+    "lora_dropout": Becomes("lora.dropout"),
+    "lora_target": TARGETS,
+    "use_rslora": Becomes("lora.use_rslora"),
+    "create_new_adapter": Untranslated("training goes on from the adapter that model.name names; merge it first."),
+    "additional_target": Untranslated("only LoRA's own weights are trained: leave it out, or write a script."),
+    "pure_bf16": Chooses({True: {"training.bf16": True}, False: {}}, "true or false."),
+    "upcast_layernorm": Covered("Unsloth chooses what it computes in 32 bit"),
+    "use_adam_mini": Untranslated(_OWN_OPTIMIZER),
+    "use_muon": Untranslated(_OWN_OPTIMIZER),
+    "early_stopping_steps": Becomes("training.early_stopping_patience", "evaluations without a better loss"),
+    "plot_loss": Covered("report.html draws it"),
+    "disable_shuffling": Untranslated("rows are drawn in a new order each epoch; the order can't be kept."),
+    "include_effective_tokens_per_second": Covered("tokens per second are in the log and the report"),
+    # data
+    "dataset": Computed(_dataset, "`data.path`, `data.format`, `data.columns`, as dataset_info.json says; of one set"),
+    "eval_dataset": Computed(lambda value, theirs: _dataset(value, theirs, "data.eval_path"), "`data.eval_path`"),
+    "dataset_dir": Covered("read to find dataset_info.json"),
+    "template": Computed(_template, "nothing to write: the model's own chat template is taken"),
+    "train_on_prompt": Computed(_trained, "false: `data.train_on: responses`; true: `all`"),
+    "mask_history": Untranslated("every answer of a chat is trained: give the earlier ones weight: 0 in the rows."),
+    "streaming": Becomes("data.streaming"),
+    "max_samples": Untranslated("all rows of data.path are trained: write as many of them to a file of their own."),
+    "val_size": Computed(_held_out, "the last rows, of a hub data set; else `data.eval_path`"),
+    "packing": Becomes("training.packing"),
+    "neat_packing": Chooses(
+        {True: {"training.packing": True}, False: {}}, "true or false.", "packed rows don't attend to one another"
+    ),
+    "preprocessing_num_workers": Becomes("training.dataset_num_proc"),
+    "overwrite_cache": Covered("rows that changed are tokenised anew by themselves"),
+    "preprocessing_batch_size": Covered("says how rows are tokenised, not what becomes of them"),
+    "data_shared_file_system": Covered("one rank tokenises, the others wait for it"),
+    "tokenized_path": Untranslated("tokenised rows are kept in a cache of this package: name the rows in data.path."),
+    "tool_format": Covered("tools are written by the model's own chat template"),
+    "ignore_pad_token_for_loss": Chooses({True: {}}, "padding is never trained here."),
+    "default_system": Untranslated("write a system message into the rows that have none."),
+    "enable_thinking": Untranslated("say it in each row: chat_template_kwargs: {enable_thinking: false}.", off=(True,)),
+    "media_dir": TEXT_ONLY,
+    **dict.fromkeys(
+        ("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_min_pixels", "video_fps", "video_maxlen"),
+        TEXT_ONLY,
+    ),
+    **dict.fromkeys(("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model"), TEXT_ONLY),
+    # batch
+    "per_device_train_batch_size": _BATCH,
+    "gradient_accumulation_steps": _BATCH,
+    # elsewhere
+    "ray_num_workers": Untranslated("launch starts one process per GPU of one machine, without Ray.", off=(1,)),
+    "predict_with_generate": Untranslated("evaluation.exact_match=true answers held-out rows."),
+    "compute_accuracy": Untranslated("evaluation.exact_match=true counts answers equal to the reference."),
+    "use_swanlab": Untranslated("SwanLab is no integration of the Trainer: set logging.report_to to one that is."),
+    "infer_backend": Covered("is for inference"),
+    **dict.fromkeys(("pref_beta", "pref_loss", "pref_ftx", "kto_chosen_weight", "kto_rejected_weight"), _PREFERENCE),
+    **dict.fromkeys(
+        (
+            "tensor_model_parallel_size",
+            "pipeline_model_parallel_size",
+            "context_parallel_size",
+            "expert_model_parallel_size",
+            "sequence_parallel",
+        ),
+        Untranslated(_MEGATRON, off=(1, False)),
+    ),
+    "fp8": Untranslated("precision is fp16 or bf16: training.bf16=true."),
+    "use_kt": Untranslated("KTransformers trains on the CPU beside the GPU; here every weight is on the GPUs."),
+    "use_llama_pro": Untranslated(ONLY_LORA),
+    "ddp_timeout": Becomes("training.ddp_timeout"),
+    "use_dora": Untranslated("Unsloth has no DoRA; leave it out."),
+    "pissa_init": Untranslated("an adapter begins at zero here; leave it out."),
+    "loraplus_lr_ratio": Untranslated("both matrices of LoRA learn at one rate; raise training.learning_rate.", off=()),
+    **dict.fromkeys(("use_galore", "use_apollo", "use_badam", "mixture_of_depths"), Untranslated(ONLY_LORA)),
+    **dict.fromkeys(
+        ("use_dft_loss", "use_asft_loss", "use_eaft_loss"),
+        Untranslated("is a loss of LLaMA-Factory's own; training.loss_type takes TRL's."),
+    ),
+    "deepspeed": SHARDED,
+}
+
+LLAMA_FACTORY = Tool(
+    name="LLaMA-Factory",
+    link="https://github.com/hiyouga/LLaMA-Factory",
+    needs=frozenset({"model_name_or_path"}),
+    marks=frozenset({"stage", "finetuning_type", "cutoff_len", "template", "dataset", "lora_rank", "export_dir"}),
+    keys=_KEYS,
+    fields=True,
+    defaults={
+        "finetuning_type": "lora",
+        "lora_rank": 8,
+        "train_on_prompt": False,
+        "learning_rate": 5e-5,
+        "per_device_train_batch_size": 8,
+    },
+)

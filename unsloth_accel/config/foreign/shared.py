@@ -1,0 +1,186 @@
+"""Entries that several tools share: fields of transformers' TrainingArguments that have another place here, what the
+Trainer's fields were called, and rows per step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ...methods import METHODS
+from .keys import Becomes, Chooses, Computed, Covered, Entry, Field, Outcome, Theirs, Untranslated
+
+ONLY_LORA = (
+    "all weights were trained; this version trains LoRA adapters. The run.yaml trains an adapter in their place, which "
+    "takes a higher learning rate: choose lora.r and training.learning_rate, or train all weights by a script of your "
+    "own."
+)
+ONLY_TEXT = "is for pictures, sound or video; a run.yaml trains text only. Write a script of your own for it."
+KERNELS = "Unsloth has fused kernels of its own"
+ATTENTION = "Unsloth chooses among the attention kernels that are installed; they compute the same"
+SHARDING = "the plan decides how GPUs share the model (distributed.strategy: auto)"
+NO_SECRET = "is a secret, and none is written to a file: export HF_TOKEN=…, which the hub's client reads."
+_PROJECTIONS = "give a list of modules' names to lora.target_modules; what it has is a pattern."
+
+
+def method(name: str) -> Outcome:
+    """Return the outcome of a training method's name, in the words of methods.py."""
+    if name in METHODS.names:
+        return Outcome({"method": name})
+    reason = (
+        f"this version trains {', '.join(METHODS.names)}. The run.yaml says method: {name}, which is refused until it "
+        "can: a script of your own, with TRL's trainer and unsloth_accel.adapt, can do it now."
+    )
+    return Outcome({"method": name}, reason, translated=False)
+
+
+def rows_per_step(per_device: str, accumulation: str, default: int) -> Entry:
+    """Return the entry of two keys whose product, times the GPUs, is the global batch."""
+
+    def read(value: Any, theirs: Theirs) -> Outcome:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            return Outcome(note="is no number of rows: write batch.global_size.", translated=False)
+        rows, steps = int(theirs.number(per_device, default)), int(theirs.number(accumulation, 1))
+        gpus = theirs.gpus or 1
+        said = f"{rows} × {steps} × {gpus} GPU{'s' * (gpus != 1)} (per device × accumulation × GPUs)"
+        unknown = "" if theirs.gpus else "; one GPU is assumed, since nothing says how many: init --gpus N multiplies"
+        return Outcome({"batch.global_size": rows * steps * gpus}, said + unknown)
+
+    return Computed(read, f"`batch.global_size` = {per_device} × {accumulation} × GPUs (`init --gpus N`; else one)")
+
+
+def modules(value: Any) -> Any:
+    """Return lora.target_modules of a list, or of names between commas; raises `ValueError` for a pattern."""
+    if value in ("all", "all-linear", ["all-linear"], ["all"]):
+        return "all-linear"
+    names = value.split(",") if isinstance(value, str) else value
+    names = [str(name).strip() for name in names] if isinstance(names, list) else []
+    if not names or not all(name.replace("_", "").replace(".", "").isalnum() for name in names):
+        raise ValueError
+    return names
+
+
+TARGETS = Becomes("lora.target_modules", how=modules, otherwise=_PROJECTIONS)
+
+
+def tracker(value: Any) -> Any:
+    """Return logging.report_to of a name or a list of one; raises `ValueError` for several."""
+    names = [value] if isinstance(value, str) else list(value) if isinstance(value, list) else [None]
+    if len(names) != 1 or not isinstance(names[0], str) or names[0] == "swanlab":
+        raise ValueError
+    return names[0]
+
+
+def word(value: Any) -> Any:
+    """Return a strategy's word, of which YAML 1.1 reads `no` as false."""
+    return "no" if value is False else value
+
+
+def held_out(values: Mapping[str, Any], size: float) -> Outcome:
+    """Return the settings that hold out `size` of the rows, below 1 a share, of the data set in `values`: the last
+    rows of a split of the hub, since run.yaml names held-out rows rather than draw them."""
+    split = str(values.get("data.split", "train"))
+    share, simple = round(size * 100, 6), split.replace("_", "").isalnum()
+    by_hand = (
+        "rows are not drawn here: write some of them to a file of their own, and name it in data.eval_path, or init "
+        "--eval-data FILE."
+    )
+    path = values.get("data.path")
+    if not is_hub_id(path) or not simple or (size < 1 and share != int(share)):
+        return Outcome(note=by_hand, translated=False)
+    last = f"{int(share)}%" if size < 1 else str(int(size))
+    first = f"{100 - int(share)}%" if size < 1 else f"-{last}"
+    settings = {
+        "data.split": f"{split}[:{first}]",
+        "data.eval_path": path,
+        "data.eval_split": f"{split}[-{last}:]",
+    }
+    return Outcome(settings, f"the last {last.replace('%', ' %')} of the rows, where as many were drawn at random")
+
+
+def is_hub_id(path: Any) -> bool:
+    """Return whether a data set's name could be an id of the hub, and is no file's name."""
+    text = str(path)
+    owner, _, name = text.partition("/")
+    return bool(owner and name) and not any(sign in name for sign in "/*, ") and not text.startswith((".", "~"))
+
+
+def _resume(value: Any, theirs: Theirs) -> Outcome:
+    if isinstance(value, bool):
+        return Outcome({"training.resume": True} if value else {})
+    reason = (
+        "another tool's checkpoint has other weights' names and no record of the rows: to go on from an adapter, name "
+        "its directory in model.name."
+    )
+    return Outcome(note=reason, translated=False)
+
+
+def _dtype(value: Any) -> Any:
+    name = str(value).removeprefix("torch.")
+    names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "auto": None}
+    if names.get(name, name) not in (None, "bfloat16", "float16", "float32"):
+        raise ValueError
+    return names.get(name, name)
+
+
+def field(*names: str, note: str = "", how: Callable[[Any], Any] | None = None) -> Field:
+    return Field(names, note, how)
+
+
+DTYPE = Becomes("model.dtype", how=_dtype, otherwise="float32, float16 or bfloat16 can be loaded.")
+CHECKPOINTING = Chooses(
+    {True: {}, "offload": {}, "unsloth": {}, False: {"model.gradient_checkpointing": "false"}},
+    "model.gradient_checkpointing is unsloth, true or false.",
+    "on, it is Unsloth's own (`model.gradient_checkpointing: unsloth`), which computes the same in less memory",
+)
+RESUME = Computed(_resume, "true: `training.resume: true`; a path isn't translated: name an adapter in `model.name`")
+SHARDED = Covered(SHARDING)
+TEXT_ONLY = Untranslated(ONLY_TEXT)
+UNSLOTHS = Covered(KERNELS)
+
+TRAINER: Mapping[str, Entry] = {
+    "output_dir": Becomes("output_dir"),
+    "report_to": Becomes(
+        "logging.report_to",
+        how=tracker,
+        otherwise="one tracker is taken, one of the Trainer's own integrations: set logging.report_to.",
+    ),
+    "gradient_checkpointing": CHECKPOINTING,
+    "activation_checkpointing": CHECKPOINTING,
+    "gradient_checkpointing_kwargs": Covered("Unsloth chooses how checkpointing recomputes; the numbers are the same"),
+    "resume_from_checkpoint": RESUME,
+    "trust_remote_code": Becomes("model.trust_remote_code"),
+    "disable_tqdm": Chooses({True: {"logging.progress": False}, False: {}}, "logging.progress is true or false."),
+    "use_cpu": Chooses({True: {"distributed.device": "cpu"}, False: {}}, "distributed.device is auto, cuda or cpu."),
+    "no_cuda": Chooses({True: {"distributed.device": "cpu"}, False: {}}, "distributed.device is auto, cuda or cpu."),
+    **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "fsdp_transformer_layer_cls_to_wrap"), SHARDED),
+    "accelerator_config": Untranslated("the plan writes the accelerate config: unsloth-accel config run.yaml."),
+    "parallelism_config": Untranslated("only data parallelism is done: GPUs share the rows, or the weights, too."),
+    "auto_find_batch_size": Untranslated(
+        "a batch that changes inside the run would break batch.global_size; batch.on_out_of_memory: halve keeps it."
+    ),
+    "enable_jit_checkpoint": Covered("after SIGTERM all ranks save a checkpoint together"),
+    "do_train": Chooses({True: {}}, "launch always trains; evaluation.loss measures the held-out loss before."),
+    "do_eval": Chooses({True: {}, False: {}}, "true or false.", "evaluation runs where data.eval_path names rows"),
+    "do_predict": Untranslated("launch trains; evaluation.exact_match answers held-out rows."),
+    "overwrite_output_dir": Covered(
+        "a first run needs none; over an earlier one launch asks for training.overwrite=true or training.resume=true"
+    ),
+    "evaluation_strategy": field("eval_strategy", how=word),
+    "eval_strategy": field("eval_strategy", how=word),
+    "save_strategy": field("save_strategy", how=word),
+    "logging_strategy": field("logging_strategy", how=word),
+    "warmup_ratio": field("warmup_ratio", "warmup_steps", note="below 1 it is a share of all steps"),
+    "group_by_length": Untranslated(
+        "ranks would draw other orders; each step's rows are shared out by tokens here (batch.balance)."
+    ),
+    "save_safetensors": Chooses({True: {}}, "adapters are written as safetensors."),
+    "push_to_hub_model_id": field("hub_model_id"),
+    "hub_token": Untranslated(NO_SECRET),
+    "push_to_hub_token": Untranslated(NO_SECRET),
+    "local_rank": Covered("set in each process when it is launched"),
+    "logging_dir": Covered("logs lie in output_dir"),
+    "remove_unused_columns": Covered("columns that are not trained are left out, and named"),
+    "ddp_find_unused_parameters": Covered("every adapter weight gets a gradient, so none is looked for"),
+    "log_on_each_node": Covered("rank 0 shows the log; logs/ has every rank's"),
+}
+"""Fields of TrainingArguments that are no fields of `training`, or had other names."""

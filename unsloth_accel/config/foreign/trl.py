@@ -1,0 +1,220 @@
+"""YAML of TRL's scripts (`trl sft --config`), and of open-r1 and the alignment handbook, which are built on them; by
+TRL 1.15 and the names of earlier releases. An accelerate launch's arguments are read with it, too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .keys import Becomes, Chooses, Computed, Covered, Entry, Outcome, Theirs, Tool, Untranslated
+from .shared import (
+    ATTENTION,
+    DTYPE,
+    NO_SECRET,
+    ONLY_LORA,
+    TARGETS,
+    TRAINER,
+    UNSLOTHS,
+    held_out,
+    is_hub_id,
+    method,
+    rows_per_step,
+)
+
+_PREFERENCE = {
+    "dpo": ("precompute_ref_log_probs", "ref_model_init_kwargs", "max_prompt_length", "beta", "loss_type"),
+    "grpo": ("reward_funcs", "num_generations", "max_completion_length", "reward_weights"),
+}
+"""Keys of other trainers' configs, by method; the trainer itself is said on the command line, not in the file."""
+
+
+def method_of(values: Mapping[str, Any]) -> str:
+    """Return the training method of a file that names none, by the keys that only its trainer has."""
+    return "grpo" if {*_PREFERENCE["grpo"]} & {*values} else "dpo" if {*_PREFERENCE["dpo"][:4]} & {*values} else "sft"
+
+
+def _method(value: Any, theirs: Theirs) -> Outcome:
+    found = method(name := method_of(theirs.values))
+    if found.translated:
+        return found
+    keys = [key for key in _PREFERENCE[name] if key in theirs.values]
+    said = f"the file names no method; {', '.join(keys)} belong to {name} or its like: "
+    return Outcome(found.settings, said + found.note, translated=False)
+
+
+def _mixer(value: Any, theirs: Theirs) -> Outcome:
+    """The alignment handbook's earlier `dataset_mixer`: names and the share of each."""
+    shares = dict(value) if isinstance(value, Mapping) else {}
+    if len(shares) != 1:
+        return _several(list(map(str, shares)))
+    (name, share), splits = next(iter(shares.items())), theirs.values.get("dataset_splits")
+    found: dict[str, Any] = {"data.path": name}
+    for key, split in zip(("data.split", "data.eval_split"), splits if isinstance(splits, list) else (), strict=False):
+        found[key] = split
+    if "data.eval_split" in found:
+        found["data.eval_path"] = name
+    if share != 1:
+        return Outcome(found, f"{share} of the rows were taken: name a part, data.split=train[:10%].", translated=False)
+    return Outcome(found)
+
+
+def _several(names: list[str]) -> Outcome:
+    reason = (
+        f"{len(names)} data sets; data.path takes one file, directory, glob or hub id. Bring their rows into one "
+        "directory, and name it there (init --data)."
+    )
+    return Outcome({"data.path": ", ".join(names)}, reason, translated=False)
+
+
+def _mixture(value: Any, theirs: Theirs) -> Outcome:
+    """The mixture of TRL's scripts and the alignment handbook: a list of data sets, of which some are held out."""
+    sets = (
+        [one for one in value.get("datasets") or () if isinstance(one, Mapping)] if isinstance(value, Mapping) else []
+    )
+    names = [str(one.get("id") or one.get("path")) for one in sets]
+    parts = {(name, one.get("config") or one.get("name")) for name, one in zip(names, sets, strict=True)}
+    whole = all(one.get("weight", one.get("fraction")) in (None, 1) for one in sets)
+    if len(parts) != 1 or not whole:
+        return _several([f"{name}:{one.get('split', 'train')}" for name, one in zip(names, sets, strict=True)])
+    name, config = parts.pop()
+    found: dict[str, Any] = {"data.path": name, "data.split": "+".join(str(one.get("split", "train")) for one in sets)}
+    found |= {"data.subset": config} if config not in (None, "default") else {}
+    if not (size := value.get("test_split_size")):
+        return Outcome(found)
+    rest = held_out(found, size)
+    return Outcome(found | dict(rest.settings), rest.note, rest.translated)
+
+
+def _dataset(value: Any, theirs: Theirs) -> Outcome:
+    found: dict[str, Any] = {"data.path": value}
+    evaluates = theirs.values.get("eval_strategy", theirs.values.get("evaluation_strategy")) not in (None, "no", False)
+    if is_hub_id(value) and evaluates:
+        found["data.eval_path"] = value
+    return Outcome(found)
+
+
+def _template(value: Any, theirs: Theirs) -> Outcome:
+    if isinstance(value, str) and "{" in value:
+        return Outcome({"training.chat_template_path": value}, "written to a file beside run.yaml")
+    return Outcome(note="name a file: training.chat_template_path=FILE.jinja.", translated=False)
+
+
+_BATCH = rows_per_step("per_device_train_batch_size", "gradient_accumulation_steps", 8)
+_OTHER = Covered("belongs to another training method")
+_KEYS: Mapping[str, Entry] = {
+    **TRAINER,
+    "method": Computed(_method, "`sft`; other methods are known by keys that only their trainers have"),
+    # model
+    "model_name_or_path": Becomes("model.name"),
+    "model_name": Becomes("model.name"),
+    "model_revision": Chooses({"main": {}}, "a model is taken at its newest: download the revision, and name it."),
+    "torch_dtype": DTYPE,
+    "dtype": DTYPE,
+    "attn_implementation": Covered(ATTENTION),
+    "load_in_4bit": Becomes("model.load_in_4bit"),
+    "load_in_8bit": Untranslated("a base is loaded in 16 bit, or in bitsandbytes' 4 bit: model.load_in_4bit=true."),
+    "bnb_4bit_quant_type": Chooses({"nf4": {}}, "Unsloth loads 4-bit bases as nf4."),
+    "use_bnb_nested_quant": Covered("Unsloth loads 4-bit bases with double quantization"),
+    "max_seq_length": Becomes("model.max_seq_length"),
+    "max_length": Becomes("model.max_seq_length"),
+    "use_liger_kernel": UNSLOTHS,
+    "use_cache": Covered("no cache of keys is kept in training"),
+    "model_init_kwargs": Untranslated(
+        "Unsloth loads the model: model.dtype, model.load_in_4bit, model.max_seq_length."
+    ),
+    "tokenizer_name_or_path": Untranslated("the model's own tokenizer is taken: save another beside the model."),
+    # adapter
+    "use_peft": Chooses({True: {}}, ONLY_LORA),
+    "lora_r": Becomes("lora.r"),
+    "lora_alpha": Becomes("lora.alpha"),
+    "lora_dropout": Becomes("lora.dropout"),
+    "lora_target_modules": TARGETS,
+    "use_rslora": Becomes("lora.use_rslora"),
+    "use_dora": Untranslated("Unsloth has no DoRA; leave it out."),
+    "lora_modules_to_save": Untranslated(
+        "only LoRA's own weights are trained: leave it out, or write a script.", off=()
+    ),
+    "lora_target_parameters": Untranslated("LoRA is put on modules here: lora.target_modules.", off=()),
+    "lora_task_type": Chooses({"CAUSAL_LM": {}}, "this version trains language models."),
+    # data
+    "dataset_name": Computed(_dataset, "`data.path`"),
+    "dataset_config": Becomes("data.subset"),
+    "dataset_train_split": Becomes("data.split"),
+    "dataset_test_split": Becomes("data.eval_split"),
+    "dataset_streaming": Becomes("data.streaming"),
+    "dataset_mixer": Computed(_mixer, "`data.path`, of one data set"),
+    "dataset_mixture": Computed(
+        _mixture, "`data.path`, `data.subset`, `data.split`, of one data set; `data.eval_path`"
+    ),
+    "datasets": Computed(lambda value, theirs: _mixture({"datasets": value}, theirs), "as dataset_mixture"),
+    "dataset_splits": Covered("in data.split and data.eval_split"),
+    "dataset_text_field": Chooses({"text": {}}, "data.columns: {text: NAME} renames a column."),
+    "dataset_kwargs": Untranslated("data.format and data.train_on say what rows are."),
+    "dataset_prompt_column": _OTHER,
+    "preprocessing_num_workers": Becomes("training.dataset_num_proc"),
+    "assistant_only_loss": Chooses({True: {"data.train_on": "responses"}, False: {}}, "true or false."),
+    "completion_only_loss": Chooses(
+        {True: {"data.train_on": "responses"}, False: {"data.train_on": "all"}}, "true or false."
+    ),
+    "chat_template": Computed(_template, "`training.chat_template_path`: written to a file beside run.yaml"),
+    "eos_token": Untranslated(
+        "an answer ends with the token that the chat template writes; the tokenizer's own is kept."
+    ),
+    "system_prompt": Untranslated("write a system message into the rows that have none."),
+    # batch
+    "per_device_train_batch_size": _BATCH,
+    "gradient_accumulation_steps": _BATCH,
+    # elsewhere
+    "hub_model_revision": Becomes("training.hub_revision"),
+    "hf_hub_token": Untranslated(NO_SECRET),
+    "wandb_project": Untranslated("is read by Weights & Biases from the environment: export WANDB_PROJECT=…", off=()),
+    "wandb_entity": Untranslated("is read by Weights & Biases from the environment: export WANDB_ENTITY=…", off=()),
+    "callbacks": Untranslated("callbacks are added by a script of your own.", off=([],)),
+    "benchmarks": Untranslated("a finished model is measured elsewhere: unsloth-accel merge writes it.", off=([],)),
+    "beta": Covered("belongs to preference training"),
+    **dict.fromkeys(
+        (
+            "max_prompt_length",
+            "max_completion_length",
+            "num_generations",
+            "reward_funcs",
+            "reward_weights",
+            "precompute_ref_log_probs",
+            "use_vllm",
+            "temperature",
+            "scale_rewards",
+            "log_completions",
+            "f_divergence_type",
+        ),
+        _OTHER,
+    ),
+}
+
+TRL = Tool(
+    name="TRL",
+    link="https://github.com/huggingface/trl",
+    needs=frozenset({"model_name_or_path", "dataset_name", "dataset_mixer", "dataset_mixture"}),
+    marks=frozenset(
+        {
+            "dataset_name",
+            "dataset_mixer",
+            "dataset_mixture",
+            "use_peft",
+            "learning_rate",
+            "per_device_train_batch_size",
+            "torch_dtype",
+            "num_train_epochs",
+        }
+    ),
+    keys=_KEYS,
+    fields=True,
+    defaults={
+        "method": "",
+        "use_peft": False,
+        "lora_r": 16,
+        "lora_alpha": 32,
+        "lora_dropout": 0.05,
+        "max_length": 1024,
+        "per_device_train_batch_size": 8,
+    },
+)
