@@ -42,7 +42,7 @@ IN_C = {"_dump_fr_trace_json"}
 """Looked for with a default, in what has no text to look into."""
 STANDARD_LIBRARY = {
     *("_current_frames", "_exit", "_option_string_actions"),
-    *("environ", "excepthook", "stdout", "quiet", "silent", "__class__"),
+    *("environ", "excepthook", "stdout", "quiet", "silent", "__class__", "__cause__"),
     *("_register_atexit", "_threads_queues"),  # each looked for with a default
 }
 
