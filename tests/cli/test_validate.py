@@ -18,8 +18,8 @@ def test_every_problem_of_every_file_in_one_go(cli: Run) -> None:
     done = cli("validate", *files)
     assert done.returncode == 1
     first, one, second, other, third = done.stdout.splitlines()
-    assert first.endswith("fsdp-unknown-key/bad.yaml: 1 error")
-    assert "15 error    fsdp_config.fsdp_reshard_after_foward=True: unknown key;" in one
+    assert first.endswith("fsdp-unknown-key/bad.yaml: 1 warning")
+    assert "15 warning  fsdp_config.fsdp_reshard_after_foward=True: unknown key;" in one
     assert one.endswith("Fix: did you mean fsdp_reshard_after_forward? [fsdp-unknown-key]")
     assert second.endswith("tab/bad.yaml: 1 error")
     assert "10 error" in other
@@ -28,18 +28,18 @@ def test_every_problem_of_every_file_in_one_go(cli: Run) -> None:
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
-    path = FILES / "fsdp-unknown-key" / "bad.yaml"
+    path = FILES / "fsdp-wrap-policy-unknown" / "bad.yaml"
     assert run(["--json", str(path), str(ROOT / "accelerate_configs" / "fsdp1.yaml")]) == 1
     first, second = json.loads(capsys.readouterr().out)
     assert first == {
         "file": str(path),
-        "line": 15,
+        "line": 11,
         "severity": "error",
-        "key": "fsdp_config.fsdp_reshard_after_foward",
-        "value": True,
-        "consequence": "unknown key; accelerate drops it silently and takes the default.",
-        "fix": "did you mean fsdp_reshard_after_forward?",
-        "rule": "fsdp-unknown-key",
+        "key": "fsdp_config.fsdp_auto_wrap_policy",
+        "value": "TRANSFORMER_WRAP",
+        "consequence": "every process fails: no such policy.",
+        "fix": "did you mean TRANSFORMER_BASED_WRAP?",
+        "rule": "fsdp-wrap-policy-unknown",
     }
     assert (second["severity"], second["rule"]) == ("warning", "fsdp1")
 
@@ -73,7 +73,7 @@ def test_hardware_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
 def test_fix_overwrites_nothing(
     config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = config(DDP.replace("2", "'2'"))
+    path = config(DDP.replace("2", "2.0"))
     mine = tmp_path / "config.fixed.yaml"
     mine.write_text("mine", encoding="utf-8")
     assert run(["--fix", str(path)]) == 1
@@ -94,3 +94,26 @@ def test_fix_leaves_what_is_a_choice(
     assert run(["--fix", str(path)]) == 1
     assert "nothing that can be repaired line by line" in capsys.readouterr().out
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
+
+
+USUAL = """distributed_type: FSDP
+num_processes: 8
+mixed_precision: bf16
+fsdp_config:
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_sharding_strategy: FULL_SHARD
+  fsdp_state_dict_type: SHARDED_STATE_DICT
+  fsdp_use_orig_params: false
+"""
+
+
+def test_what_most_files_have_is_one_line(config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path = config(USUAL + "  fsdp_backward_prefetch_policy: BACKWARD_PRE\n")
+    assert run([str(path)]) == 0
+    first, one, other = capsys.readouterr().out.splitlines()
+    assert first.endswith("2 warnings")
+    assert "fsdp_config: trains, and is not made for Unsloth: version 1 is three times slower" in one
+    assert one.endswith("fsdp-cpu-ram-efficient-loading, fsdp-sharded-state-dict, fsdp1-use-orig-params]")
+    assert "did you mean fsdp_backward_prefetch?" in other
+    run(["--json", str(path)])
+    assert len(json.loads(capsys.readouterr().out)) == 6

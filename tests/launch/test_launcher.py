@@ -227,6 +227,53 @@ def test_launch_validates_first(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == ""  # launch itself says what accelerate leaves out
 
 
+def test_a_rule_is_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two = Hardware.parse("2xH100-80GB")
+    sharded = {
+        "distributed_type": "MULTI_GPU",
+        "num_processes": 2,
+        "fsdp_config": {"fsdp_version": 2},
+        "gpu_ids": "0,0",
+    }
+    path = str(write_yaml(tmp_path / "c.yaml", sharded))
+    ran: list[Any] = []
+
+    def launched(*words: str) -> None:
+        launch([*words, "--config_file", path, SCRIPT, "--allow", "mine"], run=ran.append, hardware=two)
+
+    with pytest.raises(ConfigError, match=r"remove fsdp_config \[fsdp-config-ignored\]\n.*\[gpu-ids-unreadable\]"):
+        launched()
+    with pytest.raises(ConfigError) as caught:
+        launched("--allow", "fsdp-config-ignored", "--dry-run")
+    assert [problem.rule for problem in caught.value.problems if problem.severity == "error"] == ["gpu-ids-unreadable"]
+    for words in (["--allow=fsdp-config-ignored,gpu-ids-unreadable"], ["--allow", "gpu-ids-unreadable"] * 2):
+        capsys.readouterr()
+        launched(*words, "--allow", "fsdp-config-ignored")
+        assert ran.pop().arguments == ("--config_file", path, SCRIPT, "--allow", "mine")  # the script's own stays
+        assert capsys.readouterr().err.count("warning: ") == 2
+    with pytest.raises(ConfigError, match=r"--allow='fsdp-config-ignord'.* did you mean fsdp-config-ignored\?"):
+        launched("--allow", "fsdp-config-ignord")
+    with pytest.raises(ConfigError, match="--allow: needs the id of a rule"):
+        launch(["--allow"], run=ran.append, hardware=two)
+    with pytest.raises(ConfigError, match="--allow: is for a config of yours"):
+        launch(["examples/configs/quickstart.yaml", "--allow", "tab"], run=ran.append, hardware=two)
+    assert ran == []
+
+
+def test_a_launch_without_a_config_is_checked_by_its_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from accelerate.commands.config import config_args
+
+    cpu = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
+    monkeypatch.setattr(config_args, "default_config_file", str(tmp_path / "default_config.yaml"))
+    ran: list[Any] = []
+    with pytest.raises(ConfigError, match="--num_processes=64: 64 processes need 64 GPUs and 0 are visible"):
+        launch(["--multi_gpu", "--num_processes", "64", SCRIPT], run=ran.append, hardware=cpu)
+    launch(["--num_processes", "1", SCRIPT], run=ran.append, hardware=cpu)
+    write_yaml(tmp_path / "default_config.yaml", {"distributed_type": "MULTI_GPU", "num_processes": 64})
+    launch(["--num_processes", "64", SCRIPT], run=ran.append, hardware=cpu)  # which accelerate reads, and we don't
+    assert len(ran) == 2
+
+
 def test_planning_imports_no_torch(tmp_path: Path) -> None:
     program = (
         "import sys; from unsloth_accel.launch.launcher import launch\n"

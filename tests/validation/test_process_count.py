@@ -34,7 +34,8 @@ def test_accelerate_configs_that_would_do_something_else(config: dict[str, Any],
         {"distributed_type": "NO", "num_processes": 1},
         {"distributed_type": "MULTI_GPU", "num_processes": 2, "use_cpu": True},
         {"distributed_type": "DEEPSPEED", "num_processes": 8},
-        {"compute_environment": "AMAZON_SAGEMAKER", "distributed_type": "DATA_PARALLEL"},
+        {"distributed_type": "NO", "num_processes": 8},
+        {"distributed_type": False, "num_processes": 1},
         # What several machines have is not known here.
         {
             "distributed_type": "MULTI_GPU",

@@ -19,8 +19,8 @@ from unsloth_accel.validation.rules.__main__ import table
 FILES = ROOT / "tests" / "rules"
 GPU = Device(name="GPU", index=0, memory_gib=80, compute_capability=(9, 0))
 TWO = Hardware(devices=(GPU, GPU), cpu_cores=8, host_memory_gib=64)
-BESIDE = {"fsdp1"}
-"""Every file of version 1 is warned of, whatever else is wrong with it or not."""
+BESIDE = {"fsdp1", "deepspeed", "fsdp-size-based-wrap"}
+"""Every file of FSDP's version 1, or for DeepSpeed, is warned of, whatever else is wrong with it or not."""
 
 
 def found(path: Path, context: Context | None = None) -> list[Finding]:
@@ -55,7 +55,7 @@ def test_a_problem_says_everything(rule: str) -> None:
         assert problem.key
         assert problem.consequence.endswith((".", "?"))
         assert problem.fix
-        assert problem.severity == RULES[problem.rule].severity
+        assert problem.severity in (RULES[problem.rule].severity, "warning")
         path = Path(problem.file)
         if problem.line is None:
             assert rule in ("nothing-to-read", "file-too-large", "nested-too-deeply")
@@ -137,9 +137,9 @@ def test_the_table_of_rules_is_up_to_date() -> None:
 
 def test_the_command_line_wins() -> None:
     text = fixture("machine-rank-impossible", "bad").read_text(encoding="utf-8")
-    assert check_document(read_text(text, context=Context(flags=frozenset({"machine_rank"})))) == []
+    assert check_document(read_text(text, context=Context(flags={"machine_rank": 0}))) == []
     text = fixture("num-processes-missing", "bad").read_text(encoding="utf-8")
-    assert check_document(read_text(text, context=Context(num_processes=2))) == []
+    assert check_document(read_text(text, context=Context(flags={"num_processes": 2}))) == []
 
 
 def test_a_directory_without_a_pair_is_every_config_in_it(tmp_path: Path) -> None:

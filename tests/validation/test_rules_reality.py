@@ -13,6 +13,8 @@ import fork_server
 import pytest
 from conftest import ROOT
 
+from unsloth_accel.validation.rules import check_document, read_text
+
 FILES = ROOT / "tests" / "rules"
 
 
@@ -86,6 +88,7 @@ REFUSED = [
     ("not-a-mapping", "has no attribute 'get'"),
     ("not-utf-8", "can't decode byte"),
     ("num-processes-missing", "manually pass in"),
+    ("sagemaker", "had unknown keys (['num_processes'])"),
     ("several-documents", "expected a single document"),
     ("tab", "cannot start any token"),
     ("training-script", "distributed_type"),
@@ -114,6 +117,7 @@ def test_accelerate_refuses_the_bad_file_and_takes_the_good_one(rule: str, words
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
+        ("fsdp-min-num-params", "invalid literal for int"),
         ("fsdp-activation-offload", "requires `activation_checkpointing=True`"),
         ("fsdp-not-boolean", "invalid truth value none"),
         ("fsdp-state-dict-type-impossible", "FSDP2 does not support LOCAL_STATE_DICT"),
@@ -135,6 +139,7 @@ def test_every_process_fails_after_it_has_started(rule: str, words: str, monkeyp
     [
         ("fsdp-cpu-ram-efficient-loading", "FSDP_CPU_RAM_EFFICIENT_LOADING", "true", "false"),
         ("fsdp-config-ignored", "ACCELERATE_USE_FSDP", None, "true"),
+        ("deepspeed-config-ignored", "ACCELERATE_USE_DEEPSPEED", None, None),
         ("fsdp-config-missing", "FSDP_VERSION", "1", "2"),
         ("fsdp-config-missing", "FSDP_AUTO_WRAP_POLICY", None, "TRANSFORMER_BASED_WRAP"),
         ("fsdp-version-missing", "FSDP_VERSION", "1", "2"),
@@ -162,6 +167,7 @@ def test_processes_are_told(rule: str, name: str, bad: str | None, good: str | N
         ("same-network-ignored", True, "same_network", False),
         ("tpu-keys-ignored", True, "downcast_bf16", False),
         ("main-process-ip-missing", True, "rdzv_endpoint", "None:29500"),
+        ("main-process-ip-impossible", True, "rdzv_endpoint", "10001:29500"),
         ("main-process-ip-placeholder", True, "rdzv_endpoint", "$MASTER_ADDR:29500"),
         ("nested-key-overrules", True, "num_processes", 4),
         ("nested-unknown-key", True, "dynamo_backend", "no"),
@@ -198,6 +204,7 @@ def test_a_misspelt_key_leaves_the_default(monkeypatch: pytest.MonkeyPatch) -> N
         ("fsdp2-old-keys", "use_orig_params", "None"),
         ("fsdp2-sharding-strategy", "reshard_after_forward", "True"),
         ("fsdp1-reshard-ignored", "sharding_strategy", "ShardingStrategy.FULL_SHARD"),
+        ("fsdp1-no-shard", "sharding_strategy", "ShardingStrategy.NO_SHARD"),
     ],
 )
 def test_the_plugin_makes_of_it(rule: str, name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,3 +344,95 @@ def test_the_class_is_not_found_when_the_model_is_prepared(rule: str, monkeypatc
     with pytest.raises(ValueError, match="Could not find the transformer layer class"):
         plugin(rule, "bad", monkeypatch).set_auto_wrap_policy(model)
     plugin(rule, "good", monkeypatch).set_auto_wrap_policy(model)
+
+
+@pytest.mark.parametrize(("ids", "seen"), [("0,0", []), ("0,gpu1", [0]), ("all", []), ("gpu0,1", []), ("0, 1", [0, 1])])
+def test_what_cuda_makes_of_gpu_ids(ids: str, seen: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from checked_configs import DDP
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ids)
+    assert torch.cuda._parse_visible_devices() == seen  # type: ignore[attr-defined]
+    rules = {one.rule for one in check_document(read_text(f"{DDP}gpu_ids: '{ids}'\n"))}
+    assert rules == (set() if len(seen) == 2 or ids == "all" else {"gpu-ids-unreadable"})
+
+
+def test_an_unquoted_no_starts_one_process(tmp_path: Path) -> None:
+    from accelerate.commands import launch as module
+
+    path = tmp_path / "config.yaml"
+
+    def started(text: str) -> Any:
+        path.write_text(text, encoding="utf-8")
+        args = module.launch_command_parser().parse_args(["--config_file", str(path), "script.py"])
+        return module._validate_launch_command(args)[0]
+
+    args = started("distributed_type: NO\nnum_processes: 1\n")
+    assert not any((args.multi_gpu, args.use_fsdp, args.use_deepspeed, args.use_megatron_lm, args.tpu))
+    with pytest.raises(ValueError, match="manually pass in"):
+        started("distributed_type: NO\n")
+    # What only looks wrong: accelerate takes it as it is meant.
+    assert started("distributed_type: MULTI_GPU\nnum_processes: 2\nfp16: false\nmixed_precision: bf16\n").multi_gpu
+    assert started("distributed_type: MULTI_GPU\nnum_processes: '2'\n").multi_gpu
+    old = "dynamo_backend: 'NO'\ndynamo_config: {}\n"
+    assert started(f"distributed_type: MULTI_GPU\nnum_processes: 2\n{old}").dynamo_backend == "no"
+
+
+@pytest.mark.parametrize("kind", ["DATA_PARALLEL", "MODEL_PARALLEL", "'NO'"])
+def test_accelerate_stops_at_every_sagemaker_config(kind: str, tmp_path: Path) -> None:
+    from accelerate.commands import launch as module
+
+    text = fixture("sagemaker", "bad").read_text(encoding="utf-8").replace("'NO'", kind)
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    args = module.launch_command_parser().parse_args(["--config_file", str(tmp_path / "config.yaml"), "script.py"])
+    with pytest.raises((AttributeError, ValueError), match=r"parallelism_config|unknown keys"):
+        module._validate_launch_command(args)
+
+
+def test_deepspeed_is_not_told_of_a_cpu() -> None:
+    from accelerate.commands import launch as module
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env
+
+    args = module.launch_command_parser().parse_args(
+        ["--config_file", str(fixture("deepspeed-use-cpu", "bad")), "script.py"]
+    )
+    args, _, _ = module._validate_launch_command(args)
+    args.deepspeed_fields_from_accelerate_config = ""
+    assert args.use_deepspeed
+    assert args.use_cpu is True
+    assert "ACCELERATE_USE_CPU" not in prepare_deepspeed_cmd_env(args)[1]
+
+
+def test_replicas_hold_everything_where_a_parallelism_config_asks_for_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = launch("parallelism-replicated", "bad")
+    assert made.several
+    assert "ACCELERATE_USE_FSDP" not in made.environment
+    assert made.environment["PARALLELISM_CONFIG_DP_SHARD_SIZE"] == "2"
+
+
+def test_peft_s_wrap_policy_makes_lora_trainable_without_original_parameters(tmp_path: Path) -> None:
+    """Without it FSDP1 raises, as fsdp1-use-orig-params says; in a process of its own, for its process group."""
+    code = """
+import sys, torch, torch.distributed as dist
+from peft import LoraConfig, get_peft_model
+from peft.utils.other import fsdp_auto_wrap_policy
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+small = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=32)
+for policy in (fsdp_auto_wrap_policy, lambda model: ModuleWrapPolicy({LlamaDecoderLayer})):
+    model = get_peft_model(LlamaForCausalLM(LlamaConfig(**small)), LoraConfig(r=2, target_modules=["q_proj"]))
+    try:
+        model = FSDP(model, auto_wrap_policy=policy(model), use_orig_params=False, device_id=torch.device("cpu"))
+        print("wrapped", [p.requires_grad for p in model.parameters()].count(True))
+    except ValueError as error:
+        print(error)
+dist.destroy_process_group()
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "store")]
+    done = fork_server.run(command, capture_output=True, text=True, check=True)
+    first, second, *_ = done.stdout.splitlines()
+    assert first == "wrapped 2"  # A and B
+    assert "has both parameters with requires_grad=True and False" in second

@@ -11,7 +11,8 @@ EXAMPLES = """\
 examples:
   unsloth-accel launch examples/configs/quickstart.yaml training.max_steps=2
   unsloth-accel launch examples/configs/quickstart.yaml --dry-run
-  unsloth-accel launch --config_file accelerate_configs/cpu_ddp.yaml examples/sft.py"""
+  unsloth-accel launch --config_file accelerate_configs/cpu_ddp.yaml examples/sft.py
+  unsloth-accel launch --config_file mine.yaml --allow fsdp-config-ignored train.py"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,13 +23,16 @@ def parser() -> argparse.ArgumentParser:
         EXAMPLES,
         usage=(
             "unsloth-accel launch RUN.yaml [key=value ...] [--dry-run] [--resume-if-any] [accelerate launch flags]\n"
-            "       unsloth-accel launch --config_file CONFIG.yaml [flags] [--dry-run] script.py [args ...]"
+            "       unsloth-accel launch --config_file CONFIG.yaml [flags] [--dry-run] [--allow RULE] script.py "
+            "[args ...]"
         ),
     )
     made.add_argument("words", nargs="*", metavar="RUN.yaml | script.py", help="what to launch, and its overrides")
     made.add_argument("--dry-run", action="store_true", help="show plan, command, environment and YAML; run nothing")
     resume = "go on where output_dir holds a whole checkpoint, else start; do nothing where the run is finished"
     made.add_argument("--resume-if-any", action="store_true", help=resume)
+    allow = "rules of validate, with commas or repeated, whose errors are to be warnings: their ids stand in brackets"
+    made.add_argument("--allow", metavar="RULE", action="append", help=allow)
     made.add_argument("--config_file", metavar="CONFIG.yaml", help="launch your own script with this config")
     return made
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import errors
-from ..validation.rules import Context, Finding, Report, check_document, read_text, repaired, validate
+from ..validation.rules import Context, Finding, Report, check_document, folded, named, read_text, repaired, validate
 from .options import command_parser
 
 EXAMPLES = """\
@@ -21,7 +21,8 @@ examples:
   unsloth-accel validate --fix my_config.yaml             # writes my_config.fixed.yaml
   unsloth-accel validate --json my_config.yaml
 
-docs/rules.md explains every rule. exit status: 0 no errors, 1 errors, 2 wrong usage"""
+docs/rules.md explains every rule; --json tells those apart that share a line. exit status: 0 no errors, 1 errors,
+2 wrong usage"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,15 +68,16 @@ def _print(text: str, to_stderr: bool = False) -> None:
 
 
 def _block(report: Report) -> str:
-    count = len(errors(report.problems))
-    numbers = [(count, "error"), (len(report.problems) - count, "warning")]
+    told = folded(report.problems)
+    count = len(errors(told))
+    numbers = [(count, "error"), (len(told) - count, "warning")]
     said = ", ".join(f"{number} {word}{'s' * (number > 1)}" for number, word in numbers if number)
     lines = [f"{report.document.file}: {said or 'nothing to correct'}"]
-    for problem in report.problems:
+    for problem in told:
         where = "" if problem.line is None else str(problem.line)
-        text = str(problem).removeprefix(f"{problem.severity}: ")
+        text = str(named(problem)).removeprefix(f"{problem.severity}: ")
         text = text.removeprefix(f"{problem.file}:{where}: ").removeprefix(f"{problem.file}: ")
-        lines.append(f"  {where:>4} {problem.severity:<8} {text} [{problem.rule}]")
+        lines.append(f"  {where:>4} {problem.severity:<8} {text}")
     return "\n".join(lines)
 
 

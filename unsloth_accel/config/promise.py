@@ -63,20 +63,23 @@ def promise_of_config(config: Any, file: str, num_processes: int | None = None, 
 
     `text` is the file's, whose comment may hold variables (`in_comment`).
     """
-    if not isinstance(config, dict) or config.get("distributed_type") not in ("NO", "MULTI_GPU", "MULTI_CPU", "FSDP"):
+    kind = config.get("distributed_type") if isinstance(config, dict) else None
+    kind = "NO" if kind is False else kind  # an unquoted NO, by which accelerate starts one process too
+    if kind not in ("NO", "MULTI_GPU", "MULTI_CPU", "FSDP"):
         return None
     if config.get("mpirun_config"):
         return None  # mpirun starts the processes and counts them in its own variables
     planned = number(str(config.get("num_processes", 1))) or 1
+    planned = 1 if kind == "NO" else planned
     count = num_processes or planned
     promised = promised_in_comment(text)
     if count != planned:  # then it was estimated for another division of the model
         promised.pop("memory_gib", None)
-    on_cpu = config.get("use_cpu") is True or config["distributed_type"] == "MULTI_CPU"
+    on_cpu = config.get("use_cpu") is True or kind == "MULTI_CPU"
     section = config.get("fsdp_config")
     version = section.get("fsdp_version", section.get("version")) if isinstance(section, dict) else None
     variables = in_comment(text)
-    strategy = strategy_of(config["distributed_type"], version, variables).name
+    strategy = strategy_of(kind, version, variables).name
     return Promise(
         num_processes=count,
         # One process is DDP or not, depending on the type; both are right.

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from ..config.read_run import is_override
 from ..config.run_config import IF_ANY
-from ..errors import ConfigError, Problem
+from ..errors import ConfigError, Problem, close_match
+from ..validation.rules import RULES
 from .run_accelerate import takes_value
 
 _RESUME_IF_ANY = f"training.resume={IF_ANY}"
@@ -22,23 +23,29 @@ class Request:
     accelerate_flags: tuple[str, ...] = ()
     """Flags for accelerate in run mode; in script mode all words, script and its arguments included."""
     dry_run: bool = False
+    allowed: frozenset[str] = frozenset()
+    """Ids of the validation rules whose errors are to be warnings."""
 
 
 def parse(tokens: Sequence[str]) -> Request:
     """Take apart what follows `unsloth-accel launch`.
 
     Run mode has a run's YAML as its first word that is no flag or flag's value; anything else is script mode, where all
-    words but `--dry-run` are `accelerate launch`'s. Raises `ConfigError` when there is nothing to launch.
+    words but `--dry-run` and `--allow` are `accelerate launch`'s. Raises `ConfigError` when there is nothing to launch,
+    or a rule to allow that isn't there.
     """
     flags: list[str] = []
     overrides: list[str] = []
     run_yaml: str | None = None
     dry_run = False
+    allowed: set[str] = set()
     words = list(tokens)
     while words:
         word = words.pop(0)
         if word == "--dry-run":
             dry_run = True
+        elif word.partition("=")[0] == "--allow":
+            allowed |= _rules(word.partition("=")[2] or (words.pop(0) if words else ""))
         elif word == "--resume-if-any":
             overrides.append(_RESUME_IF_ANY)
         elif word.startswith("-"):
@@ -57,11 +64,26 @@ def parse(tokens: Sequence[str]) -> Request:
             fix = "drop it; trainer.train(resume_from_checkpoint=True) goes on from the newest whole checkpoint"
             raise ConfigError(Problem(key="--resume-if-any", consequence=consequence, fix=fix))
         else:
-            return Request(accelerate_flags=(*flags, word, *words), dry_run=dry_run)
+            return Request(accelerate_flags=(*flags, word, *words), dry_run=dry_run, allowed=frozenset(allowed))
     if run_yaml is None:
         fix = "unsloth-accel launch RUN.yaml, or unsloth-accel launch --config_file X.yaml script.py"
         raise ConfigError(Problem(key="launch", consequence="there is nothing to launch.", fix=fix))
+    if allowed:
+        consequence = "is for a config of yours: that of a run is made for it."
+        raise ConfigError(Problem(key="--allow", consequence=consequence, fix="drop it, and change the run"))
     return Request(run_yaml=run_yaml, overrides=tuple(overrides), accelerate_flags=tuple(flags), dry_run=dry_run)
+
+
+def _rules(words: str) -> set[str]:
+    """Return the rules that a word of --allow names, with commas between them."""
+    named = {word.strip() for word in words.split(",")}
+    unknown = sorted(named - set(RULES))
+    if unknown:
+        near = close_match(unknown[0], RULES)
+        consequence = "is no rule of validate." if unknown[0] else "needs the id of a rule."
+        fix = f"did you mean {near}?" if near else "the id that stands in brackets behind the error; docs/rules.md"
+        raise ConfigError(Problem(key="--allow", value=unknown[0] or None, consequence=consequence, fix=fix))
+    return named
 
 
 def own_overrides(flags: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -30,11 +30,11 @@ from ..secret import HIDDEN, shown_word
 from ..strategies import STRATEGIES, choosable
 from ..validation.inputs import input_problems, output_problems, room_problems, taken_problems
 from ..validation.push_checks import push_problems
-from ..validation.rules import Context, check_document, read_document
+from ..validation.rules import Context, check_document, folded, named, of_flags, read_document
 from ..validation.run_checks import checked_run, told_with
 from .after_hang import debugging
 from .arguments import Request, own_overrides, parse
-from .run_accelerate import Launch, parse_arguments, run_accelerate
+from .run_accelerate import Launch, has_default_config, parse_arguments, run_accelerate
 from .run_lock import held_problems, locked, unwritable, variables_of, wait_for_orphans
 
 
@@ -137,17 +137,19 @@ def for_script(request: Request, hardware: Hardware) -> tuple[Launch, list[Probl
     if not (parsed.module or parsed.no_python or Path(parsed.training_script).is_file()):
         fix = "unsloth-accel launch --config_file X.yaml script.py, or launch RUN.yaml"
         raise ConfigError(Problem(key=parsed.training_script, consequence="no such script.", fix=fix))
+    flags = {name: getattr(parsed, name) for name in getattr(parsed, "nondefault", ())}
+    promises = not any(getattr(parsed, name) for name in OTHER_KINDS)
+    context = Context(hardware=hardware, flags=flags, launching=promises)
     if parsed.config_file is None:
-        return launch, []
-    given = frozenset(parsed.nondefault)
-    context = Context(hardware=hardware, num_processes=parsed.num_processes, flags=given, launching=True)
+        return launch, [] if has_default_config() else [named(one) for one in check_document(of_flags(context))]
     config = read_document(parsed.config_file, context, kind="accelerate")
-    problems: list[Problem] = [*check_document(config)]
+    found = check_document(config)
     if config.kind == "unreadable":
-        raise ConfigError(problems)
+        raise ConfigError(found)
+    problems: list[Problem] = [named(one) for one in folded(found)]
     launch = replace(launch, yaml=config.text)
-    if any(getattr(parsed, name) for name in OTHER_KINDS):  # then the file promises nothing
-        return launch, []
+    if not promises:  # then the file's kind is not the launch's
+        return launch, problems
     promised = promise_of_config(config.values, parsed.config_file, parsed.num_processes, config.text)
     if promised is None:
         return launch, problems
@@ -175,6 +177,7 @@ def launch(
     else:
         command, decided, problems = for_run(request, hardware)
         print(f"plan for {request.run_yaml}\n{decided}", flush=True)
+    problems = [replace(one, severity="warning") if one.rule in request.allowed else one for one in problems]
     if request.dry_run:
         _print_dry_run(command, problems)
         return

@@ -201,6 +201,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def has_default_config() -> bool:
+    """Return whether `accelerate config` has left a file, which accelerate takes where none is named."""
+    from accelerate.commands.config.config_args import default_config_file
+
+    return os.path.isfile(default_config_file)
+
+
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse with accelerate's own parser, which prints its usage and leaves with status 2 for a bad flag."""
     parsed: argparse.Namespace = _parser().parse_args(list(arguments))

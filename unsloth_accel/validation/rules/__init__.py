@@ -26,9 +26,10 @@ from . import (  # noqa: F401  (each registers its rules)
     sections,
     top_level,
 )
+from .command_line import of_flags
 from .document import Context, Document, Finding, Repair
 from .fixing import repaired
-from .rule_registry import RULES, Rule, check_document
+from .rule_registry import RULES, Rule, check_document, folded, named
 from .yaml_reader import read_document, read_text
 
 __all__ = [
@@ -40,6 +41,9 @@ __all__ = [
     "Report",
     "Rule",
     "check_document",
+    "folded",
+    "named",
+    "of_flags",
     "read_document",
     "read_text",
     "repaired",

@@ -11,7 +11,11 @@ HEAD = """# Rules
 
 What `unsloth-accel validate` finds, written by `python -m unsloth_accel.validation.rules`. Each rule has a file that
 triggers it and the nearest one that doesn't, in tests/rules/. Paths are those of accelerate 1.15, transformers 5.17,
-torch 2.13, PyYAML 6 and unsloth 2026.10.9; "measured" refers to runs of this project.
+torch 2.13, PyYAML 6 and unsloth 2026.10.9; "measured" refers to runs of this project, "held true by a test" to
+tests/validation/test_rules_reality.py, where the files go through the installed accelerate.
+
+An error fails as it is launched, or trains otherwise than the file says; a rule may say when it is only a warning. With
+`unsloth-accel launch --allow RULE` its error is a warning.
 
 | rule | severity | what happens | where that stands |
 |---|---|---|---|

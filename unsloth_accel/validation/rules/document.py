@@ -24,10 +24,8 @@ class Context:
 
     hardware: Hardware | None = None
     """Hardware to run on; None leaves the rules out that need to know."""
-    num_processes: int | None = None
-    """Number of processes on the command line, which wins over the file's."""
-    flags: frozenset[str] = frozenset()
-    """Names of `accelerate launch` options given on the command line: they win over the file's keys."""
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    """Options of `accelerate launch` given on the command line, by name: they win over the file's keys."""
     launching: bool = False
     """Whether `unsloth-accel launch` starts the processes, and sets what accelerate leaves out."""
 
@@ -45,6 +43,8 @@ class Document:
     context: Context = field(default_factory=Context)
     others: Mapping[str, Document] = field(default_factory=dict)
     """Documents of a pair: `run` and `accelerate`."""
+    flagged: Mapping[str, str] = field(default_factory=dict)
+    """Dotted keys whose value is the command line's, and the flag that gave it."""
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a dotted key."""
@@ -63,19 +63,22 @@ class Document:
             key = key.rpartition(".")[0]
         return 1 if self.text else None
 
-    def problem(self, key: str, consequence: str, fix: str, *repairs: Repair) -> Finding:
+    def problem(self, key: str, consequence: str, fix: str, *repairs: Repair, mild: bool = False) -> Finding:
         """A problem with `key` of this file; the registry adds the rule and its severity.
 
-        A repair without a value, to set or to rename to, is left out.
+        A repair without a value, to set or to rename to, is left out. `mild` makes it a warning where the rule is an
+        error: here the launch would train as it should. What a flag of the command line gave is told of the flag.
         """
+        flag = self.flagged.get(key)
         return Finding(
-            key=key,
+            key=flag or key,
             value=self.get(key),
             consequence=consequence,
             fix=fix,
-            file=self.file,
-            line=self.line(key),
-            repairs=tuple(one for one in repairs if one.kind == "remove" or one.value is not None),
+            file="" if flag else self.file,
+            line=None if flag else self.line(key),
+            repairs=tuple(one for one in repairs if not flag and (one.kind == "remove" or one.value is not None)),
+            severity="warning" if mild else "error",
         )
 
     def unknown_key(self, key: str, near: str | None, consequence: str) -> Finding:
@@ -110,12 +113,16 @@ class Document:
     @property
     def num_processes(self) -> int | None:
         """Number of processes over all machines; None when it is missing or no number."""
-        count = self.context.num_processes
-        return count if count is not None else self.whole("num_processes")
+        return self.whole("num_processes")
 
     @property
     def num_machines(self) -> int:
         return self.whole("num_machines") or 1
+
+    @property
+    def replicates(self) -> bool:
+        """Whether several processes start as plain DDP, each with the whole model."""
+        return self.type == "MULTI_GPU" and self.num_processes != 1
 
     @property
     def fsdp(self) -> dict[str, str]:

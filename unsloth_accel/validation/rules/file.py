@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...errors import Severity
 from .rule_registry import EVERY, add_rule
 
@@ -73,16 +75,25 @@ _found_by_the_reader(
     "reader refuses the file with a ConstructorError.",
     "yaml/constructor.py: SafeConstructor.construct_undefined.",
 )
-_found_by_the_reader(
+add_rule(
     "duplicate-key",
-    "PyYAML takes the last of two equal keys and says nothing: the other line has no effect.",
-    "yaml/constructor.py: BaseConstructor.construct_mapping, `mapping[key] = value`.",
+    lambda config: (
+        replace(found, severity="error" if config.kind == "run" else "warning")
+        for found in config.found.get("duplicate-key", ())
+    ),
+    "PyYAML takes the last of two equal keys and says nothing: the other line has no effect, which is a warning. The "
+    "reader of a run.yaml refuses it.",
+    "yaml/constructor.py: BaseConstructor.construct_mapping, `mapping[key] = value`; omegaconf/_yaml.py: "
+    '"found duplicate key".',
+    "error",
+    EVERY,
 )
 _found_by_the_reader(
     "merge-conflict",
     "`<<` takes a key from two mappings that give it different values. PyYAML up to 6.0.3 takes that of the first in"
     " a list; 6.0.4 takes the last, or the first where the key is a single character.",
     "yaml/constructor.py: SafeConstructor.flatten_mapping, `merge_key_ids`; seen with 6.0.4.",
+    "warning",
 )
 _found_by_the_reader(
     "alias-bomb",

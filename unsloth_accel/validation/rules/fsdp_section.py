@@ -21,10 +21,15 @@ from .names import (
 )
 from .rule_registry import rule
 
+SLOW = "version 1 is three times slower with Unsloth"
+RESHARD: dict[str | None, bool] = {"FULL_SHARD": True, "SHARD_GRAD_OP": False}
+"""Value of reshard_after_forward in version 2 for each sharding strategy of version 1."""
+
 
 @rule("fsdp-config-ignored")
 def fsdp_config_ignored(config: Document) -> Iterator[Finding]:
-    """Only distributed_type FSDP shards. MULTI_GPU with an fsdp_config is plain DDP, silently; NO is one process.
+    """Only distributed_type FSDP shards. MULTI_GPU with an fsdp_config is plain DDP, silently: every GPU holds the
+    whole model that was to be divided. A warning where nothing could be divided: for one process, and for DeepSpeed.
 
     Reference: accelerate/commands/launch.py: _validate_launch_command, `args.use_fsdp = defaults.distributed_type ==
     DistributedType.FSDP`; held true by a test.
@@ -32,10 +37,11 @@ def fsdp_config_ignored(config: Document) -> Iterator[Finding]:
     if config.get("fsdp_config") and isinstance(config.type, str) and config.type != "FSDP" and config.local:
         what = "plain DDP" if config.type == "MULTI_GPU" else "nothing of it"
         consequence = f"distributed_type is {config.type}: accelerate does {what} and says nothing."
-        yield config.problem("fsdp_config", consequence, "distributed_type: FSDP, or remove fsdp_config")
+        fix = "distributed_type: FSDP, or remove fsdp_config"
+        yield config.problem("fsdp_config", consequence, fix, mild=not config.replicates)
 
 
-@rule("fsdp-config-missing")
+@rule("fsdp-config-missing", "warning")
 def fsdp_config_missing(config: Document) -> Iterator[Finding]:
     """Without fsdp_config accelerate takes FSDP1 with NO_WRAP: the whole model is one unit, so that every GPU holds all
     of it at once, and Unsloth's fused kernels are declined.
@@ -48,9 +54,10 @@ def fsdp_config_missing(config: Document) -> Iterator[Finding]:
         yield config.problem("fsdp_config", consequence, "copy it from accelerate_configs/fsdp2.yaml")
 
 
-@rule("fsdp-unknown-key")
+@rule("fsdp-unknown-key", "warning")
 def fsdp_unknown_key(config: Document) -> Iterator[Finding]:
-    """accelerate checks no key below the top level: a misspelt one is silently dropped and its default taken.
+    """accelerate checks no key below the top level: one that is misspelt, or has an old name, is silently dropped and
+    its default taken.
 
     Reference: accelerate/commands/launch.py: _validate_launch_command, `setattr(args, key, value)`; held true by a
     test.
@@ -58,12 +65,14 @@ def fsdp_unknown_key(config: Document) -> Iterator[Finding]:
     for name, key in config.fsdp.items():
         if name in FSDP_KEYS:
             continue
-        near = close_match(name, FSDP_KEYS - set(config.fsdp))
+        # A key of version 1 would lead version 2 to fsdp2-old-keys.
+        known = FSDP_KEYS - {"backward_prefetch", *FSDP1_TRUTHS} if config.fsdp_version == 2 else FSDP_KEYS
+        near = close_match(name, known - set(config.fsdp))
         consequence = "unknown key; accelerate drops it silently and takes the default."
         yield config.unknown_key(key, near and f"fsdp_{near}", consequence)
 
 
-@rule("fsdp-version-missing", "warning")
+@rule("fsdp-version-missing", "warning", usual=SLOW)
 def fsdp_version_missing(config: Document) -> Iterator[Finding]:
     """accelerate takes FSDP1, under which Unsloth declines its fused LoRA kernels.
 
@@ -72,7 +81,7 @@ def fsdp_version_missing(config: Document) -> Iterator[Finding]:
     """
     if config.type == "FSDP" and config.fsdp and "version" not in config.fsdp:
         consequence = "is missing: accelerate takes 1, the old FSDP, without Unsloth's fused kernels."
-        yield config.problem("fsdp_config.fsdp_version", consequence, "fsdp_version: 2")
+        yield config.problem("fsdp_config.fsdp_version", consequence, _second_version(config))
 
 
 @rule("fsdp-version-unknown")
@@ -86,10 +95,22 @@ def fsdp_version_unknown(config: Document) -> Iterator[Finding]:
     if config.type == "FSDP" and key and str(config.get(key)) not in ("1", "2"):
         number = re.fullmatch(r"\W*([12])(\.0)?\W*", str(config.get(key)))
         repair = Repair(kind="set", key=key, value=int(number[1]) if number else None)
-        yield config.problem(key, "every process fails after it has started.", "fsdp_version: 2", repair)
+        yield config.problem(key, "every process fails after it has started.", _second_version(config), repair)
 
 
-@rule("fsdp1", "warning")
+def _second_version(config: Document) -> str:
+    """Return the fix that makes a section one of version 2: what that version refuses changes with it."""
+    fixes = ["fsdp_version: 2"]
+    if "reshard_after_forward" in config.fsdp:
+        word = config.fsdp_word("reshard_after_forward")
+        if truth(config.get(config.fsdp["reshard_after_forward"])) is None:
+            fixes.append(f"fsdp_reshard_after_forward: {str(RESHARD.get(word, True)).lower()}")
+    if config.fsdp_word("state_dict_type") == "LOCAL_STATE_DICT":
+        fixes.append("fsdp_state_dict_type: FULL_STATE_DICT")
+    return " with ".join(fixes[:2]) + "".join(f" and {fix}" for fix in fixes[2:])
+
+
+@rule("fsdp1", "warning", usual=SLOW)
 def fsdp1(config: Document) -> Iterator[Finding]:
     """Unsloth declines its fused LoRA kernels (three times slower than FSDP2, measured), PEFT 0.21 saves an empty
     adapter and restores no tensor of it (which `adapt` mends), and transformers calls it deprecated (5.24 has it).
@@ -99,8 +120,7 @@ def fsdp1(config: Document) -> Iterator[Finding]:
     """
     if config.fsdp_version == 1 and "version" in config.fsdp:
         consequence = "three times slower than FSDP2 with Unsloth, and PEFT 0.21 alone saves and restores no adapter."
-        fix = "fsdp_version: 2, as in accelerate_configs/fsdp2.yaml"
-        yield config.problem(config.fsdp["version"], consequence, fix)
+        yield config.problem(config.fsdp["version"], consequence, _second_version(config))
 
 
 @rule("fsdp-wrap-policy-missing", "warning")
@@ -155,11 +175,13 @@ def fsdp_size_based_wrap(config: Document) -> Iterator[Finding]:
         yield config.problem(config.fsdp["auto_wrap_policy"], consequence, fix)
 
 
-@rule("fsdp-min-num-params", "warning")
+@rule("fsdp-min-num-params")
 def fsdp_min_num_params(config: Document) -> Iterator[Finding]:
-    """Only SIZE_BASED_WRAP reads min_num_params; and `1e8` is text to YAML, at which `int()` fails in every process.
+    """`1e8` is text to YAML, at which `int()` fails in every process. A warning where another policy than
+    SIZE_BASED_WRAP stands: only that one reads min_num_params.
 
-    Reference: accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.__post_init__, MIN_NUM_PARAMS.
+    Reference: accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.__post_init__, MIN_NUM_PARAMS; held true
+    by a test.
     """
     key = config.fsdp_key("min_num_params")
     if not key:
@@ -167,9 +189,10 @@ def fsdp_min_num_params(config: Document) -> Iterator[Finding]:
     if config.fsdp_word("auto_wrap_policy") != "SIZE_BASED_WRAP":
         if config.get(key):
             consequence = "is ignored: only SIZE_BASED_WRAP reads it."
-            yield config.problem(key, consequence, "remove it", Repair(kind="remove", key=key))
+            yield config.problem(key, consequence, "remove it", Repair(kind="remove", key=key), mild=True)
     elif not re.fullmatch(r"\d+", str(config.get(key))):
-        yield config.problem(key, "every process fails: int() can't read it.", "write the digits: 100000000")
+        consequence, fix = "every process fails: int() can't read it.", "the digits, fsdp_min_num_params: 100000000"
+        yield config.problem(key, consequence, fix)
 
 
 def _layers(config: Document) -> tuple[str, Any]:
@@ -183,7 +206,7 @@ def _by_layer(config: Document) -> bool:
     return bool(config.fsdp_version) and config.fsdp_word("auto_wrap_policy") == "TRANSFORMER_BASED_WRAP"
 
 
-@rule("fsdp-layer-class-missing", "warning")
+@rule("fsdp-layer-class-missing", "warning", usual="its units are guessed from the model")
 def fsdp_layer_class_missing(config: Document) -> Iterator[Finding]:
     """accelerate guesses from the model's `_no_split_modules`, which names vision blocks too and is empty for some
     models; then the whole model is one unit.
@@ -239,32 +262,36 @@ def fsdp_layer_class_unknown(config: Document) -> Iterator[Finding]:
         yield config.problem(key, consequence, fix, repair)
 
 
-@rule("fsdp-state-dict-type-missing")
+SAVES_NOTHING = "save_model alone writes no adapter (`adapt` mends it)"
+
+
+@rule("fsdp-state-dict-type-missing", "warning", usual=SAVES_NOTHING)
 def fsdp_state_dict_type_missing(config: Document) -> Iterator[Finding]:
     """For version 2 accelerate takes SHARDED_STATE_DICT, with which the Trainer's save_model writes no adapter and says
-    nothing: the finished training is lost.
+    nothing. `adapt` mends it; a script without it has its shards, in its checkpoints alone.
 
     Reference: measured; accelerate/utils/dataclasses.py:
     FullyShardedDataParallelPlugin.set_state_dict_type.
     """
     if config.fsdp_version == 2 and config.get(config.fsdp.get("state_dict_type", "-")) is None:
         key = "fsdp_config.fsdp_state_dict_type"
-        consequence = "is missing: accelerate takes SHARDED_STATE_DICT, and save_model writes no adapter, silently."
+        consequence = "is missing: accelerate takes SHARDED_STATE_DICT; without `adapt` save_model writes no adapter."
         add = Repair(kind="add", key=key, value=None if "state_dict_type" in config.fsdp else "FULL_STATE_DICT")
         yield config.problem(key, consequence, "fsdp_state_dict_type: FULL_STATE_DICT", add)
 
 
-@rule("fsdp-sharded-state-dict")
+@rule("fsdp-sharded-state-dict", "warning", usual=SAVES_NOTHING)
 def fsdp_sharded_state_dict(config: Document) -> Iterator[Finding]:
-    """The Trainer's save_model writes no adapter and says nothing, checkpoints hold none either, and save_only_model
-    raises; under FSDP1 a resumed run restores nothing.
+    """The Trainer's save_model writes no adapter and says nothing, checkpoints hold shards alone, and save_only_model
+    raises; under FSDP1 a resumed run restores nothing. `adapt` mends it, and so does a script that asks for the full
+    type before it saves, as PEFT's own examples do.
 
     Reference: measured; transformers/trainer.py: "save_only_model option is not compatible with FSDP
     state dict type 'SHARDED_STATE_DICT'".
     """
     if config.fsdp_version and config.fsdp_word("state_dict_type") == "SHARDED_STATE_DICT":
         key = config.fsdp["state_dict_type"]
-        consequence = "save_model writes no adapter and says nothing: the finished training is lost."
+        consequence = "without `adapt` the Trainer's save_model writes no adapter and says nothing."
         repair = Repair(kind="set", key=key, value="FULL_STATE_DICT")
         yield config.problem(key, consequence, "fsdp_state_dict_type: FULL_STATE_DICT", repair)
 
@@ -286,7 +313,7 @@ def fsdp_state_dict_type_impossible(config: Document) -> Iterator[Finding]:
         yield config.problem(key, consequence, "fsdp_state_dict_type: FULL_STATE_DICT", repair)
 
 
-@rule("fsdp-cpu-ram-efficient-loading", "warning")
+@rule("fsdp-cpu-ram-efficient-loading", "warning", usual="ranks load empty weights and wait for rank 0's")
 def fsdp_cpu_ram_efficient_loading(config: Document) -> Iterator[Finding]:
     """True, also when it is missing: all ranks but the first are to load empty weights and get rank 0's through a
     broadcast. With Unsloth it saves no GPU memory (22.70 GiB either way), 4-bit weights are left out of it, and weights
@@ -372,7 +399,7 @@ def fsdp_offload_params(config: Document) -> Iterator[Finding]:
 @rule("fsdp-ignored-modules")
 def fsdp_ignored_modules(config: Document) -> Iterator[Finding]:
     """One regular expression over module names. A list becomes its text, brackets included, which as an expression
-    matches single letters: nothing is ignored; a bad expression fails in every process.
+    matches single letters: nothing is ignored, which is a warning. A bad expression fails in every process.
 
     Reference: accelerate/utils/launch.py: prepare_multi_gpu_env, `str(args.fsdp_ignored_modules)`;
     accelerate/accelerator.py: Accelerator.prepare_model, `re.compile(kwargs["ignored_modules"])`.
@@ -381,18 +408,14 @@ def fsdp_ignored_modules(config: Document) -> Iterator[Finding]:
     value = config.get(key) if key else None
     if not key or value is None:
         return
-    consequence = "is one regular expression over module names; this ignores nothing."
+    consequence, mild = "is one regular expression over module names; this ignores nothing.", True
     if isinstance(value, str):
         try:
             re.compile(value)
             return
         except (re.error, RecursionError, OverflowError) as error:
-            consequence = f"is not a regular expression ({error}); every process fails."
-    yield config.problem(key, consequence, "fsdp_ignored_modules: (first|second)")
-
-
-RESHARD: dict[str | None, bool] = {"FULL_SHARD": True, "SHARD_GRAD_OP": False}
-"""Value of reshard_after_forward in version 2 for each sharding strategy of version 1."""
+            consequence, mild = f"is not a regular expression ({error}); every process fails.", False
+    yield config.problem(key, consequence, "fsdp_ignored_modules: (first|second)", mild=mild)
 
 
 @rule("fsdp2-sharding-strategy", "warning")
@@ -413,10 +436,12 @@ def fsdp2_sharding_strategy(config: Document) -> Iterator[Finding]:
         repairs = [Repair(kind="rename", key=key, value="fsdp_reshard_after_forward")]
         repairs.append(Repair(kind="set", key=key, value=False))
     fix = f"fsdp_reshard_after_forward: {str(reshard is not False).lower()}"
+    if config.fsdp_word("sharding_strategy") == "NO_SHARD":
+        fix, repairs = "distributed_type: MULTI_GPU where nothing is to be sharded, or remove it", []
     yield config.problem(key, "version 2 doesn't read it; every weight is sharded.", fix, *repairs)
 
 
-@rule("fsdp2-old-keys", "warning")
+@rule("fsdp2-old-keys", "warning", usual="some keys are version 1's")
 def fsdp2_old_keys(config: Document) -> Iterator[Finding]:
     """backward_prefetch, forward_prefetch, use_orig_params and sync_module_states are FSDP1's; version 2 ignores them.
 
@@ -445,7 +470,7 @@ def fsdp2_reshard_not_boolean(config: Document) -> Iterator[Finding]:
         yield config.problem(key, consequence, fix, Repair(kind="set", key=key, value=meant))
 
 
-@rule("fsdp1-reshard-ignored")
+@rule("fsdp1-reshard-ignored", "warning")
 def fsdp1_reshard_ignored(config: Document) -> Iterator[Finding]:
     """`accelerate config` writes fsdp_reshard_after_forward for version 1, and the launcher ignores it: its own
     --fsdp_sharding_strategy is FULL_SHARD, which wins.
@@ -476,6 +501,18 @@ def fsdp1_sharding_strategy_unknown(config: Document) -> Iterator[Finding]:
         yield config.unknown_word(key, SHARDING_STRATEGIES, "every process fails.")
 
 
+@rule("fsdp1-no-shard", "warning")
+def fsdp1_no_shard(config: Document) -> Iterator[Finding]:
+    """NO_SHARD is DDP in FSDP's clothes: every GPU holds the whole model, and torch calls it deprecated.
+
+    Reference: torch/distributed/fsdp/_init_utils.py: "The `NO_SHARD` sharding strategy is deprecated.".
+    """
+    key = config.fsdp_key("sharding_strategy", 1)
+    if key and str(config.get(key)).upper() in ("NO_SHARD", "3"):
+        consequence = "every GPU holds the whole model, as under DDP, and Unsloth's fused kernels are declined."
+        yield config.problem(key, consequence, "distributed_type: MULTI_GPU without fsdp_config, or FULL_SHARD")
+
+
 @rule("fsdp1-backward-prefetch-unknown")
 def fsdp1_backward_prefetch_unknown(config: Document) -> Iterator[Finding]:
     """An unknown prefetch is a KeyError in every process, after they have started.
@@ -488,17 +525,20 @@ def fsdp1_backward_prefetch_unknown(config: Document) -> Iterator[Finding]:
         yield config.unknown_word(key, BACKWARD_PREFETCHES, "every process fails.")
 
 
-@rule("fsdp1-use-orig-params")
+@rule("fsdp1-use-orig-params", "warning", usual="use_orig_params: false needs PEFT's wrap policy")
 def fsdp1_use_orig_params(config: Document) -> Iterator[Finding]:
     """LoRA trains some parameters of a unit and not the others; FSDP1 allows that only with its original parameters,
-    and raises a ValueError when the model is prepared.
+    and raises a ValueError when the model is prepared. The Trainer takes PEFT's wrap policy, which makes LoRA's layers
+    units of their own and trains; a loop of one's own does not.
 
-    Reference: measured; torch/distributed/fsdp/_flat_param.py: "Must flatten tensors with uniform
-    `requires_grad` when".
+    Reference: transformers/distributed/fsdp.py: update_fsdp_plugin_peft,
+    `accelerator.state.fsdp_plugin.auto_wrap_policy = fsdp_auto_wrap_policy(model)`;
+    torch/distributed/fsdp/_flat_param.py: "Must flatten tensors with uniform
+    `requires_grad` when"; held true by a test, and measured.
     """
     key = config.fsdp_key("use_orig_params", 1)
     if key and config.truth(key) is False:
-        consequence = "LoRA trains some parameters of a unit and not the others: FSDP1 raises a ValueError."
+        consequence = "without PEFT's wrap policy, which the Trainer sets, FSDP1 raises a ValueError for LoRA."
         yield config.problem(key, consequence, "fsdp_use_orig_params: true", Repair(kind="set", key=key, value=True))
 
 

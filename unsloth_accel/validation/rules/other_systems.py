@@ -25,13 +25,29 @@ def deepspeed(config: Document) -> Iterator[Finding]:
 
 @rule("deepspeed-config-ignored")
 def deepspeed_config_ignored(config: Document) -> Iterator[Finding]:
-    """Only distributed_type DEEPSPEED reads deepspeed_config; with MULTI_GPU it is plain DDP.
+    """Only distributed_type DEEPSPEED reads deepspeed_config; with MULTI_GPU it is plain DDP, and every GPU holds what
+    ZeRO was to divide. A warning where the section divides nothing, or one process starts.
 
-    Reference: accelerate/commands/launch.py: _validate_launch_command, args.use_deepspeed.
+    Reference: accelerate/commands/launch.py: _validate_launch_command, `args.use_deepspeed = defaults.distributed_type
+    == DistributedType.DEEPSPEED`; held true by a test.
     """
-    if config.get("deepspeed_config") and isinstance(config.type, str) and config.type != "DEEPSPEED" and config.local:
+    section = config.get("deepspeed_config")
+    if section and isinstance(config.type, str) and config.type != "DEEPSPEED" and config.local:
+        divides = isinstance(section, dict) and (section.get("zero_stage") or "deepspeed_config_file" in section)
         consequence = f"is ignored: distributed_type is {config.type}."
-        yield config.problem("deepspeed_config", consequence, "remove it, or distributed_type: DEEPSPEED")
+        fix = "distributed_type: DEEPSPEED, or remove deepspeed_config"
+        yield config.problem("deepspeed_config", consequence, fix, mild=not (divides and config.replicates))
+
+
+@rule("deepspeed-use-cpu", "warning")
+def deepspeed_use_cpu(config: Document) -> Iterator[Finding]:
+    """accelerate hands use_cpu to a single process only: DeepSpeed's processes train on GPUs, or find none and fail.
+
+    Reference: accelerate/utils/launch.py: prepare_deepspeed_cmd_env sets no ACCELERATE_USE_CPU; held true by a test.
+    """
+    if config.type in ("DEEPSPEED", "MEGATRON_LM") and config.get("use_cpu"):
+        consequence = "is not told to the processes: they train on GPUs, or find none and fail."
+        yield config.problem("use_cpu", consequence, "use_cpu: false, or accelerate_configs/cpu_ddp.yaml")
 
 
 @rule("megatron-lm", "warning")
@@ -70,17 +86,20 @@ def other_device(config: Document) -> Iterator[Finding]:
         yield config.problem("distributed_type", consequence, "nothing, or MULTI_GPU for NVIDIA GPUs")
 
 
-@rule("sagemaker", "warning")
+@rule("sagemaker")
 def sagemaker(config: Document) -> Iterator[Finding]:
-    """`accelerate launch` hands the script to Amazon SageMaker, by default in an image with transformers 4.17 and torch
-    1.10, in which Unsloth doesn't run; nothing of it happens on this machine.
+    """accelerate 1.15 ends in a traceback on every SageMaker config, before anything is handed to Amazon: it asks for a
+    parallelism_config, which those don't have, and for the type NO adds a num_processes, which it then refuses. Its
+    image, with transformers 4.17, would not run Unsloth either.
 
-    Reference: accelerate/commands/launch.py: sagemaker_launcher; accelerate/utils/constants.py:
-    SAGEMAKER_TRANSFORMERS_VERSION.
+    Reference: accelerate/commands/launch.py: _validate_launch_command, `defaults.parallelism_config != {}`;
+    accelerate/commands/config/config_args.py: BaseConfig.process_config, `config_dict["num_processes"] = 1`;
+    accelerate/utils/constants.py: SAGEMAKER_TRANSFORMERS_VERSION; held true by a test.
     """
-    if config.get("compute_environment") == "AMAZON_SAGEMAKER":
-        consequence = "the script runs on SageMaker, by default with transformers 4.17, where Unsloth doesn't run."
-        yield config.problem("compute_environment", consequence, "image_uri with Unsloth's versions, or LOCAL_MACHINE")
+    if not config.local:
+        consequence = "accelerate 1.15 ends in a traceback on every SageMaker config."
+        fix = "accelerate_configs/ddp.yaml, launched inside a SageMaker training job"
+        yield config.problem("compute_environment", consequence, fix)
 
 
 @rule("deepspeed-json", "warning", on=("deepspeed",))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from .document import Document, Finding, Repair
 from .rule_registry import rule
+
+_BY_GPU = ("MULTI_GPU", "FSDP")
+"""Types of which every process takes a GPU of its own, by its number."""
 
 
 @rule("num-processes-missing")
@@ -14,8 +18,8 @@ def num_processes_missing(config: Document) -> Iterator[Finding]:
 
     Reference: accelerate/commands/launch.py: _validate_launch_command, `args.num_processes == -1`.
     """
-    given = config.context.num_processes if config.context.num_processes is not None else config.get("num_processes")
-    if given in (None, -1) and config.type not in ("NO", False, None) and config.local:
+    # An unquoted NO is false, for which accelerate does not take one process.
+    if config.get("num_processes") in (None, -1) and config.type not in ("NO", None) and config.local:
         yield config.problem("num_processes", "is missing; accelerate refuses to launch.", "add num_processes: 2")
 
 
@@ -60,14 +64,21 @@ def multi_cpu_one_process(config: Document) -> Iterator[Finding]:
 
 @rule("one-process-starts")
 def one_process_starts(config: Document) -> Iterator[Finding]:
-    """distributed_type NO starts one process, whatever num_processes is.
+    """distributed_type NO starts one process, whatever --num_processes asks for. A warning where only the file has a
+    number that NO overrules, as files for one GPU do that were copied from others.
 
-    Reference: accelerate/commands/launch.py: launch_command ends in simple_launcher.
+    Reference: accelerate/commands/launch.py: launch_command ends in simple_launcher; held true by a test.
     """
     count = config.num_processes
     if config.type in ("NO", False) and count is not None and count > 1 and config.local:
-        fix = "distributed_type: MULTI_GPU, or num_processes: 1"
-        yield config.problem("distributed_type", f"one process starts, not {count}.", fix)
+        asked = "num_processes" in config.flagged
+        hardware = config.context.hardware
+        several = (
+            "accelerate_configs/cpu_ddp.yaml" if hardware and not hardware.devices else "distributed_type: MULTI_GPU"
+        )
+        key = "num_processes" if asked else "distributed_type"
+        fix = f"{several}, or num_processes: 1"
+        yield config.problem(key, f"one process starts, not {count}.", fix, mild=not asked)
 
 
 @rule("one-process-distributed", "warning")
@@ -126,6 +137,25 @@ def gpu_ids_not_text(config: Document) -> Iterator[Finding]:
     yield config.problem("gpu_ids", consequence, f"gpu_ids: '{text}'", repair)
 
 
+@rule("gpu-ids-unreadable")
+def gpu_ids_unreadable(config: Document) -> Iterator[Finding]:
+    """gpu_ids becomes CUDA_VISIBLE_DEVICES as it is. CUDA sees no GPU where an id is there twice, and none from a word
+    on that is no number: processes beyond fail at `set_device`.
+
+    Reference: torch/cuda/__init__.py: _parse_visible_devices, "# Repeated ordinal results in empty set"; held true by a
+    test.
+    """
+    ids = [part.strip() for part in _ids(config)]
+    if config.type not in (*_BY_GPU, "DEEPSPEED", "NO", False) or config.get("use_cpu"):
+        return
+    wrong = [part for part in ids if not re.fullmatch(r"\d+|(GPU|MIG)-[\w/-]+", part)]
+    if wrong or len({part.lstrip("0") for part in ids}) < len(ids):
+        what = f"{wrong[0] or 'an empty word'} is no GPU's number" if wrong else "a GPU is named twice"
+        kept = list(dict.fromkeys(part for part in ids if part not in wrong))
+        consequence = f"{what}: CUDA shows the processes fewer GPUs, or none."
+        yield config.problem("gpu_ids", consequence, f"gpu_ids: all{', or ' + repr(','.join(kept)) if kept else ''}")
+
+
 @rule("gpu-ids-one")
 def gpu_ids_one(config: Document) -> Iterator[Finding]:
     """accelerate refuses MULTI_GPU with one GPU id on one machine.
@@ -133,6 +163,8 @@ def gpu_ids_one(config: Document) -> Iterator[Finding]:
     Reference: accelerate/commands/launch.py: _validate_launch_command, "Less than two GPU ids were configured".
     """
     if config.type == "MULTI_GPU" and len(_ids(config)) == 1 and config.num_machines <= 1:
+        if next(gpu_ids_unreadable(config), None):
+            return
         yield config.problem("gpu_ids", "accelerate refuses one GPU for MULTI_GPU.", "gpu_ids: all, or two ids")
 
 
@@ -143,9 +175,9 @@ def gpu_ids_too_few(config: Document) -> Iterator[Finding]:
     Reference: accelerate/utils/launch.py: prepare_multi_gpu_env; accelerate/state.py: PartialState.set_device.
     """
     ids, count = _ids(config), config.num_processes
-    if not ids or count is None or config.type not in ("MULTI_GPU", "FSDP") or config.get("use_cpu"):
+    if not ids or count is None or config.type not in _BY_GPU or config.get("use_cpu"):
         return
-    each = count // config.num_machines
+    each = count // max(config.num_machines, 1)
     if len(ids) < each and not (len(ids) == 1 and config.type == "MULTI_GPU"):
         consequence = f"{each} processes of this machine share {len(ids)} GPUs: the others fail at `set_device`."
         yield config.problem("gpu_ids", consequence, f"num_processes: {len(ids) * config.num_machines}, or more ids")
@@ -165,7 +197,7 @@ def too_few_gpus(config: Document) -> Iterator[Finding]:
     Reference: accelerate/state.py: PartialState.set_device.
     """
     hardware, count = config.context.hardware, config.num_processes
-    if hardware is None or count is None or config.type not in ("MULTI_GPU", "FSDP") or config.get("use_cpu"):
+    if hardware is None or count is None or config.type not in _BY_GPU or config.get("use_cpu"):
         return
     gpus = len(hardware.devices)
     if config.num_machines == 1 and count > gpus:

@@ -14,9 +14,10 @@ PREFIXES = {"dynamo_config": "dynamo_", "fp8_config": "fp8_"}
 """Sections whose keys may leave their prefix out (accelerate/commands/launch.py: _validate_launch_command)."""
 
 
-@rule("nested-unknown-key")
+@rule("nested-unknown-key", "warning")
 def nested_unknown_key(config: Document) -> Iterator[Finding]:
-    """accelerate checks no key below the top level: an unknown one is set on the launcher's arguments and never read.
+    """accelerate checks no key below the top level: an unknown one is set on the launcher's arguments and never read,
+    as are DeepSpeed's own in deepspeed_config. What is near a known key is told by itself.
 
     Reference: accelerate/commands/launch.py: _validate_launch_command, `setattr(args, key, value)`.
     """
@@ -24,16 +25,28 @@ def nested_unknown_key(config: Document) -> Iterator[Finding]:
         return
     for section, known in NESTED_KEYS.items():
         values = config.get(section)
+        others = []
         for name in values if isinstance(values, dict) else ():
             prefix = PREFIXES.get(section, "")
             full = f"{prefix}{name.removeprefix(prefix)}"
             if full in known or name in TOP_LEVEL_KEYS or f"parallelism_config_{name}" in known:
                 continue
-            consequence = "unknown key; accelerate takes it and never reads it."
-            yield config.unknown_key(f"{section}.{name}", close_match(full, known - set(values)), consequence)
+            near = close_match(full, known - set(values))
+            if near:
+                consequence = "unknown key; accelerate takes it and never reads it."
+                yield config.unknown_key(f"{section}.{name}", near, consequence)
+            else:
+                others.append(name)
+        if others:
+            what = "unknown key" if len(others) == 1 else f"unknown keys, with {', '.join(others[1:])}"
+            fix, keys = "remove it", [f"{section}.{name}" for name in others]
+            if section == "deepspeed_config":
+                fix = "a DeepSpeed config of its own, named by deepspeed_config_file"
+            repairs = [Repair(kind="remove", key=key) for key in keys] if fix == "remove it" else []
+            yield config.problem(keys[0], f"{what}; accelerate never reads it.", fix, *repairs)
 
 
-@rule("nested-key-overrules")
+@rule("nested-key-overrules", "warning")
 def nested_key_overrules(config: Document) -> Iterator[Finding]:
     """A top-level key inside deepspeed_config, parallelism_config, mpirun_config or megatron_lm_config overrules the
     one at the top, since every key there is set on the launcher's arguments.
@@ -44,7 +57,7 @@ def nested_key_overrules(config: Document) -> Iterator[Finding]:
     for section in ("deepspeed_config", "parallelism_config", "mpirun_config", "megatron_lm_config"):
         values = config.get(section)
         for name in values if isinstance(values, dict) and config.local else ():
-            if name in TOP_LEVEL_KEYS:
+            if name in TOP_LEVEL_KEYS and values[name] != config.get(name):
                 consequence, fix = f"overrules the {name} at the top level, silently.", "move it to the top level"
                 yield config.problem(f"{section}.{name}", consequence, fix)
 
@@ -114,7 +127,7 @@ def _sizes(config: Document) -> dict[str, int] | None:
 @rule("parallelism-prefix")
 def parallelism_prefix(config: Document) -> Iterator[Finding]:
     """Only in fsdp_, fp8_ and dynamo_config may the prefix be left out. `tp_size` without `parallelism_config_` is
-    dropped silently, and all sizes are 1.
+    dropped silently, and all sizes are 1: FSDP2 has nothing to shard over and fails. A warning under other types.
 
     Reference: accelerate/commands/launch.py: _validate_launch_command; held true by a test.
     """
@@ -122,7 +135,8 @@ def parallelism_prefix(config: Document) -> Iterator[Finding]:
         full = f"parallelism_config_{name}"
         if full in NESTED_KEYS["parallelism_config"]:
             consequence = "is dropped silently: this section's keys need their whole name."
-            yield config.problem(key, consequence, f"write {full}", Repair(kind="rename", key=key, value=full))
+            rename = Repair(kind="rename", key=key, value=full)
+            yield config.problem(key, consequence, f"write {full}", rename, mild=config.fsdp_version != 2)
 
 
 @rule("parallelism-size-impossible")
@@ -167,6 +181,23 @@ def parallelism_needs_fsdp2(config: Document) -> Iterator[Finding]:
     if config.fsdp_version == 1 or (sizes["cp_size"] > 1 and config.type != "FSDP"):
         consequence = "needs FSDP2; every process fails."
         yield config.problem("parallelism_config", consequence, "distributed_type: FSDP with fsdp_version: 2")
+
+
+@rule("parallelism-replicated")
+def parallelism_replicated(config: Document) -> Iterator[Finding]:
+    """MULTI_GPU shards nothing: with dp_shard_size above 1 every process holds the whole model, as plain DDP, and
+    accelerate says nothing.
+
+    Reference: accelerate/accelerator.py: Accelerator.prepare_model, `if self.multi_device and not
+    (self.parallelism_config and self.parallelism_config.tp_enabled)`; held true by a test.
+    """
+    sizes = _sizes(config)
+    if sizes and sizes["dp_shard_size"] > 1 and config.replicates:
+        key = "parallelism_config.parallelism_config_dp_shard_size"
+        consequence = "MULTI_GPU shards nothing: every GPU holds the whole model, as plain DDP."
+        yield config.problem(
+            key, consequence, "distributed_type: FSDP with fsdp_config of accelerate_configs/fsdp2.yaml"
+        )
 
 
 @rule("parallelism-no-shard")

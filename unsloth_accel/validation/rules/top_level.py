@@ -73,8 +73,9 @@ def distributed_type_unknown(config: Document) -> Iterator[Finding]:
 
 @rule("word-read-as-boolean")
 def word_read_as_boolean(config: Document) -> Iterator[Finding]:
-    """YAML 1.1 reads an unquoted NO, no or off as false. accelerate then knows no such distributed_type, and for
-    mixed_precision ends in `'bool' object has no attribute 'lower'`.
+    """YAML 1.1 reads an unquoted NO, no or off as false. For mixed_precision accelerate ends in `'bool' object has no
+    attribute 'lower'`, for a backend of dynamo in its like. For distributed_type it starts one process, as meant, where
+    num_processes says so: a warning.
 
     Reference: accelerate/commands/config/config_args.py: BaseConfig.__post_init__; accelerate/utils/launch.py:
     prepare_multi_gpu_env, `args.mixed_precision.lower()`.
@@ -82,9 +83,11 @@ def word_read_as_boolean(config: Document) -> Iterator[Finding]:
     words = {"distributed_type": ("NO", "type"), "mixed_precision": ("no", "precision")}
     words |= dict.fromkeys(config.dynamo_backends, ("NO", "backend"))
     for key, (word, what) in words.items():
-        if config.get(key) is False:
+        if config.get(key) is False and config.local:
             consequence = f"YAML reads an unquoted {word} as false, and accelerate knows no such {what}."
-            yield config.problem(key, consequence, f"{key}: '{word}'", Repair(kind="set", key=key, value=word))
+            repair = Repair(kind="set", key=key, value=word)
+            fix = f"{key.rpartition('.')[2]}: '{word}'"
+            yield config.problem(key, consequence, fix, repair, mild=key == "distributed_type")
 
 
 @rule("mixed-precision-unknown")
@@ -134,8 +137,9 @@ _TEXTS = ("main_process_ip", "rdzv_backend", "main_training_function", "tpu_name
 
 @rule("wrong-type")
 def wrong_type(config: Document) -> Iterator[Finding]:
-    """accelerate checks no type. A number in quotes ends in a TypeError where it is compared or divided, and a truth
-    value in quotes is true even if it says 'false'.
+    """accelerate checks no type. A number in quotes ends in a TypeError where it is compared or divided. A warning
+    where accelerate takes it all the same: a truth value in quotes, which is true even if it says 'false';
+    num_processes on one machine with GPUs; and text.
 
     Reference: accelerate/utils/launch.py: prepare_multi_gpu_env (`num_machines > 1`, is_port_in_use);
     accelerate/commands/launch.py: _validate_launch_command, `args.debug = defaults.debug`.
@@ -149,7 +153,11 @@ def wrong_type(config: Document) -> Iterator[Finding]:
         number = _number(value)
         fix = f"{key}: {'a number' if number is None else number}"
         repair = Repair(kind="set", key=key, value=number)
-        yield config.problem(key, f"is {_kind(value)}, not a whole number.", fix, repair)
+        taken = key == "num_processes" and number is not None and isinstance(value, str)
+        taken = (
+            taken and config.type in ("MULTI_GPU", "FSDP") and config.num_machines == 1 and not config.get("use_cpu")
+        )
+        yield config.problem(key, f"is {_kind(value)}, not a whole number.", fix, repair, mild=taken)
     for key in _TRUTHS:
         value = config.get(key)
         if value is None or isinstance(value, bool):
@@ -157,11 +165,12 @@ def wrong_type(config: Document) -> Iterator[Finding]:
         meant = truth(value)
         consequence = f"is {_kind(value)}, not true or false; accelerate takes any text but '' for true."
         fix = f"{key}: {str(meant is not False).lower()}"
-        yield config.problem(key, consequence, fix, Repair(kind="set", key=key, value=meant))
+        unread = key == "use_cpu" and meant is None and config.type in ("NO", False)  # str_to_bool stops there
+        yield config.problem(key, consequence, fix, Repair(kind="set", key=key, value=meant), mild=not unread)
     for key in _TEXTS:
         value = config.get(key)
         if value is not None and not isinstance(value, str):
-            yield config.problem(key, f"is {_kind(value)}, not text.", "write a word, in quotes if need be")
+            yield config.problem(key, f"is {_kind(value)}, not text.", "write a word, in quotes if need be", mild=True)
 
 
 def _number(value: Any) -> int | None:
@@ -177,27 +186,32 @@ def _kind(value: Any) -> str:
 
 @rule("section-not-a-mapping")
 def section_not_a_mapping(config: Document) -> Iterator[Finding]:
-    """accelerate copies the keys of a section only if it has keys; a word or a list there is dropped silently.
+    """accelerate copies the keys of a section only if it has keys; a word or a list there is dropped silently, which is
+    a warning. With DEEPSPEED, deepspeed_config has to have keys: accelerate ends in an AttributeError.
 
-    Reference: accelerate/commands/launch.py: _validate_launch_command, `if isinstance(attr, dict)`.
+    Reference: accelerate/commands/launch.py: _validate_launch_command, `if isinstance(attr, dict)`; launch_command,
+    `defaults.deepspeed_config.keys()`.
     """
     for key in ("fsdp_config", *NESTED_KEYS):
         value = config.get(key)
         if value is not None and not isinstance(value, dict):
             consequence = "is not a section with keys, so accelerate drops it silently."
-            yield config.problem(key, consequence, "write keys below it")
+            needed = key == "deepspeed_config" and config.type == "DEEPSPEED"
+            yield config.problem(key, consequence, "write keys below it", mild=not needed)
 
 
-@rule("old-key-overruled")
+@rule("old-key-overruled", "warning")
 def old_key_overruled(config: Document) -> Iterator[Finding]:
-    """`fp16: true` beside mixed_precision is deleted silently; `dynamo_backend` replaces a dynamo_config beside it.
+    """`fp16: true` beside another mixed_precision is deleted silently; `dynamo_backend` replaces a dynamo_config beside
+    it. What says the same, or nothing, is not told.
 
     Reference: accelerate/commands/config/config_args.py: BaseConfig.process_config.
     """
-    if "fp16" in config.values and "mixed_precision" in config.values:
+    precision = str(config.get("mixed_precision", "fp16")).lower()
+    if truth(config.get("fp16")) and precision != "fp16":
         fix, repair = "remove it; mixed_precision says it", Repair(kind="remove", key="fp16")
         yield config.problem("fp16", "is dropped silently: mixed_precision is there too.", fix, repair)
-    if "dynamo_backend" in config.values and "dynamo_config" in config.values:
+    if "dynamo_backend" in config.values and config.get("dynamo_config"):
         yield config.problem("dynamo_backend", "replaces the whole dynamo_config silently.", "keep one of the two")
 
 
@@ -208,7 +222,7 @@ def rdzv_backend_ignored(config: Document) -> Iterator[Finding]:
     Reference: accelerate/commands/launch.py: _validate_launch_command, `getattr(args, name, None) is None`.
     """
     value = config.get("rdzv_backend", "static")
-    if isinstance(value, str) and value != "static" and config.local:
+    if isinstance(value, str) and value != "static" and config.local and "rdzv_backend" not in config.flagged:
         fix = f"accelerate launch --rdzv_backend {value} …"
         yield config.problem("rdzv_backend", "is ignored in a file: accelerate takes static.", fix)
 
@@ -219,7 +233,7 @@ def same_network_ignored(config: Document) -> Iterator[Finding]:
 
     Reference: accelerate/commands/launch.py: _validate_launch_command, `getattr(args, name, None) is None`.
     """
-    if config.get("same_network") is True and config.num_machines > 1:
+    if config.get("same_network") is True and config.num_machines > 1 and "same_network" not in config.flagged:
         consequence = "is ignored in a file; the machines meet through main_process_ip and port alike."
         yield config.problem("same_network", consequence, "accelerate launch --same_network …, or remove it")
 
@@ -231,7 +245,7 @@ def cpu_affinity_ignored(config: Document) -> Iterator[Finding]:
     Reference: accelerate/commands/launch.py: _validate_launch_command; accelerate/utils/launch.py:
     prepare_multi_gpu_env.
     """
-    if config.get("enable_cpu_affinity") is True and config.local:
+    if config.get("enable_cpu_affinity") is True and config.local and "enable_cpu_affinity" not in config.flagged:
         consequence = "is ignored in a file: no process is bound to its GPU's cores."
         yield config.problem("enable_cpu_affinity", consequence, "accelerate launch --enable_cpu_affinity …")
 
@@ -272,7 +286,7 @@ def tpu_keys_ignored(config: Document) -> Iterator[Finding]:
             continue
         if config.type != "XLA":
             yield config.problem(key, "means nothing outside TPUs.", "remove it", Repair(kind="remove", key=key))
-        elif key in ("downcast_bf16", "tpu_use_sudo"):
+        elif key in ("downcast_bf16", "tpu_use_sudo") and key not in config.flagged:
             yield config.problem(key, "is ignored in a file.", f"accelerate launch --{key} …")
 
 

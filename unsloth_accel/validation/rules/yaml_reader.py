@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config.safe_reader import Read, read_yaml, read_yaml_text
+from .command_line import overlaid
 from .document import Context, Document, Kind
 
 
@@ -26,14 +27,17 @@ def _document(read: Read, context: Context | None, kind: Kind | None) -> Documen
     kind = (kind or kind_of(read.values)) if read.readable else "unreadable"
     if kind == "run" and "yaml-value" in read.found:  # a run has no dates, so that none can be wrong
         read = read_yaml_text(read.text, read.file, dates=False)
+    context = context or Context()
+    values, flagged = overlaid(read.values, context.flags) if kind == "accelerate" else (read.values, {})
     return Document(
         file=read.file,
         kind=kind,
-        values=read.values,
+        values=values,
         places=read.places,
         text=read.text,
         found=read.found,
-        context=context or Context(),
+        context=context,
+        flagged=flagged,
     )
 
 
