@@ -18,8 +18,8 @@ def test_every_problem_of_every_file_in_one_go(cli: Run) -> None:
     done = cli("validate", *files)
     assert done.returncode == 1
     first, one, second, other, third = done.stdout.splitlines()
-    assert first.endswith("fsdp-unknown-key/bad.yaml: 1 warning")
-    assert "15 warning  fsdp_config.fsdp_reshard_after_foward=True: unknown key;" in one
+    assert first.endswith("fsdp-unknown-key/bad.yaml: 1 error")
+    assert "15 error    fsdp_config.fsdp_reshard_after_foward=True: unknown key;" in one
     assert one.endswith("Fix: did you mean fsdp_reshard_after_forward? [fsdp-unknown-key]")
     assert second.endswith("tab/bad.yaml: 1 error")
     assert "10 error" in other

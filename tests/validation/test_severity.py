@@ -32,6 +32,13 @@ def told(text: str, **flags: Any) -> dict[str, str]:
             FSDP.replace("TRANSFORMER", "SIZE") + "  fsdp_min_num_params: 1e8\n",
             f"{FSDP}  fsdp_min_num_params: 1e8\n",
         ),
+        ("fsdp-unknown-key", f"{FSDP}  fsdp_verson: 2\n", f"{FSDP}  fsdp_backward_prefetch_policy: BACKWARD_PRE\n"),
+        ("fsdp-unknown-key", f"{FSDP}  state_dict_typ: x\n", f"{FSDP}  fsdp_limit_all_gathers: true\n"),
+        (
+            "nested-unknown-key",
+            f"{DDP}dynamo_config: {{dynamo_backnd: EAGER}}\n",
+            "distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {zero_stge: 3}\n",
+        ),
         ("machine-rank-impossible", f"{TWO}main_process_ip: 10.0.0.1\nmachine_rank: 2\n", f"{DDP}machine_rank: 1\n"),
         ("num-machines-impossible", f"{DDP}num_machines: 0\nuse_cpu: true\n", f"{DDP}num_machines: 0\n"),
         ("wrong-type", f"{DDP}num_machines: '1'\n", DDP.replace("2\n", "'2'\n")),

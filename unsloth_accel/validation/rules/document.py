@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from typing import Any, Literal, TypeGuard
 
 from ...config.safe_reader import Finding, Place, Repair
@@ -81,10 +82,10 @@ class Document:
             severity="warning" if mild else "error",
         )
 
-    def unknown_key(self, key: str, near: str | None, consequence: str) -> Finding:
+    def unknown_key(self, key: str, near: str | None, consequence: str, mild: bool = False) -> Finding:
         """A problem with `key`, which is to be renamed to `near` where that is likely meant."""
         fix = f"did you mean {near}?" if near else "remove it"
-        return self.problem(key, consequence, fix, Repair(kind="rename", key=key, value=near))
+        return self.problem(key, consequence, fix, Repair(kind="rename", key=key, value=near), mild=mild)
 
     def unknown_word(self, key: str, known: Sequence[str], consequence: str) -> Finding:
         """A problem with the value of `key`, which is none of `known` and may be meant for the nearest of them."""
@@ -164,6 +165,11 @@ class Document:
         """The value of `key` as accelerate's `str_to_bool` reads it; None when it is not a boolean."""
         value = self.get(key, default) if key else default
         return truth(value)
+
+
+def is_slip(word: str, near: str | None) -> bool:
+    """Return whether `word` differs from `near` by a slip or two, and not as an older name, or another word, does."""
+    return near is not None and SequenceMatcher(None, word, near).ratio() >= 0.85
 
 
 def is_whole(value: Any) -> TypeGuard[int]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...errors import close_match
-from .document import Document, Finding, Repair, truth
+from .document import Document, Finding, Repair, is_slip, truth
 from .names import (
     BACKWARD_PREFETCHES,
     DECODER_LAYERS,
@@ -54,10 +54,10 @@ def fsdp_config_missing(config: Document) -> Iterator[Finding]:
         yield config.problem("fsdp_config", consequence, "copy it from accelerate_configs/fsdp2.yaml")
 
 
-@rule("fsdp-unknown-key", "warning")
+@rule("fsdp-unknown-key")
 def fsdp_unknown_key(config: Document) -> Iterator[Finding]:
-    """accelerate checks no key below the top level: one that is misspelt, or has an old name, is silently dropped and
-    its default taken.
+    """accelerate checks no key below the top level: a misspelt one is silently dropped and its default taken. A warning
+    for a key that is near none, or has an older name (backward_prefetch_policy).
 
     Reference: accelerate/commands/launch.py: _validate_launch_command, `setattr(args, key, value)`; held true by a
     test.
@@ -69,7 +69,7 @@ def fsdp_unknown_key(config: Document) -> Iterator[Finding]:
         known = FSDP_KEYS - {"backward_prefetch", *FSDP1_TRUTHS} if config.fsdp_version == 2 else FSDP_KEYS
         near = close_match(name, known - set(config.fsdp))
         consequence = "unknown key; accelerate drops it silently and takes the default."
-        yield config.unknown_key(key, near and f"fsdp_{near}", consequence)
+        yield config.unknown_key(key, near and f"fsdp_{near}", consequence, mild=not is_slip(name, near))
 
 
 @rule("fsdp-version-missing", "warning", usual=SLOW)

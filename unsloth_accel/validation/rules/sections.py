@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from ...errors import close_match, nearest
-from .document import Document, Finding, Repair, is_whole
+from .document import Document, Finding, Repair, is_slip, is_whole
 from .names import DYNAMO_BACKENDS, NESTED_KEYS, TOP_LEVEL_KEYS
 from .rule_registry import rule
 
@@ -14,12 +14,13 @@ PREFIXES = {"dynamo_config": "dynamo_", "fp8_config": "fp8_"}
 """Sections whose keys may leave their prefix out (accelerate/commands/launch.py: _validate_launch_command)."""
 
 
-@rule("nested-unknown-key", "warning")
+@rule("nested-unknown-key")
 def nested_unknown_key(config: Document) -> Iterator[Finding]:
-    """accelerate checks no key below the top level: an unknown one is set on the launcher's arguments and never read,
-    as are DeepSpeed's own in deepspeed_config. What is near a known key is told by itself.
+    """accelerate checks no key below the top level: a misspelt one is set on the launcher's arguments and never read. A
+    warning for a key that is near none, and in deepspeed_config, where DeepSpeed's own are found that way.
 
-    Reference: accelerate/commands/launch.py: _validate_launch_command, `setattr(args, key, value)`.
+    Reference: accelerate/commands/launch.py: _validate_launch_command, `setattr(args, key, value)`; held true by a
+    test.
     """
     if not config.local:
         return
@@ -34,7 +35,8 @@ def nested_unknown_key(config: Document) -> Iterator[Finding]:
             near = close_match(full, known - set(values))
             if near:
                 consequence = "unknown key; accelerate takes it and never reads it."
-                yield config.unknown_key(f"{section}.{name}", near, consequence)
+                slip = is_slip(full, near) and section != "deepspeed_config"
+                yield config.unknown_key(f"{section}.{name}", near, consequence, mild=not slip)
             else:
                 others.append(name)
         if others:
@@ -43,7 +45,7 @@ def nested_unknown_key(config: Document) -> Iterator[Finding]:
             if section == "deepspeed_config":
                 fix = "a DeepSpeed config of its own, named by deepspeed_config_file"
             repairs = [Repair(kind="remove", key=key) for key in keys] if fix == "remove it" else []
-            yield config.problem(keys[0], f"{what}; accelerate never reads it.", fix, *repairs)
+            yield config.problem(keys[0], f"{what}; accelerate never reads it.", fix, *repairs, mild=True)
 
 
 @rule("nested-key-overrules", "warning")
