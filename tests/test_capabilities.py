@@ -130,7 +130,7 @@ def test_a_model_that_only_sharding_would_fit(tmp_path: Path) -> None:
         planned(looked(tmp_path, "2026.8.22"), LARGE)
     (problem,) = raised.value.problems
     assert "fsdp2_native: unsloth 2026.8.22 has no" in problem.consequence
-    assert "model.load_in_4bit=true (ddp would fit)" in problem.fix
+    assert "model.load_in_4bit=true (ddp)" in problem.fix
     assert "such GPUs" not in problem.fix
 
 

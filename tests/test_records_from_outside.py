@@ -133,7 +133,7 @@ def test_what_is_wrong_is_told(run: Path) -> None:
         ("launch", run, "--dry-run", "distributed.device=cpu", f"data.path={chats}"),
     )
     assert odd.status == 2
-    assert "distributed.num_processes=4" in odd.wrong
+    assert "distributed.num_processes=2, or distributed.num_processes=auto and 4 such GPUs" in odd.wrong
     assert "method='stf'" in unknown.wrong
     assert "sft" in unknown.wrong
     assert "holds rows of messages, which toy_method doesn't train" in rows.wrong

@@ -49,9 +49,9 @@ def test_what_is_given_is_kept(per_device: int | None, accumulation: int | None,
 
 
 def test_an_impossible_batch_names_those_that_work(description: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"batch\.global_size=9 or batch\.global_size=12"):
+    with pytest.raises(ConfigError, match=r"batch\.global_size=9 or batch\.global_size=12, or distributed"):
         make(description, gpus(3), batch={"global_size": 10})
-    with pytest.raises(ConfigError, match=r"Fix: batch\.global_size=12, or 2 processes in place of 3"):
+    with pytest.raises(ConfigError, match=r"Fix: batch\.global_size=12, or distributed\.num_processes=2"):
         make(description, gpus(3), training={"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2})
 
 
@@ -82,3 +82,15 @@ def test_a_description_that_was_planned_for_others_keeps_its_rows(planned: RunCo
 def test_the_batch_is_what_processes_give_when_none_is_promised(description: dict[str, Any]) -> None:
     made = make(description, gpus(4), batch={"global_size": None}, training={"per_device_train_batch_size": 2})
     assert str(made.batch) == "8 rows per step = 2 × 1 × 4 (per device × accumulation × processes)"
+
+
+def test_tokens_that_cannot_be_kept_are_told_in_tokens(description: dict[str, Any]) -> None:
+    """Nobody wrote a global_size, and beside global_tokens it would be refused."""
+    tokens = {"global_size": None, "global_tokens": 16384}
+    words = r"batch\.global_tokens=16384: can't be 2048 tokens per row × 3 processes times.*"
+    fix = r"Fix: batch\.global_tokens=12288 or .*=18432, or distributed\.num_processes=2, or 4 such GPUs$"
+    with pytest.raises(ConfigError, match=words + fix):
+        make(description, gpus(3), batch=tokens)
+    run = make(description, gpus(2), batch=tokens).run
+    with pytest.raises(ConfigError, match=r"batch\.global_tokens=12288 or .*18432, or 2 or 4 processes in place of 3$"):
+        keep_rows(run, 3)

@@ -39,7 +39,7 @@ def test_four_bit_turns_sharding_into_ddp() -> None:
 
 
 def test_nothing_fits_says_what_would() -> None:
-    with pytest.raises(ConfigError, match=r"load_in_4bit=true \(ddp would fit\), or 4 such GPUs \(fsdp2\)"):
+    with pytest.raises(ConfigError, match=r"load_in_4bit=true \(ddp\), or 4 such GPUs \(fsdp2\)"):
         planned("2xT4", "unsloth/Qwen3-14B", 16)
     with pytest.raises(ConfigError, match="needs more memory than there is"):
         planned("1xT4", LARGE, 16)
@@ -104,3 +104,34 @@ def test_ddp_is_taken_while_it_is_nearly_as_fast() -> None:
     made = planned("2xH100", "unsloth/Qwen3-32B", 64)
     assert made.strategy == "ddp"
     assert why_not(made)["fsdp2_native"].startswith("hardly faster: ")
+
+
+def test_one_process_on_several_machines_is_on_one_gpu() -> None:
+    """It was planned on a CPU that has the GPU's memory, or ended in a traceback."""
+    made = planned("2x8xT4", "unsloth/Qwen3-1.7B", 16, distributed={"strategy": "single"})
+    assert (made.device, made.num_processes, made.num_machines, len(made.devices)) == ("cuda", 1, 1, 1)
+    assert made.memory is not None
+    assert made.memory.total < 15
+    assert "1 process: single is one; the other 15 of 16 GPUs are idle." in made.reasons
+    assert planned("2x8xT4", "unsloth/Qwen3-1.7B", 16, distributed={"num_processes": 1}).strategy == "single"
+    with pytest.raises(ConfigError, match=r"single needs 140\.1 GiB.*Fix: model\.load_in_4bit=true and .*8 such GPUs"):
+        planned("2x1xT4", LARGE, 16, distributed={"strategy": "single"})
+
+
+def test_four_bit_needs_fewer_gpus() -> None:
+    with pytest.raises(
+        ConfigError, match=r"Fix: model\.load_in_4bit=true and 4 such GPUs \(fsdp2\), or 16 such GPUs \(fsdp2\)$"
+    ):
+        planned("1x4090", LARGE, 16)
+
+
+def test_four_bit_under_fsdp1_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"every process fails\. Fix: distributed.strategy=ddp, or .*_4bit=false$"):
+        planned("2xH100", SMALL, 16, distributed={"strategy": "fsdp1"}, model={"load_in_4bit": True})
+
+
+def test_fixes_do_not_go_in_a_circle() -> None:
+    """ddp named fsdp2, which can't divide a mixture, whose fix was ddp."""
+    with pytest.raises(ConfigError) as raised:
+        planned("8xA100-40GB", MIXTURE, 16, distributed={"strategy": "fsdp2"})
+    assert raised.value.problems[0].fix == "distributed.strategy=ddp and model.load_in_4bit=true"

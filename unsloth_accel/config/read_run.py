@@ -363,13 +363,9 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
     if isinstance(template, str) and not os.path.isfile(os.path.expanduser(template)):
         consequence = "is not a file; another model's template would come with tokens that this model lacks."
         wrong("training.chat_template_path", template, consequence, "name a .jinja file")
-    tokens, length = given("batch.global_tokens"), given("model.max_seq_length")
+    tokens = given("batch.global_tokens")
     if tokens is not None and given("batch.global_size") is not None:
         wrong("batch.global_tokens", tokens, "batch.global_size gives the same in rows.", "give one of them")
-    elif isinstance(tokens, int) and isinstance(length, int) and length > 0 and tokens % length:
-        below = tokens // length * length
-        works = " or ".join(f"batch.global_tokens={size}" for size in (below, below + length) if size)
-        wrong("batch.global_tokens", tokens, f"is not a multiple of model.max_seq_length={length}.", works)
     resume = given("training.resume")
     if isinstance(resume, str) and resume != IF_ANY:
         wrong("training.resume", resume, "unknown value.", f"use one of: true, false, {IF_ANY}.")

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -100,22 +101,28 @@ class ModelSpec(Sizes):
         stored = read_checkpoint(found.directory) if found.directory and found.has_weights else []
         return from_config(found.config, name=name, where=found.where, stored=stored, source=source)
 
-    @property
+    # Summing over all tensors takes a millisecond or more, and the planner asks often.
+    @cached_property
     def num_parameters(self) -> int:
         """Number of all parameters: `sum(p.numel() for p in model.parameters())`."""
         return sum(tensor.numel for tensor in self.tensors)
 
-    @property
+    @cached_property
+    def largest_tensor(self) -> int:
+        """Number of elements of the largest tensor."""
+        return max((tensor.numel for tensor in self.tensors), default=0)
+
+    @cached_property
     def embedding_parameters(self) -> int:
         """Number of parameters of the input embeddings."""
         return sum(tensor.numel for tensor in self.tensors if tensor.name.endswith("embed_tokens.weight"))
 
-    @property
+    @cached_property
     def lm_head_parameters(self) -> int:
         """Number of parameters of lm_head, bias included; 0 where it is tied to the input embeddings."""
         return sum(tensor.numel for tensor in self.tensors if tensor.name.startswith("lm_head."))
 
-    @property
+    @cached_property
     def layer_parameters(self) -> int:
         """Number of parameters of the largest decoder block."""
         blocks: Counter[str] = Counter()
@@ -124,7 +131,7 @@ class ModelSpec(Sizes):
                 blocks[block[1]] += tensor.numel
         return max(blocks.values(), default=0)
 
-    @property
+    @cached_property
     def active_parameters(self) -> int:
         """Number of parameters that one token uses: all, embeddings included, but the experts it is not routed to."""
         if not self.num_experts:
@@ -132,7 +139,7 @@ class ModelSpec(Sizes):
         experts = sum(tensor.numel for tensor in self.tensors if ".experts." in tensor.name)
         return self.num_parameters - experts + experts // self.num_experts * self.experts_per_token
 
-    @property
+    @cached_property
     def linear_weights(self) -> tuple[Linear, ...]:
         """The nn.Linear weights in the decoder blocks: what bitsandbytes quantizes and `all-linear` LoRA reaches.
 
@@ -160,6 +167,17 @@ class ModelSpec(Sizes):
         mxfp4 counts as dequantized, which training needs. Other quantized checkpoints take what they take on disk, or
         without headers their bits per linear weight and no scales.
         """
+        asked = (load_in_4bit, dtype_bytes, experts_in_4bit)
+        if asked not in self._weight_bytes:
+            self._weight_bytes[asked] = self._count_bytes(*asked)
+        return self._weight_bytes[asked]
+
+    @cached_property
+    def _weight_bytes(self) -> dict[tuple[bool, int, bool], int]:
+        """Return what `weight_bytes` has counted so far."""
+        return {}
+
+    def _count_bytes(self, load_in_4bit: bool, dtype_bytes: int, experts_in_4bit: bool) -> int:
         if load_in_4bit or self.quantization == "bnb-4bit":
             experts = self._expert_weights() if experts_in_4bit else []
             saved = sum(numel * dtype_bytes - (numel + 1) // 2 - 4 * -(-numel // 64) - 64 for numel in experts)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 
-from ..config.run_config import DEFAULT_PER_DEVICE, RunConfig
-from ..errors import ConfigError, Problem
+from ..config.run_config import DEFAULT_PER_DEVICE, BatchConfig, RunConfig
+from ..errors import Problem
 from ..strategies import usual
+from .ways import Refused, Way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +38,10 @@ def divide_batch(
     `most`.
 
     Where `per_device` is given, `accumulation` gives way: the rows of a step are the promise, and the same description
-    may run in another number of processes. Raises `ConfigError` when the rows can't be kept, with the nearest numbers
-    that work.
+    may run in another number of processes. Raises `Refused` when the rows can't be kept, with the nearest numbers that
+    work.
     """
-    check_divisible(global_size, count, per_device, accumulation)
+    check_divisible(BatchConfig(global_size=global_size), 1, count, per_device, accumulation)
     rows = global_size // count
     if per_device is None and accumulation is not None:
         per_device = rows // accumulation
@@ -64,7 +66,9 @@ def keep_rows(run: RunConfig, count: int) -> tuple[RunConfig, str]:
         return run, ""
     given: int | None = run.training.get(_ACCUMULATION)
     parallel = strategy.data_parallel(count) if strategy else count
-    batch = divide_batch(rows, parallel, run.training.get(_PER_DEVICE), given)
+    per_device = run.training.get(_PER_DEVICE)
+    check_divisible(run.batch, run.model.max_seq_length, parallel, per_device, given)
+    batch = divide_batch(rows, parallel, per_device, given)
     own = {_PER_DEVICE: batch.per_device, _ACCUMULATION: batch.accumulation}
     told = f"{planned} processes were planned and {count} started: {batch}" if planned not in (count, "auto") else ""
     if not told and given not in (None, batch.accumulation):
@@ -86,31 +90,42 @@ def divisors(rows: int) -> list[int]:
     return sorted({*small, *(rows // size for size in small)})
 
 
-def check_divisible(global_size: int, count: int, per_device: int | None, accumulation: int | None) -> None:
-    """Raise `ConfigError`, with the nearest numbers that work, unless `divide_batch` can keep the global size."""
-    factors = [(count, "processes")]
+def check_divisible(
+    batch: BatchConfig,
+    length: int,
+    count: int,
+    per_device: int | None,
+    accumulation: int | None,
+    with_processes: Callable[[int], list[Way]] | None = None,
+) -> None:
+    """Raise `Refused`, with the nearest numbers that work, unless the rows or tokens of a step can be kept.
+
+    `length` are the tokens of a full row. `with_processes` returns the ways to another number of processes; without it
+    that number is only told.
+    """
+    key, size, factors = "batch.global_size", batch.global_size or 0, [(count, "processes")]
     if per_device is not None:
         factors.insert(0, (per_device, "rows per device"))
     elif accumulation is not None:
         factors.insert(0, (accumulation, "accumulation"))
+    if batch.global_tokens:
+        key, size = "batch.global_tokens", batch.global_tokens
+        factors.insert(0, (length, "tokens per row"))
     unit = prod(number for number, _ in factors)
-    if global_size % unit == 0:
+    if size % unit == 0:
         return
-    below = global_size // unit * unit
-    works = [f"batch.global_size={size}" for size in (below, below + unit) if size > 0]
-    each = unit // count
-    counts = divisors(global_size // each) if global_size % each == 0 else []
+    below = size // unit * unit
+    groups = [[Way(changes={key: near})] for near in (below, below + unit) if near > 0]
+    if per_device is not None and size % (unit // per_device) == 0:
+        fewer = max(rows for rows in divisors(size // (unit // per_device)) if rows <= per_device)
+        groups.append([Way(changes={f"training.{_PER_DEVICE}": fewer})])
+    share = unit // count
+    counts = divisors(size // share) if size % share == 0 else []
     near = [*[number for number in counts if number < count][-1:], *[number for number in counts if number > count][:1]]
-    if per_device is not None and global_size % count == 0:
-        fewer = max(size for size in divisors(global_size // count) if size <= per_device)
-        works.append(f"training.{_PER_DEVICE}={fewer}")
-    instead = f", or {' or '.join(map(str, near))} process{'es' * (near != [1])} in place of {count}" if near else ""
-    raise ConfigError(
-        Problem(
-            key="batch.global_size",
-            value=global_size,
-            consequence=f"can't be {' × '.join(f'{number} {what}' for number, what in factors)} times a whole number, "
-            "so it could not be kept.",
-            fix=" or ".join(works) + instead,
-        )
-    )
+    told = f"{' or '.join(map(str, near))} process{'es' * (near != [1])} in place of {count}" if near else ""
+    if with_processes:
+        groups += [with_processes(number) for number in near]
+    product = " × ".join(f"{number} {what}" for number, what in factors if (number, what) != (1, "processes"))
+    consequence = f"can't be {product} times a whole number, so it could not be kept."
+    problem = Problem(key=key, value=size, consequence=consequence, fix="")
+    raise Refused(problem, groups, "" if with_processes else told)

@@ -137,8 +137,7 @@ class Workload:
             return max(spec.intermediate_size, 1)
         return (spec.moe_intermediate_size or spec.intermediate_size) * spec.experts_per_token
 
-    # Summing over all tensors takes a millisecond for a mixture of experts, and the planner asks often.
-    @cached_property
+    @property
     def weight_bytes(self) -> int:
         # Unsloth puts the experts in 4 bit too, transformers alone would not.
         return self.spec.weight_bytes(self.load_in_4bit, self.dtype_bytes, experts_in_4bit=True)
@@ -285,7 +284,7 @@ def _loading(work: Workload, strategy: Strategy, num_processes: int) -> float:
     """Return the bytes allocated at the peak before the first step."""
     lora = 4 * work.lora_parameters
     whole = work.weight_bytes + lora
-    largest = max((tensor.numel for tensor in work.spec.tensors), default=0) * work.dtype_bytes
+    largest = work.spec.largest_tensor * work.dtype_bytes
     if strategy.loading == "sent":
         return whole + largest + DDP_BUCKETS_GIB * GIB
     if strategy.loading == "cut":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property, partial
 from typing import Literal
 
 from ..capabilities.probe import Capabilities
@@ -12,6 +13,7 @@ from ..config.start_adapter import find_adapter, model_of
 from ..errors import ConfigError, Problem, raise_errors, rows_text
 from ..hardware.device import Device
 from ..hardware.hardware import Hardware
+from ..hardware.parse import MOST_GPUS
 from ..methods import METHODS
 from ..models.locate import may_be_hub_id
 from ..models.lora_targets import Targets, targets
@@ -22,7 +24,8 @@ from .memory_estimate import ESTIMATE_ERROR, GIB, OPTIMIZER, OPTIMIZER_BYTES, Wo
 from .packing_choice import with_packing
 from .plan import Plan
 from .precision import choose_precision
-from .strategy_choice import Choice, Option, Rejected, choose, free_gib
+from .strategy_choice import Choice, Option, Rejected, choose, free_gib, shorter
+from .ways import Refused, Way, tried
 
 DECISIVE = ("taken as", "link ", "network ", "MIG")
 """Words of those findings about hardware that a plan depends on; the others are in `Hardware.reasons`."""
@@ -42,8 +45,41 @@ def plan(
     were looked at, so the plan takes it all the same and says so. Nothing is known where `capabilities` is None.
 
     Raises `ConfigError` where what is asked for can't be had: more processes than GPUs, a global batch that can't be
-    divided, a model that does not fit, or one whose size is unknown while the strategy depends on it.
+    divided, a model that does not fit, or one whose size is unknown while the strategy depends on it. What its fixes
+    ask for has been planned.
     """
+    facts = _Facts(run, spec)
+
+    def changed(way: Way) -> Plan:
+        return _decide(*way.of(run, hardware), facts, capabilities, elsewhere=elsewhere)
+
+    try:
+        return changed(Way())
+    except Refused as refused:
+        # Where memory is short, which strategy would fit is news.
+        tells = refused.problems[0].key == "model.name" and run.distributed.strategy == "auto"
+        raise tried(refused, lambda way: changed(way).strategy * tells) from None
+
+
+class _Facts:
+    """What the plans of one run have in common, whatever else is changed, looked up once."""
+
+    def __init__(self, run: RunConfig, spec: ModelSpec | None) -> None:
+        self._run, self._spec = run, spec
+
+    @cached_property
+    def spec(self) -> ModelSpec | ConfigError:
+        """The model's shapes, or what keeps them unknown."""
+        try:
+            return self._spec or ModelSpec.load(self._run.model.name)
+        except ConfigError as error:
+            return error
+
+
+def _decide(
+    run: RunConfig, hardware: Hardware, facts: _Facts, capabilities: Capabilities | None, *, elsewhere: bool
+) -> Plan:
+    """See `plan`; raises `Refused` with ways out of which nobody knows yet whether they lead to a plan."""
     reasons: list[str] = []
     adapter = find_adapter(run.model.name)
     if adapter:
@@ -53,7 +89,7 @@ def plan(
     if device == "cuda":
         reasons += [reason for reason in hardware.reasons if any(word in reason for word in DECISIVE)]
     count = _num_processes(run, hardware, device, reasons)
-    _check_strategy(run, count, device)
+    _check_strategy(run, hardware, count, device)
     asked = run.distributed.strategy
     unsized = usual(count).name if asked == "auto" else asked  # where nothing is known about the model's size
     data_parallel = STRATEGIES[unsized].data_parallel(count)
@@ -63,21 +99,29 @@ def plan(
     per_device: int | None = run.training.get("per_device_train_batch_size")
     accumulation: int | None = run.training.get("gradient_accumulation_steps")
     if rows is not None:
-        check_divisible(rows, data_parallel, per_device, accumulation)
+        to_count = partial(_with_processes, run, hardware)
+        check_divisible(run.batch, run.model.max_seq_length, data_parallel, per_device, accumulation, to_count)
     chosen: Option | None = None
     rejected: tuple[Rejected, ...] = ()
-    spec = spec or _spec(run, device, count, reasons)
+    spec = _spec(run, facts.spec, device, count, reasons)
     in_4bit = run.model.load_in_4bit or bool(spec and spec.quantization == "bnb-4bit")
     lacking = capabilities.unavailable(device, load_in_4bit=in_4bit) if capabilities else {}
-    unavailable = {} if elsewhere else lacking
+    unavailable = ({} if elsewhere else lacking) | (_CANNOT_4BIT if in_4bit else {})
     problem = capabilities.problem(unsized, device, load_in_4bit=in_4bit) if capabilities and not elsewhere else None
     if problem:
         # Under `auto` nobody wrote the strategy, and there is no other.
-        raise ConfigError(replace(problem, key="distributed.device", value=device) if asked == "auto" else problem)
+        problem = replace(problem, key="distributed.device", value=device) if asked == "auto" else problem
+        ways = [] if asked == "auto" else _other_strategies(count)
+        raise Refused(problem, ways, before=problem.fix.partition(f", or {_STRATEGY}=")[0])
+    if asked in unavailable and in_4bit:
+        problem = Problem(key=_STRATEGY, value=asked, consequence=unavailable[asked], fix="")
+        sixteen = [] if spec and spec.quantization else [[Way(changes={"model.load_in_4bit": False})]]
+        raise Refused(problem, _other_strategies(count) + sixteen)
     if spec is not None:
         trained = targets(run, spec)
         run = _spelt_out(run, spec, trained, reasons)
-        choice = _choice(run, spec, trained, replace(hardware, devices=used), precision, count, data_parallel, rows)
+        free, gpus = replace(hardware, devices=used), len(hardware.devices) * hardware.num_machines
+        choice = _choice(run, spec, trained, free, precision, count, data_parallel, rows, gpus)
         choice = replace(choice, unavailable=unavailable | _cannot_shard(spec, run, device))
         if device == "cuda":
             chosen, why, rejected = choose(choice, asked)
@@ -88,9 +132,9 @@ def plan(
     strategy = chosen.strategy if chosen else unsized
     if STRATEGIES[strategy].through_plugin and not (spec and spec.decoder_layer_class):
         consequence = "the class of the model's decoder layers is unknown, and FSDP must be told it."
-        instead = f"distributed.strategy={usual(count).name}"
-        fix = f"{instead}, or unsloth-accel config --decoder-layer CLASS for your own script"
-        raise ConfigError(Problem(key="distributed.strategy", value=strategy, consequence=consequence, fix=fix))
+        problem = Problem(key=_STRATEGY, value=strategy, consequence=consequence, fix="")
+        own = "unsloth-accel config --decoder-layer CLASS for your own script"
+        raise Refused(problem, [[_to_strategy(usual(count).name)]], own)
     if device == "cpu" or chosen is None:
         reasons.append(f"{strategy}: {STRATEGIES[strategy].reason or 'distributed.strategy asks for it.'}")
     if strategy in lacking:
@@ -129,15 +173,13 @@ def _device(run: RunConfig, hardware: Hardware, reasons: list[str]) -> Literal["
     asked = run.distributed.device
     if asked == "cuda" and not hardware.devices:
         consequence = f"no GPU is visible: {hardware.reason}."
-        fix = "distributed.device=cpu, or make a GPU visible"
-        raise ConfigError(Problem(key="distributed.device", value=asked, consequence=consequence, fix=fix))
+        problem = Problem(key="distributed.device", value=asked, consequence=consequence, fix="")
+        raise Refused(problem, [[Way(changes={"distributed.device": "cpu"})]], "make a GPU visible")
     if asked == "cpu" or not hardware.devices:
         if run.training.get("activation_offloading"):
             consequence = "moves activations from a GPU to the host, and there is no GPU: every process fails."
-            fix = "remove it, or training.activation_offloading=false"
-            raise ConfigError(
-                Problem(key="training.activation_offloading", value=True, consequence=consequence, fix=fix)
-            )
+            key = "training.activation_offloading"
+            raise Refused(Problem(key=key, value=True, consequence=consequence, fix=""), [[Way(changes={key: False})]])
         why = "distributed.device is cpu" if asked == "cpu" else f"no GPU is visible ({hardware.reason})"
         reasons.append(f"device cpu: {why}.")
         return "cpu"
@@ -148,6 +190,8 @@ def _num_processes(run: RunConfig, hardware: Hardware, device: str, reasons: lis
     asked = run.distributed.num_processes
     gpus = len(hardware.devices) * hardware.num_machines
     if asked == "auto" and run.strategy and run.strategy.one_process:
+        if device == "cuda" and gpus > 1:
+            reasons.append(f"1 process: {run.strategy.name} is one; the other {gpus - 1} of {gpus} GPUs are idle.")
         return 1
     if asked == "auto" and device == "cuda":
         where = f" on each of {hardware.num_machines} machines" if hardware.num_machines > 1 else ""
@@ -158,50 +202,78 @@ def _num_processes(run: RunConfig, hardware: Hardware, device: str, reasons: lis
         reasons.append(f"{count} processes: on a CPU more would only divide its cores; two take the multi-GPU path.")
         return count
     consequence = ""
-    if device == "cuda" and asked < gpus and hardware.num_machines > 1:
+    if device == "cuda" and 1 < asked < gpus and hardware.num_machines > 1:
         consequence = f"{hardware.num_machines} machines have {gpus} GPUs, and accelerate starts as many on each."
     elif device == "cuda" and asked > gpus:
         consequence = f"{asked} processes need {asked} GPUs and {gpus} are visible ({hardware.reason})."
     if consequence:
-        key = "distributed.num_processes"
-        raise ConfigError(Problem(key=key, value=asked, consequence=consequence, fix=f"{key}={gpus}, or auto"))
+        problem = Problem(key=_PROCESSES, value=asked, consequence=consequence, fix="")
+        numbers = [[Way(changes={_PROCESSES: number})] for number in (gpus, "auto")]
+        more = [[Way(gpus=asked)]] if hardware.num_machines == 1 and asked <= MOST_GPUS else []
+        raise Refused(problem, numbers + more)
     return int(asked)
 
 
-def _check_strategy(run: RunConfig, count: int, device: str) -> None:
+_STRATEGY, _PROCESSES = "distributed.strategy", "distributed.num_processes"
+_CANNOT_4BIT = {one.name: one.cannot["4bit"] for one in STRATEGIES if "4bit" in one.cannot}
+
+
+def _to_strategy(name: str) -> Way:
+    return Way(changes={_STRATEGY: name})
+
+
+def _other_strategies(count: int) -> list[list[Way]]:
+    """The strategy that works wherever the model fits, or whichever the plan takes."""
+    return [[_to_strategy(usual(count).name), _to_strategy("auto")]]
+
+
+def _with_processes(run: RunConfig, hardware: Hardware, count: int) -> list[Way]:
+    """Return the ways in which `run` is one of `count` processes."""
+    each, rest = divmod(count, hardware.num_machines)
+    ways = [Way(changes={_PROCESSES: count})]
+    if hardware.devices and not rest and each <= MOST_GPUS:
+        auto = {} if run.distributed.num_processes == "auto" else {_PROCESSES: "auto"}
+        ways.append(Way(changes=auto, gpus=each, machines=hardware.num_machines))
+    return ways
+
+
+def _check_strategy(run: RunConfig, hardware: Hardware, count: int, device: str) -> None:
     asked = run.distributed.strategy
     if asked == "auto":
         return
-    strategy, fix = STRATEGIES[asked], f"distributed.strategy={usual(count).name}"
+    strategy, ways = STRATEGIES[asked], _other_strategies(count)
+    auto = [] if run.distributed.num_processes == "auto" else [[Way(changes={_PROCESSES: "auto"})]]
     if strategy.one_process and count > 1:
-        consequence = f"{asked} is one process and distributed.num_processes is {count}."
+        consequence, ways = f"{asked} is one process and {_PROCESSES} is {count}.", ways + auto
     elif not strategy.one_process and count == 1:
-        consequence, fix = f"{asked} needs at least two processes and there is one.", "distributed.strategy=auto"
+        consequence = f"{asked} needs at least two processes and there is one."
+        several = [[Way(gpus=2), Way(gpus=4)]] if len(hardware.devices) == 1 else []
+        ways = [[_to_strategy("auto")], *auto, *several]
     elif count % strategy.processes_per_row:
         consequence = f"{strategy.processes_per_row} processes compute the same rows under it, and there are {count}."
-        more = -(-count // strategy.processes_per_row) * strategy.processes_per_row
-        fix = f"distributed.num_processes={more}, or {fix}"
+        less = count // strategy.processes_per_row * strategy.processes_per_row
+        more = less + strategy.processes_per_row
+        ways = [*(_with_processes(run, hardware, number) for number in (less, more) if number), *ways]
     elif not strategy.runs_on_cpu and device == "cpu":
         consequence = "accelerate has no FSDP on a CPU: each process would train alone."
     else:
         return
-    raise ConfigError(Problem(key="distributed.strategy", value=asked, consequence=consequence, fix=fix))
+    raise Refused(Problem(key=_STRATEGY, value=asked, consequence=consequence, fix=""), ways)
 
 
-def _spec(run: RunConfig, device: str, count: int, reasons: list[str]) -> ModelSpec | None:
+def _spec(
+    run: RunConfig, spec: ModelSpec | ConfigError, device: str, count: int, reasons: list[str]
+) -> ModelSpec | None:
     """The model's shapes; None, with the reason, where they are unknown and no decision needs them."""
-    try:
-        spec = ModelSpec.load(run.model.name)
-    except ConfigError as error:
-        if any(problem.rule == TOWER for problem in error.problems):
-            raise ConfigError(_only_text(run)) from None
+    if isinstance(spec, ConfigError):
+        if any(problem.rule == TOWER for problem in spec.problems):
+            raise ConfigError(_only_text(run))
         if not may_be_hub_id(model_of(run.model.name)):
-            raise  # a directory that is missing or damaged
+            raise spec  # a directory that is missing or damaged
         if device == "cuda" and run.distributed.strategy == "auto" and count > 1:
             fix = f"or name the strategy: distributed.strategy={usual(count).name} while the model fits one GPU"
-            problems = [replace(problem, fix=f"{problem.fix}, {fix}") for problem in error.problems]
-            raise ConfigError(problems) from None
-        first = error.problems[0]
+            raise ConfigError([replace(problem, fix=f"{problem.fix}, {fix}") for problem in spec.problems])
+        first = spec.problems[0]
         reasons.append(f"memory is not estimated: {first.key}: {first.consequence}")
         return None
     if spec.towers:
@@ -230,6 +302,7 @@ def _choice(
     count: int,
     data_parallel: int,
     rows: int | None,
+    gpus: int,
 ) -> Choice:
     per_device: int | None = run.training.get("per_device_train_batch_size")
     accumulation: int | None = run.training.get("gradient_accumulation_steps")
@@ -257,6 +330,8 @@ def _choice(
         sizes=sizes,
         rows=own,
         accumulation=accumulation,
+        processes_asked=run.distributed.num_processes != "auto",
+        gpus=gpus,
     )
 
 
@@ -281,7 +356,8 @@ def workload(
 
 def _freest(hardware: Hardware, count: int) -> tuple[Device, ...]:
     """As many GPUs of a machine as there are processes on it: those with the most free memory, in their order."""
-    by_memory = sorted(hardware.devices, key=free_gib, reverse=True)[: count // hardware.num_machines]
+    each = max(1, count // hardware.num_machines)  # one process is on one machine
+    by_memory = sorted(hardware.devices, key=free_gib, reverse=True)[:each]
     return tuple(device for device in hardware.devices if device in by_memory)
 
 
@@ -314,9 +390,8 @@ def _cannot_shard(spec: ModelSpec, run: RunConfig, device: str) -> dict[str, str
     )
     sharded = [one.name for one in STRATEGIES if one.loads_shards]
     if run.distributed.strategy in sharded:
-        fix = f"distributed.strategy={usual(2).name}, and model.load_in_4bit=true if it doesn't fit"
-        problem = Problem(key="distributed.strategy", value=run.distributed.strategy, consequence=reason, fix=fix)
-        raise ConfigError(problem)
+        problem = Problem(key=_STRATEGY, value=run.distributed.strategy, consequence=reason, fix="")
+        raise Refused(problem, [[_to_strategy(usual(2).name)]])
     return dict.fromkeys(sharded, reason)
 
 
@@ -338,9 +413,10 @@ def _with_optimizer(run: RunConfig, strategy: str, device: str, reasons: list[st
 
 def _with_cpu_optimizer(run: RunConfig, asked: str, reasons: list[str]) -> RunConfig:
     if not asked.removeprefix("paged_").startswith("adamw_"):
-        consequence = "needs a GPU: on a CPU Unsloth would take AdamW in its place, which is another optimizer."
-        fix = f"training.optim={OPTIMIZER}, with a learning rate for it"
-        raise ConfigError(Problem(key="training.optim", value=asked, consequence=consequence, fix=fix))
+        consequence = "needs a GPU: on a CPU Unsloth would take AdamW in its place, which is another optimizer and "
+        consequence += "takes another learning rate."
+        problem = Problem(key="training.optim", value=asked, consequence=consequence, fix="")
+        raise Refused(problem, [[Way(changes={"training.optim": OPTIMIZER})]])
     reasons.append(f"training.optim={OPTIMIZER}: {asked} needs a GPU, and Unsloth takes this AdamW on a CPU.")
     return replace(run, training=run.training | {"optim": OPTIMIZER})
 
@@ -362,8 +438,10 @@ def _check_host(chosen: Option, choice: Choice) -> None:
     consequence = (
         f"needs {need:.1f} GiB in each of {count} processes, and the machine has {has * count:.1f} GiB in all."
     )
-    fix = "distributed.num_processes=1, or a smaller model" if count > 1 else "a smaller model"
-    raise ConfigError(Problem(key="model.name", value=choice.work.spec.name, consequence=consequence, fix=fix))
+    problem = Problem(key="model.name", value=choice.work.spec.name, consequence=consequence, fix="")
+    lengths = [Way(changes={"model.max_seq_length": size}) for size in shorter(choice.work.length)]
+    fewer = [[Way(changes={_PROCESSES: 1})]] if count > 1 else []
+    raise Refused(problem, [*fewer, lengths], instead="a smaller model")
 
 
 def _batch(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..config.accelerate_config import Precision
-from ..errors import ConfigError, Problem, rows_text
+from ..errors import Problem, rows_text
 from ..hardware.device import Device
 from ..hardware.hardware import Hardware
 from ..strategies import STRATEGIES, Strategy, choosable, usual
 from .batch import divisors
 from .memory_estimate import ESTIMATE_ERROR, MEMORY_LIMIT, MemoryEstimate, Workload, estimate
 from .speed_estimate import Speed, estimate_speed
+from .ways import Refused, Way
 
 NEARLY = 0.9
 """Share of the fastest strategy's speed from which on DDP is taken: it has the least that can go wrong."""
@@ -69,6 +71,10 @@ class Choice:
     """Rows of one process in one optimizer step; None without a global batch."""
     accumulation: int | None = None
     """Gradient accumulation steps that the run gives."""
+    gpus: int = 0
+    """Number of GPUs over all machines, used or not."""
+    processes_asked: bool = False
+    """Whether the run gives the number of processes."""
     unavailable: Mapping[str, str] = field(default_factory=dict)
     """Strategies that the installed versions can't run, with the reason."""
 
@@ -112,7 +118,7 @@ def choose(choice: Choice, asked: str) -> tuple[Option, tuple[str, ...], tuple[R
         return _asked(choice, asked, options)
     fitting = sorted((option for option in options if option.fits), key=lambda option: option.rank)
     if not fitting:
-        raise ConfigError(_nothing_fits(choice, options))
+        raise _nothing_fits(choice, options)
     chosen = fitting[0]
     whole = next((option for option in fitting if not option.record.shards_weights), chosen)
     if whole.speed and chosen.speed and whole.speed.tokens_per_second >= NEARLY * chosen.speed.tokens_per_second:
@@ -135,7 +141,7 @@ def choose(choice: Choice, asked: str) -> tuple[Option, tuple[str, ...], tuple[R
 def _asked(choice: Choice, asked: str, options: list[Option]) -> tuple[Option, tuple[str, ...], tuple[Rejected, ...]]:
     chosen = next((option for option in options if option.strategy == asked), None) or choice.option(asked)
     if not chosen.fits and chosen.memory.total > ESTIMATE_ERROR * choice.capacity_gib:
-        raise ConfigError(_nothing_fits(choice, [chosen, *(o for o in options if o.fits)], asked))
+        raise _nothing_fits(choice, [chosen, *(o for o in options if o.fits)], asked)
     reasons = [f"{asked}: distributed.strategy asks for it."]
     if not chosen.fits:
         reasons.append(f"tight: {_needs(chosen)}, and {_has(choice)}; it may run out of memory.")
@@ -205,55 +211,61 @@ def _four_bit(choice: Choice, chosen: Option) -> list[str]:
     return [f"model.load_in_4bit=true would let every GPU hold the model, so DDP would do ({_needs(smaller)}{pace})."]
 
 
-def _nothing_fits(choice: Choice, options: list[Option], asked: str = "auto") -> Problem:
-    """Return the problem of a model that doesn't fit, with what would; every suggestion has been tried."""
+def _nothing_fits(choice: Choice, options: list[Option], asked: str = "auto") -> Refused:
+    """Return the refusal of a model that doesn't fit, with the ways in which it might."""
     needs = "; ".join(f"{option.strategy} {_needs(option)}" for option in options if not option.fits)
     more = " ".join(["", *(f"{gone.strategy}: {gone.reason}" for gone in _unavailable(choice))])
-    return Problem(
-        key="model.name",
-        value=choice.work.spec.name,
-        consequence=f"needs more memory than there is: {needs}; {_has(choice)}.{more}",
-        fix=", or ".join(_what_fits(choice, options, asked)) or "a smaller model, or GPUs with more memory",
-    )
+    consequence = f"needs more memory than there is: {needs}; {_has(choice)}.{more}"
+    problem = Problem(key="model.name", value=choice.work.spec.name, consequence=consequence, fix="")
+    instead = "a smaller model, or GPUs with more memory"
+    return Refused(problem, [*_what_fits(choice, options, asked)], choice.free_devices, instead=instead)
 
 
-def _what_fits(choice: Choice, options: list[Option], asked: str) -> Iterator[str]:
-    names = choice.available
+def shorter(length: int) -> list[int]:
+    """Return the powers of two below `length`, down to 256, the largest first."""
+    return [1 << power for power in reversed(range(8, (length - 1).bit_length()))]
+
+
+def _what_fits(choice: Choice, options: list[Option], asked: str) -> Iterator[list[Way]]:
+    """Yield groups of ways, of each of which one is enough."""
+    work, names = choice.work, choice.available
     if asked != "auto":
-        yield from (f"distributed.strategy={option.strategy}" for option in options if option.fits)
+        yield [Way(changes={"distributed.strategy": option.strategy}) for option in options if option.fits]
         names = [asked] if asked not in choice.unavailable else []
 
     def fits(changed: Choice) -> str | None:
         return next((name for name in names if changed.option(name).fits), None)
 
-    if choice.rows is not None and len(choice.sizes) == 1 and choice.sizes[0] > 1:
-        smaller = replace(choice, sizes=divisors(choice.rows))
-        found = fits(smaller)
-        if found:
-            size = smaller.option(found).per_device
-            yield f"training.per_device_train_batch_size={size} and no training.gradient_accumulation_steps"
-    if not choice.work.in_4bit:
-        found = fits(replace(choice, work=replace(choice.work, load_in_4bit=True)))
-        if found:
-            yield f"model.load_in_4bit=true ({found} would fit)"
-    shorter = (1 << power for power in reversed(range(8, (choice.work.length - 1).bit_length())))
-    length = next((size for size in shorter if fits(replace(choice, work=replace(choice.work, length=size)))), None)
-    if length:
-        yield f"model.max_seq_length={length}"
-    if choice.free_devices:
-        yield choice.free_devices
-    for sharded in _sharding():
-        more = None if sharded in choice.unavailable else _more_gpus(choice, sharded)
-        if more:
-            how = "" if asked in ("auto", sharded) else f" with distributed.strategy={sharded}"
-            yield f"{more} such GPUs ({sharded}){how}"
-            return
+    given = {} if choice.accumulation is None else {"training.gradient_accumulation_steps": None}
+    if len(choice.sizes) == 1 and choice.sizes[0] > 1:
+        smaller = replace(choice, sizes=divisors(choice.sizes[0] if choice.rows is None else choice.rows))
+        found = fits(smaller)  # otherwise with something else
+        size = {"training.per_device_train_batch_size": smaller.option(found).per_device if found else 1}
+        yield [Way(changes=size if choice.rows is None else size | given)]
+    lighter: list[tuple[dict[str, Any], Workload]] = []
+    if not work.in_4bit:
+        lighter.append(({"model.load_in_4bit": True}, replace(work, load_in_4bit=True)))
+    if work.dtype_bytes == 4:
+        lighter.append(({"model.dtype": None}, replace(work, dtype_bytes=2)))
+    if work.checkpointing != "unsloth":
+        lighter.append(({"model.gradient_checkpointing": "unsloth"}, replace(work, checkpointing="unsloth")))
+    yield from ([Way(changes=changes)] for changes, _ in lighter)
+    lengths = (size for size in shorter(work.length) if fits(replace(choice, work=replace(work, length=size))))
+    yield [Way(changes={"model.max_seq_length": size}) for size in [next(lengths, None)] if size]
+    for changes, changed in [*lighter[:1], ({}, work)]:
+        if choice.gpus > choice.num_processes:
+            yield [Way(changes=changes | _all_gpus(choice, asked))]
+        larger = (_more_gpus(replace(choice, work=changed), one, asked) for one in _sharding())
+        yield [Way(changes=changes) + way for way in [next((way for way in larger if way), None)] if way]
 
 
-def _more_gpus(choice: Choice, strategy: str) -> int | None:
-    """Return the number of such GPUs that would do under `strategy`, with the same global batch."""
-    for count in (2, 4, 8, 16, 32, 64):
-        if count <= choice.num_processes:
+def _more_gpus(choice: Choice, strategy: str, asked: str) -> Way | None:
+    """Return the way to the least number of such GPUs that would do under `strategy`, with the same global batch."""
+    hardware, changes = choice.hardware, _all_gpus(choice, asked if asked == strategy else "auto")
+    if asked not in ("auto", strategy):
+        changes["distributed.strategy"] = strategy
+    for count in (2, 4, 8, 16, 32, 64) if strategy not in choice.unavailable else ():
+        if count <= choice.gpus or count % hardware.num_machines:
             continue
         parts = STRATEGIES[strategy].data_parallel(count)
         changed = replace(choice, num_processes=count, data_parallel=parts)
@@ -264,8 +276,14 @@ def _more_gpus(choice: Choice, strategy: str) -> int | None:
                 continue  # no whole share for so many, or what the run gives for each device doesn't divide it
             changed = replace(changed, sizes=sizes, rows=rows)
         if changed.option(strategy).fits:
-            return count
+            return Way(changes=changes, gpus=count // hardware.num_machines, machines=hardware.num_machines)
     return None
+
+
+def _all_gpus(choice: Choice, asked: str) -> dict[str, Any]:
+    """Return the changes with which every GPU is used."""
+    alone = {"distributed.strategy": "auto"} if asked != "auto" and STRATEGIES[asked].one_process else {}
+    return alone | ({"distributed.num_processes": "auto"} if choice.processes_asked else {})
 
 
 def _needs(option: Option) -> str:

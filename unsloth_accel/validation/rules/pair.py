@@ -79,7 +79,7 @@ def pair_device(pair: Document) -> Iterator[Finding]:
 def pair_batch(pair: Document) -> Iterator[Finding]:
     """The global batch is per-device rows × accumulation × the processes that the config starts, exactly.
 
-    Reference: unsloth_accel/planning/batch.py: divide_batch.
+    Reference: unsloth_accel/planning/batch.py: check_divisible.
     """
     run, config = pair.others["run"], pair.others["accelerate"]
     if run.get("distributed.num_processes", "auto") == "auto":  # otherwise run-batch-indivisible says it

@@ -291,26 +291,28 @@ def run_strategy_and_processes(config: Document) -> Iterator[Finding]:
 def run_batch_indivisible(config: Document) -> Iterator[Finding]:
     """The global batch is per-device rows × accumulation × processes, exactly; another number can't be kept.
 
-    Reference: unsloth_accel/planning/batch.py: divide_batch.
+    Reference: unsloth_accel/planning/batch.py: check_divisible.
     """
     yield from indivisible(config, config.get("distributed.num_processes"))
 
 
 def indivisible(config: Document, count: object) -> Iterator[Finding]:
     """Yield a finding if `batch.global_size` of a run can't be divided among `count` processes."""
-    from ...planning.batch import divide_batch
+    from ...config.run_config import BatchConfig
+    from ...planning.batch import check_divisible
 
     keys = ("batch.global_size", "training.per_device_train_batch_size", "training.gradient_accumulation_steps")
     size, per_device, accumulation = (config.get(key) for key in keys)
     tokens, length = config.get("batch.global_tokens"), config.get("model.max_seq_length", 2048)
-    if size is None and is_whole(tokens) and is_whole(length) and length > 0 and tokens % length == 0:
-        size = tokens // length
-    if not is_whole(size) or not is_whole(count):
+    if tokens is not None and not is_whole(count):
+        count = 1  # whatever it will be, rows are full
+    if not is_whole(tokens if size is None else size) or not is_whole(count) or not is_whole(length):
         return
-    numbers = [number for number in (size, count, per_device, accumulation) if number is not None]
-    if not all(is_whole(number) and 0 < number < 10**6 for number in numbers):
+    numbers = [number for number in (size, tokens, length, count, per_device, accumulation) if number is not None]
+    if not all(is_whole(number) and 0 < number < 2**31 for number in numbers):
         return
     try:
-        divide_batch(size, count, per_device, accumulation)
+        given = BatchConfig(global_size=size, global_tokens=tokens if size is None else None)
+        check_divisible(given, length, count, per_device, accumulation)
     except ConfigError as error:
         yield from (config.problem(problem.key, problem.consequence, problem.fix) for problem in error.problems)
