@@ -110,9 +110,14 @@ def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
     return f"remove it, or use one of: {', '.join(known)}."
 
 
+def counted(count: int, thing: str) -> str:
+    """Return `1 row`, `2 rows`, `1 process`, `2 processes`, `1,000 bytes`."""
+    return f"{count:,} {thing}{'' if count == 1 else 'es' if thing.endswith('s') else 's'}"
+
+
 def rows_text(count: int) -> str:
     """Return `1 row`, `2 rows`."""
-    return f"{count} row{'s' * (count != 1)}"
+    return counted(count, "row")
 
 
 def yaml_fault(error: Exception) -> str:

@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import ROOT, Run
 
-from unsloth_accel.cli.doctor import lines
+from unsloth_accel.cli.doctor import entries
 from unsloth_accel.doctor import (
     Result,
 )
@@ -17,7 +17,7 @@ def test_the_report_is_aligned_and_counts() -> None:
         Result(name="torch", detail="2.13.0"),
         Result(name="known-bad pair", status="error", detail="it breaks", fix="pip install", reference="accelerate#1"),
     ]
-    assert lines(results) == [
+    assert [f"{prefix}{text}".rstrip() for prefix, text in entries(results)] == [
         "ok       torch           2.13.0",
         "error    known-bad pair  it breaks",
         "                         fix: pip install  [accelerate#1]",

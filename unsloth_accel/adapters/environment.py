@@ -26,7 +26,7 @@ from types import TracebackType
 
 from ..artifacts.run_directory import ERRORS
 from ..config.promise import OTHER_KINDS, PROMISE, Promise, number, promise_of_config
-from ..errors import UnslothAccelError, raise_errors
+from ..errors import UnslothAccelError, counted, raise_errors
 from ..launch.rank_errors import is_told, report_error
 from ..strategies import STRATEGIES
 from . import import_order
@@ -133,13 +133,13 @@ def check_world_size(promised: Promise, environ: Mapping[str, str] = os.environ)
     started, asked = world_size(environ), promised.num_processes
     if started == asked:
         return
+    asks = f"{promised.made_by} asks for {counted(asked, 'process')}"
     raise WorldError(
-        f"{promised.made_by} asks for {asked} processes and {started} started: the run would train with a batch "
+        f"{asks} and {started} started: the run would train with a batch "
         f"{asked}/{started} of the one asked for. Fix: distributed_type: MULTI_GPU (with use_cpu: true on a CPU), as "
         "in accelerate_configs/; `accelerate launch` starts one process for MULTI_CPU."
         if started == 1
-        else f"{promised.made_by} asks for {asked} processes and {started} started. "
-        f"Fix: launch it with --num_processes {asked}."
+        else f"{asks} and {started} started. Fix: launch it with --num_processes {asked}."
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ..errors import shortened
+from ..errors import counted, shortened
 from .rank_checks import GuardError
 from .saving import of_every_rank
 
@@ -80,10 +80,10 @@ def rows_of(dataset: Any) -> str | None:
         return None
     count = len(dataset)
     if not hasattr(dataset, "with_format") or not count:  # another kind may draw its rows at random
-        return f"{count} rows"
+        return counted(count, "row")
     chosen = sorted({index * (count - 1) // max(1, min(SAMPLED, count) - 1) for index in range(min(SAMPLED, count))})
     rows = dataset.with_format(None).select(chosen)
-    return f"{count} rows (fingerprint {_digest(*(repr(row) for row in rows))})"
+    return f"{counted(count, 'row')} (fingerprint {_digest(*(repr(row) for row in rows))})"
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ..artifacts.checkpoints import EVALUATION_LEFT, Checkpoint, newest
 from ..artifacts.resume_facts import difference, steps_problem
 from ..artifacts.run_directory import RunDirectory
 from ..capabilities.probe import available
-from ..errors import ConfigError, Problem, raise_errors
+from ..errors import ConfigError, Problem, counted, raise_errors
 from . import environment, rank_agreement
 from .checkpointing import BestCheckpoint, made_with, steps_per_epoch
 from .hook_types import Arguments, Control, State, TrainerCallback
@@ -55,7 +55,7 @@ def _stop_at_the_end(trainer: Trainer) -> None:
             return
         if trainer.state.global_step >= trainer.state.max_steps:
             if environment.rank() == 0:
-                print(f"nothing is left of {trainer.state.max_steps} steps: no step is made", flush=True)
+                print(f"nothing is left of {counted(trainer.state.max_steps, 'step')}: no step is made", flush=True)
             trainer.control.should_training_stop = True
             return
         run_epoch(*args, **kwargs)

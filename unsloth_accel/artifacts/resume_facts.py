@@ -19,7 +19,7 @@ from ..config.run_config import RunConfig
 from ..config.start_adapter import ADAPTER_CONFIG, Adapter, model_of
 from ..config.written import described
 from ..data.sources import fingerprint
-from ..errors import Problem
+from ..errors import Problem, counted
 from ..files import read_json
 from ..strategies import STRATEGIES
 from .checkpoints import Checkpoint, find_checkpoints, is_finished, newest
@@ -227,7 +227,7 @@ def _epoch_problems(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Iterato
     if key not in before or key not in facts or bool(before[key]) == bool(facts[key]) or not rows or not size:
         return
     if rows % size and checkpoint.step > rows // size:
-        consequence = f"an epoch of {rows} rows would have another number of steps, so {ROWS}"
+        consequence = f"an epoch of {counted(rows, 'row')} would have another number of steps, so {ROWS}"
         yield _problem(checkpoint, key, facts[key], before[key], consequence, "error")
 
 
@@ -236,7 +236,7 @@ def steps_problem(checkpoint: Checkpoint, now: int | None) -> Problem | None:
     before = checkpoint.made_with.get("steps_per_epoch")
     if not isinstance(before, int) or now is None or before == now or checkpoint.step <= min(before, now):
         return None
-    consequence = f"an epoch has {now} steps here and had {before}: {ROWS}"
+    consequence = f"an epoch has {counted(now, 'step')} here and had {before}: {ROWS}"
     return _problem(checkpoint, "steps_per_epoch", now, before, consequence, "error")
 
 
@@ -315,7 +315,8 @@ def _step_problems(run: RunConfig, checkpoint: Checkpoint) -> Iterator[Problem]:
     most = run.training.get("max_steps", -1)
     fix = "a larger training.max_steps, or another output_dir"
     if 0 < most <= checkpoint.step:
-        consequence = f"the finished run in {run.output_dir} has made {checkpoint.step} steps: nothing is left."
+        made = counted(checkpoint.step, "step")
+        consequence = f"the finished run in {run.output_dir} has made {made}: nothing is left."
         yield Problem(key="training.max_steps", value=most, consequence=consequence, fix=fix)
         return
     epochs, done = run.training.get("num_train_epochs", USUAL_EPOCHS), checkpoint.epoch

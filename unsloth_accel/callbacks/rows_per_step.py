@@ -9,6 +9,7 @@ from ..adapters import environment
 from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
 from ..adapters.rank_checks import GuardError
 from ..adapters.real_batch import real_batch
+from ..errors import counted
 from ..planning.batch import Batch
 
 
@@ -27,8 +28,9 @@ class RowsPerStep(TrainerCallback):
         batch = real_batch(args, kwargs.get("train_dataloader"))
         if self.promised is not None:
             if batch.global_size != self.promised:
+                were = f"{counted(self.promised, 'row')} per step {'was' if self.promised == 1 else 'were'}"
                 raise GuardError(
-                    f"{self.promised} rows per step were promised, and the Trainer takes {batch}. Fix: take out of "
+                    f"{were} promised, and the Trainer takes {batch}. Fix: take out of "
                     "`training` what changes the batch, or say batch.global_size="
                     f"{batch.global_size}.",
                     on_every_rank=True,
@@ -40,8 +42,9 @@ class RowsPerStep(TrainerCallback):
         promise = environment.promise()
         planned = promise.rows_per_step if promise else None
         if promise is not None and planned is not None and planned != batch.global_size:
+            promised = f"{promise.made_by} promises {counted(planned, 'row')} per step"
             print(
-                f"unsloth_accel: warning: {promise.made_by} promises {planned} rows per step, and this script trains "
+                f"unsloth_accel: warning: {promised}, and this script trains "
                 f"{batch.global_size}: learning rate and steps were meant for {planned}. Fix: {_fix(batch, planned)}, "
                 "or a plan for what the script does.",
                 file=sys.stderr,

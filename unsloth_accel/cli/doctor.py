@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from ..doctor import TIME_LIMIT, Result, examine, exit_status
+from ..errors import counted
 from .options import command_parser
+from .tables import print_lines
 
 EXAMPLES = """\
 examples:
@@ -43,35 +44,19 @@ def run(words: Sequence[str]) -> int:
     if asked.json:
         print(json.dumps({"exit_status": status, "results": [asdict(result) for result in results]}, indent=2))
     else:
-        _show(lines(results))
+        print_lines(entries(results), COLOURS)
     return status
 
 
-def lines(results: Sequence[Result]) -> list[str]:
-    """The report: one aligned line a result, its fix below, and a count at the end."""
+def entries(results: Sequence[Result]) -> list[tuple[str, str]]:
+    """The report, each line as a prefix and a text: a result, its fix below, and a count at the end."""
     width = max((len(result.name) for result in results), default=0)
     made = []
     for result in results:
-        made.append(f"{result.status:<7}  {result.name:<{width}}  {result.detail}")
+        made.append((f"{result.status:<7}  {result.name:<{width}}  ", result.detail))
         if result.fix:
             reference = f"  [{result.reference}]" if result.reference else ""
-            made.append(f"{'':<7}  {'':<{width}}  fix: {result.fix}{reference}")
+            made.append((" " * (width + 11), f"fix: {result.fix}{reference}"))
     count = Counter(result.status for result in results)
-    errors, warnings = (f"{count[word]} {word}{'s' * (count[word] != 1)}" for word in ("error", "warning"))
-    return [*made, "", f"{errors}, {warnings} in {len(results)} results"]
-
-
-def _show(report: Sequence[str]) -> None:
-    if not sys.stdout.isatty():
-        print("\n".join(report))
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console()
-    for line in report:
-        text = Text(line)
-        for word, colour in COLOURS.items():
-            if line.startswith(f"{word} "):
-                text.stylize(colour, 0, len(word))
-        console.print(text, soft_wrap=True)
+    found = f"{counted(count['error'], 'error')}, {counted(count['warning'], 'warning')}"
+    return [*made, ("", ""), ("", f"{found} in {counted(len(results), 'result')}")]

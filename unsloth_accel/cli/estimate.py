@@ -7,7 +7,9 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .options import add_run, command_parser, count, run_from_words, wide_console
+from ..errors import counted
+from .options import add_run, command_parser, count, run_from_words
+from .tables import console, show, tables
 
 if TYPE_CHECKING:
     from ..planning.memory_estimate import MemoryEstimate, Workload
@@ -74,24 +76,17 @@ def run(words: Sequence[str]) -> int:
 
 
 def _print(work: Workload, found: dict[str, MemoryEstimate], gpus: int) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     spec = work.spec
     title = (
         f"{spec.name}: {spec.num_parameters / 1e9:.2f}B parameters ({spec.source}), "
         f"{work.lora_parameters / 1e6:.1f}M trained, {work.per_device} × {work.length} tokens, "
-        f"checkpointing {work.checkpointing}; GiB per GPU, on {gpus} GPU{'s' * (gpus > 1)}"
+        f"checkpointing {work.checkpointing}; GiB per GPU, on {counted(gpus, 'GPU')}"
     )
-    # A name is no markup.
-    table = Table(title=Text(title), title_justify="left", box=None)
-    table.add_column("", no_wrap=True)
-    for name in found:
-        table.add_column(name, justify="right")
-    terms = list(dict.fromkeys(term for memory in found.values() for term in memory.terms))
-    for term in terms:
-        cells = [f"{memory.terms[term]:.2f}" if term in memory.terms else "" for memory in found.values()]
-        table.add_row(term.replace("_", " "), *cells)
-    table.add_section()
-    table.add_row("total", *(f"{memory.total:.1f}" for memory in found.values()), style="bold")
-    wide_console().print(table)
+    rows = [["", *found]]
+    for term in dict.fromkeys(term for memory in found.values() for term in memory.terms):
+        cells = (f"{memory.terms[term]:.2f}" if term in memory.terms else "" for memory in found.values())
+        rows.append([term.replace("_", " "), *cells])
+    rows.append(["total", *(f"{memory.total:.1f}" for memory in found.values())])
+    show(Text(title, style="italic", overflow="fold"), *tables(rows, console().width))

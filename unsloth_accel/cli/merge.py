@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from ..errors import counted
 from .options import command_parser
 
 EXAMPLES = """\
@@ -42,5 +43,5 @@ def run(words: Sequence[str]) -> int:
     print(f"merging  {merge.spec.num_parameters / 1e9:.2f}B parameters in {merge.dtype}", flush=True)
     files = write_merged(merge)
     size = sum(file.stat().st_size for file in files)
-    print(f"merged   {merge.target} ({len(files)} weight file{'s' * (len(files) != 1)}, {size / 2**30:.2f} GiB)")
+    print(f"merged   {merge.target} ({counted(len(files), 'weight file')}, {size / 2**30:.2f} GiB)")
     return 0

@@ -1,17 +1,14 @@
-"""Helpers that the commands share: parsers, options, numbers, reading a run's words, a console for tables."""
+"""Helpers that the commands share: parsers, options, numbers, reading a run's words."""
 
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ..config.run_config import RunConfig
     from ..hardware.hardware import Hardware
 
@@ -81,11 +78,3 @@ def checked_from_words(words: Sequence[str], hardware: Hardware | None = None) -
         fix = "give a RUN.yaml, or model.name=… batch.global_size=…"
         raise ConfigError(Problem(key="RUN.yaml", consequence="there is no run to plan.", fix=fix))
     return checked_run(files[0] if files else None, overrides, to_plan=True, hardware=hardware)
-
-
-def wide_console() -> Console:
-    """Return a console as wide as the terminal or COLUMNS; elsewhere rich would fold tables at 80 columns."""
-    from rich.console import Console
-
-    terminal = Console()
-    return terminal if terminal.is_terminal or "COLUMNS" in os.environ else Console(width=160)

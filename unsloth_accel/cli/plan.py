@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from ..artifacts.run_directory import PLANNED_YAML
 from ..errors import ConfigError, Problem, raise_errors
-from .options import add_hardware, add_run, checked_from_words, chosen_hardware, command_parser, wide_console
+from .options import add_hardware, add_run, checked_from_words, chosen_hardware, command_parser
+from .tables import show
 
 if TYPE_CHECKING:
     from ..planning.plan import Plan
@@ -59,10 +60,9 @@ def run(words: Sequence[str]) -> int:
     if asked.json:
         print(json.dumps(made.to_dict(), indent=2))
         return 0
-    console = wide_console()
-    console.print(made)
+    show(made)
     if asked.write:
-        console.print(f"\nwrote {_written(made, asked.write)}", highlight=False, markup=False)
+        print(f"\nwrote {_written(made, asked.write)}")
     return 0
 
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError, Problem
-from .options import add_run, command_parser, positive, run_from_words, wide_console
+from ..errors import ConfigError, Problem, counted
+from .options import add_run, command_parser, positive, run_from_words
+from .tables import console as wide_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,20 +89,22 @@ def _marked(row: PreviewedRow, *, colours: bool) -> Text:
 def _print_figures(console: Console, found: Preview) -> None:
     figures = found.lengths
     most = max(number for *_, number in figures.histogram)
-    rows = f"{figures.rows:,} rows" if found.whole else f"the first {figures.rows:,} rows (--most counts more)"
+    rows = counted(figures.rows, "row")
+    rows = rows if found.whole else f"the first {rows} (--most counts more)"
     console.print(f"tokens of {rows}, {found.kind}", style="bold")
     for start, end, number in figures.histogram:
         bar = "▇" * max(round(30 * number / most), number > 0)
         mark = "  over the limit" if start > found.limit else ""
         console.print(f" {start:>7,} – {end:<7,} {number:>8,} {bar}{mark}".rstrip(), highlight=False)
+    over = f"{counted(figures.over, 'row')} {'is' if figures.over == 1 else 'are'} longer"
     lines = [
         f"length    mean {figures.mean:,.0f}, median {figures.median:,.0f}, 95 % up to {figures.p95:,}, "
         f"longest {figures.longest:,}",
-        f"limit     {found.limit:,}: {figures.over:,} rows are longer ({figures.over / figures.rows:.1%})",
+        f"limit     {found.limit:,}: {over} ({figures.over / figures.rows:.1%})",
         f"trained   {found.trained:.1%} of the tokens"
-        + (f"; {found.empty:,} rows have nothing to learn and are dropped" if found.empty else ""),
-        f"padding   {figures.padding:.1%} of a batch of {found.batch} rows, where batches are padded",
-        f"packing   {figures.rows:,} rows into {figures.packed:,} of {found.limit:,} tokens "
+        + (f"; {counted(found.empty, 'row')} with nothing to learn, dropped" if found.empty else ""),
+        f"padding   {figures.padding:.1%} of a batch of {counted(found.batch, 'row')}, where batches are padded",
+        f"packing   {counted(figures.rows, 'row')} into {figures.packed:,} of {found.limit:,} tokens "
         f"({figures.rows_each:.1f} each)",
     ]
     lines += [f"note      {note}" for note in found.notes]

@@ -6,13 +6,14 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import errors
+from ..errors import counted, errors
 from ..validation.rules import Context, Finding, Report, check_document, folded, named, read_text, repaired, validate
 from .options import command_parser
+from .tables import print_lines
 
 EXAMPLES = """\
 examples:
@@ -51,7 +52,7 @@ def run(words: Sequence[str]) -> int:
         _print(json.dumps([_as_json(problem) for report in reports for problem in report.problems], indent=2))
     else:
         for report in reports:
-            _print(_block(report))
+            print_lines(_entries(report))
     if asked.fix:
         for report in reports:
             # JSON readers want nothing but JSON on stdout.
@@ -67,18 +68,18 @@ def _print(text: str, to_stderr: bool = False) -> None:
         print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
 
 
-def _block(report: Report) -> str:
+def _entries(report: Report) -> Iterator[tuple[str, str]]:
+    """Yield a report's lines, each a prefix and a text."""
     told = folded(report.problems)
     count = len(errors(told))
     numbers = [(count, "error"), (len(told) - count, "warning")]
-    said = ", ".join(f"{number} {word}{'s' * (number > 1)}" for number, word in numbers if number)
-    lines = [f"{report.document.file}: {said or 'nothing to correct'}"]
+    said = ", ".join(counted(number, word) for number, word in numbers if number)
+    yield "", f"{report.document.file}: {said or 'nothing to correct'}"
     for problem in told:
         where = "" if problem.line is None else str(problem.line)
         text = str(named(problem)).removeprefix(f"{problem.severity}: ")
         text = text.removeprefix(f"{problem.file}:{where}: ").removeprefix(f"{problem.file}: ")
-        lines.append(f"  {where:>4} {problem.severity:<8} {text}")
-    return "\n".join(lines)
+        yield f"  {where:>4} {problem.severity:<8} ", text
 
 
 def _as_json(problem: Finding) -> dict[str, Any]:

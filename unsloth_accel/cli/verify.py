@@ -18,9 +18,11 @@ from ..errors import ConfigError, Problem
 from ..files import write_atomically
 from ..secret import shown_word
 from .options import add_run, command_parser, count
+from .tables import console, print_lines, show, tables
 
 if TYPE_CHECKING:
     from ..config.run_config import RunConfig
+    from ..verify.verification import Verification
 
 EXAMPLES = """\
 examples:
@@ -57,7 +59,7 @@ def run(words: Sequence[str]) -> int:
     asked = parser().parse_intermixed_args(words)
     from ..hardware.hardware import Hardware
     from ..verify.settings import settings
-    from ..verify.table import as_table, as_text, heading
+    from ..verify.table import heading
     from ..verify.verdict import precision_of, tolerance
     from ..verify.verification import verify
 
@@ -78,18 +80,26 @@ def run(words: Sequence[str]) -> int:
         print(heading(chosen.single, precision, asked.steps), flush=True)
         with _terminated_like_interrupted():
             found = verify(chosen, asked.tolerance, _progress())
-        if sys.stdout.isatty():
-            from rich.console import Console
-
-            Console().print(as_table(found))
-        else:
-            print(as_text(found))
+        show_verified(found)
         if asked.json:
             values = {"command": shlex.join(["unsloth-accel", "verify", *map(shown_word, words)])} | found.to_dict()
             write_atomically(asked.json, json.dumps(values, indent=1) + "\n")
         if not found.same:
             keep()
         return int(not found.same)
+
+
+def show_verified(found: Verification) -> None:
+    """Print tables as wide as the terminal; elsewhere aligned text."""
+    from ..verify.table import as_text, table, verdict
+
+    if not sys.stdout.isatty():
+        print(as_text(found))
+        return
+    rows, width = table(found), console().width
+    gap = rows.index([])
+    show(*tables(rows[:gap], width), "", *tables(rows[gap + 1 :], width), "")
+    print_lines(("", line) for line in verdict(found))
 
 
 def _read(words: Sequence[str], directory: Path) -> RunConfig:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..capabilities.probe import available
-from ..errors import ConfigError, Problem
+from ..errors import ConfigError, Problem, counted
 from ..files import why_unwritten
 from .rows import Rows, no_step, read_checked_rows
 from .sources import cache_directory, fingerprint, locate
@@ -105,7 +105,8 @@ def _batch_notes(run: RunConfig, count: int) -> tuple[str, ...]:
         return ()
     if run.training.get("dataloader_drop_last"):
         raise ConfigError(no_step(count, size))
-    return (f"{count} rows to train are fewer than batch.global_size={size}: every step is an epoch of {count} rows.",)
+    few = f"{counted(count, 'row')} to train {'is' if count == 1 else 'are'} fewer than batch.global_size={size}"
+    return (f"{few}: every step is an epoch of {counted(count, 'row')}.",)
 
 
 def _split(run: RunConfig, tokenizer: Any, path: str, key: str) -> tuple[Dataset, DataReport, Path]:
@@ -156,7 +157,7 @@ def _make(run: RunConfig, tokenizer: Any, path: str, key: str, name: str) -> tup
     rows = read_checked_rows(path, key, run.data)
     recipe = Recipe.of(run, rows.kind, weighted=bool(rows.weighted))
     tokenise = Tokenise(tokenizer, recipe)
-    print(f"tokenising {len(rows):,} rows of {path}", flush=True)
+    print(f"tokenising {counted(len(rows), 'row')} of {path}", flush=True)
     raw = Dataset.from_dict({ROW: rows.texts}, features=Features({ROW: Value("large_string")}))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*couldn't be hashed properly.*")
@@ -223,7 +224,7 @@ def _examine(tokens: Dataset, rows: Rows, recipe: Recipe, drop: bool, key: str) 
 
 
 def _count(indices: list[int]) -> str:
-    return f"{len(indices):,} row{'s' * (len(indices) != 1)}"
+    return counted(len(indices), "row")
 
 
 def _nothing_left(lengths: list[int], recipe: Recipe, empty: int, key: str) -> Problem:

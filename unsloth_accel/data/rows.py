@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, Problem, first_line, raise_errors, rows_text
+from ..errors import ConfigError, Problem, counted, first_line, raise_errors, rows_text
 from .file_readers import Fault, rows_of_file, rows_of_table
 from .formats import NEEDED, FormatError, canonical, form_in_words, is_left_out, kind_of, unused_columns
 from .sources import Source, locate
@@ -186,6 +186,7 @@ def _raw(source: Source, key: str, data: DataConfig | None, *, streaming: bool) 
 
 def no_step(count: int, size: int) -> Problem:
     """Return the problem of too few rows for one global batch where incomplete batches are dropped."""
-    consequence = f"{count} rows are fewer than batch.global_size={size} and incomplete batches are left out: no step."
+    said = f"{counted(count, 'row')} {'is' if count == 1 else 'are'}"
+    consequence = f"{said} fewer than batch.global_size={size} and incomplete batches are left out: no step."
     fix = "training.dataloader_drop_last=false, a smaller batch.global_size, or more rows"
     return Problem(key="training.dataloader_drop_last", value=True, consequence=consequence, fix=fix)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations
 
+from ..errors import counted
 from ..strategies import usual
 from .machine import Link, Machine
 from .result import Result, warning
@@ -20,8 +21,8 @@ def gpus(machine: Machine) -> Iterator[Result]:
     hardware, nvml = machine.hardware, machine.nvml
     if not hardware.devices:
         hidden = len(nvml.uuids)
-        detail = f"{hidden} GPUs, none visible ({hardware.reason})" if hidden else f"none ({hardware.reason})"
-        yield Result(name="GPUs", detail=f"{detail}: runs train on the CPU")
+        detail = f"{counted(hidden, 'GPU')}, none visible" if hidden else "none"
+        yield Result(name="GPUs", detail=f"{detail} ({hardware.reason}): runs train on the CPU")
         return
     for device in hardware.devices:
         free = device.memory_gib if device.memory_free_gib is None else device.memory_free_gib

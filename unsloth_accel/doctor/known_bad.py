@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..errors import counted
 from ..strategies import usual
 from .machine import Machine, TorchBuild
 from .result import Result, Status, error, warning
@@ -92,7 +93,7 @@ def torch_for_device(machine: Machine) -> list[Result]:
     if build.cuda is None and machine.without_gpu:
         return [Result(name="torch build", detail="CPU")]
     if build.cuda is None:
-        detail = f"{build.version} is a CPU build, so the {len(machine.hardware.devices)} GPUs here stay unused"
+        detail = f"{build.version} is a CPU build, so {counted(len(machine.hardware.devices), 'GPU')} here stay unused"
         fix = f'pip install --force-reinstall "torch=={build.version.public}" from an index with CUDA builds'
         return [error("torch build", detail, fix)]
     cuda = _dotted(build.cuda)

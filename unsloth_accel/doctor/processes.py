@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from ..artifacts.run_directory import RunDirectory
 from ..config.accelerate_config import AccelerateConfig
+from ..errors import counted
 from ..strategies import usual
 from .machine import Machine
 from .result import Result, error
@@ -73,14 +74,15 @@ def check_processes(
 def _judge(name: str, device: str, processes: int, ranks: tuple[dict[str, Any], ...]) -> Result:
     worlds = sorted({rank.get("world", 0) for rank in ranks})
     if len(ranks) != processes or worlds != [processes]:
-        detail = f"{len(ranks)} processes ran, in groups of {worlds}, where {processes} should be in one: each would "
+        ran = counted(len(ranks), "process")
+        detail = f"{ran} ran, in groups of {worlds}, where {processes} should be in one: each would train alone"
         fix = 'pip install "accelerate>=1.15", then launch with a config of accelerate_configs/'
-        return _error(name, f"{detail}train alone", fix)
+        return _error(name, detail, fix)
     wrong = [rank["rank"] for rank in ranks if not rank.get("right")]
     if wrong:
         detail = f"rank {', '.join(map(str, wrong))} got a wrong sum: training would go wrong in silence"
         return _error(name, detail, _unbreak(device))
-    detail = f"{processes} processes, exact sum"
+    detail = f"{counted(processes, 'process')}, exact sum"
     speed = min((rank["bus_gb_s"] for rank in ranks if rank.get("bus_gb_s")), default=None)
     return Result(name=name, detail=f"{detail}, {speed:.0f} GB/s bus bandwidth" if speed else detail)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ..errors import counted
 from .machine import Machine
 from .result import Result, error, warning
 
@@ -30,14 +31,14 @@ def visible_devices(machine: Machine) -> Iterator[Result]:
     named = [token for token in said.split(",") if token.strip()]
     visible = len(machine.hardware.devices)
     if not named or named[0].strip() == "-1":
-        yield warning(name, f"{value} hides all {there} GPUs, so runs train on the CPU", fix)
+        yield warning(name, f"{value} hides {counted(there, 'GPU')}, so runs train on the CPU", fix)
     elif not visible:
-        yield error(name, f"{value} names none of the {there} GPUs", fix)
+        yield error(name, f"{value} names none of {counted(there, 'GPU')}", fix)
     elif visible < len(named):
-        detail = f"{value} gives {visible} GPUs: CUDA stops at the first wrong or repeated name, "
+        detail = f"{value} gives {counted(visible, 'GPU')}: CUDA stops at the first wrong or repeated name, "
         yield warning(name, f"{detail}and takes one MIG instance", fix)
     else:
-        yield Result(name=name, detail=f"{said}: {visible} of {there} GPUs")
+        yield Result(name=name, detail=f"{said}: {visible} of {counted(there, 'GPU')}")
 
 
 def variables(machine: Machine) -> Iterator[Result]:
@@ -67,7 +68,8 @@ def _choices(machine: Machine) -> Iterator[Result]:
             yield warning(name, f"{environ[name]}: {consequence}", f"unset {name}")
     if _on(environ, "UNSLOTH_FORCE_CPU") and not machine.without_gpu:
         count = len(machine.hardware.devices)
-        yield warning("UNSLOTH_FORCE_CPU", f"Unsloth trains on the CPU beside {count} GPUs", "unset UNSLOTH_FORCE_CPU")
+        detail = f"Unsloth trains on the CPU beside {counted(count, 'GPU')}"
+        yield warning("UNSLOTH_FORCE_CPU", detail, "unset UNSLOTH_FORCE_CPU")
     offline = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE") if _on(environ, name)]
     if offline:
         detail = f"{_shown(environ, offline)}: only models and data sets that are already in the cache load"

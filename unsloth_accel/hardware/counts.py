@@ -23,16 +23,16 @@ def kinds(text: str) -> list[str]:
     """The parts of `text` that name different kinds of GPU, each with its count; fewer than two where it names one."""
     if figures(_COUNTED.sub(r"\3", text, count=1)) or slice_of(text):
         return []
-    parts = ((part, counted(part)[2]) for part in _SEVERAL.split(text) if part)
+    parts = ((part, read_counts(part)[2]) for part in _SEVERAL.split(text) if part)
     return list({cards_named(singular(name))[0]: part for part, name in parts if _known(name)}.values())
 
 
-def counted(text: str) -> tuple[str, str, str]:
+def read_counts(text: str) -> tuple[str, str, str]:
     """Return the machines, the GPUs of each and the card that `text` names, as they are written."""
     if _known(text):
         return "1", "1", text
     if (nodes := _MACHINES.fullmatch(text)) and not _MACHINES.fullmatch(nodes[2]):
-        machines, gpus, name = counted(nodes[2])
+        machines, gpus, name = read_counts(nodes[2])
         if machines == "1":
             return nodes[1], gpus, name
     if (behind := _BEHIND.fullmatch(text)) and _known(behind[1]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..errors import counted
 from . import cpu_and_memory, nvml
 from .device import Device, Link
 from .nvml import NvmlAnswers
@@ -24,12 +25,12 @@ def detect_hardware(environ: Mapping[str, str]) -> dict[str, Any]:
     link, link_gbs, link_why = _link(machine, devices)
     ordered = environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
     reasons = (
-        f"{len(devices)} of {len(machine.devices)} GPUs: {reason}.",
+        f"{len(devices)} of {counted(len(machine.devices), 'GPU')}: {reason}.",
         *machine.notes,
         *mig,
         *([] if ordered else _order(machine.devices, chosen)),
         *link_why,
-        f"{cores} cores: {cores_why}.",
+        f"{counted(cores, 'core')}: {cores_why}.",
         f"{memory:.0f} GiB of host memory: {memory_why}.",
         f"{'bfloat16' if bf16 else 'no bfloat16'} on the CPU: {bf16_why}.",
     )

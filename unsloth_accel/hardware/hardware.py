@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..errors import counted
 from .detect import detect_hardware
 from .device import Device, Link
 from .parse import parse
@@ -79,7 +80,7 @@ class Hardware:
     def __str__(self) -> str:
         machines = f"{self.num_machines} machines of " if self.num_machines > 1 else ""
         if not self.devices:
-            return f"{machines}CPU, {self.cpu_cores} cores, {self.host_memory_gib:.0f} GiB ({self.reason})"
+            return f"{machines}CPU, {counted(self.cpu_cores, 'core')}, {self.host_memory_gib:.0f} GiB ({self.reason})"
         kinds = Counter((device.name, f"{device.memory_gib:.0f} GiB") for device in self.devices)
         gpus = " + ".join(f"{count} × {name}, {memory} each" for (name, memory), count in kinds.items())
         return f"{machines}{gpus} ({self.reason})"

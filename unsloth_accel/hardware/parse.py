@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ConfigError, Problem
+from ..errors import ConfigError, Problem, counted
 from .card import Card
-from .counts import counted, kinds, singular, uncounted
+from .counts import kinds, read_counts, singular, uncounted
 from .device import Device, Link
 from .gpu_table import CARDS, cards_named, similar
 from .mig_slice import SHARE, USUAL, Slice, slice_of, smallest
@@ -71,7 +71,7 @@ def parse(text: str, network_gbs: float | None = None) -> dict[str, Any]:
             place_why = [said]
     if len(several := kinds(clean)) > 1:
         raise _several(text, several)
-    machines, gpus, name = counted(clean)
+    machines, gpus, name = read_counts(clean)
     if not name:
         raise _error(text, "it names no card.", _FORMS)
     num_machines = _count(text, machines, "machines", MOST_MACHINES)
@@ -109,7 +109,7 @@ def parse(text: str, network_gbs: float | None = None) -> dict[str, Any]:
             *reasons,
             *why,
             *network_why,
-            f"{cores} cores per machine: assumed, {whose if place else f'{CORES_PER_GPU} per GPU'}.",
+            f"{counted(cores, 'core')} per machine: assumed, {whose if place else f'{CORES_PER_GPU} per GPU'}.",
             f"{host:.0f} GiB of host memory per machine: assumed, {whose}.",
         ),
     }
@@ -133,7 +133,7 @@ def _cpu(text: str, cores: str | None) -> dict[str, Any]:
         "reason": f"hardware={text.strip()}",
         "host_known": False,
         "reasons": (
-            f"{count} cores: {'assumed; cpu:16 says 16' if cores is None else 'as asked'}.",
+            f"{counted(count, 'core')}: {'assumed; cpu:16 says 16' if cores is None else 'as asked'}.",
             f"{GIB_PER_CORE * count} GiB of host memory: assumed, {GIB_PER_CORE} per core.",
             "no bfloat16 on the CPU: assumed, since older ones lack it.",
         ),

@@ -22,7 +22,7 @@ from typing import Any
 from ..artifacts import resume_if_any
 from ..artifacts.checkpoints import newest
 from ..artifacts.run_directory import RunDirectory
-from ..errors import LaunchError, Problem, raise_errors
+from ..errors import LaunchError, Problem, counted, raise_errors
 from ..files import read_json
 from ..hardware.hardware import Hardware
 from ..planning.plan import Plan
@@ -104,7 +104,8 @@ def _prepare(
         problems.append(Problem(key="training.resume", value=True, consequence=consequence, fix="choose one of them"))
     gpus = len(Hardware.detect().devices)
     if plan.device == "cuda" and plan.num_processes > gpus:
-        consequence = f"the plan is for other hardware: it needs {plan.num_processes} GPUs and {gpus} are visible."
+        needed = counted(plan.num_processes, "GPU")
+        consequence = f"the plan is for other hardware: it needs {needed} and {gpus} are visible."
         problems.append(Problem(key="plan", consequence=consequence, fix="make it here, with ua.plan(…)"))
     return plan, [*problems, *plan_problems(plan), *run_problems(plan.run)]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from ..config.run_config import DEFAULT_PER_DEVICE, BatchConfig, RunConfig
-from ..errors import Problem
+from ..errors import Problem, counted
 from ..strategies import usual
 from .ways import Refused, Way
 
@@ -24,7 +24,7 @@ class Batch:
 
     def __str__(self) -> str:
         parts = f"{self.per_device} × {self.accumulation} × {self.data_parallel}"
-        return f"{self.global_size} rows per step = {parts} (per device × accumulation × processes)"
+        return f"{counted(self.global_size, 'row')} per step = {parts} (per device × accumulation × processes)"
 
 
 def divide_batch(
@@ -70,7 +70,10 @@ def keep_rows(run: RunConfig, count: int) -> tuple[RunConfig, str]:
     check_divisible(run.batch, run.model.max_seq_length, parallel, per_device, given)
     batch = divide_batch(rows, parallel, per_device, given)
     own = {_PER_DEVICE: batch.per_device, _ACCUMULATION: batch.accumulation}
-    told = f"{planned} processes were planned and {count} started: {batch}" if planned not in (count, "auto") else ""
+    told = ""
+    if isinstance(planned, int) and planned != count:
+        were = "was" if planned == 1 else "were"
+        told = f"{counted(planned, 'process')} {were} planned and {count} started: {batch}"
     if not told and given not in (None, batch.accumulation):
         told = gives_way(given, batch)
     return replace(run, training=run.training | own), told

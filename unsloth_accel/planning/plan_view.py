@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..config.run_config import KEPT_CHECKPOINTS
 from ..methods import USUAL_METHOD
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+    from rich.measure import Measurement
+
     from .plan import Plan
 
 
@@ -81,7 +84,8 @@ def lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "method", plan.run.method
     yield "strategy", plan.strategy
     machines = f" over {plan.num_machines} machines" if plan.num_machines > 1 else ""
-    yield "processes", f"{plan.num_processes} on {'the CPU' if plan.device == 'cpu' else 'GPUs'}{machines}"
+    where = "the CPU" if plan.device == "cpu" else "a GPU" if plan.num_processes == 1 else "GPUs"
+    yield "processes", f"{plan.num_processes} on {where}{machines}"
     yield "precision", plan.mixed_precision
     yield "batch", str(plan.batch)
     if plan.memory:
@@ -108,7 +112,7 @@ def as_table(plan: Plan) -> Any:
 
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold cyan", no_wrap=True)
-    facts.add_column()
+    facts.add_column(overflow="fold")
     for name, text in lines(plan):
         if name in ("because", "memory") or name.startswith("not"):
             continue
@@ -118,23 +122,42 @@ def as_table(plan: Plan) -> Any:
         title = f"memory per {'process' if plan.device == 'cpu' else 'GPU'}: {plan.memory.total:.1f} GiB"
         memory = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
         memory.add_column(no_wrap=True)
-        memory.add_column(justify="right")
-        memory.add_column(style="cyan", no_wrap=True)
+        memory.add_column(justify="right", no_wrap=True)
+        memory.add_column(style="cyan")
         for name, value in plan.memory.terms.items():
-            memory.add_row(name.replace("_", " "), f"{value:.2f}", "▇" * round(30 * value / plan.memory.total))
+            bar = _Bar(value / plan.memory.total, max(plan.memory.terms.values()) / plan.memory.total)
+            memory.add_row(name.replace("_", " "), f"{value:.2f}", bar)
         parts += ["", memory]
     reasons = Table.grid(padding=(0, 1))
+    reasons.add_column()
+    reasons.add_column(overflow="fold")
     for reason in plan.reasons:
         reasons.add_row(" ·", Text(reason))
     parts += ["", Text("because", style="bold"), reasons]
     if plan.rejected:
         rejected = Table(title="rejected", title_justify="left", title_style="bold", box=None, show_header=False)
         rejected.add_column(style="bold yellow", no_wrap=True)
-        rejected.add_column()
+        rejected.add_column(overflow="fold")
         for option in plan.rejected:
             rejected.add_row(option.strategy, Text(option.reason))
         parts += ["", rejected]
     return Group(*parts)
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """A bar of at most 30 characters, shorter where the longest of its table finds no room."""
+
+    share: float
+    longest: float
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[str]:
+        yield "▇" * round(30 * self.share * min(1.0, options.max_width / max(1, round(30 * self.longest))))
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        from rich.measure import Measurement
+
+        return Measurement(1, max(1, round(30 * self.share)))
 
 
 _STYLE = "text-align:left;vertical-align:top;padding:2px 12px 2px 0"

@@ -10,7 +10,7 @@ from ..capabilities.probe import Capabilities
 from ..config.accelerate_config import Precision
 from ..config.run_config import DEFAULT_PER_DEVICE, RunConfig
 from ..config.start_adapter import find_adapter, model_of
-from ..errors import ConfigError, Problem, raise_errors, rows_text
+from ..errors import ConfigError, Problem, counted, raise_errors, rows_text
 from ..hardware.device import Device
 from ..hardware.hardware import Hardware
 from ..hardware.parse import MOST_GPUS
@@ -195,17 +195,19 @@ def _num_processes(run: RunConfig, hardware: Hardware, device: str, reasons: lis
         return 1
     if asked == "auto" and device == "cuda":
         where = f" on each of {hardware.num_machines} machines" if hardware.num_machines > 1 else ""
-        reasons.append(f"{gpus} processes: one per visible GPU{where}.")
+        reasons.append(f"{counted(gpus, 'process')}: one per visible GPU{where}.")
         return gpus
     if asked == "auto":
         count = min(2, hardware.cpu_cores)
-        reasons.append(f"{count} processes: on a CPU more would only divide its cores; two take the multi-GPU path.")
+        why = "on a CPU more would only divide its cores; two take the multi-GPU path"
+        reasons.append(f"{counted(count, 'process')}: {why}.")
         return count
     consequence = ""
     if device == "cuda" and 1 < asked < gpus and hardware.num_machines > 1:
         consequence = f"{hardware.num_machines} machines have {gpus} GPUs, and accelerate starts as many on each."
     elif device == "cuda" and asked > gpus:
-        consequence = f"{asked} processes need {asked} GPUs and {gpus} are visible ({hardware.reason})."
+        need = f"{counted(asked, 'process')} need{'s' * (asked == 1)} {counted(asked, 'GPU')}"
+        consequence = f"{need} and {gpus} are visible ({hardware.reason})."
     if consequence:
         problem = Problem(key=_PROCESSES, value=asked, consequence=consequence, fix="")
         numbers = [[Way(changes={_PROCESSES: number})] for number in (gpus, "auto")]

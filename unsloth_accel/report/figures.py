@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..artifacts.run_directory import RunDirectory
+from ..errors import counted
 from .run_record import Json, Recorded, at, number, rows, table, tables, text, values
 
 Status = Literal["finished", "failed", "unfinished"]
@@ -100,7 +101,7 @@ class Figures:
         """Description of the devices: `2 × NVIDIA H100 80GB HBM3`, or `2 processes on a CPU`."""
         if self.device == "cuda":
             return f"{self.processes} × {self.cards or 'GPU'}"
-        return f"{self.processes} process{'es' * (self.processes != 1)}" + (" on a CPU" if self.device else "")
+        return counted(self.processes, "process") + (" on a CPU" if self.device else "")
 
 
 def figures(run: Recorded) -> Figures:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ..errors import counted
 from .figures import Figures
 from .numbers import count, duration, figure, gib, percent
 from .run_record import Recorded, at, text
@@ -25,7 +26,7 @@ def facts(run: Recorded, found: Figures) -> list[str]:
     batch = run.batch.get("global_size")
     precision = text(at(run.plan, "mixed_precision"))
     told = [found.strategy, found.where]
-    told += [f"{batch} rows per step"] if batch else []
+    told += [f"{counted(batch, 'row')} per step"] if batch else []
     told += ["no mixed precision" if precision == "no" else precision]
     told += [f"begins with the adapter {adapter}"] if (adapter := text(at(run.plan, "adapter"))) else []
     told += ["4-bit base"] if at(run.run, "model", "load_in_4bit") else []

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import counted
 from .run_record import Json, number, text, values
 
 MOST = 40
@@ -53,7 +54,7 @@ def steps(value: Any) -> str:
         known = sorted(int(step) for one in value if (step := number(one)) is not None)
         return f"steps {known[0]:,} to {known[-1]:,}" if len(known) > 1 else "".join(f"step {step:,}" for step in known)
     many = number(value)
-    return "" if many is None else f"{many:,.0f} steps"
+    return "" if many is None else counted(round(many), "step")
 
 
 def _message(severity: str, source: str, message: str, lines: list[Json]) -> Message:

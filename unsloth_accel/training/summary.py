@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import shortened
+from ..errors import counted, shortened
 
 
 def summary(results: dict[str, Any], adapter: Path | None) -> str:
@@ -14,7 +14,8 @@ def summary(results: dict[str, Any], adapter: Path | None) -> str:
     training = results["training"]
     speed = training["tokens"] / training["seconds"] if training["seconds"] else 0.0
     resumed = f", going on from step {training['resumed_at']}" if training.get("resumed_at") else ""
-    lines = [f"trained {training['steps']} steps in {training['seconds']:.0f} s ({speed:,.0f} tokens/s){resumed}"]
+    steps = counted(training["steps"], "step")
+    lines = [f"trained {steps} in {training['seconds']:.0f} s ({speed:,.0f} tokens/s){resumed}"]
     lines += [training["stopped_early"]] if "stopped_early" in training else []
     answers = (after or {}).get("answers", [])
     earlier = before.get("answers", []) if before else [None] * len(answers)  # none where the strategy shards

@@ -12,7 +12,7 @@ from typing import Any
 from ..config.run_config import BatchConfig, DataConfig, RunConfig
 from ..data.length_estimate import texts_of
 from ..data.rows import read_rows, stream
-from ..errors import ConfigError, Problem, errors, nearest, raise_errors
+from ..errors import ConfigError, Problem, counted, errors, nearest, raise_errors
 from ..hardware.hardware import Hardware
 from ..launch.launcher import plan_problems
 from ..planning.batch import divisors
@@ -110,7 +110,8 @@ def settings(
     accumulation = min(share // per_device, MOST_ACCUMULATION * (1 if several else 2))
     size = per_device * accumulation * count
     if size != given.global_size:
-        notes.append(f"{size} rows per step instead of {given.global_size}: it is quicker and shows the same")
+        made = counted(size, "row")
+        notes.append(f"{made} per step instead of {given.global_size}: it is quicker and shows the same")
     short.training[_PER_DEVICE] = per_device
     short.training.pop(_ACCUMULATION, None)
     rows: Iterable[dict[str, Any]] = (

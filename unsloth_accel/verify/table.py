@@ -1,12 +1,13 @@
-"""Results of `verify` as a table for a terminal, and as text elsewhere."""
+"""Results of `verify` as rows of cells, and as text where there is no terminal."""
 
 from __future__ import annotations
 
 import itertools
 import textwrap
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..errors import counted
 from .verdict import share
 from .verification import StrategyOutcome, Verification
 
@@ -19,7 +20,8 @@ NOTHING = "–"
 def heading(plan: Plan, precision: str, steps: int) -> str:
     """Return a line on what is compared."""
     model = plan.spec.name if plan.spec else plan.run.model.name
-    return f"{model} in {precision}, {steps} steps of {plan.batch.global_size} rows, on {plan.hardware}"
+    rows = counted(plan.batch.global_size, "row")
+    return f"{model} in {precision}, {counted(steps, 'step')} of {rows}, on {plan.hardware}"
 
 
 def table(found: Verification) -> list[list[str]]:
@@ -80,29 +82,6 @@ def as_text(found: Verification) -> str:
         lines.append("  ".join([f"{row[0] if row else '':<{widths[0]}}", *cells]).rstrip())
     *told, reason = verdict(found)
     return "\n".join([*lines, "", *told, textwrap.fill(reason, 110, subsequent_indent="  ")])
-
-
-def as_table(found: Verification) -> Any:
-    """Return a table for rich consoles."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    rows = table(found)
-    parts: list[Any] = []
-    while rows:
-        block = rows[: rows.index([])] if [] in rows else rows
-        rows = rows[len(block) + 1 :]
-        made = Table(box=None, header_style="bold")
-        for i, name in enumerate(block[0]):
-            made.add_column(Text(name), justify="right" if i else "left", no_wrap=True)
-        for row in block[1:]:
-            made.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-        parts += [made, ""]
-    return Group(*parts, *map(Text, verdict(found)))
-
-
-_STYLES = {"the same": "bold green", "not the same": "bold red", "verdict": "bold"}
 
 
 def _ranks(outcome: StrategyOutcome) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ..errors import ConfigError, Problem, nearest
+from ..errors import ConfigError, Problem, counted, nearest
 from ..planning.plan import Plan
 from . import tensors
 from .runs import Trained
@@ -134,7 +134,7 @@ def compare(one: Trained, other: Trained, allowed: Tolerance) -> Comparison:
 
 def _faults(found: Comparison, one: Trained, other: Trained, allowed: Tolerance, same_names: bool) -> Iterator[str]:
     if len(one.loss) != len(other.loss):
-        yield f"it made {len(other.loss)} steps, one process {len(one.loss)}"
+        yield f"it made {counted(len(other.loss), 'step')}, one process {len(one.loss)}"
     if not all(map(math.isfinite, one.loss)):
         yield "the loss of one process is not finite, so there is nothing to compare"
     learnt = found.distance > LEAST_MOVED

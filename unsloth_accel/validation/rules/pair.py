@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from ...errors import counted
 from ...models.locate import known_config
 from ...strategies import STRATEGIES, strategy_of, usual
 from .document import Document, Finding, is_whole
@@ -23,7 +24,7 @@ def pair_processes(pair: Document) -> Iterator[Finding]:
     run, config = pair.others["run"], pair.others["accelerate"]
     asked, started = run.get("distributed.num_processes"), config.num_processes
     if is_whole(asked) and started is not None and asked != started:
-        consequence = f"{Path(run.file).name} asks for {asked} processes."
+        consequence = f"{Path(run.file).name} asks for {counted(asked, 'process')}."
         yield config.problem("num_processes", consequence, f"num_processes: {asked}, or change the run")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from ...errors import counted
 from .document import Document, Finding, Repair
 from .rule_registry import rule
 
@@ -43,7 +44,7 @@ def num_processes_uneven(config: Document) -> Iterator[Finding]:
     count, machines = config.num_processes, config.num_machines
     if count is not None and count > 0 and machines > 1 and count % machines:
         started = count // machines * machines
-        consequence = f"{machines} machines start {count // machines} each: {started} processes, not {count}."
+        consequence = f"{machines} machines start {count // machines} each: {counted(started, 'process')}, not {count}."
         fix = f"num_processes: {started or machines} or {(count // machines + 1) * machines}"
         yield config.problem("num_processes", consequence, fix)
 
@@ -179,7 +180,8 @@ def gpu_ids_too_few(config: Document) -> Iterator[Finding]:
         return
     each = count // max(config.num_machines, 1)
     if len(ids) < each and not (len(ids) == 1 and config.type == "MULTI_GPU"):
-        consequence = f"{each} processes of this machine share {len(ids)} GPUs: the others fail at `set_device`."
+        shared = counted(len(ids), "GPU")
+        consequence = f"{each} processes of this machine share {shared}: the others fail at `set_device`."
         yield config.problem("gpu_ids", consequence, f"num_processes: {len(ids) * config.num_machines}, or more ids")
 
 
@@ -202,6 +204,7 @@ def too_few_gpus(config: Document) -> Iterator[Finding]:
     gpus = len(hardware.devices)
     if config.num_machines == 1 and count > gpus:
         why = f" ({hardware.reason})" if hardware.reason else ""
-        consequence = f"{count} processes need {count} GPUs and {gpus} are visible{why}."
+        need = f"{counted(count, 'process')} need{'s' * (count == 1)} {counted(count, 'GPU')}"
+        consequence = f"{need} and {gpus} are visible{why}."
         fix = f"--num_processes {gpus}" if gpus > 1 else "accelerate_configs/cpu_ddp.yaml, or a machine with GPUs"
         yield config.problem("num_processes", consequence, fix)
