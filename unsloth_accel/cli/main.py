@@ -11,6 +11,7 @@ from ..errors import UnslothAccelError, nearest
 from ..version import __version__
 
 COMMANDS = {
+    "init": "write a commented run.yaml, or make one of another tool's file; what to add to a script",
     "plan": "what would run here or elsewhere, why, and what was rejected",
     "config": "print or write an accelerate config",
     "validate": "every problem of a config or run, before anything starts",

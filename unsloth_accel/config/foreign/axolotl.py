@@ -56,6 +56,19 @@ _FORMS = {
     "completion": "text",
     "pretrain": "text",
 }
+_USED = (
+    *("path", "type", "split", "name", "data_files", "ds_type", "field", "text_column", "field_messages"),
+    *("field_tools", "message_property_mappings", "message_field_role", "message_field_content", "trust_remote_code"),
+)
+"""Keys of a data set that are read."""
+_AS_HERE = {
+    "roles_to_train": ["assistant"],
+    "train_on_eos": "turn",
+    "train_on_eot": "turn",
+    "roles": {"system": ["system"], "user": ["user"], "assistant": ["assistant"]},
+    "chat_template": "tokenizer_default",
+}
+"""Keys of a data set with the value that says what is done here."""
 _INSTRUCTIONS = "rows become chats in the model's own template, without the Alpaca prompt's words"
 
 
@@ -78,13 +91,16 @@ def _datasets(value: Any, theirs: Theirs, key: str = "data.path") -> Outcome:
     settings |= {"data.subset": first["name"]} if first.get("name") else {}
     if files and not local:
         return Outcome(settings, "several data_files: name their directory, or a glob.", translated=False)
+    others = [name for name, one in first.items() if name not in _USED and one and one != _AS_HERE.get(str(name))]
     if key != "data.path":
         return Outcome(settings)
     form, note = _form(first)
     if form is None:
         return Outcome(settings, note, translated=False)
     answers = "all" if theirs.values.get("train_on_inputs") or form.get("data.format") == "text" else "responses"
-    return Outcome(settings | form | {"data.train_on": answers}, note)
+    if others:
+        note = f"all but {', '.join(map(str, others))}, which nothing here does: write rows as they shall be trained."
+    return Outcome(settings | form | {"data.train_on": answers}, note, translated=not others)
 
 
 def _form(dataset: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:

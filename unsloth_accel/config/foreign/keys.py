@@ -76,7 +76,7 @@ class Becomes:
             return Outcome(note=self.otherwise, translated=False)
         section, _, name = self.key.partition(".")
         kind = training_fields(METHODS[USUAL_METHOD].config_sources).get(name) if section == "training" else None
-        if not accepts(kind, made):
+        if not accepts(kind, made) and not str(made).startswith("${"):
             return Outcome(note=f"is {type(made).__name__}, where {type_name(kind)} is needed.", translated=False)
         return Outcome({self.key: made}, self.note)
 

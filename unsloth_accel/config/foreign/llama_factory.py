@@ -32,6 +32,27 @@ _COLUMNS = {
     "messages": "conversations",
 }
 """Columns of dataset_info.json, by the names they have here."""
+_TAGS: tuple[Mapping[str, str], ...] = (
+    {
+        "role_tag": "from",
+        "content_tag": "value",
+        "user_tag": "human",
+        "assistant_tag": "gpt",
+        "observation_tag": "observation",
+        "function_tag": "function_call",
+        "system_tag": "system",
+    },
+    {
+        "role_tag": "role",
+        "content_tag": "content",
+        "user_tag": "user",
+        "assistant_tag": "assistant",
+        "observation_tag": "tool",
+        "function_tag": "function_call",
+        "system_tag": "system",
+    },
+)
+"""The tags of ShareGPT's and OpenAI's messages, which are read here."""
 _GENERIC = ("default", "alpaca", "empty", "fewshot", "vanilla")
 _ABOVE = 4
 """Directories above the YAML file in which dataset_dir is looked for: its examples lie two below its root."""
@@ -61,6 +82,10 @@ def _dataset(value: Any, theirs: Theirs, key: str = "data.path") -> Outcome:
             f"is a name in {theirs.values.get('dataset_dir') or 'data'}/dataset_info.json, which is not there: name "
             f"the file of rows, or its hub id, in {key} (init --data)."
         )
+        return Outcome({key: names[0]}, reason, translated=False)
+    tags = record.get("tags")
+    if isinstance(tags, Mapping) and not any(tags.items() <= known.items() for known in _TAGS):
+        reason = "has tags of its own: rename them to role and content, user and assistant, in the rows."
         return Outcome({key: names[0]}, reason, translated=False)
     place = record.get("hf_hub_url") or (str(folder / str(record["file_name"])) if "file_name" in record else None)
     if place is None or record.get("ranking"):

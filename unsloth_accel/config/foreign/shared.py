@@ -80,10 +80,7 @@ def held_out(values: Mapping[str, Any], size: float) -> Outcome:
     rows of a split of the hub, since run.yaml names held-out rows rather than draw them."""
     split = str(values.get("data.split", "train"))
     share, simple = round(size * 100, 6), split.replace("_", "").isalnum()
-    by_hand = (
-        "rows are not drawn here: write some of them to a file of their own, and name it in data.eval_path, or init "
-        "--eval-data FILE."
-    )
+    by_hand = "rows are not drawn here: write some of them to a file of their own, and name it in data.eval_path."
     path = values.get("data.path")
     if not is_hub_id(path) or not simple or (size < 1 and share != int(share)):
         return Outcome(note=by_hand, translated=False)
