@@ -127,7 +127,7 @@ def yaml_fault(error: Exception) -> str:
     return f"{where}{getattr(error, 'problem', None) or first_line(error)}."
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's text, without its full stop."""
     return str(error).strip().split("\n")[0].rstrip(".")
 

@@ -211,7 +211,11 @@ def _to_add(parts: list[tuple[int, ast.Module]]) -> Iterator[tuple[str, str]]:
     elif not first and not ours:
         yield "first", "import unsloth_accel  # before unsloth: sets what must be set in a launched process"
     calls = [(cell, node) for cell, tree in parts for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    if any(_name(node).rpartition(".")[2] in ("adapt", "prepare", "notebook_launch") and _name(node) != "accelerator.prepare" for _, node in calls):
+    if any(
+        _name(node).rpartition(".")[2] in ("adapt", "prepare", "notebook_launch")
+        and _name(node) != "accelerator.prepare"
+        for _, node in calls
+    ):
         return
     trainers = [
         (cell, node)
