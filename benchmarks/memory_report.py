@@ -16,7 +16,7 @@ from benchmarks.memory import CALIBRATION, HELD_OUT, Cell
 from unsloth_accel.config.run_config import PROJECTIONS
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.models.spec import from_config
-from unsloth_accel.planning.memory_estimate import MemoryEstimate, Workload, estimate
+from unsloth_accel.planning.memory_estimate import WORST_ERROR, MemoryEstimate, Workload, estimate
 from unsloth_accel.planning.speed_estimate import estimate_speed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +41,11 @@ class Measured:
     def error(self) -> float:
         """Of the predicted peak, as a share of the measured one."""
         return self.predicted.allocated / self.allocated - 1
+
+    @property
+    def held_error(self) -> float:
+        """Of what torch's allocator holds, as a share of what it held."""
+        return self.predicted.held / self.memory["reserved"] - 1
 
 
 def measured(cells: list[Cell]) -> Iterator[Measured]:
@@ -118,10 +123,18 @@ Measured after the constants were fixed.
 
 A plan adds what torch's allocator holds beyond what it has given out ({_fragmentation()})
 and CUDA's context (0.8 GiB for one process, 2.3 GiB with NCCL on NVLink), and fills 95 % of a GPU.
+What the allocator held was at worst {_worst_held()} off.
+A strategy that is asked for by name is refused where the estimate less {WORST_ERROR:.0%} is more than the GPU has; in between it is
+planned with a warning that has both figures.
 Other cards were not measured, nor mixtures of experts, nor more than two GPUs; for these the same shares are assumed.
 `fsdp1` was not measured: its run trained and then could not save an adapter (see the file's notes); its estimate is
 that of plain sharding, after the whole model was loaded on every GPU. `fsdp2` is as docs/fsdp2.md describes it.
 """
+
+
+def _worst_held() -> str:
+    worst = max(measured([*CALIBRATION, *HELD_OUT]), key=lambda found: abs(found.held_error))
+    return f"{abs(worst.held_error):.1%} ({title(worst.cell)}, {worst.cell.strategy})"
 
 
 def _fragmentation() -> str:

@@ -17,7 +17,7 @@ from unsloth_accel.errors import ConfigError
 from unsloth_accel.hardware.gpu_table import CARDS
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.models.locate import known_models
-from unsloth_accel.planning.memory_estimate import ESTIMATE_ERROR, MEMORY_LIMIT
+from unsloth_accel.planning.memory_estimate import MEMORY_LIMIT, WORST_ERROR
 from unsloth_accel.planning.plan import Plan
 from unsloth_accel.planning.planner import plan
 from unsloth_accel.planning.strategy_choice import free_gib
@@ -156,7 +156,7 @@ class Seen:
         asked = drawn.values.get("distributed", {}).get("strategy", "auto") != "auto"
         share = made.memory.total / has
         self.counts["tight as asked"] += asked and share > MEMORY_LIMIT
-        if share > (ESTIMATE_ERROR if asked else MEMORY_LIMIT):
+        if share > (1 / (1 - WORST_ERROR) if asked else MEMORY_LIMIT):
             self.faults.append(f"above its card ({made.memory.total:.1f} of {has:.1f} GiB): {drawn}")
         if asked and share > MEMORY_LIMIT and not any(reason.startswith("tight: ") for reason in made.reasons):
             self.faults.append(f"no warning ({made.memory.total:.1f} of {has:.1f} GiB): {drawn}")

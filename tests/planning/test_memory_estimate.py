@@ -12,7 +12,7 @@ from plans import SMALL, planned
 from benchmarks.memory import CALIBRATION, HELD_OUT
 from benchmarks.memory_report import measured
 from unsloth_accel.models.spec import ModelSpec
-from unsloth_accel.planning.memory_estimate import GIB, Workload, estimate
+from unsloth_accel.planning.memory_estimate import GIB, WORST_ERROR, Workload, estimate
 from unsloth_accel.strategies import STRATEGIES
 
 LLAMA = ModelSpec.load("unsloth/Llama-3.1-8B-Instruct")
@@ -32,6 +32,11 @@ def test_predictions_hold_where_they_were_fitted() -> None:
     errors = [abs(found.error) for found in measured(CALIBRATION)]
     assert len(errors) >= 20
     assert max(errors) <= 0.10
+
+
+def test_the_worst_error_is_the_measured_one() -> None:
+    worst = max(abs(found.held_error) for found in measured([*CALIBRATION, *HELD_OUT]))
+    assert worst <= WORST_ERROR < worst + 0.01
 
 
 def test_no_cell_is_in_both_sets() -> None:

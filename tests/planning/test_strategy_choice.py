@@ -135,3 +135,15 @@ def test_fixes_do_not_go_in_a_circle() -> None:
     with pytest.raises(ConfigError) as raised:
         planned("8xA100-40GB", MIXTURE, 16, distributed={"strategy": "fsdp2"})
     assert raised.value.problems[0].fix == "distributed.strategy=ddp and model.load_in_4bit=true"
+
+
+def test_what_is_asked_for_is_refused_only_beyond_the_worst_error() -> None:
+    def asked(length: int) -> Plan:
+        more = {"training": {"per_device_train_batch_size": 8}, "model": {"max_seq_length": length}}
+        return planned("2xT4", "unsloth/Llama-3.2-3B", 16, distributed={"strategy": "ddp"}, **more)
+
+    (tight,) = [reason for reason in asked(8192).reasons if reason.startswith("tight")]
+    assert "needs 16.3 GiB per GPU with 8 rows at once (14.3 GiB if the estimate is 12% too high" in tight
+    assert not any(reason.startswith("tight") for reason in asked(4096).reasons)
+    with pytest.raises(ConfigError, match=r"ddp needs 18\.1 GiB .*\(15\.9 GiB if .*; a GPU has 15\.0 GiB.*size=4, or "):
+        asked(10240)

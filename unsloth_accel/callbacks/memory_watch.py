@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
-from ..planning.memory_estimate import ESTIMATE_ERROR, MEMORY_LIMIT
+from ..planning.memory_estimate import MEMORY_LIMIT, WORST_ERROR
 from .memory_reading import machine, torch_memory
 from .rank_log import RankLog
 
@@ -89,7 +89,7 @@ class MemoryWatch(TrainerCallback):
         planned = f" (the plan reckoned with {self.planned_gib:.1f} GiB)" if self.planned_gib else ""
         if now.gpu is not None and now.gpu >= self.most:
             yield "gpu", f"{now.gpu:.0%} of the GPU's memory was in use{planned}; a step with longer rows may not fit"
-        elif self.planned_gib and now.own_gib > ESTIMATE_ERROR * self.planned_gib:
+        elif self.planned_gib and now.own_gib > (1 + WORST_ERROR) * self.planned_gib:
             yield "plan", f"torch allocated {now.own_gib:.1f} GiB on the GPU{planned}; longer rows may not fit"
         if now.retries > self._retries:
             yield "retries", "torch had to free all that it held ready to go on; the next larger step may not fit"

@@ -20,7 +20,7 @@ from ..models.lora_targets import Targets, targets
 from ..models.spec import TOWER, ModelSpec
 from ..strategies import STRATEGIES, usual
 from .batch import Batch, check_divisible, divide_batch, divisors, gives_way
-from .memory_estimate import ESTIMATE_ERROR, GIB, OPTIMIZER, OPTIMIZER_BYTES, Workload, needs_gpu, optimizer_for
+from .memory_estimate import GIB, OPTIMIZER, OPTIMIZER_BYTES, Workload, needs_gpu, optimizer_for
 from .packing_choice import with_packing
 from .plan import Plan
 from .precision import choose_precision
@@ -434,7 +434,7 @@ def _stopping_early(run: RunConfig) -> str:
 def _check_host(chosen: Option, choice: Choice) -> None:
     """Raise `ConfigError` when the processes need more than the machine has, by more than the estimate may be wrong."""
     need, has = chosen.memory.total, choice.capacity_gib
-    if not choice.hardware.host_known or need <= ESTIMATE_ERROR * has:
+    if not choice.hardware.host_known or chosen.memory.least <= has:
         return
     count = choice.num_processes
     consequence = (

@@ -12,7 +12,7 @@ from ..hardware.device import Device
 from ..hardware.hardware import Hardware
 from ..strategies import STRATEGIES, Strategy, choosable, usual
 from .batch import divisors
-from .memory_estimate import ESTIMATE_ERROR, MEMORY_LIMIT, MemoryEstimate, Workload, estimate
+from .memory_estimate import MEMORY_LIMIT, WORST_ERROR, MemoryEstimate, Workload, estimate
 from .speed_estimate import Speed, estimate_speed
 from .ways import Refused, Way
 
@@ -140,11 +140,11 @@ def choose(choice: Choice, asked: str) -> tuple[Option, tuple[str, ...], tuple[R
 
 def _asked(choice: Choice, asked: str, options: list[Option]) -> tuple[Option, tuple[str, ...], tuple[Rejected, ...]]:
     chosen = next((option for option in options if option.strategy == asked), None) or choice.option(asked)
-    if not chosen.fits and chosen.memory.total > ESTIMATE_ERROR * choice.capacity_gib:
+    if not chosen.fits and chosen.memory.least > choice.capacity_gib:
         raise _nothing_fits(choice, [chosen, *(o for o in options if o.fits)], asked)
     reasons = [f"{asked}: distributed.strategy asks for it."]
     if not chosen.fits:
-        reasons.append(f"tight: {_needs(chosen)}, and {_has(choice)}; it may run out of memory.")
+        reasons.append(f"tight: {_needs(chosen)}{_less(chosen)}, and {_has(choice)}; it may run out of memory.")
     if chosen.record.never_chosen:
         reasons.append(f"beware: {chosen.record.never_chosen}")
     better = [o for o in options if o.fits and o.speed and o.rank < chosen.rank]
@@ -213,7 +213,8 @@ def _four_bit(choice: Choice, chosen: Option) -> list[str]:
 
 def _nothing_fits(choice: Choice, options: list[Option], asked: str = "auto") -> Refused:
     """Return the refusal of a model that doesn't fit, with the ways in which it might."""
-    needs = "; ".join(f"{option.strategy} {_needs(option)}" for option in options if not option.fits)
+    less = _less if asked != "auto" else lambda _: ""
+    needs = "; ".join(f"{option.strategy} {_needs(option)}{less(option)}" for option in options if not option.fits)
     more = " ".join(["", *(f"{gone.strategy}: {gone.reason}" for gone in _unavailable(choice))])
     consequence = f"needs more memory than there is: {needs}; {_has(choice)}.{more}"
     problem = Problem(key="model.name", value=choice.work.spec.name, consequence=consequence, fix="")
@@ -288,6 +289,11 @@ def _all_gpus(choice: Choice, asked: str) -> dict[str, Any]:
 
 def _needs(option: Option) -> str:
     return f"needs {option.memory.total:.1f} GiB per GPU with {rows_text(option.per_device)} at once"
+
+
+def _less(option: Option) -> str:
+    """Say what the estimate less its worst error is."""
+    return f" ({option.memory.least:.1f} GiB if the estimate is {WORST_ERROR:.0%} too high, its worst measured error)"
 
 
 def _has(choice: Choice) -> str:
