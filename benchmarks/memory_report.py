@@ -124,8 +124,8 @@ Measured after the constants were fixed.
 A plan adds what torch's allocator holds beyond what it has given out ({_fragmentation()})
 and CUDA's context (0.8 GiB for one process, 2.3 GiB with NCCL on NVLink), and fills 95 % of a GPU.
 What the allocator held was at worst {_worst_held()} off.
-A strategy that is asked for by name is refused where the estimate less {WORST_ERROR:.0%} is more than the GPU has; in between it is
-planned with a warning that has both figures.
+A strategy that is asked for by name is refused where the estimate less {WORST_ERROR:.0%} is more than the GPU has; in
+between it is planned with a warning that has both figures.
 Other cards were not measured, nor mixtures of experts, nor more than two GPUs; for these the same shares are assumed.
 `fsdp1` was not measured: its run trained and then could not save an adapter (see the file's notes); its estimate is
 that of plain sharding, after the whole model was loaded on every GPU. `fsdp2` is as docs/fsdp2.md describes it.

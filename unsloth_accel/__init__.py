@@ -55,11 +55,16 @@ _HOME = {
 __all__ = [*_HOME, "callbacks", "plan"]
 
 
-def plan(run: str | PathLike[str] | RunConfig, *overrides: str, hardware: Hardware | str | None = None) -> Plan:
+def plan(
+    run: str | PathLike[str] | RunConfig,
+    *overrides: str,
+    hardware: Hardware | str | None = None,
+    price: float | None = None,
+) -> Plan:
     """Plan a run: `run` is a YAML file's path or a `RunConfig`; overrides are `key=value`.
 
     `hardware` is this machine's unless it is given, as text (`8xH100-80GB`) or as `Hardware`; the versions installed
-    here bind a plan for this machine only.
+    here bind a plan for this machine only. With the `price` of one GPU for an hour the plan says what the run costs.
     Raises `ConfigError` with every problem of the description, or with what would fit where the model does not.
     """
     from .capabilities.probe import here
@@ -71,7 +76,8 @@ def plan(run: str | PathLike[str] | RunConfig, *overrides: str, hardware: Hardwa
     if isinstance(hardware, str):
         hardware = Hardware.parse(hardware)
     described = run if isinstance(run, RunConfig) else load(fspath(run), overrides)
-    return make_plan(described, hardware or Hardware.detect(), capabilities=here(), elsewhere=hardware is not None)
+    found = hardware or Hardware.detect()
+    return make_plan(described, found, capabilities=here(), elsewhere=hardware is not None, price=price)
 
 
 def __getattr__(name: str) -> Any:

@@ -59,6 +59,14 @@ def positive(text: str) -> int:
     return number
 
 
+def price(text: str) -> float:
+    """Parse a price from 0, for argparse."""
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError("must be a number from 0")
+    return number
+
+
 def run_from_words(words: Sequence[str]) -> RunConfig:
     """The run that a YAML file and overrides describe, in any order; data and output_dir may be missing."""
     return checked_from_words(words)[0]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..artifacts.run_directory import PLANNED_YAML
 from ..errors import ConfigError, Problem, raise_errors
-from .options import add_hardware, add_run, checked_from_words, chosen_hardware, command_parser
+from .options import add_hardware, add_run, checked_from_words, chosen_hardware, command_parser, price
 from .tables import show
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ examples:
   unsloth-accel plan examples/configs/quickstart.yaml
   unsloth-accel plan --hardware 8xH100-80GB model.name=unsloth/Llama-3.1-8B-Instruct batch.global_size=64
   unsloth-accel plan --hardware 2xT4 --json model.name=unsloth/Qwen3-8B model.load_in_4bit=true batch.global_size=16
+  unsloth-accel plan run.yaml --hardware 8xH100 --price 2.49
   unsloth-accel plan run.yaml --write runs/llama-1b"""
 
 
@@ -29,12 +30,15 @@ def parser() -> argparse.ArgumentParser:
         "plan",
         "Decide strategy, processes, batch and memory for a run, with a reason for everything.",
         EXAMPLES,
-        usage="unsloth-accel plan [RUN.yaml] [key=value ...] [--hardware HARDWARE] [--json] [--write DIRECTORY]",
+        usage="unsloth-accel plan [RUN.yaml] [key=value ...] [--hardware HARDWARE] [--price PRICE] [--json] "
+        "[--write DIRECTORY]",
     )
     add_run(made)
     add_hardware(made)
     made.add_argument("--json", action="store_true", help="print the plan as JSON")
     written = "write accelerate.yaml, run.planned.yaml and plan.json there"
+    cost = "price of one GPU for an hour, to say what the whole run costs on all GPUs of the hardware, used or not"
+    made.add_argument("--price", type=price, metavar="PRICE", help=cost)
     made.add_argument("--write", metavar="DIRECTORY", help=written)
     return made
 
@@ -47,8 +51,9 @@ def run(words: Sequence[str]) -> int:
 
     hardware = chosen_hardware(asked)
     description, problems = checked_from_words(asked.words, hardware)
+    elsewhere = asked.hardware is not None
     with told_with(problems):
-        made = planner.plan(description, hardware, capabilities=here(), elsewhere=asked.hardware is not None)
+        made = planner.plan(description, hardware, capabilities=here(), elsewhere=elsewhere, price=asked.price)
     raise_errors(problems)
     for problem in problems:
         print(problem, file=sys.stderr)

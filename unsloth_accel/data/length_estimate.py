@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from .rows import read_checked_rows
-from .sources import locate
+from .file_readers import rows_of_file
+from .rows import Rows, read_checked_rows
+from .sources import Source, kind_of_file, locate
 
 if TYPE_CHECKING:
     from ..config.run_config import DataConfig
@@ -16,16 +18,23 @@ if TYPE_CHECKING:
 ROWS = 500
 CHARACTERS = 4.0
 """Characters per token of English text, used where the model's tokenizer isn't on this machine."""
+COUNTED = 2**26
+"""Bytes of a file up to which its lines are counted; of a larger one they are estimated from its first rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowLengths:
-    """Tokens of the text in a data set's first rows, without what a chat template adds."""
+    """Tokens of the text in a data set's first rows, without what a chat template adds, and the rows in all."""
 
     mean: float
+    """Mean over the rows that are trained, as they are cut."""
     rows: int
     counted: bool
     """Whether the model's tokenizer counted them; otherwise they are estimated from characters."""
+    total: int | None = None
+    """Rows of the whole data set that are trained; None where they can't be estimated."""
+    total_known: bool = False
+    """Whether `total` was counted; otherwise it is estimated."""
 
     def __str__(self) -> str:
         how = "counted" if self.counted else f"estimated from {CHARACTERS:g} characters per token"
@@ -33,22 +42,69 @@ class RowLengths:
 
 
 def row_lengths(data: DataConfig, model: str | Path, limit: int) -> RowLengths | None:
-    """Lengths of up to the first `ROWS` rows of `data.path`, none counted above `limit` tokens.
+    """Lengths of up to the first `ROWS` rows of `data.path`, none counted above `limit` tokens; with `data.too_long` as
+    `drop` longer ones are left out.
 
     None for a hub id, which a plan doesn't download, and for rows that can't be read, which other checks report.
     """
     try:
-        if locate(data.path).hub:
+        source = locate(data.path)
+        if source.hub:
             return None
-        texts = ["\n".join(texts_of(row)) for row in read_checked_rows(data.path, data=data, most=ROWS)]
-    except ConfigError:
+        found = read_checked_rows(data.path, data=data, most=ROWS)
+        total = len(found) if len(found) < ROWS else _total(source, found)
+    except (ConfigError, OSError):
         return None
-    if not texts:
-        return None
+    texts = ["\n".join(texts_of(row)) for row in found]
     counts = _counted(texts, Path(model) / "tokenizer.json")
     lengths = counts or [len(text) / CHARACTERS for text in texts]
-    mean = sum(min(length, limit) for length in lengths) / len(lengths)
-    return RowLengths(mean=max(1.0, mean), rows=len(lengths), counted=counts is not None)
+    kept = [length for length in lengths if data.too_long != "drop" or length <= limit]
+    mean = sum(min(length, limit) for length in kept) / max(len(kept), 1)
+    known = total is not None and (len(kept) == len(lengths)) and (len(found) < ROWS or _is_counted(source))
+    total = total if total is None else round(total * len(kept) / len(lengths))
+    return RowLengths(
+        mean=max(1.0, mean), rows=len(lengths), counted=counts is not None, total=total, total_known=known
+    )
+
+
+def _is_counted(source: Source) -> bool:
+    return source.kind in ("parquet", "arrow") or sum(file.stat().st_size for file in source.files) <= COUNTED
+
+
+def _total(source: Source, first: Rows) -> int | None:
+    """Return the number of rows of `source`, of which `first` are the first."""
+    if source.kind in ("parquet", "arrow"):
+        return sum(map(_rows_of_arrow, source.files))
+    if _is_counted(source):
+        return sum(_rows_of_text(file) for file in source.files)
+    # As many rows per byte as up to the last one that was read.
+    names = [str(file) for file in source.files]
+    last = names.index(first.files[-1][1])
+    before = sum(file.stat().st_size for file in source.files[:last])
+    with source.files[last].open("rb") as file:
+        read = before + sum(map(len, itertools.islice(file, first.numbers[-1])))
+    return round(len(first) * sum(file.stat().st_size for file in source.files) / max(read, 1))
+
+
+def _rows_of_text(path: Path) -> int:
+    if kind_of_file(path) == "jsonl":
+        with path.open("rb") as file:
+            return sum(1 for line in file if line.strip())
+    return sum(1 for _ in rows_of_file(path, "data.path"))
+
+
+def _rows_of_arrow(path: Path) -> int:
+    import pyarrow
+    import pyarrow.parquet
+
+    if kind_of_file(path) == "parquet":
+        return int(pyarrow.parquet.read_metadata(path).num_rows)
+    with pyarrow.memory_map(str(path)) as file:
+        try:
+            return sum(batch.num_rows for batch in pyarrow.ipc.open_stream(file))
+        except pyarrow.ArrowInvalid:
+            opened = pyarrow.ipc.open_file(file)
+            return sum(opened.get_batch(index).num_rows for index in range(opened.num_record_batches))
 
 
 def texts_of(value: Any) -> list[str]:

@@ -5,24 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..config.run_config import RunConfig
-from ..config.start_adapter import tokenizer_of_model
-from ..data.length_estimate import row_lengths
+from ..data.length_estimate import RowLengths
 
 SHORT = 0.5
 """Mean length over model.max_seq_length below which rows count as short: packing then at least halves the work."""
 
 
-def with_packing(run: RunConfig, device: str, reasons: list[str]) -> RunConfig:
+def with_packing(run: RunConfig, device: str, lengths: RowLengths | None, reasons: list[str]) -> RunConfig:
     """Return `run` with `training.packing` decided if it is unset, and add the reason to `reasons`.
 
     Packed, several rows fill one of `max_seq_length` (TRL's `packing`, kept apart by Unsloth's attention). A step of
     `batch.global_size` rows would then hold several times as many of the data set's: only a batch in tokens
     (`batch.global_tokens`) keeps its promise so, and better. On a CPU Unsloth packs nothing, and a stream can't be.
     """
-    if device == "cpu" or not run.data.path or run.data.streaming or "packing" in run.training:
+    if device == "cpu" or run.data.streaming or "packing" in run.training:
         return run
     limit = run.model.max_seq_length
-    lengths = row_lengths(run.data, tokenizer_of_model(run.model.name), limit)
     if lengths is None or lengths.mean >= SHORT * limit:
         return run
     share = lengths.mean / limit

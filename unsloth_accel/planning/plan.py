@@ -14,6 +14,7 @@ from ..config.promise import Promise, variables_for
 from ..config.run_config import RunConfig
 from ..config.start_adapter import Adapter
 from ..config.written import as_yaml, described
+from ..data.length_estimate import RowLengths
 from ..errors import ConfigError, Problem, raise_errors
 from ..files import write_atomically
 from ..hardware.device import Device
@@ -23,6 +24,7 @@ from ..models.spec import ModelSpec
 from . import plan_view
 from .batch import Batch
 from .memory_estimate import MemoryEstimate
+from .run_time import RunTime
 from .speed_estimate import Speed
 from .strategy_choice import Rejected
 
@@ -51,6 +53,10 @@ class Plan:
     """Memory per GPU (on a CPU: per process, of the machine's memory); None where the model's shapes are unknown."""
     speed: Speed | None = None
     """Estimated speed; None on a CPU and for unknown cards."""
+    lengths: RowLengths | None = None
+    """Lengths of the rows, for which `speed` is estimated; None where they are unknown and count as full."""
+    time: RunTime | None = None
+    """Steps, hours and cost of the whole run; None where the steps are unknown."""
     checkpoint_gib: float | None = None
     """Size of a checkpoint: the adapter in float32 and its optimizer; None where the model's shapes are unknown."""
     spec: ModelSpec | None = None

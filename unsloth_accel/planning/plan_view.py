@@ -34,6 +34,8 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "checkpoints": checkpoints(plan),
         "estimated_step_seconds": round(speed.step_seconds, 4) if speed else None,
         "estimated_tokens_per_second": round(speed.tokens_per_second) if speed else None,
+        "mean_row_tokens": round(plan.lengths.mean, 1) if plan.lengths else None,
+        "run": plan.time.to_dict() if plan.time else None,
         "reasons": list(plan.reasons),
         "rejected": [asdict(option) for option in plan.rejected],
         "accelerate_config": config.to_dict(),
@@ -92,7 +94,10 @@ def lines(plan: Plan) -> Iterator[tuple[str, str]]:
         terms = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in _large(plan.memory.terms))
         yield "memory", f"{plan.memory.total:.1f} GiB per {'process' if plan.device == 'cpu' else 'GPU'}: {terms}"
     if plan.speed:
-        yield "speed", f"about {plan.speed.tokens_per_second:,.0f} tokens/s, {plan.speed.step_seconds:.2f} s per step"
+        pace = f"about {plan.speed.tokens_per_second:,.0f} tokens/s, {plan.speed.step_seconds:.2f} s per step"
+        yield "speed", f"{pace}{of_rows(plan)}"
+    if plan.time:
+        yield "run", str(plan.time)
     if found := checkpoints(plan):
         kept = f", the newest {found['kept']} kept" if found["kept"] else ""
         what = "adapter" if plan.run.training.get("save_only_model") else "adapter, optimizer"
@@ -102,6 +107,13 @@ def lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "because", reason
     for option in plan.rejected:
         yield f"not {option.strategy}"[:10] if len(option.strategy) < 7 else "not", _named(option)
+
+
+def of_rows(plan: Plan) -> str:
+    """Say for which rows the speed holds."""
+    if plan.run.training.get("packing"):
+        return ", packed rows"
+    return f", rows of {plan.lengths}" if plan.lengths else ", if rows are full"
 
 
 def as_table(plan: Plan) -> Any:

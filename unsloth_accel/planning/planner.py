@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Literal
@@ -9,7 +11,8 @@ from typing import Literal
 from ..capabilities.probe import Capabilities
 from ..config.accelerate_config import Precision
 from ..config.run_config import DEFAULT_PER_DEVICE, RunConfig
-from ..config.start_adapter import find_adapter, model_of
+from ..config.start_adapter import find_adapter, model_of, tokenizer_of_model
+from ..data.length_estimate import RowLengths, row_lengths
 from ..errors import ConfigError, Problem, counted, raise_errors, rows_text
 from ..hardware.device import Device
 from ..hardware.hardware import Hardware
@@ -24,6 +27,7 @@ from .memory_estimate import GIB, OPTIMIZER, OPTIMIZER_BYTES, Workload, needs_gp
 from .packing_choice import with_packing
 from .plan import Plan
 from .precision import choose_precision
+from .run_time import run_time
 from .strategy_choice import Choice, Option, Rejected, choose, free_gib, shorter
 from .ways import Refused, Way, tried
 
@@ -38,11 +42,13 @@ def plan(
     capabilities: Capabilities | None = None,
     *,
     elsewhere: bool = False,
+    price: float | None = None,
 ) -> Plan:
     """Decide how `run` runs on `hardware`; `spec` is read from `run.model.name` when it is not given.
 
     A strategy that `capabilities` lacks is rejected; with `elsewhere`, the versions that will run are not those that
     were looked at, so the plan takes it all the same and says so. Nothing is known where `capabilities` is None.
+    `price` is that of one GPU for an hour.
 
     Raises `ConfigError` where what is asked for can't be had: more processes than GPUs, a global batch that can't be
     divided, a model that does not fit, or one whose size is unknown while the strategy depends on it. What its fixes
@@ -51,7 +57,7 @@ def plan(
     facts = _Facts(run, spec)
 
     def changed(way: Way) -> Plan:
-        return _decide(*way.of(run, hardware), facts, capabilities, elsewhere=elsewhere)
+        return _decide(*way.of(run, hardware), facts, capabilities, elsewhere=elsewhere, price=price)
 
     try:
         return changed(Way())
@@ -75,9 +81,21 @@ class _Facts:
         except ConfigError as error:
             return error
 
+    @cached_property
+    def lengths(self) -> Callable[[int], RowLengths | None]:
+        """The lengths of the rows, cut to a number of tokens."""
+        data, tokenizer = self._run.data, tokenizer_of_model(self._run.model.name)
+        return functools.cache(lambda limit: row_lengths(data, tokenizer, limit) if data.path else None)
+
 
 def _decide(
-    run: RunConfig, hardware: Hardware, facts: _Facts, capabilities: Capabilities | None, *, elsewhere: bool
+    run: RunConfig,
+    hardware: Hardware,
+    facts: _Facts,
+    capabilities: Capabilities | None,
+    *,
+    elsewhere: bool,
+    price: float | None,
 ) -> Plan:
     """See `plan`; raises `Refused` with ways out of which nobody knows yet whether they lead to a plan."""
     reasons: list[str] = []
@@ -117,11 +135,16 @@ def _decide(
         problem = Problem(key=_STRATEGY, value=asked, consequence=unavailable[asked], fix="")
         sixteen = [] if spec and spec.quantization else [[Way(changes={"model.load_in_4bit": False})]]
         raise Refused(problem, _other_strategies(count) + sixteen)
+    why_packed: list[str] = []
+    lengths = facts.lengths(run.model.max_seq_length)
+    run = with_packing(run, device, lengths, why_packed)
     if spec is not None:
         trained = targets(run, spec)
         run = _spelt_out(run, spec, trained, reasons)
         free, gpus = replace(hardware, devices=used), len(hardware.devices) * hardware.num_machines
         choice = _choice(run, spec, trained, free, precision, count, data_parallel, rows, gpus)
+        if lengths and not run.training.get("packing"):
+            choice = replace(choice, row_tokens=lengths.mean, by_tokens=run.batch.balance == "tokens")
         choice = replace(choice, unavailable=unavailable | _cannot_shard(spec, run, device))
         if device == "cuda":
             chosen, why, rejected = choose(choice, asked)
@@ -141,9 +164,11 @@ def _decide(
         reasons.append(f"beware: {strategy} needs other versions than are installed here: {lacking[strategy]}")
     batch = _batch(rows, data_parallel, per_device, accumulation, chosen, device, reasons)
     run = _with_optimizer(run, strategy, device, reasons)
-    run = with_packing(run, device, reasons)
+    reasons += why_packed
     if run.early_stopping:
         reasons.append(_stopping_early(run))
+    speed = chosen.speed if chosen and device == "cuda" else None
+    all_gpus = len(hardware.devices) * hardware.num_machines
     return Plan(
         strategy=strategy,
         num_processes=count,
@@ -154,7 +179,9 @@ def _decide(
         rejected=rejected,
         memory=chosen.memory if chosen else None,
         checkpoint_gib=_checkpoint_gib(run, trained.parameters) if spec else None,
-        speed=chosen.speed if chosen and device == "cuda" else None,
+        speed=speed,
+        lengths=lengths,
+        time=run_time(run, batch, speed, lengths, all_gpus, price),
         spec=spec,
         hardware=hardware,
         devices=used,

@@ -24,6 +24,9 @@ wait for it longer)."""
 LEAST_LAYER_SECONDS = 0.0055
 """Least seconds per decoder block and device batch: a small batch is as slow as Python launches its kernels; from the
 0.5B cell with 16 × 512 tokens."""
+LEAST_VARIOUS_SECONDS = 0.014
+"""The same where rows of different lengths are laid end to end, so that every batch has another shape: 0.21 to 0.27 s
+per step with 16 blocks (benchmarks/results: variable-2xH100.json, row-sharing-8-2xH200.json, ddp-2xH200-1.5B.json)."""
 HIDDEN_SHARE = 0.8
 """Share of computing behind which fsdp2 can hide the bytes: copy engines fetch the next block meanwhile; assumed."""
 DDP_SHARE = 0.015
@@ -67,9 +70,19 @@ def flops(work: Workload) -> float:
 
 
 def estimate_speed(
-    work: Workload, strategy: str, num_processes: int, accumulation: int, hardware: Hardware, precision: Precision
+    work: Workload,
+    strategy: str,
+    num_processes: int,
+    accumulation: int,
+    hardware: Hardware,
+    precision: Precision,
+    *,
+    various: bool = False,
 ) -> Speed | None:
-    """Estimate a step of `accumulation` device batches; None for cards whose rates are unknown."""
+    """Estimate a step of `accumulation` device batches; None for cards whose rates are unknown.
+
+    With `various`, `work.length` is the mean of rows of different lengths.
+    """
     device = min(hardware.devices, key=lambda d: d.fp16_tflops or 0.0, default=None)
     if device is None:
         return None
@@ -82,7 +95,7 @@ def estimate_speed(
         crossing *= 2 / 3
     launches = LAYER_SECONDS * spec.num_layers
     compute = flops(work) / (rate * 1e12 * PEAK_SHARE) + crossing / (device.bandwidth_gbs * 1e9) + launches
-    compute = max(compute, LEAST_LAYER_SECONDS * spec.num_layers)
+    compute = max(compute, (LEAST_VARIOUS_SECONDS if various else LEAST_LAYER_SECONDS) * spec.num_layers)
     record = STRATEGIES[strategy]
     compute *= record.compute_factor
     communication = 0.0

@@ -73,6 +73,10 @@ class Choice:
     """Gradient accumulation steps that the run gives."""
     gpus: int = 0
     """Number of GPUs over all machines, used or not."""
+    row_tokens: float | None = None
+    """Mean tokens of the rows where they are known and not packed; otherwise rows count as full."""
+    by_tokens: bool = False
+    """Whether a step's rows are shared out by tokens, in fewer micro-batches where these hold more rows."""
     processes_asked: bool = False
     """Whether the run gives the number of processes."""
     unavailable: Mapping[str, str] = field(default_factory=dict)
@@ -104,8 +108,24 @@ class Choice:
         steps = self.accumulation or 1 if self.rows is None else max(self.rows // size, 1)
         if alone and self.rows is not None:
             steps *= self.data_parallel  # the same rows, in one process
-        speed = estimate_speed(work, strategy, count, steps, self.hardware, self.precision)
+        short, fewer = self._as_rows_are(work, steps)
+        given = (short, strategy, count, fewer, self.hardware, self.precision)
+        speed = estimate_speed(*given, various=self.row_tokens is not None)
         return Option(strategy=strategy, per_device=size, memory=memory(size), fits=bool(fitting), speed=speed)
+
+    def _as_rows_are(self, work: Workload, steps: int) -> tuple[Workload, int]:
+        """Return the work of a micro-batch of rows of their mean length, laid end to end, and the number of those.
+
+        Rows shared out by tokens go into as few micro-batches as they fit (`adapters.token_balance`).
+        """
+        if self.row_tokens is None:
+            return work, steps
+        rows, mean = work.per_device * steps, max(1, round(self.row_tokens))
+        if self.by_tokens and self.rows is not None:
+            # With a tenth to spare, since a group of rows may be longer than the average one.
+            most = 0.9 * work.per_device * work.length
+            steps = next(n for n in divisors(rows) if n >= steps or rows // n * mean <= most)
+        return replace(work, per_device=rows // steps, length=mean), steps
 
 
 def choose(choice: Choice, asked: str) -> tuple[Option, tuple[str, ...], tuple[Rejected, ...]]:
