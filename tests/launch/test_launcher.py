@@ -149,7 +149,7 @@ def test_a_secret_goes_to_the_processes_alone(
     file: Path, tmp_path: Path, description: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not by their command line, and into nothing that is written or printed."""
-    training = {"hub_token": TOKEN, "lr_scheduler_kwargs": {"token": TOKEN}}
+    training = {"hub_token": TOKEN, "gradient_checkpointing_kwargs": {"token": TOKEN}}
     write_yaml(file, {**description, "training": training})
     command = launched(file)
     name = "UNSLOTH_ACCEL_TRAINING_HUB_TOKEN"

@@ -33,6 +33,8 @@ def fixture(rule: str, name: str) -> Path:
 
 
 def context_for(rule: str) -> Context | None:
+    if rule.startswith("run-input"):
+        return Context(here=True)
     return Context(hardware=TWO) if rule == "too-few-gpus" else None
 
 

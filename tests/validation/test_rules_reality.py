@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 import warnings
@@ -12,6 +13,11 @@ from typing import Any
 import fork_server
 import pytest
 from conftest import ROOT
+from random_runs import TRAINING
+
+from unsloth_accel.config.run_config import RunConfig
+from unsloth_accel.config.trainer_settings import given_fields
+from unsloth_accel.validation.rules import Document, check_document
 
 from unsloth_accel.validation.rules import check_document, read_text
 
@@ -299,6 +305,9 @@ def test_fp16_does_nothing_on_a_cpu() -> None:
 REFUSED = {
     "run-two-precisions": "At most one of fp16 and bf16",
     "run-load-best": "requires the save and eval strategy to match",
+    "run-unknown-word": "is not a valid SchedulerType",
+    "run-data-loader": "--dataloader_prefetch_factor can only be set",
+    "run-steps": "requires non-zero --logging_steps",
     "run-plateau-needs-evaluation": "requires an eval strategy",
 }
 
@@ -313,6 +322,7 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         return yaml.safe_load(fixture(rule, name).read_text(encoding="utf-8"))["training"]
 
     given = {f"{rule} {name}": fields(rule, name) for rule in REFUSED for name in ("bad", "good")}
+    given |= {f"random {seed}": given_fields(RunConfig(training=drawn(seed))) for seed in range(DRAWN)}
     code = (
         "import json, sys\nfrom transformers import TrainingArguments\nsaid = {}\n"
         "for name, fields in json.loads(sys.argv[1]).items():\n"
@@ -331,6 +341,43 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_training_arguments_refuse_it(rule: str, refusals: dict[str, str]) -> None:
     assert REFUSED[rule] in refusals[f"{rule} bad"]
     assert refusals[f"{rule} good"] == ""
+
+
+DRAWN = 200
+_OF_TRAINING_ARGUMENTS = (
+    *("optim", "lr_scheduler_type", "eval_strategy", "save_strategy", "logging_strategy", "hub_strategy", "debug"),
+    *("eval_steps", "save_steps", "logging_steps", "load_best_model_at_end", "metric_for_best_model", "warmup_steps"),
+    *("dataloader_num_workers", "dataloader_prefetch_factor", "torch_empty_cache_steps", "bf16", "fp16", "tf32"),
+)
+
+
+LATER = {
+    *("run-number", "run-optimizer-package", "run-optimizer-arguments", "run-unknown-metric", "run-data-loader"),
+    *("run-steps", "run-load-best", "run-best-metric", "run-fp16-on-cpu", "run-scheduler-arguments"),
+}
+"""Rules of which some findings show only when training begins, or never: 0 steps between checkpoints, a best checkpoint
+without an evaluation, fp16 that accelerate passes over on a CPU."""
+
+
+def drawn(seed: int) -> dict[str, Any]:
+    """Random fields of TrainingArguments."""
+    draw = random.Random(seed)
+    names = draw.sample(_OF_TRAINING_ARGUMENTS, draw.randint(1, 5))
+    return {name: draw.choice([value for value in TRAINING[name] if value is not None]) for name in names}
+
+
+def test_whatever_training_arguments_refuse_is_found(refusals: dict[str, str]) -> None:
+    """Settings as the processes have them, our defaults included, and nothing that they take is refused but for what
+    would go wrong later, or go wrong without a word."""
+    refused = 0
+    for seed in range(DRAWN):
+        values = {"training": drawn(seed), "distributed": {"device": "cpu"}, "data": {"eval_path": "eval.jsonl"}}
+        found = check_document(Document(file="", kind="run", values=values))
+        rules = {one.rule for one in found if one.severity == "error"}
+        said = refusals[f"random {seed}"]
+        refused += bool(said)
+        assert rules if said else not rules - LATER, (seed, said, rules)
+    assert 50 < refused < 190
 
 
 @pytest.mark.parametrize("rule", ["fsdp-layer-class-unknown", "fsdp-layer-class-list"])

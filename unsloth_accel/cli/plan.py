@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..artifacts.run_directory import PLANNED_YAML
@@ -47,16 +48,20 @@ def run(words: Sequence[str]) -> int:
     asked = parser().parse_intermixed_args(words)
     from ..capabilities.probe import here
     from ..planning import planner
+    from ..validation.inputs import place_problems
     from ..validation.run_checks import told_with
 
     hardware = chosen_hardware(asked)
     description, problems = checked_from_words(asked.words, hardware)
     elsewhere = asked.hardware is not None
+    if not elsewhere:  # elsewhere the files may lie elsewhere
+        problems += [replace(problem, severity="warning") for problem in place_problems(description)]
+    for problem in problems:
+        if problem.severity == "warning":
+            print(problem, file=sys.stderr)
     with told_with(problems):
         made = planner.plan(description, hardware, capabilities=here(), elsewhere=elsewhere, price=asked.price)
     raise_errors(problems)
-    for problem in problems:
-        print(problem, file=sys.stderr)
     if asked.write is not None:
         if not asked.write:
             fix = "--write runs/my-run"

@@ -47,7 +47,7 @@ def run(words: Sequence[str]) -> int:
         from ..hardware.hardware import Hardware
 
         hardware = Hardware.parse(asked.hardware)
-    reports = validate(asked.files, Context(hardware=hardware))
+    reports = validate(asked.files, Context(hardware=hardware, here=hardware is None))
     if asked.json:
         _print(json.dumps([_as_json(problem) for report in reports for problem in report.problems], indent=2))
     else:

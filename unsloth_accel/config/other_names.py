@@ -39,7 +39,6 @@ _ELSEWHERE_CALLED = {
     "push_to_hub_token": "training.hub_token",
     "push_to_hub_model_id": "training.hub_model_id",
     "include_inputs_for_metrics": "training.include_for_metrics",
-    **dict.fromkeys(("no_cuda", "use_mps_device"), "distributed.device"),
     **dict.fromkeys(("eval_steps_per_epoch", "val_steps"), "training.eval_steps"),
     "out_dir": "output_dir",
 }
@@ -52,6 +51,7 @@ _GONE = {
     "fp16_opt_level": "remove it: apex is no longer used",
     "jit_mode_eval": "remove it",
     "use_ipex": "remove it",
+    "use_mps_device": "remove it",
     "tpu_num_cores": "remove it",
     "past_index": "remove it",
     "mp_parameters": "remove it",
@@ -71,6 +71,8 @@ def gone(key: str, value: Any) -> str | None:
     """Return what is to be written now in the place of a field that transformers or TRL no longer has."""
     if key == "warmup_ratio":  # a number below 1 is a share of all steps
         return f"training.warmup_steps: {value}"
+    if key == "no_cuda":
+        return "distributed.device: cpu" if value is True else "remove it"
     if key in ("group_by_length", "adafactor"):
         field = "optim: adafactor" if key == "adafactor" else f"train_sampling_strategy: {key}"
         return f"training.{field}" if value is True else "remove it"

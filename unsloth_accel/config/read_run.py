@@ -44,15 +44,15 @@ _ELSEWHERE = {
 _REFUSED = {
     "auto_find_batch_size": (
         "changes the batch inside the run, so batch.global_size would not hold.",
-        "drop it, and set training.per_device_train_batch_size",
+        "remove it, and set training.per_device_train_batch_size",
     ),
     "enable_jit_checkpoint": (
         "saves each rank's part in a step of its own, where ranks wait for one another for ever.",
-        "drop it: after a SIGTERM all ranks save a checkpoint together, and end with status 143",
+        "remove it: after a SIGTERM all ranks save a checkpoint together, and end with status 143",
     ),
     "model_init_kwargs": (
         "is for a trainer that loads the model itself: Unsloth loads it before, so nothing here would have an effect.",
-        "drop it, and set model.dtype, model.load_in_4bit, model.max_seq_length or model.trust_remote_code; for what "
+        "remove it, and set model.dtype, model.load_in_4bit, model.max_seq_length or model.trust_remote_code; for what "
         "has no key there (attn_implementation, rope_scaling), your own script and unsloth_accel.adapt",
     ),
 }
@@ -208,6 +208,11 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
         kind = _field_type(name)
         if isinstance(value, int) and not isinstance(value, bool) and kind.startswith("float"):
             value = float(value)
+        if kind.startswith("str") and isinstance(value, bool | int | float):
+            if isinstance(value, bool):  # a bare no or on
+                _tell_wrong_type(problems, name, value, kind)
+                continue
+            value = str(value)
         try:
             schema[key] = {} if name in _MAPPINGS and value is None else value
         except OmegaConfBaseException:
@@ -298,13 +303,14 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
     for key in _POSITIVE:
         value = given(key)
         if isinstance(value, int) and value > MOST:
-            wrong(key, value, f"is beyond {MOST}, which no run needs.", "give less")
+            wrong(key, value, f"is beyond {MOST}, which no run needs.", "remove it, or give less")
         if isinstance(value, int | float) and value < 1:
-            wrong(key, value, "must be at least 1.", "give 1 or more")
+            fix = "give 1 or more" if key == _PATIENCE else "remove it, or give 1 or more"
+            wrong(key, value, "must be at least 1.", fix)
     reporters = given("logging.report_to")
     listed = list(reporters) if isinstance(reporters, ListConfig) else [reporters]
     if not listed or not all(isinstance(name, str) for name in listed):
-        fix = "none, or [tensorboard, wandb]"
+        fix = "logging.report_to=none, or a list such as [tensorboard, wandb]"
         wrong("logging.report_to", reporters, "must be a reporter's name, or a list of names.", fix, "run-wrong-type")
     seconds = given("logging.hang_after")
     if seconds is not None and seconds != 0 and not 5 <= seconds <= MOST:
@@ -314,11 +320,13 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
         wrong("lora.dropout", given("lora.dropout"), "must be at least 0 and below 1.", "give 0, or less than 1")
     count = given("distributed.num_processes")
     if count != "auto" and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        wrong("distributed.num_processes", count, "must be auto or a whole number from 1.", "auto, or 1, 2, …")
+        fix = "distributed.num_processes=auto, or 1, 2, …"
+        wrong("distributed.num_processes", count, "must be auto or a whole number from 1.", fix)
     modules = given("lora.target_modules")
     names = isinstance(modules, ListConfig) and len(modules) and all(isinstance(name, str) for name in modules)
     if modules != "all-linear" and not names and not (adapter and adapter.trains(modules)):  # whose may be a pattern
-        wrong("lora.target_modules", modules, "unknown value.", "all-linear, or a list such as [q_proj, v_proj]")
+        fix = "lora.target_modules=all-linear, or a list such as [q_proj, v_proj]"
+        wrong("lora.target_modules", modules, "unknown value.", fix)
     if given("data.eval_path") is None:
         for key in ("evaluation.exact_match", *_EVALUATE, _PATIENCE):
             if given(key) not in (None, False, "no"):
@@ -331,7 +339,7 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
     if threshold is not None and (patience is None or not threshold >= 0):
         consequence = "has no effect without training.early_stopping_patience."
         consequence = consequence if patience is None else "would take a worse loss for a better one."
-        fix = f"{_PATIENCE}=…, or remove it" if patience is None else "give 0 or more"
+        fix = f"remove it, or {_PATIENCE}=…" if patience is None else "give 0 or more"
         wrong("training.early_stopping_threshold", threshold, consequence, fix)
     minutes = given("training.save_minutes")
     if isinstance(minutes, int | float) and not minutes >= 0:
@@ -344,21 +352,22 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
     columns = {name for form, fields in FIELDS.items() for name in (*fields, *OPTIONAL.get(form, ()))}
     for name in given("data.columns") or ():
         if name not in columns:
-            wrong(f"data.columns.{name}", given("data.columns")[name], "unknown column.", nearest(str(name), columns))
+            fix = nearest(str(name), columns, "data.columns.")
+            wrong(f"data.columns.{name}", given("data.columns")[name], "unknown column.", fix)
     if given("data.streaming") is True:
         if not (isinstance(steps := given("training.max_steps"), int) and steps > 0):
             consequence = "a stream has no known length, so the run needs a number of steps."
-            wrong("data.streaming", True, consequence, "training.max_steps=…, or data.streaming=false")
+            wrong("data.streaming", True, consequence, "data.streaming=false, or training.max_steps=…")
         if given("training.packing") is True:
             fix = "training.packing=false, or data.streaming=false"
             wrong("data.streaming", True, "packing needs all rows beforehand.", fix)
     steps, epochs = given("training.max_steps"), given("training.num_train_epochs")
     if isinstance(steps, int) and steps == 0:
         consequence = "no step would be made, and an untrained adapter saved."
-        wrong("training.max_steps", steps, consequence, "give more than 0, or remove it")
+        wrong("training.max_steps", steps, consequence, "remove it, or give more than 0")
     if isinstance(epochs, int | float) and epochs <= 0 and not (isinstance(steps, int) and steps > 0):
         consequence = "no step would be made, and an untrained adapter saved."
-        wrong("training.num_train_epochs", epochs, consequence, "give more than 0, or training.max_steps=…")
+        wrong("training.num_train_epochs", epochs, consequence, "remove it, give more than 0, or training.max_steps=…")
     template = given("training.chat_template_path")
     if isinstance(template, str) and not os.path.isfile(os.path.expanduser(template)):
         consequence = "is not a file; another model's template would come with tokens that this model lacks."

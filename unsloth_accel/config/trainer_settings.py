@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..methods import METHODS, USUAL_METHOD
+from ..methods import METHODS, USUAL_METHOD, Method
 from .run_config import KEPT_CHECKPOINTS, RunConfig
-from .trainer_fields import field_options
+from .trainer_fields import field_options, training_fields
 
 _OWN: dict[str, Any] = {
     "logging_steps": 1,
@@ -20,7 +20,13 @@ _OWN: dict[str, Any] = {
 
 def given_fields(run: RunConfig) -> dict[str, Any]:
     """Return the fields of the trainer's config that `run` gives, with our own defaults."""
-    fields = _OWN | _saving(run) | run.trainer_fields()
+    kinds = training_fields(_method(run).config_sources)
+    asked = {
+        # Some take no whole number in a float's place: torch's AdamW has betas of one type.
+        name: float(value) if kinds.get(name) is float and type(value) is int and not name.endswith("_steps") else value
+        for name, value in run.trainer_fields().items()
+    }
+    fields = _OWN | _saving(run) | asked
     if run.data.eval_path and "per_device_train_batch_size" in fields:
         fields.setdefault("per_device_eval_batch_size", 2 * fields["per_device_train_batch_size"])
     return fields
@@ -29,8 +35,11 @@ def given_fields(run: RunConfig) -> dict[str, Any]:
 def settings(run: RunConfig) -> dict[str, Any]:
     """Return the value of every field of the trainer's config, as the processes will have it; without those whose
     default code decides, and only what `run` gives where the config's package is not installed."""
-    method = METHODS.get(run.method) or METHODS[USUAL_METHOD]
-    return {**field_options(method.config_sources, "default"), **given_fields(run)}
+    return {**field_options(_method(run).config_sources, "default"), **given_fields(run)}
+
+
+def _method(run: RunConfig) -> Method:
+    return METHODS.get(run.method) or METHODS[USUAL_METHOD]
 
 
 def _saving(run: RunConfig) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ..files import existing
 from ..methods import METHODS
 from ..models.locate import may_be_hub_id
 from ..models.spec import ModelSpec
+from .model_fit import model_fit_problems
 from .vocabulary import vocabulary_problems
 
 STREAM_CHECKED = 1_000
@@ -51,10 +52,21 @@ def input_problems(run: RunConfig) -> list[Problem]:
             problems += _responses_problems(found)
     if run.evaluation.exact_match and "data.eval_path" in rows:
         problems += exact_match_problems(rows["data.eval_path"])
-    problems += vocabulary_problems(run, rows)
+    problems += [*model_fit_problems(run), *vocabulary_problems(run, rows)]
     if "data.path" not in rows or run.data.streaming:
         return problems
     return problems + _epoch_problems(run, len(rows["data.path"]))
+
+
+def place_problems(run: RunConfig) -> list[Problem]:
+    """Return the problems of `input_problems` for which no row is read: what isn't there, or lacks what is named."""
+    problems = [*_model_problems(run), *model_fit_problems(run)]
+    for key, path in (("data.path", run.data.path), ("data.eval_path", run.data.eval_path)):
+        try:
+            locate(path, key) if path else None
+        except ConfigError as error:
+            problems += error.problems
+    return problems
 
 
 def _kind_problems(run: RunConfig, key: str, found: Rows) -> list[Problem]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ..config import read_run
 from ..config.run_config import RunConfig
@@ -33,7 +33,7 @@ def checked_run(
     """
     values = read_run.given(path, overrides)
     if path is not None:
-        _must_be_a_run(path)
+        _must_be_a_run(path, values)
     document = Document(file="", kind="run", values=resolved(values), context=Context(hardware=hardware))
     try:
         run = read_run.from_dict(values, to_plan=to_plan)
@@ -44,10 +44,10 @@ def checked_run(
     return run, [*check_document(document)]
 
 
-def _must_be_a_run(path: str | Path) -> None:
+def _must_be_a_run(path: str | Path, values: DictConfig) -> None:
     """Raise `ConfigError` where a file is an accelerate config, or another project's, and not a run's description."""
-    values = OmegaConf.to_container(read_run.given(path), resolve=False)
-    kind = kind_of({str(key): value for key, value in values.items()} if isinstance(values, dict) else {})
+    plain = OmegaConf.to_container(values, resolve=False)
+    kind = kind_of({str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {})
     if kind in ("run", "unknown"):
         return
     if kind == "accelerate":

@@ -27,6 +27,8 @@ class Context:
     """Hardware to run on; None leaves the rules out that need to know."""
     flags: Mapping[str, Any] = field(default_factory=dict)
     """Options of `accelerate launch` given on the command line, by name: they win over the file's keys."""
+    here: bool = False
+    """Whether a run is to be launched here, so that what it names is looked at: model, rows, tokens."""
     launching: bool = False
     """Whether `unsloth-accel launch` starts the processes, and sets what accelerate leaves out."""
 

@@ -68,12 +68,8 @@ def run_best_metric(config: Document) -> Iterator[Finding]:
     Reference: transformers/trainer.py: Trainer._validate_args, "`args.metric_for_best_model` must be provided".
     """
     values = settings_of(config)
-    if values.get("save_strategy") != "best":
-        return
-    if values.get("eval_strategy") == "no" and not values.get("load_best_model_at_end"):
-        consequence = "saves after an evaluation that is better, and there is none while it trains: no checkpoint."
-        yield config.problem("training.save_strategy", consequence, "training.save_strategy: steps")
-    elif not values.get("metric_for_best_model") and not values.get("load_best_model_at_end"):
+    best = values.get("save_strategy") == "best"
+    if best and not values.get("metric_for_best_model") and not values.get("load_best_model_at_end"):
         fix = "training.metric_for_best_model: loss"
         yield config.problem("training.save_strategy", "needs metric_for_best_model; every process fails.", fix)
 

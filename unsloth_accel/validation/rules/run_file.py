@@ -6,7 +6,8 @@ import functools
 import re
 from collections.abc import Iterator
 
-from ...errors import ConfigError, Problem
+from ...config.run_config import RunConfig
+from ...errors import ConfigError, Problem, Severity
 from ...strategies import STRATEGIES, Strategy, usual
 from .document import Document, Finding, Repair, is_whole
 from .rule_registry import add_rule, rule
@@ -22,7 +23,7 @@ def _refused(config: Document, rule_id: str) -> Iterator[Finding]:
     """Yield what `read_run` says under this rule, with the line."""
     if config.found or not config.text:
         return  # the reader's word comes first; what has no text has been read
-    for problem in _problems(config.text):
+    for problem in _read(config.text)[1]:
         if problem.rule == rule_id:
             section = problem.key.rpartition(".")[0]
             meant = re.match(r"did you mean ([\w.]+)\?", problem.fix) if rule_id == "run-unknown-key" else None
@@ -33,7 +34,8 @@ def _refused(config: Document, rule_id: str) -> Iterator[Finding]:
 
 
 @functools.lru_cache(maxsize=8)
-def _problems(text: str) -> tuple[Problem, ...]:
+def _read(text: str) -> tuple[RunConfig | None, tuple[Problem, ...]]:
+    """Return the run that a text describes, or what `read_run` says against it."""
     import yaml
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -42,15 +44,42 @@ def _problems(text: str) -> tuple[Problem, ...]:
 
     try:
         values = OmegaConf.create(text)
-        if isinstance(values, DictConfig):
-            from_dict(values)
+        return (from_dict(values), ()) if isinstance(values, DictConfig) else (None, ())
     except ConfigError as error:
-        return error.problems
+        return None, error.problems
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         fix = "correct it, or quote values with ${…}"
         consequence = f"can't be read: {str(error).splitlines()[0][:200]}."
-        return (Problem(key="(file)", consequence=consequence, fix=fix, rule="run-reference"),)
-    return ()
+        return None, (Problem(key="(file)", consequence=consequence, fix=fix, rule="run-reference"),)
+
+
+def _inputs(config: Document, severity: Severity) -> Iterator[Finding]:
+    """Yield what is wrong with the model and the rows that a run names, where it is to be launched here."""
+    from ..inputs import input_problems
+
+    run = _read(config.text)[0] if config.context.here and config.text else None
+    for problem in input_problems(run) if run else ():
+        if problem.severity == severity:
+            yield config.problem(problem.key, problem.consequence, problem.fix)
+
+
+add_rule(
+    "run-input",
+    lambda config: _inputs(config, "error"),
+    "A model or rows that are not there or can't be read, a module or a token that the model hasn't: `launch` refuses "
+    "it. Left out where the file is checked for other hardware (--hardware).",
+    "unsloth_accel/validation/inputs.py: input_problems.",
+    "error",
+    ("run",),
+)
+add_rule(
+    "run-input-warning",
+    lambda config: _inputs(config, "warning"),
+    "What a launch warns of about its model and rows: an epoch that ends with a small step, turns without an answer.",
+    "unsloth_accel/validation/inputs.py: input_problems.",
+    "warning",
+    ("run",),
+)
 
 
 _refused_by_the_reader(
@@ -132,12 +161,32 @@ def run_data_loader(config: Document) -> Iterator[Finding]:
     different process"; torch/utils/data/dataloader.py: "persistent_workers option needs num_workers > 0".
     """
     values = given(config)
-    if values.get("dataloader_num_workers"):
+    if values.get("dataloader_num_workers", 0) > 0:
         return
     for name in ("prefetch_factor", "persistent_workers", "multiprocessing_context"):
         if values.get(f"dataloader_{name}") not in (None, False):
             consequence = "is for loader processes, and dataloader_num_workers is 0; every process fails."
             yield config.problem(f"training.dataloader_{name}", consequence, "training.dataloader_num_workers: 2")
+
+
+@rule("run-ddp-backend", on=("run",))
+def run_ddp_backend(config: Document) -> Iterator[Finding]:
+    """ddp_backend is for several processes: one alone has no process group, and transformers fails in asking for it.
+    nccl needs GPUs.
+
+    Reference: torch/distributed/distributed_c10d.py: "Default process group has not been initialized" (measured);
+    transformers/training_args.py: `self.ddp_backend`.
+    """
+    key, hardware = "training.ddp_backend", config.context.hardware
+    backend, asked = config.get(key), config.get("distributed.num_processes", "auto")
+    one_card = hardware is not None and len(hardware.devices) * hardware.num_machines == 1
+    if backend is not None and (_alone(config) or (asked == "auto" and one_card)):
+        consequence = "is for several processes, and there is one, which fails."
+    elif backend == "nccl" and config.get("distributed.device") == "cpu":
+        consequence = "needs GPUs; every process fails."
+    else:
+        return
+    yield config.problem(key, consequence, "remove it", Repair(kind="remove", key=key))
 
 
 @rule("run-tf32", on=("run",))
@@ -275,7 +324,7 @@ def run_only_model_and_best(config: Document) -> Iterator[Finding]:
 
 @rule("run-strategy-and-processes", on=("run",))
 def run_strategy_and_processes(config: Document) -> Iterator[Finding]:
-    """`single` is one process and every other strategy needs two.
+    """`single` is one process and every other strategy needs two; accelerate has no FSDP on a CPU.
 
     Reference: unsloth_accel/planning/planner.py: _check_strategy.
     """
@@ -284,7 +333,11 @@ def run_strategy_and_processes(config: Document) -> Iterator[Finding]:
         consequence = "needs at least two processes and there is one."
         if strategy.one_process:
             consequence = f"is one process and num_processes is {count}."
-        yield config.problem("distributed.strategy", consequence, f"{usual(count).name}, or auto")
+        fix = f"distributed.strategy: {usual(count).name}, or auto"
+        yield config.problem("distributed.strategy", consequence, fix)
+    elif strategy and not strategy.runs_on_cpu and config.get("distributed.device") == "cpu":
+        consequence = "accelerate has no FSDP on a CPU: each process would train alone."
+        yield config.problem("distributed.strategy", consequence, "distributed.strategy: auto")
 
 
 @rule("run-batch-indivisible", on=("run",))

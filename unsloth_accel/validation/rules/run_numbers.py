@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ...config.trainer_fields import field_options
 from .document import Document, Finding
 from .rule_registry import rule
-from .run_settings import given, method_of, number, settings_of
+from .run_settings import given, method_of, number, settings_of, values_of
 
 MOST = 2**31
 
@@ -32,9 +32,11 @@ class Range:
             and (self.below is None or value < self.below)
         )
 
-    def __str__(self) -> str:
-        words = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
-        return " and ".join(f"{word} {bound:.10g}" for word, bound in words.items() if bound is not None) or "finite"
+    def words(self, value: float) -> str:
+        """Return in words what `value` isn't; a bound that is only there to keep numbers sane, where it is broken."""
+        bounds = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
+        told = {word: bound for word, bound in bounds.items() if bound is not None and (bound < MOST or value >= bound)}
+        return " and ".join(f"{word} {bound:.10g}" for word, bound in told.items()) or "finite"
 
 
 _WHOLE, _POSITIVE, _SEED = Range(least=0, most=MOST), Range(least=1, most=MOST), Range(least=0, below=2**32)
@@ -48,7 +50,7 @@ RANGES = {
     "training.label_smoothing_factor": Range(least=0, below=1),
     "training.neftune_noise_alpha": Range(least=0),
     "training.num_train_epochs": Range(most=MOST),
-    "training.max_steps": Range(least=-1, most=MOST),
+    "training.max_steps": Range(most=MOST),
     "training.eval_delay": Range(least=0),
     **dict.fromkeys(("training.seed", "training.data_seed", "lora.random_state"), _SEED),
     "training.per_device_eval_batch_size": _POSITIVE,
@@ -80,16 +82,18 @@ def run_number(config: Document) -> Iterator[Finding]:
     values = given(config)
     for key, allowed in RANGES.items():
         section, _, name = key.partition(".")
-        value = number(values.get(name) if section == "training" else config.get(key))
+        found = values if section == "training" else values_of(config).get(section)
+        value = number(found.get(name) if isinstance(found, dict) else None)
         if value is not None and not allowed.holds(value):
             instead = _INSTEAD.get(key, defaults.get(name))
             usual = f"{key}: {instead}, or " if number(instead) is not None else "remove it, or "
-            yield config.problem(key, f"must be {allowed}.", f"{usual}a number that is {allowed}")
+            words = allowed.words(value)
+            yield config.problem(key, f"must be {words}.", f"{usual}a number that is {words}")
 
 
 @rule("run-steps", on=("run",))
 def run_steps(config: Document) -> Iterator[Finding]:
-    """Steps between logs, evaluations and checkpoints are whole and above 0, or a share of the run below 1: others end
+    """Steps between logs, evaluations and checkpoints are whole, or a share of the run below 1, and not 0: others end
     every process, at once or at its first step.
 
     Reference: transformers/training_args.py: TrainingArguments._validate_args, "must be an integer if bigger than 1",
@@ -100,8 +104,9 @@ def run_steps(config: Document) -> Iterator[Finding]:
         value = number(values.get(name))
         if name not in said or values.get(strategy) != "steps" or value is None:
             continue
-        if not (0 < value <= MOST) and not (name == "eval_steps" and value == 0):  # which takes logging_steps
-            yield config.problem(f"training.{name}", "must be above 0.", f"training.{name}: 1, or more")
+        if value == 0 and name != "eval_steps":  # which takes logging_steps then
+            fix = f"training.{name}: 1, or training.{strategy}: 'no'"
+            yield config.problem(f"training.{name}", "no step is a multiple of it; every process fails.", fix)
         elif value > 1 and value != int(value):
             fix = f"training.{name}: {round(value)}"
             yield config.problem(f"training.{name}", "is no whole number of steps; every process fails.", fix)

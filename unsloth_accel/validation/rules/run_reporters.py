@@ -31,7 +31,7 @@ def run_reporter(config: Document) -> Iterator[Finding]:
     Reference: transformers/integrations/integration_utils.py: get_reporting_integration_callbacks, "is not supported,
     only", "WandbCallback requires wandb to be installed".
     """
-    said = config.get(KEY)
+    said = config.get(KEY, "none")
     words = said if isinstance(said, list) else [said]
     if words in (["none"], ["all"]):
         return

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -35,16 +37,24 @@ def method_of(config: Document) -> Method:
     return (METHODS.get(method) if isinstance(method, str) else None) or METHODS[USUAL_METHOD]
 
 
+@functools.lru_cache(maxsize=8)
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        tree = OmegaConf.create(text)
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError):
+        return {}  # told by the reader
+    return resolved(tree) if isinstance(tree, DictConfig) else {}
+
+
+def values_of(config: Document) -> dict[str, Any]:
+    """Return the values of a run as its reader takes them: 1e-4 is a number to OmegaConf, and text to PyYAML."""
+    return _parsed(config.text) if config.text else config.values
+
+
 def given(config: Document) -> dict[str, Any]:
     """Return the fields of `training` that the run gives, references in their values replaced; without those of a
     wrong type, which the reader tells."""
-    values: Any = config.values
-    if "${" in config.text:
-        try:
-            values = resolved(OmegaConf.create(values))
-        except (OmegaConfBaseException, ValueError, RecursionError):
-            values = {}
-    training = values.get("training")
+    training = values_of(config).get("training")
     known = {**training_fields(method_of(config).config_sources), **OWN_TRAINING_KEYS}
     sound = training.items() if isinstance(training, dict) else ()
     return {key: value for key, value in sound if key in known and accepts(known[key], value)}

@@ -30,6 +30,7 @@ _MEANT = {
     "wsd": "warmup_stable_decay",
     "cosine_with_hard_restarts": "cosine_with_restarts",
     "sft": "nll",
+    "bfd-requeue": "bfd_split",
 }
 """Words of other versions and other tools, which nothing is spelt like."""
 _MOST_SHOWN = 12
@@ -85,13 +86,18 @@ def run_unknown_word(config: Document) -> Iterator[Finding]:
     Reference: transformers/training_args.py: TrainingArguments.__post_init__, `OptimizerNames(self.optim)`;
     trl/trainer/sft_trainer.py: "Invalid `loss_type`"; transformers/trainer.py: `_get_train_sampler`.
     """
-    values, method = settings_of(config), method_of(config)
-    words: dict[str, tuple[str, ...]] = {name: tuple(enum_words(place).values()) for name, place in _ENUMS.items()}
-    # An empty place: the package isn't installed, and nothing can be said.
-    words |= {name: tuple(listed) for name, listed in field_options(method.config_sources, "choices").items()}
-    defaults = field_options(method.config_sources, "default")
+    values, sources = settings_of(config), method_of(config).config_sources
+    choices, defaults = field_options(sources, "choices"), field_options(sources, "default")
+    if values.get("debug") and isinstance(values["debug"], str):
+        flags = enum_words("transformers/debug_utils.py:DebugOption").values()
+        for word in values["debug"].split():
+            if word not in flags:
+                fix, _ = word_fix(word, tuple(flags))
+                yield config.problem("training.debug", "unknown value; every process fails.", fix)
     for name in given(config):
-        known, value = words.get(name), values.get(name)
+        # Without the package there are none, and nothing can be said.
+        known = tuple(enum_words(_ENUMS[name]).values() if name in _ENUMS else choices.get(name, ()))
+        value = values.get(name)
         if known and value not in known and not (value is None and name in defaults and defaults[name] is None):
             fix, near = word_fix(value, known)
             consequence = "unknown value; every process fails."
@@ -179,16 +185,18 @@ def run_scheduler_arguments(config: Document) -> Iterator[Finding]:
     "One of min_lr or min_lr_rate should be set".
     """
     values = settings_of(config)
+    if not {"lr_scheduler_type", "lr_scheduler_kwargs"} & {*given(config)}:
+        return
     word, arguments = values.get("lr_scheduler_type"), _mapping(values.get("lr_scheduler_kwargs"))
     key = "training.lr_scheduler_kwargs"
-    if arguments is None:
-        yield config.problem(key, "is no mapping of names to values; every process fails.", "remove it")
-        return
     members = {word: name for name, word in enum_words(_ENUMS["lr_scheduler_type"]).items()}
     functions = table("transformers/optimization.py:TYPE_TO_SCHEDULER_FUNCTION")
     function = functions.get(f"SchedulerType.{members.get(word)}") if isinstance(word, str) else None
     taken = parameters(f"transformers/optimization.py:{function}") if function else {}
     if not taken or word in ("constant", "constant_with_warmup"):  # which are given none
+        return
+    if arguments is None:
+        yield config.problem(key, "is no mapping of names to values; every process fails.", "remove it")
         return
     if word == "reduce_lr_on_plateau":
         taken = dict.fromkeys(_PLATEAU, False)
