@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 is_directory, is_file = os.path.isdir, os.path.isfile
 """Tests that are False for a name no file can have, at which `Path.is_dir` and `Path.is_file` raise."""
@@ -175,21 +175,28 @@ class TooLarge(ValueError):
     """More bytes than were to be read."""
 
 
-def read_bytes(path: str | Path, most: int | None = None) -> bytes:
-    """Return the bytes of a regular file; raises `OSError` for anything else, `TooLarge` for more than `most` bytes.
+@contextmanager
+def open_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a regular file for reading; raises `OSError` for anything else.
 
     A pipe would keep its reader waiting, and a device give bytes for ever.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "is a pipe or a device, not a file", str(path))
+        yield file
+
+
+def read_bytes(path: str | Path, most: int | None = None) -> bytes:
+    """Return the bytes of a file; raises `OSError` as `open_file` does, and `TooLarge` for more than `most` bytes."""
+    with open_file(path) as file:
         data = file.read() if most is None else file.read(most + 1)
     if most is not None and len(data) > most:
         raise TooLarge(f"is larger than {most:,} bytes")
     return data
 
 
-def parsed_json(text: str | bytes) -> Any:
+def parsed_json(text: str) -> Any:
     """Return the values of a JSON text; raises `ValueError`, also for what is nested too deeply to be gone through."""
     try:
         values = json.loads(text)
@@ -206,7 +213,7 @@ def parsed_json(text: str | bytes) -> Any:
 
 def load_json(path: Path) -> Any:
     """Return the values in a JSON file; raises `OSError` or `ValueError`."""
-    return parsed_json(read_bytes(path))
+    return parsed_json(read_bytes(path).decode("utf-8"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def _parsed(values: Any) -> Any:
     if isinstance(values, str) and values.lstrip().startswith("{"):
         try:
             found = json.loads(values)
-        except ValueError:
+            return found if any(secrets_in(found)) else values
+        except (ValueError, RecursionError):
             return values
-        return found if any(secrets_in(found)) else values
     return values

@@ -118,14 +118,12 @@ def from_launcher_config(command: Sequence[str]) -> Promise | None:
     file = _option(arguments, "config_file")
     if file is None or any(word.lstrip("-").replace("-", "_") in OTHER_KINDS for word in arguments):
         return None
-    import yaml
+    from ..config.safe_reader import read_yaml
 
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-        config = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    config = read_yaml(file)
+    if not config.readable:
         return None
-    return promise_of_config(config, file, number(_option(arguments, "num_processes")), text)
+    return promise_of_config(config.values, file, number(_option(arguments, "num_processes")), config.text)
 
 
 def check_world_size(promised: Promise, environ: Mapping[str, str] = os.environ) -> None:

@@ -6,7 +6,6 @@ memory. The base is held once, in the dtype that is written; each weight is merg
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any
 
 from ..config.start_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_beside, find_adapter
 from ..errors import ConfigError, Problem, UnslothAccelError, first_line, raise_errors
+from ..files import load_json
 from ..hardware.cpu_and_memory import memory_gib
 from ..models.locate import unquantized
 from ..models.safetensors_header import read_checkpoint, read_header
@@ -127,7 +127,7 @@ def _adapter(source: Path) -> tuple[Path, str]:
             raise ConfigError(Problem(key="merge", value=str(source), consequence=consequence, fix=fix))
     read_header(found / ADAPTER_WEIGHTS)
     try:
-        name = str(json.loads((found / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"])
+        name = str(load_json(found / ADAPTER_CONFIG)["base_model_name_or_path"])
     except (OSError, ValueError, KeyError, TypeError):
         consequence = "is damaged: it names no base model."
         raise ConfigError(Problem(key=str(found / ADAPTER_CONFIG), consequence=consequence, fix=fix)) from None

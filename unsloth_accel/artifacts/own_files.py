@@ -11,13 +11,13 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
 from ..errors import Problem
-from ..files import bring, is_directory, replacing_directory, unfinished, write_atomically
+from ..files import bring, is_directory, read_bytes, replacing_directory, unfinished, write_atomically
 from .checkpoints import RECORD, Checkpoint, files_of
 from .run_directory import ACCELERATE_YAML, MARK, RunDirectory, first_line_of
 
@@ -33,6 +33,24 @@ _UNRECORDED = (
 def is_planned(file: Path) -> bool:
     """Return whether a plan wrote this run.planned.yaml or accelerate.yaml."""
     return f"{MARK} with " in first_line_of(file)
+
+
+def in_the_way(file: str | Path, ours: Callable[[str], bool], key: str = "--out") -> list[Problem]:
+    """Return a problem where `file`, which `key` names to be written, holds a text that is not `ours`."""
+    if os.path.islink(file):  # also /dev/stdout, which would be a file from then on
+        consequence = f"is a link to {os.path.realpath(file)}, and would be a file in its place."
+        return [Problem(key=key, value=str(file), consequence=consequence, fix="name the file that it leads to")]
+    try:
+        text = read_bytes(file).decode("utf-8", errors="replace")
+        if not text.strip() or ours(text):
+            return []
+        consequence = "is there, and no file of ours: it would be replaced."
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        consequence = f"{getattr(error, 'strerror', None) or error}."
+    fix = f"another name; or move it away, mv {shlex.quote(str(file))} {shlex.quote(f'{file}.old')}"
+    return [Problem(key=key, value=str(file), consequence=consequence, fix=fix)]
 
 
 def is_of_a_run(directory: str | Path) -> bool:

@@ -9,6 +9,8 @@ import os
 import re
 from pathlib import Path
 
+from ..files import open_file
+
 PLANNED_YAML = "run.planned.yaml"
 ACCELERATE_YAML = "accelerate.yaml"
 _EARLIER_YAML = "run.yaml"
@@ -151,8 +153,8 @@ def _of_ranks(directory: Path, names: str) -> list[Path]:
 def first_line_of(file: Path) -> str:
     """Return the first line of a text file; empty where there is none that can be read."""
     try:
-        with file.open(encoding="utf-8") as text:
-            return text.readline(1000)
+        with open_file(file) as text:
+            return text.readline(1000).decode("utf-8", errors="replace")
     except (OSError, ValueError):
         return ""
 

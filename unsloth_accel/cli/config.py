@@ -48,8 +48,13 @@ def parser() -> argparse.ArgumentParser:
 
 def run(words: Sequence[str]) -> int:
     asked = parser().parse_intermixed_args(words)
+    from ..artifacts.own_files import in_the_way
+    from ..artifacts.run_directory import MARK
     from ..config.accelerate_config import AccelerateConfig, launch_lines
 
+    mark = f"{MARK} config"
+    if asked.out:
+        raise_errors(in_the_way(asked.out, lambda text: mark in text.partition("\n")[0]))
     if asked.words:
         config = _planned(asked)
     else:
@@ -65,7 +70,7 @@ def run(words: Sequence[str]) -> int:
             load_in_4bit=asked.load_in_4bit,
         )
     lines = launch_lines(config, asked.out or "FILE.yaml")
-    text = config.to_yaml(f"{config.strategy}, written by unsloth-accel config. Launch:\n\n{lines}")
+    text = config.to_yaml(f"{config.strategy}, {mark}. Launch:\n\n{lines}")
     if not asked.out:
         print(text, end="")
         return 0
@@ -73,9 +78,9 @@ def run(words: Sequence[str]) -> int:
 
     try:
         write_atomically(asked.out, text)
-    except OSError as error:
-        fix = "choose a file that you may write"
-        raise ConfigError(Problem(key="--out", value=asked.out, consequence=f"{error.strerror}.", fix=fix)) from None
+    except (OSError, ValueError) as error:
+        fix, reason = "choose a file that you may write", getattr(error, "strerror", None) or error
+        raise ConfigError(Problem(key="--out", value=asked.out, consequence=f"{reason}.", fix=fix)) from None
     print(f"wrote {asked.out}")
     return 0
 

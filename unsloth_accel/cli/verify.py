@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError, Problem
+from ..artifacts.own_files import in_the_way
+from ..errors import ConfigError, Problem, raise_errors
 from ..files import write_atomically
 from ..secret import shown_word
 from .options import add_run, command_parser, count
@@ -65,6 +66,7 @@ def run(words: Sequence[str]) -> int:
 
     if asked.json:
         _must_be_writable("--json", Path(asked.json).absolute().parent)
+        raise_errors(in_the_way(asked.json, lambda text: '"unsloth-accel verify ' in text[:200], "--json"))
     strategies = [name.strip() for name in (asked.strategy or "").split(",") if name.strip()]
     with _directory(asked.keep) as (directory, keep):
         chosen = settings(

@@ -21,7 +21,7 @@ from ..strategies import STRATEGIES
 from .other_names import belongs, gone
 from .row_formats import FIELDS, FORMATS, OPTIONAL
 from .run_config import IF_ANY, OWN_TRAINING_KEYS, RunConfig
-from .safe_reader import read_yaml
+from .safe_reader import override_problems, read_yaml
 from .start_adapter import Adapter, find_adapter
 from .trainer_fields import CHECKPOINTING_FIELDS, accepts, training_fields, type_name
 from .written import references
@@ -108,6 +108,8 @@ def given(path: str | Path | None, overrides: Sequence[str] = ()) -> DictConfig:
         if not is_override(override):
             fix = "write key=value, for example training.max_steps=2"
             raise ConfigError(Problem(key=shown_word(override), consequence="is not an override.", fix=fix))
+        key, _, value = override.partition("=")
+        raise_errors([dataclasses.replace(problem, key=key) for problem in override_problems(key, value)])
         try:
             given = OmegaConf.merge(given, OmegaConf.from_dotlist([override]))
         except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:

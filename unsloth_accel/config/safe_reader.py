@@ -29,12 +29,16 @@ aliases would be 400 million."""
 MOST_DEPTH = 32
 """Most sections and lists inside each other: none of ours has ten, and OmegaConf needs a dozen calls for each."""
 MOST_NUMBER = 10**18
+_MOST_DIGITS = 1000
+"""Python refuses to read decimal numbers of 4,300."""
 _TAG = "tag:yaml.org,2002:"
 _KNOWN_TAGS = {
     *("null", "bool", "int", "float", "binary", "timestamp", "str", "seq", "map", "set", "omap", "pairs", "merge"),
     "value",
 }
 _NOT_TEXT = re.compile(r"[^\x09\x0A\x0D\x20-\x7E\x85\xA0-\uD7FF\uE000-\uFFFD\U00010000-\U0010ffff]")
+_NO_SETTING = re.compile(r"[\x00\uD800-\uDFFF]")
+"""What a value may spell out, and neither a file's name nor UTF-8 can hold: a NUL, and half of a character."""
 _BOMS = (
     (b"\xff\xfe\x00\x00", "utf-32"),
     (b"\x00\x00\xfe\xff", "utf-32"),
@@ -115,7 +119,7 @@ class _Reader:
                 consequence=consequence,
                 fix=fix,
                 file=self.file,
-                line=line,
+                line=line if self.file else None,
                 repairs=repairs,
                 rule=rule,
                 severity="warning" if rule in _WARNINGS else "error",
@@ -140,6 +144,18 @@ def read_yaml_text(text: str, file: str, *, dates: bool = True) -> Read:
     """Read a text as `read_yaml` reads that of `file`."""
     reader = _Reader(file=file, text=text, dates=dates)
     return _read(reader, lambda: _parsed(reader))
+
+
+def override_problems(key: str, text: str) -> list[Finding]:
+    """Say what is wrong with a value for `key` that is given as YAML outside of a file, on a command line."""
+    reader = _Reader(file="", text=text, dates=False)
+    return _read(reader, lambda: {key: _override(reader, key)} if text.strip() else {}).problems
+
+
+def _override(reader: _Reader, key: str) -> Any:
+    node = _composed(reader)
+    _check_affordable(reader, node)
+    return _value(reader, node, key, own=False)
 
 
 def _read(reader: _Reader, values_of: Callable[[], dict[str, Any]]) -> Read:
@@ -374,6 +390,9 @@ def _value(reader: _Reader, node: yaml.Node, key: str, own: bool) -> Any:
         return [_value(reader, item, key, own) for item in node.value]
     if node.tag == f"{_TAG}timestamp" and not reader.dates:
         return node.value
+    if node.tag == f"{_TAG}int" and len(node.value) > _MOST_DIGITS:
+        reader.tell("yaml-value", key, "is too large a number for any setting.", "correct it", line)
+        return None
     try:
         value = yaml.SafeLoader("").construct_object(node)
     except (yaml.YAMLError, ValueError, OverflowError, KeyError, AttributeError, TypeError) as error:
@@ -382,6 +401,10 @@ def _value(reader: _Reader, node: yaml.Node, key: str, own: bool) -> Any:
         return None
     if isinstance(value, int) and abs(value) > MOST_NUMBER:
         reader.tell("yaml-value", key, "is too large a number for any setting.", "correct it", line)
+        return None
+    if isinstance(value, str) and (odd := _NO_SETTING.search(value)):
+        consequence = f"holds the character {odd.group()!r}, which no path, name or file can."
+        reader.tell("control-character", key, consequence, "remove it", line)
         return None
     if getattr(node, "style", None) is None and isinstance(value, int | float) and not isinstance(value, bool):
         written = node.value.replace("_", "").lstrip("+-")

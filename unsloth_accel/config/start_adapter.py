@@ -5,7 +5,6 @@ Its base is the model that is loaded, and what `lora:` does not say is taken fro
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, Problem, first_line
-from ..files import is_directory, is_file
+from ..files import is_directory, is_file, load_json
 from .hub_cache import hub_snapshot
 from .run_config import PROJECTIONS, LoraConfig
 
@@ -111,8 +110,8 @@ def find_adapter(name: str) -> Adapter | None:
         fix = "give a run's finished adapter or one of its checkpoints, or download the file"
         raise _wrong(name, f"holds an adapter's config, and its weights, {ADAPTER_WEIGHTS}, are missing.", fix)
     try:
-        config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        config = load_json(directory / ADAPTER_CONFIG)
+    except (OSError, ValueError) as error:
         raise _wrong(name, f"its {ADAPTER_CONFIG} can't be read: {first_line(error)}.", "copy it anew") from None
     base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not isinstance(base, str) or not base:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.hub_cache import hub_snapshot
 from ..config.start_adapter import model_of
 from ..errors import Problem
+from ..files import read_json
 from .formats import kind_of
 from .rows import read_checked_rows, stream
 
@@ -58,9 +59,7 @@ def _generation_stops(name: str) -> list[int]:
     model = model_of(name)
     directory = Path(model) if Path(model).is_dir() else hub_snapshot(model)
     for path in [directory / file for file in _CONFIGS] if directory else []:
-        try:
-            said = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        except (OSError, ValueError, AttributeError):
-            continue
-        return list(said) if isinstance(said, list) else [said]
+        if values := read_json(path):
+            said: Any = values.get("eos_token_id")
+            return list(said) if isinstance(said, list) else [said]
     return []

@@ -59,6 +59,9 @@ def locate(path: str | Path, key: str = "data.path") -> Source:
     except (OSError, ValueError) as error:
         raise _error(key, text, f"{getattr(error, 'strerror', error)}.", "name a readable file of rows") from None
     if not os.path.isdir(text):
+        if not os.path.isfile(text):
+            consequence = "is a pipe or a device, which only one process could read, and once."
+            raise _error(key, text, consequence, "save it as a file")
         return Source(kind=kind_of_file(Path(text)), files=(Path(text),))
     found = [file for file in sorted(Path(text).rglob("*")) if _holds_rows(file, Path(text))]
     if not found:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..errors import counted
+from ..config.safe_reader import read_yaml
+from ..errors import counted, errors
 from .machine import Machine
 from .result import Result, error, warning
 
@@ -101,10 +102,13 @@ def default_config(machine: Machine) -> Iterator[Result]:
     if found is None:
         yield Result(name="accelerate config", detail="no default config, so none is taken silently")
         return
-    import yaml
-
-    config = yaml.safe_load(found.read_text(encoding="utf-8"))
-    said = ", ".join(f"{key}: {config[key]}" for key in ("distributed_type", "num_processes") if key in (config or {}))
+    read = read_yaml(found)
+    config, faults = read.values, errors(read.problems)
+    if faults:
+        detail = f"{found}, which an `accelerate launch` without --config_file takes, can't be used: "
+        yield error("accelerate config", f"{detail}{faults[0].consequence}", f"rm {found}, or accelerate config")
+        return
+    said = ", ".join(f"{key}: {config[key]}" for key in ("distributed_type", "num_processes") if key in config)
     detail = f"{found} ({said}): an `accelerate launch` without --config_file takes it silently"
     fix = f"always pass --config_file (unsloth-accel launch does), or rm {found}"
     yield warning("accelerate config", detail, fix, "accelerate/commands/config/config_args.py: default_config_file")

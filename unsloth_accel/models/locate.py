@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from ..config.hub_cache import hub_snapshot
 from ..errors import ConfigError, Problem, first_line
-from ..files import is_directory, is_file
+from ..files import is_directory, is_file, load_json
 from .safetensors_header import INDEX, SINGLE
 
 T = TypeVar("T")
@@ -94,8 +94,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """A config.json's keys and values; raises `ConfigError` where it has none, or no model_type."""
     fix = "restore the file from the model's source"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+        values = load_json(path)
+    except (ValueError, OSError) as error:
         consequence = f"can't be read: {first_line(error)}."
         raise ConfigError(Problem(key=str(path), consequence=consequence, fix=fix)) from None
     if not isinstance(values, dict):
@@ -133,7 +133,7 @@ def _complete(snapshot: Path) -> bool:
     if (snapshot / SINGLE).is_file():
         return True
     try:
-        files: Mapping[str, str] = json.loads((snapshot / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        files: Mapping[str, str] = load_json(snapshot / INDEX)["weight_map"]
         return all((snapshot / file).is_file() for file in set(files.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

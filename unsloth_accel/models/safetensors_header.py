@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, Problem
+from ..files import load_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_HEADER = 100_000_000
@@ -118,8 +119,8 @@ def _tensor(path: Path, name: str, entry: Any) -> Stored:
 def _indexed(index: Path) -> list[str]:
     """The weight files that an index names, sorted."""
     try:
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        files = set(load_json(index)["weight_map"].values())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         files = set()
     if not files or not all(isinstance(file, str) and Path(file).name == file for file in files):
         raise _bad(index, "has no weight_map of tensors to files.")

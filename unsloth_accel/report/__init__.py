@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..artifacts.own_files import in_the_way
 from ..artifacts.run_directory import RunDirectory
-from ..errors import ConfigError, Problem
+from ..errors import ConfigError, Problem, raise_errors
 from ..files import why_unwritten, write_atomically
 
 _MADE = "Made by unsloth_accel"
@@ -41,11 +42,9 @@ def write_comparison(first: str | Path, second: str | Path, out: str | Path | No
 
 
 def _write(html: str, path: Path, *, asked: bool) -> Path:
-    """Write a page to `path`: over another file than a page of ours only where the user named it."""
+    """Write a page to `path`, where there is nothing or a page of ours."""
+    raise_errors(in_the_way(path, lambda text: _MADE in text, "--out" if asked else path.name))
     try:
-        if not asked and path.exists() and _MADE not in path.read_text(encoding="utf-8", errors="replace"):
-            consequence, fix = "is a file of your own.", "move it, or --out FILE"
-            raise ConfigError(Problem(key=path.name, value=str(path), consequence=consequence, fix=fix))
         write_atomically(path, html)
     except OSError as error:
         reason, fix = why_unwritten(error, path.parent)

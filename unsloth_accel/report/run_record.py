@@ -7,7 +7,6 @@ checkpoint) counts as it was trained last.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ from typing import Any
 
 from ..artifacts.checkpoints import STATE, checkpoints, is_finished
 from ..artifacts.run_directory import RunDirectory
+from ..config.safe_reader import read_yaml
 from ..errors import ConfigError, Problem
+from ..files import parsed_json, read_bytes, read_json
 from ..secret import HIDDEN, secrets_in, shown
 
 Json = dict[str, Any]
@@ -129,17 +130,17 @@ def read_run_record(directory: str | Path) -> Recorded:
     ranks = tuple(sorted((_rank(path) for path in files.rank_logs()), key=lambda r: r.number))
     lines = read_lines(files.step_log)
     newest = checkpoints(directory)[-1:]
-    trainer = _object(newest[0] / STATE) if newest else {}
-    described = _yaml(files.description)  # with a secret where an earlier version wrote it
+    trainer = read_json(newest[0] / STATE) if newest else {}
+    description = read_yaml(files.description, dates=False)  # with a secret where an earlier version wrote it
     told = [*tables(trainer.get("log_history")), *lines]
     return Recorded(
         directory=directory,
-        plan=_object(files.plan),
-        run=shown(described),
-        planned_yaml=_without(_text(files.description), secrets_in(described)),
+        plan=read_json(files.plan),
+        run=shown(description.values),
+        planned_yaml=_without(description.text, secrets_in(description.values)),
         accelerate_yaml=_text(files.accelerate_yaml),
-        results=_object(files.results),
-        summary=_object(files.summary),
+        results=read_json(files.results),
+        summary=read_json(files.summary),
         steps=_by_step(line for line in lines if "loss" in line),
         evaluations=_by_step(line for line in told if "eval_loss" in line),
         ranks=ranks,
@@ -238,7 +239,7 @@ def _errors(files: RunDirectory, ranks: tuple[Rank, ...]) -> tuple[Json, ...]:
     since = min((_time(rank.start, unknown=0.0) for rank in ranks), default=0.0)
     since = max(since, files.results.stat().st_mtime if files.results.is_file() else 0.0)
     paths = [files.launch_error, *files.told_errors()]
-    found = [error for error in map(_object, paths) if error and _time(error, unknown=since) >= since]
+    found = [error for error in map(read_json, paths) if error and _time(error, unknown=since) >= since]
     return tuple(sorted(found, key=lambda error: (error.get("rank") is not None, _time(error, unknown=0.0))))
 
 
@@ -251,33 +252,20 @@ def read_lines(path: Path) -> list[Json]:
     """The objects of a file of JSON lines; those that are none, as after a crash, are left out."""
     lines = [line for line in _text(path).split("\n") if line.strip()]
     try:
-        return tables(json.loads(f"[{','.join(lines)}]"))  # at once, since a long run has many
+        return tables(parsed_json(f"[{','.join(lines)}]"))  # at once, since a long run has many
     except ValueError:
         return tables([_value(line) for line in lines])
 
 
 def _value(written: str) -> Any:
     try:
-        return json.loads(written)
+        return parsed_json(written)
     except ValueError:
         return None
 
 
-def _object(path: Path) -> Json:
-    return table(_value(_text(path)))
-
-
-def _yaml(path: Path) -> Json:
-    import yaml
-
-    try:
-        return table(yaml.safe_load(_text(path)))
-    except yaml.YAMLError:
-        return {}
-
-
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return read_bytes(path).decode("utf-8", errors="replace")
     except OSError:
         return ""

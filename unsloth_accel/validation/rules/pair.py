@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import counted
+from ...files import read_json
 from ...models.locate import known_config
 from ...strategies import STRATEGIES, strategy_of, usual
 from .document import Document, Finding, is_whole
@@ -115,12 +115,9 @@ def _model_type(run: Document) -> str | None:
     if not isinstance(name, str):
         return None
     for directory in (Path(name).expanduser(), Path(run.file).parent / name) if "\0" not in name else ():
-        try:
-            values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RuntimeError):
-            continue
-        found = values.get("model_type") if isinstance(values, dict) else None
-        return found if isinstance(found, str) else None
+        if values := read_json(directory / "config.json"):
+            found = values.get("model_type")
+            return found if isinstance(found, str) else None
     known = known_config(name)
     return known["model_type"] if known else None
 
