@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Literal
 
 from .secret import shown
@@ -72,15 +71,19 @@ class ConfigError(UnslothAccelError):
 class LaunchError(UnslothAccelError):
     """`accelerate launch` ended badly; `exit_status` is the failing rank's own."""
 
-    def __init__(self, message: str, exit_status: int, ended: Mapping[Any, int] = MappingProxyType({})) -> None:
+    def __init__(
+        self, message: str, exit_status: int, *, first: int | None = None, ended: Mapping[str, int] | None = None
+    ) -> None:
         super().__init__(message)
         self.exit_status = exit_status
-        self.ended = {str(rank): status for rank, status in ended.items()}
-        """Exit statuses of the ranks that had failed when the first was seen to; negative: the signal that ended it."""
+        self.first = first
+        """Rank that failed first; None where no rank did."""
+        self.ended = dict(ended or {})
+        """Exit statuses of ranks that had failed when the first was seen to; negative: the signal that ended it."""
 
     def as_json(self) -> dict[str, Any]:
-        """What is left of it for a report."""
-        return {"message": str(self), "exit_status": self.exit_status, "ended": self.ended}
+        """What is left of it for a report, and makes it anew."""
+        return {"message": str(self), "exit_status": self.exit_status, "first": self.first, "ended": self.ended}
 
 
 def errors(problems: Iterable[Problem]) -> list[Problem]:

@@ -35,20 +35,20 @@ def test_the_rank_that_fell_first_is_named(tmp_path: Path) -> None:
 
     report_error(tmp_path, 0, RuntimeError("connection closed by peer"))
     reports = reports_in(tmp_path)
-    killed, rank = _failure({1: -9, 0: 1}, reports)
+    killed = _failure({1: -9, 0: 1}, reports)
     assert "rank 1 was ended by SIGKILL" in str(killed)
-    assert (killed.exit_status, rank, killed.ended) == (137, 1, {"1": -9, "0": 1})
-    ended, rank = _failure({0: 1, 1: -15}, reports)
+    assert (killed.exit_status, killed.first, killed.ended) == (137, 1, {"1": -9, "0": 1})
+    ended = _failure({0: 1, 1: -15}, reports)
     assert str(ended) == "rank 0 failed: RuntimeError: connection closed by peer"
-    assert (ended.exit_status, rank) == (1, 0)
-    asked, _ = _failure({1: -15, 0: -15}, [])
+    assert (ended.exit_status, ended.first) == (1, 0)
+    asked = _failure({1: -15, 0: -15}, [])
     assert (str(asked), asked.exit_status) == ("rank 1 was ended by SIGTERM.", 143)
-    left, _ = _failure({0: 143, 1: 7}, [])
+    left = _failure({0: 143, 1: 7}, [])
     assert (str(left), left.exit_status) == ("rank 1 failed with exit status 7; its own error is above.", 7)
-    silent, _ = _failure({1: -15, 2: 3}, [])
+    silent = _failure({1: -15, 2: 3}, [])
     assert "rank 2 failed with exit status 3" in str(silent)
-    without_a_word, rank = _failure({0: 1, 1: 7}, reports)
-    assert (without_a_word.exit_status, rank) == (7, 1), "its peer, which has a word, fell over its connection"
+    without_a_word = _failure({0: 1, 1: 7}, reports)
+    assert (without_a_word.exit_status, without_a_word.first) == (7, 1), "its peer fell over its connection"
 
 
 @pytest.mark.slow

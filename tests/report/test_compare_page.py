@@ -33,6 +33,19 @@ def test_a_run_compared_with_itself_is_the_same(two: Path) -> None:
     assert {row.ratio for row in compare_page.rows_of(run, run, figures(run), figures(run))} == {"1.00 ×"}
 
 
+def test_a_directory_has_more_than_one_spelling(two: Path, tmp_path: Path) -> None:
+    """`./models/X` is `models/X`, and rows in `./data` those in `data`."""
+    other = made.two_gpus(tmp_path / "other")
+    for directory, before in ((two, ""), (other, "./")):
+        text = (directory / "run.planned.yaml").read_text(encoding="utf-8")
+        text = text.replace(made.MODEL, f"{before}models/X").replace("data/train.jsonl", f"{before}data/train.jsonl")
+        (directory / "run.planned.yaml").write_text(text, encoding="utf-8")
+    first, second = read_run_record(two), read_run_record(other)
+    assert (first.run["model"]["name"], second.run["model"]["name"]) == ("models/X", "./models/X")
+    assert compare_page.not_comparable(first, second) == []
+    assert compare_page.differing(first, second) == []
+
+
 def test_what_cannot_be_compared_is_said(two: Path, tmp_path: Path) -> None:
     other = made.crashed(tmp_path / "other")
     text = (other / "run.planned.yaml").read_text(encoding="utf-8").replace("data/train.jsonl", "data/more.jsonl")

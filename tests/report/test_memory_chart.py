@@ -14,3 +14,10 @@ def test_memory_is_compared_like_with_like() -> None:
     html = str(memory_chart.chart(predicted, measured, on_cpu=False, of_gib=80.0))
     assert "rank 1: allocated by torch 9.0, allocator 3.0, context 2.0" in html
     assert memory_chart.verdict({}, measured, on_cpu=False) == ""
+
+
+def test_on_a_cpu_other_things_are_measured_than_planned() -> None:
+    measured = [Measured(rank=0, allocated=None, reserved=None, context=None, host=2.72)]
+    said = memory_chart.verdict({"weights": 1.71, "other": 0.06}, measured, on_cpu=True)
+    assert said.startswith("The plan counts tensors, 1.77 GiB. On a CPU all that a process keeps resident is measured")
+    assert "2.72 GiB: Python and its libraries, which take 0.60 GiB before a model is loaded" in said

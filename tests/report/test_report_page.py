@@ -34,6 +34,15 @@ OVERLAPS = """[...document.querySelectorAll('.tags')].flatMap(tags => {
 }).length"""
 CUT = """[...document.querySelectorAll('.cards > div, .xs span, .notice, .row, td')]
     .filter(element => element.scrollWidth > element.clientWidth + 1 && element.clientWidth).map(e => e.innerText)"""
+BROKEN = """[...document.querySelectorAll('table.wide:not(.settings):not(.ranks) td')].filter(cell => {
+    const range = document.createRange()
+    range.selectNodeContents(cell)
+    return new Set([...range.getClientRects()].map(box => box.top)).size > 1
+}).map(cell => cell.innerText)"""
+HIDDEN = """[...document.querySelectorAll('.code')].filter(box => {
+    box.closest('details')?.setAttribute('open', '')
+    return box.scrollWidth > box.clientWidth + 1 || box.firstChild.scrollWidth > box.clientWidth + 1
+}).map(box => box.innerText)"""
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +73,7 @@ def check(seen: Seen, width: int) -> None:
 @pytest.mark.parametrize("kind", [*made.KINDS, "compared"])
 def test_every_page_fits_phone_and_desk(kind: str, pages: dict[str, Path]) -> None:
     readers = [Reader(width=width, scheme=scheme, whole=False) for width in (390, 1280) for scheme in ("light", "dark")]
-    found = look_often(pages[kind], readers, WIDTH, BACKGROUND, BOXES, OVERLAPS, CUT)
+    found = look_often(pages[kind], readers, WIDTH, BACKGROUND, BOXES, OVERLAPS, CUT, BROKEN, HIDDEN)
     for reader, seen in zip(readers, found, strict=True):
         check(seen, reader.width)
         for left, right, width, height in seen.answers[2]:
@@ -72,6 +81,8 @@ def test_every_page_fits_phone_and_desk(kind: str, pages: dict[str, Path]) -> No
             assert min(width, height) > 10
         assert seen.answers[3] == 0, "labels at the ends of lines cover each other"
         assert seen.answers[4] == [], "words are wider than their place"
+        assert seen.answers[5] == [], "figures are broken in their middle"
+        assert seen.answers[6] == [], "code goes on beyond its box"
     light, dark = found[0], found[1]
     assert (light.answers[1], dark.answers[1]) == ("rgb(250, 249, 246)", "rgb(18, 20, 23)")
     assert dark_share(light.png) < 0.2 < 0.8 < dark_share(dark.png)
@@ -119,12 +130,24 @@ def test_a_chart_is_read_with_the_keyboard(pages: dict[str, Path]) -> None:
     seen = look(pages["two-gpus"], WIDTH, press)
     check(seen, 1280)
     last, before, first, none = seen.answers[1]
+    assert "held-out" not in before, "nothing was evaluated after step 239"
     loss = made_losses(pages["two-gpus"].parent)
     assert last.startswith("step 240: training ")
     assert before.startswith("step 239: training ")
     assert float(last.split("training ")[1].split(",")[0]) == pytest.approx(loss[-1], abs=0.003)
     assert "held-out 1.36" in first
     assert none == ""
+
+
+def test_the_contents_lead_to_every_section(pages: dict[str, Path]) -> None:
+    script = """[...document.querySelectorAll('nav a')].map(link => {
+        link.click()
+        return [location.hash, link.innerText, document.querySelector(location.hash).innerText]
+    })"""
+    seen = look(pages["two-gpus"], WIDTH, script, "[...document.querySelectorAll('h2')].map(title => title.innerText)")
+    assert [title for _, title, _ in seen.answers[1]] == seen.answers[2]
+    assert all(title == at for _, title, at in seen.answers[1])
+    assert len(seen.answers[2]) == 8
 
 
 def test_code_is_copied(pages: dict[str, Path]) -> None:

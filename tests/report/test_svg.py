@@ -1,5 +1,6 @@
 import math
 import re
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,6 +53,17 @@ def test_a_single_point_is_seen() -> None:
     """As a dot, in the colour of its place: a line through it would have no length."""
     html = str(svg.line_chart("Loss", [Series("A", (1, 2), (1.0, 2.0)), Series("B", (2,), (1.5,))]))
     assert re.findall(r'class="(line c\d|dot c\d)"', html) == ["line c1", "dot c2"]
+
+
+def test_where_little_was_measured_there_are_points_and_no_line() -> None:
+    """Between two evaluations nobody knows the loss."""
+    held = [Series("A", (1, 2, 3), (1.0, 2.0, 1.5)), Series("B", (1, 3), (1.5, 1.2))]
+    html = str(svg.line_chart("Held-out loss", [], dots=held))
+    assert re.findall(r'class="line (\w+) c\d"', html) == ["points", "points"]
+    assert html.count('class="dot c1"') == 3
+    assert html.count('class="dot c2"') == 2
+    style = (Path(svg.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+    assert style.rindex(".line.points { stroke: none; }") > style.rindex(".line.c6")
 
 
 def test_a_running_mean() -> None:

@@ -104,8 +104,7 @@ class Child:
     def _failure(self, status: int) -> LaunchError:
         assert self.command.output_dir is not None
         for report in RunDirectory(self.command.output_dir).launch_errors():
-            told = json.loads(report.read_text(encoding="utf-8"))
-            return LaunchError(told["message"], told["exit_status"], told.get("ended", {}))
+            return LaunchError(**json.loads(report.read_text(encoding="utf-8")))
         if status < 0:
             name = signal.Signals(-status).name
             return LaunchError(f"accelerate launch was ended by {name}; its ranks were ended too.", 128 - status)

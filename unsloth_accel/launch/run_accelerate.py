@@ -148,11 +148,15 @@ def _stopped(place: Path, number: signal.Signals) -> LaunchError:
     return LaunchError(message or f"stopped by {number.name}; all ranks ended.{told}", 128 + number)
 
 
-def _failure(ended: dict[int, int], reports: Sequence[rank_errors.Report]) -> tuple[LaunchError, int]:
-    """Return the error of failed ranks, and which one fell first: in its own words if it left any.
+def _failure(ended: dict[int, int], reports: Sequence[rank_errors.Report]) -> LaunchError:
+    """Return the error of failed ranks: which one fell first, and its own message if it left one.
 
     `ended` holds exit statuses by rank, first of those that fell first; a negative one is the signal that ended it.
     """
+
+    def error(rank: int, message: str, status: int) -> LaunchError:
+        return LaunchError(message, status, first=rank, ended={str(one): status for one, status in ended.items()})
+
     reported = {report["rank"] for report in reports}
     silent = {rank: status for rank, status in ended.items() if rank not in reported}
     # A rank that was killed leaves no word, and its peers fall over the connection it left; torchrun's own SIGTERM
@@ -161,7 +165,7 @@ def _failure(ended: dict[int, int], reports: Sequence[rank_errors.Report]) -> tu
         if status < 0 and -status != signal.SIGTERM:
             name = signal.Signals(-status).name
             hint = "; out of memory is the usual reason" if name == "SIGKILL" else ""
-            return LaunchError(f"rank {rank} was ended by {name}{hint}.", 128 - status, ended), rank
+            return error(rank, f"rank {rank} was ended by {name}{hint}.", 128 - status)
     # torchrun ends the other ranks with SIGTERM once one has failed; one that takes it leaves with this status.
     asked = 128 + signal.SIGTERM
     left = next((rank for rank, status in silent.items() if status > 0 and status != asked), None)
@@ -169,20 +173,20 @@ def _failure(ended: dict[int, int], reports: Sequence[rank_errors.Report]) -> tu
         first, rank = reports[0], int(reports[0]["rank"])
         where = "" if first["every_rank"] else f"rank {rank} failed: "
         status = max(ended.get(rank, 0), 0) or first["exit_status"]
-        return LaunchError(f"{where}{rank_errors.in_a_line(first)}", status, ended), rank
+        return error(rank, f"{where}{rank_errors.in_a_line(first)}", status)
     rank = next(iter(ended)) if left is None else left
     status = ended[rank]
     if status < 0 or status == asked:
         number = signal.Signals(-status if status < 0 else status - 128)
-        return LaunchError(f"rank {rank} was ended by {number.name}.", 128 + number, ended), rank
-    return LaunchError(f"rank {rank} failed with exit status {status}; its own error is above.", status, ended), rank
+        return error(rank, f"rank {rank} was ended by {number.name}.", 128 + number)
+    return error(rank, f"rank {rank} failed with exit status {status}; its own error is above.", status)
 
 
 def _told(command: Launch, ended: dict[int, int], place: Path, *, several: bool = True) -> LaunchError:
     """Return the error of failed ranks, and print what the first of them left."""
     reports = rank_errors.reports_in(place)
-    error, rank = _failure(ended, reports)
-    first = next((report for report in reports if report["rank"] == rank), None)
+    error = _failure(ended, reports)
+    first = next((report for report in reports if report["rank"] == error.first), None)
     rank_errors.tell(reports, first, place, is_run=command.output_dir is not None, several=several)
     return error
 

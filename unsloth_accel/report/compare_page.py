@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from .svg import line_chart
 
 NOT_SETTINGS = ("output_dir",)
 """Keys of run.yaml that always differ between two runs."""
+PLACES = ("model.name", "data.path", "data.eval_path")
+"""Keys of run.yaml that may hold a path, which has several spellings."""
 WARM_UP = 0.1
 """The part of a run that its speed leaves out: compilation and first allocations."""
 
@@ -102,7 +105,7 @@ def loss_difference(a: Recorded, b: Recorded) -> tuple[int, float, float, float]
 def not_comparable(a: Recorded, b: Recorded) -> list[str]:
     """In which respects one run says nothing about the other."""
     found = _batch_reasons(a, b)
-    names = [at(run.run, "model", "name") for run in (a, b)]
+    names = [_place(at(run.run, "model", "name")) for run in (a, b)]
     if names[0] != names[1]:
         found.append("Other models: neither loss, speed nor memory can be compared.")
     lengths = [at(run.run, "model", "max_seq_length") for run in (a, b)]
@@ -123,6 +126,7 @@ def _batch_reasons(a: Recorded, b: Recorded) -> list[str]:
     found = []
     # Held-out rows change nothing of what is trained.
     first, second = ({**table(at(run.run, "data")), "eval_path": None} for run in (a, b))
+    first, second = ({**data, "path": _place(data.get("path"))} for data in (first, second))
     if any(first.get(key) != second.get(key) for key in first.keys() | second.keys()):
         found.append("Other data: losses can't be compared.")
     sizes = [run.batch.get("global_size") for run in (a, b)]
@@ -151,7 +155,7 @@ def charts(a: Recorded, b: Recorded) -> list[Markup]:
         )
         for title, key, zero in wanted
     ]
-    made.insert(1, line_chart("Held-out loss", held, x_name=x))
+    made.insert(1, line_chart("Held-out loss", [], dots=held, x_name=x))
     rates = [replace(throughput(run), name=letter) for letter, run in sides]
     note = "All ranks together, padding left out."
     made.append(line_chart("Tokens per second", rates, note=note, from_zero=True, mean_of=over))
@@ -187,7 +191,7 @@ def differing(a: Recorded, b: Recorded) -> list[Row]:
 
 
 def _settings(run: Recorded) -> dict[str, str]:
-    found = {key: value for key, value in _flat(run.run) if key not in NOT_SETTINGS}
+    found = {key: _place(value) if key in PLACES else value for key, value in _flat(run.run) if key not in NOT_SETTINGS}
     found["precision"] = text(at(run.plan, "mixed_precision"))
     found["hardware"] = figures(run).where
     return found
@@ -197,6 +201,11 @@ def _differing(a: dict[str, str], b: dict[str, str]) -> Iterator[Row]:
     for key in sorted({*a, *b}):
         if a.get(key, "") != b.get(key, ""):
             yield Row(name=key, a=a.get(key) or numbers.NONE, b=b.get(key) or numbers.NONE)
+
+
+def _place(value: Any) -> Any:
+    """A path by the one spelling that `./models/X` and `models/X` have; a hub id as it is."""
+    return os.path.normpath(value) if isinstance(value, str) and value else value
 
 
 def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -22,6 +22,9 @@ _GROUPS = (
 """Terms of `memory_estimate.estimate` under one name. What torch allocates is the first three; what its allocator holds
 beyond that, and CUDA's and NCCL's context, are measured on their own."""
 
+LIBRARIES_GIB = 0.6
+"""Resident memory of a process that has imported Unsloth and loaded nothing; torch 2.13 for CPUs, measured."""
+
 
 def chart(predicted: Json, measured: Sequence[Measured], *, on_cpu: bool, of_gib: float | None) -> Markup:
     """Bars in GiB; empty where nothing was predicted nor measured. `of_gib` is the memory of the smallest GPU."""
@@ -36,6 +39,13 @@ def verdict(predicted: Json, measured: Sequence[Measured], *, on_cpu: bool) -> s
     terms = {name: number(value) or 0.0 for name, value in predicted.items()}
     allocated = max((one.allocated or 0.0 for one in measured), default=0.0)
     expected = sum(terms.get(name, 0.0) for _, _, names in _GROUPS[:3] for name in names) + terms.get("other", 0.0)
+    held = max((one.host or 0.0 for one in measured), default=0.0)
+    if on_cpu and expected and held:
+        return (
+            f"The plan counts tensors, {gib(expected)}. On a CPU all that a process keeps resident is measured, "
+            f"{gib(held)}: Python and its libraries, which take {gib(LIBRARIES_GIB)} before a model is loaded, and "
+            "memory that was freed and is kept for use again are in it."
+        )
     if on_cpu or not expected or not allocated:
         return ""
     off = expected / allocated - 1

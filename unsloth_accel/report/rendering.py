@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -37,4 +38,10 @@ def drawn(chart: str, **values: Any) -> Markup:
 def _environment() -> Environment:
     made = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     made.filters |= {"figure": numbers.figure, "percent": numbers.percent, "coordinate": numbers.coordinate}
+    made.filters["headings"] = _headings
     return made
+
+
+def _headings(sections: str) -> list[tuple[str, str]]:
+    """Id and title of each section of a page."""
+    return re.findall(r'<h2 id="([a-z]+)">([^<]+)</h2>', sections)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import curves, memory_chart, messages, numbers, run_context
+from . import curves, failure, memory_chart, messages, numbers, run_context
 from .figures import figures, memory_by_rank
 from .headline import cards, facts, short_name
 from .rendering import rendered
@@ -27,6 +27,7 @@ def page_of_run(run: Recorded) -> str:
         facts=facts(run, found),
         cards=list(cards(found)),
         problems=messages.problems(found.message),
+        failure=failure.failure(run),
         messages=shown[: messages.MOST],
         more_messages=max(0, len(shown) - messages.MOST),
         stragglers=_stragglers(run),

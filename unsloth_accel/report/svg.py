@@ -74,7 +74,7 @@ def line_chart(
         if one in dots or len(one.xs) == 1:  # a line of one point would not be seen
             # Lines of no length with round ends: a circle would be stretched with the box.
             points = [point for run in _runs(one, scale, most=120) for point in run]
-            paths.append((f"thin {colour}", one.name, points, colour))
+            paths.append((f"points {colour}", one.name, points, colour))
         elif mean_of > 1:
             bold = running_mean(one, mean_of)
             paths += [(f"{colour} faint", one.name, run, "") for run in _runs(one, scale)]

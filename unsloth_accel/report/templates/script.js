@@ -11,8 +11,10 @@ for (const chart of document.querySelectorAll(".chart")) {
   const [left, right, low, high] = chart.dataset.range.split(" ").map(Number);
   const unit = chart.dataset.unit ? " " + chart.dataset.unit : "";
   const lines = new Map();
+  const sparse = new Set(); // series of points: between them there is nothing to read
   for (const line of svg.querySelectorAll("polyline:not(.silent)")) {
     const points = line.getAttribute("points").split(" ").map((pair) => pair.split(",").map(Number));
+    if (line.classList.contains("points")) sparse.add(line.dataset.name);
     lines.set(line.dataset.name, [...(lines.get(line.dataset.name) || []), ...points]);
   }
   if (!lines.size) continue;
@@ -32,7 +34,10 @@ for (const chart of document.querySelectorAll(".chart")) {
     cursor.setAttribute("x2", x);
     svg.append(cursor);
     const where = left + (x / 1000) * (right - left);
-    const told = [...lines].map(([name, points]) => {
+    const near = [...lines].filter(
+      ([name, points]) => !sparse.has(name) || Math.abs(nearest(points, x)[0] - x) < 0.2
+    );
+    const told = near.map(([name, points]) => {
       const value = high - (nearest(points, x)[1] / 1000) * (high - low);
       return (lines.size > 1 ? name + " " : "") + short(value) + unit;
     });
