@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..errors import ConfigError, Problem, close_match
+from ..errors import ConfigError, Problem
 from ..methods import METHODS, USUAL_METHOD
 from ..secret import shown
 from .foreign import TOOLS, recognise
@@ -173,15 +174,15 @@ def _add(made: Translation, tool: Tool, values: Mapping[str, Any], gpus: int | N
 
 
 def _line(tool: Tool, key: str, value: Any, theirs: Theirs, assumed: bool = False) -> Line:
-    entry = tool.keys.get(key)
+    entry = tool.entry(key)
     fields = training_fields(METHODS[USUAL_METHOD].config_sources) if tool.fields else {}
     if entry is None and key in fields:
         entry = Becomes(f"training.{key}")
     if entry is not None:
         outcome = entry.read(value, theirs)
     else:
-        near = close_match(key, [*tool.keys, *fields])
-        hint = f"did you mean {near}?" if near else "what it asks for is not done: look its meaning up."
+        near = difflib.get_close_matches(key, [*tool.keys, *fields], n=1, cutoff=0.9)
+        hint = f"did you mean {near[0]}?" if near else "what it asks for is not done: look up what it is."
         outcome = Outcome(note=f"is no key of {tool.name} that is known here; {hint}", translated=False)
     return Line(tool=tool.name, key=key, value=shown(value, key), outcome=outcome, assumed=assumed)
 

@@ -211,11 +211,7 @@ def _to_add(parts: list[tuple[int, ast.Module]]) -> Iterator[tuple[str, str]]:
     elif not first and not ours:
         yield "first", "import unsloth_accel  # before unsloth: sets what must be set in a launched process"
     calls = [(cell, node) for cell, tree in parts for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    if any(
-        _name(node).rpartition(".")[2] in ("adapt", "prepare", "notebook_launch")
-        and _name(node) != "accelerator.prepare"
-        for _, node in calls
-    ):
+    if any(_name(node).rpartition(".")[2] in _ADAPTED for _, node in calls if _name(node) != "accelerator.prepare"):
         return
     trainers = [
         (cell, node)
@@ -234,6 +230,8 @@ def _to_add(parts: list[tuple[int, ast.Module]]) -> Iterator[tuple[str, str]]:
 
 
 _IMPORTS = (ast.Import, ast.ImportFrom)
+_ADAPTED = ("adapt", "prepare", "notebook_launch")
+"""Functions of this package of which a script that calls one needs no second line."""
 
 
 def _imported(node: ast.Import | ast.ImportFrom) -> set[str]:

@@ -10,11 +10,13 @@ from .shared import (
     ATTENTION,
     CHECKPOINTING,
     DTYPE,
+    FP8,
     KERNELS,
     NO_SECRET,
     ONLY_LORA,
     RESUME,
     SHARDED,
+    SWANLAB,
     TARGETS,
     TEXT_ONLY,
     TRAINER,
@@ -154,6 +156,8 @@ def _each_epoch(what: str) -> Entry:
     def read(value: Any, theirs: Theirs) -> Outcome:
         if not isinstance(value, int | float) or isinstance(value, bool):
             return Outcome(note=f"is no number: set training.{what}_steps.", translated=False)
+        if what == "eval" and not theirs.has("val_set_size", "test_datasets"):
+            return Outcome(note="no rows are held out, so there is no evaluation, as there")
         if not value:
             return Outcome({f"training.{what}_strategy": "no"})
         epochs = theirs.number("num_epochs", 1)
@@ -426,7 +430,7 @@ _KEYS: Mapping[str, Entry] = {
     "bfloat16": Chooses({True: {"model.dtype": "bfloat16"}, False: {}}, "true or false."),
     "float16": Chooses({True: {"model.dtype": "float16"}, False: {}}, "true or false."),
     "torch_dtype": DTYPE,
-    "fp8": Untranslated("precision is fp16 or bf16: training.bf16=true."),
+    "fp8": FP8,
     "qat": Untranslated("quantisation-aware training is not done."),
     "gradient_checkpointing": CHECKPOINTING,
     "gradient_checkpointing_kwargs": TRAINER["gradient_checkpointing_kwargs"],
@@ -435,6 +439,7 @@ _KEYS: Mapping[str, Entry] = {
     "auto_resume_from_checkpoints": Chooses({True: {"training.resume": "if_any"}, False: {}}, "true or false."),
     "saves_per_epoch": _each_epoch("save"),
     "evals_per_epoch": _each_epoch("eval"),
+    "early_stopping_patience": Becomes("training.early_stopping_patience"),
     "loss_watchdog_threshold": Covered("logging.stop_on_divergence ends a run whose loss stays far above its median"),
     "loss_watchdog_patience": Covered("logging.stop_on_divergence ends a run whose loss stays far above its median"),
     "eval_table_size": Untranslated("evaluation.samples shows answers at the end.", off=(0,)),
@@ -487,8 +492,7 @@ _KEYS: Mapping[str, Entry] = {
     "wandb_log_model": Untranslated(_WANDB.format("WANDB_LOG_MODEL")),
     "use_wandb": Chooses({True: {"logging.report_to": "wandb"}, False: {}}, "true or false."),
     "use_tensorboard": Chooses({True: {"logging.report_to": "tensorboard"}, False: {}}, "true or false."),
-    "trackio_project_name": Chooses({}, "export TRACKIO_PROJECT=…, with logging.report_to=trackio."),
-    "use_swanlab": Untranslated("SwanLab is no integration of the Trainer: set logging.report_to to one that is."),
+    "use_swanlab": SWANLAB,
     "strict": Covered("unknown keys are always refused"),
     "debug": Covered("--dry-run shows what would be started"),
     "hub_token": Untranslated(NO_SECRET),
@@ -501,6 +505,21 @@ AXOLOTL = Tool(
     marks=frozenset({"sequence_len", "micro_batch_size", "datasets", "pretraining_dataset", "adapter", "num_epochs"}),
     keys=_KEYS,
     fields=True,
+    families={
+        "liger_": UNSLOTHS,
+        "flash_attn_": Covered(ATTENTION),
+        "swanlab_": SWANLAB,
+        "trackio_": Untranslated("logging.report_to: trackio, and its variables: export TRACKIO_PROJECT=…", off=()),
+        "fp8_": FP8,
+        **dict.fromkeys(("eaft_", "use_eaft", "ebft_", "diffusion"), Untranslated(_OWN.format("loss_type"))),
+        **dict.fromkeys(("dsv4_", "use_dsv4", "use_glm", "nvfp4_", "expert_parallel_"), Untranslated(_OTHER_BASE)),
+        **dict.fromkeys(("lisa_", "jagged_", "relora_", "reinit_"), Untranslated(ONLY_LORA)),
+        **dict.fromkeys(("use_otel", "otel_"), Untranslated("logs/ and the report have what a run measures.")),
+        "ray_": Untranslated("launch starts one process per GPU of one machine, without Ray.", off=()),
+        "sample_packing_": Covered("says how rows are packed"),
+        "dion_": Covered("belongs to an optimizer of axolotl's own"),
+        "qgalore_": Covered("belongs to an optimizer of axolotl's own"),
+    },
     defaults={
         "adapter": "none",
         "sequence_len": 512,

@@ -185,12 +185,19 @@ class Tool:
     marks: frozenset[str]
     """… and at least one of these."""
     keys: Mapping[str, Entry]
+    families: Mapping[str, Entry] = field(default_factory=dict)
+    """Entries of keys that begin alike, by their beginning, for those that have none of their own."""
     fields: bool = False
     """Whether it also takes every field of transformers' TrainingArguments, which have the same names in `training`."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Values that it takes for keys that a file leaves out, where they differ from those here."""
     trains: bool = True
     """Whether its files describe a training; an accelerate config only says how one is launched."""
+
+    def entry(self, key: str) -> Entry | None:
+        """Return the entry of a key, its own or its family's."""
+        family = next((entry for start, entry in self.families.items() if key.startswith(start)), None)
+        return self.keys.get(key, family)
 
     def recognises(self, keys: set[str]) -> bool:
         return bool(self.needs & keys and self.marks & keys)

@@ -10,9 +10,11 @@ from typing import Any
 from .keys import Becomes, Chooses, Computed, Covered, Entry, Outcome, Theirs, Tool, Untranslated
 from .shared import (
     ATTENTION,
+    FP8,
     NO_SECRET,
     ONLY_LORA,
     SHARDED,
+    SWANLAB,
     TARGETS,
     TEXT_ONLY,
     TRAINER,
@@ -57,6 +59,8 @@ _GENERIC = ("default", "alpaca", "empty", "fewshot", "vanilla")
 _ABOVE = 4
 """Directories above the YAML file in which dataset_dir is looked for: its examples lie two below its root."""
 _OWN_OPTIMIZER = "is an optimizer of LLaMA-Factory's own; training.optim takes transformers'."
+_KTRANSFORMERS = "KTransformers trains on the CPU beside the GPU; here every weight is on the GPUs."
+_BEGINS_AT_ZERO = "an adapter begins at zero here; leave it out."
 _MEGATRON = "is Megatron's, which divides models otherwise; here the plan decides (distributed.strategy)."
 _PREFERENCE = Covered("belongs to preference training, which stage says")
 
@@ -236,7 +240,7 @@ _KEYS: Mapping[str, Entry] = {
     "ray_num_workers": Untranslated("launch starts one process per GPU of one machine, without Ray.", off=(1,)),
     "predict_with_generate": Untranslated("evaluation.exact_match=true answers held-out rows."),
     "compute_accuracy": Untranslated("evaluation.exact_match=true counts answers equal to the reference."),
-    "use_swanlab": Untranslated("SwanLab is no integration of the Trainer: set logging.report_to to one that is."),
+    "use_swanlab": SWANLAB,
     "infer_backend": Covered("is for inference"),
     **dict.fromkeys(("pref_beta", "pref_loss", "pref_ftx", "kto_chosen_weight", "kto_rejected_weight"), _PREFERENCE),
     **dict.fromkeys(
@@ -249,12 +253,11 @@ _KEYS: Mapping[str, Entry] = {
         ),
         Untranslated(_MEGATRON, off=(1, False)),
     ),
-    "fp8": Untranslated("precision is fp16 or bf16: training.bf16=true."),
-    "use_kt": Untranslated("KTransformers trains on the CPU beside the GPU; here every weight is on the GPUs."),
+    "fp8": FP8,
+    "use_kt": Untranslated(_KTRANSFORMERS),
     "use_llama_pro": Untranslated(ONLY_LORA),
     "ddp_timeout": Becomes("training.ddp_timeout"),
     "use_dora": Untranslated("Unsloth has no DoRA; leave it out."),
-    "pissa_init": Untranslated("an adapter begins at zero here; leave it out."),
     "loraplus_lr_ratio": Untranslated("both matrices of LoRA learn at one rate; raise training.learning_rate.", off=()),
     **dict.fromkeys(("use_galore", "use_apollo", "use_badam", "mixture_of_depths"), Untranslated(ONLY_LORA)),
     **dict.fromkeys(
@@ -271,6 +274,21 @@ LLAMA_FACTORY = Tool(
     marks=frozenset({"stage", "finetuning_type", "cutoff_len", "template", "dataset", "lora_rank", "export_dir"}),
     keys=_KEYS,
     fields=True,
+    families={
+        **dict.fromkeys(("galore_", "apollo_", "badam_", "freeze_", "oft_"), Untranslated(ONLY_LORA, off=())),
+        "kt_": Untranslated(_KTRANSFORMERS, off=()),
+        "pissa_": Untranslated(_BEGINS_AT_ZERO),
+        "asft_": Covered("belongs to a loss of LLaMA-Factory's own"),
+        "eaft_": Covered("belongs to a loss of LLaMA-Factory's own"),
+        "fp8_": FP8,
+        "swanlab_": SWANLAB,
+        "export_": Covered("says what becomes of a finished model: unsloth-accel merge OUTPUT_DIR writes it"),
+        **dict.fromkeys(("infer_", "vllm_", "sglang_"), Covered("is for inference")),
+        **dict.fromkeys(
+            ("use_distributed_optimizer", "overlap_", "recompute_", "moe_", "bias_", "apply_rope", "use_packed"),
+            Untranslated(_MEGATRON),
+        ),
+    },
     defaults={
         "finetuning_type": "lora",
         "lora_rank": 8,

@@ -19,6 +19,7 @@ KERNELS = "Unsloth has fused kernels of its own"
 ATTENTION = "Unsloth chooses among the attention kernels that are installed; they compute the same"
 SHARDING = "the plan decides how GPUs share the model (distributed.strategy: auto)"
 NO_SECRET = "is a secret, and none is written to a file: export HF_TOKEN=…, which the hub's client reads."
+_ONE_EACH = ("training.per_device_train_batch_size", "training.gradient_accumulation_steps")
 _PROJECTIONS = "give a list of modules' names to lora.target_modules; what it has is a pattern."
 
 
@@ -40,6 +41,9 @@ def rows_per_step(per_device: str, accumulation: str, default: int) -> Entry:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             return Outcome(note="is no number of rows: write batch.global_size.", translated=False)
         rows, steps = int(theirs.number(per_device, default)), int(theirs.number(accumulation, 1))
+        if theirs.gpus is None and rows * steps == 1:
+            note = "one row on each GPU, as there; batch.global_size is the number for all"
+            return Outcome(dict(zip(_ONE_EACH, (1, 1), strict=True)), note)
         gpus = theirs.gpus or 1
         said = f"{rows} × {steps} × {gpus} GPU{'s' * (gpus != 1)} (per device × accumulation × GPUs)"
         unknown = "" if theirs.gpus else "; one GPU is assumed, since nothing says how many: init --gpus N multiplies"
@@ -131,6 +135,8 @@ CHECKPOINTING = Chooses(
 )
 RESUME = Computed(_resume, "true: `training.resume: true`; a path isn't translated: name an adapter in `model.name`")
 SHARDED = Covered(SHARDING)
+SWANLAB = Untranslated("SwanLab is no integration of the Trainer: set logging.report_to to one that is.")
+FP8 = Untranslated("precision is fp16 or bf16: training.bf16=true.")
 TEXT_ONLY = Untranslated(ONLY_TEXT)
 UNSLOTHS = Covered(KERNELS)
 
