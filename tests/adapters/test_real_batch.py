@@ -135,3 +135,44 @@ def test_what_is_generated_is_drawn_for_several_micro_batches() -> None:
     made = DataLoader(data, batch_size=12, sampler=sampler)
     made.get_sampler = lambda: sampler  # type: ignore[attr-defined]
     assert real_batch(args(2, num_iterations=2), made).global_size == 24
+
+
+def to_keep(rows: int, processes: int, per_device: int = 4, **more: Any) -> Any:
+    """The arguments of a script's Trainer that is to take `rows` per step."""
+    from unsloth_accel.adapters.real_batch import keep_global_batch
+
+    own = args(processes, per_device_train_batch_size=per_device, n_gpu=1, **more)
+    trainer: Any = SimpleNamespace(args=own, callback_handler=SimpleNamespace(train_dataloader=None))
+    keep_global_batch(trainer, rows)
+    assert trainer._train_batch_size == own.train_batch_size
+    return own
+
+
+@pytest.mark.parametrize(
+    ("rows", "processes", "per_device", "made"),
+    [(8, 1, 4, (4, 2)), (8, 2, 4, (4, 1)), (8, 4, 4, (2, 1)), (24, 2, 4, (4, 3)), (10, 2, 4, (1, 5))],
+)
+def test_a_script_keeps_its_rows(rows: int, processes: int, per_device: int, made: tuple[int, int]) -> None:
+    """On any number of processes, and no more at once than it was written for."""
+    own = to_keep(rows, processes, per_device)
+    assert (own.per_device_train_batch_size, own.gradient_accumulation_steps) == made
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "consequence", "fix"),
+    [
+        (8, {}, "can't be 3 processes times", "global_batch=6 or global_batch=9, or 2 or 4 processes in place of 3"),
+        (2, {}, "can't be 3 processes times", "global_batch=3, or 2 processes in place of 3"),
+        (0, {}, "no step has such rows", "global_batch=3 or more"),
+        (12, {"generation_batch_size": 12}, "into groups already", "per_device_train_batch_size=4, gradient"),
+    ],
+)
+def test_rows_that_a_script_cannot_keep(rows: int, more: dict[str, int], consequence: str, fix: str) -> None:
+    from unsloth_accel.errors import ConfigError
+
+    with pytest.raises(ConfigError) as raised:
+        to_keep(rows, 3, **more)
+    (problem,) = raised.value.problems
+    assert (problem.key, problem.value) == ("global_batch", rows)
+    assert consequence in problem.consequence
+    assert problem.fix.startswith(fix)

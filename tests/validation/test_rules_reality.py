@@ -17,9 +17,7 @@ from random_runs import TRAINING
 
 from unsloth_accel.config.run_config import RunConfig
 from unsloth_accel.config.trainer_settings import given_fields
-from unsloth_accel.validation.rules import Document, check_document
-
-from unsloth_accel.validation.rules import check_document, read_text
+from unsloth_accel.validation.rules import Document, check_document, read_text
 
 FILES = ROOT / "tests" / "rules"
 

@@ -7,12 +7,13 @@ the same optimizer makes the same step from it.
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnslothAccelError
-from ..strategies import STRATEGIES
+from ..strategies import STRATEGIES, strategy_of, usual
 from .environment import world_size
 
 if TYPE_CHECKING:
@@ -71,21 +72,19 @@ def check_sharded(promised: Promise, model: torch.nn.Module) -> None:
         )
 
 
-def check_equal(tensors: Mapping[str, torch.Tensor], what: str) -> None:
-    """Raise `GuardError` on every rank unless `tensors` hold the same bits on all of them.
+def check_equal(tensors: Mapping[str, torch.Tensor], what: str) -> int | None:
+    """Raise `GuardError` on every rank unless `tensors` hold the same bits on all of them; returns how many they are.
 
-    `what` names them: "gradients". Does nothing in one process, and under FSDP1 and DeepSpeed, whose ranks hold
-    different shards by design; single sharded tensors (DTensor) are left out for the same reason.
+    `what` names them: "gradients". Does nothing, and returns None, in one process, and under FSDP1 and DeepSpeed, whose
+    ranks hold different shards by design; single sharded tensors (DTensor) are left out for the same reason.
     """
     import torch
     from accelerate import PartialState
-    from accelerate.state import AcceleratorState, is_initialized
     from accelerate.utils import gather
 
     state = PartialState()
-    fsdp2 = is_initialized() and AcceleratorState().is_fsdp2
-    if state.num_processes == 1 or not (distributed_type().startswith("MULTI_") or fsdp2):
-        return
+    if state.num_processes == 1 or not (distributed_type().startswith("MULTI_") or _is_fsdp2()):
+        return None
     whole = {name: tensor for name, tensor in tensors.items() if not is_sharded(tensor)}
     # The first entry is the number of tensors, so that ranks with other tensors differ instead of hanging.
     count = torch.tensor([len(whole)], device=state.device)
@@ -93,7 +92,7 @@ def check_equal(tensors: Mapping[str, torch.Tensor], what: str) -> None:
     everyone: torch.Tensor = gather(mine.unsqueeze(0))
     same = (everyone == everyone[0]).all(dim=0)
     if bool(same.all()):
-        return
+        return len(whole)
     names = ["(their number)", *whole]
     different = [name for name, equal in zip(names, same.tolist(), strict=False) if not equal]
     raise GuardError(
@@ -161,6 +160,22 @@ def distributed_type() -> str:
 
     state = AcceleratorState() if is_initialized() else PartialState()
     return str(state.distributed_type.value)
+
+
+def running() -> str:
+    """The name of the strategy that runs, or Accelerate's word in small letters where it is none of `STRATEGIES`."""
+    kind = distributed_type()
+    if kind == "NO":
+        return usual(1).name
+    if kind == "FSDP" or kind.startswith("MULTI_"):
+        return strategy_of(kind, 2 if _is_fsdp2() else 1, os.environ).name
+    return kind.lower()
+
+
+def _is_fsdp2() -> bool:
+    from accelerate.state import AcceleratorState, is_initialized
+
+    return is_initialized() and bool(AcceleratorState().is_fsdp2)
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..planning.batch import Batch
+from ..capabilities.probe import available
+from ..errors import ConfigError, Problem
+from ..planning.batch import Batch, divide_batch
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
+
+KEPT = "global_batch"
+"""Argument of `adapt` for the rows of a step."""
 
 
 def real_batch(args: TrainingArguments, loader: Any) -> Batch:
@@ -41,6 +46,30 @@ def batch_of(trainer: Trainer) -> Batch:
     """Return the batch of `trainer`; before it trains as its arguments say, without making a loader, which may draw
     random numbers or start what generates."""
     return real_batch(trainer.args, trainer.callback_handler.train_dataloader)
+
+
+def set_batch(trainer: Trainer, per_device: int, accumulation: int) -> None:
+    """Have `trainer` take so many rows at once on each device and so many micro-batches per step; before it trains."""
+    trainer.args.per_device_train_batch_size = per_device
+    trainer.args.gradient_accumulation_steps = accumulation
+    trainer._train_batch_size = trainer.args.train_batch_size  # which it had copied, times the GPUs of DataParallel
+
+
+def keep_global_batch(trainer: Trainer, rows: int) -> None:
+    """Have `trainer` take `rows` per optimizer step over all processes, and no more at once on a device than it was
+    made with; before it trains. Raises `ConfigError` where the processes can't divide them, with the nearest numbers.
+    """
+    args, devices = trainer.args, batch_of(trainer).data_parallel * max(1, trainer.args.n_gpu)
+    if rows < 1:
+        problem = Problem(key=KEPT, value=rows, consequence="no step has such rows.", fix=f"{KEPT}={devices} or more")
+        raise ConfigError(problem)
+    batch = divide_batch(rows, devices, most=args.per_device_train_batch_size, key=KEPT)
+    if getattr(args, "generation_batch_size", None) is not None:
+        fix = f"per_device_train_batch_size={batch.per_device}, gradient_accumulation_steps={batch.accumulation} there"
+        consequence = f"{type(args).__name__} has divided its completions into groups already, by its own numbers."
+        raise ConfigError(Problem(key=KEPT, value=rows, consequence=consequence, fix=fix))
+    if available("a batch that is set anew"):  # else its own is found to be another when it begins to train
+        set_batch(trainer, batch.per_device, batch.accumulation)
 
 
 def _sharing_rows(args: TrainingArguments) -> int:

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from ..capabilities.probe import available
 from ..data.balance import cost, share
 from .micro_batches import parts_add_up
+from .real_batch import set_batch
 from .token_count import count_late
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance 
     lengths = _lengths(loader.dataset)
     if lengths is None:
         return "the rows are not tokenised yet, so their lengths are not known"
-    if not available("rows shared out by tokens"):
+    if not (available("rows shared out by tokens") and available("a batch that is set anew")):
         return "the installed packages lack a name that it needs"
     ranks = trainer.accelerator.num_processes
     padded = not getattr(trainer.data_collator, "padding_free", False)
@@ -108,9 +109,7 @@ def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance 
     steps = [[lengths[row] for row in step] for order in orders for step in islice(_steps(order, rows), each)]
     most = most_tokens or args.train_batch_size * max(lengths)
     accumulation = _fewest(steps, rows, ranks, planned, most, padded) if known else planned
-    args.gradient_accumulation_steps = accumulation
-    args.per_device_train_batch_size = rows // (ranks * accumulation * max(1, args.n_gpu))
-    trainer._train_batch_size = args.train_batch_size
+    set_batch(trainer, rows // (ranks * accumulation * max(1, args.n_gpu)), accumulation)
 
     plain = trainer.get_train_dataloader
 

@@ -15,12 +15,14 @@ class Guard(TrainerCallback):
     """Checks world, batches and labels when training starts, gradients and weights in the first step, the order of the
     rows in the first step and at the end of every epoch, weights at every save.
 
-    `promised` is what to hold the world to; by default what the launcher promised (`environment.promise`).
+    `promised` is what to hold the world to; by default what the launcher promised (`environment.promise`). With
+    `aloud` rank 0 says once that the ranks are in step, after the first step of several.
     Raises `GuardError` on every rank, so that all of them end.
     """
 
-    def __init__(self, promised: Promise | None = None) -> None:
+    def __init__(self, promised: Promise | None = None, *, aloud: bool = False) -> None:
         self.promised = promised
+        self._aloud = aloud
         self._first = True
         self._drawn: rank_loaders.Drawn | None = None
         self._drawn_seen = False
@@ -52,8 +54,15 @@ class Guard(TrainerCallback):
 
     def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if self._first:
-            rank_checks.check_equal(rank_checks.trainable(kwargs["model"]), "trainable weights after the first step")
+            found = rank_checks.check_equal(
+                rank_checks.trainable(kwargs["model"]), "trainable weights after the first step"
+            )
             self._first = False
+            if self._aloud and found is not None and args.process_index == 0:
+                same = f"{found} trained tensors and their gradients are the same on all {args.world_size}"
+                each = f"each of {args.world_size} trains its own part of the weights"
+                print(f"unsloth_accel: ranks in step after the first step: {same if found else each}", flush=True)
+            self._aloud = False
 
     def on_save(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         rank_checks.check_equal(

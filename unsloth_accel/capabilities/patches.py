@@ -151,9 +151,10 @@ PATCHES = (
           adapter="adapters.token_count",
           cost="where tokens are counted the GPU waits for the processor in every micro-batch"),
     Patch(what="rows shared out by tokens",
-          place="transformers/trainer.py: Trainer._train_batch_size; accelerate/data_loader.py: "
-                "DataLoaderShard._non_blocking", adapter="adapters.token_balance",
+          place="accelerate/data_loader.py: DataLoaderShard._non_blocking", adapter="adapters.token_balance",
           cost="rows are shared out by number, and ranks wait for the one with the longest"),
+    Patch(what="a batch that is set anew", place="transformers/trainer.py: Trainer._train_batch_size",
+          adapter="adapters.real_batch", cost="a Trainer keeps the batch that it was made with"),
     Patch(what="held-out loss over all rows",
           place="transformers/trainer.py: Trainer.evaluation_loop, prediction_step, _loss_shifts_labels, "
                 "gather_function",

@@ -33,15 +33,16 @@ def divide_batch(
     per_device: int | None = None,
     accumulation: int | None = None,
     most: int = DEFAULT_PER_DEVICE,
+    key: str = "batch.global_size",
 ) -> Batch:
     """Split `global_size` rows exactly over `count` data-parallel processes; per device as many as divide them, up to
     `most`.
 
     Where `per_device` is given, `accumulation` gives way: the rows of a step are the promise, and the same description
     may run in another number of processes. Raises `Refused` when the rows can't be kept, with the nearest numbers that
-    work.
+    work; `key` is the user's name of those rows.
     """
-    check_divisible(BatchConfig(global_size=global_size), 1, count, per_device, accumulation)
+    check_divisible(BatchConfig(global_size=global_size), 1, count, per_device, accumulation, key=key)
     rows = global_size // count
     if per_device is None and accumulation is not None:
         per_device = rows // accumulation
@@ -100,13 +101,15 @@ def check_divisible(
     per_device: int | None,
     accumulation: int | None,
     with_processes: Callable[[int], list[Way]] | None = None,
+    *,
+    key: str = "batch.global_size",
 ) -> None:
     """Raise `Refused`, with the nearest numbers that work, unless the rows or tokens of a step can be kept.
 
     `length` are the tokens of a full row. `with_processes` returns the ways to another number of processes; without it
-    that number is only told.
+    that number is only told. `key` is the user's name of the rows.
     """
-    key, size, factors = "batch.global_size", batch.global_size or 0, [(count, "processes")]
+    size, factors = batch.global_size or 0, [(count, "processes")]
     if per_device is not None:
         factors.insert(0, (per_device, "rows per device"))
     elif accumulation is not None:

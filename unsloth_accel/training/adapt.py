@@ -12,6 +12,7 @@ from ..adapters.epoch_order import order_by_epoch
 from ..adapters.fsdp2.generation import gather_in_generate
 from ..adapters.gloo_timeout import heed_timeout
 from ..adapters.held_out_loss import weigh_held_out
+from ..adapters.real_batch import keep_global_batch
 from ..adapters.resuming import check_before_training
 from ..adapters.saving import let_numbered_cpus_load
 from ..adapters.token_count import count_late
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 AnyTrainer = TypeVar("AnyTrainer", bound="Trainer")
 
 
-def adapt(trainer: AnyTrainer, *, hang_after: float | None = None) -> AnyTrainer:
+def adapt(trainer: AnyTrainer, *, global_batch: int | None = None, hang_after: float | None = None) -> AnyTrainer:
     """Make `trainer` safe to evaluate before it trains, to save and to resume, guard it, and return it; once is enough.
 
     Without it `trainer.evaluate()` before `trainer.train()` turns DDP off (`adapters.ddp`), DDP's settings don't fit
@@ -51,16 +52,23 @@ def adapt(trainer: AnyTrainer, *, hang_after: float | None = None) -> AnyTrainer
     synchronised (`unsloth_accel.callbacks.Guard`), or they were given different rows, arguments or models
     (`adapters.rank_agreement`).
 
+    When training starts rank 0 shows processes, strategy and batch in a line, and after the first step of several that
+    the ranks are in step. With `global_batch` each optimizer step takes so many rows, on any number of processes:
+    micro-batches of as many as fit it, none larger than the arguments' per_device_train_batch_size.
+
     While it trains, a rank that hangs is named, and all end (`callbacks.watchdog`): `hang_after` is what a run.yaml has
     as `logging.hang_after`, 0 for not at all.
 
-    Raises `ImportOrderError` where unsloth was imported too late for it (`adapters.import_order`).
+    Raises `ImportOrderError` where unsloth was imported too late for it (`adapters.import_order`), and `ConfigError`
+    where the processes can't divide `global_batch`.
     """
     available("methods that take a step of ours")
     if environment.promise() is not None:  # in a single process Unsloth's own warning will do
         import_order.check_trainer(trainer)
         import_order.check_accelerator(trainer.accelerator)
     if not any(isinstance(callback, Guard) for callback in trainer.callback_handler.callbacks):
+        if global_batch is not None:
+            keep_global_batch(trainer, global_batch)
         wrap_after_evaluation(trainer.accelerator)
         choose_settings(trainer.accelerator, trainer.args)
         fit_to_strategy(trainer.accelerator)
@@ -76,13 +84,14 @@ def adapt(trainer: AnyTrainer, *, hang_after: float | None = None) -> AnyTrainer
             trainer.add_callback(EveryGradient(trainer.accelerator))
         gather_in_generate(trainer.accelerator, trainer.model)
         trainer.add_callback(ShardsAgain())
-        trainer.add_callback(Guard())
+        script = not any(isinstance(callback, RowsPerStep) for callback in trainer.callback_handler.callbacks)
+        trainer.add_callback(Guard(aloud=script))
         ranks = trainer.args.world_size if environment.promise() is not None else 1
         heartbeat = watch_script(trainer.args.output_dir, trainer.args.process_index, ranks, hang_after)
         if heartbeat is not None:
             trainer.add_callback(Pulse(heartbeat))
-        if not any(isinstance(callback, RowsPerStep) for callback in trainer.callback_handler.callbacks):
-            trainer.add_callback(RowsPerStep())
+        if script:
+            trainer.add_callback(RowsPerStep(global_batch, script=True))
         stop_when_asked(trainer)
     figures_first(trainer)
     return trainer
