@@ -72,7 +72,10 @@ fsdp_config:   # below
 num_machines: 1"""
     )
     assert "repaired     3 num_processes: num_processes: 2" in said
-    assert "fsdp_config.fsdp_offload_params: fsdp_offload_params: true, or false [fsdp-not-boolean]" in said
+    assert (
+        "fsdp_config.fsdp_offload_params: fsdp_offload_params: true, or fsdp_offload_params: false [fsdp-not-boolean]"
+        in said
+    )
     assert rules_of(tmp_path / "config.fixed.yaml") == {"fsdp-not-boolean"}
 
 

@@ -24,6 +24,7 @@ def told(text: str, **flags: Any) -> dict[str, str]:
     [
         ("word-read-as-boolean", f"{DDP}mixed_precision: no\n", "distributed_type: NO\nnum_processes: 1\n"),
         ("word-read-as-boolean", f"{DDP}dynamo_backend: NO\n", "distributed_type: NO\nnum_processes: 1\n"),
+        ("distributed-type-missing", "num_processes: 2\n", "distributed_type:\nnum_processes: 1\n"),
         ("fsdp-config-ignored", DDP + FSDP.partition("2\n")[2], DDP.replace("2\n", "1\n") + FSDP.partition("2\n")[2]),
         ("deepspeed-config-ignored", f"{DDP}{ZERO}", f"{DDP}{ZERO}".replace("stage: 2", "stage: 0")),
         ("fsdp-ignored-modules", f"{FSDP}  fsdp_ignored_modules: '('\n", f"{FSDP}  fsdp_ignored_modules: [lm_head]\n"),
@@ -42,6 +43,7 @@ def told(text: str, **flags: Any) -> dict[str, str]:
         ("machine-rank-impossible", f"{TWO}main_process_ip: 10.0.0.1\nmachine_rank: 2\n", f"{DDP}machine_rank: 1\n"),
         ("num-machines-impossible", f"{DDP}num_machines: 0\nuse_cpu: true\n", f"{DDP}num_machines: 0\n"),
         ("wrong-type", f"{DDP}num_machines: '1'\n", DDP.replace("2\n", "'2'\n")),
+        ("wrong-type", f"{DDP}num_machines:\n", f"{DDP}use_cpu: maybe\n"),
         ("wrong-type", f"{DDP}main_process_port: '29500'\n", f"{DDP}use_cpu: 'false'\n"),
         (
             "section-not-a-mapping",

@@ -26,10 +26,11 @@ from . import (  # noqa: F401  (each registers its rules)
     sections,
     top_level,
 )
+from .check import check_document, folded, named
 from .command_line import of_flags
 from .document import Context, Document, Finding, Repair
 from .fixing import repaired
-from .rule_registry import RULES, Rule, check_document, folded, named
+from .rule_registry import RULES, Rule
 from .yaml_reader import read_document, read_text
 
 __all__ = [

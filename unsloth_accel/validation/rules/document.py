@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from typing import Any, Literal, TypeGuard
 
 from ...config.safe_reader import Finding, Place, Repair
-from ...errors import close_match, nearest
+from ...errors import close_match
 from ...hardware.hardware import Hardware
 
 __all__ = ["FALSE", "TRUE", "Context", "Document", "Finding", "Kind", "Place", "Repair", "is_whole", "truth"]
@@ -29,6 +29,8 @@ class Context:
     """Options of `accelerate launch` given on the command line, by name: they win over the file's keys."""
     here: bool = False
     """Whether a run is to be launched here, so that what it names is looked at: model, rows, tokens."""
+    trying: bool = False
+    """Whether a fix is being tried, whose own fixes are not."""
     launching: bool = False
     """Whether `unsloth-accel launch` starts the processes, and sets what accelerate leaves out."""
 
@@ -92,7 +94,8 @@ class Document:
     def unknown_word(self, key: str, known: Sequence[str], consequence: str) -> Finding:
         """A problem with the value of `key`, which is none of `known` and may be meant for the nearest of them."""
         near = close_match(str(self.get(key)).upper(), known)
-        return self.problem(key, consequence, nearest(str(near), known), Repair(kind="set", key=key, value=near))
+        fix = f"did you mean {near}?" if near else f"use one of: {', '.join(known)}."
+        return self.problem(key, consequence, fix, Repair(kind="set", key=key, value=near))
 
     def section(self, name: str, prefix: str = "") -> dict[str, str]:
         """The dotted keys of a section by their name without `prefix`, which accelerate lets one leave out."""
@@ -120,12 +123,12 @@ class Document:
 
     @property
     def num_machines(self) -> int:
-        return self.whole("num_machines") or 1
+        return max(self.whole("num_machines") or 1, 1)
 
     @property
     def replicates(self) -> bool:
         """Whether several processes start as plain DDP, each with the whole model."""
-        return self.type == "MULTI_GPU" and self.num_processes != 1
+        return self.type == "MULTI_GPU" and (self.num_processes != 1 or self.num_machines > 1)
 
     @property
     def fsdp(self) -> dict[str, str]:
@@ -152,8 +155,10 @@ class Document:
         return value.upper() if isinstance(value, str) else None
 
     def whole(self, key: str) -> int | None:
-        """The value of `key` if it is a whole number."""
+        """The value of `key` if it is a whole number, also in quotes: what is wrong with it is told at once."""
         value = self.get(key)
+        if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
+            return int(value)
         return value if is_whole(value) else None
 
     @property

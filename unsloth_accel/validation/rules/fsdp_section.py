@@ -20,8 +20,11 @@ from .names import (
     layer_exists,
 )
 from .rule_registry import rule
+from .trying import GONE, choice, leads_astray
 
 SLOW = "version 1 is three times slower with Unsloth"
+REPLICATED = {"distributed_type: MULTI_GPU without fsdp_config": {"distributed_type": "MULTI_GPU", "fsdp_config": GONE}}
+"""Fix for who wants every GPU to hold the whole model."""
 RESHARD: dict[str | None, bool] = {"FULL_SHARD": True, "SHARD_GRAD_OP": False}
 """Value of reshard_after_forward in version 2 for each sharding strategy of version 1."""
 
@@ -37,7 +40,7 @@ def fsdp_config_ignored(config: Document) -> Iterator[Finding]:
     if config.get("fsdp_config") and isinstance(config.type, str) and config.type != "FSDP" and config.local:
         what = "plain DDP" if config.type == "MULTI_GPU" else "nothing of it"
         consequence = f"distributed_type is {config.type}: accelerate does {what} and says nothing."
-        fix = "distributed_type: FSDP, or remove fsdp_config"
+        fix = choice(config, {"distributed_type: FSDP": {"distributed_type": "FSDP"}}, "remove fsdp_config")
         yield config.problem("fsdp_config", consequence, fix, mild=not config.replicates)
 
 
@@ -100,14 +103,25 @@ def fsdp_version_unknown(config: Document) -> Iterator[Finding]:
 
 def _second_version(config: Document) -> str:
     """Return the fix that makes a section one of version 2: what that version refuses changes with it."""
-    fixes = ["fsdp_version: 2"]
-    if "reshard_after_forward" in config.fsdp:
-        word = config.fsdp_word("reshard_after_forward")
-        if truth(config.get(config.fsdp["reshard_after_forward"])) is None:
-            fixes.append(f"fsdp_reshard_after_forward: {str(RESHARD.get(word, True)).lower()}")
+    text, changes = "fsdp_version: 2", second_version(config)
+    for name, value in list(changes.items())[1:]:
+        text += f" with {name.rpartition('.')[2]}: {str(value).lower() if isinstance(value, bool) else value}"
+    whole = "fsdp_config of accelerate_configs/fsdp2.yaml"
+    return whole if leads_astray(config, changes) else text
+
+
+def second_version(config: Document) -> dict[str, Any]:
+    """Return what has to change in fsdp_config for version 2."""
+
+    def key(name: str) -> str:
+        return config.fsdp.get(name, f"fsdp_config.fsdp_{name}")
+
+    changes: dict[str, Any] = {key("version"): 2}
+    if "reshard_after_forward" in config.fsdp and truth(config.get(key("reshard_after_forward"))) is None:
+        changes[key("reshard_after_forward")] = RESHARD.get(config.fsdp_word("reshard_after_forward"), True)
     if config.fsdp_word("state_dict_type") == "LOCAL_STATE_DICT":
-        fixes.append("fsdp_state_dict_type: FULL_STATE_DICT")
-    return " with ".join(fixes[:2]) + "".join(f" and {fix}" for fix in fixes[2:])
+        changes[key("state_dict_type")] = "FULL_STATE_DICT"
+    return changes
 
 
 @rule("fsdp1", "warning", usual=SLOW)
@@ -132,8 +146,9 @@ def fsdp_wrap_policy_missing(config: Document) -> Iterator[Finding]:
     """
     if config.fsdp_version and "auto_wrap_policy" not in config.fsdp:
         consequence = "is missing: the whole model is one unit, gathered at once, without Unsloth's fused kernels."
-        fix = "fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP"
-        yield config.problem("fsdp_config.fsdp_auto_wrap_policy", consequence, fix)
+        text, key = "fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP", "fsdp_config.fsdp_auto_wrap_policy"
+        fix = choice(config, {text: {key: "TRANSFORMER_BASED_WRAP"}}, "fsdp_config of accelerate_configs/fsdp2.yaml")
+        yield config.problem(key, consequence, fix)
 
 
 @rule("fsdp-no-wrap", "warning")
@@ -437,7 +452,7 @@ def fsdp2_sharding_strategy(config: Document) -> Iterator[Finding]:
         repairs.append(Repair(kind="set", key=key, value=False))
     fix = f"fsdp_reshard_after_forward: {str(reshard is not False).lower()}"
     if config.fsdp_word("sharding_strategy") == "NO_SHARD":
-        fix, repairs = "distributed_type: MULTI_GPU where nothing is to be sharded, or remove it", []
+        fix, repairs = choice(config, REPLICATED, "remove it"), []
     yield config.problem(key, "version 2 doesn't read it; every weight is sharded.", fix, *repairs)
 
 
@@ -510,7 +525,7 @@ def fsdp1_no_shard(config: Document) -> Iterator[Finding]:
     key = config.fsdp_key("sharding_strategy", 1)
     if key and str(config.get(key)).upper() in ("NO_SHARD", "3"):
         consequence = "every GPU holds the whole model, as under DDP, and Unsloth's fused kernels are declined."
-        yield config.problem(key, consequence, "distributed_type: MULTI_GPU without fsdp_config, or FULL_SHARD")
+        yield config.problem(key, consequence, choice(config, REPLICATED, "FULL_SHARD"))
 
 
 @rule("fsdp1-backward-prefetch-unknown")
@@ -554,4 +569,6 @@ def fsdp_not_boolean(config: Document) -> Iterator[Finding]:
         key = config.fsdp_key(name, 1) if name in FSDP1_TRUTHS else config.fsdp_key(name)
         if key and truth(config.get(key)) is None:
             consequence = "is neither true nor false; every process fails after it has started."
-            yield config.problem(key, consequence, f"{key.split('.')[-1]}: true, or false")
+            name = key.split(".")[-1]
+            fix = choice(config, {f"{name}: {str(value).lower()}": {key: value} for value in (True, False)})
+            yield config.problem(key, consequence, fix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 from pathlib import Path
@@ -108,6 +109,7 @@ DECODER_LAYERS = (
 """Decoder blocks of common models; any other is looked up in the installed transformers."""
 
 
+@functools.cache
 def layer_exists(name: str) -> bool | None:
     """Return whether transformers has a class `name`; None where it is not installed. Imports nothing."""
     if name in DECODER_LAYERS or any(family.decoder_layer_class == name for family in ARCHITECTURES):

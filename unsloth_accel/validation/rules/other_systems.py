@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from .document import Document, Finding
 from .rule_registry import rule
+from .trying import choice
 
 OTHER_DEVICES = ("MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA", "MULTI_XPU", "MULTI_HPU", "MULTI_NEURON")
 
@@ -35,7 +36,9 @@ def deepspeed_config_ignored(config: Document) -> Iterator[Finding]:
     if section and isinstance(config.type, str) and config.type != "DEEPSPEED" and config.local:
         divides = isinstance(section, dict) and (section.get("zero_stage") or "deepspeed_config_file" in section)
         consequence = f"is ignored: distributed_type is {config.type}."
-        fix = "distributed_type: DEEPSPEED, or remove deepspeed_config"
+        fix = choice(
+            config, {"distributed_type: DEEPSPEED": {"distributed_type": "DEEPSPEED"}}, "remove deepspeed_config"
+        )
         yield config.problem("deepspeed_config", consequence, fix, mild=not (divides and config.replicates))
 
 

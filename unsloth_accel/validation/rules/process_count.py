@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator
 
 from ...errors import counted
-from .document import Document, Finding, Repair
+from .document import Document, Finding, Repair, is_whole
 from .rule_registry import rule
+from .trying import choice
 
 _BY_GPU = ("MULTI_GPU", "FSDP")
 """Types of which every process takes a GPU of its own, by its number."""
@@ -42,10 +43,11 @@ def num_processes_uneven(config: Document) -> Iterator[Finding]:
     Reference: accelerate/utils/launch.py: prepare_multi_gpu_env, `num_processes // num_machines`.
     """
     count, machines = config.num_processes, config.num_machines
-    if count is not None and count > 0 and machines > 1 and count % machines:
+    if count is not None and count > 0 and machines > 1 and count % machines and config.type not in ("NO", False):
         started = count // machines * machines
         consequence = f"{machines} machines start {count // machines} each: {counted(started, 'process')}, not {count}."
-        fix = f"num_processes: {started or machines} or {(count // machines + 1) * machines}"
+        more = (count // machines + 1) * machines
+        fix = f"num_processes: {started}, or num_processes: {more}" if started else f"num_processes: {more}"
         yield config.problem("num_processes", consequence, fix)
 
 
@@ -74,11 +76,10 @@ def one_process_starts(config: Document) -> Iterator[Finding]:
     if config.type in ("NO", False) and count is not None and count > 1 and config.local:
         asked = "num_processes" in config.flagged
         hardware = config.context.hardware
-        several = (
-            "accelerate_configs/cpu_ddp.yaml" if hardware and not hardware.devices else "distributed_type: MULTI_GPU"
-        )
         key = "num_processes" if asked else "distributed_type"
-        fix = f"{several}, or num_processes: 1"
+        fix = choice(config, {"distributed_type: MULTI_GPU": {"distributed_type": "MULTI_GPU"}}, "num_processes: 1")
+        if hardware and not hardware.devices:
+            fix = "accelerate_configs/cpu_ddp.yaml, or num_processes: 1"
         yield config.problem(key, f"one process starts, not {count}.", fix, mild=not asked)
 
 
@@ -119,7 +120,8 @@ def fsdp_on_cpu(config: Document) -> Iterator[Finding]:
     """
     if config.type == "FSDP" and config.get("use_cpu") is True:
         consequence = "accelerate has no FSDP on a CPU: nothing would be sharded."
-        yield config.problem("use_cpu", consequence, "use_cpu: false, or accelerate_configs/cpu_ddp.yaml")
+        fix = choice(config, {"use_cpu: false": {"use_cpu": False}}, "accelerate_configs/cpu_ddp.yaml")
+        yield config.problem("use_cpu", consequence, fix)
 
 
 @rule("gpu-ids-not-text")
@@ -131,10 +133,10 @@ def gpu_ids_not_text(config: Document) -> Iterator[Finding]:
     value = config.get("gpu_ids")
     if value is None or isinstance(value, str) or not config.local:
         return
-    in_list = isinstance(value, list)
-    text = ",".join(map(str, value)) if in_list else str(value)
+    in_list = isinstance(value, list) and all(map(is_whole, value)) and len(set(value)) == len(value) > 0
+    text = ",".join(map(str, value)) if in_list else str(value) if is_whole(value) else "all"
     consequence = "accelerate ends in an AttributeError: it needs text to split at commas."
-    repair = Repair(kind="set", key="gpu_ids", value=None if in_list else text)
+    repair = Repair(kind="set", key="gpu_ids", value=None if isinstance(value, list) else text)
     yield config.problem("gpu_ids", consequence, f"gpu_ids: '{text}'", repair)
 
 
@@ -182,12 +184,15 @@ def gpu_ids_too_few(config: Document) -> Iterator[Finding]:
     if len(ids) < each and not (len(ids) == 1 and config.type == "MULTI_GPU"):
         shared = counted(len(ids), "GPU")
         consequence = f"{each} processes of this machine share {shared}: the others fail at `set_device`."
-        yield config.problem("gpu_ids", consequence, f"num_processes: {len(ids) * config.num_machines}, or more ids")
+        fewer = len(ids) * config.num_machines
+        fix = choice(config, {f"num_processes: {fewer}": {"num_processes": fewer}}, "more ids")
+        yield config.problem("gpu_ids", consequence, fix)
 
 
 def _ids(config: Document) -> list[str]:
     """The ids in gpu_ids; empty for `all`, none, or what is no text."""
     value = config.get("gpu_ids")
+    value = ",".join(map(str, value)) if isinstance(value, list) else str(value) if is_whole(value) else value
     return value.split(",") if isinstance(value, str) and value != "all" and config.local else []
 
 

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 
 from ...errors import close_match, nearest
 from .document import Document, Finding, Repair, is_slip, is_whole
+from .fsdp_section import second_version
 from .names import DYNAMO_BACKENDS, NESTED_KEYS, TOP_LEVEL_KEYS
 from .rule_registry import rule
+from .trying import choice
 
 PREFIXES = {"dynamo_config": "dynamo_", "fp8_config": "fp8_"}
 """Sections whose keys may leave their prefix out (accelerate/commands/launch.py: _validate_launch_command)."""
@@ -166,7 +168,8 @@ def parallelism_product(config: Document) -> Iterator[Finding]:
     product = math.prod(sizes.values())
     if product not in (1, count):
         consequence = f"the sizes multiply to {product} and there are {count} processes; every process fails."
-        yield config.problem("parallelism_config", consequence, f"num_processes: {product}, or other sizes")
+        fix = choice(config, {f"num_processes: {product}": {"num_processes": product}}, "other sizes")
+        yield config.problem("parallelism_config", consequence, fix)
 
 
 @rule("parallelism-needs-fsdp2")
@@ -181,8 +184,11 @@ def parallelism_needs_fsdp2(config: Document) -> Iterator[Finding]:
     if sizes is None or max(sizes.values()) == 1:
         return
     if config.fsdp_version == 1 or (sizes["cp_size"] > 1 and config.type != "FSDP"):
-        consequence = "needs FSDP2; every process fails."
-        yield config.problem("parallelism_config", consequence, "distributed_type: FSDP with fsdp_version: 2")
+        text, changes = "distributed_type: FSDP with fsdp_version: 2", {"distributed_type": "FSDP"}
+        if "reshard_after_forward" in config.fsdp:
+            text += " with fsdp_reshard_after_forward: true"
+        fix = choice(config, {text: changes | second_version(config)}, "remove parallelism_config")
+        yield config.problem("parallelism_config", "needs FSDP2; every process fails.", fix)
 
 
 @rule("parallelism-replicated")
@@ -197,9 +203,9 @@ def parallelism_replicated(config: Document) -> Iterator[Finding]:
     if sizes and sizes["dp_shard_size"] > 1 and config.replicates:
         key = "parallelism_config.parallelism_config_dp_shard_size"
         consequence = "MULTI_GPU shards nothing: every GPU holds the whole model, as plain DDP."
-        yield config.problem(
-            key, consequence, "distributed_type: FSDP with fsdp_config of accelerate_configs/fsdp2.yaml"
-        )
+        changes = {"distributed_type": "FSDP"} | second_version(config)
+        options = {"distributed_type: FSDP with fsdp_version: 2": changes} if len(changes) == 2 else {}
+        yield config.problem(key, consequence, choice(config, options, "accelerate_configs/fsdp2.yaml"))
 
 
 @rule("parallelism-no-shard")
@@ -215,7 +221,9 @@ def parallelism_no_shard(config: Document) -> Iterator[Finding]:
     if sizes["dp_shard_size"] == sizes["cp_size"] == 1:
         key = "parallelism_config.parallelism_config_dp_shard_size"
         consequence = "is 1 and so is cp_size: FSDP2 has nothing to shard over; every process fails."
-        yield config.problem(key, consequence, f"parallelism_config_dp_shard_size: {config.num_processes or 2}")
+        shards, rest = divmod(config.num_processes or 0, math.prod(sizes.values()))
+        fix = f"parallelism_config_dp_shard_size: {shards}" if shards > 1 and not rest else "remove parallelism_config"
+        yield config.problem(key, consequence, fix)
 
 
 @rule("parallelism-cp-and-sp")
@@ -240,7 +248,10 @@ def parallelism_unsloth(config: Document) -> Iterator[Finding]:
     """
     for name in ("tp_size", "cp_size", "sp_size"):
         key = f"parallelism_config.parallelism_config_{name}"
-        size = config.whole(key)
-        if size is not None and size > 1 and not next(parallelism_cp_and_sp(config), None):
+        size = config.get(key)
+        if is_whole(size) and size > 1 and not next(parallelism_cp_and_sp(config), None):
             consequence = "Unsloth's kernels know nothing of accelerate's parallelism inside a model."
-            yield config.problem(key, consequence, f"parallelism_config_{name}: 1")
+            data = f"parallelism_config_dp_{'shard' if config.type == 'FSDP' else 'replicate'}_size"
+            others = config.whole(f"parallelism_config.{data}") or 1
+            fix = f"parallelism_config_{name}: 1 with {data}: {size * others}"
+            yield config.problem(key, consequence, fix)

@@ -18,6 +18,7 @@ from .names import (
     TOP_LEVEL_KEYS,
 )
 from .rule_registry import rule
+from .trying import choice, leads_astray
 
 
 @rule("unknown-key")
@@ -51,13 +52,19 @@ def compute_environment_unknown(config: Document) -> Iterator[Finding]:
 
 @rule("distributed-type-missing")
 def distributed_type_missing(config: Document) -> Iterator[Finding]:
-    """accelerate refuses a file without distributed_type.
+    """accelerate refuses a file without distributed_type. An empty one starts one process, which is a warning.
 
     Reference: accelerate/commands/config/config_args.py: BaseConfig.process_config.
     """
     if config.type is None:
-        fix = "add distributed_type: MULTI_GPU (or 'NO', in quotes, for one process)"
-        yield config.problem("distributed_type", "is missing; accelerate refuses the file.", fix)
+        kinds = ["FSDP"] * bool(config.get("fsdp_config")) + ["MULTI_GPU", "'NO'"]
+        options = {f"distributed_type: {kind}": {"distributed_type": kind.strip("'")} for kind in kinds}
+        fix = f"add {choice(config, options)} (in quotes)"
+        empty = "distributed_type" in config.values
+        consequence = (
+            "is empty: accelerate starts one process." if empty else "is missing; accelerate refuses the file."
+        )
+        yield config.problem("distributed_type", consequence, fix, mild=empty)
 
 
 @rule("distributed-type-unknown")
@@ -87,7 +94,8 @@ def word_read_as_boolean(config: Document) -> Iterator[Finding]:
             consequence = f"YAML reads an unquoted {word} as false, and accelerate knows no such {what}."
             repair = Repair(kind="set", key=key, value=word)
             fix = f"{key.rpartition('.')[2]}: '{word}'"
-            yield config.problem(key, consequence, fix, repair, mild=key == "distributed_type")
+            mild = key == "distributed_type" or ("dynamo" in key and config.type == "DEEPSPEED")  # which reads none
+            yield config.problem(key, consequence, fix, repair, mild=mild)
 
 
 @rule("mixed-precision-unknown")
@@ -148,15 +156,15 @@ def wrong_type(config: Document) -> Iterator[Finding]:
         return
     for key in _WHOLE:
         value = config.get(key)
-        if value is None or is_whole(value):
+        empty = key == "num_machines" and value is None and key in config.values
+        if (value is None and not empty) or is_whole(value):
             continue
-        number = _number(value)
-        fix = f"{key}: {'a number' if number is None else number}"
+        number = 1 if empty else _number(value)
+        fix = "a whole number" if number is None else f"{key}: {number}"
         repair = Repair(kind="set", key=key, value=number)
         taken = key == "num_processes" and number is not None and isinstance(value, str)
-        taken = (
-            taken and config.type in ("MULTI_GPU", "FSDP") and config.num_machines == 1 and not config.get("use_cpu")
-        )
+        on_gpus = config.type in ("MULTI_GPU", "FSDP", "DEEPSPEED") and not config.get("use_cpu")
+        taken = taken and on_gpus and config.num_machines == 1
         yield config.problem(key, f"is {_kind(value)}, not a whole number.", fix, repair, mild=taken)
     for key in _TRUTHS:
         value = config.get(key)
@@ -164,8 +172,10 @@ def wrong_type(config: Document) -> Iterator[Finding]:
             continue
         meant = truth(value)
         consequence = f"is {_kind(value)}, not true or false; accelerate takes any text but '' for true."
-        fix = f"{key}: {str(meant is not False).lower()}"
-        unread = key == "use_cpu" and meant is None and config.type in ("NO", False)  # str_to_bool stops there
+        unclear = meant is None or leads_astray(config, {key: meant})
+        fix = "true, or false" if unclear else f"{key}: {str(meant).lower()}"
+        # str_to_bool stops there; and the keys of a section are taken for keys of the launcher.
+        unread = key == "use_cpu" and meant is None and (config.type in ("NO", False) or isinstance(value, dict))
         yield config.problem(key, consequence, fix, Repair(kind="set", key=key, value=meant), mild=not unread)
     for key in _TEXTS:
         value = config.get(key)
@@ -180,7 +190,14 @@ def _number(value: Any) -> int | None:
 
 
 def _kind(value: Any) -> str:
-    kinds = {str: "text", bool: "a truth value", int: "a number", float: "a broken number", list: "a list"}
+    kinds = {
+        type(None): "empty",
+        str: "text",
+        bool: "a truth value",
+        int: "a number",
+        float: "a broken number",
+        list: "a list",
+    }
     return "a section" if isinstance(value, dict) else kinds.get(type(value), "a date")
 
 
