@@ -132,6 +132,17 @@ def test_references_lead_somewhere(rule: str) -> None:
             assert "".join(part.split()) in squeezed, part
 
 
+def test_what_is_held_true_by_a_test_is_and_what_is_an_error_was_seen() -> None:
+    reality = (ROOT / "tests" / "validation" / "test_rules_reality.py").read_text(encoding="utf-8")
+    alone = {"nothing-to-read", "file-too-large", "alias-bomb", "too-few-gpus"}
+    """No file, none that is read, one that would fill the memory, GPUs that aren't there."""
+    for rule in RULES.values():
+        tested = "held true by a test" in rule.reference
+        assert not tested or re.search(rf"(?<![\w-]){rule.id}(?![\w-])", reality), rule.id
+        if rule.severity == "error" and "accelerate" in rule.kinds:
+            assert tested or "measured" in rule.reference or rule.id in alone, rule.id
+
+
 def test_the_table_of_rules_is_up_to_date() -> None:
     committed = (ROOT / "docs" / "rules.md").read_text(encoding="utf-8")
     assert committed == table(), "run python -m unsloth_accel.validation.rules"

@@ -178,6 +178,7 @@ def test_processes_are_told(rule: str, name: str, bad: str | None, good: str | N
         ("gpu-ids-too-few", True, "nproc_per_node", "4"),
         ("one-process-distributed", True, "nproc_per_node", "1"),
         ("machine-rank-missing", True, "node_rank", 0),
+        ("machine-rank-impossible", True, "node_rank", 2),
         ("section-not-a-mapping", True, "dynamo_backend", "no"),
     ],
 )
@@ -291,7 +292,22 @@ def test_yaml_reads_the_number_as_octal() -> None:
     assert launch("yaml-number", "bad").args.num_processes == 8
 
 
+def test_no_machine_on_a_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """num-machines-impossible: accelerate divides by it for a CPU, and takes it for one machine otherwise."""
+    from accelerate.commands import launch as module
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    path = tmp_path / "config.yaml"
+    text = fixture("num-machines-impossible", "bad").read_text(encoding="utf-8")
+    path.write_text(text.replace("use_cpu: false", "use_cpu: true"), encoding="utf-8")
+    args = module.launch_command_parser().parse_args(["--config_file", str(path), "script.py"])
+    with pytest.raises(ZeroDivisionError):
+        module._validate_launch_command(args)
+    assert launch("num-machines-impossible", "bad").args.nproc_per_node == "2"
+
+
 def test_fp16_does_nothing_on_a_cpu() -> None:
+    """The rule fp16-on-cpu."""
     code = (
         "import json; from accelerate import Accelerator; a = Accelerator(cpu=True, mixed_precision='fp16'); "
         "print(json.dumps([a.native_amp, a.scaler]))"

@@ -50,7 +50,7 @@ def fsdp_config_missing(config: Document) -> Iterator[Finding]:
     of it at once, and Unsloth's fused kernels are declined.
 
     Reference: accelerate/commands/launch.py: launch_command_parser, --fsdp_version; accelerate/utils/dataclasses.py:
-    FullyShardedDataParallelPlugin.__post_init__, AUTO_WRAP_POLICY.
+    FullyShardedDataParallelPlugin.__post_init__, AUTO_WRAP_POLICY; held true by a test.
     """
     if config.type == "FSDP" and config.get("fsdp_config") in (None, {}):
         consequence = "is missing: accelerate takes FSDP1 and the whole model as one unit."
@@ -79,8 +79,8 @@ def fsdp_unknown_key(config: Document) -> Iterator[Finding]:
 def fsdp_version_missing(config: Document) -> Iterator[Finding]:
     """accelerate takes FSDP1, under which Unsloth declines its fused LoRA kernels.
 
-    Reference: accelerate/commands/launch.py: launch_command_parser, --fsdp_version default "1"; unsloth/models/
-    loader_utils.py: fsdp2_keeps_fused_lora.
+    Reference: accelerate/commands/launch.py: launch_command_parser, --fsdp_version default "1";
+    unsloth/models/loader_utils.py: fsdp2_keeps_fused_lora; held true by a test.
     """
     if config.type == "FSDP" and config.fsdp and "version" not in config.fsdp:
         consequence = "is missing: accelerate takes 1, the old FSDP, without Unsloth's fused kernels."
@@ -142,7 +142,7 @@ def fsdp_wrap_policy_missing(config: Document) -> Iterator[Finding]:
     """accelerate takes NO_WRAP: the whole model is one unit, gathered at once, and Unsloth declines its fused kernels.
 
     Reference: accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.__post_init__, default "NO_WRAP";
-    unsloth/models/fsdp2.py: _gate_fused_lora.
+    unsloth/models/fsdp2.py: _gate_fused_lora; held true by a test.
     """
     if config.fsdp_version and "auto_wrap_policy" not in config.fsdp:
         consequence = "is missing: the whole model is one unit, gathered at once, without Unsloth's fused kernels."
@@ -156,7 +156,8 @@ def fsdp_no_wrap(config: Document) -> Iterator[Finding]:
     """NO_WRAP makes the whole model one unit: each GPU holds all of it in every step, and Unsloth declines its fused
     kernels.
 
-    Reference: unsloth/models/fsdp2.py: _gate_fused_lora; unsloth/models/loader_utils.py: fsdp2_keeps_fused_lora.
+    Reference: unsloth/models/fsdp2.py: _gate_fused_lora; unsloth/models/loader_utils.py: fsdp2_keeps_fused_lora; held
+    true by a test.
     """
     if config.fsdp_version and config.fsdp_word("auto_wrap_policy") == "NO_WRAP":
         consequence = "the whole model is one unit: no memory is saved, and Unsloth's fused kernels are declined."
@@ -285,8 +286,8 @@ def fsdp_state_dict_type_missing(config: Document) -> Iterator[Finding]:
     """For version 2 accelerate takes SHARDED_STATE_DICT, with which the Trainer's save_model writes no adapter and says
     nothing. `adapt` mends it; a script without it has its shards, in its checkpoints alone.
 
-    Reference: measured; accelerate/utils/dataclasses.py:
-    FullyShardedDataParallelPlugin.set_state_dict_type.
+    Reference: measured; accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.set_state_dict_type; held true
+    by a test.
     """
     if config.fsdp_version == 2 and config.get(config.fsdp.get("state_dict_type", "-")) is None:
         key = "fsdp_config.fsdp_state_dict_type"
@@ -334,8 +335,8 @@ def fsdp_cpu_ram_efficient_loading(config: Document) -> Iterator[Finding]:
     broadcast. With Unsloth it saves no GPU memory (22.70 GiB either way), 4-bit weights are left out of it, and weights
     that a script changes on the other ranks are lost.
 
-    Reference: accelerate/commands/launch.py: --fsdp_cpu_ram_efficient_loading default "true"; accelerate/utils/
-    fsdp_utils.py: fsdp2_prepare_model; measured.
+    Reference: accelerate/commands/launch.py: --fsdp_cpu_ram_efficient_loading default "true";
+    accelerate/utils/fsdp_utils.py: fsdp2_prepare_model; measured; held true by a test.
     """
     key = config.fsdp.get("cpu_ram_efficient_loading")
     if not config.fsdp_version or config.truth(key, default=True) is not True:
@@ -417,7 +418,7 @@ def fsdp_ignored_modules(config: Document) -> Iterator[Finding]:
     matches single letters: nothing is ignored, which is a warning. A bad expression fails in every process.
 
     Reference: accelerate/utils/launch.py: prepare_multi_gpu_env, `str(args.fsdp_ignored_modules)`;
-    accelerate/accelerator.py: Accelerator.prepare_model, `re.compile(kwargs["ignored_modules"])`.
+    accelerate/accelerator.py: Accelerator.prepare_model, `re.compile(kwargs["ignored_modules"])`; held true by a test.
     """
     key = config.fsdp_key("ignored_modules")
     value = config.get(key) if key else None
@@ -520,7 +521,8 @@ def fsdp1_sharding_strategy_unknown(config: Document) -> Iterator[Finding]:
 def fsdp1_no_shard(config: Document) -> Iterator[Finding]:
     """NO_SHARD is DDP in FSDP's clothes: every GPU holds the whole model, and torch calls it deprecated.
 
-    Reference: torch/distributed/fsdp/_init_utils.py: "The `NO_SHARD` sharding strategy is deprecated.".
+    Reference: torch/distributed/fsdp/_init_utils.py: "The `NO_SHARD` sharding strategy is deprecated."; held true by a
+    test.
     """
     key = config.fsdp_key("sharding_strategy", 1)
     if key and str(config.get(key)).upper() in ("NO_SHARD", "3"):
@@ -532,7 +534,8 @@ def fsdp1_no_shard(config: Document) -> Iterator[Finding]:
 def fsdp1_backward_prefetch_unknown(config: Document) -> Iterator[Finding]:
     """An unknown prefetch is a KeyError in every process, after they have started.
 
-    Reference: accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.__post_init__, `BackwardPrefetch[…]`.
+    Reference: accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.__post_init__, `BackwardPrefetch[…]`;
+    held true by a test.
     """
     key = config.fsdp_key("backward_prefetch", 1)
     value = config.get(key) if key else None

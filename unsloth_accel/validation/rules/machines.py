@@ -21,7 +21,7 @@ def _several(config: Document) -> bool:
 def machine_rank_missing(config: Document) -> Iterator[Finding]:
     """Every machine takes rank 0 unless --machine_rank says otherwise: all of them wait for the others.
 
-    Reference: accelerate/commands/config/config_args.py: ClusterConfig.machine_rank = 0.
+    Reference: accelerate/commands/config/config_args.py: ClusterConfig.machine_rank = 0; held true by a test.
     """
     if _several(config) and config.get("machine_rank") is None:
         consequence = "is missing: every machine takes itself for number 0 unless --machine_rank says otherwise."
@@ -33,7 +33,8 @@ def machine_rank_impossible(config: Document) -> Iterator[Finding]:
     """Ranks go from 0 to num_machines - 1. A higher one joins a group that has no such place: rank 0 or another is
     missing, and the machines wait until the rendezvous times out. A warning on one machine, where nothing reads it.
 
-    Reference: torch/distributed/elastic/rendezvous/static_tcp_rendezvous.py: next_rendezvous takes the rank as given.
+    Reference: torch/distributed/elastic/rendezvous/static_tcp_rendezvous.py: next_rendezvous takes the rank as given;
+    held true by a test.
     """
     rank = config.get("machine_rank")
     if rank is None or not config.local:
@@ -53,7 +54,8 @@ def num_machines_impossible(config: Document) -> Iterator[Finding]:
     """A run has at least this machine: on a CPU accelerate divides by num_machines and ends in a ZeroDivisionError;
     with GPUs it takes 0 for one machine, which is a warning.
 
-    Reference: accelerate/commands/launch.py: _validate_launch_command, `args.num_processes / args.num_machines`.
+    Reference: accelerate/commands/launch.py: _validate_launch_command, `args.num_processes / args.num_machines`; held
+    true by a test.
     """
     machines = config.whole("num_machines")
     if machines is not None and machines < 1:
@@ -66,7 +68,8 @@ def num_machines_impossible(config: Document) -> Iterator[Finding]:
 def main_process_ip_missing(config: Document) -> Iterator[Finding]:
     """The machines look for a host called None: accelerate doesn't check the address.
 
-    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env, `f"{main_process_ip}:{main_process_port}"`.
+    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env, `f"{main_process_ip}:{main_process_port}"`; held true
+    by a test.
     """
     if _several(config) and config.get("main_process_ip") is None:
         consequence = "is missing: the machines look for a host called None."
@@ -95,7 +98,7 @@ def main_process_ip_placeholder(config: Document) -> Iterator[Finding]:
     """A word to be replaced is still there; YAML expands no $VARIABLE either. The name is looked up and not found. So
     may a name without a dot be, where a machine doesn't know it.
 
-    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env, rdzv_endpoint.
+    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env, rdzv_endpoint; held true by a test.
     """
     address = config.get("main_process_ip")
     if not _several(config) or not isinstance(address, str):
@@ -130,7 +133,7 @@ def main_process_ip_impossible(config: Document) -> Iterator[Finding]:
 def main_process_port_any(config: Document) -> Iterator[Finding]:
     """Port 0 is any free one: each machine chooses its own, and they never meet.
 
-    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env, `get_free_port()`.
+    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env, `get_free_port()`; held true by a test.
     """
     if _several(config) and config.whole("main_process_port") == 0:
         consequence = "each machine chooses a free port of its own, so they never meet."
@@ -141,7 +144,7 @@ def main_process_port_any(config: Document) -> Iterator[Finding]:
 def main_process_port_impossible(config: Document) -> Iterator[Finding]:
     """Ports end at 65535; beyond, the socket ends in an OverflowError. A warning for one process, which opens none.
 
-    Reference: accelerate/utils/other.py: is_port_in_use, `s.connect_ex(("localhost", port))`.
+    Reference: accelerate/utils/other.py: is_port_in_use, `s.connect_ex(("localhost", port))`; held true by a test.
     """
     port = config.whole("main_process_port")
     if port is not None and not 0 <= port <= 65535:

@@ -146,7 +146,7 @@ def training_script(config: Document) -> Iterator[Finding]:
 def unknown_kind(config: Document) -> Iterator[Finding]:
     """Neither an accelerate config (distributed_type, …) nor a run (model, data, output_dir): accelerate refuses it.
 
-    Reference: accelerate/commands/config/config_args.py: BaseConfig.process_config.
+    Reference: accelerate/commands/config/config_args.py: BaseConfig.process_config; held true by a test.
     """
     consequence = "is neither an accelerate config nor a run: no key of either is in it."
     yield config.problem("(file)", consequence, "distributed_type: … for accelerate, or model, data, output_dir")

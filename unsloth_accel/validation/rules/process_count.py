@@ -18,7 +18,7 @@ _BY_GPU = ("MULTI_GPU", "FSDP")
 def num_processes_missing(config: Document) -> Iterator[Finding]:
     """accelerate refuses to launch: "You need to manually pass in `--num_processes` using this config yaml".
 
-    Reference: accelerate/commands/launch.py: _validate_launch_command, `args.num_processes == -1`.
+    Reference: accelerate/commands/launch.py: _validate_launch_command, `args.num_processes == -1`; held true by a test.
     """
     # An unquoted NO is false, for which accelerate does not take one process.
     if config.get("num_processes") in (None, -1) and config.type not in ("NO", None) and config.local:
@@ -29,7 +29,8 @@ def num_processes_missing(config: Document) -> Iterator[Finding]:
 def num_processes_impossible(config: Document) -> Iterator[Finding]:
     """torchrun ends in an assertion for 0 or fewer processes.
 
-    Reference: torch/distributed/elastic/agent/server/api.py: WorkerSpec.__post_init__, `local_world_size <= 0`.
+    Reference: torch/distributed/elastic/agent/server/api.py: WorkerSpec.__post_init__, `local_world_size <= 0`; held
+    true by a test.
     """
     count = config.num_processes
     if count is not None and count < 1 and count != -1:
@@ -40,7 +41,7 @@ def num_processes_impossible(config: Document) -> Iterator[Finding]:
 def num_processes_uneven(config: Document) -> Iterator[Finding]:
     """Each machine starts num_processes // num_machines: the rest is never started, and the batch is smaller.
 
-    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env, `num_processes // num_machines`.
+    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env, `num_processes // num_machines`; held true by a test.
     """
     count, machines = config.num_processes, config.num_machines
     if count is not None and count > 0 and machines > 1 and count % machines and config.type not in ("NO", False):
@@ -55,7 +56,7 @@ def num_processes_uneven(config: Document) -> Iterator[Finding]:
 def multi_cpu_one_process(config: Document) -> Iterator[Finding]:
     """Without MPI `accelerate launch` starts one process for MULTI_CPU, whatever num_processes is, and says nothing.
 
-    Reference: measured; accelerate/commands/launch.py: launch_command ends in simple_launcher.
+    Reference: measured; accelerate/commands/launch.py: launch_command ends in simple_launcher; held true by a test.
     """
     count = config.num_processes
     if config.type == "MULTI_CPU" and count not in (1, None) and not config.get("mpirun_config"):
@@ -89,7 +90,7 @@ def one_process_distributed(config: Document) -> Iterator[Finding]:
     even tells accelerate that it isn't distributed where it sees one GPU and WORLD_SIZE 1.
 
     Reference: accelerate/state.py: PartialState._prepare_backend (LOCAL_RANK alone decides); unsloth/models/_utils.py
-    (_prepare_backend).
+    (_prepare_backend); held true by a test.
     """
     if config.num_processes == 1 and config.type in ("MULTI_GPU", "FSDP"):
         consequence = "one process is wrapped as if there were more: slower, and nothing is divided."
@@ -102,8 +103,8 @@ def multi_gpu_on_cpu(config: Document) -> Iterator[Finding]:
     Accelerator() forms no group, so that each process trains alone. `import unsloth_accel` first, or
     `unsloth-accel launch`, says it.
 
-    Reference: measured; accelerate/utils/launch.py: prepare_multi_gpu_env sets no
-    ACCELERATE_USE_CPU, prepare_simple_launcher_cmd_env does.
+    Reference: measured; accelerate/utils/launch.py: prepare_multi_gpu_env sets no ACCELERATE_USE_CPU,
+    prepare_simple_launcher_cmd_env does; held true by a test.
     """
     if config.type == "MULTI_GPU" and config.get("use_cpu") is True and not config.context.launching:
         consequence = "accelerate doesn't tell several processes to use the CPU: each may train alone."
@@ -128,7 +129,7 @@ def fsdp_on_cpu(config: Document) -> Iterator[Finding]:
 def gpu_ids_not_text(config: Document) -> Iterator[Finding]:
     """accelerate splits gpu_ids at commas: a number or a list ends in `'int' object has no attribute 'split'`.
 
-    Reference: accelerate/commands/launch.py: _validate_launch_command, `args.gpu_ids.split(",")`.
+    Reference: accelerate/commands/launch.py: _validate_launch_command, `args.gpu_ids.split(",")`; held true by a test.
     """
     value = config.get("gpu_ids")
     if value is None or isinstance(value, str) or not config.local:
@@ -163,7 +164,8 @@ def gpu_ids_unreadable(config: Document) -> Iterator[Finding]:
 def gpu_ids_one(config: Document) -> Iterator[Finding]:
     """accelerate refuses MULTI_GPU with one GPU id on one machine.
 
-    Reference: accelerate/commands/launch.py: _validate_launch_command, "Less than two GPU ids were configured".
+    Reference: accelerate/commands/launch.py: _validate_launch_command, "Less than two GPU ids were configured"; held
+    true by a test.
     """
     if config.type == "MULTI_GPU" and len(_ids(config)) == 1 and config.num_machines <= 1:
         if next(gpu_ids_unreadable(config), None):
@@ -175,7 +177,8 @@ def gpu_ids_one(config: Document) -> Iterator[Finding]:
 def gpu_ids_too_few(config: Document) -> Iterator[Finding]:
     """gpu_ids becomes CUDA_VISIBLE_DEVICES: a process beyond their number asks for a device that isn't there.
 
-    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env; accelerate/state.py: PartialState.set_device.
+    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env; accelerate/state.py: PartialState.set_device; held
+    true by a test.
     """
     ids, count = _ids(config), config.num_processes
     if not ids or count is None or config.type not in _BY_GPU or config.get("use_cpu"):

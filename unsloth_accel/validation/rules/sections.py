@@ -86,7 +86,8 @@ def dynamo_on(config: Document) -> Iterator[Finding]:
 def dynamo_backend_unknown(config: Document) -> Iterator[Finding]:
     """accelerate ends in a ValueError: "Unknown dynamo backend".
 
-    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env and prepare_simple_launcher_cmd_env.
+    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env and prepare_simple_launcher_cmd_env; held true by a
+    test.
     """
     for key in config.dynamo_backends:
         value = config.get(key)
@@ -99,7 +100,8 @@ def dynamo_backend_unknown(config: Document) -> Iterator[Finding]:
 def fp8_config_ignored(config: Document) -> Iterator[Finding]:
     """The launcher hands fp8_config on only for mixed_precision fp8.
 
-    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env, `if args.mixed_precision.lower() == "fp8"`.
+    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env, `if args.mixed_precision.lower() == "fp8"`; held true
+    by a test.
     """
     if config.get("fp8_config") and str(config.get("mixed_precision")).lower() != "fp8" and config.local:
         consequence = "is ignored: mixed_precision is not fp8."
@@ -147,7 +149,7 @@ def parallelism_prefix(config: Document) -> Iterator[Finding]:
 def parallelism_size_impossible(config: Document) -> Iterator[Finding]:
     """Every size is a whole number of at least 1; otherwise every process fails.
 
-    Reference: accelerate/parallelism_config.py: ParallelismConfig.__post_init__.
+    Reference: accelerate/parallelism_config.py: ParallelismConfig.__post_init__; held true by a test.
     """
     for name in SIZES:
         key = f"parallelism_config.parallelism_config_{name}"
@@ -160,7 +162,7 @@ def parallelism_size_impossible(config: Document) -> Iterator[Finding]:
 def parallelism_product(config: Document) -> Iterator[Finding]:
     """The five sizes multiply to num_processes, or every process fails: "total_size … does not match num_processes".
 
-    Reference: accelerate/parallelism_config.py: ParallelismConfig._validate_accelerator.
+    Reference: accelerate/parallelism_config.py: ParallelismConfig._validate_accelerator; held true by a test.
     """
     sizes, count = _sizes(config), config.num_processes
     if sizes is None or count is None or sizes["sp_size"] > 1:
@@ -178,7 +180,8 @@ def parallelism_needs_fsdp2(config: Document) -> Iterator[Finding]:
     the launcher never fires: it compares the text "1" with a number, before the file is read.
 
     Reference: accelerate/parallelism_config.py: ParallelismConfig._validate_accelerator; accelerate/state.py:
-    AcceleratorState.__init__; accelerate/commands/launch.py: _validate_launch_command, `args.fsdp_version == 1`.
+    AcceleratorState.__init__; accelerate/commands/launch.py: _validate_launch_command, `args.fsdp_version == 1`; held
+    true by a test.
     """
     sizes = _sizes(config)
     if sizes is None or max(sizes.values()) == 1:
@@ -213,7 +216,7 @@ def parallelism_no_shard(config: Document) -> Iterator[Finding]:
     """FSDP2 shards over dp_shard and cp; with both at 1 there is nothing to shard over and every process fails.
 
     Reference: accelerate/parallelism_config.py: ParallelismConfig._validate_accelerator, "has no dimension for FSDP to
-    shard across".
+    shard across"; held true by a test.
     """
     sizes = _sizes(config)
     if not sizes or config.fsdp_version != 2 or next(parallelism_prefix(config), None):
@@ -230,7 +233,8 @@ def parallelism_no_shard(config: Document) -> Iterator[Finding]:
 def parallelism_cp_and_sp(config: Document) -> Iterator[Finding]:
     """Context and sequence parallelism exclude each other; every process fails.
 
-    Reference: accelerate/parallelism_config.py: ParallelismConfig.__post_init__, "mutually exclusive".
+    Reference: accelerate/parallelism_config.py: ParallelismConfig.__post_init__, "mutually exclusive"; held true by a
+    test.
     """
     sizes = _sizes(config)
     if sizes and sizes["cp_size"] > 1 and sizes["sp_size"] > 1:

@@ -25,7 +25,7 @@ from .trying import choice, leads_astray
 def unknown_key(config: Document) -> Iterator[Finding]:
     """accelerate refuses the file: "had unknown keys … please try upgrading your `accelerate` version".
 
-    Reference: accelerate/commands/config/config_args.py: BaseConfig.from_yaml_file.
+    Reference: accelerate/commands/config/config_args.py: BaseConfig.from_yaml_file; held true by a test.
     """
     known = TOP_LEVEL_KEYS if config.local else SAGEMAKER_KEYS
     told = {finding.key for finding in config.found.get("key-not-text", ())}
@@ -41,7 +41,7 @@ def unknown_key(config: Document) -> Iterator[Finding]:
 def compute_environment_unknown(config: Document) -> Iterator[Finding]:
     """Whatever is not LOCAL_MACHINE is read as a SageMaker config, and num_processes is called an unknown key.
 
-    Reference: accelerate/commands/config/config_args.py: load_config_from_file.
+    Reference: accelerate/commands/config/config_args.py: load_config_from_file; held true by a test.
     """
     value = config.get("compute_environment", "LOCAL_MACHINE")
     if value not in ENVIRONMENTS:
@@ -54,7 +54,7 @@ def compute_environment_unknown(config: Document) -> Iterator[Finding]:
 def distributed_type_missing(config: Document) -> Iterator[Finding]:
     """accelerate refuses a file without distributed_type. An empty one starts one process, which is a warning.
 
-    Reference: accelerate/commands/config/config_args.py: BaseConfig.process_config.
+    Reference: accelerate/commands/config/config_args.py: BaseConfig.process_config; held true by a test.
     """
     if config.type is None:
         kinds = ["FSDP"] * bool(config.get("fsdp_config")) + ["MULTI_GPU", "'NO'"]
@@ -71,7 +71,7 @@ def distributed_type_missing(config: Document) -> Iterator[Finding]:
 def distributed_type_unknown(config: Document) -> Iterator[Finding]:
     """accelerate ends in a ValueError: "… is not a valid DistributedType". The words are in capitals.
 
-    Reference: accelerate/commands/config/config_args.py: BaseConfig.__post_init__.
+    Reference: accelerate/commands/config/config_args.py: BaseConfig.__post_init__; held true by a test.
     """
     known = DISTRIBUTED_TYPES if config.local else SAGEMAKER_TYPES
     if config.type is not None and config.type is not False and config.type not in known:
@@ -85,7 +85,7 @@ def word_read_as_boolean(config: Document) -> Iterator[Finding]:
     num_processes says so: a warning.
 
     Reference: accelerate/commands/config/config_args.py: BaseConfig.__post_init__; accelerate/utils/launch.py:
-    prepare_multi_gpu_env, `args.mixed_precision.lower()`.
+    prepare_multi_gpu_env, `args.mixed_precision.lower()`; held true by a test.
     """
     words = {"distributed_type": ("NO", "type"), "mixed_precision": ("no", "precision")}
     words |= dict.fromkeys(config.dynamo_backends, ("NO", "backend"))
@@ -102,7 +102,8 @@ def word_read_as_boolean(config: Document) -> Iterator[Finding]:
 def mixed_precision_unknown(config: Document) -> Iterator[Finding]:
     """accelerate ends in a ValueError: "Unknown mixed_precision mode".
 
-    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env and prepare_simple_launcher_cmd_env.
+    Reference: accelerate/utils/launch.py: prepare_multi_gpu_env and prepare_simple_launcher_cmd_env; held true by a
+    test.
     """
     value = config.get("mixed_precision")
     if value is None or value is False or str(value).lower() in PRECISIONS:
@@ -150,7 +151,7 @@ def wrong_type(config: Document) -> Iterator[Finding]:
     num_processes on one machine with GPUs; and text.
 
     Reference: accelerate/utils/launch.py: prepare_multi_gpu_env (`num_machines > 1`, is_port_in_use);
-    accelerate/commands/launch.py: _validate_launch_command, `args.debug = defaults.debug`.
+    accelerate/commands/launch.py: _validate_launch_command, `args.debug = defaults.debug`; held true by a test.
     """
     if not config.local:
         return
@@ -207,7 +208,7 @@ def section_not_a_mapping(config: Document) -> Iterator[Finding]:
     a warning. With DEEPSPEED, deepspeed_config has to have keys: accelerate ends in an AttributeError.
 
     Reference: accelerate/commands/launch.py: _validate_launch_command, `if isinstance(attr, dict)`; launch_command,
-    `defaults.deepspeed_config.keys()`.
+    `defaults.deepspeed_config.keys()`; held true by a test.
     """
     for key in ("fsdp_config", *NESTED_KEYS):
         value = config.get(key)
@@ -222,7 +223,7 @@ def old_key_overruled(config: Document) -> Iterator[Finding]:
     """`fp16: true` beside another mixed_precision is deleted silently; `dynamo_backend` replaces a dynamo_config beside
     it. What says the same, or nothing, is not told.
 
-    Reference: accelerate/commands/config/config_args.py: BaseConfig.process_config.
+    Reference: accelerate/commands/config/config_args.py: BaseConfig.process_config; held true by a test.
     """
     precision = str(config.get("mixed_precision", "fp16")).lower()
     if truth(config.get("fp16")) and precision != "fp16":
@@ -236,7 +237,8 @@ def old_key_overruled(config: Document) -> Iterator[Finding]:
 def rdzv_backend_ignored(config: Document) -> Iterator[Finding]:
     """The launcher takes a YAML value only where its own flag is None, and --rdzv_backend is 'static'.
 
-    Reference: accelerate/commands/launch.py: _validate_launch_command, `getattr(args, name, None) is None`.
+    Reference: accelerate/commands/launch.py: _validate_launch_command, `getattr(args, name, None) is None`; held true
+    by a test.
     """
     value = config.get("rdzv_backend", "static")
     if isinstance(value, str) and value != "static" and config.local and "rdzv_backend" not in config.flagged:
@@ -248,7 +250,8 @@ def rdzv_backend_ignored(config: Document) -> Iterator[Finding]:
 def same_network_ignored(config: Document) -> Iterator[Finding]:
     """--same_network is false, not None, so that the file's value never counts.
 
-    Reference: accelerate/commands/launch.py: _validate_launch_command, `getattr(args, name, None) is None`.
+    Reference: accelerate/commands/launch.py: _validate_launch_command, `getattr(args, name, None) is None`; held true
+    by a test.
     """
     if config.get("same_network") is True and config.num_machines > 1 and "same_network" not in config.flagged:
         consequence = "is ignored in a file; the machines meet through main_process_ip and port alike."
@@ -260,7 +263,7 @@ def cpu_affinity_ignored(config: Document) -> Iterator[Finding]:
     """--enable_cpu_affinity is false, not None: ACCELERATE_CPU_AFFINITY is never set from a file.
 
     Reference: accelerate/commands/launch.py: _validate_launch_command; accelerate/utils/launch.py:
-    prepare_multi_gpu_env.
+    prepare_multi_gpu_env; held true by a test.
     """
     if config.get("enable_cpu_affinity") is True and config.local and "enable_cpu_affinity" not in config.flagged:
         consequence = "is ignored in a file: no process is bound to its GPU's cores."
@@ -272,7 +275,8 @@ def debug_hides_failure(config: Document) -> Iterator[Finding]:
     """With debug and rich installed, accelerate prints a rank's failure and leaves with status 0: a script or scheduler
     takes the run for finished. Every collective is checked by a gather as well.
 
-    Reference: accelerate/commands/launch.py: multi_gpu_launcher, `if is_rich_available() and debug`.
+    Reference: accelerate/commands/launch.py: multi_gpu_launcher, `if is_rich_available() and debug`; held true by a
+    test.
     """
     if config.get("debug") is True and config.local and not config.context.launching:
         consequence = "a failed run leaves with status 0 where rich is installed, and every collective is slower."
@@ -295,7 +299,8 @@ def tpu_keys_ignored(config: Document) -> Iterator[Finding]:
     """TPU keys mean nothing to any other distributed_type; downcast_bf16 and tpu_use_sudo are ignored in a file even on
     a TPU, since their flags are false and not None.
 
-    Reference: accelerate/commands/launch.py: _validate_launch_command; accelerate/utils/launch.py: prepare_tpu.
+    Reference: accelerate/commands/launch.py: _validate_launch_command; accelerate/utils/launch.py: prepare_tpu; held
+    true by a test.
     """
     for key in ("tpu_name", "tpu_zone", "tpu_use_cluster", "tpu_use_sudo", "tpu_vm", "tpu_env", "downcast_bf16"):
         value = config.get(key)
