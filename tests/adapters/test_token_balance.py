@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from itertools import pairwise
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,3 +156,39 @@ def test_the_order_of_every_epoch_is_known() -> None:
     assert len({tuple(order) for order in found}) == 3
     assert list(_orders(SequentialSampler(range(3)), 2)) == [[0, 1, 2], [0, 1, 2]]
     assert list(_orders(RandomSampler(range(3)), 2)) == []
+
+
+@pytest.mark.parametrize(
+    ("lengths", "changed", "gains"),
+    [
+        ([7] * 16, False, False),
+        ([7, 6, 7, 7] * 4, False, False),
+        ([7] * 15, True, False),  # by number accelerate would repeat a row
+        ([90, 3, 80, 2] * 4, True, True),
+    ],
+)
+def test_where_nothing_is_gained_rows_are_shared_out_by_number(
+    lengths: list[int], changed: bool, gains: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate.data_loader import DataLoaderShard
+    from datasets import Dataset
+    from torch.utils.data import SequentialSampler
+
+    from unsloth_accel.adapters import token_balance
+
+    monkeypatch.setattr(token_balance, "parts_add_up", lambda trainer: True)
+    rows = Dataset.from_list([{"input_ids": [1] * length} for length in lengths])
+    plain = DataLoaderShard(rows, sampler=SequentialSampler(rows), batch_size=2)
+    sizes = {"train_batch_size": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "n_gpu": 1}
+    epochs = {"max_steps": -1, "num_train_epochs": 1, "dataloader_drop_last": False}
+    trainer: Any = SimpleNamespace(
+        args=SimpleNamespace(**sizes, **epochs, average_tokens_across_devices=True, include_num_input_tokens_seen="no"),
+        accelerator=SimpleNamespace(num_processes=2, process_index=0, split_batches=False),
+        data_collator=SimpleNamespace(padding_free=True),
+        get_train_dataloader=lambda: plain,
+    )
+    before = trainer.get_train_dataloader
+    done = token_balance.balance_tokens(trainer)
+    assert isinstance(done, token_balance.Balance)
+    assert done.gains is gains
+    assert (trainer.get_train_dataloader is not before) is changed

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unsloth_accel.data.balance import cost, divide
+from unsloth_accel.data.balance import by_number, cost, costs_of, divide, share
 
 LENGTHS = st.lists(st.integers(1, 2048), min_size=1, max_size=64)
 GROUPS = st.integers(1, 12)
@@ -58,3 +58,15 @@ def test_against_all_divisions(lengths: list[int], groups: int, padded: bool) ->
 def test_a_long_row_is_alone(padded: bool, groups: list[list[int]]) -> None:
     assert divide([2000, 400, 420, 380, 390, 401], 2, padded=padded)[0 if not padded else 1] == [0]
     assert [sorted(group) for group in divide([2000, 400, 420, 380, 390, 401], 2, padded=padded)] == groups
+
+
+SHARES = st.sampled_from([(2, 2), (3, 4), (4, 1)])
+
+
+@given(st.lists(st.integers(1, 2048), min_size=24, max_size=24), st.booleans(), SHARES)
+def test_no_rank_has_more_than_the_slowest_by_number(lengths: list[int], padded: bool, into: tuple[int, int]) -> None:
+    """It had in some steps: `rows shared out by tokens: steps 0.99 × as fast` was said of a run."""
+    shared = share(lengths, *into, padded=padded)
+    assert sorted(row for own in shared for group in own for row in group) == list(range(24))
+    slowest = [max(map(sum, costs_of(lengths, one, padded=padded))) for one in (shared, by_number(24, *into))]
+    assert slowest[0] <= slowest[1]

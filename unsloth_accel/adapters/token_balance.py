@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, SequentialSampler
 
 from ..capabilities.probe import available
-from ..data.balance import cost, share
+from ..data.balance import by_number, costs_of, share
 from .micro_batches import parts_add_up
 from .real_batch import set_batch
 from .token_count import count_late
@@ -34,6 +34,10 @@ KEPT = (
     *("prefetch_factor", "persistent_workers", "pin_memory_device"),
 )
 """Arguments of torch's DataLoader, beside data set, sampler and collate function, that the Trainer's loader keeps."""
+
+
+LEAST_GAIN = 1.01
+"""Speedup from which on rows are shared out by tokens where nothing else speaks for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,11 @@ class Balance:
     """Computed tokens for each real one, less one."""
     padding_before: float
 
+    @property
+    def gains(self) -> bool:
+        """Whether it is worth a word: a hundredth of the time, or fewer micro-batches."""
+        return self.speedup >= LEAST_GAIN or self.accumulation < self.planned_accumulation
+
     def __str__(self) -> str:
         text = (
             f"rows shared out by tokens: steps {self.speedup:.2f} × as fast as by number, if time goes with tokens "
@@ -73,6 +82,7 @@ def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance 
     asked for, none of more than `most_tokens` tokens, `trainer.args` gets fewer, larger ones; the rows per step stay.
     By default that is what the longest row takes in a full per-device batch.
 
+    Where nothing is gained (`Balance.gains`) and no epoch ends in a smaller step, the trainer stays as it is.
     Left alone, with the reason: rows that are streamed or not tokenised yet, a sampler that gives rows another meaning
     than one row of a step (GRPO's groups, `train_sampling_strategy`), and a model that can't weigh its loss by tokens.
     """
@@ -109,6 +119,20 @@ def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance 
     steps = [[lengths[row] for row in step] for order in orders for step in islice(_steps(order, rows), each)]
     most = most_tokens or args.train_batch_size * max(lengths)
     accumulation = _fewest(steps, rows, ranks, planned, most, padded) if known else planned
+    before = _Spent.of(steps, padded, lambda step: by_number(len(step), ranks, planned))
+    after = _Spent.of(steps, padded, lambda step: share(step, ranks, accumulation, padded=padded))
+    done = Balance(
+        padded=padded,
+        accumulation=accumulation,
+        planned_accumulation=planned,
+        speedup=before.slowest / after.slowest,
+        waiting=1 - after.mean / after.slowest,
+        waiting_before=1 - before.mean / before.slowest,
+        padding=after.mean / after.real - 1,
+        padding_before=before.mean / before.real - 1,
+    )
+    if not done.gains and (args.dataloader_drop_last or len(lengths) % rows == 0):
+        return done  # by number no row is repeated either
     set_batch(trainer, rows // (ranks * accumulation * max(1, args.n_gpu)), accumulation)
 
     plain = trainer.get_train_dataloader
@@ -131,18 +155,7 @@ def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance 
     trainer.get_train_dataloader = balanced
     if args.include_num_input_tokens_seen == "non_padding":
         count_late(trainer, learned=True)
-    before = _Spent.of(steps, padded, lambda step: _by_number(len(step), ranks, planned))
-    after = _Spent.of(steps, padded, lambda step: share(step, ranks, accumulation, padded=padded))
-    return Balance(
-        padded=padded,
-        accumulation=accumulation,
-        planned_accumulation=planned,
-        speedup=before.slowest / after.slowest,
-        waiting=1 - after.mean / after.slowest,
-        waiting_before=1 - before.mean / before.slowest,
-        padding=after.mean / after.real - 1,
-        padding_before=before.mean / before.real - 1,
-    )
+    return done
 
 
 @dataclass(eq=False, repr=False)
@@ -278,23 +291,11 @@ def _fewest(steps: list[list[int]], rows: int, ranks: int, planned: int, most: i
     """
     for accumulation in range(1, planned):
         if rows % (ranks * accumulation) == 0 and all(
-            max(map(max, _costs(step, share(step, ranks, accumulation, padded=padded), padded))) <= most
+            max(map(max, costs_of(step, share(step, ranks, accumulation, padded=padded), padded=padded))) <= most
             for step in steps
         ):
             return accumulation
     return planned
-
-
-def _costs(lengths: list[int], shares: list[list[list[int]]], padded: bool) -> list[list[int]]:
-    """Tokens of each rank's micro-batches."""
-    return [[cost([lengths[row] for row in group], padded=padded) for group in own] for own in shares]
-
-
-def _by_number(rows: int, ranks: int, accumulation: int) -> list[list[list[int]]]:
-    """What accelerate gives each rank: micro-batches of as many rows, in order, in turn."""
-    each = ceil(rows / (ranks * accumulation))
-    batches = [list(range(rows)[turn * each : (turn + 1) * each]) for turn in range(ranks * accumulation)]
-    return [batches[rank::ranks] for rank in range(ranks)]
 
 
 @dataclass(frozen=True)
@@ -307,6 +308,6 @@ class _Spent:
 
     @classmethod
     def of(cls, steps: list[list[int]], padded: bool, shares: Callable[[list[int]], list[list[list[int]]]]) -> _Spent:
-        ranks = [[sum(own) for own in _costs(step, shares(step), padded)] for step in steps]
+        ranks = [[sum(own) for own in costs_of(step, shares(step), padded=padded)] for step in steps]
         real = sum(sum(step) / len(own) for step, own in zip(steps, ranks, strict=True))
         return cls(sum(map(max, ranks)), sum(sum(own) / len(own) for own in ranks), real)

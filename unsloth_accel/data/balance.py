@@ -35,12 +35,31 @@ def share(lengths: Sequence[int], ranks: int, accumulation: int, *, padded: bool
     """Indices into `lengths` by rank and then by micro-batch: `accumulation` of them for each of `ranks` ranks.
 
     Micro-batches that ranks run at the same time cost alike, since a sharded model's ranks meet in each; and which rank
-    gets the most expensive one alternates, so that the sums over the step are alike too.
+    gets the most expensive one alternates, so that the sums over the step are alike too. Where the slowest rank would
+    have less with its rows by number, in their order, it has them so.
     """
     groups = divide(lengths, ranks * accumulation, padded=padded)
     slots = [groups[slot * ranks : (slot + 1) * ranks] for slot in range(accumulation)]
     dealt = [together[::-1] if slot % 2 else together for slot, together in enumerate(slots)]
-    return [list(own) for own in zip(*dealt, strict=True)]
+    found = [list(own) for own in zip(*dealt, strict=True)]
+    numbered = [] if len(lengths) % (ranks * accumulation) else by_number(len(lengths), ranks, accumulation)
+
+    def slowest(shares: list[list[list[int]]]) -> int:
+        return max(sum(costs) for costs in costs_of(lengths, shares, padded=padded))
+
+    return numbered if numbered and slowest(numbered) < slowest(found) else found
+
+
+def by_number(rows: int, ranks: int, accumulation: int) -> list[list[list[int]]]:
+    """Return what accelerate gives each rank: micro-batches of as many rows, in order, in turn."""
+    each = -(-rows // (ranks * accumulation))
+    batches = [list(range(rows)[turn * each : (turn + 1) * each]) for turn in range(ranks * accumulation)]
+    return [batches[rank::ranks] for rank in range(ranks)]
+
+
+def costs_of(lengths: Sequence[int], shares: list[list[list[int]]], *, padded: bool) -> list[list[int]]:
+    """Return the cost of each rank's micro-batches."""
+    return [[cost([lengths[row] for row in group], padded=padded) for group in own] for own in shares]
 
 
 def cost(lengths: Sequence[int], *, padded: bool) -> int:

@@ -90,6 +90,8 @@ def share_out(trainer: Trainer, run: RunConfig) -> None:
     from ..adapters.token_balance import Balance, balance_tokens
 
     done = balance_tokens(trainer, trainer.args.per_device_train_batch_size * run.model.max_seq_length)
+    if isinstance(done, Balance) and not done.gains:
+        return
     said = str(done) if isinstance(done, Balance) else f"rows are not shared out by tokens here: {done}"
     if isinstance(done, Balance) and os.environ.get("UNSLOTH_TOKEN_BALANCE", "0").lower() in ("1", "true", "yes", "on"):
         said += "; UNSLOTH_TOKEN_BALANCE is left out, batch.balance=rows would leave it to Unsloth"
