@@ -43,7 +43,7 @@ def run(words: Sequence[str]) -> int:
     from ..models.lora_targets import targets
     from ..models.spec import ModelSpec
     from ..planning.memory_estimate import estimate
-    from ..planning.planner import workload
+    from ..planning.planner import cannot, workload
     from ..strategies import STRATEGIES
 
     description = run_from_words(asked.words)
@@ -52,13 +52,18 @@ def run(words: Sequence[str]) -> int:
     full = description.model.dtype == "float32"
     work = workload(description, spec, targets(description, spec), rows, full=full)
     found: dict[str, MemoryEstimate] = {}
+    impossible: dict[str, str] = {}
     for strategy in STRATEGIES:
         gpus = 1 if strategy.one_process else asked.gpus
         if gpus == 1 and not strategy.one_process:
             continue
-        found[strategy.name] = estimate(work, strategy.name, gpus)
-        if not work.in_4bit and "4bit" not in strategy.cannot:
-            found[f"{strategy.name} 4-bit"] = estimate(replace(work, load_in_4bit=True), strategy.name, gpus)
+        for bits in (work,) if work.in_4bit else (work, replace(work, load_in_4bit=True)):
+            name = f"{strategy.name} 4-bit" if bits.in_4bit else strategy.name
+            why = cannot(spec, in_4bit=bits.in_4bit).get(strategy.name)
+            if why is None:
+                found[name] = estimate(bits, strategy.name, gpus)
+            else:
+                impossible[name] = why
     if asked.json:
         values = {
             "model": spec.name,
@@ -68,14 +73,15 @@ def run(words: Sequence[str]) -> int:
             "length": work.length,
             "gpus": asked.gpus,
             "memory_gib": {name: memory.to_dict() for name, memory in found.items()},
+            "impossible": impossible,
         }
         print(json.dumps(values, indent=2))
         return 0
-    _print(work, found, asked.gpus)
+    _print(work, found, impossible, asked.gpus)
     return 0
 
 
-def _print(work: Workload, found: dict[str, MemoryEstimate], gpus: int) -> None:
+def _print(work: Workload, found: dict[str, MemoryEstimate], impossible: dict[str, str], gpus: int) -> None:
     from rich.text import Text
 
     spec = work.spec
@@ -89,4 +95,8 @@ def _print(work: Workload, found: dict[str, MemoryEstimate], gpus: int) -> None:
         cells = (f"{memory.terms[term]:.2f}" if term in memory.terms else "" for memory in found.values())
         rows.append([term.replace("_", " "), *cells])
     rows.append(["total", *(f"{memory.total:.1f}" for memory in found.values())])
-    show(Text(title, style="italic", overflow="fold"), *tables(rows, console().width))
+    notes = []
+    for why in dict.fromkeys(impossible.values()):
+        names = ", ".join(name for name, reason in impossible.items() if reason == why)
+        notes.append(Text(f"not {names}: {why}"))
+    show(Text(title, style="italic", overflow="fold"), *tables(rows, console().width), *notes)

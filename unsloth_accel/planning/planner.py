@@ -124,17 +124,18 @@ def _decide(
     spec = _spec(run, facts.spec, device, count, reasons)
     in_4bit = run.model.load_in_4bit or bool(spec and spec.quantization == "bnb-4bit")
     lacking = capabilities.unavailable(device, load_in_4bit=in_4bit) if capabilities else {}
-    unavailable = ({} if elsewhere else lacking) | (_CANNOT_4BIT if in_4bit else {})
+    impossible = cannot(spec, in_4bit=in_4bit) if device == "cuda" else {}
+    unavailable = ({} if elsewhere else lacking) | impossible
     problem = capabilities.problem(unsized, device, load_in_4bit=in_4bit) if capabilities and not elsewhere else None
     if problem:
         # Under `auto` nobody wrote the strategy, and there is no other.
         problem = replace(problem, key="distributed.device", value=device) if asked == "auto" else problem
         ways = [] if asked == "auto" else _other_strategies(count)
         raise Refused(problem, ways, before=problem.fix.partition(f", or {_STRATEGY}=")[0])
-    if asked in unavailable and in_4bit:
-        problem = Problem(key=_STRATEGY, value=asked, consequence=unavailable[asked], fix="")
-        sixteen = [] if spec and spec.quantization else [[Way(changes={"model.load_in_4bit": False})]]
-        raise Refused(problem, _other_strategies(count) + sixteen)
+    if asked in impossible:
+        problem = Problem(key=_STRATEGY, value=asked, consequence=impossible[asked], fix="")
+        sixteen_bit = [[Way(changes={"model.load_in_4bit": False})]] if run.model.load_in_4bit else []
+        raise Refused(problem, _other_strategies(count) + sixteen_bit)
     why_packed: list[str] = []
     lengths = facts.lengths(run.model.max_seq_length)
     run = with_packing(run, device, lengths, why_packed)
@@ -145,7 +146,7 @@ def _decide(
         choice = _choice(run, spec, trained, free, precision, count, data_parallel, rows, gpus)
         if lengths and not run.training.get("packing"):
             choice = replace(choice, row_tokens=lengths.mean, by_tokens=run.batch.balance == "tokens")
-        choice = replace(choice, unavailable=unavailable | _cannot_shard(spec, run, device))
+        choice = replace(choice, unavailable=unavailable)
         if device == "cuda":
             chosen, why, rejected = choose(choice, asked)
             reasons += why
@@ -244,7 +245,6 @@ def _num_processes(run: RunConfig, hardware: Hardware, device: str, reasons: lis
 
 
 _STRATEGY, _PROCESSES = "distributed.strategy", "distributed.num_processes"
-_CANNOT_4BIT = {one.name: one.cannot["4bit"] for one in STRATEGIES if "4bit" in one.cannot}
 
 
 def _to_strategy(name: str) -> Way:
@@ -408,20 +408,17 @@ def _spelt_out(run: RunConfig, spec: ModelSpec, trained: Targets, reasons: list[
     return replace(run, model=model, lora=replace(run.lora, target_modules=modules))
 
 
-def _cannot_shard(spec: ModelSpec, run: RunConfig, device: str) -> dict[str, str]:
-    """The strategies that can't divide this model, each with the reason; raises `ConfigError` for one asked for."""
-    if not spec.num_experts or device == "cpu":
-        return {}
+def cannot(spec: ModelSpec | None, *, in_4bit: bool) -> dict[str, str]:
+    """Return the strategies that can't train this model on GPUs, each with the reason as a sentence."""
+    lacking = {one.name: one.cannot["4bit"] for one in STRATEGIES if in_4bit and "4bit" in one.cannot}
+    if spec is None or not spec.num_experts:
+        return lacking
     # Seen on two H100 with Qwen3's and Unsloth 2026.10.9: unsloth/models/fsdp2_load.py, "several checkpoint tensors".
     reason = (
         "a mixture of experts: transformers puts experts together from several tensors of the checkpoint, which "
         "Unsloth's sharded loading can't read (seen with Qwen3's), and nothing else was tried."
     )
-    sharded = [one.name for one in STRATEGIES if one.loads_shards]
-    if run.distributed.strategy in sharded:
-        problem = Problem(key=_STRATEGY, value=run.distributed.strategy, consequence=reason, fix="")
-        raise Refused(problem, [[_to_strategy(usual(2).name)]])
-    return dict.fromkeys(sharded, reason)
+    return dict.fromkeys((one.name for one in STRATEGIES if one.loads_shards), reason) | lacking
 
 
 def _with_optimizer(run: RunConfig, strategy: str, device: str, reasons: list[str]) -> RunConfig:
