@@ -7,6 +7,7 @@ import random
 import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from fixes import Fix, fixes
@@ -23,6 +24,7 @@ from unsloth_accel.planning.planner import plan
 from unsloth_accel.planning.strategy_choice import free_gib
 from unsloth_accel.strategies import STRATEGIES
 
+TRAIN = Path(__file__).resolve().parent.parent / "examples" / "data" / "elements-train.jsonl"
 Description = dict[str, dict[str, Any]]
 
 
@@ -35,7 +37,8 @@ class Drawn:
     text: str
 
     def plan(self, *, elsewhere: bool = True) -> Plan:
-        return plan(from_dict(self.values, to_plan=True), self.hardware, capabilities=here(), elsewhere=elsewhere)
+        run = from_dict(self.values, to_plan=True)
+        return plan(run, self.hardware, capabilities=here(), elsewhere=elsewhere, price=2.5)
 
     def fixed(self, fix: Fix) -> Drawn:
         values = {section: dict(keys) for section, keys in self.values.items()}
@@ -98,7 +101,11 @@ def draw(dice: random.Random) -> Drawn:
         | some("bf16", (True, False), 0.1)
         | some("fp16", (True, False), 0.1)
         | some("activation_offloading", (True,), 0.03)
-        | some("max_steps", (100,), 0.3),
+        | some("max_steps", (100,), 0.3)
+        | some("num_train_epochs", (0.5, 1, 3), 0.2)
+        | some("packing", (True, False), 0.1)
+        | some("dataloader_drop_last", (True,), 0.1),
+        "data": some("path", (str(TRAIN),), 0.3) | some("too_long", ("drop",), 0.2) | some("streaming", (False,), 0.1),
     }
     return Drawn({section: keys for section, keys in values.items() if keys}, hardware, text)
 

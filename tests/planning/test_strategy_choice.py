@@ -147,3 +147,16 @@ def test_what_is_asked_for_is_refused_only_beyond_the_worst_error() -> None:
     assert not any(reason.startswith("tight") for reason in asked(4096).reasons)
     with pytest.raises(ConfigError, match=r"ddp needs 18\.1 GiB .*\(15\.9 GiB if .*; a GPU has 15\.0 GiB.*size=4, or "):
         asked(10240)
+
+
+def test_what_a_fix_puts_right_besides_is_told() -> None:
+    """Otherwise nobody would know why it names another batch."""
+    words = (
+        r"training\.bf16=True: V100.* has no bfloat16.*Besides, batch\.global_size=8: can't be 3 rows per device × 4 "
+        r"processes.*Fix: batch\.global_size=12 and no training\.bf16$"
+    )
+    training = {"bf16": True, "per_device_train_batch_size": 3}
+    with pytest.raises(ConfigError, match=words):
+        planned("4xV100-32GB", "unsloth/Qwen3-1.7B", 8, training=training)
+    with pytest.raises(ConfigError, match=r"Fix: distributed\.num_processes=2, or 3 such GPUs$"):
+        planned("2xH100", SMALL, 6, distributed={"num_processes": 3})

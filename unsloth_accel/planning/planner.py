@@ -238,9 +238,9 @@ def _num_processes(run: RunConfig, hardware: Hardware, device: str, reasons: lis
         consequence = f"{need} and {gpus} are visible ({hardware.reason})."
     if consequence:
         problem = Problem(key=_PROCESSES, value=asked, consequence=consequence, fix="")
-        numbers = [[Way(changes={_PROCESSES: number})] for number in (gpus, "auto")]
+        numbers = [Way(changes={_PROCESSES: number}) for number in (gpus, "auto")]
         more = [[Way(gpus=asked)]] if hardware.num_machines == 1 and asked <= MOST_GPUS else []
-        raise Refused(problem, numbers + more)
+        raise Refused(problem, [numbers, *more])
     return int(asked)
 
 

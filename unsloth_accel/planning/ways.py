@@ -27,6 +27,8 @@ class Way:
     machines: int | None = None
     result: str = field(default="", compare=False)
     """What comes of it, told in parentheses."""
+    besides: tuple[Problem, ...] = field(default=(), compare=False)
+    """What else it puts right."""
 
     def __str__(self) -> str:
         words = [f"{key}={_text(value)}" for key, value in self.changes.items() if value is not None]
@@ -37,7 +39,9 @@ class Way:
 
     def __add__(self, other: Way) -> Way:
         changes = {**self.changes, **other.changes}
-        return Way(changes=changes, gpus=other.gpus or self.gpus, machines=other.machines or self.machines)
+        besides = self.besides + other.besides
+        gpus, machines = other.gpus or self.gpus, other.machines or self.machines
+        return Way(changes=changes, gpus=gpus, machines=machines, besides=besides)
 
     def alike(self, other: Way) -> bool:
         """Return whether both give nothing but other values to the same keys."""
@@ -91,8 +95,12 @@ class Refused(ConfigError):
         super().__init__(replace(problem, fix=", or ".join(filter(None, [before, text, after])) or instead))
 
     def offering(self, ways: Sequence[Way]) -> Refused:
-        """Return the same refusal with these ways and no others."""
-        return Refused(self.problems[0], [ways], self.after, before=self.before, instead=self.instead)
+        """Return the same refusal with these ways and no others, and what else these put right."""
+        (problem,) = self.problems
+        besides = {one.key: one for way in ways[:1] for one in way.besides if one.key != problem.key}
+        told = [f"Besides, {one.key}={one.value}: {one.consequence}" for one in besides.values()]
+        problem = replace(problem, consequence=" ".join([problem.consequence, *told]))
+        return Refused(problem, [ways], self.after, before=self.before, instead=self.instead)
 
 
 def tried(refused: Refused, plan: Callable[[Way], str]) -> Refused:
@@ -111,7 +119,8 @@ def tried(refused: Refused, plan: Callable[[Way], str]) -> Refused:
         except Refused as further:
             further_on.append(further)
             more = (one for group in further.groups for one in group) if depth else iter(())
-            return _first(leads(way + one, depth - 1) for one in more if not one.within(way))
+            both = replace(way, besides=(*way.besides, *further.problems))
+            return _first(leads(both + one, depth - 1) for one in more if not one.within(way))
         except ConfigError:
             return None
 
