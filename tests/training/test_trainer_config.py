@@ -5,6 +5,7 @@ from typing import Any
 
 from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.config.trainer_fields import training_fields
+from unsloth_accel.config.trainer_settings import settings
 from unsloth_accel.methods import METHODS, USUAL_METHOD
 from unsloth_accel.secret import HIDDEN, is_secret
 from unsloth_accel.training.trainer_config import trainer_config
@@ -31,3 +32,18 @@ def test_every_field_that_may_hold_a_secret_is_known() -> None:
     telling = {name for name in names if name.endswith(("token", "key", "password", "secret", "credentials"))}
     assert telling - {"eos_token", "pad_token"} == {"hub_token"}
     assert is_secret("hub_token")
+
+
+def test_what_is_checked_is_what_the_processes_have(description: dict[str, Any]) -> None:
+    """Our defaults and the config's, read from its source, are those of the config that a process makes."""
+    described = {**description, "training": {"adam_beta2": 0, "bf16": False}, "distributed": {"device": "cpu"}}
+    run = from_dict(described)
+    made = trainer_config(run, METHODS[USUAL_METHOD], {})
+    changed = {"per_device_train_batch_size", "disable_tqdm", "output_dir", "use_cpu", "gradient_checkpointing"}
+    # What the config itself makes of others, and Unsloth's own defaults.
+    changed |= {"debug", "report_to", "max_length", "dataloader_pin_memory", "accelerator_config", "save_total_limit"}
+    said = {name: value for name, value in settings(run).items() if name not in changed and hasattr(made, name)}
+    other = {name: (value, getattr(made, name)) for name, value in said.items() if getattr(made, name) != value}
+    assert other == {}
+    assert made.save_total_limit == settings(run)["save_total_limit"]
+    assert len(said) > 100

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _ELSEWHERE_CALLED = {
     **dict.fromkeys(("model_name_or_path", "model_name", "model_id", "base_model", "base_model_name"), "model.name"),
     "pretrained_model_name_or_path": "model.name",
-    **dict.fromkeys(("max_length", "max_seq_len", "cutoff_len", "sequence_len", "seq_length"), "model.max_seq_length"),
+    **dict.fromkeys(("max_seq_len", "cutoff_len", "sequence_len", "seq_length"), "model.max_seq_length"),
     **dict.fromkeys(("torch_dtype", "compute_dtype"), "model.dtype"),
     **dict.fromkeys(("use_4bit", "qlora"), "model.load_in_4bit"),
     **dict.fromkeys(("lora_r", "lora_rank", "rank"), "lora.r"),

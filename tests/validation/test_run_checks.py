@@ -1,0 +1,151 @@
+"""launch and plan find what validate finds, all of it together, before anything starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checked_configs import FILES
+from conftest import write_yaml
+
+from unsloth_accel.cli.main import main
+from unsloth_accel.config.installed_source import enum_words, parameters, source_text, table
+from unsloth_accel.errors import ConfigError
+from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.launch.launcher import launch
+from unsloth_accel.validation.rules import Document, check_document
+from unsloth_accel.validation.run_checks import checked_run
+
+CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
+WRONG = {
+    "lr_scheduler_type": "cosin",
+    "optim": "adam",
+    "save_strategy": "step",
+    "loss_type": "foo",
+    "learning_rate": -1,
+    "max_stps": 2,
+}
+"""Words and numbers that only the trainer's config, the trainer and torch refuse; and a key that the reader does."""
+
+
+@pytest.fixture
+def file(tmp_path: Path, description: dict[str, Any]) -> Path:
+    return write_yaml(tmp_path / "run.yaml", {**description, "training": WRONG})
+
+
+def keys(error: str) -> set[str]:
+    return {line.split("error: ")[1].split("=")[0].split(":")[0] for line in error.splitlines() if "error: " in line}
+
+
+def test_all_is_told_together_by_launch_plan_and_validate(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = {f"training.{name}" for name in WRONG}
+    for words in ([str(file)], [str(file), "--dry-run"]):
+        with pytest.raises(ConfigError) as raised:
+            launch(words, hardware=CPU)
+        assert keys(str(raised.value)) == wrong
+    assert main(["plan", str(file)]) == 2
+    assert keys(capsys.readouterr().err) == wrong
+    assert main(["validate", "--json", str(file)]) == 1
+    assert {problem["key"] for problem in json.loads(capsys.readouterr().out)} == wrong
+
+
+@pytest.mark.parametrize(
+    ("training", "status"),
+    [
+        # save_strategy is `no` where nothing is said: checkpoints are written by the clock.
+        ({"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}, 1),
+        ({"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 4}, 0),
+        ({"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 5}, 1),
+        ({"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "best"}, 0),
+        ({"load_best_model_at_end": True}, 1),
+        ({"eval_strategy": False}, 0),
+    ],
+)
+def test_our_defaults_are_checked_and_not_transformers(
+    tmp_path: Path, description: dict[str, Any], training: dict[str, Any], status: int
+) -> None:
+    data = {**description["data"], "eval_path": description["data"]["path"]}
+    file = write_yaml(tmp_path / "run.yaml", {**description, "data": data, "training": training})
+    assert main(["validate", str(file)]) == status
+    assert main(["plan", str(file), "distributed.device=cpu"]) == 2 * status
+
+
+@pytest.mark.parametrize("name", ["axolotl", "llamafactory", "trl_script", "torchtune", "accelerate_xpu"])
+def test_a_foreign_file_is_recognised(name: str) -> None:
+    file = FILES / "foreign" / f"{name}.yaml"
+    with pytest.raises(ConfigError) as raised:
+        checked_run(file, ["model.name=x"])
+    (problem,) = raised.value.problems
+    assert problem.key == str(file)
+    assert "another project's words" in problem.consequence or "is an accelerate config" in problem.consequence
+    for command in (["plan"], ["launch"]):
+        assert main([*command, str(file)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "rule", "fix"),
+    [
+        ("none", None, ""),
+        (["none"], None, ""),
+        ("wandbb", "run-reporter", "did you mean wandb?"),
+        ("tb", "run-reporter", "did you mean tensorboard?"),
+        (["kubeflow", "clear_ml"], "run-reporter", "did you mean clearml?"),
+        ("dagshub", "run-reporter", "logging.report_to: none, or pip install dagshub"),
+    ],
+)
+def test_reporters(said: Any, rule: str | None, fix: str) -> None:
+    found = check_document(Document(file="", kind="run", values={"logging": {"report_to": said}}))
+    assert [problem.rule for problem in found] == [rule] * bool(rule)
+    assert all(problem.fix.startswith(fix) for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("training", "fixes"),
+    [
+        ({"lr_scheduler_type": "warmup_stable_decay"}, ["training.lr_scheduler_kwargs: {num_decay_steps: 100}"]),
+        ({"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-6}}, []),
+        ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycle": 2}}, ["did you mean num_cycles?"]),
+        ({"lr_scheduler_type": "polynomial", "learning_rate": 1e-8}, ["training.lr_scheduler_type: linear"]),
+        ({"lr_scheduler_type": "cosine_with_minlr"}, ["did you mean cosine_with_min_lr? Then also: training.lr_"]),
+        ({"metric_for_best_model": "f1"}, []),
+        ({"adam_beta1": 1, "seed": -1}, ["training.adam_beta1: 0.9, or a number", "training.seed: 42, or a number"]),
+        ({"save_strategy": "bests"}, ["best needs metric_for_best_model; every process fails. So: training.metric_"]),
+        ({"debug": "underflow_overflow nans"}, ["one of: underflow_overflow, tpu_metrics_debug"]),
+    ],
+)
+def test_what_a_setting_needs(training: dict[str, Any], fixes: list[str]) -> None:
+    found = check_document(Document(file="", kind="run", values={"training": training}))
+    assert len(found) == len(fixes), found
+    for problem, fix in zip(found, fixes, strict=True):
+        assert problem.fix.startswith(fix)
+
+
+def test_a_small_number_without_a_point_is_one_to_every_command(
+    tmp_path: Path, description: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PyYAML reads 1e-4 as text, OmegaConf as a number."""
+    file = write_yaml(tmp_path / "run.yaml", {**description, "training": {}})
+    file.write_text(file.read_text(encoding="utf-8").replace("training: {}", "training: {learning_rate: -1e-4}"))
+    assert main(["validate", str(file)]) == 1
+    assert "must be at least 0" in capsys.readouterr().out
+
+
+def test_what_is_there_is_looked_at_unless_it_is_for_other_hardware(
+    tmp_path: Path, description: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {**description, "data": {"path": "nowhere.jsonl"}, "lora": {"target_modules": ["q_porj"]}}
+    file = write_yaml(tmp_path / "run.yaml", values)
+    assert main(["validate", str(file)]) == 1
+    said = capsys.readouterr().out
+    assert "data.path='nowhere.jsonl': no such file" in said
+    assert "did you mean q_proj?" in said
+    assert main(["validate", "--hardware", "cpu", str(file)]) == 0
+
+
+def test_what_is_not_installed_is_empty() -> None:
+    assert source_text("no_such_package/file.py") == ""
+    assert enum_words("no_such_package/file.py:Words") == {}
+    assert table("transformers/optimization.py:NO_SUCH_TABLE") == {}
+    assert parameters("transformers/optimization.py:no_such_function") == {}
