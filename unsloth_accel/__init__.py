@@ -68,16 +68,21 @@ def plan(
     Raises `ConfigError` with every problem of the description, or with what would fit where the model does not.
     """
     from .capabilities.probe import here
-    from .config.read_run import load
     from .config.run_config import RunConfig
+    from .errors import raise_errors
     from .hardware.hardware import Hardware
     from .planning.planner import plan as make_plan
+    from .validation.run_checks import read, setting_problems, told_with
 
     if isinstance(hardware, str):
         hardware = Hardware.parse(hardware)
-    described = run if isinstance(run, RunConfig) else load(fspath(run), overrides)
-    found = hardware or Hardware.detect()
-    return make_plan(described, found, capabilities=here(), elsewhere=hardware is not None, price=price)
+    described = run if isinstance(run, RunConfig) else read(fspath(run), overrides)
+    machine = hardware or Hardware.detect()
+    problems = setting_problems(described, machine)
+    with told_with(problems):
+        made = make_plan(described, machine, capabilities=here(), elsewhere=hardware is not None, price=price)
+    raise_errors(problems)
+    return made
 
 
 def __getattr__(name: str) -> Any:

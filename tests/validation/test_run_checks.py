@@ -16,7 +16,7 @@ from unsloth_accel.errors import ConfigError
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.launch.launcher import launch
 from unsloth_accel.validation.rules import Document, check_document
-from unsloth_accel.validation.run_checks import checked_run
+from unsloth_accel.validation.run_checks import read
 
 CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
 WRONG = {
@@ -76,7 +76,7 @@ def test_our_defaults_are_checked_and_not_transformers(
 def test_a_foreign_file_is_recognised(name: str) -> None:
     file = FILES / "foreign" / f"{name}.yaml"
     with pytest.raises(ConfigError) as raised:
-        checked_run(file, ["model.name=x"])
+        read(file, ["model.name=x"])
     (problem,) = raised.value.problems
     assert problem.key == str(file)
     assert "another project's words" in problem.consequence or "is an accelerate config" in problem.consequence

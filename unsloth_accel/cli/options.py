@@ -69,13 +69,8 @@ def price(text: str) -> float:
 
 def run_from_words(words: Sequence[str]) -> RunConfig:
     """The run that a YAML file and overrides describe, in any order; data and output_dir may be missing."""
-    return checked_from_words(words)[0]
-
-
-def checked_from_words(words: Sequence[str], hardware: Hardware | None = None) -> tuple[RunConfig, list[Problem]]:
-    """The run that `run_from_words` reads, and what the rules find in its settings, with `hardware` if it is known."""
     from ..config.read_run import is_override
-    from ..validation.run_checks import checked_run
+    from ..validation.run_checks import read
 
     overrides = [word for word in words if is_override(word)]
     files = [word for word in words if not is_override(word)]
@@ -85,4 +80,4 @@ def checked_from_words(words: Sequence[str], hardware: Hardware | None = None) -
     if not words:
         fix = "give a RUN.yaml, or model.name=… batch.global_size=…"
         raise ConfigError(Problem(key="RUN.yaml", consequence="there is no run to plan.", fix=fix))
-    return checked_run(files[0] if files else None, overrides, to_plan=True, hardware=hardware)
+    return read(files[0] if files else None, overrides, to_plan=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..artifacts.run_directory import PLANNED_YAML
 from ..errors import ConfigError, Problem, raise_errors
-from .options import add_hardware, add_run, checked_from_words, chosen_hardware, command_parser, price
+from .options import add_hardware, add_run, chosen_hardware, command_parser, price, run_from_words
 from .tables import show
 
 if TYPE_CHECKING:
@@ -49,10 +49,11 @@ def run(words: Sequence[str]) -> int:
     from ..capabilities.probe import here
     from ..planning import planner
     from ..validation.inputs import place_problems
-    from ..validation.run_checks import told_with
+    from ..validation.run_checks import setting_problems, told_with
 
+    description = run_from_words(asked.words)
     hardware = chosen_hardware(asked)
-    description, problems = checked_from_words(asked.words, hardware)
+    problems = setting_problems(description, hardware)
     elsewhere = asked.hardware is not None
     if not elsewhere:  # elsewhere the files may lie elsewhere
         problems += [replace(problem, severity="warning") for problem in place_problems(description)]

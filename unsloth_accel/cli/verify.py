@@ -106,14 +106,15 @@ def show_verified(found: Verification) -> None:
 
 def _read(words: Sequence[str], directory: Path) -> RunConfig:
     """The run of a YAML file and overrides; its output_dir is never used."""
-    from ..config.read_run import is_override, load
+    from ..config.read_run import is_override
+    from ..validation.run_checks import read
 
     files = [word for word in words if not is_override(word)]
     if len(files) != 1:
         fix = "unsloth-accel verify RUN.yaml key=value …"
         found = files[1] if files else words[0]
         raise ConfigError(Problem(key=found, consequence="give one RUN.yaml, and overrides.", fix=fix))
-    return load(files[0], [*(word for word in words if is_override(word)), f"output_dir={json.dumps(str(directory))}"])
+    return read(files[0], [*(word for word in words if is_override(word)), f"output_dir={json.dumps(str(directory))}"])
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from ..strategies import STRATEGIES, choosable
 from ..validation.inputs import input_problems, output_problems, room_problems, taken_problems
 from ..validation.push_checks import push_problems
 from ..validation.rules import Context, check_document, folded, named, of_flags, read_document
-from ..validation.run_checks import checked_run, told_with
+from ..validation.run_checks import read, setting_problems, told_with
 from .after_hang import debugging
 from .arguments import Request, own_overrides, parse
 from .run_accelerate import Launch, has_default_config, parse_arguments, run_accelerate
@@ -45,12 +45,12 @@ def for_run(request: Request, hardware: Hardware) -> tuple[Launch, Plan, list[Pr
     """
     assert request.run_yaml is not None
     flags, overrides = own_overrides(request.accelerate_flags)
-    run, problems = checked_run(request.run_yaml, [*request.overrides, *overrides], hardware=hardware)
-    problems += [_on_the_command_line(word) for word in request.overrides if shown_word(word) != word]
+    run = read(request.run_yaml, [*request.overrides, *overrides])
+    problems = [_on_the_command_line(word) for word in request.overrides if shown_word(word) != word]
     run = resume_if_any.decided(run)
     if any(word.startswith("distributed.num_processes=") for word in overrides):
         run = _with_fitting_strategy(run)
-    problems += run_problems(run)
+    problems += run_problems(run, hardware)
     with told_with(problems):
         decided = plan(run, hardware, capabilities=here())
     problems += plan_problems(decided)
@@ -77,10 +77,11 @@ def _with_fitting_strategy(run: RunConfig) -> RunConfig:
     return replace(run, distributed=replace(run.distributed, strategy="auto"))
 
 
-def run_problems(run: RunConfig) -> list[Problem]:
-    """What is wrong with a run's model, data and output directory, whatever the plan."""
+def run_problems(run: RunConfig, hardware: Hardware | None = None) -> list[Problem]:
+    """What is wrong with a run's settings, model, data and output directory, whatever the plan."""
     held = held_problems(run.output_dir)  # before a word on checkpoints that are being made
-    return [*input_problems(run), *(held or output_problems(run)), *push_problems(run)]
+    settings = setting_problems(run, hardware)
+    return [*settings, *input_problems(run), *(held or output_problems(run)), *push_problems(run)]
 
 
 def plan_problems(decided: Plan) -> list[Problem]:

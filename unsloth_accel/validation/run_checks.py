@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from ..config import read_run
 from ..config.run_config import RunConfig
+from ..config.written import described
 from ..errors import ConfigError, Problem, errors
 from ..hardware.hardware import Hardware
 from .rules import Context, Document, check_document
@@ -20,28 +22,29 @@ from .rules.run_settings import resolved
 from .rules.yaml_reader import kind_of
 
 
-def checked_run(
-    path: str | Path | None,
-    overrides: Sequence[str] = (),
-    *,
-    to_plan: bool = False,
-    hardware: Hardware | None = None,
-) -> tuple[RunConfig, list[Problem]]:
-    """Return the run that a YAML file and `key=value` overrides describe, and what the rules find in it.
+def read(path: str | Path | None, overrides: Sequence[str] = (), *, to_plan: bool = False) -> RunConfig:
+    """Return the run that a YAML file and `key=value` overrides describe; `to_plan` does without data and output_dir.
 
-    Raises `ConfigError` where it can't be read, with what the rules find all the same.
+    Raises `ConfigError` where it can't be read, with what the rules find in its settings all the same.
     """
     values = read_run.given(path, overrides)
     if path is not None:
         _must_be_a_run(path, values)
-    document = Document(file="", kind="run", values=resolved(values), context=Context(hardware=hardware))
     try:
-        run = read_run.from_dict(values, to_plan=to_plan)
+        return read_run.from_dict(values, to_plan=to_plan)
     except ConfigError as error:
         told = {problem.key for problem in error.problems}
-        found = [finding for finding in errors(check_document(document)) if finding.key not in told]
+        found = [problem for problem in errors(_found(resolved(values))) if problem.key not in told]
         raise ConfigError([*error.problems, *found]) from None
-    return run, [*check_document(document)]
+
+
+def setting_problems(run: RunConfig, hardware: Hardware | None = None) -> list[Problem]:
+    """Return what the rules find in the settings that the processes of `run` would have, on `hardware` if known."""
+    return _found(described(run), hardware)
+
+
+def _found(values: dict[str, Any], hardware: Hardware | None = None) -> list[Problem]:
+    return [*check_document(Document(file="", kind="run", values=values, context=Context(hardware=hardware)))]
 
 
 def _must_be_a_run(path: str | Path, values: DictConfig) -> None:
