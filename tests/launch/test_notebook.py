@@ -295,13 +295,14 @@ def test_ranks_end_with_a_killed_launcher(described: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_a_failing_rank_is_told(described: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    overrides = [f"output_dir={tmp_path / 'out'}", "training.lr_scheduler_kwargs={nowhere: 1}"]
+    arguments = ["training.lr_scheduler_type=cosine", "training.lr_scheduler_kwargs={num_cycles: nowhere}"]
+    overrides = [f"output_dir={tmp_path / 'out'}", *arguments]
     with fork_server.forked(), pytest.raises(LaunchError, match=r"rank \d failed: .*nowhere") as caught:
         ua.notebook_launch(described, *overrides)
     assert caught.value.exit_status == 1
     assert "Traceback" in capsys.readouterr().out, "the rank's own output is in the cell"
     with fork_server.forked(), pytest.raises(LaunchError, match="SFTConfig refuses it") as caught:
-        ua.notebook_launch(described, overrides[0], "training.lr_scheduler_type=zigzag")
+        ua.notebook_launch(described, overrides[0], "training.gradient_checkpointing_kwargs='{no JSON'")
     assert caught.value.exit_status == 2
 
 

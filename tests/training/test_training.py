@@ -342,7 +342,7 @@ def test_no_secret_is_left(straight: Path) -> None:
 
 def test_a_field_that_sft_config_refuses(described: Path, tmp_path: Path) -> None:
     """Known by name and type, refused by TRL itself: one line and status 2, although ranks had started."""
-    printed = launch(described, tmp_path / "run", "training.lr_scheduler_type=zigzag", status=2)
+    printed = launch(described, tmp_path / "run", "training.gradient_checkpointing_kwargs='{no JSON'", status=2)
     assert "SFTConfig refuses it" in printed
     assert "Traceback" not in printed
 
