@@ -1,11 +1,17 @@
+import builtins
 import json
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import SMOLLM2
 from row_files import write
 
 from unsloth_accel.cli.main import main
+from unsloth_accel.config.read_run import load
+from unsloth_accel.data import preview
+from unsloth_accel.errors import ConfigError
 
 
 def test_preview_marks_what_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,3 +30,29 @@ def test_preview_marks_what_is_trained(tmp_path: Path, capsys: pytest.CaptureFix
     assert found["lengths"]["rows"] == 10
     assert found["rows"][0]["labels"][:3] == [-100] * 3
     assert main(["preview", *words, "data.train_on=responses", f"data.path={tmp_path / 'no.csv'}"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("weight", "train_on", "first"),
+    [(1, "responses", "unsloth"), (0, "all", "unsloth"), (1, "all", "transformers")],
+)
+def test_unsloth_comes_before_what_it_patches(
+    weight: int, train_on: str, first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unsloth warns where transformers was imported first, and is not imported where nobody asks it."""
+    turns = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "It.", "weight": weight}]
+    path = write(tmp_path / "rows.jsonl", [{"messages": turns}] * 3)
+    run = load(None, [f"model.name={SMOLLM2}", f"data.path={path}", f"data.train_on={train_on}"], to_plan=True)
+    order: list[str] = []
+    really = builtins.__import__
+
+    def noted(name: str, *arguments: Any, **named: Any) -> Any:
+        if name in ("unsloth", "transformers") and arguments and arguments[0]["__name__"] == preview.__name__:
+            order.append(name)
+            return types.SimpleNamespace(AutoTokenizer=None)
+        return really(name, *arguments, **named)
+
+    monkeypatch.setattr(builtins, "__import__", noted)
+    with pytest.raises(ConfigError, match="tokenizer can't be loaded"):
+        preview.preview_rows(run, 1, 1)
+    assert order[0] == first

@@ -63,8 +63,10 @@ def preview_rows(run: RunConfig, shown: int, most: int) -> Preview:
     """
     rows = read_checked_rows(run.data.path, "data.path", run.data, most + 1, streaming=run.data.streaming)
     whole = len(rows) <= most
-    tokenizer = tokenizer_of(run)
     recipe = Recipe.of(run, rows.kind, weighted=bool(rows.weighted))
+    if recipe.finds_responses:
+        import unsloth  # noqa: F401  (before transformers, which it patches)
+    tokenizer = tokenizer_of(run)
     tokenise = Tokenise(tokenizer, recipe)
     lengths: list[int] = []
     trained: list[int] = []

@@ -54,6 +54,11 @@ class Recipe:
         """Whether rows need labels of their own, since not every token is trained."""
         return self.responses or self.weighted
 
+    @property
+    def finds_responses(self) -> bool:
+        """Whether Unsloth is asked where a chat's responses are."""
+        return self.kind == "messages" and self.labels
+
     @classmethod
     def of(cls, run: RunConfig, kind: str, *, weighted: bool = False) -> Recipe:
         """The recipe of a run for rows of `kind`; raises `ConfigError` where they have no responses to train on."""

@@ -25,7 +25,7 @@ def detect_hardware(environ: Mapping[str, str]) -> dict[str, Any]:
     link, link_gbs, link_why = _link(machine, devices)
     ordered = environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
     reasons = (
-        f"{len(devices)} of {counted(len(machine.devices), 'GPU')}: {reason}.",
+        f"{len(devices)} of {len(machine.devices)} GPUs: {reason}.",
         *machine.notes,
         *mig,
         *([] if ordered else _order(machine.devices, chosen)),
