@@ -191,3 +191,11 @@ def test_what_the_trainer_would_not_heed(file: Path) -> None:
     (told,) = problems(file, "training.trust_remote_code=true")
     assert told.endswith("set model.trust_remote_code instead")
     assert load(file, ["model.dtype=float32", "model.trust_remote_code=true"]).model.dtype == "float32"
+
+
+def test_a_text_that_is_a_number_is_taken_as_one_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    words = ["model.max_seq_length='2048'", "output_dir=5", "lora.r='8'", "lora.dropout='0.1'", "logging.progress='no'"]
+    run = load(None, ["model.name=owner/model", *words], to_plan=True)
+    assert (run.model.max_seq_length, run.output_dir, run.lora.r, run.lora.dropout) == (2048, "5", 8, 0.1)
+    assert run.logging.progress is False
+    assert [one for one in recwarn if issubclass(one.category, FutureWarning)] == []

@@ -156,7 +156,7 @@ def _begin_with_adapter(schema: DictConfig, values: DictConfig, problems: list[P
     given = {*map(str, section)} if isinstance(section, DictConfig) else {*()}
     for key, value in adapter.lora.items():
         if key not in given:
-            schema.lora[key] = value
+            OmegaConf.update(schema, f"lora.{key}", value, merge=False)
     if "dropout" not in given:
         schema.lora.dropout = float(adapter.config.get("lora_dropout") or 0)
     problems += adapter.contradictions(OmegaConf.to_object(schema.lora))
@@ -216,7 +216,8 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
                 continue
             value = str(value)
         try:
-            schema[key] = {} if name in _MAPPINGS and value is None else value
+            # An assignment warns of every text that becomes a number.
+            OmegaConf.update(schema, str(key), {} if name in _MAPPINGS and value is None else value, merge=False)
         except OmegaConfBaseException:
             _tell_wrong_type(problems, name, value, kind)
 
