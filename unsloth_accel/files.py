@@ -146,7 +146,7 @@ def why_unwritten(error: BaseException, directory: str | Path) -> tuple[str, str
     if number is None and (found := re.search(r"(?:os error|Errno) (\d+)", str(error))):
         number = int(found[1])
     if number is None:
-        number = _tried(existing(directory))
+        number = getattr(unwritable(existing(directory)), "errno", None)
     reason = os.strerror(number) if number else ""
     if number in (*FULL, errno.EROFS, errno.EACCES):
         said = reason
@@ -161,13 +161,13 @@ def existing(path: str | Path) -> Path:
     return next((one for one in (path, *path.parents) if is_directory(one)), Path("/"))
 
 
-def _tried(directory: Path) -> int | None:
-    """Return the number of the system's error at which a small file in `directory` fails; None where it doesn't."""
+def unwritable(directory: Path) -> OSError | None:
+    """Return the system's error at which a small file in `directory` fails; None where it doesn't."""
     try:
         with tempfile.TemporaryFile(dir=directory) as file:
             file.write(bytes(2**16))
     except OSError as error:
-        return error.errno
+        return error
     return None
 
 

@@ -26,8 +26,9 @@ COLOURS = {"ok": "green", "warning": "yellow", "error": "bold red"}
 def parser() -> argparse.ArgumentParser:
     made = command_parser(
         "doctor",
-        "Check the installation against Unsloth's bounds, and the GPUs, their links, NCCL, disk, memory "
-        "and environment of this machine; then launch processes that sum a tensor. Each finding comes with its fix.",
+        "Check the installation against Unsloth's bounds; the GPUs, their links, NCCL, disk, memory and "
+        "environment of this machine; the Hub, its token, proxies and reporters; then launch processes that sum a "
+        "tensor. Each finding comes with its fix.",
         EXAMPLES,
     )
     made.add_argument("--json", action="store_true", help="print the results as JSON")

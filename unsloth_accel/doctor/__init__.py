@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from . import gpus, host, installed, known_bad, processes, runnable_strategies, shell_variables
+from . import gpus, host, installed, known_bad, processes, runnable_strategies, services, shell_variables
 from .machine import Machine, this_machine
 from .processes import TIME_LIMIT
 from .result import Result, Status, collect
@@ -38,6 +38,9 @@ CHECKS: tuple[tuple[str, Callable[[Machine], Iterable[Result]]], ...] = (
     ("/dev/shm", host.shared_memory),
     ("open files", host.open_files),
     ("memory", host.host_memory),
+    ("proxy", services.proxy),
+    ("hub", services.hub),
+    ("reporters", services.reporters),
 )
 
 

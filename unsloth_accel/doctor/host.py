@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..config.hub_cache import hub_cache
+from ..files import FULL, existing, unwritable, why_unwritten
 from ..hardware.cpu_and_memory import memory_gib
 from .machine import Machine
 from .result import Result, error, warning
@@ -23,20 +23,24 @@ SHARED_MEMORY = Path("/dev/shm")
 
 def disk(machine: Machine) -> Iterator[Result]:
     """Free space where runs, models and temporary files go."""
-    yield _space("disk, here", Path.cwd(), 10, "runs and checkpoints", "set output_dir to a larger disk")
-    cache = hub_cache(machine.environ)
-    fix = "export HF_HOME=… on a larger disk, or clean with `hf cache prune`"
-    yield _space("disk, models", cache, 20, "an 8B model in bf16 is 16 GB", fix)
-    fix = "export TMPDIR=… on a larger disk"
-    yield _space("disk, temporary", Path(tempfile.gettempdir()), 2, "compiled kernels", fix)
+    yield _space("disk, here", Path.cwd(), 10, "runs and checkpoints", "set output_dir to {}")
+    cache, lost = hub_cache(machine.environ), "models in it load, and none can be downloaded"
+    yield _space("disk, models", cache, 20, "an 8B model in bf16 is 16 GB", "export HF_HOME=… on {}", lost)
+    temporary = Path(tempfile.gettempdir())
+    yield _space("disk, temporary", temporary, 2, "compiled kernels", "export TMPDIR=… on {}")
 
 
-def _space(name: str, place: Path, wanted_gib: float, purpose: str, fix: str) -> Result:
-    there = next(parent for parent in (place, *place.parents) if parent.exists())
+def _space(name: str, place: Path, wanted_gib: float, purpose: str, elsewhere: str, lost: str = "") -> Result:
+    """Return whether `place` can be written and has room; with `lost` said, a run may do without writing there."""
+    there = existing(place)
     free = shutil.disk_usage(there).free / GIB
     detail = f"{free:.1f} GiB free in {place}"
-    if not os.access(there, os.W_OK):
-        return error(name, f"{place} can't be written", fix)
+    if (fault := unwritable(there)) and fault.errno not in FULL:
+        why, mend = why_unwritten(fault, there)
+        told = warning if lost else error
+        detail = f"{place} can't be written: {why}{f'; {lost}' if lost else ''}"
+        return told(name, detail, f"{mend}, or {elsewhere.format('a disk that can be written')}")
+    fix = elsewhere.format("a larger disk") + (", or clean with `hf cache prune`" if lost else "")
     if free >= wanted_gib:
         return Result(name=name, detail=detail)
     told = error if free < NO_ROOM_GIB else warning
