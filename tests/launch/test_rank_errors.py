@@ -49,14 +49,16 @@ def test_one_traceback_is_told_and_all_are_kept(tmp_path: Path, capsys: pytest.C
 def test_our_own_errors_need_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What they came of is in the log."""
     error = UnslothAccelError("out of memory. Fix: a larger GPU.")
-    error.__cause__ = raised(MemoryError("no room for 2 GiB"))
-    assert report_error(tmp_path, 0, error) == 1
+    assert report_error(tmp_path, 0, error, raised(MemoryError("no room for 2 GiB"))) == 1
     (report,) = reports_in(tmp_path)
     tell([report], report, tmp_path, is_run=True, several=False)
     assert capsys.readouterr().err == ""
     assert "MemoryError: no room for 2 GiB" in (tmp_path / "logs" / "rank-0.log").read_text(encoding="utf-8")
-    assert report_error(tmp_path, 0, ConfigError(Problem(key="a", consequence="b.", fix="c"))) == 2
-    assert reports_in(tmp_path)[0]["every_rank"]
+    refused = raised(ConfigError(Problem(key="a", consequence="b.", fix="c")))
+    assert report_error(tmp_path, 0, refused, refused) == 2
+    (report,) = reports_in(tmp_path)
+    assert report["every_rank"]
+    assert report["traceback"] == ""
 
 
 def test_a_long_error_is_one_line_below_its_traceback(tmp_path: Path) -> None:

@@ -258,6 +258,9 @@ def test_resuming_goes_on_exactly(
     card = files["README.md"].decode()
     assert "library_name: peft" in card
     assert "FastLanguageModel.from_pretrained('OWNER/tiny'" in card
+    assert "- **Plan**: ddp on 2 processes, fp32, 8 rows per step = 4 × 1 × 2 (per device × accumulation" in card
+    assert "6 of 6 steps, learning rate 0.01 (linear)" in card
+    assert "- **Data**: `rows.jsonl`, 41 rows, trained on auto" in card
     assert str(described.parent.parent) not in card, "the base's directory, which the Hub would refuse"
     assert printed.count(f"pushed    {hub.url}/someone/tiny") == 1
     assert f"{hub.url}/someone/tiny" in (out / "report.html").read_text(encoding="utf-8")
@@ -317,6 +320,8 @@ def test_what_is_saved(straight: Path) -> None:
     record = json.loads((straight / "checkpoint-3" / "unsloth_accel.json").read_text(encoding="utf-8"))["made_with"]
     assert (record["steps_per_epoch"], record["rows"], record["training.dataloader_drop_last"]) == (6, 41, False)
     assert not (straight / "README.md").exists(), "TRL's draft of a model card, which nobody asked for"
+    cards = [(straight / place / "README.md").read_text(encoding="utf-8") for place in ("checkpoint-6", "adapter")]
+    assert cards[0] == cards[1]
     assert not (straight / "errors").exists()
     assert json.loads((straight / "plan.json").read_text(encoding="utf-8"))["strategy"] == "ddp"
     page = (straight / "report.html").read_text(encoding="utf-8")
@@ -415,6 +420,11 @@ def test_the_plain_script(tiny: Path, tmp_path: Path, processes: int) -> None:
         done = accelerate_launch("--config_file", "accelerate_configs/cpu_ddp.yaml", "examples/sft.py", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    card = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+    where = "single on 1 process" if processes == 1 else "ddp on 2 processes"
+    assert f"- **Plan**: {where}, bf16, 8 rows per step = 4 × {3 - processes} × {processes} " in card
+    assert "2 of 2 steps, learning rate 0.001 (linear), seed 42" in card
+    assert "[More Information Needed]" not in card
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ Mends, in transformers 5.17 with accelerate 1.15:
   says so: the adapter in memory is worth more. Where only a rank's random state can't be written, the checkpoint stays:
   its adapter is whole, and its record says that no run can go on from it.
 - A push that fails ends the training, and a checkpoint is pushed before all ranks have written it. Here it comes after.
-- TRL 1.15 writes a draft of a model card to output_dir/README.md with every checkpoint, whatever is there.
 - With `load_best_model_at_end` ranks meet at a barrier within a checkpoint: one that could not write the adapter never
   gets there, and the others wait for it. Here what one can't write is told to all before it.
 - `load_best_model_at_end` keeps the last weights, as if they were the best, where the best checkpoint couldn't be
@@ -77,12 +76,6 @@ def keep_checkpoints(trainer: Trainer) -> None:
         if not trainer.is_fsdp_enabled:  # where all that is saved is gathered, and its faults are shared already
             _share_faults(trainer)
         _survive_and_record(trainer)
-
-
-def keep_readme(trainer: Trainer) -> None:
-    """Let TRL draft no model card in output_dir: the adapter has one of its own (`model_card`)."""
-    if available("a README of the user's own"):
-        trainer.create_model_card = lambda *_, **__: None
 
 
 class BestCheckpoint(TrainerCallback):

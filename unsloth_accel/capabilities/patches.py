@@ -128,8 +128,9 @@ PATCHES = (
           adapter="adapters.gloo_timeout",
           cost="on a CPU a rank waits half an hour for another, whatever training.ddp_timeout says"),
     Patch(what="a README of the user's own", place="trl/trainer/base_trainer.py: _BaseTrainer.create_model_card",
-          adapter="adapters.checkpointing",
-          cost="with each checkpoint TRL writes its draft of a model card over the README.md in output_dir"),
+          adapter="adapters.model_card",
+          cost="with each checkpoint TRL writes its draft of a model card over the README.md in output_dir, and names "
+               "no base where that is a directory"),
     Patch(what="an adapter's card", place="peft/peft_model.py: PeftModel.create_or_update_model_card",
           adapter="adapters.model_card",
           cost="the adapter's card is PEFT's form to fill in, which the Hub refuses where the base is a directory"),

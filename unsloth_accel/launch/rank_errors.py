@@ -39,11 +39,12 @@ def is_told() -> bool:
     return os.environ.get(TELLER) == str(os.getppid())
 
 
-def report_error(output_dir: str | Path, rank: int, error: BaseException) -> int:
+def report_error(output_dir: str | Path, rank: int, error: BaseException, cause: BaseException | None = None) -> int:
     """Leave a rank's error where the launcher finds it; return the exit status that the rank should leave with.
 
-    The launcher names no rank for an error that every rank raises alike. Where output_dir can't take it, it goes to a
-    directory of the launcher's, or to this process's stderr.
+    `cause` is what was raised, where `error` says it in other words; its traceback is left, too. The launcher names no
+    rank for an error that every rank raises alike. Where output_dir can't take it, it goes to a directory of the
+    launcher's, or to this process's stderr.
     """
     status, message = 1, f"{type(error).__name__}: {error}"
     if isinstance(error, UnslothAccelError):
@@ -55,7 +56,8 @@ def report_error(output_dir: str | Path, rank: int, error: BaseException) -> int
         status = error.code if isinstance(error.code, int) and error.code else 1
         message = f"left by sys.exit({error.code!r}) before its end"
     plain = isinstance(error, UnslothAccelError)
-    cause = error.__cause__ if plain else error
+    if cause in (None, error):
+        cause = error.__cause__ if plain else error
     report = {
         "rank": rank,
         "message": message,

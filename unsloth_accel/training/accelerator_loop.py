@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..adapters import environment, first_step, import_order, rank_checks
 from ..adapters.fsdp2 import native
 from ..adapters.fsdp2.generation import gather_in_generate
+from ..adapters.model_card import own_cards
 from ..adapters.varlen_attention import attend_at_once
 from ..callbacks.stop_request import follow_launcher
 from ..capabilities.probe import available
@@ -43,6 +44,8 @@ def prepare(accelerator: Accelerator, *objects: Any) -> Any:
         rank_checks.check_world(promised)
         import_order.check_accelerator(accelerator)
     models = [one for one in objects if isinstance(one, torch.nn.Module)]
+    for model in models:
+        own_cards(model)
     optimizers = [one for one in objects if isinstance(one, torch.optim.Optimizer)]
     _refuse_apart(accelerator, models, optimizers)
     if native.requested() and models:

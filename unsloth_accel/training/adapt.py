@@ -12,6 +12,7 @@ from ..adapters.epoch_order import order_by_epoch
 from ..adapters.fsdp2.generation import gather_in_generate
 from ..adapters.gloo_timeout import heed_timeout
 from ..adapters.held_out_loss import weigh_held_out
+from ..adapters.model_card import write_our_cards
 from ..adapters.real_batch import keep_global_batch
 from ..adapters.resuming import check_before_training
 from ..adapters.saving import let_numbered_cpus_load
@@ -44,8 +45,8 @@ def adapt(trainer: AnyTrainer, *, global_batch: int | None = None, hang_after: f
     model can't generate (`adapters.fsdp2.generation`), rows that lie end to end are attended to one by one where torch
     is older than 2.12 (`adapters.varlen_attention`), the GPU waits for the processor where the Trainer counts tokens
     (`adapters.token_count`), held-out losses depend on the number of processes (`adapters.held_out_loss`), rows grouped
-    by length come in an order of chance (`adapters.epoch_order`), and a sharded run saves no adapter in its checkpoints
-    (`adapters.checkpointing`).
+    by length come in an order of chance (`adapters.epoch_order`), a sharded run saves no adapter in its checkpoints
+    (`adapters.checkpointing`), and what is saved has a form for a card, or a wrong one (`adapters.model_card`).
     A SIGTERM, or the end of the launcher, loses what was trained: with it all ranks save a checkpoint after the same
     step and end with the exit status that tells it (`callbacks.StepAgreement`).
     The guard stops the run, with the reason, when its world is not the one that was launched, its ranks are not
@@ -80,6 +81,7 @@ def adapt(trainer: AnyTrainer, *, global_batch: int | None = None, hang_after: f
         check_before_training(trainer)
         count_late(trainer)
         weigh_held_out(trainer)
+        write_our_cards(trainer)
         if getattr(trainer, "step_halving", None) is None:  # its averaging takes a missing gradient as zero
             trainer.add_callback(EveryGradient(trainer.accelerator))
         gather_in_generate(trainer.accelerator, trainer.model)

@@ -26,7 +26,7 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     """Give `trainer` all that `run` asks for; its callbacks tell `log`. Returns it, guarded."""
     from transformers import PrinterCallback
 
-    from ..adapters.checkpointing import describe, keep_readme
+    from ..adapters.checkpointing import describe
     from ..adapters.ddp_settings import gradients_in_buckets
     from ..adapters.model_card import write_our_cards
     from ..adapters.out_of_memory import StepHalving, halve_on_out_of_memory
@@ -78,7 +78,6 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
         strategy=run.distributed.strategy,
     )
     describe(trainer, made_with(run))
-    keep_readme(trainer)
     write_our_cards(trainer, run)
     if target := PushTarget.of(run):
         trainer.add_callback(Pushes(target, partial(log.warn, "push")))

@@ -91,9 +91,7 @@ def _train_and_tell(run: RunConfig) -> int:
         train(run)
     except BaseException as caught:
         error = _plainly(caught, run)
-        if error is not caught:
-            error.__cause__ = caught
-        status = report_error(run.output_dir, environment.rank(), error)
+        status = report_error(run.output_dir, environment.rank(), error, caught)
         if is_told():
             return status
         if not isinstance(error, UnslothAccelError | KeyboardInterrupt):
