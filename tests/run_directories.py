@@ -113,7 +113,12 @@ def crashed(directory: Path, *, steps: int = 60) -> Path:
         with path.open("a", encoding="utf-8") as file:
             file.write('{"event": "step", "step": 61, "secon')
     message = "error: training.per_device_train_batch_size=32: rank 1 has no memory left at step 61. Fix: 16, or fsdp2"
+    frames = "".join(
+        f'  File "{"/a/long/way" * 9}/trainer.py", line {n}, in step\n    loss.backward()\n' for n in range(9)
+    )
+    traceback = f"Traceback (most recent call last):\n{frames}torch.OutOfMemoryError: CUDA out of memory."
     error = {"rank": 1, "message": message, "exit_status": 1, "every_rank": False, "time": START + 99}
+    error["traceback"] = traceback
     _dump(directory / "errors" / "rank-1.json", error)
     return directory
 
@@ -156,7 +161,8 @@ def hostile(directory: Path, word: str) -> Path:
     run = f"model: {{name: {json.dumps(word)}}}\n"
     (directory / "run.planned.yaml").write_text(run, encoding="utf-8")
     (directory / "accelerate.yaml").write_text(f"# {word}\n", encoding="utf-8")
-    _dump(directory / "errors" / "rank-0.json", {"rank": 0, "message": f"{word} Fix: {word}", "time": time.time() + 9})
+    error = {"rank": 0, "message": f"{word} Fix: {word}", "traceback": word, "time": time.time() + 9}
+    _dump(directory / "errors" / "rank-0.json", error)
     return directory
 
 

@@ -46,6 +46,14 @@ def test_one_traceback_is_told_and_all_are_kept(tmp_path: Path, capsys: pytest.C
         assert (tmp_path / "logs" / f"rank-{rank}.log").read_text(encoding="utf-8").splitlines()[-1] == said
 
 
+def test_a_lost_connection_is_never_the_first_where_there_is_another_error(tmp_path: Path) -> None:
+    """A script that ends its process group in a `finally` tells its own error after its peer has fallen."""
+    report_error(tmp_path, 0, RuntimeError("[1] is setting up NCCL communicator: remote process exited"))
+    report_error(tmp_path, 2, RuntimeError("pair.cc:553 Connection closed by peer [127.0.0.1]:25499"))
+    report_error(tmp_path, 1, KeyError("input_idz"))
+    assert [report["rank"] for report in reports_in(tmp_path)] == [1, 0, 2]
+
+
 def test_our_own_errors_need_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What they came of is in the log."""
     error = UnslothAccelError("out of memory. Fix: a larger GPU.")

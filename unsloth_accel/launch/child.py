@@ -104,7 +104,8 @@ class Child:
     def _failure(self, status: int) -> LaunchError:
         assert self.command.output_dir is not None
         for report in RunDirectory(self.command.output_dir).launch_errors():
-            return LaunchError(**json.loads(report.read_text(encoding="utf-8")))
+            told = json.loads(report.read_text(encoding="utf-8"))
+            return LaunchError(told["message"], told["exit_status"], first=told.get("first"), ended=told.get("ended"))
         if status < 0:
             name = signal.Signals(-status).name
             return LaunchError(f"accelerate launch was ended by {name}; its ranks were ended too.", 128 - status)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -15,7 +16,6 @@ import traceback
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ TELLER = "UNSLOTH_ACCEL_TELLER"
 """Environment variable of launched processes: the number of the process that tells what they leave, their launcher."""
 _LONGEST = 2**16
 """Most characters of a traceback that are kept, its last ones."""
+_OF_A_PEER = re.compile(r"connection (closed|reset) by peer|remote process exited|broken pipe", re.IGNORECASE)
+"""What gloo and NCCL say of a rank that has left; a script that ends its process group on its way out tells its own
+error after that."""
 _IN_A_LINE = 400
 """Most characters of an error below its traceback."""
 
@@ -101,9 +104,10 @@ def collecting(output_dir: Path | None) -> Iterator[Path]:
 
 
 def reports_in(place: Path) -> list[Report]:
-    """Return what ranks left of their errors, in the order in which they failed."""
-    left = RunDirectory(place).told_errors()
-    return sorted((json.loads(path.read_text(encoding="utf-8")) for path in left), key=itemgetter("time"))
+    """Return what ranks left of their errors, in the order in which they failed; what is of a lost connection after
+    what is not."""
+    left = [json.loads(path.read_text(encoding="utf-8")) for path in RunDirectory(place).told_errors()]
+    return sorted(left, key=lambda one: (bool(_OF_A_PEER.search(str(one["message"]))), one["time"]))
 
 
 def tell(reports: Sequence[Report], first: Report | None, place: Path, *, is_run: bool, several: bool) -> None:
