@@ -154,8 +154,9 @@ def _became(line: Line) -> str:
     from ..errors import shortened
 
     made = ", ".join(f"{key}: {shortened(as_yaml(value), 60)}" for key, value in line.outcome.settings.items())
-    arrow = f" → {made}" if made and line.outcome.translated else ""
-    return f"{arrow}: {line.outcome.note}" if line.outcome.note else arrow
+    if made and line.outcome.translated:
+        return f" → {made}" + (f" ({line.outcome.note})" if line.outcome.note else "")
+    return f": {line.outcome.note}" if line.outcome.note else ""
 
 
 def _begin(asked: argparse.Namespace, overrides: list[str]) -> int:

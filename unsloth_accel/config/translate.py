@@ -179,7 +179,11 @@ def _line(tool: Tool, key: str, value: Any, theirs: Theirs, assumed: bool = Fals
     if entry is None and key in fields:
         entry = Becomes(f"training.{key}")
     if entry is not None:
-        outcome = entry.read(value, theirs)
+        try:
+            outcome = entry.read(value, theirs)
+        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError):
+            # Anything can stand in a file of another tool's, whose own checks are not repeated here.
+            outcome = Outcome(note=f"has a value that {tool.name} doesn't take either: correct it.", translated=False)
     else:
         near = difflib.get_close_matches(key, [*tool.keys, *fields], n=1, cutoff=0.9)
         hint = f"did you mean {near[0]}?" if near else "what it asks for is not done: look up what it is."

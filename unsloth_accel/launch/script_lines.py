@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ _GUARDS = ("process_zero", "main_process", "rank", "RANK")
 """Parts of a condition that chooses one process; what stands below it is left out."""
 _IF_ZERO = "below if trainer.is_world_process_zero():"
 _AFTERWARDS = "do this once after the launch has ended, in one process"
+
+
+_SHELL = re.compile(r"(\s*)([!%?]|[\w., ]+=\s*[!%]|[\w.]+\?\s*$)")
+"""Beginning of a notebook's line that is the shell's or IPython's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +130,8 @@ class Found:
 def describe(path: str | Path) -> list[str]:
     """Return the lines to show of a script or notebook; raises `ConfigError` where it can't be read."""
     parts = _parts(Path(path))
-    nodes = [(cell, tree) for cell, tree in parts]
-    added = list(_to_add(nodes))
-    found = [one for cell, tree in nodes for one in _found(tree, cell)]
+    added = list(_to_add(parts))
+    found = [one for cell, tree in parts for one in _found(tree, cell)]
     said = f"{len(added)} line{'s' * (len(added) != 1)} to add" if added else "has the lines already"
     lines = [f"{path}: {said}"]
     lines += [f"  {where:<22}  {code}" for where, code in added]
@@ -137,7 +141,7 @@ def describe(path: str | Path) -> list[str]:
             lines += [f"  {one.place!s:<9} {one.code}", f"            {one.happens}. Fix: {one.do}"]
     else:
         lines += ["Every process runs the whole of it; no line of it was found that only one should run."]
-    if any(cell for cell, _ in nodes):
+    if Path(path).suffix == ".ipynb":
         lines += [
             "A notebook's kernel is one process. Save it as a script (jupyter nbconvert --to script), without lines",
             "that begin with ! or %; or describe the run in YAML: unsloth-accel init, and notebook_launch(plan).",
@@ -168,8 +172,8 @@ def _tree(source: str | bytes, path: Path, cell: int) -> ast.Module:
     try:
         return ast.parse(source)
     except SyntaxError as error:
-        where = f"cell {cell}, line {error.lineno}" if cell else f"line {error.lineno}"
-        raise _unreadable(path, f"{where}: {error.msg}.", "correct the Python there") from None
+        where = f"{Place(error.lineno, cell)}: " if error.lineno else ""
+        raise _unreadable(path, f"{where}{error.msg}.", "correct the Python there") from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise _unreadable(path, f"is no Python: {first_line(error)}.", "give a script or notebook") from None
 
@@ -191,8 +195,8 @@ def _cells(text: bytes, path: Path) -> Iterator[tuple[int, str]]:
 
 def _plain(line: str) -> str:
     """Return a line of a notebook as Python: `pass` for one that is the shell's or IPython's."""
-    bare = line.lstrip()
-    return f"{line[: len(line) - len(bare)]}pass" if bare.startswith(("!", "%", "?")) else line
+    own = _SHELL.match(line)
+    return f"{own[1]}pass" if own else line
 
 
 def _unreadable(path: Path, consequence: str, fix: str) -> ConfigError:

@@ -124,11 +124,12 @@ class Chooses:
 
     @property
     def here(self) -> str:
-        words = []
+        words: dict[str, list[str]] = {}
         for value, settings in self.values.items():
-            made = ", ".join(f"`{key}: {_yaml(one)}`" for key, one in settings.items() if one is not None)
-            words.append(f"`{_yaml(value)}`: {made or 'nothing to write'}")
-        return "; ".join([*words, *([self.note] if self.note else []), f"otherwise: {self.otherwise}"])
+            made = ", ".join(f"`{key}: {_yaml(one)}`" for key, one in settings.items()) or "nothing to write"
+            words.setdefault(made, []).append(f"`{_yaml(value)}`")
+        parts = [f"{', '.join(values)}: {made}" for made, values in words.items()]
+        return "; ".join([*parts, *([self.note] if self.note else []), f"otherwise: {self.otherwise}"])
 
 
 @dataclass(frozen=True)
