@@ -129,8 +129,8 @@ def test_a_bad_file_is_told(name: str, content: bytes, told: str, capsys: pytest
 def test_what_is_no_file_is_told(end: str, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(f"pipe{end}")
     Path(f"directory{end}").mkdir()
-    for name, told in ((f"pipe{end}", "no regular file"), (f"directory{end}", "irectory"), (f"no{end}", "no such file")):
-        assert main(["init", "--from", name]) == 2
+    for name, told in (("pipe", "no regular file"), ("directory", "irectory"), ("no", "no such file")):
+        assert main(["init", "--from", f"{name}{end}"]) == 2
         assert told in capsys.readouterr().err
 
 

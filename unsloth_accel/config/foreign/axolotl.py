@@ -470,7 +470,6 @@ _KEYS: Mapping[str, Entry] = {
             "fsdp_config",
             "fsdp_version",
             "deepspeed",
-            "ddp",
             "dp_shard_size",
             "dp_replicate_size",
             "fsdp_final_state_dict_type",
