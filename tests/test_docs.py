@@ -78,7 +78,10 @@ def test_both_languages_give_the_same_commands() -> None:
         "README.md",
         "CONTRIBUTING.md",
         DETAILS,
-        *(f"docs/{name}.md" for name in ("install", "notebook-to-two-gpus", "plan", "run", "script", "verify")),
+        *(
+            f"docs/{name}.md"
+            for name in ("install", "migrating", "notebook-to-two-gpus", "plan", "run", "script", "verify")
+        ),
     ],
 )
 def test_every_command_exists(file: str) -> None:
