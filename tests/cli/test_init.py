@@ -13,6 +13,7 @@ from conftest import CONFIG, ROOT, TRAIN, write_weights
 from unsloth_accel.cli.main import main
 from unsloth_accel.config.field_help import field_help
 from unsloth_accel.config.read_run import load
+from unsloth_accel.hardware.hardware import Hardware
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +97,31 @@ def test_a_file_that_is_there_is_not_replaced(model: str, capsys: pytest.Capture
     assert Path("run.yaml").read_text(encoding="utf-8") == "mine"
     assert main(["init", "--model", model, "--data", "rows.jsonl", "--overwrite"]) == 0
     assert load("run.yaml").model.name == model
+
+
+def test_neither_a_template_nor_the_file_that_is_read_is_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("theirs.yaml").write_text(yaml.safe_dump(TRL), encoding="utf-8")
+    Path("run.chat_template.jinja").write_text("mine", encoding="utf-8")
+    assert main(["init", "--from", "theirs.yaml"]) == 2
+    assert "run.chat_template.jinja" in capsys.readouterr().err
+    assert Path("run.chat_template.jinja").read_text(encoding="utf-8") == "mine"
+    assert not Path("run.yaml").exists()
+    assert main(["init", "--from", "theirs.yaml", "--out", "theirs.yaml", "--overwrite"]) == 2
+    assert "is the file that is read" in capsys.readouterr().err
+    assert yaml.safe_load(Path("theirs.yaml").read_text(encoding="utf-8")) == TRL
+
+
+@pytest.mark.parametrize(("card", "in_4bit"), [("1xT4", True), ("1xH100-80GB", False)])
+def test_a_model_too_large_in_16_bit_begins_in_4(
+    card: str, in_4bit: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hardware = Hardware.parse(card)
+    monkeypatch.setattr(Hardware, "detect", classmethod(lambda cls: hardware))
+    assert main(["init", "--model", "unsloth/Llama-3.1-8B-Instruct", "--data", "rows.jsonl"]) == 0
+    said = capsys.readouterr().out
+    assert ("in 16 bit: none yet" in said) == in_4bit
+    assert "plan     single, 1 process, " in said
+    assert load("run.yaml").model.load_in_4bit == in_4bit
 
 
 @pytest.mark.parametrize(

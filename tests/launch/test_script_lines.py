@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from unsloth_accel.cli.main import main
+from unsloth_accel.launch.arguments import parse
 from unsloth_accel.launch.script_lines import describe
 
 SCRIPT = """\
@@ -93,3 +95,13 @@ def test_a_notebook(tmp_path: Path) -> None:
     assert sum(line.startswith("  cell") for line in said) == 1
     assert "nbconvert" in "\n".join(said)
     assert said[-1].endswith("n.py")
+
+
+def test_the_launch_that_is_shown_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("train.py").write_text(SCRIPT, encoding="utf-8")
+    *_, config, launch = describe("train.py")
+    assert main(config.split()[2:]) == 0
+    request = parse(launch.split()[3:])
+    assert "train.py" in str(request)
+    assert Path(launch.split()[4]).exists()

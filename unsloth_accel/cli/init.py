@@ -87,9 +87,17 @@ def _check(asked: argparse.Namespace, source: list[str], overrides: list[str], a
     if scripts and (len(source) > 1 or overrides or arguments):
         consequence = "is a script, of which no run.yaml is made: it takes no other words."
         raise ConfigError(Problem(key=scripts[0], consequence=consequence, fix=f"init --from {scripts[0]}"))
-    if not scripts and os.path.lexists(asked.out) and not asked.overwrite:
+    if any(os.path.exists(file) and os.path.exists(asked.out) and os.path.samefile(file, asked.out) for file in source):
+        consequence = "is the file that is read, and would be replaced."
+        raise ConfigError(Problem(key="--out", value=asked.out, consequence=consequence, fix="--out FILE.yaml"))
+    if not scripts:
+        _check_free(asked.out, asked.overwrite)
+
+
+def _check_free(path: str, overwrite: bool) -> None:
+    if os.path.lexists(path) and not overwrite:
         fix = "--overwrite replaces it; --out FILE.yaml writes another"
-        raise ConfigError(Problem(key="--out", value=asked.out, consequence="is there already.", fix=fix))
+        raise ConfigError(Problem(key="--out", value=path, consequence="is there already.", fix=fix))
 
 
 def _write(path: str, text: str) -> None:
@@ -110,6 +118,7 @@ def _translate(asked: argparse.Namespace, source: list[str], overrides: list[str
     template = made.settings.get(TEMPLATE)
     if isinstance(template, str) and "{" in template:
         file = Path(asked.out).with_suffix(".chat_template.jinja")
+        _check_free(str(file), asked.overwrite)
         _write(str(file), template)
         made.settings[TEMPLATE] = str(file)
     remarks: dict[str, str] = {}
@@ -205,7 +214,8 @@ def _planned(run: RunConfig, hardware: Hardware) -> tuple[str, bool]:
         made = plan(run, hardware)
     except ConfigError as error:
         return f"none yet: {error.problems[0]}", False
-    return f"{made.strategy}, {made.num_processes} processes, {made.batch}, {made.mixed_precision}", True
+    processes = f"{made.num_processes} process{'es' * (made.num_processes != 1)}"
+    return f"{made.strategy}, {processes}, {made.batch}, {made.mixed_precision}", True
 
 
 def _read_script(file: str) -> int:

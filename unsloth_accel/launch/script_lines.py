@@ -9,13 +9,17 @@ import ast
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, Problem, first_line, shortened
+from ..strategies import usual
 
+_PROCESSES = 2
+"""Processes of the launch that is shown."""
 _LARGEST = 2**26
 """Bytes beyond which a file is no script, and isn't read; notebooks hold pictures."""
 _GUARDS = ("process_zero", "main_process", "rank", "RANK")
@@ -146,10 +150,13 @@ def describe(path: str | Path) -> list[str]:
             "A notebook's kernel is one process. Save it as a script (jupyter nbconvert --to script), without lines",
             "that begin with ! or %; or describe the run in YAML: unsloth-accel init, and notebook_launch(plan).",
         ]
-        name = f"{Path(path).stem}.py"
-    else:
-        name = str(path)
-    return [*lines, f"launch  unsloth-accel launch --config_file accelerate_configs/ddp.yaml {name}"]
+    script = shlex.quote(str(Path(path).with_suffix(".py")))
+    strategy = usual(_PROCESSES).name
+    return [
+        *lines,
+        f"config  unsloth-accel config --strategy {strategy} --gpus {_PROCESSES} --out {strategy}.yaml",
+        f"launch  unsloth-accel launch --config_file {strategy}.yaml {script}",
+    ]
 
 
 def _parts(path: Path) -> list[tuple[int, ast.Module]]:
