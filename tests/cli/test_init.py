@@ -56,6 +56,7 @@ def test_another_tools_file_becomes_a_run_that_starts(
     Path("rows.jsonl").write_text(rows * 40, encoding="utf-8")
     words = ["--model", model, "--data", "rows.jsonl"]
     overrides = ["lora.target_modules=all-linear", "data.columns={}", "data.eval_path=rows.jsonl", "data.subset=null"]
+    overrides += ["logging.report_to=none"]  # a tracker would have to be installed
     assert main(["init", "--from", "theirs.yaml", *words, *overrides]) == 0
     said = capsys.readouterr().out
     text = Path("run.yaml").read_text(encoding="utf-8")

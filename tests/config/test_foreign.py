@@ -68,6 +68,8 @@ TRL = {
     "max_seq_length": 512,
     "per_device_train_batch_size": 2,
     "evaluation_strategy": "no",
+    "packing": True,
+    "packing_strategy": "ffd",
     "chat_template": "{% for message in messages %}{{ message.content }}{% endfor %}",
 }
 ACCELERATE = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "FSDP", "num_processes": 4}
@@ -250,6 +252,7 @@ def test_trls_keys(tmp_path: Path) -> None:
     assert run["data"] == {"path": "org/rows", "subset": "part"}
     assert run["training"]["chat_template_path"] == TRL["chat_template"]
     assert run["training"]["eval_strategy"] == "no"
+    assert run["training"]["packing_strategy"] == "bfd"
     assert found.of_kind("named") == []
 
 

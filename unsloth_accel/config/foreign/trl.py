@@ -99,6 +99,10 @@ def _template(value: Any, theirs: Theirs) -> Outcome:
     return Outcome(note="name a file: training.chat_template_path=FILE.jinja.", translated=False)
 
 
+def _packing(value: Any) -> Any:
+    return {"ffd": "bfd"}.get(value, value)
+
+
 _BATCH = rows_per_step("per_device_train_batch_size", "gradient_accumulation_steps", 8)
 _OTHER = Covered("belongs to another training method")
 _KEYS: Mapping[str, Entry] = {
@@ -156,6 +160,7 @@ _KEYS: Mapping[str, Entry] = {
     "completion_only_loss": Chooses(
         {True: {"data.train_on": "responses"}, False: {"data.train_on": "all"}}, "true or false."
     ),
+    "packing_strategy": Becomes("training.packing_strategy", "ffd is bfd by now", how=_packing),
     "chat_template": Computed(_template, "`training.chat_template_path`: written to a file beside run.yaml"),
     "eos_token": Untranslated(
         "an answer ends with the token that the chat template writes; the tokenizer's own is kept."
