@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from . import callbacks as callbacks
     from .adapters.fsdp2.generation import generating as generating
     from .adapters.fsdp2.loading import sharded_loading as sharded_loading
+    from .adapters.merging import merge as merge
     from .adapters.saving import save as save
     from .adapters.token_balance import balance_tokens as balance_tokens
+    from .callbacks.observe import observe as observe
     from .config.accelerate_config import AccelerateConfig as AccelerateConfig
     from .config.run_config import RunConfig as RunConfig
     from .errors import ConfigError as ConfigError
@@ -47,7 +49,9 @@ _HOME = {
     "adapt": "training.adapt",
     "balance_tokens": "adapters.token_balance",
     "generating": "adapters.fsdp2.generation",
+    "merge": "adapters.merging",
     "notebook_launch": "launch.notebook",
+    "observe": "callbacks.observe",
     "prepare": "training.accelerator_loop",
     "save": "adapters.saving",
     "sharded_loading": "adapters.fsdp2.loading",

@@ -40,6 +40,13 @@ class RankLog:
         if self._file is not None and cut_short:
             self._file.write(b"\n")
 
+    def start_anew(self) -> None:
+        """Forget what was logged until now, also in the file: of an earlier training."""
+        self.warnings, self.untold, self.steps = [], [], 0
+        self._started = time.perf_counter()
+        if self.path is not None:
+            self._file = LogFile(self.path, anew=True)
+
     def write(self, event: str, **fields: Any) -> dict[str, Any]:
         """Append a line and return what it holds; None and numbers that JSON doesn't know are null."""
         return self.write_all(event, [fields])[0]

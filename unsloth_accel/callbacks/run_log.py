@@ -24,7 +24,8 @@ class RunLog(TrainerCallback):
     """Writes a `start` line, a `step` line for each optimizer step as soon as it can be read, and `end`; shows at each
     log what other ranks warned of; and at the end of training lets rank 0 write `summary.json` beside.
 
-    `log` is where this rank's lines go, `throughput` and `stragglers` the callbacks that measure. `strategy` is told.
+    `log` is where this rank's lines go, `throughput` and `stragglers` the callbacks that measure. `strategy` is told;
+    by default it is what runs.
     `exchange` is one that other callbacks use too; by default its own.
     """
 
@@ -48,6 +49,7 @@ class RunLog(TrainerCallback):
         throughput.listeners.append(self._steps)
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        from ..adapters import rank_checks
         from ..adapters.real_batch import real_batch
         from ..adapters.saving import versions
 
@@ -62,7 +64,8 @@ class RunLog(TrainerCallback):
             device=_device(args),
             versions=versions(),
             world_size=args.world_size,
-            strategy=self._strategy,
+            strategy=self._strategy or rank_checks.running(),
+            model=getattr(getattr(kwargs.get("model"), "config", None), "name_or_path", None),
             batch=asdict(real_batch(args, kwargs.get("train_dataloader"))),
             step=state.global_step,
             steps=state.max_steps,
@@ -76,8 +79,8 @@ class RunLog(TrainerCallback):
     def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         seconds = time.perf_counter() - self._started
         self.log.tell()
-        summary = self._summary(args, state, seconds)
         self.log.write("end", steps=state.global_step - self._first, seconds=seconds, status="finished")
+        summary = self._summary(args, state, seconds)  # every rank has written its end by then
         if self._summary_file:
             write_or_tell(self._summary_file, json.dumps(summary, indent=2) + "\n")
 

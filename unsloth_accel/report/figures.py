@@ -124,16 +124,21 @@ def figures(run: Recorded) -> Figures:
     speed = _first(summary.get("tokens_per_second"), own_speed)
     status, message = _status(run)
     base = at(run.plan, "model", "name") if at(run.plan, "adapter") else None
+    start = run.ranks[0].start if run.ranks else {}  # a script has no plan
     return Figures(
-        model=text(base or at(run.run, "model", "name") or at(run.plan, "model", "name")),
+        model=text(base or at(run.run, "model", "name") or at(run.plan, "model", "name") or start.get("model")),
         strategy=text(
             at(run.plan, "strategy")
             or at(run.run, "distributed", "strategy")
             or at(run.results, "training", "strategy")
+            or start.get("strategy")
         ),
         processes=processes,
         device=text(
-            at(run.plan, "device") or at(run.run, "distributed", "device") or at(run.results, "training", "device")
+            at(run.plan, "device")
+            or at(run.run, "distributed", "device")
+            or at(run.results, "training", "device")
+            or (start.get("device") and ("cpu" if start["device"] == "cpu" else "cuda"))
         ),
         cards=_cards(run),
         status=status,

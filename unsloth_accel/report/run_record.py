@@ -14,9 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.checkpoints import STATE, checkpoints, is_finished
+from ..artifacts.checkpoints import STATE, checkpoints
 from ..artifacts.run_directory import RunDirectory
 from ..config.safe_reader import read_yaml
+from ..config.start_adapter import ADAPTER_CONFIG
 from ..errors import ConfigError, Problem
 from ..files import parsed_json, read_bytes, read_json
 from ..secret import HIDDEN, secrets_in, shown
@@ -145,7 +146,8 @@ def read_run_record(directory: str | Path) -> Recorded:
         evaluations=_by_step(line for line in told if "eval_loss" in line),
         ranks=ranks,
         errors=_errors(files, ranks),
-        adapter=files.adapter if is_finished(directory) else None,
+        # A script's own may be beside its logs, by `trainer.save_model()`.
+        adapter=next((path for path in (files.adapter, directory) if (path / ADAPTER_CONFIG).is_file()), None),
         checkpoint=newest[0] if newest else None,
         attempts=_attempts(lines, ranks),
     )

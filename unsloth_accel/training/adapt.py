@@ -13,6 +13,7 @@ from ..adapters.fsdp2.generation import gather_in_generate
 from ..adapters.gloo_timeout import heed_timeout
 from ..adapters.held_out_loss import weigh_held_out
 from ..adapters.model_card import write_our_cards
+from ..adapters.one_writer import let_one_write
 from ..adapters.real_batch import keep_global_batch
 from ..adapters.resuming import check_before_training
 from ..adapters.saving import let_numbered_cpus_load
@@ -78,6 +79,7 @@ def adapt(trainer: AnyTrainer, *, global_batch: int | None = None, hang_after: f
         attend_at_once(trainer.accelerator.device)
         order_by_epoch(trainer)
         keep_checkpoints(trainer)
+        let_one_write(trainer)
         check_before_training(trainer)
         count_late(trainer)
         weigh_held_out(trainer)
