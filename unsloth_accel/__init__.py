@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .adapters.merging import merge as merge
     from .adapters.saving import save as save
     from .adapters.token_balance import balance_tokens as balance_tokens
-    from .callbacks.observe import observe as observe
+    from .callbacks.observed import observe as observe
     from .config.accelerate_config import AccelerateConfig as AccelerateConfig
     from .config.run_config import RunConfig as RunConfig
     from .errors import ConfigError as ConfigError
@@ -51,7 +51,7 @@ _HOME = {
     "generating": "adapters.fsdp2.generation",
     "merge": "adapters.merging",
     "notebook_launch": "launch.notebook",
-    "observe": "callbacks.observe",
+    "observe": "callbacks.observed",
     "prepare": "training.accelerator_loop",
     "save": "adapters.saving",
     "sharded_loading": "adapters.fsdp2.loading",

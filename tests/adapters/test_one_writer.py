@@ -70,6 +70,13 @@ def test_without_room_for_notes_it_is_saved_as_ever(ranks: Any, tmp_path: Path) 
     assert [ranks(writes)("save", "out", lambda: "own") for writes in (True, False)] == ["own", "own"]
 
 
+def test_a_note_that_a_full_disk_cut_short_tells_nothing(ranks: Any, tmp_path: Path) -> None:
+    ranks(True)("save", "out", lambda: "first")
+    (note,) = (tmp_path / "notes").iterdir()
+    note.write_bytes(note.read_bytes()[:-1])
+    assert ranks(False)("save", "out", lambda: "own") == "own"
+
+
 def test_a_script_that_was_not_adapted_merges_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_writer, "_place", None)
     assert once("merge", "out", lambda: "done") == "done"

@@ -91,21 +91,23 @@ def once(what: str, directory: str | Path, write: Callable[[], Any]) -> Any:
         return write() if environment.rank() == 0 else None
     key = f"{what} {os.path.abspath(directory)}"
     _calls[key] += 1
-    note = hashlib.sha256(key.encode()).hexdigest()
+    name = hashlib.sha256(key.encode()).hexdigest()
     if _writes:
-        with _held(note) as file:
+        with _held(name) as file:
             value = write()
             if file:
-                file.truncate(0)
-                file.write(json.dumps({"times": _calls[key], "value": value}, default=str))
+                with suppress(OSError):  # of a full disk: then the others save themselves
+                    file.truncate(0)
+                    file.write(json.dumps({"times": _calls[key], "value": value}, default=str).encode() + b"\n")
         return value
     if not _is_here:
         return None
     until = time.monotonic() + PATIENCE
     while True:
-        with _held(note) as file:
-            said = json.loads(file.read() or "{}") if file else {}
-            if said.get("times", 0) >= _calls[key]:
+        with _held(name) as file:
+            note = file.read() if file else b""
+            said = json.loads(note) if note.endswith(b"\n") else {"times": 0}
+            if said["times"] >= _calls[key]:
                 return said["value"]
             if not file or time.monotonic() >= until:
                 return write()
@@ -167,7 +169,7 @@ def _held(name: str) -> Iterator[Any]:
     if _place is not None:
         with suppress(OSError):
             _place.mkdir(mode=0o700, exist_ok=True)
-            file = (_place / name).open("a+", encoding="utf-8")
+            file = (_place / name).open("ab+", buffering=0)
     if file is None:
         yield None
         return

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .guard import Guard as Guard
     from .memory_figures import Memory as Memory
     from .memory_watch import MemoryWatch as MemoryWatch
-    from .observe import observe as observe
+    from .observed import observe as observe
     from .order import figures_first as figures_first
     from .phases import phase as phase
     from .progress import Progress as Progress
@@ -42,7 +42,7 @@ _HOME = {
     "Stragglers": "stragglers",
     "Throughput": "throughput",
     "figures_first": "order",
-    "observe": "observe",
+    "observe": "observed",
     "phase": "phases",
 }
 __all__ = [*_HOME]

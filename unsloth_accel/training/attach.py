@@ -33,7 +33,7 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     from ..adapters.pushing import Pushes
     from ..callbacks.early_stopping import EarlyStopping
     from ..callbacks.memory_watch import MemoryWatch
-    from ..callbacks.observe import observe
+    from ..callbacks.observed import observe
     from ..callbacks.peak_memory import PeakMemory
     from ..callbacks.progress import Progress
     from ..callbacks.reporters import spare_training
