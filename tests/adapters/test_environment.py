@@ -70,6 +70,18 @@ def test_an_fsdp_config_promises_its_version(tmp_path: Path, section: Any, strat
     assert (promised.strategy, promised.num_processes, promised.made_by) == (strategy, 2, file)
 
 
+@pytest.mark.parametrize("kind", ["NO", False])
+def test_no_promises_the_one_process_that_accelerate_starts(tmp_path: Path, kind: Any) -> None:
+    """Whatever number stands beside it, and unquoted too, which YAML reads as false."""
+    file = str(write_yaml(tmp_path / "no.yaml", {"distributed_type": kind, "num_processes": 8}))
+    command = ["python", "/v/bin/accelerate", "launch", "--config_file", file]
+    promised = environment.from_launcher_config([*command, "train.py"])
+    assert promised == Promise(num_processes=1, device="cuda", made_by=file)
+    asked = environment.from_launcher_config([*command, "--num_processes", "8", "train.py"])
+    assert asked is not None
+    assert asked.num_processes == 8  # which won't start, and is told
+
+
 def test_other_parents_promise_nothing(tmp_path: Path) -> None:
     mpi = write_yaml(tmp_path / "mpi.yaml", {**MULTI_CPU, "mpirun_config": {"mpirun_hostfile": "hosts"}})
     for command in (

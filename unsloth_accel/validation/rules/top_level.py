@@ -87,11 +87,13 @@ def word_read_as_boolean(config: Document) -> Iterator[Finding]:
     Reference: accelerate/commands/config/config_args.py: BaseConfig.__post_init__; accelerate/utils/launch.py:
     prepare_multi_gpu_env, `args.mixed_precision.lower()`; held true by a test.
     """
-    words = {"distributed_type": ("NO", "type"), "mixed_precision": ("no", "precision")}
-    words |= dict.fromkeys(config.dynamo_backends, ("NO", "backend"))
-    for key, (word, what) in words.items():
+    no_such = "accelerate knows no such"
+    words = {"distributed_type": ("NO", "one process starts all the same")}
+    words |= {"mixed_precision": ("no", f"{no_such} precision")}
+    words |= dict.fromkeys(config.dynamo_backends, ("NO", f"{no_such} backend"))
+    for key, (word, then) in words.items():
         if config.get(key) is False and config.local:
-            consequence = f"YAML reads an unquoted {word} as false, and accelerate knows no such {what}."
+            consequence = f"YAML reads an unquoted {word} as false, and {then}."
             repair = Repair(kind="set", key=key, value=word)
             fix = f"{key.rpartition('.')[2]}: '{word}'"
             mild = key == "distributed_type" or ("dynamo" in key and config.type == "DEEPSPEED")  # which reads none
