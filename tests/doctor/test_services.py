@@ -8,6 +8,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 from doctor_machines import Place, machine
+from fake_hub import TOKEN, fake_hub
 
 from unsloth_accel.doctor import services
 from unsloth_accel.doctor.result import Result
@@ -44,6 +45,13 @@ def test_whose_token_it_is(ask: Ask) -> None:
     assert (reached.name, reached.status, token.status) == ("hub", "ok", "ok")
     assert reached.detail.startswith("https://huggingface.co answers in 0.")
     assert token.detail == "HF_TOKEN: of me, may read only"
+
+
+def test_a_hub_is_asked_as_it_wants_to_be() -> None:
+    with fake_hub() as hub:
+        status, known = services._who_am_i(hub.url, TOKEN)
+        assert (status, known["name"]) == (200, "someone")
+        assert services._who_am_i(hub.url, None) == (401, {})
 
 
 def test_no_token_is_no_fault(ask: Ask) -> None:

@@ -235,10 +235,11 @@ def card_of(name: str, memory_gib: float) -> Card | None:
 
 
 def similar(text: str, count: int = 3) -> tuple[str, ...]:
-    """Models whose name is near to `text`, nearest first."""
+    """Models whose name is near to `text`, nearest first: those that it holds as a word, then those alike."""
     cards = _by_key()
+    held = [word for word in re.findall(r"[a-z0-9]+", text.lower()) if word in cards]
     close = difflib.get_close_matches(_key(_MEMORY.sub(" ", text.lower())), cards, n=2 * count, cutoff=0.5)
-    return tuple(dict.fromkeys(cards[key][0].model for key in close))[:count]
+    return tuple(dict.fromkeys(cards[key][0].model for key in [*held, *close]))[:count]
 
 
 def _key(text: str) -> str:

@@ -26,7 +26,9 @@ NETWORK_GBS = 12.5
 LONGEST = 200
 """Characters of the longest text that is read."""
 
-_PLACE = re.compile(r"(?:google\s+)?(kaggle|colab)\b[\s:]*(?:(?:free|notebooks?)\b)?\s*(.*)", re.IGNORECASE | re.DOTALL)
+_PLACE = re.compile(
+    r"(?:google\s+)?(kaggle|colab)\b[\s:]*(?:(?:free|pro\+?|notebooks?)(?=\s|$))?\s*(.*)", re.IGNORECASE | re.DOTALL
+)
 _CPU = re.compile(r"cpu(?:\s*:\s*([-+]?[\d.]+))?", re.IGNORECASE)
 _OWN = "24GB,1008GB/s,165TFLOPS"
 _FORMS = (
