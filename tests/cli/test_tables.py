@@ -22,7 +22,7 @@ from unsloth_accel.verify.verification import StrategyOutcome, Verification
 WIDTHS = (40, 60, 80, 160)
 FIGURE = re.compile(r"\d[\d.,]*\d|\d")
 ESCAPES = re.compile(r"\x1b\[[\d;]*m")
-PLAN = ("plan", "--hardware", "2x8xH100", "model.name=unsloth/Llama-3.3-70B-Instruct", "batch.global_size=64")
+PLAN = ("plan", "--hardware", "4xH100", "model.name=unsloth/Llama-3.3-70B-Instruct", "batch.global_size=64")
 RESULTS = [
     Result(name="CUDA_VISIBLE_DEVICES", detail="0,1: 2 of 8 GPUs"),
     Result(

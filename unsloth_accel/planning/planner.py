@@ -493,6 +493,6 @@ def _batch(
     if per_device is None and accumulation is None:
         limits = ["memory allows"] * (chosen is not None) + [f"is at most {DEFAULT_PER_DEVICE}"] * (device == "cpu")
         limit = ", ".join(limits) or f"is at most {DEFAULT_PER_DEVICE}"
-        share = f"divides the {rows // count} rows of a process"
+        share = f"divides the {rows_text(rows // count)} of a process"
         reasons.append(f"{rows_text(batch.per_device)} per device: the largest number that {limit} and {share}.")
     return batch
