@@ -88,7 +88,7 @@ def print_lines(entries: Iterable[tuple[str, str]], colours: Mapping[str, str] |
     for prefix, text in entries:
         for line in wrapped(prefix, text, terminal):
             said, word = Text(line), (line.split() or [""])[0]
-            if style := (colours or {}).get(word):
+            if prefix.startswith(word) and (style := (colours or {}).get(word)):
                 said.stylize(style, line.index(word), line.index(word) + len(word))
             terminal.print(said, soft_wrap=True)
 
