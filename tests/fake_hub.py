@@ -28,6 +28,8 @@ class FakeHub:
         self.role, self.orgs = "write", ["an-org"]
         self.fails: dict[str, int] = {}
         """Status by what a request's path holds."""
+        self.refused: dict[str, tuple[int, str]] = {}
+        """Status and error code of the Hub's, by what a request's path holds."""
         self.asked: dict[str, int] = defaultdict(int)
         self.hold = threading.Event()
         """Commits wait for it."""
@@ -37,7 +39,7 @@ class FakeHub:
 
     def answer(self, method: str, path: str, token: str, body: bytes) -> Answer:
         self.asked[f"{method} {path}"] += 1
-        for part, status in self.fails.items():
+        for part, status in [*self.fails.items(), *((part, status) for part, (status, _) in self.refused.items())]:
             if part in path:
                 return status, {"error": f"{part} fails"}
         if method == "PUT":
@@ -62,7 +64,7 @@ class FakeHub:
             f"POST /api/models/{name}/commit/(.+)": self._commit,
             f"GET /api/models/{name}(?:/revision/(.+))?": self._info,
             f"GET /api/models/{name}/tree/([^/]+)(?:/.*)?": self._tree,
-            f"(?:GET|HEAD) /{name}/resolve/([^/]+)/(.+)": self._file,
+            f"(?:GET|HEAD) /(?:datasets/)?{name}/resolve/([^/]+)/(.+)": self._file,
         }
 
     def _whoami(self, token: str, body: bytes) -> Answer:
@@ -163,10 +165,12 @@ def fake_hub() -> Iterator[FakeHub]:
             if "/resolve/" in path:
                 self.send_header("X-Repo-Commit", hub._oid())
                 self.send_header("ETag", f'"{hashlib.sha256(held).hexdigest()}"')
-                if status == 404:
+                if status == 404 and not any(part in path for part in hub.refused):
                     self.send_header("X-Error-Code", "EntryNotFound")
             elif status == 404:
                 self.send_header("X-Error-Code", "RepoNotFound")
+            for code in (code for part, (_, code) in hub.refused.items() if part in path):
+                self.send_header("X-Error-Code", code)
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(held)

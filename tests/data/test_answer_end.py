@@ -80,6 +80,7 @@ def test_a_preview_of_a_stream_downloads_no_more_than_it_shows(model: Path, monk
     from unsloth_accel.data import hub
     from unsloth_accel.data.preview import preview_rows
 
+    monkeypatch.setattr("unsloth_accel.data.preview.access_problems", lambda *where: [])
     asked: list[bool] = []
     rows = Dataset.from_list([CHAT])
     monkeypatch.setattr(hub, "load", lambda *where, streaming: asked.append(streaming) or rows)

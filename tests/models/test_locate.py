@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from small_models import CONFIGS, problem_of, saved_model, spec
+from small_models import problem_of, saved_model, spec
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from unsloth_accel.errors import ConfigError
-from unsloth_accel.models import locate
-from unsloth_accel.models.locate import known_models
+from unsloth_accel.models.known_names import known_models
 from unsloth_accel.models.spec import ModelSpec
 
 pytestmark = pytest.mark.usefixtures("no_hub")
@@ -92,43 +89,3 @@ def test_the_cache_comes_before_the_known_shapes(monkeypatch: pytest.MonkeyPatch
     assert ModelSpec.load("unsloth/Qwen3-8B").source == "known shapes"
     with pytest.raises(ConfigError, match="HF_HUB_OFFLINE"):
         ModelSpec.load("unsloth/Qwen3-8B", revision="other")
-
-
-def test_an_unknown_hub_id_downloads_config_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub
-
-    asked: list[tuple[Any, ...]] = []
-
-    def download(repo_id: str, filename: str, revision: str | None, etag_timeout: float) -> str:
-        asked.append((repo_id, filename, revision))
-        shutil.copy(CONFIGS["phi3"], tmp_path / "config.json")
-        return str(tmp_path / "config.json")
-
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    found = ModelSpec.load("someone/new-model", revision="v2")
-    assert asked == [("someone/new-model", "config.json", "v2")]
-    assert (found.source, found.tensors) == ("config.json", spec("phi3").tensors)
-
-
-def test_without_a_network_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    import time
-
-    import huggingface_hub
-
-    with pytest.raises(ConfigError, match="HF_HUB_OFFLINE"):
-        ModelSpec.load("someone/new-model")
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-
-    def fail(*args: Any, **kwargs: Any) -> str:
-        raise ConnectionError("Name or service not known")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-    with pytest.raises(ConfigError, match=r"Name or service not known.*run once online"):
-        ModelSpec.load("someone/new-model")
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *args, **kwargs: time.sleep(30))
-    monkeypatch.setattr(locate, "HUB_TIMEOUT", 0.1)
-    started = time.monotonic()
-    with pytest.raises(ConfigError, match="no answer from the hub"):
-        ModelSpec.load("someone/new-model")
-    assert time.monotonic() - started < 5

@@ -160,10 +160,6 @@ def test_responses_need_chat_rows(description: dict[str, Any]) -> None:
     assert [problem.key for problem in input_problems(run)] == ["data.train_on"]
 
 
-def test_a_hub_id_is_left_to_the_loader(description: dict[str, Any]) -> None:
-    assert input_problems(from_dict({**description, "model": {"name": "unsloth/Llama-3.2-1B-Instruct"}})) == []
-
-
 def test_a_finished_run_is_kept(cli: Run, file: Path, tmp_path: Path, description: dict[str, Any]) -> None:
     kept = tmp_path / "out" / "adapter" / "adapter_model.safetensors"
     finished_run(tmp_path / "out")

@@ -112,7 +112,7 @@ def test_a_hub_out_of_reach(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert "can't be asked now (ConnectError" in only(told(), "warning")[1]
     monkeypatch.setattr("huggingface_hub.hf_api.HfApi.whoami", lambda _: time.sleep(30))
-    monkeypatch.setattr(push_checks, "HUB_TIMEOUT", 0.1)
+    monkeypatch.setattr(push_checks, "LOAD_TIMEOUT", 0.1)
     assert "no answer from the hub within 0.1 s" in only(told(), "warning")[1]
 
 

@@ -19,7 +19,7 @@ from ..config.start_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_beside,
 from ..errors import ConfigError, Problem, UnslothAccelError, first_line, raise_errors
 from ..files import load_json
 from ..hardware.cpu_and_memory import memory_gib
-from ..models.locate import unquantized
+from ..models.known_names import unquantized
 from ..models.safetensors_header import read_checkpoint, read_header
 from ..models.spec import ModelSpec
 from .own_files import clear_unfinished, filling, link_problem, recorded

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+import glob
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, Problem, first_line
 from ..files import FULL
+from ..models.hub_access import hub_is_off, refusal
 from .sources import cache_directory
 
 if TYPE_CHECKING:
     from ..config.run_config import DataConfig
+
+
+def access_problems(name: str, key: str, data: DataConfig | None) -> list[Problem]:
+    """Return why the data set `name`, which `key` names, can't be had; nothing is asked where it is in the cache."""
+    if _is_cached(name, data.subset if data else None):
+        return []
+    if hub_is_off():
+        consequence = "is not in the cache of datasets, and the hub is switched off (HF_HUB_OFFLINE)."
+        fix = "unset HF_HUB_OFFLINE TRANSFORMERS_OFFLINE, or name a file"
+        return [Problem(key=key, value=name, consequence=consequence, fix=fix)]
+    problem = refusal(name, "dataset", key)
+    return [problem] if problem else []
+
+
+def _is_cached(name: str, subset: str | None) -> bool:
+    """Return whether rows of the data set were made here before (OWNER___NAME/SUBSET/VERSION/FINGERPRINT)."""
+    owner, _, last = name.partition("/")
+    places = (place for place in cache_directory().parent.glob(f"{glob.escape(owner)}___*") if place.is_dir())
+    same = [place for place in places if _letters(place.name.partition("___")[2]) == _letters(last)]
+    return any(
+        True for place in same for _ in place.glob(f"{glob.escape(subset) if subset else '*'}/*/*/dataset_info.json")
+    )
+
+
+def _letters(name: str) -> str:
+    """Return a name without what `datasets` changes in it: capitals become _ and small letters."""
+    return name.lower().replace("_", "")
 
 
 def load(name: str, key: str, data: DataConfig | None, *, streaming: bool = False) -> Any:

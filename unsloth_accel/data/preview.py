@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.run_config import DEFAULT_PER_DEVICE
 from ..config.start_adapter import tokenizer_of_model
-from ..errors import ConfigError, Problem, first_line
+from ..errors import ConfigError, Problem, first_line, raise_errors
+from ..models.hub_access import HUB_TIMEOUT
+from ..models.locate import is_cached, may_be_hub_id, unreachable
 from .answer_end import unending_answers
+from .hub import access_problems
 from .length_statistics import Lengths, lengths_of
 from .rows import Rows, read_checked_rows
+from .sources import locate
 from .tokenise import IGNORED, Recipe, Tokenise, choose_template, notes_on
 
 if TYPE_CHECKING:
@@ -61,6 +65,12 @@ def preview_rows(run: RunConfig, shown: int, most: int) -> Preview:
 
     Raises `ConfigError` for bad rows, and for a tokenizer that can't be loaded or has no chat template.
     """
+    problems = _data_problems(run)
+    try:
+        _is_local(tokenizer_of_model(run.model.name))
+    except ConfigError as error:
+        problems = [*error.problems, *problems]
+    raise_errors(problems)
     rows = read_checked_rows(run.data.path, "data.path", run.data, most + 1, streaming=run.data.streaming)
     whole = len(rows) <= most
     recipe = Recipe.of(run, rows.kind, weighted=bool(rows.weighted))
@@ -95,13 +105,31 @@ def preview_rows(run: RunConfig, shown: int, most: int) -> Preview:
     )
 
 
+def _data_problems(run: RunConfig) -> list[Problem]:
+    hub = locate(run.data.path).hub
+    return access_problems(hub, "data.path", run.data) if hub else []
+
+
+def _is_local(name: str) -> bool:
+    """Return whether the tokenizer `name` must do without the Hub; raises `ConfigError` where it can't."""
+    if not may_be_hub_id(name):
+        return False
+    cached = is_cached(name, tokenizer_only=True)
+    problem = unreachable(name, seconds=HUB_TIMEOUT if cached else None)
+    raise_errors([problem] if problem and not cached else [])
+    return cached and problem is not None
+
+
 def tokenizer_of(run: RunConfig) -> Any:
     """The tokenizer of the run's model; raises `ConfigError` with why it can't be loaded."""
+    name = tokenizer_of_model(run.model.name)
+    local = _is_local(name)
     from transformers import AutoTokenizer
 
     try:
+        # Where nobody answers, it would ask again and again for files that a tokenizer need not have.
         tokenizer = AutoTokenizer.from_pretrained(
-            tokenizer_of_model(run.model.name), trust_remote_code=run.model.trust_remote_code
+            name, trust_remote_code=run.model.trust_remote_code, local_files_only=local
         )
     except Exception as error:  # of the hub, the network or the files
         consequence = f"its tokenizer can't be loaded: {type(error).__name__}: {first_line(error)[:300]}."

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
-from importlib import resources
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..config.hub_cache import hub_snapshot
 from ..errors import ConfigError, Problem, first_line
 from ..files import is_directory, is_file, load_json
+from . import hub_access
+from .hub_access import fetching, hub_is_off, nearest_known, refusal, within
+from .known_names import known_config
 from .safetensors_header import INDEX, SINGLE
 
-T = TypeVar("T")
-HUB_TIMEOUT = 5.0
-"""Seconds to wait for the hub before a question, such as for config.json, is given up."""
-_QUANTIZED_SUFFIXES = ("-unsloth-bnb-4bit", "-bnb-4bit")
-_BNB_4BIT = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+_BIN = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,34 +54,6 @@ def find_model(name: str, revision: str | None = None) -> Found:
     if config:
         return Found(config=config, where=f"known shape of {name}", known=True)
     return _downloaded(name, revision)
-
-
-def known_models() -> dict[str, dict[str, Any]]:
-    """The library's own shapes, by file name: hub_ids, num_parameters (as published) and config.
-
-    `config` holds what decides shapes. A test counts each with transformers; no other value of it is checked.
-    """
-    files = resources.files(__package__).joinpath("known").iterdir()
-    return {
-        file.name.removesuffix(".json"): json.loads(file.read_text(encoding="utf-8"))
-        for file in sorted(files, key=lambda file: file.name)
-        if file.name.endswith(".json")
-    }
-
-
-def known_config(hub_id: str) -> dict[str, Any] | None:
-    """The config of a hub id among the known shapes; `-bnb-4bit` variants have that of what was quantized."""
-    wanted = unquantized(hub_id.lower())
-    for model in known_models().values():
-        if wanted in map(str.lower, model["hub_ids"]):
-            config: dict[str, Any] = dict(model["config"])
-            return config if wanted == hub_id.lower() else config | {"quantization_config": _BNB_4BIT}
-    return None
-
-
-def unquantized(hub_id: str) -> str:
-    """The hub id of what a 4-bit copy was made from (unsloth/…-unsloth-bnb-4bit, …-bnb-4bit); others as they are."""
-    return hub_id.removesuffix(next((end for end in _QUANTIZED_SUFFIXES if hub_id.endswith(end)), ""))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -128,64 +94,55 @@ def _cached(name: str, revision: str | None) -> Found | None:
     )
 
 
-def _complete(snapshot: Path) -> bool:
+def is_cached(name: str, *, tokenizer_only: bool = False) -> bool:
+    """Return whether all that loading the hub id `name` needs is in the cache: config, weights and tokenizer."""
+    snapshot = hub_snapshot(name)
+    if snapshot is None or not any(is_file(snapshot / file) for file in _TOKENIZERS):
+        return False
+    return tokenizer_only or (is_file(snapshot / "config.json") and (_complete(snapshot) or _complete(snapshot, *_BIN)))
+
+
+def _complete(snapshot: Path, single: str = SINGLE, index: str = INDEX) -> bool:
     """Return whether all weights were downloaded; missing ones are no fault, they come when the model is loaded."""
-    if (snapshot / SINGLE).is_file():
+    if (snapshot / single).is_file():
         return True
     try:
-        files: Mapping[str, str] = load_json(snapshot / INDEX)["weight_map"]
+        files: Mapping[str, str] = load_json(snapshot / index)["weight_map"]
         return all((snapshot / file).is_file() for file in set(files.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
 def _downloaded(name: str, revision: str | None) -> Found:
-    fix = "give a directory with a config.json, or run once online so that it is in the hub's cache"
-    if hub_is_off():
-        consequence = "is neither in the hub's cache nor a known shape, and the hub is switched off (HF_HUB_OFFLINE)."
-        raise ConfigError(Problem(key="model.name", value=name, consequence=consequence, fix=fix))
+    if problem := unreachable(name, revision=revision, seconds=hub_access.HUB_TIMEOUT):
+        raise ConfigError(replace(problem, severity="error"))
     try:
-        path = within(HUB_TIMEOUT, lambda: _download(name, revision))
+        path = within(hub_access.HUB_TIMEOUT, lambda: _download(name, revision))
     except Exception as error:  # its kinds differ by version and transport; each means that there is no config.json
-        consequence = f"is not at hand, and its config.json can't be had: {type(error).__name__}: {first_line(error)}."
+        consequence = f"its config.json can't be had: {type(error).__name__}: {first_line(error)}."
+        fix = f"try again, or hf download {name}, or give a directory"
         raise ConfigError(Problem(key="model.name", value=name, consequence=consequence, fix=fix)) from None
     return Found(config=read_config(path), where=f"{name}/config.json", directory=path.parent)
+
+
+def unreachable(
+    name: str, key: str = "model.name", *, revision: str | None = None, seconds: float | None = None
+) -> Problem | None:
+    """Return why the hub id `name`, which is not in the cache, can't be had from the Hub; None where it can."""
+    if not hub_is_off():
+        return refusal(name, "model", key, revision=revision, seconds=seconds)
+    part = "" if hub_snapshot(name, revision) is None else "only in part "
+    consequence = f"is {part or 'not '}in the hub's cache, and the hub is switched off (HF_HUB_OFFLINE)."
+    near = nearest_known(name)
+    fix = f"did you mean {near}? otherwise " if near else ""
+    fix += f"unset HF_HUB_OFFLINE TRANSFORMERS_OFFLINE; or, once online, {fetching(name)}; or give a directory"
+    return Problem(key=key, value=name, consequence=consequence, fix=fix)
 
 
 def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
-    # Its retries are told as warnings, which would stand before the error that matters.
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        return Path(hf_hub_download(name, "config.json", revision=revision, etag_timeout=HUB_TIMEOUT))
-    finally:
-        logger.setLevel(level)
-
-
-def within(seconds: float, call: Callable[[], T]) -> T:
-    """Return or raise what `call` does, or raise `TimeoutError`: huggingface_hub itself retries for much longer."""
-    done: Future[T] = Future()
-
-    def work() -> None:
-        try:
-            done.set_result(call())
-        except Exception as error:
-            done.set_exception(error)
-
-    threading.Thread(target=work, name="unsloth-accel-hub", daemon=True).start()
-    try:
-        return done.result(timeout=seconds)
-    except FutureTimeout:
-        raise TimeoutError(f"no answer from the hub within {seconds:g} s") from None
-
-
-def hub_is_off() -> bool:
-    """Return whether huggingface_hub was told to ask nobody."""
-    value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
-    return value.upper() in ("1", "ON", "YES", "TRUE")
+    return Path(hf_hub_download(name, "config.json", revision=revision, etag_timeout=hub_access.HUB_TIMEOUT))
 
 
 def may_be_hub_id(name: str) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,16 @@ from ..artifacts.run_directory import RunDirectory
 from ..config.run_config import RunConfig
 from ..config.start_adapter import model_of
 from ..data.formats import has_response, question_of, roles
+from ..data.hub import access_problems
 from ..data.rows import Rows, no_step, read_checked_rows
 from ..data.sources import locate
 from ..data.tokenise import responses_need_turns
 from ..errors import ConfigError, Problem, rows_text
 from ..files import existing
 from ..methods import METHODS
-from ..models.locate import may_be_hub_id
+from ..models.hub_access import hub_is_off
+from ..models.known_names import copy_loaded
+from ..models.locate import find_model, is_cached, may_be_hub_id, unreachable
 from ..models.spec import ModelSpec
 from .model_fit import model_fit_problems
 from .vocabulary import vocabulary_problems
@@ -32,7 +35,8 @@ STREAM_CHECKED = 1_000
 
 
 def input_problems(run: RunConfig) -> list[Problem]:
-    """Return the problems of the model and the data of `run`. A Hub dataset is looked at once it is downloaded."""
+    """Return the problems of the model and the data of `run`. The rows of a Hub dataset are looked at once they are
+    downloaded; here only whether they can be."""
     problems = _model_problems(run)
     if run.training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
         consequence = "needs the package liger-kernel, which is not installed: every process fails."
@@ -41,7 +45,9 @@ def input_problems(run: RunConfig) -> list[Problem]:
     rows: dict[str, Rows] = {}
     for key, path in (("data.path", run.data.path), ("data.eval_path", run.data.eval_path)):
         try:
-            if path is not None and not locate(path, key).hub:
+            if path is not None and (hub := locate(path, key).hub):
+                problems += access_problems(hub, key, run.data)
+            elif path is not None:
                 most = STREAM_CHECKED if run.data.streaming and key == "data.path" else None
                 rows[key] = read_checked_rows(path, key, run.data, most)
         except ConfigError as error:
@@ -143,32 +149,32 @@ def _model_problems(run: RunConfig) -> list[Problem]:
     missing = _bitsandbytes_problems("model.load_in_4bit", True) if run.model.load_in_4bit else []
     if missing:
         return missing
-    if not _exists(path):
-        if may_be_hub_id(name):
-            return []  # whether it can be had shows when it is loaded
-        fix = "check the path, or give a hub id such as unsloth/Llama-3.2-1B-Instruct"
-        if name.endswith("models/SmolLM2-135M-Instruct"):
-            fix = "make quickstart, or python examples/prepare_smollm2.py"
-        return [problem(consequence="no such directory.", fix=fix)]
-    config = path / "config.json"
-    if not path.is_dir() or not config.is_file():
-        fix = "give the directory that holds config.json and the weights"
-        return [problem(consequence="has no config.json, so it is not a model directory.", fix=fix)]
-    fix = "restore the file from the model's source"
+    if not _exists(path) and may_be_hub_id(name):
+        return hub_model_problems(name, run)
     try:
-        values = json.loads(config.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        return [Problem(key=str(config), consequence=f"can't be read: {error}.", fix=fix)]
-    if not isinstance(values, dict) or "model_type" not in values:
-        return [Problem(key=str(config), consequence="has no model_type, so transformers can't load it.", fix=fix)]
-    if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
-        consequence = "has a config.json and no weights (*.safetensors)."
-        return [problem(consequence=consequence, fix="copy the weights into it")]
-    try:
+        find_model(name)
+        if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+            consequence = "has a config.json and no weights (*.safetensors)."
+            return [problem(consequence=consequence, fix="copy the weights into it")]
         spec = ModelSpec.load(name)
-    except ConfigError as error:  # a file cut short, a shard missing, sizes that contradict each other
+    except ConfigError as error:  # no model, a file cut short, a shard missing, sizes that contradict each other
         return list(error.problems)
     return _bitsandbytes_problems("model.name", name) if spec.quantization == "bnb-4bit" else []
+
+
+def hub_model_problems(name: str, run: RunConfig) -> list[Problem]:
+    """Return why the processes can't load the hub id `name`, or the copy that Unsloth loads in its place.
+
+    Nothing is asked where either is in the cache, whole.
+    """
+    copy = None if run.distributed.device == "cpu" else copy_loaded(name, in_4bit=run.model.load_in_4bit)
+    if is_cached(name) or (copy and is_cached(copy)):
+        return []
+    problem = unreachable(name)
+    if problem is None or copy is None or hub_is_off() or unreachable(copy):
+        return [problem] if problem else []
+    consequence = f"{problem.consequence.removesuffix('.')}; on a GPU Unsloth loads {copy} in its place."
+    return [replace(problem, consequence=consequence, severity="warning")]
 
 
 def _bitsandbytes_problems(key: str, value: Any) -> list[Problem]:

@@ -10,7 +10,7 @@ from ..config.run_config import RunConfig
 from ..config.start_adapter import model_of
 from ..errors import Problem, first_line
 from ..files import is_directory
-from ..models.locate import HUB_TIMEOUT, hub_is_off, within
+from ..models.hub_access import LOAD_TIMEOUT, hub_is_off, within
 
 _LOGIN = "export HF_TOKEN=…, or hf auth login, or training.hub_token='${oc.env:MY_VARIABLE}'"
 _WRITE = "make a token that may write, at https://huggingface.co/settings/tokens"
@@ -19,7 +19,7 @@ _UNPUSHED = "the adapter will lie in output_dir all the same."
 
 def push_problems(run: RunConfig) -> list[Problem]:
     """Return what would keep `run` from being pushed, or what is pushed from being loaded; asks the Hub who the token
-    is, for `HUB_TIMEOUT` seconds at most."""
+    is, for `LOAD_TIMEOUT` seconds at most."""
     target = PushTarget.of(run)
     if target is None:
         return []
@@ -73,7 +73,7 @@ def _rights_problems(target: PushTarget) -> list[Problem]:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        known: dict[str, Any] = within(HUB_TIMEOUT, lambda: HfApi(token=target.token).whoami())
+        known: dict[str, Any] = within(LOAD_TIMEOUT, lambda: HfApi(token=target.token).whoami())
     except Exception as error:  # its kinds differ by version and transport
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         if status == 401:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...errors import counted
 from ...files import read_json
-from ...models.locate import known_config
+from ...models.known_names import known_config
 from ...strategies import STRATEGIES, strategy_of, usual
 from .document import Document, Finding, is_whole
 from .names import layers_of
