@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, Problem, first_line
 from ..files import FULL
-from ..models.hub_access import hub_is_off, refusal
+from ..models.hub_access import HUB, hub_is_off, refusal
 from .sources import cache_directory
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def access_problems(name: str, key: str, data: DataConfig | None) -> list[Proble
     if hub_is_off():
         consequence = "is not in the cache of datasets, and the hub is switched off (HF_HUB_OFFLINE)."
         fix = "unset HF_HUB_OFFLINE TRANSFORMERS_OFFLINE, or name a file"
-        return [Problem(key=key, value=name, consequence=consequence, fix=fix)]
+        return [Problem(key=key, value=name, consequence=consequence, fix=fix, rule=HUB)]
     problem = refusal(name, "dataset", key)
     return [problem] if problem else []
 

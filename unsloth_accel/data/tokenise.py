@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, Problem, first_line, rows_text
+from ..files import read_bytes
 from .formats import for_chat_template, is_left_out, template_arguments
 from .pack import DIVIDING
+from .template_limit import check_template
 
 if TYPE_CHECKING:
     from ..config.run_config import RunConfig
@@ -28,6 +30,8 @@ IGNORED = -100
 """The label of a token that is not trained: torch's and transformers' `ignore_index`."""
 Batch = dict[str, list[Any]]
 Row = dict[str, Any]
+_MOST_TEMPLATE = 2**20
+"""Largest file of a chat template, in bytes: one has a few kilobytes."""
 _QUIET = {"verbose": False}
 """Arguments that silence the tokenizer's warning about rows longer than the model takes: they are counted and cut."""
 
@@ -95,6 +99,8 @@ class Tokenise:
             consequence = "the model's tokenizer has no chat template, so nobody knows how chats become text."
             fix = "an instruct model, training.chat_template_path=FILE.jinja, or rows of text"
             raise ConfigError(Problem(key="data.path", consequence=consequence, fix=fix))
+        if recipe.kind != "text":
+            check_template(tokenizer.chat_template)
         self.tokenizer = tokenizer
         self.recipe = recipe
         if recipe.kind == "messages" and recipe.responses:
@@ -265,7 +271,12 @@ def choose_template(tokenizer: Any, run: RunConfig) -> None:
             consequence, fix = "is no token of the model's tokenizer.", "name one of its special tokens, or remove it"
             raise ConfigError(Problem(key=f"training.{name}", value=token, consequence=consequence, fix=fix))
     if path:
-        tokenizer.chat_template = Path(path).expanduser().read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = read_bytes(Path(path).expanduser(), _MOST_TEMPLATE).decode("utf-8")
+        except (OSError, ValueError) as error:
+            consequence, fix = f"can't be read: {first_line(error)}.", "name a .jinja file in UTF-8"
+            key = "training.chat_template_path"
+            raise ConfigError(Problem(key=key, value=path, consequence=consequence, fix=fix)) from None
     if end:
         tokenizer.eos_token = end
 

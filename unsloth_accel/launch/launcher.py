@@ -22,6 +22,7 @@ from ..config.run_config import IF_ANY, RunConfig
 from ..config.written import variables_of as secrets_of
 from ..errors import ConfigError, Problem, errors, raise_errors
 from ..hardware.hardware import Hardware
+from ..models.hub_access import HUB
 from ..planning.memory_estimate import BITSANDBYTES_ADAMW
 from ..planning.plan import Plan
 from ..planning.planner import plan
@@ -285,8 +286,10 @@ def _print_dry_run(command: Launch, problems: Sequence[Problem]) -> None:
     for name in command.secrets:
         print(f"  {name}={HIDDEN}")
     print(f"\nconfig file\n{command.yaml}", flush=True)
-    # A dry run writes nothing, so what is in the output directory only matters to the run itself.
-    blocking = [problem for problem in errors(problems) if problem.key not in ("output_dir", "training.resume")]
+    # A dry run writes and loads nothing, so what is in the output directory, and what the Hub says, only matter to the
+    # run itself.
+    places = ("output_dir", "training.resume")
+    blocking = [one for one in errors(problems) if one.key not in places and one.rule != HUB]
     for problem in problems:
         if problem not in blocking:
             print(replace(problem, severity="warning"), file=sys.stderr)

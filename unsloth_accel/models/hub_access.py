@@ -21,6 +21,8 @@ LOAD_TIMEOUT = 10.0
 """Seconds to wait before something that can't be done without the Hub: those after which huggingface_hub gives up."""
 REMEMBERED = 30.0
 """Seconds for which a Hub that was not reached isn't waited for again."""
+HUB = "hub"
+"""Rule of the problems that are told here: they matter to who loads something."""
 LOGIN = "export HF_TOKEN=…, or hf auth login"
 _FILES = {"model": "config.json", "dataset": "README.md"}
 """File that is asked for: who may have one may have all."""
@@ -121,7 +123,7 @@ def _refused(error: Exception, name: str, kind: Kind, key: str, revision: str | 
         fix = f"did you mean {near}? otherwise " if near else ""
         fix += f"look at the network (HTTPS_PROXY, HF_ENDPOINT); or where there is one, {fetching(name, kind)}, "
         fix += "and copy the cache; or give a local path"
-    return Problem(key=key, value=name, consequence=consequence, fix=fix, severity=severity)
+    return Problem(key=key, value=name, consequence=consequence, fix=fix, severity=severity, rule=HUB)
 
 
 def _told(error: Exception) -> str:

@@ -136,7 +136,7 @@ def unreachable(
     near = nearest_known(name)
     fix = f"did you mean {near}? otherwise " if near else ""
     fix += f"unset HF_HUB_OFFLINE TRANSFORMERS_OFFLINE; or, once online, {fetching(name)}; or give a directory"
-    return Problem(key=key, value=name, consequence=consequence, fix=fix)
+    return Problem(key=key, value=name, consequence=consequence, fix=fix, rule=hub_access.HUB)
 
 
 def _download(name: str, revision: str | None) -> Path:
