@@ -148,7 +148,7 @@ def test_it_is_written_as_it_is_read(description: dict[str, Any]) -> None:
     [
         ({"streaming": True}, {}, "a stream has no known length"),
         ({"streaming": True}, {"max_steps": 2, "packing": True}, "packing needs all rows beforehand"),
-        ({"columns": {"mesages": "x"}}, {}, "did you mean messages?"),
+        ({"columns": {"mesages": "x"}}, {}, "did you mean data.columns.messages?"),
         ({"format": "alpacca"}, {}, "use one of: auto, chat"),
         ({"too_long": "keep"}, {}, "use one of: cut, drop"),
         ({}, {"completion_only_loss": True}, "set data.train_on instead"),
@@ -187,7 +187,7 @@ def test_early_stopping_needs_something_to_stop_by(file: Path, description: dict
 def test_what_the_trainer_would_not_heed(file: Path) -> None:
     """Fields of SFTConfig for a trainer that loads the model itself: TRL only warns, among other lines of the log."""
     (told,) = problems(file, "training.model_init_kwargs={attn_implementation: eager, dtype: float32}")
-    assert "nothing here would have an effect. Fix: drop it, and set model.dtype, " in told
+    assert "nothing here would have an effect. Fix: remove it, and set model.dtype, " in told
     (told,) = problems(file, "training.trust_remote_code=true")
     assert told.endswith("set model.trust_remote_code instead")
     assert load(file, ["model.dtype=float32", "model.trust_remote_code=true"]).model.dtype == "float32"

@@ -129,8 +129,10 @@ def from_dict(given: DictConfig | dict[str, Any], *, to_plan: bool = False) -> R
     for key in ("data.path", "output_dir") if to_plan else ():
         if OmegaConf.select(schema, key, default=None, throw_on_missing=False) is None:
             OmegaConf.update(schema, key, "")
+    training = _check_training(schema)
+    _move(schema, values, [*problems, *training])
     problems += _missing(schema, ("model.name",) if to_plan else _REQUIRED)
-    problems += _check_training(schema)
+    problems += training
     named = {problem.key for problem in problems}
     problems += [problem for problem in _check_values(schema, adapter) if problem.key not in named]
     raise_errors(problems)
@@ -140,6 +142,18 @@ def from_dict(given: DictConfig | dict[str, Any], *, to_plan: bool = False) -> R
     config.references = dict(references(values))
     _expand_home(config)
     return config
+
+
+def _move(schema: DictConfig, values: DictConfig, problems: Sequence[Problem]) -> None:
+    """Give `schema` the values of keys that stand elsewhere than they belong, so that they are checked there too."""
+    for problem in problems:
+        meant = re.fullmatch(r"did you mean (\w+\.\w+)\?", problem.fix) if problem.rule == "run-unknown-key" else None
+        try:
+            value = OmegaConf.select(values, problem.key) if meant else None
+            if meant and value is not None and OmegaConf.select(values, meant[1]) is None:
+                OmegaConf.update(schema, meant[1], value, force_add=True)
+        except (OmegaConfBaseException, ValueError):  # of a wrong type: told once it stands there
+            continue
 
 
 def _begin_with_adapter(schema: DictConfig, values: DictConfig, problems: list[Problem]) -> Adapter | None:
