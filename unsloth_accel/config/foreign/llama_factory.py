@@ -55,7 +55,6 @@ _TAGS: tuple[Mapping[str, str], ...] = (
     },
 )
 """The tags of ShareGPT's and OpenAI's messages, which are read here."""
-_GENERIC = ("default", "alpaca", "empty", "fewshot", "vanilla")
 _ABOVE = 4
 """Directories above the YAML file in which dataset_dir is looked for: its examples lie two below its root."""
 _OWN_OPTIMIZER = "is an optimizer of LLaMA-Factory's own; training.optim takes transformers'."
@@ -138,13 +137,6 @@ def _adapter(value: Any, theirs: Theirs) -> Outcome:
     return Outcome({"model.name": value}, "training goes on from this adapter, whose base it names")
 
 
-def _template(value: Any, theirs: Theirs) -> Outcome:
-    if value in _GENERIC:
-        reason = "the model's own chat template is taken: training.chat_template_path=FILE.jinja takes another."
-        return Outcome(note=reason, translated=False)
-    return Outcome(note="the model's own chat template is taken; see the rows with unsloth-accel preview run.yaml")
-
-
 def _bits(value: Any, theirs: Theirs) -> Outcome:
     if value == 4 and theirs.values.get("quantization_method", "bnb") in ("bnb", "bitsandbytes"):
         return Outcome({"model.load_in_4bit": True})
@@ -208,7 +200,10 @@ _KEYS: Mapping[str, Entry] = {
     "dataset": Computed(_dataset, "`data.path`, `data.format`, `data.columns`, as dataset_info.json says; of one set"),
     "eval_dataset": Computed(lambda value, theirs: _dataset(value, theirs, "data.eval_path"), "`data.eval_path`"),
     "dataset_dir": Covered("read to find dataset_info.json"),
-    "template": Computed(_template, "nothing to write: the model's own chat template is taken"),
+    "template": Untranslated(
+        "the model's own chat template is taken, which may write rows otherwise: see them with unsloth-accel preview "
+        "run.yaml; training.chat_template_path=FILE.jinja takes another."
+    ),
     "train_on_prompt": Computed(_trained, "false: `data.train_on: responses`; true: `all`"),
     "mask_history": Untranslated("every answer of a chat is trained: give the earlier ones weight: 0 in the rows."),
     "streaming": Becomes("data.streaming"),
