@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import first_line, shortened
-from ..models.locate import hub_is_off, within
+from ..models.hub_access import hub_is_off, within
 from ..secret import HIDDEN
 from .machine import Machine
 from .result import Result, error, warning

@@ -9,7 +9,7 @@ from ..config.run_config import RunConfig
 from ..config.start_adapter import model_of, tokenizer_of_model
 from ..errors import ConfigError, Problem, close_match
 from ..files import is_directory
-from ..models.locate import known_config
+from ..models.known_names import known_config
 from ..models.lora_targets import targets
 from ..models.spec import ModelSpec
 from ..models.tokenizer_files import read_tokens, special_token
