@@ -42,12 +42,14 @@ def nested_unknown_key(config: Document) -> Iterator[Finding]:
             else:
                 others.append(name)
         if others:
-            what = "unknown key" if len(others) == 1 else f"unknown keys, with {', '.join(others[1:])}"
+            what, them = "unknown key", "it"
+            if len(others) > 1:
+                what, them = f"and {', '.join(others[1:])} are unknown keys", "them"
             fix, keys = "remove it", [f"{section}.{name}" for name in others]
             if section == "deepspeed_config":
                 fix = "a DeepSpeed config of its own, named by deepspeed_config_file"
             repairs = [Repair(kind="remove", key=key) for key in keys] if fix == "remove it" else []
-            yield config.problem(keys[0], f"{what}; accelerate never reads it.", fix, *repairs, mild=True)
+            yield config.problem(keys[0], f"{what}; accelerate never reads {them}.", fix, *repairs, mild=True)
 
 
 @rule("nested-key-overrules", "warning")
