@@ -17,7 +17,7 @@ from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.errors import ConfigError
 from unsloth_accel.hardware.gpu_table import CARDS
 from unsloth_accel.hardware.hardware import Hardware
-from unsloth_accel.models.locate import known_models
+from unsloth_accel.models.known_names import known_models
 from unsloth_accel.planning.memory_estimate import MEMORY_LIMIT, WORST_ERROR
 from unsloth_accel.planning.plan import Plan
 from unsloth_accel.planning.planner import plan
