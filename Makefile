@@ -64,6 +64,7 @@ configs: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python -m unsloth_accel.validation.rules
+	$(BIN)/python -m unsloth_accel.config.field_page
 	$(BIN)/python -m unsloth_accel.config.foreign
 	$(BIN)/python -m benchmarks.memory_report
 	$(BIN)/python -m benchmarks.fsdp2_report

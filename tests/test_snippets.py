@@ -9,6 +9,7 @@ import yaml
 from conftest import ROOT
 
 import unsloth_accel
+from unsloth_accel.config import field_page
 from unsloth_accel.config.run_config import RunConfig
 from unsloth_accel.config.trainer_fields import training_fields
 from unsloth_accel.methods import METHODS
@@ -61,3 +62,7 @@ def test_the_index_has_every_page() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
     assert pages == {*re.findall(r"\]\(([\w-]+\.md)\)", index)}
+
+
+def test_the_page_of_keys_is_what_the_fields_say() -> None:
+    assert field_page.page() == (ROOT / "docs" / "run-yaml.md").read_text(encoding="utf-8"), "run make docs"

@@ -131,6 +131,7 @@ class EvaluationConfig:
     max_rows: int = 64
     """Maximum number of rows that `exact_match` answers."""
     max_new_tokens: int = 64
+    """Maximum number of tokens of an answer."""
     samples: int = 3
     """Number of sample answers to show at the end."""
 
