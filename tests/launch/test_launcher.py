@@ -124,7 +124,6 @@ def test_a_failed_run_has_a_report(file: Path, tmp_path: Path, capsys: pytest.Ca
     ("words", "told"),
     [
         ((), ""),
-        (("model.load_in_4bit=true",), "model.load_in_4bit=True: FSDP1 can't flatten weights in 4 bit"),
         (
             ("data.eval_path={rows}", "evaluation.exact_match=true"),
             "answers can't be generated from FSDP1's flat shards",

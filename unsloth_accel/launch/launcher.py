@@ -100,7 +100,6 @@ def _strategy_problems(decided: Plan) -> list[Problem]:
     optim = str(run.training.get("optim"))
     examines = run.data.eval_path and run.evaluation.exact_match
     asked = {
-        "4bit": (run.model.load_in_4bit, "model.load_in_4bit", True, instead),
         "bitsandbytes": (optim in BITSANDBYTES_ADAMW, "training.optim", optim, f"adamw_torch, or {instead}"),
         "generate": (examines, "evaluation.exact_match", True, f"false, or {instead}"),
     }
