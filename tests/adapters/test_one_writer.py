@@ -77,6 +77,16 @@ def test_a_note_that_a_full_disk_cut_short_tells_nothing(ranks: Any, tmp_path: P
     assert ranks(False)("save", "out", lambda: "own") == "own"
 
 
+def test_the_last_to_end_removes_the_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the first to end had saved nothing."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    place = tmp_path / "notes"
+    for rank, left in ((1, True), (0, False)):
+        monkeypatch.setenv("RANK", str(rank))
+        one_writer._leave(place)
+        assert place.exists() == left
+
+
 def test_a_script_that_was_not_adapted_merges_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_writer, "_place", None)
     assert once("merge", "out", lambda: "done") == "done"

@@ -18,6 +18,8 @@ import safetensors.torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
+from unsloth_accel.adapters import one_writer
+
 name, out = sys.argv[1], Path(sys.argv[2])
 model, tokenizer = FastLanguageModel.from_pretrained(name, max_seq_length=96, dtype="float32", load_in_4bit=False)
 model = FastLanguageModel.get_peft_model(model, r=8, target_modules=["q_proj", "v_proj"])
@@ -79,7 +81,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "merged": merged,
     "alone": alone,
 }
-found = {}
+found: dict[str, Any] = {"notes": str(one_writer._place)}
 for what, call in CALLS.items():
     try:
         told = str(call())

@@ -45,6 +45,10 @@ SAVES = ("save_pretrained", "push_to_hub")
 PATIENCE = 10.0
 """Seconds that a rank waits for the one that writes to come to the same call."""
 
+_NOTES = "unsloth-accel-saves-"
+"""How the names of directories of notes begin."""
+DAY = 86_400.0
+"""Seconds after which notes are taken as left. Where they weren't, a save waits for `PATIENCE` in vain."""
 _place: Path | None = None
 """Directory in which the rank that writes notes what is written; None where there are no others."""
 _writes = False
@@ -69,7 +73,12 @@ def let_one_write(trainer: Trainer) -> None:
     if trainer.accelerator.num_processes == 1:
         return
     if _place is None:
-        _place = Path(tempfile.gettempdir(), f"unsloth-accel-saves-{of_every_rank(uuid.uuid4().hex)[0]}")
+        temporary = Path(tempfile.gettempdir())
+        for left in temporary.glob(f"{_NOTES}*"):  # of processes that were killed
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > DAY:
+                    shutil.rmtree(left, ignore_errors=True)
+        _place = temporary / f"{_NOTES}{of_every_rank(uuid.uuid4().hex)[0]}"
         atexit.register(_leave, _place)
     model = unwrapped(trainer.model)
     _trainers[model] = ref(trainer)
@@ -182,6 +191,7 @@ def _held(name: str) -> Iterator[Any]:
 def _leave(place: Path) -> None:
     """Remove the directory, as the last of this machine's ranks that end."""
     with suppress(OSError):
+        place.mkdir(mode=0o700, exist_ok=True)  # one that saved nothing may be the first to end
         (place / f"left-{environment.rank()}").touch(exist_ok=False)
         if len([*place.glob("left-*")]) >= environment.local_world_size():
             shutil.rmtree(place, ignore_errors=True)
