@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +82,24 @@ def test_a_foreign_file_is_recognised(name: str) -> None:
         read(file, ["model.name=x"])
     (problem,) = raised.value.problems
     assert problem.key == str(file)
-    assert "another project's words" in problem.consequence or "is an accelerate config" in problem.consequence
+    assert "words; nothing of it was checked" in problem.consequence or "is an accelerate config" in problem.consequence
     for command in (["plan"], ["launch"]):
         assert main([*command, str(file)]) == 2
+
+
+@pytest.mark.parametrize("name", ["axolotl", "llamafactory", "trl_script"])
+def test_the_command_that_translates_a_foreign_file_is_told_and_works(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(FILES / "foreign" / f"{name}.yaml", "their file.yaml")
+    for command in ("plan", "launch", "validate"):
+        main([command, "their file.yaml"])
+        printed = "".join(capsys.readouterr())
+        found = re.search(r"Fix: (unsloth-accel init --from .*), which makes a run.yaml of it", printed)
+        assert found, printed
+    assert main([*shlex.split(found[1])[1:], "--data", "rows.jsonl"]) == 0
+    assert Path("run.yaml").exists()
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,8 @@ def _found(values: dict[str, Any], hardware: Hardware | None = None) -> list[Pro
 def _must_be_a_run(path: str | Path, values: DictConfig) -> None:
     """Raise `ConfigError` where a file is an accelerate config, or another project's, and not a run's description."""
     plain = OmegaConf.to_container(values, resolve=False)
-    kind = kind_of({str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {})
+    named = {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+    kind = kind_of(named)
     if kind in ("run", "unknown"):
         return
     if kind == "accelerate":
@@ -62,7 +63,7 @@ def _must_be_a_run(path: str | Path, values: DictConfig) -> None:
                 fix=f"unsloth-accel launch --config_file {path} script.py, or a run.yaml",
             )
         )
-    told = check_document(Document(file="", kind=kind))
+    told = check_document(Document(file=str(path), kind=kind, values=named))
     raise ConfigError([Problem(key=str(path), consequence=one.consequence, fix=one.fix) for one in told])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from .document import Document, Finding
@@ -137,9 +138,14 @@ def training_script(config: Document) -> Iterator[Finding]:
 
     Reference: unsloth_accel/validation/rules/yaml_reader.py: kind_of.
     """
-    consequence = "describes a training in another project's words; nothing of it was checked."
-    fix = "model.name, data.path and output_dir in a run.yaml; examples/configs/quickstart.yaml is one"
-    yield config.problem("(file)", consequence, fix)
+    from ...config.foreign import recognise
+
+    tool = recognise(config.values)
+    whose = f"in {tool.name}'s words" if tool else "in another project's words"
+    fix = "unsloth-accel init --model MODEL --data DATA, which writes a run.yaml"
+    if tool:
+        fix = f"unsloth-accel init --from {shlex.quote(config.file or 'FILE')}, which makes a run.yaml of it"
+    yield config.problem("(file)", f"describes a training {whose}; nothing of it was checked.", fix)
 
 
 @rule("unknown-kind", on=("unknown",))
