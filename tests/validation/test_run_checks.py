@@ -18,7 +18,7 @@ from unsloth_accel.config.installed_source import enum_words, parameters, source
 from unsloth_accel.errors import ConfigError
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.launch.launcher import launch
-from unsloth_accel.validation.rules import Document, check_document
+from unsloth_accel.validation.rules import Document, check_document, validate
 from unsloth_accel.validation.run_checks import read
 
 CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
@@ -85,6 +85,15 @@ def test_a_foreign_file_is_recognised(name: str) -> None:
     assert "words; nothing of it was checked" in problem.consequence or "is an accelerate config" in problem.consequence
     for command in (["plan"], ["launch"]):
         assert main([*command, str(file)]) == 2
+
+
+def test_a_run_with_a_key_of_another_tool_is_a_run(tmp_path: Path, description: dict[str, Any]) -> None:
+    name = description["model"].pop("name")
+    file = write_yaml(tmp_path / "run.yaml", {**description, "model_name_or_path": name})
+    with pytest.raises(ConfigError, match=r"did you mean model\.name\?"):
+        read(file)
+    (report,) = validate([file])
+    assert report.document.kind == "run"
 
 
 @pytest.mark.parametrize("name", ["axolotl", "llamafactory", "trl_script"])

@@ -87,6 +87,7 @@ def run(words: Sequence[str]) -> int:
 
 def _planned(asked: argparse.Namespace) -> AccelerateConfig:
     from ..planning import planner
+    from ..validation.run_checks import setting_problems
 
     decided = {
         "--strategy": (asked.strategy, f"distributed.strategy={asked.strategy}"),
@@ -104,7 +105,9 @@ def _planned(asked: argparse.Namespace) -> AccelerateConfig:
             if value is not None
         ]
     )
-    config = planner.plan(run_from_words(asked.words), chosen_hardware(asked)).accelerate_config
+    description, hardware = run_from_words(asked.words), chosen_hardware(asked)
+    raise_errors(setting_problems(description, hardware))
+    config = planner.plan(description, hardware).accelerate_config
     return replace(config, main_process_ip=asked.main_process_ip)
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import counted
+from ..errors import counted, raise_errors
 from .options import add_run, command_parser, count, run_from_words
 from .tables import console, show, tables
 
@@ -45,8 +45,10 @@ def run(words: Sequence[str]) -> int:
     from ..planning.memory_estimate import estimate
     from ..planning.planner import cannot, workload
     from ..strategies import STRATEGIES
+    from ..validation.run_checks import setting_problems
 
     description = run_from_words(asked.words)
+    raise_errors(setting_problems(description))
     spec = ModelSpec.load(description.model.name)
     rows = asked.rows or description.training.get("per_device_train_batch_size") or 2
     full = description.model.dtype == "float32"

@@ -5,7 +5,7 @@ The sections are OmegaConf structured configs. `read_run` makes one of a YAML fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from omegaconf import MISSING
@@ -210,3 +210,7 @@ class RunConfig:
             fields.setdefault("metric_for_best_model", "eval_loss")
         # YAML 1.1 reads an unquoted `no` as false; these fields mean the word.
         return {key: "no" if key.endswith("_strategy") and value is False else value for key, value in fields.items()}
+
+
+SECTIONS = frozenset(one.name for one in fields(RunConfig) if callable(one.default_factory) and not one.metadata)
+"""Names of the keys of a run.yaml that have keys below them."""

@@ -10,16 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from ..config import read_run
 from ..config.run_config import RunConfig
 from ..config.written import described
 from ..errors import ConfigError, Problem, errors
 from ..hardware.hardware import Hardware
-from .rules import Context, Document, check_document
+from .rules import Context, Document, check_document, read_document
 from .rules.run_settings import resolved
-from .rules.yaml_reader import kind_of
 
 
 def read(path: str | Path | None, overrides: Sequence[str] = (), *, to_plan: bool = False) -> RunConfig:
@@ -29,7 +26,7 @@ def read(path: str | Path | None, overrides: Sequence[str] = (), *, to_plan: boo
     """
     values = read_run.given(path, overrides)
     if path is not None:
-        _must_be_a_run(path, values)
+        _must_be_a_run(path)
     try:
         return read_run.from_dict(values, to_plan=to_plan)
     except ConfigError as error:
@@ -47,23 +44,16 @@ def _found(values: dict[str, Any], hardware: Hardware | None = None) -> list[Pro
     return [*check_document(Document(file="", kind="run", values=values, context=Context(hardware=hardware)))]
 
 
-def _must_be_a_run(path: str | Path, values: DictConfig) -> None:
+def _must_be_a_run(path: str | Path) -> None:
     """Raise `ConfigError` where a file is an accelerate config, or another project's, and not a run's description."""
-    plain = OmegaConf.to_container(values, resolve=False)
-    named = {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
-    kind = kind_of(named)
-    if kind in ("run", "unknown"):
+    document = read_document(path)
+    if document.kind in ("run", "unknown"):
         return
-    if kind == "accelerate":
+    if document.kind == "accelerate":
         consequence = "is an accelerate config, not a run's description."
-        raise ConfigError(
-            Problem(
-                key=str(path),
-                consequence=consequence,
-                fix=f"unsloth-accel launch --config_file {path} script.py, or a run.yaml",
-            )
-        )
-    told = check_document(Document(file=str(path), kind=kind, values=named))
+        fix = f"unsloth-accel launch --config_file {path} script.py, or a run.yaml"
+        raise ConfigError(Problem(key=str(path), consequence=consequence, fix=fix))
+    told = check_document(document)
     raise ConfigError([Problem(key=str(path), consequence=one.consequence, fix=one.fix) for one in told])
 
 

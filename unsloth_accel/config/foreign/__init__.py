@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..run_config import SECTIONS
 from .accelerate import ACCELERATE
 from .axolotl import AXOLOTL
 from .keys import Tool
@@ -15,13 +16,11 @@ from .trl import TRL
 
 TOOLS: tuple[Tool, ...] = (ACCELERATE, AXOLOTL, LLAMA_FACTORY, TRL)
 """In the order in which a file is held against them: TRL's keys are those that LLaMA-Factory has, too."""
-_OURS = frozenset({"model", "lora", "data", "batch", "training", "logging", "evaluation", "distributed"})
-"""Sections of a run.yaml: a file that has one is no other tool's."""
 
 
 def recognise(keys: Iterable[object]) -> Tool | None:
-    """Return the tool whose file has these top-level keys; None for a run.yaml, and for what is no known tool's."""
+    """Return the tool whose file has these top-level keys; None for what has a run.yaml's, or no known tool's."""
     names = {str(key) for key in keys}
-    if names & _OURS:
+    if names & SECTIONS:
         return None
     return next((tool for tool in TOOLS if tool.recognises(names)), None)

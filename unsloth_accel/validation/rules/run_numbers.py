@@ -25,7 +25,7 @@ class Range:
 
     def holds(self, value: float) -> bool:
         return (
-            math.isfinite(value)
+            -math.inf < value < math.inf  # math.isfinite raises for a whole number that no float holds
             and (self.least is None or value >= self.least)
             and (self.above is None or value > self.above)
             and (self.most is None or value <= self.most)

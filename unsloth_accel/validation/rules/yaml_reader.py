@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ...config.foreign import recognise
+from ...config.foreign.accelerate import ACCELERATE
+from ...config.run_config import SECTIONS
 from ...config.safe_reader import Read, read_yaml, read_yaml_text
 from .command_line import overlaid
 from .document import Context, Document, Kind
@@ -41,10 +44,8 @@ def _document(read: Read, context: Context | None, kind: Kind | None) -> Documen
     )
 
 
-_RUN_KEYS = {"model", "lora", "data", "batch", "distributed", "training", "evaluation", "logging", "output_dir"}
-_ACCELERATE_KEYS = {"distributed_type", "compute_environment"}
+_RUN_KEYS = {*SECTIONS, "output_dir"}
 _DEEPSPEED_KEYS = {"zero_optimization", "train_micro_batch_size_per_gpu", "train_batch_size"}
-_SCRIPT_KEYS = {"base_model", "model_name_or_path", "dataset_name", "finetuning_type", "datasets", "micro_batch_size"}
 _HYDRA_KEYS = {"_component_", "_target_", "class_path"}
 
 
@@ -54,11 +55,11 @@ def kind_of(values: dict[str, Any]) -> Kind:
 
     keys = set(values)
     sections = [value for value in values.values() if isinstance(value, dict)]
-    if keys & _ACCELERATE_KEYS:
+    if keys & ACCELERATE.needs:
         return "accelerate"
     if keys & _DEEPSPEED_KEYS:
         return "deepspeed"
-    if keys & _SCRIPT_KEYS or any(_HYDRA_KEYS & set(section) for section in sections):
+    if recognise(keys) or any(_HYDRA_KEYS & set(section) for section in sections):
         return "training-script"
     if len(keys & _RUN_KEYS) > 1 or (keys & _RUN_KEYS and isinstance(values[next(iter(keys & _RUN_KEYS))], dict)):
         return "run"
