@@ -97,9 +97,12 @@ def raise_errors(problems: Sequence[Problem]) -> None:
         raise ConfigError(found)
 
 
-def close_match(word: str, known: Iterable[str]) -> str | None:
-    """Return the one of `known` that `word` is most likely a misspelling of."""
-    return next(iter(difflib.get_close_matches(word[:200], sorted(known), n=1, cutoff=0.6)), None)
+def close_match(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the one of `known` that `word` is most likely a misspelling of.
+
+    With a `cutoff` near 1 the two differ by a letter or two.
+    """
+    return next(iter(difflib.get_close_matches(word[:200], sorted(known), n=1, cutoff=cutoff)), None)
 
 
 def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
@@ -118,9 +121,9 @@ def counted(count: int, thing: str) -> str:
     return f"{count:,} {thing}{'' if count == 1 else 'es' if thing.endswith('s') else 's'}"
 
 
-def rows_text(count: int) -> str:
-    """Return `1 row`, `2 rows`."""
-    return counted(count, "row")
+def as_word(value: Any) -> str:
+    """Return a plain value as YAML has it: `true` for True."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def yaml_fault(error: Exception) -> str:

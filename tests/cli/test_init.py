@@ -155,7 +155,7 @@ def test_a_bad_file_is_told(name: str, content: bytes, told: str, capsys: pytest
 def test_what_is_no_file_is_told(end: str, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(f"pipe{end}")
     Path(f"directory{end}").mkdir()
-    for name, told in (("pipe", "no regular file"), ("directory", "irectory"), ("no", "no such file")):
+    for name, told in (("pipe", "is a pipe or a device"), ("directory", "irectory"), ("no", "no such file")):
         assert main(["init", "--from", f"{name}{end}"]) == 2
         assert told in capsys.readouterr().err
 

@@ -63,7 +63,7 @@ def test_no_token_is_no_fault(ask: Ask) -> None:
 def test_a_token_that_is_refused(ask: Ask) -> None:
     reached, token = ask((401, {}))
     assert (reached.status, token.status) == ("ok", "error")
-    assert token.fix == "unset HF_TOKEN, or hf auth login, or export HF_TOKEN=…"
+    assert token.fix == "unset HF_TOKEN, or export HF_TOKEN=…, or hf auth login"
 
 
 @pytest.mark.parametrize(

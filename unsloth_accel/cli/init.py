@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, Problem, raise_errors
+from ..errors import ConfigError, Problem, counted, raise_errors
 from .options import command_parser, count
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(words: Sequence[str]) -> int:
-    own, _, arguments = _parted(words)
+    place = words.index("--") if "--" in words else len(words)
+    own, arguments = words[:place], list(words[place + 1 :])
     asked = parser().parse_intermixed_args(own)
     from ..config.read_run import is_override
 
@@ -69,11 +70,6 @@ def run(words: Sequence[str]) -> int:
     if source or arguments:
         return _translate(asked, source, overrides, arguments)
     return _begin(asked, overrides)
-
-
-def _parted(words: Sequence[str]) -> tuple[list[str], str, list[str]]:
-    place = words.index("--") if "--" in words else len(words)
-    return list(words[:place]), "--", list(words[place + 1 :])
 
 
 def _check(asked: argparse.Namespace, source: list[str], overrides: list[str], arguments: list[str]) -> None:
@@ -214,8 +210,7 @@ def _planned(run: RunConfig, hardware: Hardware) -> tuple[str, bool]:
         made = plan(run, hardware)
     except ConfigError as error:
         return f"none yet: {error.problems[0]}", False
-    processes = f"{made.num_processes} process{'es' * (made.num_processes != 1)}"
-    return f"{made.strategy}, {processes}, {made.batch}, {made.mixed_precision}", True
+    return f"{made.strategy}, {counted(made.num_processes, 'process')}, {made.batch}, {made.mixed_precision}", True
 
 
 def _read_script(file: str) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..errors import ConfigError, Problem
+from ..errors import ConfigError, Problem, close_match
 from ..methods import METHODS, USUAL_METHOD
 from ..secret import shown
 from .foreign import TOOLS, recognise
@@ -26,8 +24,6 @@ TEMPLATE = "training.chat_template_path"
 _STAYS = ("method", "model.name", "data.path", "output_dir", TEMPLATE)
 """Settings that stay although they are wrong as they are: without them there is no run, and launch says what is."""
 _PRECISION = ("training.bf16", "training.fp16")
-_LARGEST = 2**24
-"""Bytes beyond which a file is no description of a run, and isn't read."""
 Kind = Literal["translated", "covered", "named"]
 
 
@@ -100,12 +96,6 @@ def translate(
 
 
 def _read(path: str | Path) -> tuple[Tool, dict[str, Any]]:
-    if os.path.exists(path) and not os.path.isdir(path):
-        consequence = "" if os.path.isfile(path) else "is no regular file."
-        consequence = consequence or ("" if os.path.getsize(path) <= _LARGEST else "is too large for a description.")
-        if consequence:
-            fix = "give a tool's YAML file, or a Python script or notebook"
-            raise ConfigError(Problem(key=str(path), consequence=consequence, fix=fix))
     values = OmegaConf.to_container(_read_yaml(Path(path)))
     assert isinstance(values, dict)
     tool = recognise(values)
@@ -185,8 +175,8 @@ def _line(tool: Tool, key: str, value: Any, theirs: Theirs, assumed: bool = Fals
             # Anything can stand in a file of another tool's, whose own checks are not repeated here.
             outcome = Outcome(note=f"has a value that {tool.name} doesn't take either: correct it.", translated=False)
     else:
-        near = difflib.get_close_matches(key, [*tool.keys, *fields], n=1, cutoff=0.9)
-        hint = f"did you mean {near[0]}?" if near else "what it asks for is not done: look up what it is."
+        near = close_match(key, {*tool.keys, *fields}, 0.9)
+        hint = f"did you mean {near}?" if near else "what it asks for is not done: look up what it is."
         outcome = Outcome(note=f"is no key of {tool.name} that is known here; {hint}", translated=False)
     return Line(tool=tool.name, key=key, value=shown(value, key), outcome=outcome, assumed=assumed)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, Problem, counted, first_line, raise_errors, rows_text
+from ..errors import ConfigError, Problem, counted, first_line, raise_errors
 from .file_readers import Fault, rows_of_file, rows_of_table
 from .formats import NEEDED, FormatError, canonical, form_in_words, is_left_out, kind_of, unused_columns
 from .sources import Source, locate
@@ -64,7 +64,7 @@ class Rows:
 
     def unused_in_words(self) -> str:
         """Return which columns are left out and how many rows have each, as a sentence; empty where none is."""
-        columns = ", ".join(f"{name} ({rows_text(count)})" for name, count in self.unused.items())
+        columns = ", ".join(f"{name} ({counted(count, 'row')})" for name, count in self.unused.items())
         return f"columns that say nothing here are left out: {columns}." if columns else ""
 
 

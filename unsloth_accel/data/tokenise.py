@@ -16,7 +16,7 @@ from itertools import groupby, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, Problem, first_line, rows_text
+from ..errors import ConfigError, Problem, counted, first_line
 from ..files import read_bytes
 from .formats import for_chat_template, is_left_out, template_arguments
 from .pack import DIVIDING
@@ -206,7 +206,7 @@ def notes_on(rows: Rows, tokenizer: Any) -> tuple[str, ...]:
     for given in map(template_arguments, rows):
         lost.update(name for name in given if not _has_place(name, tokenizer, given))
     absent = [
-        f"{rows_text(count)} with {name!r}, which the chat template does not use: it is not in their text."
+        f"{counted(count, 'row')} with {name!r}, which the chat template does not use: it is not in their text."
         for name, count in lost.items()
     ]
     return tuple(note for note in (rows.unused_in_words(), *absent) if note)

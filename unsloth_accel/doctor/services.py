@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import first_line, shortened
-from ..models.hub_access import hub_is_off, within
+from ..models.hub_access import LOGIN, hub_is_off, within
 from ..secret import HIDDEN
 from .machine import Machine
 from .result import Result, error, warning
@@ -24,7 +24,6 @@ HUB = "https://huggingface.co"
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 REPORTERS = ("wandb", "tensorboard", "tensorboardX", "trackio", "mlflow", "comet_ml", "swanlab", "clearml", "neptune")
 """Packages that logging.report_to's words stand for (transformers/integrations/integration_utils.py)."""
-LOGIN = "hf auth login, or export HF_TOKEN=…"
 
 
 def hub(machine: Machine) -> Iterator[Result]:

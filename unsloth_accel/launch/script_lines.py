@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, Problem, first_line, shortened
+from ..errors import ConfigError, Problem, counted, first_line, shortened
+from ..files import read_bytes
 from ..strategies import usual
 
 _PROCESSES = 2
@@ -136,7 +136,7 @@ def describe(path: str | Path) -> list[str]:
     parts = _parts(Path(path))
     added = list(_to_add(parts))
     found = [one for cell, tree in parts for one in _found(tree, cell)]
-    said = f"{len(added)} line{'s' * (len(added) != 1)} to add" if added else "has the lines already"
+    said = f"{counted(len(added), 'line')} to add" if added else "has the lines already"
     lines = [f"{path}: {said}"]
     lines += [f"  {where:<22}  {code}" for where, code in added]
     if found:
@@ -162,14 +162,10 @@ def describe(path: str | Path) -> list[str]:
 def _parts(path: Path) -> list[tuple[int, ast.Module]]:
     """Return the syntax tree of a script as cell 0, or those of a notebook's cells of code, numbered from 1."""
     try:
-        if not os.path.exists(path) or os.path.isdir(path) or not os.path.isfile(path):
-            what = "is a directory." if os.path.isdir(path) else "is no regular file."
-            raise _unreadable(path, what if os.path.exists(path) else "no such file.", "give a script or notebook")
-        if path.stat().st_size > _LARGEST:
-            raise _unreadable(path, "is too large for a script.", "give a script or notebook")
-        text = path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, f"{error.strerror}.", "give a readable script or notebook") from None
+        text = read_bytes(path, _LARGEST)
+    except (OSError, ValueError) as error:
+        said = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or error
+        raise _unreadable(path, f"{said}.", "give a readable script or notebook") from None
     if path.suffix == ".ipynb":
         return [(number, _tree(source, path, number)) for number, source in _cells(text, path)]
     return [(0, _tree(text, path, 0))]

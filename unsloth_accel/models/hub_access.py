@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Literal, TypeVar
 
-from ..errors import Problem, first_line, shortened
+from ..errors import Problem, close_match, first_line, shortened
 from .known_names import known_names
 
 T = TypeVar("T")
@@ -137,8 +137,6 @@ def fetching(name: str, kind: Kind = "model") -> str:
 
 def nearest_known(name: str) -> str | None:
     """Return a model's hub id that differs from `name` by a few letters, of those that the library or Unsloth knows."""
-    import difflib
-
     known = {one.lower(): one for one in known_names()}
-    found = difflib.get_close_matches(name.lower()[:200], known, n=1, cutoff=0.85)
-    return known[found[0]] if found and found[0] != name.lower() else None
+    found = close_match(name.lower(), known, 0.85)
+    return known[found] if found and found != name.lower() else None

@@ -13,7 +13,7 @@ from ..config.accelerate_config import Precision
 from ..config.run_config import DEFAULT_PER_DEVICE, RunConfig
 from ..config.start_adapter import find_adapter, model_of, tokenizer_of_model
 from ..data.length_estimate import RowLengths, row_lengths
-from ..errors import ConfigError, Problem, counted, raise_errors, rows_text
+from ..errors import ConfigError, Problem, counted, raise_errors
 from ..hardware.device import Device
 from ..hardware.hardware import Hardware
 from ..hardware.parse import MOST_GPUS
@@ -449,7 +449,7 @@ def _with_cpu_optimizer(run: RunConfig, asked: str, reasons: list[str]) -> RunCo
 
 def _stopping_early(run: RunConfig) -> str:
     times, metric = run.early_stopping["early_stopping_patience"], run.trainer_fields()["metric_for_best_model"]
-    told = f"stops early: when {metric} is no better at {times} evaluation{'s' * (times > 1)} in a row."
+    told = f"stops early: when {metric} is no better at {counted(times, 'evaluation')} in a row."
     if run.training.get("load_best_model_at_end"):
         return told
     return f"{told} The last weights are saved; training.load_best_model_at_end=true takes the best checkpoint's."
@@ -485,7 +485,7 @@ def _batch(
         rows = given * (accumulation or 1) * count
         if per_device is None:
             why = f"batch.global_size says nothing, so up to {DEFAULT_PER_DEVICE}."
-            reasons.append(f"{rows_text(given)} per device: {why}")
+            reasons.append(f"{counted(given, 'row')} per device: {why}")
         return divide_batch(rows, count, given, accumulation or 1)
     batch = divide_batch(rows, count, per_device, accumulation, most=most)
     if accumulation not in (None, batch.accumulation):
@@ -493,6 +493,6 @@ def _batch(
     if per_device is None and accumulation is None:
         limits = ["memory allows"] * (chosen is not None) + [f"is at most {DEFAULT_PER_DEVICE}"] * (device == "cpu")
         limit = ", ".join(limits) or f"is at most {DEFAULT_PER_DEVICE}"
-        share = f"divides the {rows_text(rows // count)} of a process"
-        reasons.append(f"{rows_text(batch.per_device)} per device: the largest number that {limit} and {share}.")
+        share = f"divides the {counted(rows // count, 'row')} of a process"
+        reasons.append(f"{counted(batch.per_device, 'row')} per device: the largest number that {limit} and {share}.")
     return batch

@@ -9,6 +9,7 @@ from typing import Any
 from ..artifacts.resume_facts import USUAL_EPOCHS
 from ..config.run_config import RunConfig
 from ..data.length_estimate import RowLengths
+from ..errors import counted
 from .batch import Batch
 from .speed_estimate import Speed
 
@@ -41,11 +42,11 @@ class RunTime:
         }
 
     def __str__(self) -> str:
-        text = f"{self.steps:,} step{'s' * (self.steps != 1)} ({self.counted})"
+        text = f"{counted(self.steps, 'step')} ({self.counted})"
         if self.hours is None:
             return text
         text += f", about {hours_text(self.hours)} of training"
-        gpus = f"{self.gpus} GPU{'s' * (self.gpus != 1)}"
+        gpus = counted(self.gpus, "GPU")
         return text if self.cost is None else f"{text}, {self.cost:,.2f} for {gpus} at {self.price:,.2f} an hour each"
 
 
@@ -61,10 +62,10 @@ def run_time(
     run: RunConfig, batch: Batch, speed: Speed | None, lengths: RowLengths | None, gpus: int, price: float | None
 ) -> RunTime | None:
     """Estimate the time of the whole `run`; None where its number of steps is unknown."""
-    counted = _steps(run, batch, lengths)
-    if counted is None:
+    found = _steps(run, batch, lengths)
+    if found is None:
         return None
-    steps, words = counted
+    steps, words = found
     hours = speed.step_seconds * steps / 3600 if speed else None
     return RunTime(steps=steps, counted=words, hours=hours, gpus=gpus, price=price)
 
@@ -77,7 +78,7 @@ def _steps(run: RunConfig, batch: Batch, lengths: RowLengths | None) -> tuple[in
         return None
     epochs = run.training.get("num_train_epochs", USUAL_EPOCHS)
     rows, about = lengths.total, "" if lengths.total_known else "about "
-    words = f"{about}{rows:,} row{'s' * (rows != 1)}"
+    words = f"{about}{counted(rows, 'row')}"
     if run.training.get("packing"):
         rows = ceil(rows * lengths.mean / run.model.max_seq_length)
         words += f", about {rows:,} packed"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..config.accelerate_config import Precision
-from ..errors import Problem, rows_text
+from ..errors import Problem, counted
 from ..hardware.device import Device
 from ..hardware.hardware import Hardware
 from ..strategies import STRATEGIES, Strategy, choosable, usual
@@ -308,7 +308,7 @@ def _all_gpus(choice: Choice, asked: str) -> dict[str, Any]:
 
 
 def _needs(option: Option) -> str:
-    return f"needs {option.memory.total:.1f} GiB per GPU with {rows_text(option.per_device)} at once"
+    return f"needs {option.memory.total:.1f} GiB per GPU with {counted(option.per_device, 'row')} at once"
 
 
 def _less(option: Option) -> str:

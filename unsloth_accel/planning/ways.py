@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..config.run_config import RunConfig
-from ..errors import ConfigError, Problem
+from ..errors import ConfigError, Problem, as_word
 from ..hardware.hardware import Hardware
 
 MOST_TRIES = 60
@@ -31,7 +31,7 @@ class Way:
     """What else it puts right."""
 
     def __str__(self) -> str:
-        words = [f"{key}={_text(value)}" for key, value in self.changes.items() if value is not None]
+        words = [f"{key}={as_word(value)}" for key, value in self.changes.items() if value is not None]
         words += [f"no {key}" for key, value in self.changes.items() if value is None]
         machines = f"{self.machines} machines of " if (self.machines or 1) > 1 else ""
         words += [f"{machines}{self.gpus} such GPUs"] if self.gpus else []
@@ -139,7 +139,3 @@ def tried(refused: Refused, plan: Callable[[Way], str]) -> Refused:
 
 def _first(ways: Iterator[Way | None]) -> Way | None:
     return next((way for way in ways if way), None)
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -20,7 +20,7 @@ from ..data.hub import access_problems
 from ..data.rows import Rows, no_step, read_checked_rows
 from ..data.sources import locate
 from ..data.tokenise import responses_need_turns
-from ..errors import ConfigError, Problem, rows_text
+from ..errors import ConfigError, Problem, counted
 from ..files import existing
 from ..methods import METHODS
 from ..models.hub_access import hub_is_off
@@ -93,13 +93,13 @@ def _responses_problems(found: Rows) -> list[Problem]:
     problem = partial(Problem, key="data.train_on", value="responses")
     without = [index for index, row in enumerate(found) if not has_response(row)]
     if without:
-        what = f"{rows_text(len(without))} without an assistant's message: nothing to learn from"
+        what = f"{counted(len(without), 'row')} without an assistant's message: nothing to learn from"
         fix = "remove them, or data.train_on=all"
         return [problem(consequence=f"{what} ({found.places(without)}).", fix=fix)]
     late = [index for index, row in enumerate(found) if roles(row)[-1] != "assistant"]
     if not late:
         return []
-    what = f"{rows_text(len(late))} with a last message that is not the assistant's, which is not trained"
+    what = f"{counted(len(late), 'row')} with a last message that is not the assistant's, which is not trained"
     fix = "nothing, or end them with the assistant's answer"
     return [problem(consequence=f"{what} ({found.places(late)}).", fix=fix, severity="warning")]
 
@@ -125,7 +125,7 @@ def _epoch_problems(run: RunConfig, count: int) -> list[Problem]:
         return []
     consequence = f"an epoch of {count} rows ends with a step of {count % size}"
     if count < size:
-        consequence = f"{rows_text(count)} in all: every step is an epoch of {count}, and never {size}"
+        consequence = f"{counted(count, 'row')} in all: every step is an epoch of {count}, and never {size}"
     fix = "nothing, if that is all right; or a number of rows that the batch divides"
     if not by_tokens:
         consequence += "; over several processes some rows are repeated there to give each process as many"
@@ -149,7 +149,7 @@ def _model_problems(run: RunConfig) -> list[Problem]:
     missing = _bitsandbytes_problems("model.load_in_4bit", True) if run.model.load_in_4bit else []
     if missing:
         return missing
-    if not _exists(path) and may_be_hub_id(name):
+    if not os.path.exists(path) and may_be_hub_id(name):
         return hub_model_problems(name, run)
     try:
         find_model(name)
@@ -191,7 +191,7 @@ def output_problems(run: RunConfig) -> list[Problem]:
     # The nearest directory that exists decides whether the rest can be made.
     problem = partial(Problem, key="output_dir", value=run.output_dir)
     for there in (directory, *directory.absolute().parents):
-        if _exists(there):
+        if os.path.exists(there):
             break
         if os.path.islink(there):
             return [link_problem(there, directory)]
@@ -240,7 +240,7 @@ def _deleted_start_problems(run: RunConfig) -> list[Problem]:
     """Return a problem where the run begins with an adapter or a checkpoint of the run that it deletes."""
     files, start = RunDirectory(run.output_dir), Path(run.model.name)
     filled = [one for one in (files.adapter, *files.checkpoints()) if is_of_a_run(files.path) and made_in(one)]
-    if not _exists(start) or not any(start.resolve() == one.resolve() for one in filled):
+    if not os.path.exists(start) or not any(start.resolve() == one.resolve() for one in filled):
         return []
     consequence = "is of the run that training.overwrite=true deletes, before this one begins with it."
     fix = "another output_dir, or copy it elsewhere and name the copy"
@@ -256,14 +256,6 @@ def _broken(found: Checkpoint, instead: Checkpoint) -> Problem:
     consequence = f"{found.fault}: no run can go on from it, so this one goes on from {instead.path.name}."
     fix = "nothing, or delete it"
     return Problem(key=str(found.path), consequence=consequence, fix=fix, severity="warning")
-
-
-def _exists(path: Path) -> bool:
-    """Return whether `path` is there; False where it can't be looked at, or is no possible name."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
 
 
 def _possible(path: Path) -> bool:

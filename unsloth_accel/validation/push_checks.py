@@ -10,9 +10,9 @@ from ..config.run_config import RunConfig
 from ..config.start_adapter import model_of
 from ..errors import Problem, first_line
 from ..files import is_directory
-from ..models.hub_access import LOAD_TIMEOUT, hub_is_off, within
+from ..models.hub_access import LOAD_TIMEOUT, LOGIN, hub_is_off, within
 
-_LOGIN = "export HF_TOKEN=…, or hf auth login, or training.hub_token='${oc.env:MY_VARIABLE}'"
+_LOGIN = f"{LOGIN}, or training.hub_token='${{oc.env:MY_VARIABLE}}'"
 _WRITE = "make a token that may write, at https://huggingface.co/settings/tokens"
 _UNPUSHED = "the adapter will lie in output_dir all the same."
 

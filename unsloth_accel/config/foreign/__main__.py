@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from ...errors import as_word
 from . import TOOLS
 from .keys import Entry
 from .shared import TRAINER
@@ -21,9 +22,9 @@ def tables() -> str:
         families = {f"{start}…": entry for start, entry in tool.families.items()}
         parts += ["", f"### {tool.name}", ""]
         if tool.defaults:
-            said = ", ".join(f"`{key}: {_plain(value)}`" for key, value in tool.defaults.items() if value != "")
+            said = ", ".join(f"`{key}: {as_word(value)}`" for key, value in tool.defaults.items() if value != "")
             parts += [f"Taken where a file leaves them out, as [{tool.name}]({tool.link}) does: {said}.", ""]
-        parts += _rows({**tool.keys, **families}, TRAINER)
+        parts += _rows({**tool.keys, **families}, TRAINER if tool.fields else {})
     return "\n".join(parts)
 
 
@@ -40,10 +41,6 @@ def _rows(entries: Mapping[str, Entry], elsewhere: Mapping[str, Entry]) -> list[
         if elsewhere.get(key) is not entry:
             rows.setdefault(entry.here.replace("|", "\\|"), []).append(f"`{key}`")
     return ["| there | here |", "|---|---|", *(f"| {', '.join(keys)} | {here} |" for here, keys in rows.items())]
-
-
-def _plain(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 if __name__ == "__main__":

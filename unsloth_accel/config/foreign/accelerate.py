@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .keys import Chooses, Computed, Covered, Entry, Outcome, Theirs, Tool, Untranslated
-from .shared import SHARDING
+from .shared import FP8, ON_CPU, SHARDING
 
 _NO_OTHER = "is for other systems; launch runs GPUs or a CPU of one machine."
 
@@ -24,9 +24,9 @@ _KEYS: Mapping[str, Entry] = {
     ),
     "mixed_precision": Chooses(
         {"bf16": {"training.bf16": True}, "fp16": {"training.fp16": True}, "no": {"training.bf16": False}},
-        "precision is fp16 or bf16: training.bf16=true.",
+        FP8.reason,
     ),
-    "use_cpu": Chooses({True: {"distributed.device": "cpu"}, False: {}}, "distributed.device is auto, cuda or cpu."),
+    "use_cpu": ON_CPU,
     "num_machines": Untranslated("launch runs on one machine: start it on each with a script of your own.", off=(1,)),
     "gpu_ids": Chooses({"all": {}}, "export CUDA_VISIBLE_DEVICES=…, which names the GPUs to be used."),
     **dict.fromkeys(("fsdp_config", "deepspeed_config"), Covered(SHARDING)),
@@ -38,11 +38,10 @@ _KEYS: Mapping[str, Entry] = {
             "main_process_ip",
             "main_process_port",
             "main_training_function",
+            "rdzv_backend",
+            "same_network",
+            "enable_cpu_affinity",
         ),
-        Covered("launch writes an accelerate config of its own"),
-    ),
-    **dict.fromkeys(
-        ("rdzv_backend", "same_network", "enable_cpu_affinity"),
         Covered("launch writes an accelerate config of its own"),
     ),
     **dict.fromkeys(("tpu_env", "tpu_use_cluster", "tpu_use_sudo"), Untranslated(_NO_OTHER, off=([], False))),
@@ -51,7 +50,7 @@ _KEYS: Mapping[str, Entry] = {
     "dynamo_config": Untranslated("Unsloth compiles what it replaces: leave it out.", off=({},)),
     "ipex_config": Untranslated(_NO_OTHER, off=({},)),
     "mpirun_config": Untranslated(_NO_OTHER, off=({},)),
-    "fp8_config": Untranslated("precision is fp16 or bf16: training.bf16=true.", off=({},)),
+    "fp8_config": Untranslated(FP8.reason, off=({},)),
 }
 
 ACCELERATE = Tool(

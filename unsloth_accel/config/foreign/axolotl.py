@@ -8,22 +8,31 @@ from typing import Any
 from .keys import Becomes, Chooses, Computed, Covered, Entry, Outcome, Theirs, Tool, Untranslated
 from .shared import (
     ATTENTION,
-    CHECKPOINTING,
     DTYPE,
     FP8,
     KERNELS,
-    NO_SECRET,
+    MODEL_PARALLEL,
+    NEW_ORDER,
+    NO_DORA,
+    NO_OTHER_WEIGHTS,
+    ONE_RATE,
     ONLY_LORA,
-    RESUME,
+    OTHER_BASE,
+    OWN_TOKENIZER,
+    REVISION,
     SHARDED,
     SWANLAB,
+    SYSTEM_PROMPT,
     TARGETS,
     TEXT_ONLY,
     TRAINER,
     UNSLOTHS,
+    WANDB,
+    WITHOUT_RAY,
     held_out,
     method,
     rows_per_step,
+    several,
 )
 
 _OWN = "is axolotl's own; training.{} takes transformers'."
@@ -45,9 +54,6 @@ _OWN_OPTIMIZERS = (
     "q_galore_adamw8bit",
 )
 _OWN_SCHEDULES = ("one_cycle", "rex", "log_sweep")
-_WANDB = "is read by Weights & Biases from the environment: export {}=…"
-_OTHER_BASE = "a base is loaded in 16 bit, or in bitsandbytes' 4 bit: model.load_in_4bit=true."
-_MODEL_PARALLEL = "only data parallelism is done: GPUs share the rows, or the weights, too."
 _QUIET_PLUGINS = ("liger", "cut_cross_entropy")
 """Plugins in whose place Unsloth has kernels of its own."""
 _FORMS = {
@@ -78,12 +84,7 @@ def _datasets(value: Any, theirs: Theirs, key: str = "data.path") -> Outcome:
     """The first of a list of data sets; its keys have entries of their own (`_DATASET`)."""
     sets = [one if isinstance(one, Mapping) else {"path": one} for one in value] if isinstance(value, list) else []
     if len(sets) != 1:
-        names = ", ".join(str(one.get("path")) for one in sets)
-        reason = (
-            f"{len(sets)} data sets; {key} takes one file, directory, glob or hub id. Bring their rows into one "
-            "directory, and name it there (init --data)."
-        )
-        return Outcome({key: names}, reason, translated=False)
+        return several([str(one.get("path")) for one in sets], key)
     first = sets[0]
     split = "data.split" if key == "data.path" else "data.eval_split"
     files, path = first.get("data_files"), str(first.get("path"))
@@ -169,14 +170,6 @@ def _each_epoch(what: str) -> Entry:
     return Computed(read, f"`training.{what}_strategy: steps`, `training.{what}_steps`: a share of all steps")
 
 
-def _adapter_dir(value: Any, theirs: Theirs) -> Outcome:
-    return Outcome({"model.name": value}, "training goes on from this adapter, whose base it names")
-
-
-def _batch_size(value: Any, theirs: Theirs) -> Outcome:
-    return Outcome({"batch.global_size": value}, "rows per step, as axolotl's earlier releases meant it")
-
-
 def _special_tokens(value: Any, theirs: Theirs) -> Outcome:
     others = sorted(set(value) - {"pad_token", "unk_token"}) if isinstance(value, Mapping) else []
     if not others:
@@ -205,27 +198,22 @@ def _project(value: Any, theirs: Theirs) -> Outcome:
     return Outcome({"logging.report_to": "wandb"}, f"and export WANDB_PROJECT={value}")
 
 
-def _rl(value: Any, theirs: Theirs) -> Outcome:
-    return method(str(value))
-
-
-def _model_revision() -> Entry:
-    return Chooses({"main": {}}, "a model is taken at its newest: download the revision, and name it.")
-
-
+_AS_THE_TRAINER = (
+    *("output_dir", "evaluation_strategy", "eval_strategy", "save_strategy", "warmup_ratio", "group_by_length"),
+    *("save_safetensors", "remove_unused_columns", "local_rank", "ddp_find_unused_parameters", "accelerator_config"),
+    *("auto_find_batch_size", "gradient_checkpointing", "gradient_checkpointing_kwargs", "resume_from_checkpoint"),
+    *("fsdp", "fsdp_config", "deepspeed", "hub_token"),
+)
 _BATCH = rows_per_step("micro_batch_size", "gradient_accumulation_steps", 1)
 _RL = Covered("belongs to another training method, which rl says")
 _DATASETS = "`data.path`, `data.split`, `data.subset`, `data.format`, `data.columns`, `data.train_on`; of one data set"
 _KEYS: Mapping[str, Entry] = {
-    **{key: TRAINER[key] for key in ("output_dir", "evaluation_strategy", "eval_strategy", "save_strategy")},
-    **{key: TRAINER[key] for key in ("warmup_ratio", "group_by_length", "save_safetensors", "remove_unused_columns")},
-    **{key: TRAINER[key] for key in ("local_rank", "ddp_find_unused_parameters", "accelerator_config")},
-    "auto_find_batch_size": TRAINER["auto_find_batch_size"],
+    **{key: TRAINER[key] for key in _AS_THE_TRAINER},
     # model
     "base_model": Becomes("model.name"),
     "base_model_config": Covered("the model's own config.json is read"),
-    "tokenizer_config": Untranslated("the model's own tokenizer is taken: save another beside the model."),
-    "revision_of_model": _model_revision(),
+    "tokenizer_config": Untranslated(OWN_TOKENIZER),
+    "revision_of_model": REVISION,
     "base_model_ignore_patterns": Covered("says what is downloaded"),
     **dict.fromkeys(
         ("model_type", "tokenizer_type", "tokenizer_use_fast", "tokenizer_legacy"),
@@ -245,13 +233,13 @@ _KEYS: Mapping[str, Entry] = {
         {"drop": {"data.too_long": "drop"}, "truncate": {"data.too_long": "cut"}}, "data.too_long is cut or drop."
     ),
     "load_in_4bit": Becomes("model.load_in_4bit"),
-    "load_in_8bit": Untranslated(_OTHER_BASE),
-    **dict.fromkeys(("gptq", "gptq_groupsize", "gptq_model_v1", "gptq_disable_exllama"), Untranslated(_OTHER_BASE)),
+    "load_in_8bit": Untranslated(OTHER_BASE),
+    **dict.fromkeys(("gptq", "gptq_groupsize", "gptq_model_v1", "gptq_disable_exllama"), Untranslated(OTHER_BASE)),
     **dict.fromkeys(
         ("model_quantization_config", "model_quantization_config_kwargs", "bnb_config_kwargs", "quantize_moe_experts"),
-        Untranslated(_OTHER_BASE),
+        Untranslated(OTHER_BASE),
     ),
-    "use_onebitllms": Untranslated(_OTHER_BASE),
+    "use_onebitllms": Untranslated(OTHER_BASE),
     **dict.fromkeys(
         ("model_config", "overrides_of_model_config"), Untranslated("change the config.json of the model's directory.")
     ),
@@ -317,32 +305,30 @@ _KEYS: Mapping[str, Entry] = {
         ("use_scattermoe", "use_sonicmoe", "experts_implementation", "llama4_linearized_experts"), UNSLOTHS
     ),
     "plugins": Computed(_plugins, "nothing to write for liger and cut_cross_entropy; other plugins don't run here"),
-    "torch_compile": Covered("Unsloth compiles what it replaces"),
-    "torch_compile_backend": Covered("Unsloth compiles what it replaces"),
-    "torch_compile_mode": Covered("Unsloth compiles what it replaces"),
+    **dict.fromkeys(
+        ("torch_compile", "torch_compile_backend", "torch_compile_mode"), Covered("Unsloth compiles what it replaces")
+    ),
     # adapter
     "adapter": Chooses({"lora": {}, "qlora": {"model.load_in_4bit": True}}, ONLY_LORA),
-    "lora_model_dir": Computed(_adapter_dir, "`model.name`: training goes on from this adapter"),
+    "lora_model_dir": Becomes("model.name", "training goes on from this adapter, whose base it names"),
     "lora_r": Becomes("lora.r"),
     "lora_alpha": Becomes("lora.alpha"),
     "lora_dropout": Becomes("lora.dropout"),
     "lora_target_modules": TARGETS,
     "lora_target_linear": Chooses({True: {"lora.target_modules": "all-linear"}, False: {}}, "true or false."),
     "lora_target_parameters": Untranslated("LoRA is put on modules here: lora.target_modules."),
-    "lora_modules_to_save": Untranslated(
-        "only LoRA's own weights are trained: leave it out, or write a script.", off=()
-    ),
+    "lora_modules_to_save": NO_OTHER_WEIGHTS,
     "lora_fan_in_fan_out": Covered("PEFT finds it out by itself"),
     "lora_on_cpu": Covered("says where an adapter is loaded"),
     "peft_use_rslora": Becomes("lora.use_rslora"),
-    "peft_use_dora": Untranslated("Unsloth has no DoRA; leave it out."),
+    "peft_use_dora": NO_DORA,
     "peft": Untranslated("LoftQ and its like begin with another base; leave it out."),
     "peft_layers_to_transform": Untranslated(
         "LoRA is put on every layer; name modules in lora.target_modules.", off=()
     ),
     "relora": Untranslated("ReLoRA merges the adapter while it trains; here one adapter is trained."),
     **dict.fromkeys(("relora_prune_ratio", "relora_cpu_offload", "relora_steps"), Covered("belongs to ReLoRA")),
-    "loraplus_lr_ratio": Untranslated("both matrices of LoRA learn at one rate; raise training.learning_rate.", off=()),
+    "loraplus_lr_ratio": ONE_RATE,
     "unfrozen_parameters": Untranslated(ONLY_LORA),
     "full_finetune": Untranslated(ONLY_LORA),
     "merge_lora": Covered("unsloth-accel merge OUTPUT_DIR does it afterwards"),
@@ -362,10 +348,8 @@ _KEYS: Mapping[str, Entry] = {
     "dataset_processes": Becomes("training.dataset_num_proc"),
     "dataset_num_proc": Becomes("training.dataset_num_proc"),
     "dataset_exact_deduplication": Untranslated("remove equal rows from the file beforehand."),
-    "shuffle_merged_datasets": Chooses(
-        {True: {}}, "rows are drawn in a new order each epoch; the order can't be kept."
-    ),
-    "curriculum_sampling": Untranslated("rows are drawn in a new order each epoch; the order can't be kept."),
+    "shuffle_merged_datasets": Chooses({True: {}}, NEW_ORDER),
+    "curriculum_sampling": Untranslated(NEW_ORDER),
     "min_sample_len": Untranslated("leave short rows out of the file."),
     "push_dataset_to_hub": Untranslated("only adapters are pushed: training.push_to_hub."),
     "hf_use_auth_token": Covered("the hub's client reads HF_TOKEN"),
@@ -393,7 +377,7 @@ _KEYS: Mapping[str, Entry] = {
         "the model's own chat template is taken: write this one to a file, training.chat_template_path=FILE.jinja.",
     ),
     "chat_template_kwargs": Untranslated("say it in each row: chat_template_kwargs."),
-    "default_system_message": Untranslated("write a system message into the rows that have none."),
+    "default_system_message": SYSTEM_PROMPT,
     "special_tokens": Computed(_special_tokens, "pad_token: nothing to write; others are the tokenizer's own"),
     "tokens": Untranslated(
         "no tokens are added: only LoRA's own weights are trained, and new ones would have none.", off=()
@@ -404,7 +388,7 @@ _KEYS: Mapping[str, Entry] = {
     # batch
     "micro_batch_size": _BATCH,
     "gradient_accumulation_steps": _BATCH,
-    "batch_size": Computed(_batch_size, "`batch.global_size`"),
+    "batch_size": Becomes("batch.global_size", "rows per step, as axolotl's earlier releases meant it"),
     "eval_batch_size": Becomes("training.per_device_eval_batch_size"),
     # training
     "num_epochs": Becomes("training.num_train_epochs"),
@@ -432,10 +416,7 @@ _KEYS: Mapping[str, Entry] = {
     "torch_dtype": DTYPE,
     "fp8": FP8,
     "qat": Untranslated("quantisation-aware training is not done."),
-    "gradient_checkpointing": CHECKPOINTING,
-    "gradient_checkpointing_kwargs": TRAINER["gradient_checkpointing_kwargs"],
     "activation_offloading": Covered("Unsloth's checkpointing offloads activations itself"),
-    "resume_from_checkpoint": RESUME,
     "auto_resume_from_checkpoints": Chooses({True: {"training.resume": "if_any"}, False: {}}, "true or false."),
     "saves_per_epoch": _each_epoch("save"),
     "evals_per_epoch": _each_epoch("eval"),
@@ -444,7 +425,7 @@ _KEYS: Mapping[str, Entry] = {
     "loss_watchdog_patience": Covered("logging.stop_on_divergence ends a run whose loss stays far above its median"),
     "eval_table_size": Untranslated("evaluation.samples shows answers at the end.", off=(0,)),
     "eval_max_new_tokens": Becomes("evaluation.max_new_tokens"),
-    "rl": Computed(_rl, "`method`, when it is known here"),
+    "rl": Computed(lambda value, theirs: method(str(value)), "`method`, when it is known here"),
     **dict.fromkeys(
         (
             "trl",
@@ -466,10 +447,7 @@ _KEYS: Mapping[str, Entry] = {
     # processes
     **dict.fromkeys(
         (
-            "fsdp",
-            "fsdp_config",
             "fsdp_version",
-            "deepspeed",
             "dp_shard_size",
             "dp_replicate_size",
             "fsdp_final_state_dict_type",
@@ -478,23 +456,22 @@ _KEYS: Mapping[str, Entry] = {
     ),
     **dict.fromkeys(
         ("context_parallel_size", "tensor_parallel_size", "expert_parallel_size", "sequence_parallel_degree"),
-        Untranslated(_MODEL_PARALLEL, off=(1,)),
+        Untranslated(MODEL_PARALLEL, off=(1,)),
     ),
-    "use_ray": Untranslated("launch starts one process per GPU of one machine, without Ray."),
-    "ray_num_workers": Untranslated("launch starts one process per GPU of one machine, without Ray.", off=(1,)),
+    "use_ray": Untranslated(WITHOUT_RAY),
+    "ray_num_workers": Untranslated(WITHOUT_RAY, off=(1,)),
     # logging
     "wandb_project": Computed(_project, "`logging.report_to: wandb`, and `export WANDB_PROJECT=…`"),
     "wandb_name": Becomes("training.run_name"),
-    "wandb_run_id": Untranslated(_WANDB.format("WANDB_RUN_ID"), off=()),
-    "wandb_entity": Untranslated(_WANDB.format("WANDB_ENTITY"), off=()),
-    "wandb_watch": Untranslated(_WANDB.format("WANDB_WATCH")),
-    "wandb_log_model": Untranslated(_WANDB.format("WANDB_LOG_MODEL")),
+    "wandb_run_id": Untranslated(WANDB.format("WANDB_RUN_ID"), off=()),
+    "wandb_entity": Untranslated(WANDB.format("WANDB_ENTITY"), off=()),
+    "wandb_watch": Untranslated(WANDB.format("WANDB_WATCH")),
+    "wandb_log_model": Untranslated(WANDB.format("WANDB_LOG_MODEL")),
     "use_wandb": Chooses({True: {"logging.report_to": "wandb"}, False: {}}, "true or false."),
     "use_tensorboard": Chooses({True: {"logging.report_to": "tensorboard"}, False: {}}, "true or false."),
     "use_swanlab": SWANLAB,
     "strict": Covered("unknown keys are always refused"),
     "debug": Covered("--dry-run shows what would be started"),
-    "hub_token": Untranslated(NO_SECRET),
 }
 
 AXOLOTL = Tool(
@@ -511,10 +488,10 @@ AXOLOTL = Tool(
         "trackio_": Untranslated("logging.report_to: trackio, and its variables: export TRACKIO_PROJECT=…", off=()),
         "fp8_": FP8,
         **dict.fromkeys(("eaft_", "use_eaft", "ebft_", "diffusion"), Untranslated(_OWN.format("loss_type"))),
-        **dict.fromkeys(("dsv4_", "use_dsv4", "use_glm", "nvfp4_", "expert_parallel_"), Untranslated(_OTHER_BASE)),
+        **dict.fromkeys(("dsv4_", "use_dsv4", "use_glm", "nvfp4_", "expert_parallel_"), Untranslated(OTHER_BASE)),
         **dict.fromkeys(("lisa_", "jagged_", "relora_", "reinit_"), Untranslated(ONLY_LORA)),
         **dict.fromkeys(("use_otel", "otel_"), Untranslated("logs/ and the report have what a run measures.")),
-        "ray_": Untranslated("launch starts one process per GPU of one machine, without Ray.", off=()),
+        "ray_": Untranslated(WITHOUT_RAY, off=()),
         "sample_packing_": Covered("says how rows are packed"),
         "dion_": Covered("belongs to an optimizer of axolotl's own"),
         "qgalore_": Covered("belongs to an optimizer of axolotl's own"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from ...errors import as_word
 from ...methods import METHODS, USUAL_METHOD
 from ..trainer_fields import accepts, training_fields, type_name
 
@@ -126,8 +127,8 @@ class Chooses:
     def here(self) -> str:
         words: dict[str, list[str]] = {}
         for value, settings in self.values.items():
-            made = ", ".join(f"`{key}: {_yaml(one)}`" for key, one in settings.items()) or "nothing to write"
-            words.setdefault(made, []).append(f"`{_yaml(value)}`")
+            made = ", ".join(f"`{key}: {as_word(one)}`" for key, one in settings.items()) or "nothing to write"
+            words.setdefault(made, []).append(f"`{as_word(value)}`")
         parts = [f"{', '.join(values)}: {made}" for made, values in words.items()]
         return "; ".join([*parts, *([self.note] if self.note else []), f"otherwise: {self.otherwise}"])
 
@@ -202,7 +203,3 @@ class Tool:
 
     def recognises(self, keys: set[str]) -> bool:
         return bool(self.needs & keys and self.marks & keys)
-
-
-def _yaml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...files import read_json
 from .keys import Becomes, Chooses, Computed, Covered, Entry, Outcome, Theirs, Tool, Untranslated
 from .shared import (
     ATTENTION,
+    DOUBLE,
     FP8,
+    NEW_ORDER,
+    NF4,
+    NO_DORA,
     NO_SECRET,
+    ONE_RATE,
     ONLY_LORA,
-    SHARDED,
+    REVISION,
     SWANLAB,
+    SYSTEM_PROMPT,
     TARGETS,
     TEXT_ONLY,
     TRAINER,
     UNSLOTHS,
+    WITHOUT_RAY,
     held_out,
     method,
     rows_per_step,
+    several,
 )
 
 _COLUMNS = {
@@ -74,11 +82,7 @@ def _stage(value: Any, theirs: Theirs) -> Outcome:
 def _dataset(value: Any, theirs: Theirs, key: str = "data.path") -> Outcome:
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(map(str, value))
     if len(names) > 1:
-        reason = (
-            f"{len(names)} data sets; {key} takes one file, directory, glob or hub id. Bring their rows into one "
-            "directory, and name it there (init --data)."
-        )
-        return Outcome({key: ", ".join(names)}, reason, translated=False)
+        return several(names, key)
     folder, record = _record(names[0], theirs)
     if record is None:
         reason = (
@@ -103,11 +107,7 @@ def _record(name: str, theirs: Theirs) -> tuple[Path, Mapping[str, Any] | None]:
     """Return the directory of the rows, and what dataset_info.json there says of a data set; None if nothing."""
     said = Path(str(theirs.values.get("dataset_dir") or "data"))
     for above in (Path(), theirs.place, *[*theirs.place.absolute().parents][:_ABOVE]):
-        try:
-            known = json.loads((above / said / "dataset_info.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        record = known.get(name) if isinstance(known, dict) else None
+        record = read_json(above / said / "dataset_info.json").get(name)
         if isinstance(record, dict):
             return above / said, record
     return said, None
@@ -159,16 +159,16 @@ _KEYS: Mapping[str, Entry] = {
     # model
     "model_name_or_path": Becomes("model.name"),
     "adapter_name_or_path": Computed(_adapter, "`model.name`: training goes on from this adapter"),
-    "model_revision": Chooses({"main": {}}, "a model is taken at its newest: download the revision, and name it."),
+    "model_revision": REVISION,
     "cutoff_len": Becomes("model.max_seq_length"),
     "quantization_bit": Computed(_bits, "4: `model.load_in_4bit: true`; others are not translated"),
     "quantization_method": Chooses({"bnb": {}, "bitsandbytes": {}}, "a base is loaded in bitsandbytes' 4 bit only."),
-    "double_quantization": Covered("Unsloth loads 4-bit bases with double quantization"),
-    "quantization_type": Chooses({"nf4": {}}, "Unsloth loads 4-bit bases as nf4."),
+    "double_quantization": DOUBLE,
+    "quantization_type": NF4,
     "flash_attn": Covered(ATTENTION),
     "use_unsloth": Covered("it is always Unsloth"),
     "use_unsloth_gc": Covered("model.gradient_checkpointing is Unsloth's own"),
-    "use_reentrant_gc": Covered("Unsloth chooses how checkpointing recomputes; the numbers are the same"),
+    "use_reentrant_gc": TRAINER["gradient_checkpointing_kwargs"],
     "disable_gradient_checkpointing": Chooses(
         {True: {"model.gradient_checkpointing": "false"}, False: {}}, "true or false."
     ),
@@ -194,7 +194,7 @@ _KEYS: Mapping[str, Entry] = {
     "use_muon": Untranslated(_OWN_OPTIMIZER),
     "early_stopping_steps": Becomes("training.early_stopping_patience", "evaluations without a better loss"),
     "plot_loss": Covered("report.html draws it"),
-    "disable_shuffling": Untranslated("rows are drawn in a new order each epoch; the order can't be kept."),
+    "disable_shuffling": Untranslated(NEW_ORDER),
     "include_effective_tokens_per_second": Covered("tokens per second are in the log and the report"),
     # data
     "dataset": Computed(_dataset, "`data.path`, `data.format`, `data.columns`, as dataset_info.json says; of one set"),
@@ -220,7 +220,7 @@ _KEYS: Mapping[str, Entry] = {
     "tokenized_path": Untranslated("tokenised rows are kept in a cache of this package: name the rows in data.path."),
     "tool_format": Covered("tools are written by the model's own chat template"),
     "ignore_pad_token_for_loss": Chooses({True: {}}, "padding is never trained here."),
-    "default_system": Untranslated("write a system message into the rows that have none."),
+    "default_system": SYSTEM_PROMPT,
     "enable_thinking": Untranslated("say it in each row: chat_template_kwargs: {enable_thinking: false}.", off=(True,)),
     "media_dir": TEXT_ONLY,
     **dict.fromkeys(
@@ -232,7 +232,7 @@ _KEYS: Mapping[str, Entry] = {
     "per_device_train_batch_size": _BATCH,
     "gradient_accumulation_steps": _BATCH,
     # elsewhere
-    "ray_num_workers": Untranslated("launch starts one process per GPU of one machine, without Ray.", off=(1,)),
+    "ray_num_workers": Untranslated(WITHOUT_RAY, off=(1,)),
     "predict_with_generate": Untranslated("evaluation.exact_match=true answers held-out rows."),
     "compute_accuracy": Untranslated("evaluation.exact_match=true counts answers equal to the reference."),
     "use_swanlab": SWANLAB,
@@ -252,14 +252,13 @@ _KEYS: Mapping[str, Entry] = {
     "use_kt": Untranslated(_KTRANSFORMERS),
     "use_llama_pro": Untranslated(ONLY_LORA),
     "ddp_timeout": Becomes("training.ddp_timeout"),
-    "use_dora": Untranslated("Unsloth has no DoRA; leave it out."),
-    "loraplus_lr_ratio": Untranslated("both matrices of LoRA learn at one rate; raise training.learning_rate.", off=()),
+    "use_dora": NO_DORA,
+    "loraplus_lr_ratio": ONE_RATE,
     **dict.fromkeys(("use_galore", "use_apollo", "use_badam", "mixture_of_depths"), Untranslated(ONLY_LORA)),
     **dict.fromkeys(
         ("use_dft_loss", "use_asft_loss", "use_eaft_loss"),
         Untranslated("is a loss of LLaMA-Factory's own; training.loss_type takes TRL's."),
     ),
-    "deepspeed": SHARDED,
 }
 
 LLAMA_FACTORY = Tool(

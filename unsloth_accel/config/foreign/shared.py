@@ -3,9 +3,10 @@ Trainer's fields were called, and rows per step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ...errors import counted
 from ...methods import METHODS
 from .keys import Becomes, Chooses, Computed, Covered, Entry, Field, Outcome, Theirs, Untranslated
 
@@ -20,6 +21,11 @@ ATTENTION = "Unsloth chooses among the attention kernels that are installed; the
 SHARDING = "the plan decides how GPUs share the model (distributed.strategy: auto)"
 NO_SECRET = "is a secret, and none is written to a file: export HF_TOKEN=…, which the hub's client reads."
 _ONE_EACH = ("training.per_device_train_batch_size", "training.gradient_accumulation_steps")
+WITHOUT_RAY = "launch starts one process per GPU of one machine, without Ray."
+WANDB = "is read by Weights & Biases from the environment: export {}=…"
+OTHER_BASE = "a base is loaded in 16 bit, or in bitsandbytes' 4 bit: model.load_in_4bit=true."
+OWN_TOKENIZER = "the model's own tokenizer is taken: save another beside the model."
+MODEL_PARALLEL = "only data parallelism is done: GPUs share the rows, or the weights, too."
 _PROJECTIONS = "give a list of modules' names to lora.target_modules; what it has is a pattern."
 
 
@@ -45,7 +51,7 @@ def rows_per_step(per_device: str, accumulation: str, default: int) -> Entry:
             note = "one row on each GPU, as there; batch.global_size is the number for all"
             return Outcome(dict(zip(_ONE_EACH, (1, 1), strict=True)), note)
         gpus = theirs.gpus or 1
-        said = f"{rows} × {steps} × {gpus} GPU{'s' * (gpus != 1)} (per device × accumulation × GPUs)"
+        said = f"{rows} × {steps} × {counted(gpus, 'GPU')} (per device × accumulation × GPUs)"
         unknown = "" if theirs.gpus else "; one GPU is assumed, since nothing says how many: init --gpus N multiplies"
         return Outcome({"batch.global_size": rows * steps * gpus}, said + unknown)
 
@@ -77,6 +83,15 @@ def tracker(value: Any) -> Any:
 def word(value: Any) -> Any:
     """Return a strategy's word, of which YAML 1.1 reads `no` as false."""
     return "no" if value is False else value
+
+
+def several(names: Sequence[str], key: str = "data.path") -> Outcome:
+    """Return the outcome of several data sets for `key`, which takes one."""
+    reason = (
+        f"{len(names)} data sets; {key} takes one file, directory, glob or hub id. Bring their rows into one "
+        "directory, and name it there (init --data)."
+    )
+    return Outcome({key: ", ".join(names)}, reason, translated=False)
 
 
 def held_out(values: Mapping[str, Any], size: float) -> Outcome:
@@ -139,6 +154,15 @@ SWANLAB = Untranslated("SwanLab is no integration of the Trainer: set logging.re
 FP8 = Untranslated("precision is fp16 or bf16: training.bf16=true.")
 TEXT_ONLY = Untranslated(ONLY_TEXT)
 UNSLOTHS = Covered(KERNELS)
+ON_CPU = Chooses({True: {"distributed.device": "cpu"}, False: {}}, "distributed.device is auto, cuda or cpu.")
+REVISION = Chooses({"main": {}}, "a model is taken at its newest: download the revision, and name it.")
+NF4 = Chooses({"nf4": {}}, "Unsloth loads 4-bit bases as nf4.")
+DOUBLE = Covered("Unsloth loads 4-bit bases with double quantization")
+NO_DORA = Untranslated("Unsloth has no DoRA; leave it out.")
+ONE_RATE = Untranslated("both matrices of LoRA learn at one rate; raise training.learning_rate.", off=())
+NO_OTHER_WEIGHTS = Untranslated("only LoRA's own weights are trained: leave it out, or write a script.", off=())
+SYSTEM_PROMPT = Untranslated("write a system message into the rows that have none.")
+NEW_ORDER = "rows are drawn in a new order each epoch; the order can't be kept."
 
 TRAINER: Mapping[str, Entry] = {
     "output_dir": Becomes("output_dir"),
@@ -153,11 +177,10 @@ TRAINER: Mapping[str, Entry] = {
     "resume_from_checkpoint": RESUME,
     "trust_remote_code": Becomes("model.trust_remote_code"),
     "disable_tqdm": Chooses({True: {"logging.progress": False}, False: {}}, "logging.progress is true or false."),
-    "use_cpu": Chooses({True: {"distributed.device": "cpu"}, False: {}}, "distributed.device is auto, cuda or cpu."),
-    "no_cuda": Chooses({True: {"distributed.device": "cpu"}, False: {}}, "distributed.device is auto, cuda or cpu."),
+    **dict.fromkeys(("use_cpu", "no_cuda"), ON_CPU),
     **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "fsdp_transformer_layer_cls_to_wrap"), SHARDED),
     "accelerator_config": Untranslated("the plan writes the accelerate config: unsloth-accel config run.yaml."),
-    "parallelism_config": Untranslated("only data parallelism is done: GPUs share the rows, or the weights, too."),
+    "parallelism_config": Untranslated(MODEL_PARALLEL),
     "auto_find_batch_size": Untranslated(
         "a batch that changes inside the run would break batch.global_size; batch.on_out_of_memory: halve keeps it."
     ),

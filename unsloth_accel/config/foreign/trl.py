@@ -9,16 +9,26 @@ from typing import Any
 from .keys import Becomes, Chooses, Computed, Covered, Entry, Outcome, Theirs, Tool, Untranslated
 from .shared import (
     ATTENTION,
+    DOUBLE,
     DTYPE,
+    NF4,
+    NO_DORA,
+    NO_OTHER_WEIGHTS,
     NO_SECRET,
     ONLY_LORA,
+    OTHER_BASE,
+    OWN_TOKENIZER,
+    REVISION,
+    SYSTEM_PROMPT,
     TARGETS,
     TRAINER,
     UNSLOTHS,
+    WANDB,
     held_out,
     is_hub_id,
     method,
     rows_per_step,
+    several,
 )
 
 _PREFERENCE = {
@@ -46,7 +56,7 @@ def _mixer(value: Any, theirs: Theirs) -> Outcome:
     """The alignment handbook's earlier `dataset_mixer`: names and the share of each."""
     shares = dict(value) if isinstance(value, Mapping) else {}
     if len(shares) != 1:
-        return _several(list(map(str, shares)))
+        return several(list(map(str, shares)))
     (name, share), splits = next(iter(shares.items())), theirs.values.get("dataset_splits")
     found: dict[str, Any] = {"data.path": name}
     for key, split in zip(("data.split", "data.eval_split"), splits if isinstance(splits, list) else (), strict=False):
@@ -58,14 +68,6 @@ def _mixer(value: Any, theirs: Theirs) -> Outcome:
     return Outcome(found)
 
 
-def _several(names: list[str]) -> Outcome:
-    reason = (
-        f"{len(names)} data sets; data.path takes one file, directory, glob or hub id. Bring their rows into one "
-        "directory, and name it there (init --data)."
-    )
-    return Outcome({"data.path": ", ".join(names)}, reason, translated=False)
-
-
 def _mixture(value: Any, theirs: Theirs) -> Outcome:
     """The mixture of TRL's scripts and the alignment handbook: a list of data sets, of which some are held out."""
     sets = (
@@ -75,7 +77,7 @@ def _mixture(value: Any, theirs: Theirs) -> Outcome:
     parts = {(name, one.get("config") or one.get("name")) for name, one in zip(names, sets, strict=True)}
     whole = all(one.get("weight", one.get("fraction")) in (None, 1) for one in sets)
     if len(parts) != 1 or not whole:
-        return _several([f"{name}:{one.get('split', 'train')}" for name, one in zip(names, sets, strict=True)])
+        return several([f"{name}:{one.get('split', 'train')}" for name, one in zip(names, sets, strict=True)])
     name, config = parts.pop()
     found: dict[str, Any] = {"data.path": name, "data.split": "+".join(str(one.get("split", "train")) for one in sets)}
     found |= {"data.subset": config} if config not in (None, "default") else {}
@@ -99,10 +101,6 @@ def _template(value: Any, theirs: Theirs) -> Outcome:
     return Outcome(note="name a file: training.chat_template_path=FILE.jinja.", translated=False)
 
 
-def _packing(value: Any) -> Any:
-    return {"ffd": "bfd"}.get(value, value)
-
-
 _BATCH = rows_per_step("per_device_train_batch_size", "gradient_accumulation_steps", 8)
 _OTHER = Covered("belongs to another training method")
 _KEYS: Mapping[str, Entry] = {
@@ -111,14 +109,14 @@ _KEYS: Mapping[str, Entry] = {
     # model
     "model_name_or_path": Becomes("model.name"),
     "model_name": Becomes("model.name"),
-    "model_revision": Chooses({"main": {}}, "a model is taken at its newest: download the revision, and name it."),
+    "model_revision": REVISION,
     "torch_dtype": DTYPE,
     "dtype": DTYPE,
     "attn_implementation": Covered(ATTENTION),
     "load_in_4bit": Becomes("model.load_in_4bit"),
-    "load_in_8bit": Untranslated("a base is loaded in 16 bit, or in bitsandbytes' 4 bit: model.load_in_4bit=true."),
-    "bnb_4bit_quant_type": Chooses({"nf4": {}}, "Unsloth loads 4-bit bases as nf4."),
-    "use_bnb_nested_quant": Covered("Unsloth loads 4-bit bases with double quantization"),
+    "load_in_8bit": Untranslated(OTHER_BASE),
+    "bnb_4bit_quant_type": NF4,
+    "use_bnb_nested_quant": DOUBLE,
     "max_seq_length": Becomes("model.max_seq_length"),
     "max_length": Becomes("model.max_seq_length"),
     "use_liger_kernel": UNSLOTHS,
@@ -126,7 +124,7 @@ _KEYS: Mapping[str, Entry] = {
     "model_init_kwargs": Untranslated(
         "Unsloth loads the model: model.dtype, model.load_in_4bit, model.max_seq_length."
     ),
-    "tokenizer_name_or_path": Untranslated("the model's own tokenizer is taken: save another beside the model."),
+    "tokenizer_name_or_path": Untranslated(OWN_TOKENIZER),
     # adapter
     "use_peft": Chooses({True: {}}, ONLY_LORA),
     "lora_r": Becomes("lora.r"),
@@ -134,10 +132,8 @@ _KEYS: Mapping[str, Entry] = {
     "lora_dropout": Becomes("lora.dropout"),
     "lora_target_modules": TARGETS,
     "use_rslora": Becomes("lora.use_rslora"),
-    "use_dora": Untranslated("Unsloth has no DoRA; leave it out."),
-    "lora_modules_to_save": Untranslated(
-        "only LoRA's own weights are trained: leave it out, or write a script.", off=()
-    ),
+    "use_dora": NO_DORA,
+    "lora_modules_to_save": NO_OTHER_WEIGHTS,
     "lora_target_parameters": Untranslated("LoRA is put on modules here: lora.target_modules.", off=()),
     "lora_task_type": Chooses({"CAUSAL_LM": {}}, "this version trains language models."),
     # data
@@ -160,20 +156,22 @@ _KEYS: Mapping[str, Entry] = {
     "completion_only_loss": Chooses(
         {True: {"data.train_on": "responses"}, False: {"data.train_on": "all"}}, "true or false."
     ),
-    "packing_strategy": Becomes("training.packing_strategy", "ffd is bfd by now", how=_packing),
+    "packing_strategy": Becomes(
+        "training.packing_strategy", "ffd is bfd by now", how=lambda value: {"ffd": "bfd"}.get(value, value)
+    ),
     "chat_template": Computed(_template, "`training.chat_template_path`: written to a file beside run.yaml"),
     "eos_token": Untranslated(
         "an answer ends with the token that the chat template writes; the tokenizer's own is kept."
     ),
-    "system_prompt": Untranslated("write a system message into the rows that have none."),
+    "system_prompt": SYSTEM_PROMPT,
     # batch
     "per_device_train_batch_size": _BATCH,
     "gradient_accumulation_steps": _BATCH,
     # elsewhere
     "hub_model_revision": Becomes("training.hub_revision"),
     "hf_hub_token": Untranslated(NO_SECRET),
-    "wandb_project": Untranslated("is read by Weights & Biases from the environment: export WANDB_PROJECT=…", off=()),
-    "wandb_entity": Untranslated("is read by Weights & Biases from the environment: export WANDB_ENTITY=…", off=()),
+    "wandb_project": Untranslated(WANDB.format("WANDB_PROJECT"), off=()),
+    "wandb_entity": Untranslated(WANDB.format("WANDB_ENTITY"), off=()),
     "callbacks": Untranslated("callbacks are added by a script of your own.", off=([],)),
     "benchmarks": Untranslated("a finished model is measured elsewhere: unsloth-accel merge writes it.", off=([],)),
     "beta": Covered("belongs to preference training"),

@@ -7,6 +7,7 @@ from typing import Any
 
 from .document import Context, Document
 from .names import NESTED_KEYS, TOP_LEVEL_KEYS
+from .trying import changed
 
 KINDS = {
     "multi_gpu": "MULTI_GPU",
@@ -23,27 +24,21 @@ def overlaid(values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[dict[
 
     Flags that no key of a config stands for are left out.
     """
-    made: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    changes: dict[str, Any] = {}
     given: dict[str, str] = {}
-
-    def put(key: str, value: Any, flag: str) -> None:
-        section, _, name = key.rpartition(".")
-        inner = made.setdefault(section, {}) if section else made
-        if isinstance(inner, dict):
-            inner[name] = value
-            given[key] = f"--{flag}"
-
     for flag, value in flags.items():
+        found: dict[str, Any] = {}
         if flag in KINDS:
-            put("distributed_type", KINDS[flag], flag)
+            found = {"distributed_type": KINDS[flag]}
         elif flag == "cpu":  # the simple launcher takes over, whatever the file's kind is
-            put("use_cpu", True, flag)
-            put("distributed_type", "NO", flag)
+            found = {"use_cpu": True, "distributed_type": "NO"}
         elif flag in TOP_LEVEL_KEYS:
-            put(flag, value, flag)
+            found = {flag: value}
         elif section := _section(flag):
-            put(f"{section}.{_written(values.get(section), flag)}", value, flag)
-    return made, given
+            found = {f"{section}.{_written(values.get(section), flag)}": value}
+        changes |= found
+        given |= dict.fromkeys(found, f"--{flag}")
+    return changed(values, changes), given
 
 
 def of_flags(context: Context) -> Document:

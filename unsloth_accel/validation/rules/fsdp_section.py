@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ...errors import close_match
+from ...errors import as_word, close_match
 from .document import Document, Finding, Repair, is_slip, truth
 from .names import (
     BACKWARD_PREFETCHES,
@@ -105,7 +105,7 @@ def _second_version(config: Document) -> str:
     """Return the fix that makes a section one of version 2: what that version refuses changes with it."""
     text, changes = "fsdp_version: 2", second_version(config)
     for name, value in list(changes.items())[1:]:
-        text += f" with {name.rpartition('.')[2]}: {str(value).lower() if isinstance(value, bool) else value}"
+        text += f" with {name.rpartition('.')[2]}: {as_word(value)}"
     whole = "fsdp_config of accelerate_configs/fsdp2.yaml"
     return whole if leads_astray(config, changes) else text
 

@@ -6,7 +6,7 @@ import ipaddress
 import re
 from collections.abc import Iterator
 
-from .document import Document, Finding, is_whole
+from .document import Document, Finding
 from .rule_registry import rule
 
 
@@ -36,11 +36,10 @@ def machine_rank_impossible(config: Document) -> Iterator[Finding]:
     Reference: torch/distributed/elastic/rendezvous/static_tcp_rendezvous.py: next_rendezvous takes the rank as given;
     held true by a test.
     """
-    rank = config.get("machine_rank")
-    if rank is None or not config.local:
+    if config.get("machine_rank") is None or not config.local:
         return
-    number = int(rank) if isinstance(rank, str) and re.fullmatch(r"\d{1,9}", rank) else rank
-    if not is_whole(number) or not 0 <= number < config.num_machines:
+    rank = config.whole("machine_rank")
+    if rank is None or not 0 <= rank < config.num_machines:
         alone = config.num_machines <= 1
         consequence = f"{config.num_machines} machines have the ranks 0 to {config.num_machines - 1}: they never meet."
         if alone:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
+from ...config.foreign import recognise
 from .document import Document, Finding
 from .rule_registry import rule
 from .trying import choice
@@ -138,8 +139,6 @@ def training_script(config: Document) -> Iterator[Finding]:
 
     Reference: unsloth_accel/validation/rules/yaml_reader.py: kind_of.
     """
-    from ...config.foreign import recognise
-
     tool = recognise(config.values)
     whose = f"in {tool.name}'s words" if tool else "in another project's words"
     fix = "unsloth-accel init --model MODEL --data DATA, which writes a run.yaml"

@@ -14,6 +14,7 @@ from ...errors import close_match
 from .document import Document, Finding, Repair
 from .rule_registry import RULES, rule
 from .run_settings import given, method_of, number, settings_of
+from .trying import changed
 
 _ENUMS = {
     "optim": "transformers/training_args.py:OptimizerNames",
@@ -52,19 +53,14 @@ def with_what_it_needs(finding: Finding, config: Document, near: str | None) -> 
     if near is None:
         return finding
     before = _errors(config)
-    more = [one for one in _errors(_with(config, finding.key, near)) if one not in before]
+    now = replace(config, text="", values=changed(config.values, {finding.key: near}))
+    more = [one for one in _errors(now) if one not in before]
     itself = next((one for one in more if one.key == finding.key), None)
     if itself:
         return replace(finding, fix=f"{near} {itself.consequence} So: {itself.fix}")
     if more:
         return replace(finding, fix=f"{finding.fix} Then also: {'; '.join(one.fix for one in more)}")
     return replace(finding, repairs=(Repair(kind="set", key=finding.key, value=near),))
-
-
-def _with(config: Document, key: str, value: Any) -> Document:
-    """Return `config` with another value of `key`, as read from no text."""
-    section, _, name = key.partition(".")
-    return replace(config, text="", values={**config.values, section: {**config.values[section], name: value}})
 
 
 def _errors(config: Document) -> list[Finding]:

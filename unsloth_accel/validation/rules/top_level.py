@@ -162,7 +162,9 @@ def wrong_type(config: Document) -> Iterator[Finding]:
         empty = key == "num_machines" and value is None and key in config.values
         if (value is None and not empty) or is_whole(value):
             continue
-        number = 1 if empty else _number(value)
+        number = 1 if empty else config.whole(key)
+        if isinstance(value, float) and value.is_integer():
+            number = int(value)
         fix = "a whole number" if number is None else f"{key}: {number}"
         repair = Repair(kind="set", key=key, value=number)
         taken = key == "num_processes" and number is not None and isinstance(value, str)
@@ -184,12 +186,6 @@ def wrong_type(config: Document) -> Iterator[Finding]:
         value = config.get(key)
         if value is not None and not isinstance(value, str):
             yield config.problem(key, f"is {_kind(value)}, not text.", "write a word, in quotes if need be", mild=True)
-
-
-def _number(value: Any) -> int | None:
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10 else None
 
 
 def _kind(value: Any) -> str:
