@@ -18,10 +18,13 @@ from unsloth_accel.config.run_config import DataConfig
 from unsloth_accel.data.hub import access_problems
 from unsloth_accel.data.preview import preview_rows
 from unsloth_accel.errors import ConfigError, Problem
+from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.launch.launcher import made_room
 from unsloth_accel.models import hub_access
 from unsloth_accel.models.known_names import copy_loaded
 from unsloth_accel.models.spec import ModelSpec
-from unsloth_accel.validation.inputs import input_problems
+from unsloth_accel.planning.planner import plan
+from unsloth_accel.validation.inputs import hub_variables, input_problems
 
 MODEL, DATA = "owner/a-model", "owner/some-rows"
 
@@ -222,6 +225,35 @@ def test_a_whole_cache_asks_nobody_and_is_no_error(
     assert told(MODEL, distributed={"device": "cpu"}) == []
     assert not any("/resolve/" in path for path in hub.asked)
     assert only(access_problems(DATA, "data.path", DataConfig(path=DATA, subset="other")))
+
+
+def test_a_whole_cache_and_no_hub_are_launched_without_asking_it(
+    hub: FakeHub,
+    description: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The processes' own questions took minutes."""
+    run = from_dict({**description, "model": {"name": MODEL}})
+    unreachable(hub, monkeypatch, "refused")
+    assert hub_variables(run, "cpu") == {}  # it is to be downloaded
+    in_cache(tmp_path, MODEL)
+    assert hub_variables(from_dict({**description, "model": {"name": MODEL}, "data": {"path": DATA}}), "cpu") == {}
+    assert hub_variables(from_dict(description), "cpu") == {}  # has nothing of the Hub
+    assert capsys.readouterr().out == ""
+    with made_room(plan(run, Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver"))) as variables:
+        assert variables["HF_HUB_OFFLINE"] == "1"
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith("the Hub gives no answer; what is needed of it is in the cache")
+    pushed = from_dict({**description, "model": {"name": MODEL}, "training": {"push_to_hub": True}})
+    assert hub_variables(pushed, "cpu") == {}
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    assert hub_variables(run, "cpu") == {}
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    move(monkeypatch, hub.url)
+    hub.fails = {MODEL: 503}
+    assert hub_variables(run, "cpu") == {}  # it answers
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])

@@ -56,6 +56,7 @@ def test_a_stream_is_read_as_far_as_it_is_compared(
 
     asked: list[bool] = []
     rows = Dataset.from_list([CHAT] * 9)
+    monkeypatch.setattr(hub, "has_rows", lambda *_: True)  # nobody is asked whether it can be had
     monkeypatch.setattr(hub, "load", lambda *where, streaming: asked.append(streaming) or rows)
     description |= {"data": {"path": "someone/chats", "streaming": True}, "training": {"max_steps": 9}}
     found = chosen(description, tmp_path, strategies=["ddp"], steps=1)
@@ -162,3 +163,12 @@ def test_what_can_not_be_verified(
         chosen(description, tmp_path / "v", hardware, **options)
     assert told in str(caught.value)
     assert not (tmp_path / "v").exists()
+
+
+def test_settings_are_checked_as_those_of_a_launch(description: dict[str, Any], tmp_path: Path) -> None:
+    """What the processes of all runs would fall over, told before the first starts."""
+    description["training"] = {"lr_scheduler_type": "cosin", "weight_decay": -1, "eval_steps": -1}
+    with pytest.raises(ConfigError) as caught:
+        chosen(description, tmp_path, strategies=["ddp"])
+    found = {problem.key for problem in caught.value.problems}
+    assert found == {"training.lr_scheduler_type", "training.weight_decay"}, "nothing is evaluated in so few steps"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def access_problems(name: str, key: str, data: DataConfig | None) -> list[Problem]:
     """Return why the data set `name`, which `key` names, can't be had; nothing is asked where it is in the cache."""
-    if _is_cached(name, data.subset if data else None):
+    if has_rows(name, data.subset if data else None):
         return []
     if hub_is_off():
         consequence = "is not in the cache of datasets, and the hub is switched off (HF_HUB_OFFLINE)."
@@ -26,7 +26,7 @@ def access_problems(name: str, key: str, data: DataConfig | None) -> list[Proble
     return [problem] if problem else []
 
 
-def _is_cached(name: str, subset: str | None) -> bool:
+def has_rows(name: str, subset: str | None) -> bool:
     """Return whether rows of the data set were made here before (OWNER___NAME/SUBSET/VERSION/FINGERPRINT)."""
     owner, _, last = name.partition("/")
     places = (place for place in cache_directory().parent.glob(f"{glob.escape(owner)}___*") if place.is_dir())

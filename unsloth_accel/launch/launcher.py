@@ -29,7 +29,7 @@ from ..planning.planner import plan
 from ..report.at_end import is_replaced, is_since, reported, something_to_show
 from ..secret import HIDDEN, shown_word
 from ..strategies import STRATEGIES, choosable
-from ..validation.inputs import input_problems, output_problems, room_problems, taken_problems
+from ..validation.inputs import hub_variables, input_problems, output_problems, room_problems, taken_problems
 from ..validation.push_checks import push_problems
 from ..validation.rules import Context, check_document, folded, named, of_flags, read_document
 from ..validation.run_checks import read, setting_problems, told_with
@@ -219,14 +219,15 @@ def done_by(run: RunConfig) -> RunDirectory | None:
 
 @contextmanager
 def made_room(decided: Plan) -> Iterator[dict[str, str]]:
-    """Prepare output_dir and write the plan's files; yields the variables by which ranks know both.
+    """Prepare output_dir and write the plan's files; yields the variables by which ranks know both, and whether to ask
+    the Hub (`hub_variables`).
 
     The directory is this launch's alone until the block ends. An earlier run is put aside, and deleted only when this
     one has an adapter: it stays there while this one has checkpoints to go on from, and a run without puts it back.
     Raises `ConfigError` where output_dir can't be written, another launch writes there, or it holds a user's own in the
     place of what a run writes.
     """
-    files = RunDirectory(decided.run.output_dir)
+    files, hub = RunDirectory(decided.run.output_dir), hub_variables(decided.run, decided.device)
     with locked(files.path) as lock:
         raise_errors(taken_problems(decided.run))
         directory, aside = files.path, files.previous
@@ -247,7 +248,7 @@ def made_room(decided: Plan) -> Iterator[dict[str, str]]:
                 raise
             raise unwritable(directory, error) from None
         try:
-            yield variables_of(lock, files.planned_yaml)
+            yield variables_of(lock, files.planned_yaml) | hub
         finally:
             if lock.is_ours and _is_to_go_on(files):
                 print(

@@ -37,6 +37,17 @@ def hub_is_off() -> bool:
     return value.upper() in ("1", "ON", "YES", "TRUE")
 
 
+def answers(name: str, kind: Kind) -> bool:
+    """Return whether the Hub, asked for `name` for `HUB_TIMEOUT` seconds at most, says anything at all."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        _ask(name, kind, None, HUB_TIMEOUT)
+    except Exception as error:  # its kinds differ by version and transport
+        return isinstance(error, HfHubHTTPError)
+    return True
+
+
 def within(seconds: float, call: Callable[[], T]) -> T:
     """Return or raise what `call` does, or raise `TimeoutError`: huggingface_hub itself retries for much longer."""
     done: Future[T] = Future()

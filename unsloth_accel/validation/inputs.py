@@ -13,17 +13,18 @@ from typing import Any
 from ..artifacts.checkpoints import Checkpoint, is_finished, newest
 from ..artifacts.own_files import is_of_a_run, link_problem, made_in, taken
 from ..artifacts.run_directory import RunDirectory
+from ..config.push_target import PushTarget
 from ..config.run_config import RunConfig
 from ..config.start_adapter import model_of
 from ..data.formats import has_response, question_of, roles
-from ..data.hub import access_problems
+from ..data.hub import access_problems, has_rows
 from ..data.rows import Rows, no_step, read_checked_rows
 from ..data.sources import locate
 from ..data.tokenise import responses_need_turns
 from ..errors import ConfigError, Problem, counted
 from ..files import existing
 from ..methods import METHODS
-from ..models.hub_access import hub_is_off
+from ..models.hub_access import Kind, answers, hub_is_off
 from ..models.known_names import copy_loaded
 from ..models.locate import find_model, is_cached, may_be_hub_id, unreachable
 from ..models.spec import ModelSpec
@@ -167,7 +168,7 @@ def hub_model_problems(name: str, run: RunConfig) -> list[Problem]:
 
     Nothing is asked where either is in the cache, whole.
     """
-    copy = None if run.distributed.device == "cpu" else copy_loaded(name, in_4bit=run.model.load_in_4bit)
+    copy = _copy_loaded(name, run, run.distributed.device)
     if is_cached(name) or (copy and is_cached(copy)):
         return []
     problem = unreachable(name)
@@ -175,6 +176,43 @@ def hub_model_problems(name: str, run: RunConfig) -> list[Problem]:
         return [problem] if problem else []
     consequence = f"{problem.consequence.removesuffix('.')}; on a GPU Unsloth loads {copy} in its place."
     return [replace(problem, consequence=consequence, severity="warning")]
+
+
+def hub_variables(run: RunConfig, device: str) -> dict[str, str]:
+    """Return the variables with which the processes of `run` on `device` ask no Hub, and say so: where all that they
+    need of it is in the cache, it gives no answer, and nobody has said whether to ask it.
+
+    Without them huggingface_hub, transformers and PEFT ask again and again, for minutes, before they take the cache.
+    """
+    said = any(os.environ.get(name) for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    needed = [] if said or PushTarget.of(run) else _all_cached(run, device)
+    if not needed or answers(*needed[0]):
+        return {}
+    what = "the Hub gives no answer; what is needed of it is in the cache, so the processes don't ask it"
+    print(f"{what} (HF_HUB_OFFLINE=1)", flush=True)
+    return {"HF_HUB_OFFLINE": "1"}
+
+
+def _all_cached(run: RunConfig, device: str) -> list[tuple[str, Kind]]:
+    """Return what `run` has of the Hub; nothing where a part of it is not in the cache."""
+    name, found = model_of(run.model.name), list[tuple[str, Kind]]()
+    if not _exists(Path(name)) and may_be_hub_id(name):
+        loaded = _copy_loaded(name, run, device) or name
+        if not is_cached(loaded):
+            return []
+        found.append((loaded, "model"))
+    for key, path in (("data.path", run.data.path), ("data.eval_path", run.data.eval_path)):
+        if path is None or not (hub := locate(path, key).hub):
+            continue
+        if run.data.streaming or not has_rows(hub, run.data.subset):
+            return []
+        found.append((hub, "dataset"))
+    return found
+
+
+def _copy_loaded(name: str, run: RunConfig, device: str) -> str | None:
+    """Return the hub id that Unsloth loads in the place of `name`; None where it loads `name` itself."""
+    return None if device == "cpu" else copy_loaded(name, in_4bit=run.model.load_in_4bit)
 
 
 def _bitsandbytes_problems(key: str, value: Any) -> list[Problem]:

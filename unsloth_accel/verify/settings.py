@@ -21,6 +21,7 @@ from ..planning.plan import Plan
 from ..planning.planner import plan
 from ..strategies import STRATEGIES, choosable, usual
 from ..validation.inputs import input_problems, shared_out_by_tokens
+from ..validation.run_checks import setting_problems
 
 STEPS = 8
 MOST_ACCUMULATION = 2
@@ -82,7 +83,7 @@ def settings(
     short, notes = _shortened(run, steps)
     several = [strategy for strategy in asked or (one.name for one in choosable(2)) if strategy != ALONE]
     count = _count(run, hardware, num_processes) if several else 1
-    problems = errors(input_problems(short))
+    problems = errors([*setting_problems(_as(short, "auto", count), hardware), *input_problems(short)])
     found: list[Plan] = []
     left_out: dict[str, str] = {}
     for strategy in several:
