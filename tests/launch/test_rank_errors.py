@@ -3,15 +3,19 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import fork_server
 import pytest
 from conftest import CPU_DDP, ROOT, SCRIPTS, cli_command, write_small_run, write_yaml
 
+from unsloth_accel.adapters import environment
+from unsloth_accel.artifacts.run_directory import ERRORS
 from unsloth_accel.errors import ConfigError, Problem, UnslothAccelError
 from unsloth_accel.launch import rank_errors
 from unsloth_accel.launch.rank_errors import TELLER, collecting, in_a_line, is_told, report_error, reports_in, tell
+from unsloth_accel.report.at_end import reported
 
 BESIDES = 15
 """Most lines beside the traceback."""
@@ -101,9 +105,9 @@ def test_a_script_that_fails(config: str, failing: str, tmp_path: Path) -> None:
     one = {"distributed_type": "NO", "num_processes": 1, "use_cpu": True, "mixed_precision": "no"}
     file = CPU_DDP if config == "several" else write_yaml(tmp_path / "one.yaml", one)
     words = ["launch", "--config_file", file, "--num_cpu_threads_per_process", "1", SCRIPTS / "failing_ranks.py"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = cli_command(*words, *failing.split())
-    done = fork_server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment)
+    done = fork_server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=variables)
     assert done.returncode == 1
     told, besides = parts(done.stderr)
     rank = besides[-1].removeprefix("unsloth-accel: rank ").partition(" ")[0]
@@ -121,14 +125,32 @@ def test_a_script_that_fails(config: str, failing: str, tmp_path: Path) -> None:
         shutil.rmtree(file.parents[1])
 
 
+def test_a_rank_that_falls_before_it_knows_its_run_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An import that fails, of a broken installation, was told nowhere."""
+    out = tmp_path / "run"
+    told = []
+    monkeypatch.setattr(environment, "is_told", lambda: True)
+    monkeypatch.setattr("sys.excepthook", lambda *what: told.append(what))
+    environment.show_own_errors_plainly()
+    error = raised(ImportError("a broken installation"))
+    monkeypatch.delenv(ERRORS, raising=False)
+    sys.excepthook(type(error), error, error.__traceback__)  # where nobody looks: `verify` has it in its log
+    assert len(told) == 1
+    with reported(out):
+        sys.excepthook(type(error), error, error.__traceback__)
+        (report,) = reports_in(out)
+    assert "ImportError: a broken installation" in report["traceback"]
+    assert len(told) == 1
+
+
 @pytest.mark.slow
 def test_a_run_of_which_one_rank_fails(tiny: Path, tmp_path: Path) -> None:
     """Its peer falls over the connection, which is in its log; the report has it all."""
     run, out = write_small_run(tmp_path, tiny, 41, max_steps=6), tmp_path / "run"
     faults = os.pathsep.join([str(SCRIPTS / "faults"), str(ROOT)])
-    environment = {**os.environ, "PYTHONPATH": faults, "TRAINING_FAULT": "raises"}
+    variables = {**os.environ, "PYTHONPATH": faults, "TRAINING_FAULT": "raises"}
     done = fork_server.run(
-        cli_command("launch", run), cwd=ROOT, capture_output=True, text=True, timeout=400, env=environment
+        cli_command("launch", run), cwd=ROOT, capture_output=True, text=True, timeout=400, env=variables
     )
     assert done.returncode == 1
     told, besides = parts(done.stderr.partition("rank 1 failed first")[2])

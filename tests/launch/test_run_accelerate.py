@@ -38,6 +38,9 @@ def test_the_rank_that_fell_first_is_named(tmp_path: Path) -> None:
     killed = _failure({1: -9, 0: 1}, reports)
     assert "rank 1 was ended by SIGKILL" in str(killed)
     assert (killed.exit_status, killed.first, killed.ended) == (137, 1, {"1": -9, "0": 1})
+    assert "rank 1 was ended by SIGABRT" in str(_failure({1: -6, 0: 1}, reports))
+    of_its_own = [{**reports[0], "message": "KeyError: 'input_idz'"}]
+    assert "rank 0 failed: KeyError" in str(_failure({1: -6, 0: 1}, of_its_own)), "NCCL's watchdog ended rank 1"
     ended = _failure({0: 1, 1: -15}, reports)
     assert str(ended) == "rank 0 failed: RuntimeError: connection closed by peer"
     assert (ended.exit_status, ended.first) == (1, 0)

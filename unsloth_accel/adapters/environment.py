@@ -149,8 +149,8 @@ def show_own_errors_plainly() -> None:
         return
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        if is_told():
-            report_error(os.environ[ERRORS], rank(), error)
+        if is_told() and (place := os.environ.get(ERRORS)):
+            report_error(place, rank(), error)
         elif not isinstance(error, UnslothAccelError):
             previous(kind, error, traceback)
         elif not error.on_every_rank:

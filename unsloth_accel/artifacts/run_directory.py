@@ -110,7 +110,9 @@ class RunDirectory:
         return self._errors_anywhere(re.escape(self.launch_error.name))
 
     def _errors_anywhere(self, pattern: str) -> list[Path]:
-        places = dict.fromkeys((self.errors, Path(os.environ.get(ERRORS) or self.errors)))
+        elsewhere = Path(os.environ.get(ERRORS) or self.errors)
+        # There in a directory as in output_dir, where a rank failed before it knew its run.
+        places = dict.fromkeys((self.errors, elsewhere, RunDirectory(elsewhere).errors))
         return [path for place in places for path in _of_ranks(place, pattern)]
 
     def rank_records(self) -> list[Path]:

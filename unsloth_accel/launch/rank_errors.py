@@ -107,7 +107,12 @@ def reports_in(place: Path) -> list[Report]:
     """Return what ranks left of their errors, in the order in which they failed; what is of a lost connection after
     what is not."""
     left = [json.loads(path.read_text(encoding="utf-8")) for path in RunDirectory(place).told_errors()]
-    return sorted(left, key=lambda one: (bool(_OF_A_PEER.search(str(one["message"]))), one["time"]))
+    return sorted(left, key=lambda one: (is_of_a_peer(one), one["time"]))
+
+
+def is_of_a_peer(report: Report) -> bool:
+    """Return whether a rank fell over the connection that another one left."""
+    return bool(_OF_A_PEER.search(str(report["message"])))
 
 
 def tell(reports: Sequence[Report], first: Report | None, place: Path, *, is_run: bool, several: bool) -> None:

@@ -160,9 +160,10 @@ def _failure(ended: dict[int, int], reports: Sequence[rank_errors.Report]) -> La
     reported = {report["rank"] for report in reports}
     silent = {rank: status for rank, status in ended.items() if rank not in reported}
     # A rank that was killed leaves no word, and its peers fall over the connection it left; torchrun's own SIGTERM
-    # to the peers comes after a failure.
+    # to the peers comes after a failure. NCCL's watchdog ends a rank by SIGABRT when a peer has left.
+    later = {signal.SIGTERM} | ({signal.SIGABRT} if reports and not rank_errors.is_of_a_peer(reports[0]) else set())
     for rank, status in silent.items():
-        if status < 0 and -status != signal.SIGTERM:
+        if status < 0 and -status not in later:
             name = signal.Signals(-status).name
             hint = "; out of memory is the usual reason" if name == "SIGKILL" else ""
             return error(rank, f"rank {rank} was ended by {name}{hint}.", 128 - status)
