@@ -9,7 +9,7 @@ from typing import Any
 
 HIDDEN = "(not shown)"
 """Text in the place of a secret."""
-_NAMES = re.compile(r"token|(.*_)?((hub|hf|auth|access|api)_token|api_key|password|secret|secret_key)")
+_NAMES = re.compile(r"token|(.*_)?((hub|hf|auth|access|api)_token|api_key|access_key|password|secret|secret_key)")
 """Keys of secrets; `eos_token` and its like are none."""
 
 
@@ -87,6 +87,11 @@ def shown_word(word: str) -> str:
     """Return a `key=value` word of a command line, without the value where that is a secret."""
     key, equals, value = word.partition("=")
     return f"{key}={HIDDEN}" if equals and is_secret(key) and not names_a_variable(value) else word
+
+
+def without_logins(text: str) -> str:
+    """Return `text` without the names and passwords that the addresses in it may hold."""
+    return re.sub(r"(?<=//)[^/@\s]+(?=@)", HIDDEN, text)
 
 
 def plain(values: Any) -> Any:

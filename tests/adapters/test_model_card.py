@@ -148,3 +148,13 @@ def test_a_run_writes_no_readme_into_output_dir(tmp_path: Path) -> None:
     write_our_cards(trainer, run_of(tmp_path, "owner/base"))
     trainer.create_model_card()
     assert not (tmp_path / "README.md").exists()
+
+
+def test_an_adapter_of_another_kind_keeps_pefts_card(tmp_path: Path) -> None:
+    """IA3 and prompts have neither rank nor alpha: saving ended in an AttributeError, and the training was lost."""
+    model = Model("owner/base")
+    model.peft_config = {"default": SimpleNamespace(target_modules={"k_proj"})}
+    trainer: Any = SFTTrainer(model, tmp_path)
+    write_our_cards(trainer)
+    model.create_or_update_model_card(str(tmp_path))
+    assert "More Information Needed" in (tmp_path / "README.md").read_text(encoding="utf-8")

@@ -143,6 +143,7 @@ def to_keep(rows: int, processes: int, per_device: int = 4, **more: Any) -> Any:
 
     own = args(processes, per_device_train_batch_size=per_device, n_gpu=1, **more)
     trainer: Any = SimpleNamespace(args=own, callback_handler=SimpleNamespace(train_dataloader=None))
+    trainer.is_deepspeed_enabled = "hf_deepspeed_config" in more
     keep_global_batch(trainer, rows)
     assert trainer._train_batch_size == own.train_batch_size
     return own
@@ -165,6 +166,7 @@ def test_a_script_keeps_its_rows(rows: int, processes: int, per_device: int, mad
         (2, {}, "can't be 3 processes times", "global_batch=3, or 2 processes in place of 3"),
         (0, {}, "no step has such rows", "global_batch=3 or more"),
         (12, {"generation_batch_size": 12}, "into groups already", "per_device_train_batch_size=4, gradient"),
+        (12, {"hf_deepspeed_config": 1}, "DeepSpeed has taken the numbers", "per_device_train_batch_size=4, gradient"),
     ],
 )
 def test_rows_that_a_script_cannot_keep(rows: int, more: dict[str, int], consequence: str, fix: str) -> None:

@@ -131,6 +131,13 @@ def test_what_may_have_passed_when_it_is_loaded_is_a_warning(
     assert f"answers with {status} now" in only(told(MODEL), "warning")
 
 
+@pytest.mark.parametrize("name", ["owner/my model", "owner/a--b", "owner/-x-"])
+def test_what_can_be_no_name_on_the_hub(hub: FakeHub, told: Callable[..., list[Problem]], name: str) -> None:
+    """It was told as a Hub that can't be reached."""
+    assert "is no path here, and no name that the Hub takes" in only(told(name))
+    assert not any("/resolve/" in path for path in hub.asked)
+
+
 def test_a_repository_without_a_model(hub: FakeHub, told: Callable[..., list[Problem]]) -> None:
     hub.files[MODEL] = {"main": {"model.gguf": b""}}
     assert "has no config.json on the Hub" in only(told(MODEL))

@@ -115,9 +115,11 @@ def write_our_cards(trainer: Trainer, run: RunConfig | None = None) -> None:
 
 def own_cards(model: Any, facts: Callable[[], Facts] = Facts) -> bool:
     """Have each adapter that `model` saves get a card of ours, with the `facts` of that moment; return whether that is
-    new: not for a model without an adapter, and not the second time."""
+    new: not for a model without an adapter, or with one that is no LoRA, and not the second time."""
     known = "create_or_update_model_card"
     if not hasattr(model, known) or known in vars(model) or not available("an adapter's card"):
+        return False
+    if not all(hasattr(adapter, "lora_alpha") for adapter in model.peft_config.values()):  # PEFT's has other kinds
         return False
     write: Callable[[str], None] = model.create_or_update_model_card
 

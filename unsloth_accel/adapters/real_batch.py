@@ -64,9 +64,13 @@ def keep_global_batch(trainer: Trainer, rows: int) -> None:
         problem = Problem(key=KEPT, value=rows, consequence="no step has such rows.", fix=f"{KEPT}={devices} or more")
         raise ConfigError(problem)
     batch = divide_batch(rows, devices, most=args.per_device_train_batch_size, key=KEPT)
+    consequence = ""
     if getattr(args, "generation_batch_size", None) is not None:
-        fix = f"per_device_train_batch_size={batch.per_device}, gradient_accumulation_steps={batch.accumulation} there"
         consequence = f"{type(args).__name__} has divided its completions into groups already, by its own numbers."
+    elif getattr(trainer, "is_deepspeed_enabled", False):
+        consequence = f"DeepSpeed has taken the numbers of {type(args).__name__} already."
+    if consequence:
+        fix = f"per_device_train_batch_size={batch.per_device}, gradient_accumulation_steps={batch.accumulation} there"
         raise ConfigError(Problem(key=KEPT, value=rows, consequence=consequence, fix=fix))
     if available("a batch that is set anew"):  # else its own is found to be another when it begins to train
         set_batch(trainer, batch.per_device, batch.accumulation)

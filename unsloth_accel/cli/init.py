@@ -149,8 +149,9 @@ def _listing(made: Translation, files: str) -> list[str]:
 
 def _key(line: Line) -> str:
     from ..errors import shortened
+    from ..secret import without_logins
 
-    value = shortened(" ".join(str(line.value).split()), 60)
+    value = shortened(without_logins(" ".join(str(line.value).split())), 60)
     return f"{line.key} (left out)" if line.assumed else f"{line.key}={value}"
 
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from ..errors import first_line, shortened
 from ..models.hub_access import LOGIN, hub_is_off, within
-from ..secret import HIDDEN
+from ..secret import HIDDEN, without_logins
 from .machine import Machine
 from .result import Result, error, warning
 
@@ -120,4 +120,4 @@ def _wandb_login(environ: Mapping[str, str]) -> bool:
 
 def _without_secrets(text: str) -> str:
     """Return `text` without the names and passwords that an address may hold."""
-    return re.sub(r"(?<=//)[^/@\s]+(?=@)", HIDDEN, text) if "//" in text else re.sub(r"^[^/@\s]+(?=@)", HIDDEN, text)
+    return without_logins(text) if "//" in text else re.sub(r"^[^/@\s]+(?=@)", HIDDEN, text)

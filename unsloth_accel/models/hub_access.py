@@ -106,7 +106,10 @@ def _refused(error: Exception, name: str, kind: Kind, key: str, revision: str | 
     what, web = _WORDS[kind], f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     severity: Literal["error", "warning"] = "error"
-    if isinstance(error, errors.EntryNotFoundError):
+    if isinstance(error, errors.HFValidationError):
+        consequence = f"is no path here, and no name that the Hub takes: {shortened(first_line(error), 200)}."
+        fix = f"did you mean {near}?" if near else "correct the name, or give a local path"
+    elif isinstance(error, errors.EntryNotFoundError):
         if kind == "dataset":
             return None
         consequence = "has no config.json on the Hub, so it is no model that transformers loads."
