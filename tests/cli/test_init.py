@@ -83,14 +83,9 @@ def test_what_is_not_translated_stands_in_the_file_and_is_listed(capsys: pytest.
 
 
 def test_no_secret_is_listed_or_written(capsys: pytest.CaptureFixture[str]) -> None:
-    keys = {
-        "wandb_api_key": "k-S3CRET",
-        "aws_secret_access_key": "S3CRET",
-        "mlflow_tracking_uri": "https://me:S3CRET@a.b/c",
-    }
-    write_yaml(
-        Path("axolotl.yml"), {"base_model": "a/b", "adapter": "lora", "micro_batch_size": 2, "sequence_len": 8} | keys
-    )
+    keys = {"wandb_api_key": "S3CRET", "aws_secret_access_key": "S3CRET"}
+    keys |= {"mlflow_tracking_uri": "https://me:S3CRET@a.b/c", "base_model": "a/b", "adapter": "lora"}
+    Path("axolotl.yml").write_text(yaml.safe_dump(keys), encoding="utf-8")
     assert main(["init", "--from", "axolotl.yml", "--data", "rows.jsonl"]) == 0
     said = capsys.readouterr().out + Path("run.yaml").read_text(encoding="utf-8")
     assert "mlflow_tracking_uri=https://(not shown)@a.b/c" in said
