@@ -152,7 +152,8 @@ def test_every_count_and_name_is_read_back(machines: int, count: int, named: tup
         ("2xRTX4091", "did you mean RTX 4090"),
         ("Foo", "Fix: one of: P100, V100, T4,"),
         ("2x2x2xT4", "no card is known as '2xT4'"),
-        ("80GB", "no card is known as '80GB'"),
+        ("80GB", "it says no bandwidth and no rate"),
+        ("2080 Ti 22GB", "its own figures: hardware=22GB,616GB/s,53.8TFLOPS,sm75"),
         ("cpu:0", "0 cores can't be planned for"),
         ("H10", "did you mean H100 or"),
         ("RTX409", "did you mean RTX 4090 or"),
@@ -201,7 +202,8 @@ def test_any_text_is_understood_or_refused(text: str) -> None:
 def test_a_fix_that_is_offered_works() -> None:
     with pytest.raises(ConfigError) as caught:
         Hardware.parse("2xA100-64GB")
-    assert Hardware.parse(caught.value.problems[0].fix.removeprefix("hardware=")).devices
+    offered = [words.partition(";")[0] for words in caught.value.problems[0].fix.split("hardware=")[1:]]
+    assert [Hardware.parse(text).devices[0].memory_gib for text in offered] == [80, 64]
 
 
 def test_links_of_hardware_elsewhere() -> None:
@@ -254,10 +256,11 @@ def test_where_notebooks_run() -> None:
     assert (kaggle.cpu_cores, kaggle.host_memory_gib, kaggle.host_known) == (4, 29, False)
     assert "kaggle is taken as 2xT4; it also has P100 PCIe" in "\n".join(kaggle.reasons)
     assert Hardware.parse("kaggle T4 x2").cpu_cores == 16
+    assert "it also has L4 and A100: write colab L4 or colab A100 then." in Hardware.parse("colab").reasons[0]
 
 
 def test_a_cpu_is_hardware_too() -> None:
-    assert Hardware.parse("CPU : 16").cpu_cores == 16
+    assert Hardware.parse("CPU : 16").cpu_cores == Hardware.parse("cpu 16").cpu_cores == 16
     parsed = Hardware.parse("cpu")
     assert (parsed.devices, parsed.cpu_cores, parsed.host_memory_gib, parsed.host_known) == ((), 8, 32, False)
     assert str(parsed) == "CPU, 8 cores, 32 GiB (hardware=cpu)"

@@ -19,7 +19,7 @@ _IN_UNITS = {"gb": 1.0, "gib": 1.0, "mb": 1 / 1024, "mib": 1 / 1024, "tb": 1000.
 def figures(text: str) -> dict[str, str]:
     """Return the figures that `text` gives of a card of one's own, as they are written, by name.
 
-    Empty where it is no such text: it must hold nothing else, and a bandwidth or a rate.
+    Empty where it is no such text: it must hold nothing else, and more than a capability.
     """
     found = {}
     # A figure and its unit may stand apart.
@@ -29,7 +29,7 @@ def figures(text: str) -> dict[str, str]:
         if name is None:
             return {}
         found[name] = word
-    return found if {"bandwidth", "rate"} & set(found) else {}
+    return found if set(found) - {"capability"} else {}
 
 
 @lru_cache(maxsize=64)

@@ -29,7 +29,7 @@ LONGEST = 200
 _PLACE = re.compile(
     r"(?:google\s+)?(kaggle|colab)\b[\s:]*(?:(?:free|pro\+?|notebooks?)(?=\s|$))?\s*(.*)", re.IGNORECASE | re.DOTALL
 )
-_CPU = re.compile(r"cpu(?:\s*:\s*([-+]?[\d.]+))?", re.IGNORECASE)
+_CPU = re.compile(r"cpu(?:\s*[:x\s]\s*([-+]?[\d.]+))?", re.IGNORECASE)
 _OWN = "24GB,1008GB/s,165TFLOPS"
 _FORMS = (
     "write a count and a card such as 8xH100-80GB, machines before it such as 2x8xH100-80GB, or cpu:16; a card's own "
@@ -42,16 +42,16 @@ class _Place:
     """Where notebooks run without charge."""
 
     gpus: str
-    others: str
+    others: tuple[str, ...]
     cores: int
     memory_gib: int
 
 
 _PLACES = {
     # https://www.kaggle.com/docs/notebooks, Technical Specifications
-    "kaggle": _Place("2xT4", "P100 PCIe", 4, 29),
+    "kaggle": _Place("2xT4", ("P100 PCIe",), 4, 29),
     # Colab promises nothing: what its machines without charge have had. https://research.google.com/colaboratory/faq.html
-    "colab": _Place("T4", "L4 or A100", 2, 12),
+    "colab": _Place("T4", ("L4", "A100"), 2, 12),
 }
 
 
@@ -69,8 +69,8 @@ def parse(text: str, network_gbs: float | None = None) -> dict[str, Any]:
         if not clean:
             place, name = _PLACES[found[1].lower()], found[1]
             clean = place.gpus
-            said = f"{name} is taken as {clean}; it also has {place.others}: write {name} {place.others} for it."
-            place_why = [said]
+            others = " or ".join(f"{name} {other}" for other in place.others)
+            place_why = [f"{name} is taken as {clean}; it also has {' and '.join(place.others)}: write {others} then."]
     if len(several := kinds(clean)) > 1:
         raise _several(text, several)
     machines, gpus, name = read_counts(clean)
@@ -162,7 +162,10 @@ def _card(text: str, name: str) -> tuple[Card, list[str]]:
     if not fitting:
         nearest = min(named, key=lambda card: abs(card.memory_gb - (size or 0)))
         consequence = f"no {named[0].model} has {size} GB; it comes with {' or '.join(map(str, sizes))} GB."
-        raise _error(text, consequence, f"hardware={nearest.name}")
+        own = f"{size}GB,{nearest.bandwidth_gbs:g}GB/s,{nearest.tflops:g}TFLOPS"
+        own += "" if nearest.capability >= (8, 0) else ",sm" + "".join(map(str, nearest.capability))
+        fix = f"hardware={nearest.name}; one that was altered is described by its own figures: hardware={own}"
+        raise _error(text, consequence, fix)
     card, *others = fitting
     why = [f"{card.name}: {card.memory_gib:.1f} GiB and rates from {card.source}."]
     if not card.memory_gb and "sm" not in card.name:
