@@ -13,6 +13,8 @@ import yaml
 from commands import MODEL, NATIVE, out
 from conftest import ROOT, Run, cli_command
 
+from unsloth_accel.cli.main import main
+
 KEYS = {
     "strategy",
     "num_processes",
@@ -106,3 +108,18 @@ def test_the_examples_of_plan_and_estimate_work(capsys: pytest.CaptureFixture[st
             words = line.split()[1:]
             if "run.yaml" not in words and "--out" not in words:
                 out(capsys, *words)
+
+
+def test_a_price_that_leads_to_no_sum_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", MODEL, "batch.global_size=16", "--hardware", "2x4090", "--price", "0.4"]
+    assert main(words) == 0
+    assert "--price=0.4: nothing can be said of the money: the run's steps are unknown." in capsys.readouterr().err
+    assert main([*words, "training.max_steps=100"]) == 0
+    said = capsys.readouterr()
+    assert "for 2 GPUs at 0.40 an hour each" in said.out
+    assert "--price" not in said.err
+
+
+def test_what_is_refused_is_not_warned_of_besides(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", MODEL, "batch.global_size=16", "lora.target_modules=[q_prj]"]) == 2
+    assert capsys.readouterr().err.count("matches no module") == 1

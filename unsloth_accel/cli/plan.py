@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -57,12 +57,19 @@ def run(words: Sequence[str]) -> int:
     elsewhere = asked.hardware is not None
     if not elsewhere:  # elsewhere the files may lie elsewhere
         problems += [replace(problem, severity="warning") for problem in place_problems(description)]
-    for problem in problems:
-        if problem.severity == "warning":
-            print(problem, file=sys.stderr)
-    with told_with(problems):
-        made = planner.plan(description, hardware, capabilities=here(), elsewhere=elsewhere, price=asked.price)
-    raise_errors(problems)
+    try:
+        with told_with(problems):
+            made = planner.plan(description, hardware, capabilities=here(), elsewhere=elsewhere, price=asked.price)
+        raise_errors(problems)
+    except ConfigError as error:
+        _warn(problems, told={(problem.key, problem.consequence) for problem in error.problems})
+        raise
+    if asked.price is not None and (made.time is None or made.time.cost is None):
+        missing = "the run's steps are" if made.time is None else "its speed is"
+        fix = "training.max_steps=…, or data.path with rows that lie here" if made.time is None else "drop it"
+        said = f"nothing can be said of the money: {missing} unknown."
+        problems.append(Problem(key="--price", value=asked.price, consequence=said, fix=fix, severity="warning"))
+    _warn(problems)
     if asked.write is not None:
         if not asked.write:
             fix = "--write runs/my-run"
@@ -75,6 +82,13 @@ def run(words: Sequence[str]) -> int:
     if asked.write:
         print(f"\nwrote {_written(made, asked.write)}")
     return 0
+
+
+def _warn(problems: Sequence[Problem], told: Collection[tuple[str, str]] = ()) -> None:
+    """Print the warnings among `problems` to stderr, without those `told` as errors: pairs of key and consequence."""
+    for problem in problems:
+        if problem.severity == "warning" and (problem.key, problem.consequence) not in told:
+            print(problem, file=sys.stderr)
 
 
 def _written(made: Plan, directory: str) -> str:

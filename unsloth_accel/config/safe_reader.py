@@ -189,7 +189,7 @@ def _values(reader: _Reader, path: Path) -> dict[str, Any]:
         raise _Unreadable("file-too-large", consequence, "name the config file") from None
     except (OSError, ValueError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or error
-        fix = "check the path; accelerate_configs/ and examples/configs/ have files to begin with"
+        fix = "check the path; unsloth-accel init writes a run.yaml, unsloth-accel config an accelerate config"
         raise _Unreadable("nothing-to-read", f"{reason}.", fix) from None
     reader.text = _decoded(reader, data, json_file=path.suffix == ".json").replace("\r\n", "\n")
     return _parsed(reader)

@@ -24,17 +24,18 @@ def with_packing(run: RunConfig, device: str, lengths: RowLengths | None, reason
     if lengths is None or lengths.mean >= SHORT * limit:
         return run
     share = lengths.mean / limit
+    percent = f"{share:.0%}" if share >= 0.01 else "less than 1%"
     if run.batch.global_tokens:
         rows = run.batch.global_tokens // limit
         reasons.append(
-            f"training.packing=true: rows have {lengths}, {share:.0%} of model.max_seq_length. Unpacked {rows} of them "
+            f"training.packing=true: rows have {lengths}, {percent} of model.max_seq_length. Unpacked {rows} of them "
             f"make a step of {rows * lengths.mean:,.0f} tokens; packed it has the {run.batch.global_tokens:,} of "
             f"batch.global_tokens, and an epoch about 1/{1 / share:.1f} of the steps."
         )
         return replace(run, training=run.training | {"packing": True})
     reasons.append(
         "not packed: batch.global_size promises rows, and packing would change what is in a step. Rows have "
-        f"{lengths}, {share:.0%} of model.max_seq_length; laid end to end without padding a step takes about "
-        f"{share:.0%} of a full one's time. batch.global_tokens instead gives steps of full, packed rows."
+        f"{lengths}, {percent} of model.max_seq_length; laid end to end without padding a step takes "
+        f"{percent} of a full one's time. batch.global_tokens instead gives steps of full, packed rows."
     )
     return run
