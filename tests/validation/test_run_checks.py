@@ -176,3 +176,10 @@ def test_what_is_not_installed_is_empty() -> None:
     assert enum_words("no_such_package/file.py:Words") == {}
     assert table("transformers/optimization.py:NO_SUCH_TABLE") == {}
     assert parameters("transformers/optimization.py:no_such_function") == {}
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan"), 2.5])
+def test_steps_are_whole(number: float, description: dict[str, Any]) -> None:
+    values = {**description, "training": {"save_strategy": "steps", "save_steps": number}}
+    (found,) = check_document(Document(file="", kind="run", values=values))
+    assert (found.rule, found.key) == ("run-steps", "training.save_steps")

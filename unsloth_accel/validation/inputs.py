@@ -196,7 +196,7 @@ def hub_variables(run: RunConfig, device: str) -> dict[str, str]:
 def _all_cached(run: RunConfig, device: str) -> list[tuple[str, Kind]]:
     """Return what `run` has of the Hub; nothing where a part of it is not in the cache."""
     name, found = model_of(run.model.name), list[tuple[str, Kind]]()
-    if not _exists(Path(name)) and may_be_hub_id(name):
+    if not os.path.exists(name) and may_be_hub_id(name):
         loaded = _copy_loaded(name, run, device) or name
         if not is_cached(loaded):
             return []

@@ -107,8 +107,8 @@ def run_steps(config: Document) -> Iterator[Finding]:
         if value == 0 and name != "eval_steps":  # which takes logging_steps then
             fix = f"training.{name}: 1, or training.{strategy}: 'no'"
             yield config.problem(f"training.{name}", "no step is a multiple of it; every process fails.", fix)
-        elif value > 1 and value != int(value):
-            fix = f"training.{name}: {round(value)}"
+        elif not value <= 1 and value % 1:  # of infinity and nan, too
+            fix = f"training.{name}: {round(value) if value < MOST else 500}"
             yield config.problem(f"training.{name}", "is no whole number of steps; every process fails.", fix)
 
 
