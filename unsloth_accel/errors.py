@@ -54,7 +54,8 @@ class Problem:
         where = f"{self.file}:{self.line}: " if self.line else f"{self.file}: " if self.file else ""
         value = repr(self.value) if isinstance(self.value, str) else str(self.value)
         found = "" if self.value is None else f"={shortened(value, 80)}"
-        return f"{self.severity}: {where}{self.key}{found}: {self.consequence} Fix: {self.fix}"
+        key = "" if self.file and self.key == "(file)" else f"{self.key}{found}: "
+        return f"{self.severity}: {where}{key}{self.consequence} Fix: {self.fix}"
 
 
 class ConfigError(UnslothAccelError):

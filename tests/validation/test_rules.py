@@ -13,6 +13,7 @@ from unsloth_accel.config.accelerate_config import AccelerateConfig
 from unsloth_accel.hardware.device import Device
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.strategies import STRATEGIES
+from unsloth_accel.validation import inputs
 from unsloth_accel.validation.rules import RULES, Context, Finding, check_document, read_text, validate
 from unsloth_accel.validation.rules.__main__ import table
 
@@ -36,6 +37,12 @@ def context_for(rule: str) -> Context | None:
     if rule.startswith("run-input"):
         return Context(here=True)
     return Context(hardware=TWO) if rule == "too-few-gpus" else None
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files' models are had: whether the Hub has them is asked in test_hub_access.py."""
+    monkeypatch.setattr(inputs, "hub_model_problems", lambda name, run: [])
 
 
 def test_there_are_rules_and_files_for_each() -> None:

@@ -113,7 +113,8 @@ class RunDirectory:
         elsewhere = Path(os.environ.get(ERRORS) or self.errors)
         # There in a directory as in output_dir, where a rank failed before it knew its run.
         places = dict.fromkeys((self.errors, elsewhere, RunDirectory(elsewhere).errors))
-        return [path for place in places for path in _of_ranks(place, pattern)]
+        # Most are in several of them: then it is output_dir's that is told.
+        return [*{path.name: path for place in reversed(places) for path in _of_ranks(place, pattern)}.values()]
 
     def rank_records(self) -> list[Path]:
         return _of_ranks(self.record, r"rank-\d+\.json")

@@ -75,14 +75,16 @@ def report_error(output_dir: str | Path, rank: int, error: BaseException, cause:
 
 
 def leave_word(place: Path, report: Report, message: str) -> None:
-    """Write an error's `report` to `place`, or to the launcher's own directory where output_dir can't take it; where
-    neither can, show `message`."""
-    elsewhere = os.environ.get(ERRORS)
-    for path in (place, Path(elsewhere, place.name)) if elsewhere else (place,):
+    """Write an error's `report` to `place` and to the launcher's own directory, where it looks if output_dir can't take
+    it, or isn't known to it (a script that trains a run); where neither can take it, show `message`."""
+    left, elsewhere = False, os.environ.get(ERRORS)
+    other = elsewhere and Path(elsewhere) not in place.parents
+    for path in (place, Path(elsewhere, place.name)) if elsewhere and other else (place,):
         with suppress(OSError):
             write_atomically(path, json.dumps(report))
-            return
-    print(f"unsloth_accel: {message}", file=sys.stderr, flush=True)
+            left = True
+    if not left:
+        print(f"unsloth_accel: {message}", file=sys.stderr, flush=True)
 
 
 @contextmanager
