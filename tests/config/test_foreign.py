@@ -376,3 +376,12 @@ def test_the_page_has_every_key() -> None:
     assert filled(text) == text, "run python -m unsloth_accel.config.foreign"
     for tool in TOOLS:
         assert all(f"`{key}`" in text for key in tool.keys)
+
+
+@pytest.mark.parametrize(
+    ("given", "here"),
+    [("wandb", "wandb"), (["wandb"], "wandb"), (["wandb", "trackio"], ["wandb", "trackio"]), (["swanlab"], None)],
+)
+def test_one_tracker_or_several(tmp_path: Path, given: Any, here: Any) -> None:
+    found = made(tmp_path, LLAMA_FACTORY | {"report_to": given}, gpus=2)
+    assert found.settings.get("logging.report_to") == here

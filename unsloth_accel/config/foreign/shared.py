@@ -73,11 +73,11 @@ TARGETS = Becomes("lora.target_modules", how=modules, otherwise=_PROJECTIONS)
 
 
 def tracker(value: Any) -> Any:
-    """Return logging.report_to of a name or a list of one; raises `ValueError` for several."""
-    names = [value] if isinstance(value, str) else list(value) if isinstance(value, list) else [None]
-    if len(names) != 1 or not isinstance(names[0], str) or names[0] == "swanlab":
+    """Return logging.report_to of a name or a list of names; raises `ValueError` where one is none, or SwanLab's."""
+    names = [value] if isinstance(value, str) else list(value) if isinstance(value, list) else []
+    if not names or not all(isinstance(name, str) and name != "swanlab" for name in names):
         raise ValueError
-    return names[0]
+    return names[0] if len(names) == 1 else names
 
 
 def word(value: Any) -> Any:
@@ -169,7 +169,7 @@ TRAINER: Mapping[str, Entry] = {
     "report_to": Becomes(
         "logging.report_to",
         how=tracker,
-        otherwise="one tracker is taken, one of the Trainer's own integrations: set logging.report_to.",
+        otherwise="the Trainer's own integrations are taken: set logging.report_to to one or several.",
     ),
     "gradient_checkpointing": CHECKPOINTING,
     "activation_checkpointing": CHECKPOINTING,
