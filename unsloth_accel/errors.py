@@ -118,8 +118,8 @@ def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def counted(count: int, thing: str) -> str:
-    """Return `1 row`, `2 rows`, `1 process`, `2 processes`, `1,000 bytes`."""
-    return f"{count:,} {thing}{'' if count == 1 else 'es' if thing.endswith('s') else 's'}"
+    """Return `1 row`, `2 rows`, `1 process`, `2 processes`, `2 batches`, `1,000 bytes`."""
+    return f"{count:,} {thing}{'' if count == 1 else 'es' if thing.endswith(('s', 'ch')) else 's'}"
 
 
 def as_word(value: Any) -> str:

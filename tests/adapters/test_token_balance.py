@@ -192,3 +192,12 @@ def test_where_nothing_is_gained_rows_are_shared_out_by_number(
     assert isinstance(done, token_balance.Balance)
     assert done.gains is gains
     assert (trainer.get_train_dataloader is not before) is changed
+
+
+def test_no_speed_is_said_that_is_none() -> None:
+    from unsloth_accel.adapters.token_balance import Balance
+
+    shares = {"waiting": 0.1, "waiting_before": 0.1, "padding": 0.0, "padding_before": 0.0, "padded": False}
+    slower = Balance(accumulation=1, planned_accumulation=2, speedup=0.99, **shares)
+    assert str(slower) == "rows shared out by tokens: 1 micro-batch per step instead of 2, as they fit"
+    assert "1.20 × as fast" in str(Balance(accumulation=1, planned_accumulation=2, speedup=1.2, **shares))

@@ -18,7 +18,7 @@ from unsloth_accel.config.installed_source import enum_words, parameters, source
 from unsloth_accel.errors import ConfigError
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.launch.launcher import launch
-from unsloth_accel.validation.rules import Document, check_document, validate
+from unsloth_accel.validation.rules import Context, Document, check_document, validate
 from unsloth_accel.validation.run_checks import read
 
 CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
@@ -183,3 +183,23 @@ def test_steps_are_whole(number: float, description: dict[str, Any]) -> None:
     values = {**description, "training": {"save_strategy": "steps", "save_steps": number}}
     (found,) = check_document(Document(file="", kind="run", values=values))
     assert (found.rule, found.key) == ("run-steps", "training.save_steps")
+
+
+@pytest.mark.parametrize(
+    ("distributed", "hardware", "refused"),
+    [
+        ({"strategy": "single"}, None, False),
+        ({"num_processes": 1}, None, False),
+        ({}, "4090", False),
+        ({}, "2x4090", True),
+        ({"strategy": "ddp"}, None, True),
+    ],
+)
+def test_what_runs_in_one_process_only(
+    distributed: dict[str, Any], hardware: str | None, refused: bool, description: dict[str, Any]
+) -> None:
+    training = {"optim": "galore_adamw_layerwise", "optim_target_modules": "all-linear"}
+    values = {**description, "training": training, "distributed": distributed}
+    context = Context(hardware=Hardware.parse(hardware) if hardware else None)
+    found = check_document(Document(file="", kind="run", values=values, context=context))
+    assert any("one process only" in one.consequence for one in found) == refused

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from ..capabilities.probe import available
 from ..data.balance import by_number, costs_of, share
+from ..errors import counted
 from .micro_batches import parts_add_up
 from .real_batch import set_batch
 from .token_count import count_late
@@ -64,6 +65,11 @@ class Balance:
         return self.speedup >= LEAST_GAIN or self.accumulation < self.planned_accumulation
 
     def __str__(self) -> str:
+        parts = (
+            f"{counted(self.accumulation, 'micro-batch')} per step instead of {self.planned_accumulation}, as they fit"
+        )
+        if self.speedup < LEAST_GAIN:
+            return f"rows shared out by tokens: {parts}"
         text = (
             f"rows shared out by tokens: steps {self.speedup:.2f} × as fast as by number, if time goes with tokens "
             f"(ranks wait {self.waiting:.1%} instead of {self.waiting_before:.1%} of it"
@@ -71,7 +77,7 @@ class Balance:
         if self.padded:
             text += f", padding {self.padding:.0%} instead of {self.padding_before:.0%}"
         if self.accumulation != self.planned_accumulation:
-            text += f", {self.accumulation} micro-batches per step instead of {self.planned_accumulation}, as they fit"
+            text += f", {parts}"
         return f"{text})"
 
 

@@ -11,7 +11,7 @@ from ...errors import ConfigError, Problem, Severity
 from ...strategies import STRATEGIES, Strategy, usual
 from .document import Document, Finding, Repair, is_whole
 from .rule_registry import add_rule, rule
-from .run_settings import given
+from .run_settings import alone, given
 
 
 def _refused_by_the_reader(id: str, happens: str, reference: str) -> None:
@@ -131,11 +131,6 @@ _refused_by_the_reader(
 )
 
 
-def _alone(config: Document) -> bool:
-    strategy = _asked(config)
-    return bool((strategy and strategy.one_process) or config.get("distributed.num_processes") == 1)
-
-
 def _asked(config: Document) -> Strategy | None:
     """Return the strategy that the run names; None for `auto`, and for a word that names none."""
     return STRATEGIES.get(config.get("distributed.strategy"))
@@ -177,10 +172,9 @@ def run_ddp_backend(config: Document) -> Iterator[Finding]:
     Reference: torch/distributed/distributed_c10d.py: "Default process group has not been initialized" (measured);
     transformers/training_args.py: `self.ddp_backend`.
     """
-    key, hardware = "training.ddp_backend", config.context.hardware
-    backend, asked = config.get(key), config.get("distributed.num_processes", "auto")
-    one_card = hardware is not None and len(hardware.devices) * hardware.num_machines == 1
-    if backend is not None and (_alone(config) or (asked == "auto" and one_card)):
+    key = "training.ddp_backend"
+    backend = config.get(key)
+    if backend is not None and alone(config):
         consequence = "is for several processes, and there is one, which fails."
     elif backend == "nccl" and config.get("distributed.device") == "cpu":
         consequence = "needs GPUs; every process fails."
@@ -235,7 +229,7 @@ def run_find_unused_parameters(config: Document) -> Iterator[Finding]:
     """
     key = "training.ddp_find_unused_parameters"
     checkpointing = config.get("model.gradient_checkpointing", "unsloth") not in (False, "false")
-    if config.get(key) is True and checkpointing and not _alone(config):
+    if config.get(key) is True and checkpointing and not alone(config):
         consequence = "with gradient checkpointing DDP fails in the first backward: a parameter is marked ready twice."
         yield config.problem(key, consequence, "remove it; Unsloth chooses", Repair(kind="remove", key=key))
 
@@ -247,7 +241,7 @@ def run_static_graph(config: Document) -> Iterator[Finding]:
     Reference: measured (static_graph alone OK, INTERNAL ASSERT with no_sync).
     """
     key, accumulation = "training.ddp_static_graph", "training.gradient_accumulation_steps"
-    if config.get(key) is True and not _alone(config) and config.get(accumulation) != 1:
+    if config.get(key) is True and not alone(config) and config.get(accumulation) != 1:
         consequence = "with accumulation DDP fails in an internal assertion."
         yield config.problem(key, consequence, f"remove it, or {accumulation}: 1")
 

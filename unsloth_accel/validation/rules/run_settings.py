@@ -13,6 +13,7 @@ from ...config.run_config import OWN_TRAINING_KEYS, DataConfig, RunConfig
 from ...config.trainer_fields import accepts, training_fields
 from ...config.trainer_settings import settings
 from ...methods import METHODS, USUAL_METHOD, Method
+from ...strategies import STRATEGIES
 from .document import Document
 
 
@@ -70,3 +71,14 @@ def settings_of(config: Document) -> dict[str, Any]:
 def number(value: Any) -> float | None:
     """Return `value` if it is a number."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def alone(config: Document) -> bool:
+    """Return whether the run is one process: it says so, or `auto` finds one GPU on the machine, if that is known."""
+    strategy, asked = (
+        STRATEGIES.get(config.get("distributed.strategy")),
+        config.get("distributed.num_processes", "auto"),
+    )
+    hardware = config.context.hardware
+    one_card = hardware is not None and len(hardware.devices) * hardware.num_machines == 1
+    return bool((strategy and strategy.one_process) or asked == 1 or (asked == "auto" and one_card))

@@ -13,7 +13,7 @@ from ...config.trainer_fields import field_options
 from ...errors import close_match
 from .document import Document, Finding, Repair
 from .rule_registry import RULES, rule
-from .run_settings import given, method_of, number, settings_of
+from .run_settings import alone, given, method_of, number, settings_of
 from .trying import changed
 
 _ENUMS = {
@@ -156,7 +156,7 @@ def run_optimizer_arguments(config: Document) -> Iterator[Finding]:
     if word.startswith(_LOW_RANK) and not values.get("optim_target_modules"):
         consequence = "needs training.optim_target_modules; every process fails."
         yield config.problem("training.optim", consequence, "training.optim_target_modules: all-linear")
-    if word.endswith("layerwise") and config.get("distributed.num_processes") != 1:
+    if word.endswith("layerwise") and not alone(config):
         consequence = "runs in one process only; every process fails."
         yield config.problem("training.optim", consequence, f"training.optim: {word.removesuffix('_layerwise')}")
 
