@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from unsloth_accel.files import replacing_directory, write_atomically
+from unsloth_accel.files import replacing_directory, sizes_below, write_atomically
 
 
 def test_text_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,3 +62,19 @@ def test_the_old_directory_comes_back_when_it_cannot_be_replaced(
     with pytest.raises(type(error)), replacing_directory(target):
         pass
     assert (target / "file").read_text(encoding="utf-8") == "old"
+
+
+def test_files_that_another_rank_removes_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("c", "b/a", "gone"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    seen = Path.is_file
+
+    def removed(path: Path) -> bool:
+        there = seen(path)
+        if path.name == "gone":
+            path.unlink()
+        return there
+
+    monkeypatch.setattr(Path, "is_file", removed)
+    assert [*sizes_below(tmp_path).items()] == [("b/a", 3), ("c", 1)]

@@ -226,6 +226,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sizes_below(directory: Path) -> dict[str, int]:
-    """Return every file below `directory` by its relative name, in order, with its size in bytes."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {path.relative_to(directory).as_posix(): path.stat().st_size for path in files}
+    """Return every file below `directory` by its relative name, in order, with its size in bytes; without those that
+    another rank removes meanwhile."""
+    found: dict[str, int] = {}
+    for place, _, names in os.walk(directory):
+        for path in (Path(place, name) for name in names):
+            with suppress(FileNotFoundError):
+                if path.is_file():
+                    found[path.relative_to(directory).as_posix()] = path.stat().st_size
+    return dict(sorted(found.items()))
