@@ -44,6 +44,9 @@ class ModelConfig:
     """Data type of the base model: float32, float16 or bfloat16; null lets Unsloth choose for the hardware."""
     gradient_checkpointing: str = "unsloth"
     """Gradient checkpointing: `unsloth` (offloaded, least memory), `true` (PyTorch's) or `false` (fastest)."""
+    keep_activations: Any = "auto"
+    """Decoder blocks that keep their activations instead of computing them again in the backward pass, which is faster
+    and takes memory: a number, `all`, or `auto`, the fastest that fits. Only with gradient_checkpointing."""
     trust_remote_code: bool = False
     """Run Python code from the model's repository."""
 
