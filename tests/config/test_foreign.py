@@ -323,6 +323,21 @@ def test_a_key_of_no_record_is_named_and_a_wrong_value_too(tmp_path: Path) -> No
     assert {"strange", "learning_rate", "datasets"} <= {line.key for line in found.of_kind("named")}
 
 
+def test_what_a_file_says_is_written_though_it_is_so_here_anyway(tmp_path: Path) -> None:
+    found = made(tmp_path, AXOLOTL | {"gradient_checkpointing": True, "tf32": False})
+    assert found.settings["model.gradient_checkpointing"] == "unsloth"
+    assert found.settings["training.tf32"] is False
+
+
+def test_a_run_is_overwritten_where_the_file_does_so_and_goes_on_from_nothing(tmp_path: Path) -> None:
+    overwrites = LLAMA_FACTORY | {"overwrite_output_dir": True}
+    assert made(tmp_path, overwrites).settings["training.overwrite"] is True
+    found = made(tmp_path, overwrites | {"resume_from_checkpoint": True})
+    assert found.settings["training.resume"] is True
+    assert "training.overwrite" not in found.settings
+    assert "resume_from_checkpoint" not in {line.key for line in found.of_kind("named")}
+
+
 def test_one_row_per_gpu_stays_one_row_per_gpu(tmp_path: Path) -> None:
     values = LLAMA_FACTORY | {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
     found = made(tmp_path, values)

@@ -410,7 +410,9 @@ _KEYS: Mapping[str, Entry] = {
         "auto is what the plan does",
     ),
     "fp16": Chooses({True: {"training.fp16": True}, False: {}}, "true or false."),
-    "tf32": Chooses({True: {"training.tf32": True}, False: {}, "auto": {}}, "true, false or auto."),
+    "tf32": Chooses(
+        {True: {"training.tf32": True}, False: {"training.tf32": False}, "auto": {}}, "true, false or auto."
+    ),
     "bfloat16": Chooses({True: {"model.dtype": "bfloat16"}, False: {}}, "true or false."),
     "float16": Chooses({True: {"model.dtype": "float16"}, False: {}}, "true or false."),
     "torch_dtype": DTYPE,

@@ -130,6 +130,12 @@ def _resume(value: Any, theirs: Theirs) -> Outcome:
     return Outcome(note=reason, translated=False)
 
 
+def _overwrite(value: Any, theirs: Theirs) -> Outcome:
+    if theirs.has("resume_from_checkpoint", "auto_resume_from_checkpoints"):
+        return Outcome(note="going on from a checkpoint, it replaces nothing, as there")
+    return Outcome({"training.overwrite": value})
+
+
 def _dtype(value: Any) -> Any:
     name = str(value).removeprefix("torch.")
     names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "auto": None}
@@ -144,9 +150,12 @@ def field(*names: str, note: str = "", how: Callable[[Any], Any] | None = None) 
 
 DTYPE = Becomes("model.dtype", how=_dtype, otherwise="float32, float16 or bfloat16 can be loaded.")
 CHECKPOINTING = Chooses(
-    {True: {}, "offload": {}, "unsloth": {}, False: {"model.gradient_checkpointing": "false"}},
+    {
+        **{value: {"model.gradient_checkpointing": "unsloth"} for value in (True, "offload", "unsloth")},
+        False: {"model.gradient_checkpointing": "false"},
+    },
     "model.gradient_checkpointing is unsloth, true or false.",
-    "on, it is Unsloth's own (`model.gradient_checkpointing: unsloth`), which computes the same in less memory",
+    "Unsloth's own computes the same in less memory",
 )
 RESUME = Computed(_resume, "true: `training.resume: true`; a path isn't translated: name an adapter in `model.name`")
 SHARDED = Covered(SHARDING)
@@ -188,8 +197,8 @@ TRAINER: Mapping[str, Entry] = {
     "do_train": Chooses({True: {}}, "launch always trains; evaluation.loss measures the held-out loss before."),
     "do_eval": Chooses({True: {}, False: {}}, "true or false.", "evaluation runs where data.eval_path names rows"),
     "do_predict": Untranslated("launch trains; evaluation.exact_match answers held-out rows."),
-    "overwrite_output_dir": Covered(
-        "a first run needs none; over an earlier one launch asks for training.overwrite=true or training.resume=true"
+    "overwrite_output_dir": Computed(
+        _overwrite, "true: `training.overwrite: true`, where the file doesn't go on from a checkpoint"
     ),
     "evaluation_strategy": field("eval_strategy", how=word),
     "eval_strategy": field("eval_strategy", how=word),
