@@ -100,3 +100,20 @@ def test_a_strategys_name_stands_in_its_record() -> None:
         if text in names or any(word in text for word in chosen)
     ]
     assert found == [], "ask the record: strategies.STRATEGIES, usual(n).name"
+
+
+CHECKOUT = ("accelerate_configs/", "benchmarks/", "docs/", "examples/")
+WRITES_THERE = ("__main__.py", "config/field_page.py", "config/shipped.py", "models/locate.py")
+"""What writes such files, or speaks of the model that examples/ makes."""
+
+
+def test_nothing_is_named_to_a_user_that_only_a_checkout_has() -> None:
+    """Help and fixes are read beside an installed package, too."""
+    found = [
+        where
+        for file in FILES
+        if not place(file).endswith(WRITES_THERE)
+        for where, text in texts(file)
+        if any(name in text for name in CHECKOUT)
+    ]
+    assert not found

@@ -52,8 +52,9 @@ def test_a_script_is_told_its_batch_once(capsys: pytest.CaptureFixture[str]) -> 
     begin(None, world=1)
     told = capsys.readouterr()
     batch = "24 rows per step = 4 × 3 × 2 (per device × accumulation × processes)"
+    keeps = "which adapt(trainer, global_batch=12) keeps"
     assert told.out.splitlines() == [
-        f"unsloth_accel: 2 processes, ddp: {batch}; one process would take 12",
+        f"unsloth_accel: 2 processes, ddp: {batch}; one process would take 12, {keeps}",
         f"unsloth_accel: 2 processes, ddp: {batch}; one process would take as many",
         "unsloth_accel: 1 process: 12 rows per step = 4 × 3 × 1 (per device × accumulation × processes)",
     ]

@@ -135,7 +135,7 @@ def check_world_size(promised: Promise, environ: Mapping[str, str] = os.environ)
     raise WorldError(
         f"{asks} and {started} started: the run would train with a batch "
         f"{asked}/{started} of the one asked for. Fix: distributed_type: MULTI_GPU (with use_cpu: true on a CPU), as "
-        "in accelerate_configs/; `accelerate launch` starts one process for MULTI_CPU."
+        "unsloth-accel config writes it; `accelerate launch` starts one process for MULTI_CPU."
         if started == 1
         else f"{asks} and {started} started. Fix: launch it with --num_processes {asked}."
     )

@@ -61,7 +61,8 @@ def _line(batch: Batch, processes: int, *, kept: bool) -> str:
     """Return what is trained, in a line; `kept` says that the rows are the same on any number of processes."""
     if processes == 1:
         return f"1 process: {batch}"
-    alone = "as many" if kept else batch.global_size // batch.data_parallel
+    rows = batch.global_size // batch.data_parallel
+    alone = "as many" if kept else f"{rows}, which adapt(trainer, global_batch={rows}) keeps"
     return f"{processes} processes, {rank_checks.running()}: {batch}; one process would take {alone}"
 
 

@@ -18,7 +18,7 @@ examples:
   unsloth-accel config --strategy fsdp2 --gpus 4
   unsloth-accel config --strategy fsdp2 --gpus 4 --decoder-layer Qwen3DecoderLayer --out fsdp2.yaml
   unsloth-accel config --strategy ddp --gpus 8 --machines 2 --main-process-ip 10.0.0.1
-  unsloth-accel config examples/configs/quickstart.yaml --out accelerate.yaml"""
+  unsloth-accel config run.yaml --out accelerate.yaml"""
 
 
 def parser() -> argparse.ArgumentParser:

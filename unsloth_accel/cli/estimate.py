@@ -18,14 +18,14 @@ EXAMPLES = """\
 examples:
   unsloth-accel estimate model.name=unsloth/Llama-3.1-8B-Instruct
   unsloth-accel estimate model.name=unsloth/Qwen3-32B model.load_in_4bit=true --gpus 4 --rows 1
-  unsloth-accel estimate examples/configs/quickstart.yaml --json"""
+  unsloth-accel estimate run.yaml --json"""
 
 
 def parser() -> argparse.ArgumentParser:
     made = command_parser(
         "estimate",
         "GiB per GPU for each strategy: weights, adapter, gradients, optimizer, activations, loss, "
-        "gathered units, loading, fragmentation, CUDA's context. How good it is: docs/memory.md.",
+        "gathered units, loading, fragmentation, CUDA's context.",
         EXAMPLES,
         usage="unsloth-accel estimate [RUN.yaml] [key=value ...] [--gpus N] [--rows N] [--json]",
     )

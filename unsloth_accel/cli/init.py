@@ -25,7 +25,7 @@ examples:
   unsloth-accel init --from accelerate.yaml -- train.py --model_name_or_path … --learning_rate 2e-4
   unsloth-accel init --from train.py                          # or notebook.ipynb: what to add, what every rank does
 
-Every key of another tool's file is translated, or named with the reason. docs/migrating.md has them all."""
+Every key of another tool's file is translated, or named with the reason."""
 _SCRIPTS = (".py", ".ipynb")
 _ROWS = 16
 """Rows per step of a run that is begun, or the next number that the processes of this machine divide."""

@@ -9,9 +9,9 @@ from .options import command_parser
 
 EXAMPLES = """\
 examples:
-  unsloth-accel launch examples/configs/quickstart.yaml training.max_steps=2
-  unsloth-accel launch examples/configs/quickstart.yaml --dry-run
-  unsloth-accel launch --config_file accelerate_configs/cpu_ddp.yaml examples/sft.py
+  unsloth-accel launch run.yaml training.max_steps=2
+  unsloth-accel launch run.yaml --dry-run
+  unsloth-accel launch --config_file ddp.yaml train.py
   unsloth-accel launch --config_file mine.yaml --allow fsdp-config-ignored train.py"""
 
 

@@ -70,11 +70,12 @@ def price(text: str) -> float:
 def run_from_words(words: Sequence[str]) -> RunConfig:
     """The run that a YAML file and overrides describe, in any order; data and output_dir may be missing."""
     from ..config.read_run import is_override
+    from ..validation.rules import SUFFIXES
     from ..validation.run_checks import read
 
     overrides = [word for word in words if is_override(word)]
     files = [word for word in words if not is_override(word)]
-    if len(files) > 1 or (files and not files[0].endswith((".yaml", ".yml"))):
+    if len(files) > 1 or (files and not files[0].endswith(SUFFIXES)):
         fix = "give one RUN.yaml, and key=value words such as model.name=unsloth/Llama-3.1-8B-Instruct"
         raise ConfigError(Problem(key=files[-1], consequence="is neither an override nor the one YAML file.", fix=fix))
     if not words:

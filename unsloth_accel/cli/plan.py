@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  unsloth-accel plan examples/configs/quickstart.yaml
+  unsloth-accel plan run.yaml
   unsloth-accel plan --hardware 8xH100-80GB model.name=unsloth/Llama-3.1-8B-Instruct batch.global_size=64
   unsloth-accel plan --hardware 2xT4 --json model.name=unsloth/Qwen3-8B model.load_in_4bit=true batch.global_size=16
   unsloth-accel plan run.yaml --hardware 8xH100 --price 2.49

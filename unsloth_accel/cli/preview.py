@@ -23,7 +23,7 @@ MOST = 10_000
 EXAMPLES = """\
 examples:
   unsloth-accel preview run.yaml
-  unsloth-accel preview examples/configs/quickstart.yaml data.train_on=responses --rows 1
+  unsloth-accel preview run.yaml data.train_on=responses --rows 1
   unsloth-accel preview run.yaml model.max_seq_length=1024 --most 1000000 --json"""
 
 

@@ -17,13 +17,13 @@ from .tables import print_lines
 
 EXAMPLES = """\
 examples:
-  unsloth-accel validate accelerate_configs/ddp.yaml examples/configs/quickstart.yaml
+  unsloth-accel validate ddp.yaml run.yaml
   unsloth-accel validate runs/llama-8b                    # run.planned.yaml and accelerate.yaml, and whether they agree
   unsloth-accel validate --fix my_config.yaml             # writes my_config.fixed.yaml
   unsloth-accel validate --json my_config.yaml
 
-docs/rules.md explains every rule; --json tells those apart that share a line. exit status: 0 no errors, 1 errors,
-2 wrong usage"""
+python -m unsloth_accel.validation.rules RULES.md writes what every rule is about; --json tells those apart that share a
+line. exit status: 0 no errors, 1 errors, 2 wrong usage"""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  unsloth-accel verify examples/configs/quickstart.yaml --steps 4 batch.global_size=4
+  unsloth-accel verify run.yaml --steps 4 batch.global_size=4
   unsloth-accel verify run.yaml --strategy ddp,fsdp2_native --json verified.json
   unsloth-accel verify run.yaml --strategy single          # the one process again: the noise of this hardware
   unsloth-accel verify run.yaml model.load_in_4bit=true --tolerance adapter=0.3 --keep runs/verified

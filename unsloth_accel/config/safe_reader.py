@@ -232,7 +232,7 @@ def _parsed(reader: _Reader) -> dict[str, Any]:
         raise _Unreadable(
             "empty-file",
             "is empty.",
-            "write keys and values into it; examples/configs/ and accelerate_configs/ have some",
+            "write keys and values into it: unsloth-accel init begins a run, unsloth-accel config an accelerate config",
             1,
         )
     if reader.file.endswith(".json"):

@@ -76,7 +76,7 @@ def _judge(name: str, device: str, processes: int, ranks: tuple[dict[str, Any], 
     if len(ranks) != processes or worlds != [processes]:
         ran = counted(len(ranks), "process")
         detail = f"{ran} ran, in groups of {worlds}, where {processes} should be in one: each would train alone"
-        fix = 'pip install "accelerate>=1.15", then launch with a config of accelerate_configs/'
+        fix = 'pip install "accelerate>=1.15", then launch with a config of unsloth-accel config'
         return _error(name, detail, fix)
     wrong = [rank["rank"] for rank in ranks if not rank.get("right")]
     if wrong:

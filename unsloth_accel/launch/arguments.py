@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from ..config.read_run import is_override
 from ..config.run_config import IF_ANY
 from ..errors import ConfigError, Problem, close_match
-from ..validation.rules import RULES
-from .run_accelerate import takes_value
+from ..validation.rules import RULES, SUFFIXES
+from .run_accelerate import known_flags, takes_value
 
 _RESUME_IF_ANY = f"training.resume={IF_ANY}"
 
@@ -32,7 +32,7 @@ def parse(tokens: Sequence[str]) -> Request:
 
     Run mode has a run's YAML as its first word that is no flag or flag's value; anything else is script mode, where all
     words but `--dry-run` and `--allow` are `accelerate launch`'s. Raises `ConfigError` when there is nothing to launch,
-    or a rule to allow that isn't there.
+    and for a rule or a flag that isn't there.
     """
     flags: list[str] = []
     overrides: list[str] = []
@@ -49,6 +49,7 @@ def parse(tokens: Sequence[str]) -> Request:
         elif word == "--resume-if-any":
             overrides.append(_RESUME_IF_ANY)
         elif word.startswith("-"):
+            _check_flag(word.partition("=")[0])
             flags.append(word)
             if "=" not in word and words and takes_value(word):
                 flags.append(words.pop(0))
@@ -57,7 +58,7 @@ def parse(tokens: Sequence[str]) -> Request:
         elif run_yaml is not None:
             fix = "write key=value, for example training.max_steps=2"
             raise ConfigError(Problem(key=word, consequence="is neither an override nor a flag.", fix=fix))
-        elif word.endswith((".yaml", ".yml")):
+        elif word.endswith(SUFFIXES):
             run_yaml = word
         elif _RESUME_IF_ANY in overrides:
             consequence = "is for launch RUN.yaml: what a script of yours goes on from, it says itself."
@@ -74,6 +75,17 @@ def parse(tokens: Sequence[str]) -> Request:
     return Request(run_yaml=run_yaml, overrides=tuple(overrides), accelerate_flags=tuple(flags), dry_run=dry_run)
 
 
+def _check_flag(flag: str) -> None:
+    """Raise `ConfigError` for a flag of nobody's: whether the word behind it is its value or the script is unknown."""
+    known = {"--dry-run", "--allow", "--resume-if-any", *known_flags()}
+    if flag not in known:
+        near = close_match(flag, known)
+        fix = (
+            f"did you mean {near}?" if near else "accelerate launch --help lists its flags; a script's stand behind it"
+        )
+        raise ConfigError(Problem(key=flag, consequence="is no flag of launch, nor of accelerate's.", fix=fix))
+
+
 def _rules(words: str) -> set[str]:
     """Return the rules that a word of --allow names, with commas between them."""
     named = {word.strip() for word in words.split(",")}
@@ -81,7 +93,7 @@ def _rules(words: str) -> set[str]:
     if unknown:
         near = close_match(unknown[0], RULES)
         consequence = "is no rule of validate." if unknown[0] else "needs the id of a rule."
-        fix = f"did you mean {near}?" if near else "the id that stands in brackets behind the error; docs/rules.md"
+        fix = f"did you mean {near}?" if near else "the id that stands in brackets behind the error"
         raise ConfigError(Problem(key="--allow", value=unknown[0] or None, consequence=consequence, fix=fix))
     return named
 

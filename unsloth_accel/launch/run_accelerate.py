@@ -12,7 +12,7 @@ import logging
 import os
 import shlex
 import signal
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -192,8 +192,13 @@ def _told(command: Launch, ended: dict[int, int], place: Path, *, several: bool 
     return error
 
 
+def known_flags() -> Collection[str]:
+    """Return the flags of `accelerate launch`, which takes none that is shortened."""
+    return _parser()._option_string_actions.keys()
+
+
 def takes_value(flag: str) -> bool:
-    """Return whether an `accelerate launch` flag takes a value; unknown flags are left to accelerate to refuse."""
+    """Return whether an `accelerate launch` flag takes a value."""
     action = _parser()._option_string_actions.get(flag)
     return action is not None and action.nargs != 0
 

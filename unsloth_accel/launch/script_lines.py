@@ -24,7 +24,8 @@ _LARGEST = 2**26
 """Bytes beyond which a file is no script, and isn't read; notebooks hold pictures."""
 _GUARDS = ("process_zero", "main_process", "rank", "RANK")
 """Parts of a condition that chooses one process; what stands below it is left out."""
-_IF_ZERO = "below if trainer.is_world_process_zero():"
+_IF_ZERO = "below if trainer.is_world_process_zero(): (accelerate.PartialState().is_main_process, before there is one)"
+_ADAPTED_WRITES = "one process writes, once adapt has the trainer of this model or tokenizer; else all do"
 _AFTERWARDS = "do this once after the launch has ended, in one process"
 
 
@@ -53,29 +54,34 @@ CALLS = (
     ),
     Call(names=("print", ".to_string", "display"), happens="is shown once per process", do=_IF_ZERO),
     Call(
-        names=(".save_pretrained", ".save_lora"),
-        happens="all processes write into one directory; under fsdp2 each holds a part",
-        do="trainer.save_model(DIR), or unsloth_accel.save(model, DIR, tokenizer=tokenizer), called by every process",
+        names=(".save_pretrained", ".push_to_hub"),
+        happens=f"{_ADAPTED_WRITES}; under fsdp2 each holds a part, which adapt gathers",
+        do="leave it, behind adapt and called by every process",
     ),
     Call(
-        names=(".save_pretrained_merged", ".merge_and_unload"),
-        happens="all processes merge and write the whole model",
+        names=(".save_lora",),
+        happens="all processes write into one directory",
+        do="unsloth_accel.save(model, DIR, tokenizer=tokenizer), called by every process",
+    ),
+    Call(
+        names=(".save_pretrained_merged",),
+        happens=f"{_ADAPTED_WRITES}, while the other GPUs wait for it to merge",
         do=f"trainer.save_model(DIR), and {_AFTERWARDS} (unsloth-accel merge DIR)",
     ),
     Call(
-        names=(".save_pretrained_gguf", ".push_to_hub_gguf"),
-        happens="all processes merge, convert and write the whole model",
+        names=(".save_pretrained_gguf", ".push_to_hub_gguf", ".push_to_hub_merged"),
+        happens=f"{_ADAPTED_WRITES}, while the other GPUs wait for it to merge and convert",
         do=f"trainer.save_model(DIR), and {_AFTERWARDS}",
     ),
     Call(
-        names=(".push_to_hub_merged",),
-        happens="all processes merge and upload the whole model",
-        do=f"trainer.save_model(DIR), and {_AFTERWARDS}",
+        names=(".merge_and_unload",),
+        happens="all processes merge the whole model",
+        do=f"trainer.save_model(DIR), and {_AFTERWARDS} (unsloth-accel merge DIR)",
     ),
     Call(
-        names=(".push_to_hub", ".upload_folder", ".upload_file"),
+        names=(".upload_folder", ".upload_file"),
         happens="all processes upload",
-        do="trainer.push_to_hub(), called by every process, of which one uploads",
+        do=_IF_ZERO,
     ),
     Call(
         names=(".generate", ".fast_generate"),
@@ -233,7 +239,7 @@ def _to_add(parts: list[tuple[int, ast.Module]]) -> Iterator[tuple[str, str]]:
         name = ast.unparse(node.targets[0])
         yield f"after {Place(node.end_lineno or node.lineno, cell)}", f"{name} = unsloth_accel.adapt({name})"
     if not trainers:
-        yield "before .train()", "trainer = unsloth_accel.adapt(trainer)  # of a loop of your own: docs/script.md"
+        yield "before .train()", "trainer = unsloth_accel.adapt(trainer)  # a loop of your own: unsloth_accel.prepare"
 
 
 _IMPORTS = (ast.Import, ast.ImportFrom)

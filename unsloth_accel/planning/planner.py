@@ -318,7 +318,7 @@ def _only_text(run: RunConfig) -> Problem:
         consequence="is a model of text and images or sound. `launch RUN.yaml` reads rows of text only: its other half "
         "would fill every GPU and learn nothing, and Unsloth has no such models on a CPU.",
         fix="a text model, or your own script: FastVisionModel, unsloth_accel.adapt(trainer), and `unsloth-accel "
-        "launch --config_file accelerate_configs/ddp.yaml script.py`",
+        "launch --config_file CONFIG.yaml script.py`; unsloth-accel config makes one",
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .document import Document, Finding
+from .ready_configs import FSDP2
 from .rule_registry import RULES
 from .trying import useful
 
@@ -38,7 +39,7 @@ def folded(found: Sequence[Finding]) -> list[Finding]:
     one_line = Finding(
         key="fsdp_config",
         consequence=f"trains, and is not made for Unsloth: {', '.join(words)}.",
-        fix="fsdp_config of accelerate_configs/fsdp2.yaml",
+        fix=f"fsdp_config of {FSDP2}",
         severity="warning",
         file=usual[0].file,
         line=min((one.line for one in usual if one.line), default=None),

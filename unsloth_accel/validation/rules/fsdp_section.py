@@ -19,6 +19,7 @@ from .names import (
     WRAP_POLICIES,
     layer_exists,
 )
+from .ready_configs import FSDP2
 from .rule_registry import rule
 from .trying import GONE, choice, leads_astray
 
@@ -54,7 +55,7 @@ def fsdp_config_missing(config: Document) -> Iterator[Finding]:
     """
     if config.type == "FSDP" and config.get("fsdp_config") in (None, {}):
         consequence = "is missing: accelerate takes FSDP1 and the whole model as one unit."
-        yield config.problem("fsdp_config", consequence, "copy it from accelerate_configs/fsdp2.yaml")
+        yield config.problem("fsdp_config", consequence, f"copy it from {FSDP2}")
 
 
 @rule("fsdp-unknown-key")
@@ -106,7 +107,7 @@ def _second_version(config: Document) -> str:
     text, changes = "fsdp_version: 2", second_version(config)
     for name, value in list(changes.items())[1:]:
         text += f" with {name.rpartition('.')[2]}: {as_word(value)}"
-    whole = "fsdp_config of accelerate_configs/fsdp2.yaml"
+    whole = f"fsdp_config of {FSDP2}"
     return whole if leads_astray(config, changes) else text
 
 
@@ -147,7 +148,7 @@ def fsdp_wrap_policy_missing(config: Document) -> Iterator[Finding]:
     if config.fsdp_version and "auto_wrap_policy" not in config.fsdp:
         consequence = "is missing: the whole model is one unit, gathered at once, without Unsloth's fused kernels."
         text, key = "fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP", "fsdp_config.fsdp_auto_wrap_policy"
-        fix = choice(config, {text: {key: "TRANSFORMER_BASED_WRAP"}}, "fsdp_config of accelerate_configs/fsdp2.yaml")
+        fix = choice(config, {text: {key: "TRANSFORMER_BASED_WRAP"}}, f"fsdp_config of {FSDP2}")
         yield config.problem(key, consequence, fix)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from ...config.foreign import recognise
 from .document import Document, Finding
+from .ready_configs import DDP, FSDP2, ON_CPU
 from .rule_registry import rule
 from .trying import choice
 
@@ -23,7 +24,7 @@ def deepspeed(config: Document) -> Iterator[Finding]:
     """
     if config.type == "DEEPSPEED":
         consequence = "is launched as it is: unsloth_accel plans and checks DDP and FSDP, not DeepSpeed."
-        yield config.problem("distributed_type", consequence, "nothing, or accelerate_configs/fsdp2.yaml")
+        yield config.problem("distributed_type", consequence, f"nothing, or {FSDP2}")
 
 
 @rule("deepspeed-config-ignored")
@@ -52,7 +53,7 @@ def deepspeed_use_cpu(config: Document) -> Iterator[Finding]:
     """
     if config.type in ("DEEPSPEED", "MEGATRON_LM") and config.get("use_cpu"):
         consequence = "is not told to the processes: they train on GPUs, or find none and fail."
-        yield config.problem("use_cpu", consequence, "use_cpu: false, or accelerate_configs/cpu_ddp.yaml")
+        yield config.problem("use_cpu", consequence, f"use_cpu: false, or {ON_CPU}")
 
 
 @rule("megatron-lm", "warning")
@@ -64,7 +65,7 @@ def megatron_lm(config: Document) -> Iterator[Finding]:
     """
     if config.type == "MEGATRON_LM":
         consequence = "Megatron-LM builds a model of its own classes: one that Unsloth loaded is not trained."
-        yield config.problem("distributed_type", consequence, "accelerate_configs/ddp.yaml or fsdp2.yaml")
+        yield config.problem("distributed_type", consequence, "unsloth-accel config, with --strategy ddp or fsdp2")
 
 
 @rule("tpu", "warning")
@@ -76,7 +77,7 @@ def tpu(config: Document) -> Iterator[Finding]:
     """
     if config.type == "XLA":
         consequence = "Unsloth doesn't run on TPUs."
-        yield config.problem("distributed_type", consequence, "a machine with GPUs and accelerate_configs/ddp.yaml")
+        yield config.problem("distributed_type", consequence, f"a machine with GPUs and {DDP}")
 
 
 @rule("other-device", "warning")
@@ -103,7 +104,7 @@ def sagemaker(config: Document) -> Iterator[Finding]:
     """
     if not config.local:
         consequence = "accelerate 1.15 ends in a traceback on every SageMaker config."
-        fix = "accelerate_configs/ddp.yaml, launched inside a SageMaker training job"
+        fix = f"{DDP}, launched inside a SageMaker training job"
         yield config.problem("compute_environment", consequence, fix)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from ...errors import counted
 from .document import Document, Finding, Repair, is_whole
+from .ready_configs import ON_CPU
 from .rule_registry import rule
 from .trying import choice
 
@@ -62,7 +63,7 @@ def multi_cpu_one_process(config: Document) -> Iterator[Finding]:
     if config.type == "MULTI_CPU" and count not in (1, None) and not config.get("mpirun_config"):
         consequence = f"`accelerate launch` starts one process for MULTI_CPU, not {count}, and says nothing: "
         consequence += "the run would train with a fraction of its batch."
-        fix = "distributed_type: MULTI_GPU with use_cpu: true, as in accelerate_configs/cpu_ddp.yaml"
+        fix = f"distributed_type: MULTI_GPU with use_cpu: true, as in {ON_CPU}"
         yield config.problem("distributed_type", consequence, fix)
 
 
@@ -80,7 +81,7 @@ def one_process_starts(config: Document) -> Iterator[Finding]:
         key = "num_processes" if asked else "distributed_type"
         fix = choice(config, {"distributed_type: MULTI_GPU": {"distributed_type": "MULTI_GPU"}}, "num_processes: 1")
         if hardware and not hardware.devices:
-            fix = "accelerate_configs/cpu_ddp.yaml, or num_processes: 1"
+            fix = f"{ON_CPU}, or num_processes: 1"
         yield config.problem(key, f"one process starts, not {count}.", fix, mild=not asked)
 
 
@@ -121,7 +122,7 @@ def fsdp_on_cpu(config: Document) -> Iterator[Finding]:
     """
     if config.type == "FSDP" and config.get("use_cpu") is True:
         consequence = "accelerate has no FSDP on a CPU: nothing would be sharded."
-        fix = choice(config, {"use_cpu: false": {"use_cpu": False}}, "accelerate_configs/cpu_ddp.yaml")
+        fix = choice(config, {"use_cpu: false": {"use_cpu": False}}, ON_CPU)
         yield config.problem("use_cpu", consequence, fix)
 
 
@@ -214,5 +215,5 @@ def too_few_gpus(config: Document) -> Iterator[Finding]:
         why = f" ({hardware.reason})" if hardware.reason else ""
         need = f"{counted(count, 'process')} need{'s' * (count == 1)} {counted(count, 'GPU')}"
         consequence = f"{need} and {gpus} are visible{why}."
-        fix = f"--num_processes {gpus}" if gpus > 1 else "accelerate_configs/cpu_ddp.yaml, or a machine with GPUs"
+        fix = f"--num_processes {gpus}" if gpus > 1 else f"{ON_CPU}, or a machine with GPUs"
         yield config.problem("num_processes", consequence, fix)

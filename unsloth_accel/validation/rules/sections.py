@@ -9,6 +9,7 @@ from ...errors import close_match, nearest
 from .document import Document, Finding, Repair, is_slip, is_whole
 from .fsdp_section import second_version
 from .names import DYNAMO_BACKENDS, NESTED_KEYS, TOP_LEVEL_KEYS
+from .ready_configs import FSDP2
 from .rule_registry import rule
 from .trying import choice
 
@@ -210,7 +211,7 @@ def parallelism_replicated(config: Document) -> Iterator[Finding]:
         consequence = "MULTI_GPU shards nothing: every GPU holds the whole model, as plain DDP."
         changes = {"distributed_type": "FSDP"} | second_version(config)
         options = {"distributed_type: FSDP with fsdp_version: 2": changes} if len(changes) == 2 else {}
-        yield config.problem(key, consequence, choice(config, options, "accelerate_configs/fsdp2.yaml"))
+        yield config.problem(key, consequence, choice(config, options, FSDP2))
 
 
 @rule("parallelism-no-shard")
