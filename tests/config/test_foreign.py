@@ -167,6 +167,8 @@ def test_a_data_set_is_looked_up_in_dataset_info(tmp_path: Path) -> None:
         "mine": {"file_name": "mine.json", "formatting": "sharegpt", "columns": {"messages": "talk"}},
         "far": {"hf_hub_url": "org/rows", "subset": "s", "columns": {"prompt": "ask", "response": "output"}},
         "pairs": {"file_name": "pairs.json", "ranking": True},
+        "one": {"file_name": "one.json"},
+        "two": {"file_name": "two.json"},
         "odd": {"file_name": "odd.json", "formatting": "sharegpt", "tags": {"role_tag": "who", "content_tag": "what"}},
     }
     (tmp_path / "data").mkdir()
@@ -187,6 +189,9 @@ def test_a_data_set_is_looked_up_in_dataset_info(tmp_path: Path) -> None:
     for name, said in (("pairs", "pairs of answers"), ("odd", "tags of its own"), ("mine,far", "2 data sets")):
         assert said in note(made(tmp_path, LLAMA_FACTORY | {"dataset": name}), "dataset")
     assert data("mine,far")["path"] == "mine, far"  # which launch refuses
+    assert data("mine,one")["path"] == "mine, one", "whose rows are read otherwise"
+    both = {"path": f"{tmp_path}/data/{{one.json,two.json}}", "format": "alpaca", "train_on": "responses"}
+    assert data("one,two") == both
 
 
 def test_axolotls_keys(tmp_path: Path) -> None:
@@ -306,6 +311,13 @@ def test_a_method_not_known_here_is_named_and_refused(tmp_path: Path, values: di
 )
 def test_training_all_weights_is_named(tmp_path: Path, values: dict[str, Any]) -> None:
     assert any("all weights were trained" in line.outcome.note for line in made(tmp_path, values).of_kind("named"))
+
+
+def test_a_file_of_rows_is_no_data_set_of_the_hub(tmp_path: Path) -> None:
+    """Its held-out rows are not its last ones: data.split means nothing of a file."""
+    found = made(tmp_path, AXOLOTL | {"datasets": [{"path": "data/rows.jsonl", "type": "alpaca"}]})
+    assert "rows are not drawn here" in note(found, "val_set_size")
+    assert not {"data.split", "data.eval_path"} & {*found.settings}
 
 
 def test_what_the_run_may_not_say_is_taken_back_with_the_reason(tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ class LoraConfig:
 @dataclass
 class DataConfig:
     path: str = MISSING
-    """Training rows: a JSON Lines, JSON, CSV, Parquet or Arrow file, a directory or glob of them, or a hub id."""
+    """Training rows: a JSON Lines, JSON, CSV, Parquet or Arrow file, a directory or glob of them (data/{a,b}.json
+    is two files), or a hub id."""
     eval_path: str | None = None
     """Held-out rows for evaluation: files or a hub id, as for `data.path`."""
     split: str = "train"

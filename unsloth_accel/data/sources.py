@@ -6,6 +6,7 @@ import functools
 import glob
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -49,7 +50,8 @@ def kind_of_file(path: Path) -> str:
 def locate(path: str | Path, key: str = "data.path") -> Source:
     """What `path` names: a file, a directory of files, a glob, or a hub id; raises `ConfigError` where it is nothing.
 
-    A path that exists is never taken for a hub id. Directories are searched to any depth, in the order of names.
+    A path that exists is never taken for a hub id. Directories are searched to any depth, in the order of names; a glob
+    may have braces, whose order stays.
     """
     text = str(path)
     try:
@@ -71,14 +73,26 @@ def locate(path: str | Path, key: str = "data.path") -> Source:
 
 
 def _absent(text: str, key: str) -> Source:
-    if any(sign in text for sign in "*?["):
-        found = [Path(name) for name in sorted(glob.glob(text, recursive=True)) if Path(name).is_file()]
-        if not found:
-            raise _error(key, text, "no file matches it.", "check the pattern")
+    if any(sign in text for sign in "*?[{"):
+        found: list[Path] = []
+        for pattern in _alternatives(text):
+            files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
+            if not files:
+                raise _error(key, pattern, "no file matches it.", "check the pattern")
+            found += [file for file in files if file not in found]
         return _of_one_kind(found, key, text)
     if may_be_hub_id(text) and Path(text).suffix.lower() not in KINDS:
         return Source(kind="hub", hub=text)
     raise _error(key, text, "no such file.", "check the path")
+
+
+def _alternatives(text: str) -> list[str]:
+    """Return the patterns that one with braces means, as a shell does: `a/{b,c}.json` is two."""
+    braces = re.search(r"\{([^{}]*)\}", text)
+    if braces is None:
+        return [text]
+    before, after = text[: braces.start()], text[braces.end() :]
+    return [one for word in braces[1].split(",") for one in _alternatives(before + word.strip() + after)]
 
 
 def _holds_rows(file: Path, directory: Path) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from .shared import (
     UNSLOTHS,
     WITHOUT_RAY,
     held_out,
+    is_hub_id,
     method,
     rows_per_step,
     several,
@@ -82,7 +84,7 @@ def _stage(value: Any, theirs: Theirs) -> Outcome:
 def _dataset(value: Any, theirs: Theirs, key: str = "data.path") -> Outcome:
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(map(str, value))
     if len(names) > 1:
-        return several(names, key)
+        return _together(names, theirs, key)
     folder, record = _record(names[0], theirs)
     if record is None:
         reason = (
@@ -101,6 +103,19 @@ def _dataset(value: Any, theirs: Theirs, key: str = "data.path") -> Outcome:
     if key != "data.path":
         return Outcome({key: place})
     return Outcome({key: place} | _form(record), "as dataset_info.json says")
+
+
+def _together(names: Sequence[str], theirs: Theirs, key: str) -> Outcome:
+    """Return the outcome of several data sets: one path with braces where all are files that are read alike."""
+    outcomes = [_dataset(name, theirs, key) for name in names]
+    places = [str(one.settings[key]) for one in outcomes]
+    ways = [{name: value for name, value in one.settings.items() if name != key} for one in outcomes]
+    folders = {os.path.dirname(place) for place in places}
+    files = len(folders) == 1 and not any(map(is_hub_id, places))
+    if not files or any(way != ways[0] for way in ways) or not all(one.translated for one in outcomes):
+        return several(names, key)
+    together = ",".join(map(os.path.basename, places))
+    return Outcome({key: f"{folders.pop()}/{{{together}}}"} | ways[0], outcomes[0].note)
 
 
 def _record(name: str, theirs: Theirs) -> tuple[Path, Mapping[str, Any] | None]:
@@ -197,7 +212,10 @@ _KEYS: Mapping[str, Entry] = {
     "disable_shuffling": Untranslated(NEW_ORDER),
     "include_effective_tokens_per_second": Covered("tokens per second are in the log and the report"),
     # data
-    "dataset": Computed(_dataset, "`data.path`, `data.format`, `data.columns`, as dataset_info.json says; of one set"),
+    "dataset": Computed(
+        _dataset,
+        "`data.path`, `data.format`, `data.columns`, as dataset_info.json says",
+    ),
     "eval_dataset": Computed(lambda value, theirs: _dataset(value, theirs, "data.eval_path"), "`data.eval_path`"),
     "dataset_dir": Covered("read to find dataset_info.json"),
     "template": Untranslated(

@@ -3,6 +3,7 @@ Trainer's fields were called, and rows per step."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ WANDB = "is read by Weights & Biases from the environment: export {}=…"
 OTHER_BASE = "a base is loaded in 16 bit, or in bitsandbytes' 4 bit: model.load_in_4bit=true."
 OWN_TOKENIZER = "the model's own tokenizer is taken: save another beside the model."
 MODEL_PARALLEL = "only data parallelism is done: GPUs share the rows, or the weights, too."
+_ENDS_OF_FILES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".arrow", ".txt", ".gz", ".zst", "}")
 _PROJECTIONS = "give a list of modules' names to lora.target_modules; what it has is a pattern."
 
 
@@ -86,10 +88,10 @@ def word(value: Any) -> Any:
 
 
 def several(names: Sequence[str], key: str = "data.path") -> Outcome:
-    """Return the outcome of several data sets for `key`, which takes one."""
+    """Return the outcome of several data sets for `key`, which takes one, or several files whose rows are alike."""
     reason = (
-        f"{len(names)} data sets; {key} takes one file, directory, glob or hub id. Bring their rows into one "
-        "directory, and name it there (init --data)."
+        f"{len(names)} data sets; {key} takes one hub id, or files of one kind whose rows are alike: a "
+        "directory, or data/{{a,b}}.json. Write them so, and name them there (init --data)."
     )
     return Outcome({key: ", ".join(names)}, reason, translated=False)
 
@@ -117,7 +119,9 @@ def is_hub_id(path: Any) -> bool:
     """Return whether a data set's name could be an id of the hub, and is no file's name."""
     text = str(path)
     owner, _, name = text.partition("/")
-    return bool(owner and name) and not any(sign in name for sign in "/*, ") and not text.startswith((".", "~"))
+    if text.startswith((".", "~")) or text.endswith(_ENDS_OF_FILES) or os.path.exists(text):
+        return False
+    return bool(owner and name) and not any(sign in name for sign in "/*, ")
 
 
 def _resume(value: Any, theirs: Theirs) -> Outcome:
