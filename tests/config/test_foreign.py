@@ -320,6 +320,16 @@ def test_a_file_of_rows_is_no_data_set_of_the_hub(tmp_path: Path) -> None:
     assert not {"data.split", "data.eval_path"} & {*found.settings}
 
 
+def test_rows_in_place_of_the_files_own_come_without_its_split_form_and_held_out_rows(tmp_path: Path) -> None:
+    found = made(tmp_path, AXOLOTL, "data.path=mine.jsonl")
+    assert nested(found.settings)["data"] == {"path": "mine.jsonl", "train_on": "responses"}
+    assert "in whose place mine.jsonl is given" in note(found, "val_set_size")
+    assert "needs held-out rows" in note(found, "evals_per_epoch")
+    with_rows = made(tmp_path, AXOLOTL, "data.path=mine.jsonl", "data.eval_path=held.jsonl")
+    assert nested(with_rows.settings)["data"]["eval_path"] == "held.jsonl"
+    assert with_rows.settings["training.eval_strategy"] == "steps"
+
+
 def test_what_the_run_may_not_say_is_taken_back_with_the_reason(tmp_path: Path) -> None:
     found = made(tmp_path, TRL | {"evaluation_strategy": "steps", "dataset_name": "rows.jsonl", "lora_dropout": 2})
     assert "needs held-out rows" in note(found, "evaluation_strategy")

@@ -23,6 +23,7 @@ TEMPLATE = "training.chat_template_path"
 """The one setting whose value, a template's text in a file of TRL's, is written to a file of its own."""
 _STAYS = ("method", "model.name", "data.path", "output_dir", TEMPLATE)
 """Settings that stay although they are wrong as they are: without them there is no run, and launch says what is."""
+_OF_A_DATA_SET = ("data.split", "data.subset", "data.format", "data.columns", "data.eval_path", "data.eval_split")
 _PRECISION = ("training.bf16", "training.fp16")
 Kind = Literal["translated", "covered", "named"]
 
@@ -183,7 +184,10 @@ def _line(tool: Tool, key: str, value: Any, theirs: Theirs, assumed: bool = Fals
 
 def _settle(made: Translation, overrides: Sequence[str], stem: str) -> None:
     """Apply `overrides`, name what is missing, and take back, with the reason, what this run may not say."""
-    made.settings |= dict(map(setting, overrides))
+    given = dict(map(setting, overrides))
+    if given.get("data.path") not in (None, made.settings.get("data.path")):
+        _forget_data_set(made, given)
+    made.settings |= given
     made.settings.setdefault("output_dir", f"runs/{stem}")
     missing = [
         Problem(key=key, consequence=f"is missing: {what}.", fix=f"init {option} …, or {key}=…")
@@ -203,6 +207,21 @@ def _settle(made: Translation, overrides: Sequence[str], stem: str) -> None:
                 if problem.key in line.outcome.settings:
                     rest = {key: value for key, value in line.outcome.settings.items() if key != problem.key}
                     made.lines[place] = replace(line, outcome=Outcome(rest, reason, translated=False))
+
+
+def _forget_data_set(made: Translation, given: Mapping[str, Any]) -> None:
+    """Take back what was said of the data set in whose place `given` names another: form, part and held-out rows."""
+    gone = {key for key in _OF_A_DATA_SET if key in made.settings and key not in given}
+    if made.settings.get("data.eval_path") != made.settings.get("data.path"):
+        gone -= {"data.eval_path", "data.eval_split"}  # another data set, that a key of its own names
+    for key in gone:
+        del made.settings[key]
+    for place, line in enumerate(made.lines):
+        rest = {key: value for key, value in line.outcome.settings.items() if key not in gone}
+        if len(rest) < len(line.outcome.settings):
+            reason = f"is of the rows in whose place {given['data.path']} is given: set data.eval_path."
+            outcome = replace(line.outcome, settings=rest) if rest else Outcome(note=reason, translated=False)
+            made.lines[place] = replace(line, outcome=outcome)
 
 
 def _refused(settings: Mapping[str, Any]) -> Iterator[Problem]:
