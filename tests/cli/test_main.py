@@ -1,8 +1,10 @@
+import os
+import subprocess
 from contextlib import suppress
 
 import pytest
 from commands import MODEL
-from conftest import Run
+from conftest import Run, cli_command
 
 from unsloth_accel.cli.main import COMMANDS, main
 
@@ -58,3 +60,15 @@ def test_commands(cli: Run) -> None:
     )
     assert bad_flag.returncode == 2
     assert "Traceback" not in bad_flag.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [[], ["config", "--strategy", "ddp", "--gpus", "2"]])
+def test_a_reader_that_is_gone_is_no_traceback(words: list[str], unbuffered: str) -> None:
+    """`unsloth-accel | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run([*cli_command(), *words], stdout=writer, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import UnslothAccelError, nearest
+from ..launch.broken_streams import leave_broken_streams
 from ..version import __version__
 
 COMMANDS = {
@@ -42,7 +43,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that can't show × must not end a command
             stream.reconfigure(errors="backslashreplace")
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()  # at the interpreter's end a broken pipe would be a traceback
+        return status
+    except UnslothAccelError as error:
+        print("\n".join(f"unsloth-accel: {line}" for line in str(error).split("\n")), file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("unsloth-accel: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `unsloth-accel plan … | head`
+        leave_broken_streams()
+        return 141
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if words else 2
@@ -54,15 +70,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fix = nearest(name, COMMANDS, "unsloth-accel ")
         print(f"unsloth-accel: unknown command {name!r}. Fix: {fix}", file=sys.stderr)
         return 2
-    try:
-        command = importlib.import_module(f".{name}", __package__)
-        return int(command.run(words[1:]))
-    except UnslothAccelError as error:
-        print("\n".join(f"unsloth-accel: {line}" for line in str(error).split("\n")), file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("unsloth-accel: stopped.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `unsloth-accel plan … | head`
-        sys.stderr.close()
-        return 141
+    command = importlib.import_module(f".{name}", __package__)
+    return int(command.run(words[1:]))

@@ -126,7 +126,7 @@ def read_run_record(directory: str | Path) -> Recorded:
     if not files.is_run:
         what = "has no run's files" if directory.is_dir() else "no such directory"
         consequence = f"{what}, so there is nothing to report."
-        fix = "name the output_dir of a run, which holds run.planned.yaml and logs"
+        fix = "name the output_dir of a run, or of a script with unsloth_accel.observe(trainer) before it trains"
         raise ConfigError(Problem(key=str(directory), consequence=consequence, fix=fix))
     ranks = tuple(sorted((_rank(path) for path in files.rank_logs()), key=lambda r: r.number))
     lines = read_lines(files.step_log)
