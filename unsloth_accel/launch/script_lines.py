@@ -25,7 +25,6 @@ _LARGEST = 2**26
 _GUARDS = ("process_zero", "main_process", "rank", "RANK")
 """Parts of a condition that chooses one process; what stands below it is left out."""
 _IF_ZERO = "below if trainer.is_world_process_zero(): (accelerate.PartialState().is_main_process, before there is one)"
-_ADAPTED_WRITES = "one process writes, once adapt has the trainer of this model or tokenizer; else all do"
 _AFTERWARDS = "do this once after the launch has ended, in one process"
 
 
@@ -55,7 +54,7 @@ CALLS = (
     Call(names=("print", ".to_string", "display"), happens="is shown once per process", do=_IF_ZERO),
     Call(
         names=(".save_pretrained", ".push_to_hub"),
-        happens=f"{_ADAPTED_WRITES}; under fsdp2 each holds a part, which adapt gathers",
+        happens="without adapt all processes write; with it one writes what is the trainer's, under fsdp2 gathered",
         do="leave it, behind adapt and called by every process",
     ),
     Call(
@@ -65,12 +64,12 @@ CALLS = (
     ),
     Call(
         names=(".save_pretrained_merged",),
-        happens=f"{_ADAPTED_WRITES}, while the other GPUs wait for it to merge",
+        happens="without adapt all processes merge and write; with it one does, and the other GPUs wait",
         do=f"trainer.save_model(DIR), and {_AFTERWARDS} (unsloth-accel merge DIR)",
     ),
     Call(
         names=(".save_pretrained_gguf", ".push_to_hub_gguf", ".push_to_hub_merged"),
-        happens=f"{_ADAPTED_WRITES}, while the other GPUs wait for it to merge and convert",
+        happens="without adapt all processes merge, convert and write; with it one does, and the other GPUs wait",
         do=f"trainer.save_model(DIR), and {_AFTERWARDS}",
     ),
     Call(
