@@ -330,6 +330,13 @@ def test_rows_in_place_of_the_files_own_come_without_its_split_form_and_held_out
     assert with_rows.settings["training.eval_strategy"] == "steps"
 
 
+def test_what_is_given_to_init_is_listed_as_it_is_written(tmp_path: Path) -> None:
+    found = made(tmp_path, AXOLOTL, "model.name=my/model")
+    (line,) = (line for line in found.lines if line.key == "base_model")
+    assert line.outcome.settings == {"model.name": "my/model"}
+    assert line.outcome.note == "given to init"
+
+
 def test_what_the_run_may_not_say_is_taken_back_with_the_reason(tmp_path: Path) -> None:
     found = made(tmp_path, TRL | {"evaluation_strategy": "steps", "dataset_name": "rows.jsonl", "lora_dropout": 2})
     assert "needs held-out rows" in note(found, "evaluation_strategy")

@@ -188,6 +188,10 @@ def _settle(made: Translation, overrides: Sequence[str], stem: str) -> None:
     if given.get("data.path") not in (None, made.settings.get("data.path")):
         _forget_data_set(made, given)
     made.settings |= given
+    for place, line in enumerate(made.lines):
+        settings = {key: given.get(key, value) for key, value in line.outcome.settings.items()}
+        if line.outcome.translated and settings != line.outcome.settings:
+            made.lines[place] = replace(line, outcome=Outcome(settings, "given to init"))
     made.settings.setdefault("output_dir", f"runs/{stem}")
     missing = [
         Problem(key=key, consequence=f"is missing: {what}.", fix=f"init {option} …, or {key}=…")
