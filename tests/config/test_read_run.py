@@ -123,7 +123,9 @@ def test_a_bad_override_is_named(file: Path) -> None:
 
 
 def test_resume_and_overwrite_contradict(file: Path) -> None:
-    assert "choose one" in problems(file, "training.resume=true", "training.overwrite=true")[0]
+    (told,) = problems(file, "training.resume=true", "training.overwrite=true")
+    assert "Fix: training.overwrite=false" in told
+    assert load(file, ["training.resume=true", "training.overwrite=false"]).resume
 
 
 def test_the_word_no_survives_yaml(file: Path) -> None:

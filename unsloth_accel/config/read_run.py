@@ -397,7 +397,7 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
         wrong("training.resume", resume, "unknown value.", f"use one of: true, false, {IF_ANY}.")
     if resume in (True, IF_ANY) and given("training.overwrite") is True:
         consequence = "resume keeps the earlier run, overwrite deletes it."
-        wrong("training.resume", resume, consequence, "choose one of them", "run-resume-and-overwrite")
+        wrong("training.resume", resume, consequence, "training.overwrite=false", "run-resume-and-overwrite")
     return problems
 
 
