@@ -422,6 +422,43 @@ def halving(strategy: str, place: Place) -> dict[str, Any]:
     return {"gib": [round(whole, 2), limit, round(fewer, 2)], "out_of_memory": told, "loss": off}
 
 
+def rehearsed(strategy: str, place: Place) -> dict[str, Any]:
+    """A run whose longest step was rehearsed is the same run; with too little memory it is corrected before step 1."""
+
+    def trained(label: str, rehearse: bool, limit: str | None = None, **model: Any) -> dict[str, Any]:
+        changes = {"batch": {"global_size": 16, "rehearse": rehearse}, "model": model}
+        decided = place.planned(label, strategy, training={"per_device_train_batch_size": 8}, **changes)
+        run = place.directory / label
+        words: list[str | Path] = ["--config_file", run / "accelerate.yaml", "-m", MODULE, run / "run.planned.yaml"]
+        place.run(label, *LAUNCH, *words, variables=decided.environment | ({GIB: limit} if limit else {}))
+        found: dict[str, Any] = json.loads((run / "results.json").read_text(encoding="utf-8"))
+        return found
+
+    ways: dict[str, tuple[bool, Any]] = {"off": (False, 0), "off-again": (False, 0), "on": (True, 0)}
+    ways["all"] = (False, "all")
+    found: dict[str, dict[str, Any]] = {}
+
+    def one(label: str) -> None:
+        rehearse, kept = ways[label]
+        found[label] = trained(label, rehearse, keep_activations=kept)
+
+    at_once(one, list(ways))
+    runs = {label: losses(place.directory / label) for label in found}
+    chance, off = (max(abs(a - b) for a, b in zip(runs["off"], runs[way], strict=True)) for way in ("off-again", "on"))
+    expect(off <= chance, f"losses differ by {off} from a run without, which by itself differs by {chance}")
+    peaks = {label: one["memory_gib"]["reserved"] - one["memory_gib"]["shared"] for label, one in found.items()}
+    limit = round((peaks["all"] + peaks["off"]) / 2, 2)
+    short = trained("limited", True, str(limit), keep_activations="all")
+    told = short.get("rehearsal", {})
+    before, after = told.get("keep_activations", (0, 0))
+    expect(after < before, f"{limit} GiB were enough, between {peaks['off']} and {peaks['all']}: {told}")
+    expect(not short.get("out_of_memory"), f"out of memory in a step: {short.get('out_of_memory')}")
+    apart = relative(runs["off"], losses(place.directory / "limited"))
+    expect(apart < LOSS, f"losses differ by {apart:.2g}")
+    gib = [round(peaks["all"], 2), limit, round(peaks["off"], 2)]
+    return {"off": off, "chance": chance, "gib": gib, "told": told.get("told"), "loss": apart}
+
+
 def observed(strategy: str, place: Place) -> dict[str, Any]:
     """What a run says of itself: rows without padding, a step's time, MFU, memory, and a report."""
     run = place.description("run", strategy, **FEW_LORA)

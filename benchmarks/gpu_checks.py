@@ -38,6 +38,7 @@ from benchmarks.checks import (
     observed,
     older,
     packed_attention,
+    rehearsed,
     resuming,
     saving,
     scripts,
@@ -61,6 +62,7 @@ CHECKS: dict[str, Check] = {
     "limited-single": partial(limited, "single"),
     "halving": partial(halving, "ddp"),
     "halving-fsdp2": partial(halving, "fsdp2"),
+    **{f"rehearsed-{strategy}": partial(rehearsed, strategy) for strategy in ("single", "ddp", "fsdp2")},
     **{f"observed-{strategy}": partial(observed, strategy) for strategy in SEVERAL},
     "verify-packed": partial(verified, ",".join(SEVERAL), {"training": {"packing": True}}, {}),
     # Compiled for minutes: rows of one length, since each new one may be compiled anew, and a check for each strategy.
@@ -118,7 +120,8 @@ def main() -> int:
     wanted = {name: check for name, check in checks.items() if any(fnmatch(name, pattern) for pattern in patterns)}
     hardware = Hardware.detect()
     on_cpu = options.device == "cpu"
-    if (len(hardware.devices) < 2 and not on_cpu) or not wanted:
+    of_one = all(name.endswith("-single") for name in wanted)
+    if (len(hardware.devices) < (1 if of_one else 2) and not on_cpu) or not wanted:
         print(f"no such checks, or too few GPUs: {hardware}", file=sys.stderr)
         return 2
     started = time.perf_counter()

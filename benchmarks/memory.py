@@ -45,6 +45,8 @@ class Cell:
     r: int = 16
     optim: str = "adamw_torch"
     num_processes: int = 2
+    kept: int = 0
+    """Decoder blocks that keep their activations; with checkpointing `false` all do."""
 
     @property
     def name(self) -> str:
@@ -178,6 +180,7 @@ def run(cell: Cell, work: Path, environment: dict[str, str]) -> dict[str, Any]:
         f"model.name={work / cell.shape}",
         f"model.max_seq_length={cell.length}",
         f"model.gradient_checkpointing='{cell.checkpointing}'",
+        f"model.keep_activations={cell.kept if cell.checkpointing != 'false' else 'auto'}",
         f"model.load_in_4bit={str(cell.load_in_4bit).lower()}",
         f"lora.r={cell.r}",
         f"data.path={data}",

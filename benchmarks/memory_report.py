@@ -1,26 +1,37 @@
 """Put the planner's predictions beside what was measured: docs/memory.md and docs/speed.md.
 
-python -m benchmarks.memory_report          # writes both from benchmarks/results/memory-2xH200.json
+python -m benchmarks.memory_report          # writes both from memory-2xH200.json and kept-1xH200.json in results/
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks import kept
+from benchmarks.loaded import Cell as LoadedCell
 from benchmarks.memory import CALIBRATION, HELD_OUT, Cell
 from unsloth_accel.config.run_config import PROJECTIONS
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.models.spec import from_config
-from unsloth_accel.planning.memory_estimate import WORST_ERROR, MemoryEstimate, Workload, estimate
+from unsloth_accel.planning.memory_estimate import (
+    GIB,
+    LEAST_IDLE_GIB,
+    MEMORY_LIMIT,
+    WORST_ERROR,
+    MemoryEstimate,
+    Workload,
+    estimate,
+)
 from unsloth_accel.planning.speed_estimate import estimate_speed
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "memory-2xH200.json"
+KEPT = RESULTS.with_name("kept-1xH200.json")
 HARDWARE = "2xH200"
 
 
@@ -28,19 +39,31 @@ HARDWARE = "2xH200"
 class Measured:
     cell: Cell
     memory: dict[str, float]
-    """GiB: loading, training, reserved."""
+    """GiB: training, reserved, and loading where that was measured too."""
     seconds: float
     work: Workload
     predicted: MemoryEstimate
 
     @property
     def allocated(self) -> float:
-        return max(self.memory["loading"], self.memory["training"])
+        return max(self.memory.get("loading", 0.0), self.memory["training"])
 
     @property
     def error(self) -> float:
         """Of the predicted peak, as a share of the measured one."""
-        return self.predicted.allocated / self.allocated - 1
+        predicted = self.predicted.allocated if "loading" in self.memory else self.predicted.training
+        return predicted / self.allocated - 1
+
+    @property
+    def predicted_seconds(self) -> float:
+        cell = self.cell
+        speed = estimate_speed(self.work, cell.strategy, cell.num_processes, 1, Hardware.parse(HARDWARE), "bf16")
+        assert speed is not None
+        return speed.step_seconds
+
+    @property
+    def time_error(self) -> float:
+        return self.predicted_seconds / self.seconds - 1
 
     @property
     def held_error(self) -> float:
@@ -50,14 +73,50 @@ class Measured:
 
 def measured(cells: list[Cell]) -> Iterator[Measured]:
     """Those of `cells` that ran."""
-    report = json.loads(RESULTS.read_text(encoding="utf-8"))
-    for cell in cells:
-        found = report["cells"].get(cell.name, {})
+    yield from _measured(RESULTS, {cell.name: cell for cell in cells}).values()
+
+
+def measured_kept(cells: list[LoadedCell]) -> Iterator[Measured]:
+    """Those of `cells` that ran, with the blocks that they keep; less what the process held of the cells before.
+
+    That is a copy of the adapter, with which each cell begins, and Unsloth's buffers, which only grow: two for
+    offloaded activations (unsloth_zoo/gradient_checkpointing.py), and those of weights in 4 bit.
+    """
+    alike = {
+        cell.name: Cell(
+            cell.shape,
+            "single",
+            cell.per_device,
+            cell.length,
+            load_in_4bit=cell.load_in_4bit,
+            num_processes=1,
+            kept=cell.kept,
+        )
+        for cell in kept.CELLS
+    }
+    found = _measured(KEPT, alike)
+    offloaded = weights = 0.0
+    for name in json.loads(KEPT.read_text(encoding="utf-8"))["cells"] if found else ():
+        one = found[name]
+        work, terms = one.work, one.predicted.terms
+        own = 0.0 if work.kept_blocks == work.spec.num_layers else 4 * work.tokens * work.spec.hidden_size / GIB
+        offloaded, weights = max(offloaded, own), max(weights, terms.get("dequantized", 0.0))
+        left = offloaded - own + weights - terms.get("dequantized", 0.0) + terms["lora"]
+        found[name] = replace(one, memory={key: value - left for key, value in one.memory.items()})
+    yield from (found[cell.name] for cell in cells if cell.name in found)
+
+
+def _measured(file: Path, cells: dict[str, Cell]) -> dict[str, Measured]:
+    measured = {}
+    report = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"cells": {}}
+    for name, cell in cells.items():
+        found = report["cells"].get(name, {})
         if "memory_gib" not in found:
             continue
         work = workload(cell, report["shapes"][cell.shape])
         predicted = estimate(work, cell.strategy, cell.num_processes, free_gib=report["gpu_memory_gib"])
-        yield Measured(cell, found["memory_gib"], found["median_step_seconds"], work, predicted)
+        measured[name] = Measured(cell, found["memory_gib"], found["median_step_seconds"], work, predicted)
+    return measured
 
 
 def workload(cell: Cell, shape: dict[str, Any]) -> Workload:
@@ -69,6 +128,7 @@ def workload(cell: Cell, shape: dict[str, Any]) -> Workload:
         per_device=cell.per_device,
         length=cell.length,
         checkpointing=cell.checkpointing,
+        keep_activations=cell.kept,
         load_in_4bit=cell.load_in_4bit,
         optim=cell.optim,
     )
@@ -92,6 +152,7 @@ def memory_table(cells: list[Measured]) -> str:
 
 def title(cell: Cell) -> str:
     words = [cell.shape + (" in 4 bit" if cell.load_in_4bit else ""), f"{cell.per_device} × {cell.length}"]
+    words += [f"{cell.kept} blocks kept"] if cell.kept else []
     words += [] if cell.checkpointing == "unsloth" else [f"checkpointing {cell.checkpointing}"]
     words += [f"r={cell.r}"] if cell.r != 16 else []
     return ", ".join(words + ([cell.optim] if cell.optim != "adamw_torch" else []))
@@ -101,7 +162,7 @@ def memory_page() -> str:
     report = json.loads(RESULTS.read_text(encoding="utf-8"))
     return f"""# Memory: predicted and measured
 
-What `unsloth-accel plan` and `estimate` predict, beside what runs of `unsloth-accel launch` took: GiB allocated by
+What `unsloth-accel plan` and `estimate` predict, beside what runs took: GiB allocated by
 torch on each GPU at the peak of loading (sharding included) and of training. {_where(report)}
 Random weights, full rows, LoRA on all seven projections (r=16 unless said), AdamW, Unsloth's checkpointing unless said;
 Llama shapes of 1.5B, 3B and 8B, Qwen2.5's 0.5B, Qwen3's 4B.
@@ -119,10 +180,12 @@ Measured after the constants were fixed.
 
 {memory_table(list(measured(CALIBRATION)))}
 
+{kept_section(_MEMORY_BY_KEPT, lambda found: (found.predicted.training, found.allocated))}
 ## Beside the peak
 
 A plan adds what torch's allocator holds beyond what it has given out ({_fragmentation()})
-and CUDA's context (0.8 GiB for one process, 2.3 GiB with NCCL on NVLink), and fills 95 % of a GPU.
+and CUDA's context (0.8 GiB for one process, 2.3 GiB with NCCL on NVLink), and leaves the larger of
+{1 - MEMORY_LIMIT:.0%} and {LEAST_IDLE_GIB:g} GiB of what is free on a GPU.
 What the allocator held was at worst {_worst_held()} off.
 A strategy that is asked for by name is refused where the estimate less {WORST_ERROR:.0%} is more than the GPU has; in
 between it is planned with a warning that has both figures.
@@ -130,6 +193,44 @@ Other cards were not measured, nor mixtures of experts, nor more than two GPUs; 
 `fsdp1` was not measured: its run trained and then could not save an adapter (see the file's notes); its estimate is
 that of plain sharding, after the whole model was loaded on every GPU. `fsdp2` is as docs/fsdp2.md describes it.
 """
+
+
+_MEMORY_BY_KEPT = """\
+GiB allocated at the peak of training, less what the process held of the cells before (a copy of the adapter, Unsloth's
+buffers)."""
+_SECONDS_BY_KEPT = """\
+Seconds of a step. Where few tokens are computed at once, a step takes as long as Python launches its kernels, and the
+steps of one cell differ by a quarter."""
+
+
+def kept_section(what: str, figures: Callable[[Measured], tuple[float, float]]) -> str:
+    """Return the section on the cells in which blocks keep their activations: `figures` predicted and measured."""
+    if not KEPT.is_file():
+        return ""
+    report = json.loads(KEPT.read_text(encoding="utf-8"))
+    lines = [
+        "## By blocks that keep their activations",
+        "",
+        f"{what} {_where(report)}",
+        "Every second cell of a model was held out, and nothing fitted to it (`python -m benchmarks.kept`).",
+        "",
+        "| cell | held out | predicted | measured | error |",
+        "|---|---|---|---|---|",
+    ]
+    errors: dict[str, list[float]] = {"held out": [], "": []}
+    for held, cells in (("held out", kept.HELD_OUT), ("", kept.CALIBRATION)):
+        for found in measured_kept(cells):
+            predicted, actual = figures(found)
+            errors[held].append(abs(predicted / actual - 1))
+            error = f"{predicted / actual - 1:+.1%}"
+            lines.append(f"| {title(found.cell)} | {held} | {predicted:.3f} | {actual:.3f} | {error} |")
+    told = [
+        f"{len(values)} cells that were {'held out' if held else 'not'}: median {statistics.median(values):.1%}, "
+        f"worst {max(values):.1%}"
+        for held, values in errors.items()
+        if values
+    ]
+    return "\n".join([*lines, "", f"Error of {'; of '.join(told)}.", ""])
 
 
 def _worst_held() -> str:
@@ -155,7 +256,6 @@ def _where(report: dict[str, Any]) -> str:
 
 def speed_page() -> str:
     report = json.loads(RESULTS.read_text(encoding="utf-8"))
-    hardware = Hardware.parse(HARDWARE)
     groups: dict[str, list[Measured]] = {}
     for found in measured([*CALIBRATION, *HELD_OUT]):
         groups.setdefault(title(found.cell), []).append(found)
@@ -168,13 +268,10 @@ def speed_page() -> str:
     for name, members in groups.items():
         rows = []
         for found in members:
-            cell = found.cell
-            speed = estimate_speed(found.work, cell.strategy, cell.num_processes, 1, hardware, "bf16")
-            assert speed is not None
-            errors.append((abs(speed.step_seconds / found.seconds - 1), f"{name}, {cell.strategy}"))
-            rows.append(
-                (cell, speed.tokens_per_second, speed.tokens / found.seconds, speed.step_seconds, found.seconds)
-            )
+            cell, seconds = found.cell, found.predicted_seconds
+            tokens = found.work.tokens * cell.num_processes
+            errors.append((abs(found.time_error), f"{name}, {cell.strategy}"))
+            rows.append((cell, tokens / seconds, tokens / found.seconds, seconds, found.seconds))
         if len(rows) < 2:
             continue
         predicted = sorted(rows, key=lambda row: -row[1])
@@ -201,7 +298,8 @@ Made by `python -m benchmarks.memory_report` from `benchmarks/results/memory-2xH
 
 The order agrees in {agree} of {total} groups. Over all {len(errors)} cells the step time is off by
 {median:.1%} at the median and {worst:.0%} at worst ({where}).
-"""
+
+{kept_section(_SECONDS_BY_KEPT, lambda found: (found.predicted_seconds, found.seconds))}"""
 
 
 def main() -> None:

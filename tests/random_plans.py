@@ -18,10 +18,10 @@ from unsloth_accel.errors import ConfigError
 from unsloth_accel.hardware.gpu_table import CARDS
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.models.known_names import known_models
-from unsloth_accel.planning.memory_estimate import MEMORY_LIMIT, WORST_ERROR
+from unsloth_accel.planning.memory_estimate import WORST_ERROR, usable_gib
+from unsloth_accel.planning.options import free_gib
 from unsloth_accel.planning.plan import Plan
 from unsloth_accel.planning.planner import plan
-from unsloth_accel.planning.strategy_choice import free_gib
 from unsloth_accel.strategies import STRATEGIES
 
 TRAIN = Path(__file__).resolve().parent.parent / "examples" / "data" / "elements-train.jsonl"
@@ -84,7 +84,8 @@ def draw(dice: random.Random) -> Drawn:
         | some("load_in_4bit", (True, False), 0.4)
         | some("max_seq_length", (length,), 0.7)
         | some("dtype", ("float32", "float16", "bfloat16"), 0.15)
-        | some("gradient_checkpointing", ("unsloth", "true", "false"), 0.3),
+        | some("gradient_checkpointing", ("unsloth", "true", "false"), 0.3)
+        | some("keep_activations", ("auto", "all", 0, 8, 32, 200), 0.3),
         "lora": some("r", (1, 8, 64, 256), 0.4)
         | some("target_modules", (["q_proj", "v_proj"], ["q_proj", "embed_tokens", "lm_head"]), 0.15),
         "batch": dice.choice(
@@ -161,11 +162,11 @@ class Seen:
             return
         has = min(map(free_gib, made.devices))
         asked = drawn.values.get("distributed", {}).get("strategy", "auto") != "auto"
-        share = made.memory.total / has
-        self.counts["tight as asked"] += asked and share > MEMORY_LIMIT
-        if share > (1 / (1 - WORST_ERROR) if asked else MEMORY_LIMIT):
+        tight = made.memory.total > usable_gib(has)
+        self.counts["tight as asked"] += asked and tight
+        if made.memory.total * (1 - WORST_ERROR) > has or (tight and not asked):
             self.faults.append(f"above its card ({made.memory.total:.1f} of {has:.1f} GiB): {drawn}")
-        if asked and share > MEMORY_LIMIT and not any(reason.startswith("tight: ") for reason in made.reasons):
+        if asked and tight and not any(reason.startswith("tight: ") for reason in made.reasons):
             self.faults.append(f"no warning ({made.memory.total:.1f} of {has:.1f} GiB): {drawn}")
 
 

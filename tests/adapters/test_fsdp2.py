@@ -42,14 +42,14 @@ UNCOMPILED = {"TORCH_COMPILE_DISABLE": "1"}
 """Compiling Unsloth's attention costs more than the case; those without this variable show that it goes together."""
 CASES = {
     "gathered": Case(1, COPIED),
-    "sharded": Case(8, COPIED),
-    "own rows copied": Case(1, PEERS | COPIED),
-    "own rows mapped": Case(1, PEERS | UNCOMPILED),
+    "sharded": Case(8, COPIED | {"KEPT": "1"}),
+    "own rows copied": Case(1, PEERS | COPIED | {"KEPT": "1"}),
+    "own rows mapped": Case(1, PEERS | UNCOMPILED | {"KEPT": "2"}),
     # The trial maps twice, each of a block's seven weights too.
     "one block mapped": Case(1, PEERS | {"MAPPING_FAILS": "20"} | UNCOMPILED),
     "transformers averages": Case(1, {"TRANSFORMERS_AVERAGES": "1"} | UNCOMPILED),
     "out of memory in forward": Case(1, PEERS | {"RANK_1_FAILS": "forward"} | UNCOMPILED),
-    "out of memory in backward": Case(1, PEERS | {"RANK_1_FAILS": "backward"} | UNCOMPILED),
+    "out of memory in backward": Case(1, PEERS | {"RANK_1_FAILS": "backward", "KEPT": "2"} | UNCOMPILED),
     "disk full": Case(8, {"DISK_FULL": "1"} | UNCOMPILED),
     "blocks kept": Case(1, PEERS | {"BENCHMARK_KEEP": "1"} | UNCOMPILED),
 }
@@ -116,6 +116,7 @@ def test_fsdp2_trains_like_one_process(two: Any, alone: Any, case: str, mapped: 
     r, peers = CASES[case].r, "PEERS_IN_FILES" in CASES[case].variables
     whole = r == 1
     shared, expected = two(case), alone(str(r))
+    assert shared["kept"] == int(CASES[case].variables.get("KEPT", "0"))
     assert shared["mapped"] == mapped * BLOCK // 2
     assert (shared["fetched"] > 8) is peers  # at least the head, in each of eight passes
     # Of 20 passes, 12 of them evaluation's, those with more tokens than it would pay for gather the embedding too.
@@ -156,9 +157,10 @@ def test_gradients_are_averaged_once_where_transformers_would_too(two: Any, alon
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_a_rank_out_of_memory_goes_on(two: Any, alone: Any, where: str) -> None:
-    """Where weights are fetched from peers, no rank waits for one that does its part again, in halves."""
+    """Where weights are fetched from peers, no rank waits for one that does its part again, with fewer activations kept
+    and in halves."""
     shared, expected = two(f"out of memory in {where}"), alone("1")
-    assert (shared["parts"], shared["reason"]) == (2, None)
+    assert (shared["kept"], shared["parts"], shared["reason"]) == (0, 2, None)
     assert shared["eval"] == pytest.approx(expected["eval"], abs=1e-5)
     assert_alike(shared, expected)
     first, second = adapter(expected.out), adapter(shared.out)

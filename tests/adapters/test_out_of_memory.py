@@ -64,6 +64,7 @@ def test_a_training_that_was_interrupted_leaves_no_rows_to_the_next(monkeypatch:
         return torch.zeros(())
 
     trainer: Any = SimpleNamespace(
+        model=torch.nn.Linear(1, 1),
         accelerator=SimpleNamespace(num_processes=1, process_index=0, sync_gradients=False),
         args=SimpleNamespace(),
         state=SimpleNamespace(global_step=0),
@@ -74,8 +75,57 @@ def test_a_training_that_was_interrupted_leaves_no_rows_to_the_next(monkeypatch:
     )
     halving = out_of_memory.halve_on_out_of_memory(trainer)
     assert isinstance(halving, out_of_memory.StepHalving)
-    model, nothing = torch.nn.Linear(1, 1), None
+    model, nothing = trainer.model, None
     trainer.training_step(model, {"input_ids": torch.tensor([[1, 1], [2, 2]])}, 4)  # and interrupted
     callbacks[0].on_step_begin(nothing, nothing, nothing)
     trainer.training_step(model, {"input_ids": torch.tensor([[3, 3], [4, 4]])}, 4)
     assert seen == [[1, 2], [3, 4], [3], [4]]
+
+
+@pytest.mark.parametrize(
+    ("kept", "stages"),
+    [
+        (5, [(1, 2, 1), (2, 0, 1), (3, 0, 2), (4, 0, 4)]),
+        (2, [(1, 1, 1), (2, 0, 1), (3, 0, 2)]),
+        (1, [(2, 0, 1), (3, 0, 2)]),
+        (0, [(3, 0, 2), (4, 0, 4)]),
+    ],
+)
+def test_activations_go_first_then_rows(
+    kept: int, stages: list[tuple[int, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the blocks that keep theirs, then the rest, then half of the rows; nothing is tried that changes nothing.
+    A rank that is told of a stage reaches it at once, and goes back to none."""
+    import torch
+
+    from unsloth_accel.adapters import out_of_memory
+    from unsloth_accel.adapters.kept_activations import MARK
+
+    def keep(model: torch.nn.Module, count: int) -> int:  # Unsloth's own part is in test_kept_activations.py
+        for number, block in enumerate(model.children()):
+            block.__dict__.pop(MARK, None)
+            if number < count:
+                block.__dict__[MARK] = True
+        return count
+
+    def begun() -> tuple[Any, Any]:
+        trainer: Any = SimpleNamespace(
+            model=torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(6))),
+            accelerator=SimpleNamespace(num_processes=1, process_index=0),
+            state=SimpleNamespace(global_step=0),
+            training_step=None,
+        )
+        keep(trainer.model, kept)
+        return trainer.model, out_of_memory.StepHalving(trainer)
+
+    monkeypatch.setattr(out_of_memory, "keep", keep)
+    model, halving = begun()
+    peer_model, peer = begun()
+    for stage, count, parts in stages:
+        halving._go_on_with_less(8, 64)
+        assert (halving.stage, out_of_memory.kept(model), halving.parts) == (stage, count, parts)
+        assert (halving.halvings[-1].keep_activations, halving.halvings[-1].parts) == (count, parts)
+        assert ("keeps the activations of" in str(halving.halvings[-1])) == (parts == 1)
+    peer._lower(halving.stage)
+    peer._lower(1)
+    assert (peer.stage, out_of_memory.kept(peer_model), peer.parts) == (halving.stage, 0, halving.parts)

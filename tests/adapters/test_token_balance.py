@@ -144,18 +144,39 @@ def test_boundaries_are_those_of_the_rows_that_a_rank_gets() -> None:
     assert sorted(trained) == list(range(1, len(lengths) + 1))
 
 
+@pytest.mark.parametrize(
+    ("row", "length"),
+    [
+        ({"input_ids": [1] * 5, "token_type_ids": [0] * 5}, 5),
+        ({"prompt_ids": [1] * 5, "chosen_ids": [1], "rejected_ids": [1] * 3}, 8),
+        ({"chosen_ids": [1], "rejected_ids": [1] * 3, "margin": 0.5}, 3),
+        ({"prompt_ids": [1] * 5, "completion_ids": [1] * 2, "label": True}, 7),
+        ({"text": "abc"}, None),
+    ],
+)
+def test_the_length_of_a_row(row: dict[str, Any], length: int | None) -> None:
+    from datasets import Dataset
+
+    from unsloth_accel.adapters.token_balance import lengths_of_rows
+
+    rows = Dataset.from_list([row] * 2)
+    assert lengths_of_rows(rows) == (None if length is None else [length] * 2)
+    assert lengths_of_rows(rows.to_iterable_dataset()) is None, "it may have no end"
+
+
 def test_the_order_of_every_epoch_is_known() -> None:
     from torch.utils.data import RandomSampler, SequentialSampler
 
-    from unsloth_accel.adapters.token_balance import _orders
+    from unsloth_accel.adapters.token_balance import drawn_in
 
     seeded = Order(5)
     seeded.set_epoch(1)
-    found = list(_orders(seeded, 3))
+    found = list(drawn_in(range(3), seeded, seeded))
     assert seeded.epoch == 1
     assert len({tuple(order) for order in found}) == 3
-    assert list(_orders(SequentialSampler(range(3)), 2)) == [[0, 1, 2], [0, 1, 2]]
-    assert list(_orders(RandomSampler(range(3)), 2)) == []
+    rows, random = SequentialSampler(range(3)), RandomSampler(range(3))
+    assert list(drawn_in(range(2), rows, rows)) == [[0, 1, 2], [0, 1, 2]]
+    assert list(drawn_in(range(2), random, random)) == []
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from unsloth_accel.config.promise import PROMISE, Promise
 
 def begin(promised: int | None, rank: int = 0, *, world: int = 2, **how: Any) -> None:
     """Start training, twice, with 4 rows per device and 3 micro-batches."""
+    from torch.nn import Linear
+
     from unsloth_accel.callbacks import RowsPerStep
 
     args: Any = SimpleNamespace(
@@ -23,7 +25,7 @@ def begin(promised: int | None, rank: int = 0, *, world: int = 2, **how: Any) ->
     nothing: Any = None
     callback = RowsPerStep(promised, **how)
     for _ in range(2):
-        callback.on_train_begin(args, nothing, nothing, train_dataloader=SimpleNamespace())
+        callback.on_train_begin(args, nothing, nothing, model=Linear(1, 1), train_dataloader=SimpleNamespace())
 
 
 @pytest.fixture(autouse=True)

@@ -91,7 +91,7 @@ def test_a_script_gets_its_arguments_and_the_promise_of_its_config() -> None:
     assert command.environment["ACCELERATE_USE_CPU"] == "true"
     promise = json.loads(command.environment["UNSLOTH_ACCEL_PROMISE"])
     said = {"num_processes": 2, "strategy": "ddp", "device": "cpu", "made_by": config, "environment": {}}
-    assert promise == said | {"rows_per_step": None, "memory_gib": None}
+    assert promise == said | {"rows_per_step": None, "memory_gib": None, "keep_activations": None}
     four = launched("--config_file", config, "--num_processes", "4", "examples/sft.py")
     assert json.loads(four.environment["UNSLOTH_ACCEL_PROMISE"])["num_processes"] == 4
 

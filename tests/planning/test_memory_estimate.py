@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plans import SMALL, planned
 
+from benchmarks import kept
 from benchmarks.memory import CALIBRATION, HELD_OUT
-from benchmarks.memory_report import measured
+from benchmarks.memory_report import measured, measured_kept
 from unsloth_accel.models.spec import ModelSpec
 from unsloth_accel.planning.memory_estimate import GIB, WORST_ERROR, Workload, estimate
 from unsloth_accel.strategies import STRATEGIES
@@ -26,6 +27,15 @@ def test_predictions_hold_on_cells_that_were_not_used() -> None:
     assert len(errors) >= 11
     assert statistics.median(errors) <= 0.08
     assert max(errors) <= 0.15
+
+
+def test_predictions_hold_by_kept_blocks() -> None:
+    """The target: median error at most 3 %, worst at most 8 %."""
+    for cells in (kept.HELD_OUT, kept.CALIBRATION):
+        errors = [abs(found.error) for found in measured_kept(cells)]
+        assert len(errors) >= 20
+        assert statistics.median(errors) <= 0.03
+        assert max(errors) <= 0.08
 
 
 def test_predictions_hold_where_they_were_fitted() -> None:

@@ -10,6 +10,7 @@ from plans import CPU, SMALL, gpus, make, planned
 from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.errors import ConfigError
 from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.planning.memory_estimate import usable_gib
 from unsloth_accel.planning.planner import plan
 
 
@@ -54,7 +55,7 @@ def test_the_environment_says_what_the_yaml_cannot(description: dict[str, Any]) 
     assert forced["UNSLOTH_FORCE_CPU"] == "1"
     promise = json.loads(on_cpu["UNSLOTH_ACCEL_PROMISE"])
     promised = {"num_processes": 2, "strategy": "ddp", "device": "cpu", "made_by": "the plan", "environment": {}}
-    assert promise == promised | {"rows_per_step": 8, "memory_gib": None}
+    assert promise == promised | {"rows_per_step": 8, "memory_gib": None, "keep_activations": 0}
     estimate = make(description, gpus(2))
     assert json.loads(estimate.environment["UNSLOTH_ACCEL_PROMISE"])["memory_gib"] == round(estimate.memory.total, 2)
 
@@ -129,10 +130,10 @@ def test_the_decoder_layer_is_the_models_own() -> None:
 
 def test_the_batch_grows_with_memory() -> None:
     small, large = planned("4x4090", "unsloth/Llama-3.2-1B", 512), planned("4xH200", "unsloth/Llama-3.2-1B", 512)
-    assert small.batch.per_device < large.batch.per_device == 128
+    assert small.batch.per_device < large.batch.per_device
     for made in (small, large):
         assert made.memory is not None
-        assert made.memory.total <= 0.95 * made.hardware.devices[0].memory_gib
+        assert made.memory.total <= usable_gib(made.hardware.devices[0].memory_gib)
 
 
 def test_tokens_may_be_given_instead_of_rows() -> None:

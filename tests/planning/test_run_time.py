@@ -38,7 +38,8 @@ def test_short_rows_are_not_shown_at_the_speed_of_full_ones(rows: Path) -> None:
     assert short.speed.step_seconds < full.speed.step_seconds / 3
     assert "s per step, rows of about 40 tokens at the mean (estimated from 4 characters per token in 500" in str(short)
     assert "s per step, if rows are full" in str(full)
-    assert short.memory == full.memory, "one row may be as long as the limit"
+    one = {"per_device_train_batch_size": 1}
+    assert planned(rows, training=one).memory == planned("", training=one).memory, "a row may be as long as the limit"
 
 
 def test_rows_shared_out_by_tokens_take_fewer_micro_batches(rows: Path) -> None:

@@ -29,6 +29,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from trl import SFTConfig, SFTTrainer
 
 from benchmarks.worker import KEEP, keep_blocks
+from unsloth_accel.adapters.kept_activations import keep, kept
 from unsloth_accel.adapters.out_of_memory import StepHalving, halve_on_out_of_memory
 from unsloth_accel.artifacts.checkpoints import find_checkpoints
 
@@ -54,13 +55,14 @@ def pretend_fsdp2() -> None:
 
 
 def fail_above_one_row(model: torch.nn.Module, where: str) -> None:
-    """Have `model` run out of memory with more than a row at once: in its `forward` or at the end of its `backward`."""
+    """Have `model` run out of memory with more than a row at once, or while a block keeps its activations: in its
+    `forward` or at the end of its `backward`."""
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     layers = [module for name, module in model.named_modules() if name.endswith("layers.1.mlp")]
     state = {"large": False}
 
     def before(module: Any, arguments: Any, named: Any) -> None:
-        state["large"] = module.training and named["input_ids"].shape[0] > 1
+        state["large"] = module.training and (named["input_ids"].shape[0] > 1 or kept(model) > 0)
 
     def fail(here: str) -> None:
         if state["large"] and where == here:
@@ -133,6 +135,7 @@ def main(path: str, out: str, r: str) -> None:
     model = unsloth.FastLanguageModel.get_peft_model(
         model, r=int(r), lora_alpha=16, target_modules=["q_proj", "down_proj"], random_state=3407
     )
+    keep(model, int(os.environ.get("KEPT", "0")))
     arguments = SFTConfig(
         output_dir=out,
         max_steps=4,
@@ -192,6 +195,7 @@ def main(path: str, out: str, r: str) -> None:
             "averages": averages,
             "sums": sums,
             "fetched": units.fetched if units else 0,
+            "kept": kept(model),
             "parts": halving.parts if isinstance(halving, StepHalving) else halving,
             "reason": halving.reason if isinstance(halving, StepHalving) else None,
             "mapped": units.mapped_bytes if units else 0,

@@ -1,7 +1,7 @@
 """A user's script with its two lines and all that such scripts save at their end, on every rank.
 
 own_script.py MODEL OUT: trains two steps of eight rows; each rank writes OUT/rank-N.json, what it wrote itself and what
-each call returned or raised.
+each call returned or raised. Rank 1 alone has chosen how many blocks keep their activations.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 import unsloth_accel
 
 from unsloth import FastLanguageModel  # isort: skip
+from unsloth.models._utils import skip_checkpointing  # isort: skip
 import safetensors.torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
@@ -23,6 +24,8 @@ from unsloth_accel.adapters import one_writer
 name, out = sys.argv[1], Path(sys.argv[2])
 model, tokenizer = FastLanguageModel.from_pretrained(name, max_seq_length=96, dtype="float32", load_in_4bit=False)
 model = FastLanguageModel.get_peft_model(model, r=8, target_modules=["q_proj", "v_proj"])
+if os.environ["RANK"] == "1":
+    skip_checkpointing(model, 2)  # as get_peft_model does on a GPU
 trainer = SFTTrainer(
     model=model,
     processing_class=tokenizer,
@@ -42,7 +45,7 @@ trainer = SFTTrainer(
         disable_tqdm=True,
     ),
 )
-trainer = unsloth_accel.observe(unsloth_accel.adapt(trainer, global_batch=8))
+trainer = unsloth_accel.observe(unsloth_accel.adapt(trainer, global_batch=8, rehearse=True))
 trainer.train()
 
 rank = int(os.environ["RANK"])

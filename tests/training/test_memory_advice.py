@@ -11,13 +11,15 @@ from unsloth_accel.training.memory_advice import advice
     [
         ({}, "distributed.strategy=fsdp2 (the GPUs divide the base model); or model.load_in_4bit=true; or model.max"),
         ({"training": {"per_device_train_batch_size": 8}}, "training.per_device_train_batch_size=4 (the global"),
+        ({"model": {"keep_activations": 8}}, "model.keep_activations=0 (all blocks compute theirs again); or distrib"),
         ({"distributed": {"strategy": "fsdp2"}}, "model.load_in_4bit=true; or model.max_seq_length below 2048"),
     ],
 )
 def test_what_would_help(description: dict[str, Any], overrides: dict[str, Any], expected: str) -> None:
-    run = from_dict({**description, "distributed": {"strategy": "ddp"}, **overrides})
+    model = description["model"] | overrides.get("model", {})
+    run = from_dict({**description, "distributed": {"strategy": "ddp"}, **overrides, "model": model})
     assert advice(run).startswith(expected)
-    assert "per_device" not in advice(run, batch=False)
+    assert not any(word in advice(run, batch=False) for word in ("per_device", "keep_activations"))
 
 
 def test_nothing_is_advised_about_a_strategy_that_nobody_chose(description: dict[str, Any]) -> None:

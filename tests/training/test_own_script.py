@@ -10,6 +10,7 @@ import pytest
 from conftest import SCRIPTS, Run, accelerate_launch
 
 from unsloth_accel.config.accelerate_config import AccelerateConfig
+from unsloth_accel.config.promise import Promise
 
 pytestmark = pytest.mark.slow
 STRATEGIES = ["ddp", *(["fsdp2_native"] if find_spec("triton") else [])]
@@ -20,7 +21,7 @@ def script(request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.
     """Strategy, directory, output and what each rank found."""
     out = tmp_path_factory.mktemp("script")
     config = AccelerateConfig(strategy=request.param, num_processes=2, device="cpu")
-    config.write(out / "accelerate.yaml")
+    config.write(out / "accelerate.yaml", promised=Promise(num_processes=2, keep_activations=1))
     done = accelerate_launch(
         "--config_file", out / "accelerate.yaml", SCRIPTS / "own_script.py", tiny, out / "outputs", forked=True
     )
@@ -32,11 +33,14 @@ def script(request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.
 def test_its_owner_is_told_what_runs(script: dict[str, Any]) -> None:
     """Each line once, none of it by the other rank; and the rows of a step are those that one process takes."""
     printed = script["done"].stdout + script["done"].stderr
+    told = "the ranks were to keep the activations of different numbers of blocks (1 on rank 0, 2 on rank 1)"
+    assert printed.count(told) == 1, printed
+    assert len(re.findall(r"^rehearsed step \d, the longest, with 4 rows", printed, re.MULTILINE)) == 1, printed
     each = "each of 2 trains its own part of the weights"
     same = "8 trained tensors and their gradients are the same on all 2"
-    assert re.findall(r"^unsloth_accel: .*|^report .*", printed, re.MULTILINE) == [
+    assert re.findall(r"^unsloth_accel: (?!warning: ).*|^report .*", printed, re.MULTILINE) == [
         f"unsloth_accel: 2 processes, {script['strategy']}: 8 rows per step = 4 × 1 × 2 (per device × accumulation × "
-        "processes); one process would take as many",
+        "processes); one process would take as many; 1 of 2 decoder blocks keep their activations",
         f"unsloth_accel: ranks in step after the first step: {same if script['strategy'] == 'ddp' else each}",
         f"report    {script['out'] / 'report.html'}",
     ]

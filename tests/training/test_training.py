@@ -164,15 +164,15 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluated(
     described: Path, eight: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], tuple[Path, str]]:
-    """The straight run under a strategy with held-out rows, evaluated before, while and after it trains; and what it
-    printed."""
+    """The straight run under a strategy with held-out rows, evaluated before, while and after it trains, with one block
+    of two that keeps its activations; and what it printed."""
     place = tmp_path_factory.mktemp("evaluated")
 
     @functools.cache
     def evaluated(strategy: str) -> tuple[Path, str]:
         # Where a rank may run out of memory and go on, the adapter for that averages gradients without DDP.
         words = ("training.eval_strategy=steps", "training.eval_steps=2", "batch.on_out_of_memory=stop")
-        words += (f"distributed.strategy={strategy}",)
+        words += (f"distributed.strategy={strategy}", "model.keep_activations=1")
         return place / strategy, launch(described, place / strategy, f"data.eval_path={eight}", *words)
 
     return evaluated
@@ -190,6 +190,8 @@ def test_evaluating_first_changes_nothing(straight: Path, evaluated: Any, strate
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     evaluations = results["evaluations"]
     assert [one["step"] for one in evaluations] == [2, 4, 6]
+    assert (results["training"]["keep_activations"], results["training"]["blocks"]) == (1, 2)
+    assert "1 of 2 blocks keep their activations" in (out / "report.html").read_text(encoding="utf-8")
     assert results["before"]["loss"] > evaluations[0]["loss"] > results["after"]["loss"]
     assert results["after"]["loss"] == pytest.approx(evaluations[-1]["loss"], rel=1e-6)
     lines = map(json.loads, (out / "logs" / "steps.jsonl").read_text(encoding="utf-8").splitlines())
@@ -230,8 +232,8 @@ def test_going_on_from_an_adapter_until_nothing_gets_better(
 def test_resuming_goes_on_exactly(
     described: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From checkpoint 3 of 6 to the end: the same losses and the same adapter as the straight run, to the bit. It is
-    pushed to a Hub on this machine, by one rank, and loads from there."""
+    """From checkpoint 3 of 6 to the end, with all blocks' activations kept: the same losses and the same adapter as the
+    straight run, to the bit. It is pushed to a Hub on this machine, by one rank, and loads from there."""
     out = tmp_path / "run"
     shutil.copytree(straight, out)
     shutil.rmtree(out / "adapter")
@@ -246,7 +248,7 @@ def test_resuming_goes_on_exactly(
         reached |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
         for name, value in reached.items():
             monkeypatch.setenv(name, value)
-        printed = launch(described, out, "training.resume=true", *pushing)
+        printed = launch(described, out, "training.resume=true", "model.keep_activations=all", *pushing)
         done = subprocess.run([sys.executable, "-c", LOADING, "someone/tiny"], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.split()[-2:] == ["True", "True"], done.stdout + done.stderr
     assert [title for _, _, title in hub.commits] == ["Training in progress, step 6", "End of training"]
@@ -271,19 +273,24 @@ def test_resuming_goes_on_exactly(
     assert [step["step"] for step in steps(out)] == [1, 2, 3, 4, 5, 6]
     told = json.loads((out / "results.json").read_text(encoding="utf-8"))["training"]
     losses = [step["loss"] for step in steps(out)]
-    assert (told["resumed_at"], told["steps"]) == (3, 3)
+    assert (told["resumed_at"], told["steps"], told["keep_activations"]) == (3, 3, 2)
     assert told["loss"] == pytest.approx(sum(losses[3:]) / 3)
     report = " ".join((out / "report.html").read_text(encoding="utf-8").split())
     assert "6 steps in 2 parts" in report
 
 
-@pytest.mark.parametrize(("where", "most", "halvings"), [("--backward", 2, [2]), ("--forward", 1, [2, 4])])
+@pytest.mark.parametrize(
+    ("where", "keep", "most", "lowered"),
+    [("--backward", 2, 2, [(1, 1), (0, 1), (0, 2)]), ("--forward", 0, 1, [(0, 2), (0, 4)])],
+)
 def test_a_rank_out_of_memory_goes_on(
-    where: str, most: int, halvings: list[int], straight: Path, described: Path, tmp_path: Path, cli: Run
+    where: str, keep: int, most: int, lowered: list[Any], straight: Path, described: Path, tmp_path: Path, cli: Run
 ) -> None:
-    """Rank 1 can't compute what it was given, in two micro-batches per step: smaller pieces, and the same run."""
-    run = _written(described, tmp_path, "training.per_device_train_batch_size=2")
-    script = [SCRIPTS / "out_of_memory.py", run, where, "--rows", str(most)]
+    """Rank 1 can't compute what it was given, in two micro-batches per step: fewer blocks that keep their activations,
+    then smaller pieces, and the same run; the other rank does as it does."""
+    words = ("training.per_device_train_batch_size=2", f"model.keep_activations={keep}", "batch.rehearse=false")
+    run = _written(described, tmp_path, *words)
+    script = [SCRIPTS / "out_of_memory.py", run, where, "--rows", str(most), "--kept", "0"]
     done = cli("launch", "--config_file", run.parent / "accelerate.yaml", *script, forked=True)
     assert done.returncode == 0, done.stderr
     assert "OUT OF MEMORY" in (run.parent / "logs" / "rank-1.log").read_text(encoding="utf-8")
@@ -292,8 +299,10 @@ def test_a_rank_out_of_memory_goes_on(
     assert found["loss"] <= TOLERANCE
     assert found["grad_norm"] <= TOLERANCE
     assert found["adapter"] <= 10 * TOLERANCE
-    told = json.loads((run.parent / "results.json").read_text(encoding="utf-8"))["out_of_memory"]
-    assert [one["parts"] for one in told] == halvings
+    results = json.loads((run.parent / "results.json").read_text(encoding="utf-8"))
+    assert (results["training"]["keep_activations"], results["training"]["blocks"]) == (0, 2)  # of rank 0
+    told = results["out_of_memory"]
+    assert [(one["keep_activations"], one["parts"]) for one in told] == lowered
     assert {one["rank"] for one in told} == {1}
     assert f"rank 1: out of memory in step {told[0]['step']}, with {told[0]['rows']} rows" in done.stderr
     assert [step["num_tokens"] for step in steps(run.parent)] == [step["num_tokens"] for step in steps(straight)]

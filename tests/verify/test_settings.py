@@ -3,12 +3,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import finished_run
+from conftest import SMOLLM2, finished_run
 from row_files import CHAT
 from verified_runs import CPU, GPU, TWO, chosen
 
+from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.errors import ConfigError
 from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.planning import planner
+from unsloth_accel.verify.settings import _as
 from unsloth_accel.verify.verification import taken_problems, verify
 
 
@@ -97,6 +100,16 @@ def test_one_optimizer_for_all_runs(description: dict[str, Any], tmp_path: Path)
     assert any("fsdp2 can't step adamw_8bit" in note for note in both.notes)
     ddp = chosen(description, tmp_path, TWO, strategies=["ddp"])
     assert {plan.run.training["optim"] for plan in (ddp.single, *ddp.others)} == {"adamw_8bit"}
+
+
+def test_as_many_blocks_keep_their_activations_in_all_runs(description: dict[str, Any], tmp_path: Path) -> None:
+    """With half of the rows on each of two GPUs all 30 would, alone those that fit beside all rows."""
+    description["model"] = {"name": str(SMOLLM2), "max_seq_length": 2048}
+    small = replace(TWO, devices=tuple(replace(one, memory_gib=8) for one in TWO.devices))
+    alone, both = (planner.plan(_as(from_dict(description), name, n), small) for name, n in (("single", 1), ("ddp", 2)))
+    assert (alone.keep_activations or 0) < (both.keep_activations or 0)
+    found = chosen(description, tmp_path, small, strategies=["ddp"])
+    assert {one.keep_activations for one in (found.single, *found.others)} == {alone.keep_activations}
 
 
 def test_what_a_short_run_leaves_out(description: dict[str, Any], tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ begin a second backward pass before the all-reduces of the first are done; so th
 
 Here DDP's own averaging is off (`no_sync` in every micro-batch) and gradients are averaged after the last one, with one
 all-reduce. Nothing is shared before a rank's gradients are whole, so a rank may compute its part as often as it must:
-it drops the half-made gradients, frees what it can, and repeats the step's micro-batches in halves. The loss is
-weighted by tokens, so halves add up to the same. Peers wait in the one all-reduce, which also tells them: from then on
-every rank halves its micro-batches, and the rows per step stay what they were.
+it drops the half-made gradients, frees what it can, and repeats the step's micro-batches: first with fewer decoder
+blocks that keep their activations, which costs the least time, and once all recompute, in halves. The loss is weighted
+by tokens, so halves add up to the same. Peers wait in the one all-reduce, which also tells them: from then on every
+rank does the same, and the rows per step stay what they were.
 
 Under FSDP2 the same holds where weights are fetched from the peers' memory (`adapters.fsdp2.peer_fetch`), who need not
 take part in it; FSDP2 is brought back to where a step begins. Where weights are gathered by NCCL every forward pass
@@ -25,12 +26,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..capabilities.probe import available
-from ..errors import UnslothAccelError
+from ..errors import UnslothAccelError, counted
 from .fsdp2 import native
 from .fsdp2.peer_fetch import fetch
 from .fsdp2.peer_fetch.peer_reach import SWITCH
 from .fsdp2.units import units_of
 from .hook_types import Arguments, Control, State, TrainerCallback
+from .kept_activations import count_anew, keep, kept
 from .micro_batches import parts_add_up, rows_and_tokens, split
 from .rank_checks import distributed_type, is_sharded, trainable
 
@@ -39,7 +41,10 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
     from transformers import Trainer
 
+LOWERED = 2
+"""Stages in which blocks stop keeping their activations: half of them, then the rest."""
 MOST_HALVINGS = 10
+"""Stages after them, in each of which micro-batches are halved."""
 OWN_AVERAGING = (
     *("ddp_static_graph", "ddp_broadcast_buffers", "ddp_bucket_cap_mb"),
     *("static_graph", "gradient_as_bucket_view"),
@@ -60,35 +65,41 @@ class OutOfMemory(UnslothAccelError):
 
 @dataclass(frozen=True, kw_only=True)
 class Halving:
-    """What happened once: from `step` on each micro-batch is computed in `parts` parts."""
+    """What happened once: from `step` on `keep_activations` blocks keep their activations, and each micro-batch is
+    computed in `parts` parts."""
 
     step: int
     """The optimizer step, counted from 1, in which it happened."""
     rank: int
+    keep_activations: int
     parts: int
     rows: int
     tokens: int
     """Tokens of the micro-batch, or the part of one, that was too large; padding included."""
 
     def __str__(self) -> str:
+        what = f"out of memory in step {self.step}, with {self.rows} rows ({self.tokens:,} tokens) at once. The step is"
+        if self.parts == 1:
+            fewer = counted(self.keep_activations, "decoder block")
+            return f"{what} done again, and from here on every rank keeps the activations of {fewer} only; rows stay."
         return (
-            f"out of memory in step {self.step}, with {self.rows} rows ({self.tokens:,} tokens) at once. The step is "
-            f"done again, and from here on every rank computes 1/{self.parts} as many rows at once, in {self.parts} "
-            "times as many micro-batches; the rows per step stay."
+            f"{what} done again, and from here on every rank computes 1/{self.parts} as many rows at once, in "
+            f"{self.parts} times as many micro-batches; the rows per step stay."
         )
 
 
 class StepHalving:
-    """A training step of a Trainer that halves its micro-batches, and begins again, where memory is out.
+    """A training step of a Trainer that begins again, with fewer activations kept or half the rows, where memory is
+    out.
 
-    `parts`: into how many parts each micro-batch is divided now. `halvings`: what happened on this rank. `reason`: why
-    it can't be done after all, known in the first step; None where it can.
+    `stage`: how many times something was lowered, which ranks agree on. `halvings`: what happened on this rank.
+    `reason`: why it can't be done after all, known in the first step; None where it can.
     """
 
     def __init__(self, trainer: Trainer, advice: str = ADVICE) -> None:
         self.halvings: list[Halving] = []
         self.reason: str | None = None
-        self.parts = 1
+        self.stage = 0
         self.listeners: list[Callable[[Halving], None]] = []
         self.timers: list[Callable[[str], None]] = []
         """Called with `ready` when this rank's gradients are whole and with `averaged` when all ranks' are."""
@@ -97,41 +108,67 @@ class StepHalving:
         self._done: list[Mapping[str, Any]] = []
         self._plain = trainer.training_step
         self._first = True
-        self._needed_parts: PartsNeeded | None = None
+        self._kept_at_first: int | None = None
+        self._needed: StageNeeded | None = None
         self._tokens: int | None = None
         self._units: list[FSDPModule] = []
+
+    @property
+    def parts(self) -> int:
+        """The parts in which each micro-batch is computed now."""
+        return int(2 ** max(0, self.stage - LOWERED))
 
     def forget(self) -> None:
         """Drop the micro-batches of the step that was begun."""
         self._done.clear()
 
+    def can_go_on(self, model: torch.nn.Module) -> bool:
+        """Return whether a lack of memory ends nothing, which is known once `model` is prepared."""
+        if self._first:
+            self._first = False
+            self.reason = _meeting(model) if self._trainer.accelerator.num_processes > 1 else None
+            self._units = units_of(model)
+            if self.reason is not None and self._trainer.accelerator.is_main_process:
+                print(f"out of memory would end the run: {self.reason}", flush=True)
+        return self.reason is None
+
+    def fits(self, model: torch.nn.Module, micro_batches: Sequence[Mapping[str, Any]], items: Any) -> bool:
+        """Return whether this rank has memory for the gradients of a step of `micro_batches`, and drop them."""
+        try:
+            with self._alone(model):
+                for inputs in micro_batches:
+                    self._plain(model, dict(inputs), items)
+            enough = True
+        except RuntimeError as error:
+            if not is_lack_of_memory(error):
+                raise
+            enough = False
+        if not enough:  # only here, as in `_compute`
+            self.make_room(model)
+        model.zero_grad(set_to_none=True)
+        return enough
+
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None, *rest: Any
     ) -> torch.Tensor:
         """One micro-batch, in `parts` parts; after a step's last one the gradients of all ranks are averaged."""
-        several = self._trainer.accelerator.num_processes > 1
-        if self._first:
-            self._first = False
-            self.reason = _meeting(model) if several else None
-            self._units = units_of(model)
-            if self.reason is not None and self._trainer.accelerator.is_main_process:
-                print(f"out of memory would end the run: {self.reason}", flush=True)
-        if self.reason is not None:
+        if not self.can_go_on(model):
             return self._plain(model, inputs, num_items_in_batch, *rest)
+        several = self._trainer.accelerator.num_processes > 1
         if not self._done:
             self._tokens = getattr(self._trainer, "_total_train_tokens", None)
-            # The parts that some rank needs, once its word has arrived.
-            if self._needed_parts is not None and self._needed_parts.arrived():
-                self.parts = max(self.parts, self._needed_parts.parts)
-                self._needed_parts = None
-        with self._alone(model) if several else nullcontext():
+            # The stage that some rank needs, once its word has arrived.
+            if self._needed is not None and self._needed.arrived():
+                self._lower(self._needed.stage)
+                self._needed = None
+        with self._alone(model):
             loss = self._compute(model, inputs, num_items_in_batch, rest)
         self._done.append(inputs)
         if self._trainer.accelerator.sync_gradients:
             self._done.clear()
             if several:
                 self._time("ready")
-                self._needed_parts = average([p for p in model.parameters() if p.requires_grad], self.parts)
+                self._needed = average([p for p in model.parameters() if p.requires_grad], self.stage)
                 self._time("averaged")
                 self._count_tokens()
         return loss
@@ -154,14 +191,15 @@ class StepHalving:
                 total: torch.Tensor = sum(losses[1:], losses[0])
                 return total
             # Only here, with the error gone and all that its frames held, is there something to free.
-            self._make_room(model)
-            largest = max(map(rows_and_tokens, self._parts_of([*self._done, inputs])))
-            if largest[0] == 1 or self.parts == 2**MOST_HALVINGS:
+            self.make_room(model)
+            rows, tokens = max(map(rows_and_tokens, self._parts_of([*self._done, inputs])))
+            halves = self.stage >= LOWERED or kept(self._trainer.model) == 0
+            if halves and (rows == 1 or self.stage == LOWERED + MOST_HALVINGS):
                 raise OutOfMemory(
-                    f"out of memory in step {self._trainer.state.global_step + 1} with a single row of {largest[1]:,} "
+                    f"out of memory in step {self._trainer.state.global_step + 1} with a single row of {tokens:,} "
                     f"tokens at once ({message}). Fix: {self._advice}."
                 )
-            self._halve(*largest)
+            self._go_on_with_less(rows, tokens)
             earlier = list(self._done)
 
     def _parts_of(self, micro_batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -169,7 +207,8 @@ class StepHalving:
             return list(map(dict, micro_batches))
         return [part for one in micro_batches for part in split(one, self.parts)]
 
-    def _make_room(self, model: torch.nn.Module) -> None:
+    def make_room(self, model: torch.nn.Module) -> None:
+        """Drop the gradients of a step that ran out of memory, and free what can be."""
         from accelerate.utils.memory import clear_device_cache
 
         # A backward pass that was cut short has added to some gradients and not to others.
@@ -177,14 +216,35 @@ class StepHalving:
         if hasattr(model, "unshard"):
             fetch.start_over(model)
         _empty_half_grown()
+        count_anew()  # a forward pass that was cut short has counted some of its blocks
         clear_device_cache(garbage_collection=True)
         if self._tokens is not None:
             self._trainer._total_train_tokens = self._tokens
 
-    def _halve(self, rows: int, tokens: int) -> None:
-        self.parts *= 2
-        step, rank = self._trainer.state.global_step + 1, self._trainer.accelerator.process_index
-        happened = Halving(step=step, rank=rank, parts=self.parts, rows=rows, tokens=tokens)
+    def _lower(self, stage: int) -> None:
+        """Reach `stage`, unless a later one is reached already."""
+        if stage <= self.stage:
+            return
+        if self._kept_at_first is None:
+            self._kept_at_first = kept(self._trainer.model)
+        self.stage = stage
+        count = self._kept_at_first // 2 if stage == 1 else 0
+        if count != kept(self._trainer.model):
+            keep(self._trainer.model, count)
+
+    def _go_on_with_less(self, rows: int, tokens: int) -> None:
+        blocks = kept(self._trainer.model)
+        lowers = 1 if blocks > 1 else LOWERED if blocks else LOWERED + 1  # of a single one there is no half
+        self._lower(max(self.stage + 1, lowers))
+        happened = Halving(
+            step=self._trainer.state.global_step + 1,
+            rank=self._trainer.accelerator.process_index,
+            keep_activations=kept(self._trainer.model),
+            parts=self.parts,
+            rows=rows,
+            tokens=tokens,
+        )
+        rank = happened.rank
         self.halvings.append(happened)
         print(f"unsloth_accel: rank {rank}: {happened}", file=sys.stderr, flush=True)
         for listener in self.listeners:
@@ -201,6 +261,9 @@ class StepHalving:
         TRL's loss gathers figures for its log in every micro-batch, which then are those of the rank's own rows.
         """
         accelerator = self._trainer.accelerator
+        if accelerator.num_processes == 1:
+            yield
+            return
         if hasattr(model, "require_forward_param_sync"):
             model.require_forward_param_sync = False  # DDP's first forward pass would send buffers
         accelerator.gather_for_metrics = lambda value, *_, **__: value
@@ -276,7 +339,7 @@ def _meeting(model: torch.nn.Module) -> str | None:
     return None
 
 
-class PartsNeeded:
+class StageNeeded:
     """What the ranks told each other with their gradients; the computation goes on while it travels."""
 
     def __init__(self, needed: torch.Tensor) -> None:
@@ -293,23 +356,23 @@ class PartsNeeded:
         return self._event is None or bool(self._event.query())
 
     @property
-    def parts(self) -> int:
-        """The most parts that a rank computes its micro-batches in."""
-        return int(2 ** max(halvings for halvings, ranks in enumerate(self._needed.tolist()) if ranks))
+    def stage(self) -> int:
+        """The furthest stage that a rank has reached."""
+        return max(stage for stage, ranks in enumerate(self._needed.tolist()) if ranks)
 
 
-def average(params: Sequence[torch.nn.Parameter], parts: int) -> PartsNeeded:
+def average(params: Sequence[torch.nn.Parameter], stage: int) -> StageNeeded:
     """Average the gradients of `params` over all ranks, in place; every rank calls it, with the same parameters.
 
     A gradient that only some ranks have counts as zero on the others, and one that none has stays away, as under DDP.
-    `parts` is a power of two that every rank is told of.
+    Every rank is told of `stage`.
     """
     import torch
     import torch.distributed as dist
 
     sizes = [parameter.numel() for parameter in params]
     total, count = sum(sizes), len(params)
-    flat = torch.zeros(total + count + MOST_HALVINGS + 1, dtype=torch.float32, device=params[0].device)
+    flat = torch.zeros(total + count + LOWERED + MOST_HALVINGS + 1, dtype=torch.float32, device=params[0].device)
     pieces = list(flat[:total].split(sizes))
     here = [index for index, parameter in enumerate(params) if parameter.grad is not None]
     gradients = [params[index].grad.view(-1) for index in here]
@@ -319,7 +382,7 @@ def average(params: Sequence[torch.nn.Parameter], parts: int) -> PartsNeeded:
         flat[total : total + count].fill_(1)
     else:
         flat[total : total + count] = torch.tensor([float(parameter.grad is not None) for parameter in params])
-    flat[total + count + parts.bit_length() - 1].fill_(1)
+    flat[total + count + stage].fill_(1)
     dist.all_reduce(flat)
     flat[:total].div_(dist.get_world_size())
     if here:
@@ -329,7 +392,7 @@ def average(params: Sequence[torch.nn.Parameter], parts: int) -> PartsNeeded:
         for index, parameter in enumerate(params):
             if parameter.grad is None and had[index]:
                 parameter.grad = pieces[index].view_as(parameter).to(parameter.dtype, copy=True)
-    return PartsNeeded(flat[total + count :])
+    return StageNeeded(flat[total + count :])
 
 
 def _empty_half_grown() -> None:

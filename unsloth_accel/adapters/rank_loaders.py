@@ -15,11 +15,11 @@ import copy
 import hashlib
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 from ..capabilities.probe import available
+from .random_numbers import random_numbers_kept
 from .rank_agreement import UNKNOWN
 from .rank_checks import GuardError
 from .saving import of_every_rank
@@ -162,16 +162,28 @@ def _probe(loader: Any) -> dict[str, Any]:
     }
 
 
-def _collated(loader: Any, rows: list[int]) -> dict[str, str]:
-    """Return the batch that `loader` would make of `rows`, described by its names."""
+def collated(loader: Any, rows: list[int]) -> Any:
+    """Return the batch that `loader` would make of `rows`, on the CPU."""
     dataset = loader.dataset
     several = getattr(dataset, "__getitems__", None)
-    with _random_numbers_kept():
-        if loader.batch_sampler is None:
-            found = dataset[rows]
-        else:
-            found = several(rows) if several is not None else [dataset[row] for row in rows]
-        batch = loader.collate_fn(copy.deepcopy(found))  # some take out of a row what they use
+    if loader.batch_sampler is None:
+        found = dataset[rows]
+    else:
+        found = several(rows) if several is not None else [dataset[row] for row in rows]
+    return loader.collate_fn(copy.deepcopy(found))  # some take out of a row what they use
+
+
+def _collated(loader: Any, rows: list[int]) -> dict[str, str]:
+    """Return the batch that `loader` would make of `rows`, described by its names, with the same random numbers on
+    every rank."""
+    import numpy
+    import torch
+
+    with random_numbers_kept():  # of the CPU, on which a collator works
+        random.seed(0)
+        numpy.random.seed(0)
+        torch.default_generator.manual_seed(0)
+        batch = collated(loader, rows)
     named = batch if isinstance(batch, Mapping) else {"batch": batch}
     return {str(name): _kind(value) for name, value in named.items()}
 
@@ -213,21 +225,3 @@ def _or_kind_of_error(make: Any) -> Any:
         return make()
     except Exception as error:
         return type(error).__name__
-
-
-@contextmanager
-def _random_numbers_kept() -> Iterator[None]:
-    """Seed the generators of the process for the time of it, the same on every rank; then they are as before."""
-    import numpy
-    import torch
-
-    states = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng(devices=[]):  # a collator works on the CPU
-        random.seed(0)
-        numpy.random.seed(0)
-        torch.default_generator.manual_seed(0)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            numpy.random.set_state(states[1])

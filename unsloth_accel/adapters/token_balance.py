@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, SequentialSampler
 
@@ -37,6 +37,9 @@ KEPT = (
 """Arguments of torch's DataLoader, beside data set, sampler and collate function, that the Trainer's loader keeps."""
 
 
+_Drawn = TypeVar("_Drawn")
+ANSWERS = ("chosen_ids", "rejected_ids", "completion_ids", "KL_completion_ids")
+"""Columns of TRL's rows of preferences, each of which is computed behind the row's `prompt_ids`, if it has some."""
 LEAST_GAIN = 1.01
 """Speedup from which on rows are shared out by tokens where nothing else speaks for it."""
 
@@ -107,7 +110,7 @@ def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance 
         return "the loss of a micro-batch is a mean over its rows, and not weighted by tokens over all ranks"
     if trainer.accelerator.num_processes > 1 and not args.average_tokens_across_devices:
         return "training.average_tokens_across_devices is false, so each rank weighs its rows by its own tokens alone"
-    lengths = _lengths(loader.dataset)
+    lengths = lengths_of_rows(loader.dataset)
     if lengths is None:
         return "the rows are not tokenised yet, so their lengths are not known"
     if not (available("rows shared out by tokens") and available("a batch that is set anew")):
@@ -119,7 +122,8 @@ def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance 
     each = len(lengths) // rows if args.dataloader_drop_last else ceil(len(lengths) / rows)
     if not each:
         return "they are fewer than a step, and a smaller one is dropped"
-    known = list(_orders(sampler, ceil(args.max_steps / each if args.max_steps > 0 else args.num_train_epochs)))
+    epochs = ceil(args.max_steps / each if args.max_steps > 0 else args.num_train_epochs)
+    known = list(drawn_in(range(epochs), sampler, sampler))
     # Where the order isn't known beforehand, any other shows about as much, and promises nothing.
     orders = known or [list(range(len(lengths)))]
     steps = [[lengths[row] for row in step] for order in orders for step in islice(_steps(order, rows), each)]
@@ -259,28 +263,41 @@ def with_batches(prepared: Any, batches: Sampler[list[int]], **others: Any) -> D
     return DataLoaderShard(**kept | others, batch_sampler=batches)
 
 
-def _lengths(dataset: Any) -> list[int] | None:
-    """Tokens of each row, or None where rows have none yet."""
-    if "input_ids" not in (getattr(dataset, "column_names", None) or ()):
+def lengths_of_rows(dataset: Any) -> list[int] | None:
+    """Tokens of each row, or None where rows are streamed, or have none yet.
+
+    A row of preferences is as long as its prompt with the longest of its answers.
+    """
+    names = set(getattr(dataset, "column_names", None) or ()) if hasattr(dataset, "__len__") else set()
+    whole = names & {"input_ids"} or names & {"prompt_ids"}
+    answers = set() if "input_ids" in names else names & set(ANSWERS)
+    if not whole | answers:
         return None
     import pyarrow.compute as pc
 
     found: list[int] = []
-    for table in dataset.select_columns("input_ids").with_format("arrow").iter(10_000):
-        found += pc.list_value_length(table["input_ids"]).to_pylist()
+    for table in dataset.select_columns([*whole, *answers]).with_format("arrow").iter(10_000):
+        lengths = [pc.list_value_length(table[name]) for name in whole]
+        if answers:
+            lengths.append(pc.max_element_wise(*[pc.list_value_length(table[name]) for name in answers]))
+        found += (pc.add(*lengths) if len(lengths) > 1 else lengths[0]).to_pylist()
     return found
 
 
-def _orders(sampler: Any, epochs: int) -> Iterator[list[int]]:
-    """The order of rows in each epoch; nothing where the sampler doesn't know it beforehand."""
+def drawn_in(epochs: Iterable[int], sampler: Any, draws: Iterable[_Drawn]) -> Iterator[list[_Drawn]]:
+    """What `draws`, `sampler` itself or batches of it, give in each epoch; nothing where the sampler doesn't know the
+    order beforehand. It is left as it was."""
     if isinstance(sampler, SequentialSampler):
-        yield from [list(sampler)] * epochs
+        yield from (list(draws) for _ in epochs)
     elif hasattr(sampler, "set_epoch"):
-        before = sampler.epoch
-        for epoch in range(epochs):
+        before, generator = sampler.epoch, getattr(sampler, "generator", None)
+        state = None if generator is None else generator.get_state()
+        for epoch in epochs:
             sampler.set_epoch(epoch)
-            yield list(sampler)
+            yield list(draws)
         sampler.set_epoch(before)
+        if generator is not None:
+            generator.set_state(state)
 
 
 def _steps(order: Iterable[int], rows: int) -> Iterator[list[int]]:

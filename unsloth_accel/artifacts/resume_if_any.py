@@ -14,7 +14,10 @@ from .run_directory import PLANNED_YAML, RunDirectory
 
 _LENGTH = ("max_steps", "num_train_epochs")
 _COMPARED = ("model.", "lora.", "data.", "batch.", "training.")
-_NO_MATTER = tuple(f"training.{name}" for name in ("resume", "overwrite", "save_", "logging_", "hub_", "push_to_hub"))
+_NO_MATTER = (
+    "model.keep_activations",
+    *(f"training.{name}" for name in ("resume", "overwrite", "save_", "logging_", "hub_", "push_to_hub")),
+)
 """Keys below these that no adapter depends on."""
 
 

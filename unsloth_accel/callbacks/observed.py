@@ -109,5 +109,6 @@ def _log_of_script(trainer: Trainer) -> RankLog:
 
 def _note(log: RankLog, happened: Halving) -> None:
     # Written, not `warn`ed: it has been told on the console already.
-    message, step = str(happened), happened.step
-    log.warnings.append(log.write("warning", source="memory", step=step, message=message, parts=happened.parts))
+    lowered = {"keep_activations": happened.keep_activations, "parts": happened.parts}
+    warning = log.write("warning", source="memory", step=happened.step, message=str(happened), **lowered)
+    log.warnings.append(warning)

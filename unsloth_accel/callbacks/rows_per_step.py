@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from ..adapters import environment, rank_checks
+from ..adapters import environment, kept_activations, rank_checks
 from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
 from ..adapters.rank_checks import GuardError
 from ..adapters.real_batch import real_batch
@@ -40,6 +40,7 @@ class RowsPerStep(TrainerCallback):
         if not self.script or args.process_index != 0:
             return
         line = _line(batch, args.world_size, kept=self.promised is not None)
+        line += f"; {blocks}" if (blocks := kept_activations.told(kwargs["model"])) else ""
         if line == self._told:
             return
         self._told = line

@@ -175,6 +175,16 @@ PATCHES = (
           adapter="training.accelerator_loop",
           cost="a scheduler makes a step for each process, so that its rates are those of one process no more",
           missing="refuse"),
+    Patch(what="blocks that keep their activations",
+          place="unsloth/models/_utils.py: skip_checkpointing, _unsloth_skip_checkpoint, _unsloth_auto_skip, "
+                "_unsloth_gradient_checkpointing; "
+                "unsloth_zoo/block_swap.py: find_decoder_layers; unsloth_zoo/gradient_checkpointing.py: FIRST_PASS, "
+                "LAST_GC_INDEX, CURRENT_GC_INDEX", adapter="adapters.kept_activations",
+          cost="every decoder block computes its activations again in the backward pass, however much memory is left"),
+    Patch(what="checkpointing before its first pass",
+          place="unsloth_zoo/gradient_checkpointing.py: reset_unsloth_gradient_checkpointing_buffers",
+          adapter="training.rehearsal",
+          cost="once the longest step was rehearsed, the first step of a float32 model differs in its last bits"),
     Patch(what="a step done again",
           place="torch/nn/parallel/distributed.py: DistributedDataParallel.require_forward_param_sync; "
                 "torch/_C/_VariableFunctions.pyi: _foreach_copy_; unsloth_zoo/gradient_checkpointing.py: GPU_BUFFERS; "

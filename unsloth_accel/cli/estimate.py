@@ -42,6 +42,7 @@ def run(words: Sequence[str]) -> int:
 
     from ..models.lora_targets import targets
     from ..models.spec import ModelSpec
+    from ..planning.kept_blocks import may_keep
     from ..planning.memory_estimate import estimate
     from ..planning.planner import cannot, workload
     from ..strategies import STRATEGIES
@@ -53,6 +54,8 @@ def run(words: Sequence[str]) -> int:
     rows = asked.rows or description.training.get("per_device_train_batch_size") or 2
     full = description.model.dtype == "float32"
     work = workload(description, spec, targets(description, spec), rows, full=full)
+    kept, _ = may_keep(description, spec.num_layers, asked.gpus, on_cpu=False, reasons=[])
+    work = replace(work, keep_activations=kept)
     found: dict[str, MemoryEstimate] = {}
     impossible: dict[str, str] = {}
     for strategy in STRATEGIES:
@@ -87,10 +90,11 @@ def _print(work: Workload, found: dict[str, MemoryEstimate], impossible: dict[st
     from rich.text import Text
 
     spec = work.spec
+    kept = f"{work.kept_blocks} of {spec.num_layers} blocks keep their activations"
     title = (
         f"{spec.name}: {spec.num_parameters / 1e9:.2f}B parameters ({spec.source}), "
         f"{work.lora_parameters / 1e6:.1f}M trained, {work.per_device} × {work.length} tokens, "
-        f"checkpointing {work.checkpointing}; GiB per GPU, on {counted(gpus, 'GPU')}"
+        f"checkpointing {work.checkpointing}, {kept}; GiB per GPU, on {counted(gpus, 'GPU')}"
     )
     rows = [["", *found]]
     for term in dict.fromkeys(term for memory in found.values() for term in memory.terms):

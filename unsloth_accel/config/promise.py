@@ -34,6 +34,8 @@ class Promise:
     """Rows per optimizer step over all processes; None where they are not promised."""
     memory_gib: float | None = None
     """Estimated GiB per GPU; None where the plan has no estimate."""
+    keep_activations: int | None = None
+    """Decoder blocks that keep their activations; None where that is left to Unsloth."""
     made_by: str = PLANNED
     """Source of the promise: the plan, a config file's path, or WORLD_SIZE."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -73,8 +75,9 @@ def promise_of_config(config: Any, file: str, num_processes: int | None = None, 
     planned = 1 if kind == "NO" else planned
     count = num_processes or planned
     promised = promised_in_comment(text)
-    if count != planned:  # then it was estimated for another division of the model
+    if count != planned:  # then they were estimated for another division of the model
         promised.pop("memory_gib", None)
+        promised.pop("keep_activations", None)
     on_cpu = config.get("use_cpu") is True or kind == "MULTI_CPU"
     section = config.get("fsdp_config")
     version = section.get("fsdp_version", section.get("version")) if isinstance(section, dict) else None
@@ -116,7 +119,11 @@ def promised_in_comment(text: str) -> dict[str, Any]:
     return found
 
 
-_NUMBERS: dict[str, Callable[[str], float]] = {"rows_per_step": int, "memory_gib": float}
+_NUMBERS: dict[str, Callable[[str], float]] = {
+    "rows_per_step": int,
+    "memory_gib": float,
+    "keep_activations": int,
+}
 """The fields of a `Promise` that stand in a config file's comment, and how each is read."""
 
 

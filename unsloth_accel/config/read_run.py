@@ -60,6 +60,7 @@ _CHOICES = {
     "distributed.device": ("auto", "cuda", "cpu"),
     "batch.balance": ("tokens", "rows"),
     "batch.on_out_of_memory": ("halve", "stop"),
+    "batch.rehearse": ("auto", "true", "false"),
     "data.format": FORMATS,
     "data.train_on": ("auto", "all", "responses"),
     "data.too_long": ("cut", "drop"),
@@ -78,6 +79,7 @@ _POSITIVE = (
     "training.early_stopping_patience",
 )
 MOST = 2**31
+_KEPT = "model.keep_activations"
 _PATIENCE = "training.early_stopping_patience"
 _EVALUATE = ("training.eval_strategy", "training.do_eval", "training.eval_on_start")
 _REQUIRED = ("model.name", "data.path", "output_dir")
@@ -219,7 +221,7 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
                 fix = f"write its keys below it: {', '.join(map(str, default))}"
                 tell(value, "is a section, not a value.", fix, "run-wrong-type")
             continue
-        if name == "model.gradient_checkpointing" and isinstance(value, bool):
+        if isinstance(value, bool) and "true" in (_CHOICES.get(name) or ()):
             value = str(value).lower()  # YAML reads true and false as booleans
         kind = _field_type(name)
         if isinstance(value, int) and not isinstance(value, bool) and kind.startswith("float"):
@@ -335,6 +337,10 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
         wrong("logging.hang_after", seconds, "is no time in which a rank could be seen to hang.", fix)
     if not 0 <= given("lora.dropout") < 1:
         wrong("lora.dropout", given("lora.dropout"), "must be at least 0 and below 1.", "give 0, or less than 1")
+    kept = given(_KEPT)
+    if kept not in ("auto", "all") and (isinstance(kept, bool) or not isinstance(kept, int) or kept < 0):
+        fix = f"{_KEPT}=auto, all, or a whole number from 0"
+        wrong(_KEPT, kept, "must be auto, all or a number of decoder blocks from 0.", fix)
     count = given("distributed.num_processes")
     if count != "auto" and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
         fix = "distributed.num_processes=auto, or 1, 2, …"

@@ -103,8 +103,12 @@ class BatchConfig:
     """Distribution of a step's rows over processes: equal `tokens`, so that none waits for the others, or equal numbers
     of `rows`, in order. Each step trains on the same rows either way."""
     on_out_of_memory: str = "halve"
-    """Reaction to running out of GPU memory: `halve` repeats the step, and goes on, in twice as many micro-batches of
-    half the rows; `stop` ends the run, as `fsdp2_native`, `fsdp1` and `fsdp2` without peer access always do."""
+    """Reaction to running out of GPU memory: `halve` repeats the step, and goes on, with fewer activations kept, then
+    in twice as many micro-batches of half the rows; `stop` ends the run, as `fsdp2_native`, `fsdp1` and `fsdp2` without
+    peer access always do."""
+    rehearse: str = "auto"
+    """Compute the longest step and the longest evaluation batch once before the first step, and drop what they give, so
+    that a run that doesn't fit shows it in the first minute: `true`, `false`, or `auto`, where lengths differ."""
 
     def rows(self, max_seq_length: int) -> int | None:
         """Return the rows per optimizer step, or None if no global batch is given."""

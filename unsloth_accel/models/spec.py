@@ -151,6 +151,20 @@ class ModelSpec(Sizes):
 
     lora_parameters = lora_size.lora_parameters
 
+    def has(self, ending: str) -> bool:
+        """Return whether a tensor's name ends with `ending`."""
+        return ending in self._last_words
+
+    @cached_property
+    def _last_words(self) -> frozenset[str]:
+        """Return the last two words of each tensor's name."""
+        return frozenset(".".join(tensor.name.split(".")[-2:]) for tensor in self.tensors)
+
+    @cached_property
+    def largest_linear(self) -> int:
+        """Number of elements of the largest of `linear_weights`."""
+        return max((weight.out_features * weight.in_features for weight in self.linear_weights), default=0)
+
     def weight_bytes(self, load_in_4bit: bool, dtype_bytes: int = 2, *, experts_in_4bit: bool = False) -> int:
         """Bytes of the loaded base weights on one device that holds all of them.
 

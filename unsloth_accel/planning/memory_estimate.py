@@ -1,14 +1,14 @@
 """MemoryEstimate: the GPU memory that a run takes on each GPU, term by term, before anything is loaded.
 
 Sizes of tensors follow from the model's shapes and from code whose file is named; they are exact. What a block's
-backward, the gathering of shards, the allocator and CUDA's context take beyond that was fitted to the cells marked
-`calibration` in benchmarks/results/memory-2xH200.json (two H200, Unsloth 2026.10.9, torch 2.11). docs/memory.md puts
-prediction and measurement side by side, for cells that were used and cells that were not.
+backward, the gathering of shards, the allocator and CUDA's context take beyond that was fitted to the calibration cells
+of memory-2xH200.json and kept-1xH200.json in benchmarks/results (H200, Unsloth 2026.10.9, torch 2.11). docs/memory.md
+puts prediction and measurement side by side, for cells that were used and cells that were not.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
 from typing import Literal
@@ -42,9 +42,9 @@ OPTIMIZER_BYTES: dict[str, float] = {
 optim/optimizer.py; their block scales add 3 % and tensors below 4096 elements stay at 32 bit, which LoRA's are not).
 Paged ones count in full: pages move to the host only under pressure. An unknown optimizer counts as AdamW."""
 
-MEMORY_LIMIT = 0.95
-"""Share of a GPU's memory that a plan may fill, and from which on a run warns: the estimate was within 8 % where it was
-fitted, mostly within 1 %."""
+MEMORY_LIMIT, LEAST_IDLE_GIB = 0.95, 1.0
+"""Share of the free memory that a plan may fill, and from which on a run warns: the estimate was within 8 % where it
+was fitted, mostly within 1 %. On a small card it leaves at least so much: a desktop's windows come and go."""
 WORST_ERROR = 0.12
 """The estimate's worst error, as a share of what a run took: what torch's allocator held in the cells of
 benchmarks/results/memory-2xH200.json (docs/memory.md), rounded up. What is asked for by name is refused where the
@@ -62,6 +62,11 @@ def needs_gpu(optimizer: str) -> bool:
     """Return whether `optimizer` has no kernels for a CPU: there Unsloth takes torch's AdamW in its place, whatever it
     is (unsloth_zoo/cpu/trainer.py: normalize_cpu_training_arguments)."""
     return any(part in optimizer for part in _GPU_ONLY)
+
+
+def usable_gib(free_gib: float) -> float:
+    """Return the GiB that a plan may fill, of so many that are free."""
+    return min(MEMORY_LIMIT * free_gib, free_gib - LEAST_IDLE_GIB)
 
 
 def optimizer_for(strategy: str, asked: str | None) -> str:
@@ -82,13 +87,23 @@ def optimizer_for(strategy: str, asked: str | None) -> str:
 BLOCK_INTERMEDIATE = 4.0
 """Copies of (tokens × intermediate_size) alive at the peak of a block's backward: gate, up, and their gradients, all in
 Unsloth's fused MLP (unsloth/kernels/fast_lora.py). Fitted: 1.5B and 8B give 4.0."""
-BLOCK_HIDDEN: dict[Checkpointing, float] = {"unsloth": 8.25, "true": 4.5, "false": 4.5}
-"""Copies of (tokens × hidden_size) alive then; Unsloth's offloading keeps two GPU buffers and what is in flight
-(unsloth_zoo/gradient_checkpointing.py). Fitted."""
-KEPT_INTERMEDIATE = 2.0
-KEPT_HIDDEN = 7.5
-"""Copies of (tokens × hidden_size) kept per block without checkpointing: the residual twice, both norms' outputs,
-query, attention output, and the keys and values widened to all heads (fitted between 7 and 8); not gate and up."""
+BLOCK_HIDDEN, OFFLOAD_HIDDEN = 4.5, 3.75
+"""Copies of (tokens × hidden_size) alive then, and those that Unsloth's offloading adds: two GPU buffers and what is in
+flight (unsloth_zoo/gradient_checkpointing.py). Fitted."""
+KEPT_INTERMEDIATE, KEPT_HIDDEN, KEPT_QUERY = 2.0, 4.0, 3.2
+"""Copies of (tokens × intermediate_size), of (tokens × hidden_size) and of (tokens × the width of all heads) that a
+block keeps which is not checkpointed: gate and up; the residual twice and both norms' outputs; query, attention output,
+and what else attention keeps (fitted), beside keys and values. Norms of query and key keep these once more."""
+BIAS_HIDDEN = 2.0
+"""Copies of (tokens × hidden_size) more where query, key and value have a bias, which Unsloth's fused LoRA lacks;
+fitted to Qwen2.5's 0.5B alone."""
+KEPT_INSIDE_INTERMEDIATE, KEPT_INSIDE_HIDDEN = 1.0, 3.0
+"""Copies of both, beside what it keeps, that are alive at the peak of such a block's backward; fitted."""
+LOSS_HIDDEN = 2.0
+"""Copies of (tokens × hidden_size) beside the logits: the last norm's output and its gradient."""
+EVAL_INTERMEDIATE, EVAL_HIDDEN = 3.0, 4.0
+"""Copies of (tokens × intermediate_size) and of (tokens × hidden_size) alive in a block's forward pass without
+gradients: gate, up and their product, then residual, norm and the two outputs (unsloth/kernels/fast_lora.py)."""
 LOGIT_BYTES = 2.0
 """Bytes per logit of one chunk of Unsloth's fused cross entropy, compiled: bf16 logits. In eager mode the code assumes
 16 bytes to choose its chunks (unsloth_zoo/fused_losses/cross_entropy_loss.py: `_CE_BYTES_PER_LOGIT`)."""
@@ -119,6 +134,11 @@ class Workload:
     reference_passes: int = 0
     """Forward passes beside the trained one."""
     checkpointing: Checkpointing = "unsloth"
+    keep_activations: int = 0
+    """Decoder blocks that keep their activations, of those that would be checkpointed."""
+    eval_rows: int | None = 0
+    """Rows in one forward pass of an evaluation, 0 where there is none; None for twice the training's, which a run's
+    trainer takes (config/trainer_settings.py)."""
     load_in_4bit: bool = False
     dtype_bytes: int = 2
     """Bytes per element of the base weights that are not in 4 bit: 2, or 4 for float32."""
@@ -129,6 +149,18 @@ class Workload:
     def tokens(self) -> int:
         """Tokens of one forward and backward pass."""
         return self.per_device * self.sequences_per_row * self.length
+
+    @property
+    def kept_blocks(self) -> int:
+        """Decoder blocks that keep their activations: without checkpointing all of them."""
+        blocks = self.spec.num_layers
+        return blocks if self.checkpointing == "false" else min(self.keep_activations, blocks)
+
+    @property
+    def recomputed(self) -> float:
+        """Share of the decoder blocks whose forward pass is computed again in the backward one."""
+        blocks = self.spec.num_layers
+        return (blocks - self.kept_blocks) / max(blocks, 1)
 
     @property
     def intermediate(self) -> int:
@@ -159,11 +191,6 @@ class Workload:
     def head_bytes(self) -> int:
         """Bytes of the output head, which is the input embeddings where the two are tied."""
         return (self.spec.lm_head_parameters or self.spec.embedding_parameters) * self.dtype_bytes
-
-    @cached_property
-    def largest_linear(self) -> int:
-        """Elements of the largest linear weight in a block."""
-        return max((weight.out_features * weight.in_features for weight in self.spec.linear_weights), default=0)
 
     @property
     def in_4bit(self) -> bool:
@@ -213,7 +240,8 @@ def estimate(work: Workload, strategy: str, num_processes: int, *, free_gib: flo
     they are loaded in), `lora`, `gradients` (float32 as Unsloth keeps the adapter), `optimizer`, `gradient_buckets`
     (DDP's own copy of the gradients), `unsharded_units` (weights that FSDP has gathered at the peak), `dequantized`
     (4-bit weights on their way through a matmul), `activations`, `logits` (the fused loss where it is the larger
-    peak), `loading_excess` (loading's peak above training's), `other`, `fragmentation`, `context`.
+    peak), `evaluation_excess` and `loading_excess` (their peaks above training's), `other`, `fragmentation`, `context`.
+    Saving has none: it copies adapter and optimizer while no activations are held.
     """
     record = STRATEGIES[strategy]
     shards = num_processes if record.shards_weights else 1
@@ -240,10 +268,13 @@ def estimate(work: Workload, strategy: str, num_processes: int, *, free_gib: flo
         terms["unsharded_units"] = peak - max(block, logits)
     if work.in_4bit:
         # One weight in use and the next one's buffer (unsloth/kernels/utils.py: WEIGHT_BUFFERS); fitted, 1.7 to 2.4.
-        terms["dequantized"] = 2.0 * work.largest_linear * work.dtype_bytes
+        terms["dequantized"] = 2.0 * work.spec.largest_linear * work.dtype_bytes
     terms["activations"] = kept + block
     terms["logits"] = max(0.0, logits - block)
     terms["other"] = OTHER_GIB * GIB
+    # There are no gradients then, and no block keeps anything.
+    evaluation = _evaluation(work, free_gib) - kept - max(block, logits) - terms["gradients"]
+    terms["evaluation_excess"] = max(0.0, evaluation)
     training = sum(terms.values())
     loading = _loading(work, record, num_processes)
     terms["loading_excess"] = max(0.0, loading - training)
@@ -251,7 +282,7 @@ def estimate(work: Workload, strategy: str, num_processes: int, *, free_gib: flo
         held = max(loading * (1 + usual(1).fragmentation), training * (1 + record.fragmentation))
         terms["fragmentation"] = held - max(loading, training)
         terms["context"] = (CONTEXT_GIB + (NCCL_GIB if num_processes > 1 else 0.0)) * GIB
-    offloaded = work.tokens * work.spec.hidden_size * 2 * work.spec.num_layers
+    offloaded = work.tokens * work.spec.hidden_size * 2 * (work.spec.num_layers - work.kept_blocks)
     return MemoryEstimate(
         terms={name: value / GIB for name, value in terms.items() if value > 0},
         loading=loading / GIB,
@@ -261,18 +292,50 @@ def estimate(work: Workload, strategy: str, num_processes: int, *, free_gib: flo
 
 
 def _activations(work: Workload) -> tuple[float, float]:
-    """Return bytes of activations: those held from forward to backward in all blocks, and those inside one block."""
-    spec, tokens = work.spec, work.tokens
-    size = 4 if work.dtype_bytes == 4 else 2
-    hidden = spec.hidden_size
-    block = tokens * (BLOCK_INTERMEDIATE * work.intermediate + BLOCK_HIDDEN[work.checkpointing] * hidden) * size
-    if work.checkpointing == "unsloth" and not work.on_cpu:
-        return 0.0, block
-    if work.checkpointing != "false":
-        return float(tokens * hidden * size * spec.num_layers), block
-    keys = 2 * spec.num_kv_heads * spec.head_dim
-    per_token = KEPT_INTERMEDIATE * work.intermediate + KEPT_HIDDEN * hidden + keys
-    return tokens * per_token * size * spec.num_layers, block
+    """Return bytes of activations at the peak, in the backward pass of one block: those that are kept from the forward
+    pass, and those inside that one."""
+    spec, kept = work.spec, work.kept_blocks
+    intermediate, hidden = _one_copy(work, work.intermediate), _one_copy(work, spec.hidden_size)
+    each, checkpointed = _kept_per_block(work), spec.num_layers - kept
+    held, inside = kept * each, []
+    if kept:
+        inside.append(KEPT_INSIDE_INTERMEDIATE * intermediate + KEPT_INSIDE_HIDDEN * hidden)
+    if checkpointed:
+        block = BLOCK_INTERMEDIATE * intermediate + BLOCK_HIDDEN * hidden
+        # The last block keeps its activations if any does, and has let go of them when one is computed again.
+        inside.append(block - (each if kept else 0.0))
+    offloaded = checkpointed and work.checkpointing == "unsloth"
+    if work.checkpointing == "true" or work.on_cpu:
+        held += checkpointed * hidden
+    return held, max(inside, default=0.0) + (OFFLOAD_HIDDEN * hidden if offloaded else 0.0)
+
+
+def _kept_per_block(work: Workload) -> float:
+    """Return the bytes that a block keeps from its forward to its backward pass."""
+    spec = work.spec
+    query, key = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    width = KEPT_INTERMEDIATE * work.intermediate + KEPT_HIDDEN * spec.hidden_size + KEPT_QUERY * query + 2 * key
+    if spec.has("q_norm.weight"):
+        width += query + key
+    if spec.has("q_proj.bias"):
+        width += BIAS_HIDDEN * spec.hidden_size
+    return _one_copy(work, width)
+
+
+def _one_copy(work: Workload, width: float) -> float:
+    """Return the bytes of (tokens × width) activations."""
+    return work.tokens * width * (4 if work.dtype_bytes == 4 else 2)
+
+
+def _evaluation(work: Workload, free_gib: float) -> float:
+    """Return the bytes of activations and logits in an evaluation, which goes by Unsloth's fused loss as training does
+    where only the loss is asked for (unsloth/models/rl.py: prediction_step)."""
+    rows = 2 * work.per_device if work.eval_rows is None else work.eval_rows
+    if work.on_cpu:
+        return rows * work.length * work.spec.vocab_size * (work.dtype_bytes + 4.0)
+    width = EVAL_INTERMEDIATE * work.intermediate + EVAL_HIDDEN * work.spec.hidden_size
+    evaluated = replace(work, per_device=rows)
+    return max(_one_copy(evaluated, width), _logits(evaluated, free_gib))
 
 
 def _logits(work: Workload, free_gib: float) -> float:
@@ -288,7 +351,7 @@ def _logits(work: Workload, free_gib: float) -> float:
     target = max(min(CHUNK_TARGET_GIB, free_gib / 2), 1e-3)
     exact = logits * 16 / GIB / target
     chunks = 1 if exact <= 1 else min(ceil(exact / 4) * 4, work.tokens)
-    return logits / chunks * LOGIT_BYTES
+    return logits / chunks * LOGIT_BYTES + LOSS_HIDDEN * _one_copy(work, work.spec.hidden_size)
 
 
 def _loading(work: Workload, strategy: Strategy, num_processes: int) -> float:

@@ -24,6 +24,7 @@ from ..models.spec import ModelSpec
 from . import plan_view
 from .batch import Batch
 from .memory_estimate import MemoryEstimate
+from .options import free_gib
 from .run_time import RunTime
 from .speed_estimate import Speed
 from .strategy_choice import Rejected
@@ -51,6 +52,9 @@ class Plan:
     """The other strategies, each with the reason."""
     memory: MemoryEstimate | None = None
     """Memory per GPU (on a CPU: per process, of the machine's memory); None where the model's shapes are unknown."""
+    keep_activations: int | None = None
+    """Decoder blocks that keep their activations, of those that would be checkpointed; None where that is left to
+    Unsloth."""
     speed: Speed | None = None
     """Estimated speed; None on a CPU and for unknown cards."""
     lengths: RowLengths | None = None
@@ -68,6 +72,11 @@ class Plan:
         return METHODS[self.run.method]
 
     @property
+    def idle_gib(self) -> float | None:
+        """GiB of the fullest GPU that stay free; None on a CPU, and where the model's shapes are unknown."""
+        return min(map(free_gib, self.devices)) - self.memory.total if self.memory and self.devices else None
+
+    @property
     def num_machines(self) -> int:
         return self.hardware.num_machines if self.device == "cuda" and self.num_processes > 1 else 1
 
@@ -79,6 +88,7 @@ class Plan:
             device=self.device,
             rows_per_step=self.batch.global_size,
             memory_gib=round(self.memory.total, 2) if self.memory and self.device == "cuda" else None,
+            keep_activations=self.keep_activations,
         )
 
     @property
@@ -122,6 +132,8 @@ class Plan:
             del values["data"]["path"]
         if not self.run.output_dir:
             del values["output_dir"]
+        if self.keep_activations is not None:
+            values["model"] |= {"keep_activations": self.keep_activations}
         values["distributed"] |= {
             "strategy": self.strategy,
             "num_processes": self.num_processes,

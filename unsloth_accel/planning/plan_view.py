@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..config.run_config import KEPT_CHECKPOINTS
+from ..errors import counted
 from ..methods import USUAL_METHOD
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "per_device_batch_size": plan.batch.per_device,
         "gradient_accumulation_steps": plan.batch.accumulation,
         "mixed_precision": plan.mixed_precision,
+        "keep_activations": plan.keep_activations,
         "memory_gib": plan.memory.to_dict() if plan.memory else {},
+        "idle_gib": None if plan.idle_gib is None else round(plan.idle_gib, 3),
         "checkpoints": checkpoints(plan),
         "estimated_step_seconds": round(speed.step_seconds, 4) if speed else None,
         "estimated_tokens_per_second": round(speed.tokens_per_second) if speed else None,
@@ -90,9 +93,15 @@ def lines(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "processes", f"{plan.num_processes} on {where}{machines}"
     yield "precision", plan.mixed_precision
     yield "batch", str(plan.batch)
+    if plan.keep_activations is not None and plan.spec:
+        others = plan.spec.num_layers - plan.keep_activations
+        again = f", {others} compute them again" if others else ""
+        of = f"{plan.keep_activations} of {counted(plan.spec.num_layers, 'block')}"
+        yield "kept", f"activations of {of}{again}"
     if plan.memory:
         terms = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in _large(plan.memory.terms))
-        yield "memory", f"{plan.memory.total:.1f} GiB per {'process' if plan.device == 'cpu' else 'GPU'}: {terms}"
+        where = "process" if plan.device == "cpu" else "GPU"
+        yield "memory", f"{plan.memory.total:.1f} GiB per {where}{idle(plan)}: {terms}"
     if plan.speed:
         pace = f"about {plan.speed.tokens_per_second:,.0f} tokens/s, {plan.speed.step_seconds:.2f} s per step"
         yield "speed", f"{pace}{of_rows(plan)}"
@@ -107,6 +116,11 @@ def lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "because", reason
     for option in plan.rejected:
         yield f"not {option.strategy}"[:10] if len(option.strategy) < 7 else "not", _named(option)
+
+
+def idle(plan: Plan) -> str:
+    """Say how much memory stays free."""
+    return "" if plan.idle_gib is None else f", {max(plan.idle_gib, 0):.1f} idle"
 
 
 def of_rows(plan: Plan) -> str:
@@ -131,15 +145,15 @@ def as_table(plan: Plan) -> Any:
         facts.add_row(name, Text(text, style="bold" if name == "strategy" else ""))
     parts: list[Any] = [facts]
     if plan.memory:
-        title = f"memory per {'process' if plan.device == 'cpu' else 'GPU'}: {plan.memory.total:.1f} GiB"
-        memory = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
-        memory.add_column(no_wrap=True)
-        memory.add_column(justify="right", no_wrap=True)
-        memory.add_column(style="cyan")
+        title = f"memory per {'process' if plan.device == 'cpu' else 'GPU'}: {plan.memory.total:.1f} GiB{idle(plan)}"
+        terms = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
+        terms.add_column(no_wrap=True)
+        terms.add_column(justify="right", no_wrap=True)
+        terms.add_column(style="cyan")
         for name, value in plan.memory.terms.items():
             bar = _Bar(value / plan.memory.total, max(plan.memory.terms.values()) / plan.memory.total)
-            memory.add_row(name.replace("_", " "), f"{value:.2f}", bar)
-        parts += ["", memory]
+            terms.add_row(name.replace("_", " "), f"{value:.2f}", bar)
+        parts += ["", terms]
     reasons = Table.grid(padding=(0, 1))
     reasons.add_column()
     reasons.add_column(overflow="fold")
@@ -186,7 +200,7 @@ def as_html(plan: Plan) -> str:
             "background:#4c8dd6'></div></td></tr>"
             for name, value in plan.memory.terms.items()
         )
-        title = f"memory, {plan.memory.total:.1f} GiB per {'process' if plan.device == 'cpu' else 'GPU'}"
+        title = f"memory, {plan.memory.total:.1f} GiB per {'process' if plan.device == 'cpu' else 'GPU'}{idle(plan)}"
         rows.append(_row(title, f"<table>{bars}</table>"))
     faint = f"{_STYLE};opacity:0.6"
     rows += [_row(f"not {option.strategy}", html.escape(option.reason), faint) for option in plan.rejected]

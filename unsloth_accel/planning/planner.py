@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Literal
 
 from ..capabilities.probe import Capabilities
 from ..config.accelerate_config import Precision
@@ -14,21 +13,33 @@ from ..config.run_config import DEFAULT_PER_DEVICE, RunConfig
 from ..config.start_adapter import find_adapter, model_of, tokenizer_of_model
 from ..data.length_estimate import RowLengths, row_lengths
 from ..errors import ConfigError, Problem, counted, raise_errors
-from ..hardware.device import Device
 from ..hardware.hardware import Hardware
-from ..hardware.parse import MOST_GPUS
 from ..methods import METHODS
 from ..models.locate import may_be_hub_id
 from ..models.lora_targets import Targets, targets
 from ..models.spec import TOWER, ModelSpec
 from ..strategies import STRATEGIES, usual
 from .batch import Batch, check_divisible, divide_batch, divisors, gives_way
+from .idle_memory import uses
+from .kept_blocks import may_keep, planned_blocks, why_kept
 from .memory_estimate import GIB, OPTIMIZER, OPTIMIZER_BYTES, Workload, needs_gpu, optimizer_for
+from .options import Choice, Option, free_gib
 from .packing_choice import with_packing
 from .plan import Plan
 from .precision import choose_precision
+from .processes import (
+    PROCESSES,
+    STRATEGY,
+    check_strategy,
+    count_of,
+    device_of,
+    freest,
+    other_strategies,
+    to_strategy,
+    with_processes,
+)
 from .run_time import run_time
-from .strategy_choice import Choice, Option, Rejected, choose, free_gib, shorter
+from .strategy_choice import Rejected, choose, shorter
 from .ways import Refused, Way, tried
 
 DECISIVE = ("taken as", "link ", "network ", "MIG")
@@ -103,21 +114,21 @@ def _decide(
     if adapter:
         raise_errors([*adapter.contradictions(run.lora)])
         reasons.append(f"training goes on from the adapter {adapter.name}, whose weights it begins with.")
-    device = _device(run, hardware, reasons)
+    device = device_of(run, hardware, reasons)
     if device == "cuda":
         reasons += [reason for reason in hardware.reasons if any(word in reason for word in DECISIVE)]
-    count = _num_processes(run, hardware, device, reasons)
-    _check_strategy(run, hardware, count, device)
+    count = count_of(run, hardware, device, reasons)
+    check_strategy(run, hardware, count, device)
     asked = run.distributed.strategy
     unsized = usual(count).name if asked == "auto" else asked  # where nothing is known about the model's size
     data_parallel = STRATEGIES[unsized].data_parallel(count)
-    used = _freest(hardware, count) if device == "cuda" else ()
+    used = freest(hardware, count) if device == "cuda" else ()
     precision = choose_precision(run, hardware, used, reasons)
     rows = run.batch.rows(run.model.max_seq_length)
     per_device: int | None = run.training.get("per_device_train_batch_size")
     accumulation: int | None = run.training.get("gradient_accumulation_steps")
     if rows is not None:
-        to_count = partial(_with_processes, run, hardware)
+        to_count = partial(with_processes, run, hardware)
         check_divisible(run.batch, run.model.max_seq_length, data_parallel, per_device, accumulation, to_count)
     chosen: Option | None = None
     rejected: tuple[Rejected, ...] = ()
@@ -130,42 +141,48 @@ def _decide(
     if problem:
         # Under `auto` nobody wrote the strategy, and there is no other.
         problem = replace(problem, key="distributed.device", value=device) if asked == "auto" else problem
-        ways = [] if asked == "auto" else _other_strategies(count)
-        raise Refused(problem, ways, before=problem.fix.partition(f", or {_STRATEGY}=")[0])
+        ways = [] if asked == "auto" else other_strategies(count)
+        raise Refused(problem, ways, before=problem.fix.partition(f", or {STRATEGY}=")[0])
     if asked in impossible:
-        problem = Problem(key=_STRATEGY, value=asked, consequence=impossible[asked], fix="")
+        problem = Problem(key=STRATEGY, value=asked, consequence=impossible[asked], fix="")
         sixteen_bit = [[Way(changes={"model.load_in_4bit": False})]] if run.model.load_in_4bit else []
-        raise Refused(problem, _other_strategies(count) + sixteen_bit)
+        raise Refused(problem, other_strategies(count) + sixteen_bit)
     why_packed: list[str] = []
+    idle: list[str] = []
     lengths = facts.lengths(run.model.max_seq_length)
     run = with_packing(run, device, lengths, why_packed)
     if spec is not None:
         trained = targets(run, spec)
         run = _spelt_out(run, spec, trained, reasons)
         free, gpus = replace(hardware, devices=used), len(hardware.devices) * hardware.num_machines
-        choice = _choice(run, spec, trained, free, precision, count, data_parallel, rows, gpus)
+        keep = may_keep(run, spec.num_layers, count, on_cpu=device == "cpu", reasons=reasons)
+        choice = replace(_choice(run, spec, trained, free, precision, count, data_parallel, rows, gpus), keep=keep)
         if lengths and not run.training.get("packing"):
             choice = replace(choice, row_tokens=lengths.mean, by_tokens=run.batch.balance == "tokens")
         choice = replace(choice, unavailable=unavailable)
         if device == "cuda":
             chosen, why, rejected = choose(choice, asked)
             reasons += why
+            only_lora = not trained.whole and adapter is None
+            idle = uses(run, chosen, choice, lengths, only_lora=only_lora)
         else:
             chosen = choice.option(unsized)
             _check_host(chosen, choice)
+        reasons += why_kept(run, chosen, choice)
+    keep_activations = planned_blocks(run, chosen, count, reasons)
     strategy = chosen.strategy if chosen else unsized
     if STRATEGIES[strategy].through_plugin and not (spec and spec.decoder_layer_class):
         consequence = "the class of the model's decoder layers is unknown, and FSDP must be told it."
-        problem = Problem(key=_STRATEGY, value=strategy, consequence=consequence, fix="")
+        problem = Problem(key=STRATEGY, value=strategy, consequence=consequence, fix="")
         own = "unsloth-accel config --decoder-layer CLASS for your own script"
-        raise Refused(problem, [[_to_strategy(usual(count).name)]], own)
+        raise Refused(problem, [[to_strategy(usual(count).name)]], own)
     if device == "cpu" or chosen is None:
         reasons.append(f"{strategy}: {STRATEGIES[strategy].reason or 'distributed.strategy asks for it.'}")
     if strategy in lacking:
         reasons.append(f"beware: {strategy} needs other versions than are installed here: {lacking[strategy]}")
     batch = _batch(rows, data_parallel, per_device, accumulation, chosen, device, reasons)
     run = _with_optimizer(run, strategy, device, reasons)
-    reasons += why_packed
+    reasons += [*why_packed, *idle]
     if run.early_stopping:
         reasons.append(_stopping_early(run))
     speed = chosen.speed if chosen and device == "cuda" else None
@@ -179,6 +196,7 @@ def _decide(
         reasons=tuple(reasons),
         rejected=rejected,
         memory=chosen.memory if chosen else None,
+        keep_activations=keep_activations,
         checkpoint_gib=_checkpoint_gib(run, trained.parameters) if spec else None,
         speed=speed,
         lengths=lengths,
@@ -195,99 +213,6 @@ def _checkpoint_gib(run: RunConfig, trained: int) -> float:
     """Return the size of a checkpoint, in GiB: `trained` parameters as Unsloth keeps them, and their optimizer."""
     state = 0 if run.training.get("save_only_model") else OPTIMIZER_BYTES.get(str(run.training.get("optim")), 8)
     return trained * (4 + state) / GIB
-
-
-def _device(run: RunConfig, hardware: Hardware, reasons: list[str]) -> Literal["cuda", "cpu"]:
-    asked = run.distributed.device
-    if asked == "cuda" and not hardware.devices:
-        consequence = f"no GPU is visible: {hardware.reason}."
-        problem = Problem(key="distributed.device", value=asked, consequence=consequence, fix="")
-        raise Refused(problem, [[Way(changes={"distributed.device": "cpu"})]], "make a GPU visible")
-    if asked == "cpu" or not hardware.devices:
-        if run.training.get("activation_offloading"):
-            consequence = "moves activations from a GPU to the host, and there is no GPU: every process fails."
-            key = "training.activation_offloading"
-            raise Refused(Problem(key=key, value=True, consequence=consequence, fix=""), [[Way(changes={key: False})]])
-        why = "distributed.device is cpu" if asked == "cpu" else f"no GPU is visible ({hardware.reason})"
-        reasons.append(f"device cpu: {why}.")
-        return "cpu"
-    return "cuda"
-
-
-def _num_processes(run: RunConfig, hardware: Hardware, device: str, reasons: list[str]) -> int:
-    asked = run.distributed.num_processes
-    gpus = len(hardware.devices) * hardware.num_machines
-    if asked == "auto" and run.strategy and run.strategy.one_process:
-        if device == "cuda" and gpus > 1:
-            reasons.append(f"1 process: {run.strategy.name} is one; the other {gpus - 1} of {gpus} GPUs are idle.")
-        return 1
-    if asked == "auto" and device == "cuda":
-        where = f" on each of {hardware.num_machines} machines" if hardware.num_machines > 1 else ""
-        reasons.append(f"{counted(gpus, 'process')}: one per visible GPU{where}.")
-        return gpus
-    if asked == "auto":
-        count = min(2, hardware.cpu_cores)
-        why = "on a CPU more would only divide its cores; two take the multi-GPU path"
-        reasons.append(f"{counted(count, 'process')}: {why}.")
-        return count
-    consequence = ""
-    if device == "cuda" and 1 < asked < gpus and hardware.num_machines > 1:
-        consequence = f"{hardware.num_machines} machines have {gpus} GPUs, and accelerate starts as many on each."
-    elif device == "cuda" and asked > gpus:
-        need = f"{counted(asked, 'process')} need{'s' * (asked == 1)} {counted(asked, 'GPU')}"
-        consequence = f"{need} and {gpus} are visible ({hardware.reason})."
-    if consequence:
-        problem = Problem(key=_PROCESSES, value=asked, consequence=consequence, fix="")
-        numbers = [Way(changes={_PROCESSES: number}) for number in (gpus, "auto")]
-        more = [[Way(gpus=asked)]] if hardware.num_machines == 1 and asked <= MOST_GPUS else []
-        raise Refused(problem, [numbers, *more])
-    return int(asked)
-
-
-_STRATEGY, _PROCESSES = "distributed.strategy", "distributed.num_processes"
-
-
-def _to_strategy(name: str) -> Way:
-    return Way(changes={_STRATEGY: name})
-
-
-def _other_strategies(count: int) -> list[list[Way]]:
-    """The strategy that works wherever the model fits, or whichever the plan takes."""
-    return [[_to_strategy(usual(count).name), _to_strategy("auto")]]
-
-
-def _with_processes(run: RunConfig, hardware: Hardware, count: int) -> list[Way]:
-    """Return the ways in which `run` is one of `count` processes."""
-    each, rest = divmod(count, hardware.num_machines)
-    ways = [Way(changes={_PROCESSES: count})]
-    if hardware.devices and not rest and each <= MOST_GPUS:
-        auto = {} if run.distributed.num_processes == "auto" else {_PROCESSES: "auto"}
-        ways.append(Way(changes=auto, gpus=each, machines=hardware.num_machines))
-    return ways
-
-
-def _check_strategy(run: RunConfig, hardware: Hardware, count: int, device: str) -> None:
-    asked = run.distributed.strategy
-    if asked == "auto":
-        return
-    strategy, ways = STRATEGIES[asked], _other_strategies(count)
-    auto = [] if run.distributed.num_processes == "auto" else [[Way(changes={_PROCESSES: "auto"})]]
-    if strategy.one_process and count > 1:
-        consequence, ways = f"{asked} is one process and {_PROCESSES} is {count}.", ways + auto
-    elif not strategy.one_process and count == 1:
-        consequence = f"{asked} needs at least two processes and there is one."
-        several = [[Way(gpus=2), Way(gpus=4)]] if len(hardware.devices) == 1 else []
-        ways = [[_to_strategy("auto")], *auto, *several]
-    elif count % strategy.processes_per_row:
-        consequence = f"{strategy.processes_per_row} processes compute the same rows under it, and there are {count}."
-        less = count // strategy.processes_per_row * strategy.processes_per_row
-        more = less + strategy.processes_per_row
-        ways = [*(_with_processes(run, hardware, number) for number in (less, more) if number), *ways]
-    elif not strategy.runs_on_cpu and device == "cpu":
-        consequence = "accelerate has no FSDP on a CPU: each process would train alone."
-    else:
-        return
-    raise Refused(Problem(key=_STRATEGY, value=asked, consequence=consequence, fix=""), ways)
 
 
 def _spec(
@@ -375,19 +300,13 @@ def workload(
         sequences_per_row=METHODS[run.method].sequences_per_row,
         reference_passes=METHODS[run.method].reference_passes,
         length=run.model.max_seq_length,
+        eval_rows=run.training.get("per_device_eval_batch_size") if run.data.eval_path else 0,
         checkpointing=run.model.gradient_checkpointing,  # type: ignore[arg-type]
         load_in_4bit=run.model.load_in_4bit,
         dtype_bytes=4 if full else 2,
         optim=str(run.training.get("optim", "adamw_torch")),
         on_cpu=on_cpu,
     )
-
-
-def _freest(hardware: Hardware, count: int) -> tuple[Device, ...]:
-    """As many GPUs of a machine as there are processes on it: those with the most free memory, in their order."""
-    each = max(1, count // hardware.num_machines)  # one process is on one machine
-    by_memory = sorted(hardware.devices, key=free_gib, reverse=True)[:each]
-    return tuple(device for device in hardware.devices if device in by_memory)
 
 
 def _spelt_out(run: RunConfig, spec: ModelSpec, trained: Targets, reasons: list[str]) -> RunConfig:
@@ -466,7 +385,7 @@ def _check_host(chosen: Option, choice: Choice) -> None:
     )
     problem = Problem(key="model.name", value=choice.work.spec.name, consequence=consequence, fix="")
     lengths = [Way(changes={"model.max_seq_length": size}) for size in shorter(choice.work.length)]
-    fewer = [[Way(changes={_PROCESSES: 1})]] if count > 1 else []
+    fewer = [[Way(changes={PROCESSES: 1})]] if count > 1 else []
     raise Refused(problem, [*fewer, lengths], instead="a smaller model")
 
 
@@ -491,8 +410,9 @@ def _batch(
     if accumulation not in (None, batch.accumulation):
         reasons.append(f"{gives_way(accumulation, batch)}.")
     if per_device is None and accumulation is None:
-        limits = ["memory allows"] * (chosen is not None) + [f"is at most {DEFAULT_PER_DEVICE}"] * (device == "cpu")
-        limit = ", ".join(limits) or f"is at most {DEFAULT_PER_DEVICE}"
         share = f"divides the {counted(rows // count, 'row')} of a process"
-        reasons.append(f"{counted(batch.per_device, 'row')} per device: the largest number that {limit} and {share}.")
+        limit = f"the largest number that is at most {DEFAULT_PER_DEVICE} and {share}"
+        if chosen and device == "cuda":
+            limit = f"the {'fastest' if chosen.speed else 'largest'} number that fits and {share}"
+        reasons.append(f"{counted(batch.per_device, 'row')} per device: {limit}.")
     return batch

@@ -1,7 +1,8 @@
 """Speed: an estimate of a step's time, to put strategies in order; a rough figure, not a promise.
 
-Two constants of one GPU and two of sharding were fitted to the cells marked `calibration` in
-benchmarks/results/memory-2xH200.json; docs/speed.md puts the order that follows beside the measured one.
+The constants of one GPU and two of sharding were fitted to the calibration cells of memory-2xH200.json and
+kept-1xH200.json in benchmarks/results; docs/speed.md puts prediction and measurement side by side, also for cells that
+were held out.
 """
 
 from __future__ import annotations
@@ -10,20 +11,20 @@ from dataclasses import dataclass
 
 from ..config.accelerate_config import Precision
 from ..hardware.hardware import Hardware
+from ..models.spec import ModelSpec
 from ..strategies import STRATEGIES
 from .memory_estimate import Workload
 
-PEAK_SHARE = 0.75
-"""Share of the card's dense rate that the matmuls reach; fitted."""
-BLOCK_PASSES = 107.0
-"""Number of times that a block's activations (intermediate + hidden, two bytes each) cross the memory in one step with
-checkpointing: norms, rotary, activation, casts, launches; fitted."""
-LAYER_SECONDS = 0.0014
-"""Seconds per decoder block and device batch to launch its kernels from Python; fitted (1.1 to 2.0 ms; small batches
-wait for it longer)."""
-LEAST_LAYER_SECONDS = 0.0055
-"""Least seconds per decoder block and device batch: a small batch is as slow as Python launches its kernels; from the
-0.5B cell with 16 × 512 tokens."""
+PEAK_SHARE, ATTENTION_SHARE = 0.84, 0.56
+"""Shares of the card's dense rate that matmuls with weights reach, and those of attention; fitted."""
+INTERMEDIATE_PASSES, HIDDEN_PASSES = 99.0, 256.0
+"""Number of times that a block's activations (two bytes each) cross the memory in one step in which it is computed
+twice: those as wide as the MLP, and those as wide as the residual (norms, rotary, casts, LoRA); fitted."""
+LAYER_SECONDS = 0.0008
+"""Seconds per decoder block and device batch that don't depend on its tokens; fitted."""
+LEAST_LAYER_SECONDS, IN_4BIT = 0.0095, 1.4
+"""Least seconds per decoder block and device batch, with forward, recomputation and backward: a small batch is as slow
+as Python launches its kernels, and 4 bit has more of them. Fitted; steps of one cell differ by a quarter there."""
 LEAST_VARIOUS_SECONDS = 0.014
 """The same where rows of different lengths are laid end to end, so that every batch has another shape: 0.21 to 0.27 s
 per step with 16 blocks (benchmarks/results: variable-2xH100.json, row-sharing-8-2xH200.json, ddp-2xH200-1.5B.json)."""
@@ -52,21 +53,26 @@ class Speed:
         return self.tokens / self.step_seconds
 
 
-def flops(work: Workload) -> float:
-    """Return the floating-point operations of one forward and backward of one device batch, LoRA's own left out.
+def linear_parameters(spec: ModelSpec) -> int:
+    """Return the parameters of the blocks that one token passes."""
+    return spec.active_parameters - spec.embedding_parameters - spec.lm_head_parameters
+
+
+def flops(work: Workload) -> tuple[float, float]:
+    """Return the floating-point operations of one forward and backward of one device batch, LoRA's own left out: in
+    matmuls with weights, and in attention.
 
     A matmul with a weight of n elements takes 2n per token. Frozen weights need no gradient, so a block takes it once
-    forward, once backward (the gradient of its input), and once more to recompute it with checkpointing. The fused loss
+    forward, once backward (the gradient of its input), and once more where it is recomputed. The fused loss
     takes lm_head twice, in one go. Attention: 4 × heads × head_dim × length / 2 (causal) per token and pass, its
     backward 2.5 times that (FlashAttention-2, arXiv:2307.08691, section 4.1).
     """
     spec = work.spec
-    checkpointed = work.checkpointing != "false"
-    linear = spec.active_parameters - spec.embedding_parameters - spec.lm_head_parameters
-    forward = (2 if checkpointed else 1) + work.reference_passes
+    linear = linear_parameters(spec)
+    forward = 1 + work.recomputed + work.reference_passes
     per_token = linear * 2 * (forward + 1) + spec.hidden_size * spec.vocab_size * (4 + 2 * work.reference_passes)
     attention = 2 * spec.num_heads * spec.head_dim * work.length * spec.num_layers
-    return float(work.tokens * (per_token + attention * (forward + 2.5)))
+    return float(work.tokens * per_token), float(work.tokens * attention * (forward + 2.5))
 
 
 def estimate_speed(
@@ -90,12 +96,19 @@ def estimate_speed(
     if not rate or not device.bandwidth_gbs:
         return None
     spec = work.spec
-    crossing = work.tokens * (work.intermediate + spec.hidden_size) * 2 * spec.num_layers * BLOCK_PASSES
-    if work.checkpointing == "false":
-        crossing *= 2 / 3
+    linear, attention = flops(work)
+    width = INTERMEDIATE_PASSES * work.intermediate + HIDDEN_PASSES * spec.hidden_size
+    crossing = work.tokens * width * 2 * spec.num_layers
+    passes = 2 + work.recomputed
+    crossing *= passes / 3
+    if work.in_4bit:
+        # Each pass reads the weights in 4 bit and writes them in 16.
+        crossing += 2.5 * linear_parameters(spec) * (passes + work.reference_passes)
     launches = LAYER_SECONDS * spec.num_layers
-    compute = flops(work) / (rate * 1e12 * PEAK_SHARE) + crossing / (device.bandwidth_gbs * 1e9) + launches
-    compute = max(compute, (LEAST_VARIOUS_SECONDS if various else LEAST_LAYER_SECONDS) * spec.num_layers)
+    computing = (linear / PEAK_SHARE + attention / ATTENTION_SHARE) / (rate * 1e12)
+    least = (LEAST_VARIOUS_SECONDS if various else LEAST_LAYER_SECONDS) * (IN_4BIT if work.in_4bit else 1.0)
+    compute = computing + crossing / (device.bandwidth_gbs * 1e9) + launches
+    compute = max(compute, least * spec.num_layers * passes / 3)
     record = STRATEGIES[strategy]
     compute *= record.compute_factor
     communication = 0.0

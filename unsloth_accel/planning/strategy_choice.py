@@ -2,130 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..config.accelerate_config import Precision
 from ..errors import Problem, counted
-from ..hardware.device import Device
-from ..hardware.hardware import Hardware
-from ..strategies import STRATEGIES, Strategy, choosable, usual
+from ..strategies import STRATEGIES, usual
 from .batch import divisors
-from .memory_estimate import MEMORY_LIMIT, WORST_ERROR, MemoryEstimate, Workload, estimate
-from .speed_estimate import Speed, estimate_speed
+from .memory_estimate import WORST_ERROR, Workload
+from .options import Choice, Option, free_gib
 from .ways import Refused, Way
 
-NEARLY = 0.9
-"""Share of the fastest strategy's speed from which on DDP is taken: it has the least that can go wrong."""
-
-
-def free_gib(device: Device) -> float:
-    """Return the GiB of a GPU that a process can use: what is free, or all where that is unknown."""
-    return device.memory_gib if device.memory_free_gib is None else device.memory_free_gib
+NEARLY = 0.97
+"""Share of the fastest strategy's speed from which on DDP is taken, which has the least that can go wrong. Dividing the
+weights may free the memory with which more blocks keep their activations, and that gain isn't given away."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
     strategy: str
     reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """A strategy for this work, with as many rows at once as memory allows; one row where not even that fits."""
-
-    strategy: str
-    per_device: int
-    memory: MemoryEstimate
-    fits: bool
-    speed: Speed | None
-    """Estimated speed; None for all options where the hardware's rates are unknown."""
-
-    @property
-    def rank(self) -> tuple[float, int]:
-        """Key for sorting: the fastest first."""
-        seconds = 1 / self.speed.tokens_per_second if self.speed else 0.0
-        return round(seconds, 9), STRATEGIES.names.index(self.strategy)
-
-    @property
-    def record(self) -> Strategy:
-        return STRATEGIES[self.strategy]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """Run and hardware that a strategy is chosen for."""
-
-    work: Workload
-    hardware: Hardware
-    capacity_gib: float
-    """Free memory of the smallest GPU, in GiB."""
-    num_processes: int
-    data_parallel: int
-    """Number of processes that compute different rows."""
-    precision: Precision
-    sizes: Sequence[int]
-    """Per-device batch sizes, in rows, that would keep the global batch, ascending."""
-    rows: int | None
-    """Rows of one process in one optimizer step; None without a global batch."""
-    accumulation: int | None = None
-    """Gradient accumulation steps that the run gives."""
-    gpus: int = 0
-    """Number of GPUs over all machines, used or not."""
-    row_tokens: float | None = None
-    """Mean tokens of the rows where they are known and not packed; otherwise rows count as full."""
-    by_tokens: bool = False
-    """Whether a step's rows are shared out by tokens, in fewer micro-batches where these hold more rows."""
-    processes_asked: bool = False
-    """Whether the run gives the number of processes."""
-    unavailable: Mapping[str, str] = field(default_factory=dict)
-    """Strategies that the installed versions can't run, with the reason."""
-
-    @property
-    def free_devices(self) -> str:
-        """The advice to free the fullest GPU; empty where nobody uses it."""
-        least = min(self.hardware.devices, key=free_gib)
-        used = least.memory_gib - free_gib(least)
-        return f"free the {used:.1f} GiB that are in use on GPU {least.index}" if used > 0.1 * least.memory_gib else ""
-
-    @property
-    def available(self) -> list[str]:
-        """Names of the strategies to choose among."""
-        return [one.name for one in choosable(self.num_processes) if one.name not in self.unavailable]
-
-    def option(self, strategy: str) -> Option:
-        alone = STRATEGIES[strategy].one_process
-        count = 1 if alone else self.num_processes
-        budget = MEMORY_LIMIT * self.capacity_gib
-
-        def memory(size: int) -> MemoryEstimate:
-            return estimate(replace(self.work, per_device=size), strategy, count, free_gib=self.capacity_gib)
-
-        fitting = [size for size in self.sizes if memory(size).total <= budget]
-        size = max(fitting, default=min(self.sizes))
-        work = replace(self.work, per_device=size)
-        steps = self.accumulation or 1 if self.rows is None else max(self.rows // size, 1)
-        if alone and self.rows is not None:
-            steps *= self.data_parallel  # the same rows, in one process
-        short, fewer = self._as_rows_are(work, steps)
-        given = (short, strategy, count, fewer, self.hardware, self.precision)
-        speed = estimate_speed(*given, various=self.row_tokens is not None)
-        return Option(strategy=strategy, per_device=size, memory=memory(size), fits=bool(fitting), speed=speed)
-
-    def _as_rows_are(self, work: Workload, steps: int) -> tuple[Workload, int]:
-        """Return the work of a micro-batch of rows of their mean length, laid end to end, and the number of those.
-
-        Rows shared out by tokens go into as few micro-batches as they fit (`adapters.token_balance`).
-        """
-        if self.row_tokens is None:
-            return work, steps
-        rows, mean = work.per_device * steps, max(1, round(self.row_tokens))
-        if self.by_tokens and self.rows is not None:
-            # With a tenth to spare, since a group of rows may be longer than the average one.
-            most = 0.9 * work.per_device * work.length
-            steps = next(n for n in divisors(rows) if n >= steps or rows // n * mean <= most)
-        return replace(work, per_device=rows // steps, length=mean), steps
 
 
 def choose(choice: Choice, asked: str) -> tuple[Option, tuple[str, ...], tuple[Rejected, ...]]:
@@ -144,8 +40,7 @@ def choose(choice: Choice, asked: str) -> tuple[Option, tuple[str, ...], tuple[R
     if whole.speed and chosen.speed and whole.speed.tokens_per_second >= NEARLY * chosen.speed.tokens_per_second:
         chosen = whole
     reasons = [_why(chosen, choice)]
-    if chosen.record.shards_weights and not choice.work.in_4bit:
-        reasons += _four_bit(choice, chosen)
+    reasons += _runner_up(choice, chosen, options) + _four_bit(choice, chosen)
     rejected = [
         Rejected(strategy=option.strategy, reason=_why_not(option, chosen, choice))
         for option in options
@@ -196,7 +91,8 @@ def _why(chosen: Option, choice: Choice) -> str:
         return f"{name}: the model fits on every GPU ({need}), so only the adapter's gradients cross the links."
     whole = choice.option(usual(choice.num_processes).name)
     if whole.fits and whole.speed:
-        return f"{name}: DDP fits with few rows only; {_pace(chosen)} against {_pace(whole)}, estimated ({need})."
+        paces = f"{_pace(chosen)} against {_pace(whole)}, estimated"
+        return f"{name}: DDP leaves less memory for rows and kept blocks; {paces} ({need})."
     return f"{name}: the model does not fit on one GPU, so the GPUs divide its weights ({need})."
 
 
@@ -221,14 +117,29 @@ def _single(choice: Choice, chosen: Option) -> str:
     return f"{idle}: {_pace(alone)} against {_pace(chosen)}, estimated." if alone.speed else f"{idle}."
 
 
-def _four_bit(choice: Choice, chosen: Option) -> list[str]:
-    """Return a remark on 4 bit where it would let every GPU hold the model."""
-    whole = usual(choice.num_processes).name
-    smaller = replace(choice, work=replace(choice.work, load_in_4bit=True)).option(whole)
-    if not smaller.fits:
+def _runner_up(choice: Choice, chosen: Option, options: list[Option]) -> list[str]:
+    """Return what the fastest option is that was not taken: another strategy, or other rows under the same."""
+    rivals = [option for option in options if option.fits and option.strategy != chosen.strategy]
+    rivals += [option for option in choice.fitting(chosen.strategy) if option.per_device != chosen.per_device]
+    best = max(rivals, key=lambda option: option.pace, default=chosen)
+    if best is chosen or not best.speed:
         return []
-    pace = f", estimated at {_pace(smaller)} against {_pace(chosen)}" if smaller.speed else ""
-    return [f"model.load_in_4bit=true would let every GPU hold the model, so DDP would do ({_needs(smaller)}{pace})."]
+    return [f"the runner-up: {best.strategy}, {_pace(best)} against {_pace(chosen)}, estimated ({_needs(best)})."]
+
+
+def _four_bit(choice: Choice, chosen: Option) -> list[str]:
+    """Return a remark on 4 bit where it would be faster, or let every GPU hold the model."""
+    if choice.work.in_4bit:
+        return []
+    smaller = replace(choice, work=replace(choice.work, load_in_4bit=True))
+    options = [option for option in map(smaller.option, choice.available) if option.fits]
+    best = min(options, key=lambda option: option.rank, default=chosen)
+    if best is chosen or NEARLY * best.pace < chosen.pace:
+        return []
+    whole = chosen.record.shards_weights and not best.record.shards_weights
+    what = "let every GPU hold the model, so DDP would do" if whole else "be faster"
+    pace = f", estimated at {_pace(best)} against {_pace(chosen)}" if best.speed else ""
+    return [f"model.load_in_4bit=true would {what} ({_needs(best)}{pace})."]
 
 
 def _nothing_fits(choice: Choice, options: list[Option], asked: str = "auto") -> Refused:
@@ -255,8 +166,10 @@ def _what_fits(choice: Choice, options: list[Option], asked: str) -> Iterator[li
         names = [asked] if asked not in choice.unavailable else []
 
     def fits(changed: Choice) -> str | None:
-        return next((name for name in names if changed.option(name).fits), None)
+        return next((name for name in names if changed.fits(name)), None)
 
+    if choice.keep[0]:
+        yield [Way(changes={"model.keep_activations": "auto"})]
     given = {} if choice.accumulation is None else {"training.gradient_accumulation_steps": None}
     if len(choice.sizes) == 1 and choice.sizes[0] > 1:
         smaller = replace(choice, sizes=divisors(choice.sizes[0] if choice.rows is None else choice.rows))
@@ -270,6 +183,8 @@ def _what_fits(choice: Choice, options: list[Option], asked: str) -> Iterator[li
         lighter.append(({"model.dtype": None}, replace(work, dtype_bytes=2)))
     if work.checkpointing != "unsloth":
         lighter.append(({"model.gradient_checkpointing": "unsloth"}, replace(work, checkpointing="unsloth")))
+    if work.eval_rows not in (0, 1):
+        lighter.append(({"training.per_device_eval_batch_size": 1}, replace(work, eval_rows=1)))
     yield from ([Way(changes=changes)] for changes, _ in lighter)
     lengths = (size for size in shorter(work.length) if fits(replace(choice, work=replace(work, length=size))))
     yield [Way(changes={"model.max_seq_length": size}) for size in [next(lengths, None)] if size]
@@ -296,7 +211,7 @@ def _more_gpus(choice: Choice, strategy: str, asked: str) -> Way | None:
             if rest or rows % sizes[0]:
                 continue  # no whole share for so many, or what the run gives for each device doesn't divide it
             changed = replace(changed, sizes=sizes, rows=rows)
-        if changed.option(strategy).fits:
+        if changed.fits(strategy):
             return Way(changes=changes, gpus=count // hardware.num_machines, machines=hardware.num_machines)
     return None
 
@@ -308,7 +223,8 @@ def _all_gpus(choice: Choice, asked: str) -> dict[str, Any]:
 
 
 def _needs(option: Option) -> str:
-    return f"needs {option.memory.total:.1f} GiB per GPU with {counted(option.per_device, 'row')} at once"
+    kept = f" and {counted(option.keep_activations, 'block')} kept" if option.keep_activations else ""
+    return f"needs {option.memory.total:.1f} GiB per GPU with {counted(option.per_device, 'row')} at once{kept}"
 
 
 def _less(option: Option) -> str:
@@ -321,7 +237,7 @@ def _has(choice: Choice) -> str:
     has = f"a GPU has {choice.capacity_gib:.1f} GiB"
     if free_gib(least) < 0.9 * least.memory_gib:
         has = f"GPU {least.index} has {free_gib(least):.1f} GiB free of {least.memory_gib:.1f}"
-    return f"{has}, of which a plan fills {MEMORY_LIMIT:.0%}"
+    return f"{has}, of which a plan fills {choice.usable_gib:.1f}"
 
 
 def _pace(option: Option) -> str:

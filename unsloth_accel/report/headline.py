@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import counted
 from .figures import Figures
 from .numbers import count, duration, figure, gib, percent
-from .run_record import Recorded, at, text
+from .run_record import Recorded, at, number, text
 
 Card = tuple[str, str, str]
 """A name, the figure, and what it means."""
@@ -30,6 +30,8 @@ def facts(run: Recorded, found: Figures) -> list[str]:
     told += ["no mixed precision" if precision == "no" else precision]
     told += [f"begins with the adapter {adapter}"] if (adapter := text(at(run.plan, "adapter"))) else []
     told += ["4-bit base"] if at(run.run, "model", "load_in_4bit") else []
+    kept, blocks = (number(at(run.results, "training", key)) for key in ("keep_activations", "blocks"))
+    told += [f"{kept:g} of {blocks:g} blocks keep their activations"] if kept is not None and blocks else []
     told += [f"trained in {count(run.attempts, 'part')}"] if run.attempts > 1 else []
     told += [text(at(run.results, "training", "stopped_early"))]
     return [fact for fact in told if fact]

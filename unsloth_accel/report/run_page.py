@@ -35,6 +35,7 @@ def page_of_run(run: Recorded) -> str:
         speed=curves.speed(run),
         shares=curves.step_time(run),
         memory=memory_chart.chart(predicted, measured, on_cpu=on_cpu, of_gib=_smallest(run)),
+        rehearsed=text(at(run.results, "rehearsal", "told")),
         memory_verdict=memory_chart.verdict(predicted, measured, on_cpu=on_cpu),
         terms=[(name.replace("_", " "), number(value)) for name, value in predicted.items()],
         answers=answers(run),

@@ -12,8 +12,10 @@ from ..adapters.epoch_order import order_by_epoch
 from ..adapters.fsdp2.generation import gather_in_generate
 from ..adapters.gloo_timeout import heed_timeout
 from ..adapters.held_out_loss import weigh_held_out
+from ..adapters.kept_activations import keep_as_planned
 from ..adapters.model_card import write_our_cards
 from ..adapters.one_writer import let_one_write
+from ..adapters.out_of_memory import ADVICE
 from ..adapters.real_batch import keep_global_batch
 from ..adapters.resuming import check_before_training
 from ..adapters.saving import let_numbered_cpus_load
@@ -30,6 +32,7 @@ from ..callbacks.watch_ranks import watch_script
 from ..capabilities.probe import available
 from ..registry import imported
 from ..strategies import STRATEGIES
+from .rehearsal import Rehearsal
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -38,7 +41,13 @@ if TYPE_CHECKING:
 AnyTrainer = TypeVar("AnyTrainer", bound="Trainer")
 
 
-def adapt(trainer: AnyTrainer, *, global_batch: int | None = None, hang_after: float | None = None) -> AnyTrainer:
+def adapt(
+    trainer: AnyTrainer,
+    *,
+    global_batch: int | None = None,
+    hang_after: float | None = None,
+    rehearse: bool = False,
+) -> AnyTrainer:
     """Make `trainer` safe to evaluate before it trains, to save and to resume, guard it, and return it; once is enough.
 
     Without it `trainer.evaluate()` before `trainer.train()` turns DDP off (`adapters.ddp`), DDP's settings don't fit
@@ -48,6 +57,7 @@ def adapt(trainer: AnyTrainer, *, global_batch: int | None = None, hang_after: f
     (`adapters.token_count`), held-out losses depend on the number of processes (`adapters.held_out_loss`), rows grouped
     by length come in an order of chance (`adapters.epoch_order`), a sharded run saves no adapter in its checkpoints
     (`adapters.checkpointing`), and what is saved has a form for a card, or a wrong one (`adapters.model_card`).
+    As many decoder blocks keep their activations as were planned (`adapters.kept_activations`).
     A SIGTERM, or the end of the launcher, loses what was trained: with it all ranks save a checkpoint after the same
     step and end with the exit status that tells it (`callbacks.StepAgreement`).
     The guard stops the run, with the reason, when its world is not the one that was launched, its ranks are not
@@ -60,6 +70,9 @@ def adapt(trainer: AnyTrainer, *, global_batch: int | None = None, hang_after: f
 
     While it trains, a rank that hangs is named, and all end (`callbacks.watchdog`): `hang_after` is what a run.yaml has
     as `logging.hang_after`, 0 for not at all.
+
+    With `rehearse` the longest step and the longest evaluation batch are computed once before the first step, and
+    dropped, so that a lack of memory shows in the first minute (`training.rehearsal`).
 
     Raises `ImportOrderError` where unsloth was imported too late for it (`adapters.import_order`), and `ConfigError`
     where the processes can't divide `global_batch`.
@@ -74,6 +87,7 @@ def adapt(trainer: AnyTrainer, *, global_batch: int | None = None, hang_after: f
         wrap_after_evaluation(trainer.accelerator)
         choose_settings(trainer.accelerator, trainer.args)
         fit_to_strategy(trainer.accelerator)
+        keep_as_planned(trainer)
         let_numbered_cpus_load()
         heed_timeout(trainer.args)
         attend_at_once(trainer.accelerator.device)
@@ -97,6 +111,10 @@ def adapt(trainer: AnyTrainer, *, global_batch: int | None = None, hang_after: f
         if script:
             trainer.add_callback(RowsPerStep(global_batch, script=True))
         stop_when_asked(trainer)
+        if rehearse:
+            limit = getattr(trainer.args, "max_length", None)
+            rehearsal = Rehearsal(trainer, always=True, limit=limit, advice=ADVICE)
+            trainer.callback_handler.callbacks.insert(0, rehearsal)
     figures_first(trainer)
     return trainer
 

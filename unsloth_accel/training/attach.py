@@ -24,7 +24,7 @@ AnyTrainer = TypeVar("AnyTrainer", bound="Trainer")
 
 def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) -> AnyTrainer:
     """Give `trainer` all that `run` asks for; its callbacks tell `log`. Returns it, guarded."""
-    from transformers import PrinterCallback
+    from transformers import PrinterCallback, TrainerCallback
 
     from ..adapters.checkpointing import describe
     from ..adapters.ddp_settings import gradients_in_buckets
@@ -42,6 +42,7 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     from ..callbacks.step_log import StepLog
     from ..callbacks.verify_record import add_if_asked
     from .adapt import adapt
+    from .rehearsal import Rehearsal
 
     if run.batch.balance == "tokens":
         share_out(trainer, run)
@@ -58,7 +59,6 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     halving = halve_on_out_of_memory(trainer, advice(run, batch=False)) if halves else None
     if isinstance(halving, str):
         print(f"out of memory would end the run: {halving}", flush=True)
-    trainer.add_callback(PeakMemory())
     trainer.add_callback(StepLog(RunDirectory(run.output_dir).step_log))
     if run.early_stopping:
         trainer.add_callback(EarlyStopping(**run.early_stopping))
@@ -81,7 +81,22 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     write_our_cards(trainer, run)
     if target := PushTarget.of(run):
         trainer.add_callback(Pushes(target, partial(log.warn, "push")))
-    return adapt(trainer)
+    adapt(trainer)
+    # First, so that no callback counts or times what is rehearsed.
+    first: list[TrainerCallback] = [PeakMemory()]
+    if run.batch.rehearse != "false":
+        first.append(
+            Rehearsal(
+                trainer,
+                always=run.batch.rehearse == "true",
+                limit=run.model.max_seq_length,
+                advice=advice(run),
+                planned_gib=estimate,
+                log=log,
+            )
+        )
+    trainer.callback_handler.callbacks[:0] = first
+    return trainer
 
 
 def share_out(trainer: Trainer, run: RunConfig) -> None:

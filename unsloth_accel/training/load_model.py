@@ -47,6 +47,8 @@ def add_adapter(model: Any, run: RunConfig) -> Any:
     """
     import unsloth
 
+    from ..adapters.kept_activations import blocks, keep_unless_chosen
+
     adapter = find_adapter(run.model.name)
     modules = run.lora.target_modules
     said = {
@@ -62,6 +64,10 @@ def add_adapter(model: Any, run: RunConfig) -> Any:
         use_gradient_checkpointing=CHECKPOINTING[run.model.gradient_checkpointing],
         random_state=run.lora.random_state,
     )
+    asked = run.model.keep_activations
+    if asked != "auto" and CHECKPOINTING[run.model.gradient_checkpointing]:
+        # Unsloth heeds its own variable, which comes before.
+        keep_unless_chosen(model, len(blocks(model)) if asked == "all" else int(asked))
     if adapter:
         _load_weights(model, adapter)
     return model

@@ -7,9 +7,12 @@ from ..strategies import choosable
 
 
 def advice(run: RunConfig, *, batch: bool = True) -> str:
-    """Return overrides of `run` that take less memory per process; without `batch` none that changes the batch."""
+    """Return overrides of `run` that take less memory per process; without `batch` none that computes fewer rows at
+    once, or keeps fewer activations."""
     per_device = int(run.training.get("per_device_train_batch_size", 1))
     found = []
+    if batch and run.model.keep_activations not in ("auto", 0):
+        found.append("model.keep_activations=0 (all blocks compute theirs again)")
     if batch and per_device > 1:
         found.append(f"training.per_device_train_batch_size={per_device // 2} (the global batch stays)")
     if run.model.gradient_checkpointing != "unsloth":

@@ -188,6 +188,7 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     from ..callbacks.early_stopping import EarlyStopping
     from ..callbacks.peak_memory import PeakMemory
     from .evaluation import AsTrainingBegins, HeldOut, evaluate
+    from .rehearsal import Rehearsal
     from .save_first import SaveFirst
     from .summary import summary
 
@@ -226,7 +227,8 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
             what = "the stop" if isinstance(error, Stopped) else "what failed"
             print(f"unsloth_accel: {what} came after the last step; the adapter is in {kept.saved}", flush=True)
         raise
-    seconds = time.perf_counter() - started - begins.seconds
+    rehearsals = [one for one in trainer.callback_handler.callbacks if isinstance(one, Rehearsal) and one.figures]
+    seconds = time.perf_counter() - started - begins.seconds - sum(one.seconds for one in rehearsals)
     # Saved before it is examined: whatever goes wrong from here on, the training is not lost.
     unsaved: SaveError | None = None
     adapter: Path | None
@@ -244,6 +246,7 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
         "processes": trainer.accelerator.num_processes,
         "device": trainer.accelerator.device.type,
         "global_batch_size": batch_of(trainer).global_size,
+        **_activations(run, trainer),
         "seconds": round(seconds, 1),
         "resumed_at": done["global_step"],
         "steps": steps,
@@ -272,6 +275,8 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     memory = next(one for one in trainer.callback_handler.callbacks if isinstance(one, PeakMemory)).figures()
     if memory:
         results["memory_gib"] = memory
+    if rehearsals:
+        results["rehearsal"] = rehearsals[0].figures
     halving = getattr(trainer, "step_halving", None)
     halved = of_every_rank([asdict(one) for one in halving.halvings] if halving else [])
     if any(halved):
@@ -298,6 +303,15 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     if unsaved is not None:
         raise unsaved
     return results
+
+
+def _activations(run: RunConfig, trainer: Trainer) -> dict[str, int]:
+    """Return how many decoder blocks kept their activations, at last, and how many there are."""
+    from ..adapters.kept_activations import blocks, kept
+
+    count = len(blocks(trainer.model))
+    recomputes = run.model.gradient_checkpointing != "false"
+    return {"keep_activations": kept(trainer.model) if recomputes else count, "blocks": count} if count else {}
 
 
 def _write_results(run: RunConfig, results: dict[str, Any]) -> None:

@@ -106,6 +106,9 @@ def settings(
     given = found[0].batch if found else plan(_as(short, ALONE, 1), hardware).batch
     alone = _single(short, hardware, given.global_size)
     most = min(decided.batch.per_device for decided in (*found, alone))
+    kept = [one.keep_activations for one in (*found, alone) if one.keep_activations is not None]
+    if kept:  # as many in all runs, so that their speeds can be compared
+        short = replace(short, model=replace(short.model, keep_activations=min(kept)))
     share = given.global_size // count
     per_device = max(size for size in divisors(share) if size <= most)
     accumulation = min(share // per_device, MOST_ACCUMULATION * (1 if several else 2))

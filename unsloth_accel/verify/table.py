@@ -40,6 +40,9 @@ def table(found: Verification) -> list[list[str]]:
     rows.append(["processes", "1", *(str(outcome.plan.num_processes) for outcome in found.outcomes)])
     rows.append([f"tokens/s after {found.warm_up} steps", *(f"{s:,.0f}" if s else NOTHING for s in speeds)])
     rows.append(["times one process", *(f"{s / speeds[0]:.2f}" if s and speeds[0] else NOTHING for s in speeds)])
+    kept = [plan.keep_activations for plan in (found.settings.single, *(outcome.plan for outcome in found.outcomes))]
+    if any(kept):
+        rows.append(["blocks that keep activations", *map(str, kept)])
     for label, key in _MEMORY:
         if single.memory(key):
             rows.append([label, *(_by_rank(run.memory(key)) if run else NOTHING for run in runs)])

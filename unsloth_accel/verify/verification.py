@@ -89,6 +89,7 @@ class Verification:
             "strategy": plan.strategy,
             "processes": plan.num_processes,
             "batch": asdict(plan.batch),
+            "keep_activations": plan.keep_activations,
             "loss": trained.loss,
             "grad_norm": trained.grad_norm,
             "seconds": trained.seconds,

@@ -1,0 +1,105 @@
+"""Time and memory of a step by how many blocks keep their activations, on one GPU; the planner is fitted to half of it.
+
+    python -m benchmarks.kept --out benchmarks/results/kept-1xH200.json [--cells '8B-*'] [--seconds 560]
+
+Full rows, LoRA r=16, Unsloth's checkpointing, fused AdamW. Every second cell of a model is held out: nothing is fitted
+to it (`python -m benchmarks.memory_report` puts the predictions beside all of them). Cells that the file holds already
+are not measured again, so that the whole may be cut into several calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from benchmarks.loaded import Cell, measured, write_shapes
+from benchmarks.random_checkpoint import SHAPES
+
+STEPS, WARM_UP = 7, 3
+
+
+def _cells(shape: str, *ways: tuple[int, int, int], load_in_4bit: bool = False) -> list[Cell]:
+    """Return cells of rows per device, tokens per row, and blocks that keep their activations."""
+    return [
+        Cell(shape=shape, load_in_4bit=load_in_4bit, per_device=rows, length=length, kept=kept)
+        for rows, length, kept in ways
+    ]
+
+
+BY_MODEL = [
+    _cells(
+        "8B",
+        *((4, 2048, 0), (4, 2048, 8), (4, 2048, 16), (4, 2048, 24), (4, 2048, 32), (1, 8192, 0), (1, 8192, 32)),
+        *((1, 8192, 16), (8, 1024, 24), (16, 512, 32), (1, 2048, 0), (1, 2048, 32), (2, 4096, 16), (16, 2048, 8)),
+    ),
+    _cells(
+        "8B",
+        *((4, 2048, 0), (4, 2048, 16), (4, 2048, 32), (1, 8192, 24), (1, 512, 0), (8, 1024, 32), (2, 4096, 8)),
+        load_in_4bit=True,
+    ),
+    _cells("3B", (8, 2048, 0), (8, 2048, 16), (8, 2048, 28), (2, 8192, 8), (4, 1024, 28), (1, 512, 0), (16, 512, 16)),
+    _cells("3B", (8, 2048, 24), (8, 2048, 0), (1, 4096, 28), (2, 1024, 8), load_in_4bit=True),
+    _cells("1.5B", (8, 2048, 0), (8, 2048, 8), (8, 2048, 16), (2, 8192, 16), (16, 512, 8), (1, 1024, 16), (1, 1024, 0)),
+    _cells("1.5B", (8, 2048, 8), (4, 4096, 16), (2, 512, 0), (16, 1024, 16), load_in_4bit=True),
+    _cells("4B", (4, 2048, 0), (4, 2048, 24), (1, 8192, 32), (2, 1024, 36)),
+]
+CALIBRATION = [cell for cells in BY_MODEL for cell in cells[::2]]
+HELD_OUT = [cell for cells in BY_MODEL for cell in cells[1::2]]
+CELLS = [cell for cells in BY_MODEL for cell in cells]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, help="JSON; cells that it holds already are not measured again")
+    parser.add_argument("--cells", default="*", help="names or patterns, comma-separated; all by default")
+    parser.add_argument("--seconds", type=float, default=1e9, help="start no cell after so many seconds")
+    parser.add_argument("--work", default="runs/benchmark", help="where checkpoints, data and runs go")
+    options = parser.parse_args()
+    work, out, started = Path(options.work).resolve(), Path(options.out), time.perf_counter()
+    patterns = options.cells.split(",")
+    report = opened(out, "kept", {"steps": STEPS, "warm_up_steps": WARM_UP, "shapes": SHAPES, "cells": {}})
+    wanted = [
+        cell
+        for cell in CELLS
+        if cell.name not in report["cells"] and any(fnmatch(cell.name, pattern) for pattern in patterns)
+    ]
+    write_shapes([cell.shape for cell in wanted], work)
+    print(f"{time.perf_counter() - started:.0f}s checkpoints written", flush=True)
+
+    def may_go_on() -> bool:
+        return bool(time.perf_counter() - started < options.seconds)
+
+    for cell, figures in measured(wanted, work, steps=STEPS, warm_up=WARM_UP, may_go_on=may_go_on):
+        report["cells"][cell.name] = figures
+        out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        shown = {key: figures.get(key) for key in ("memory_gib", "median_step_seconds", "wall_seconds", "error")}
+        print(f"{time.perf_counter() - started:.0f}s {cell.name} {json.dumps(shown)}", flush=True)
+    return 0
+
+
+def opened(out: Path, module: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the report that `out` holds, or `values` with what they were measured on."""
+    from unsloth_accel.adapters.saving import versions
+    from unsloth_accel.hardware.hardware import Hardware
+
+    if out.is_file():
+        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        return found
+    devices = Hardware.detect().devices
+    return {
+        "command": f"python -m benchmarks.{module} --out {out.name}",
+        "date": time.strftime("%Y-%m-%d"),
+        "gpu": [device.name for device in devices],
+        "gpu_memory_gib": round(devices[0].memory_gib, 2) if devices else None,
+        "versions": versions(),
+        **values,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

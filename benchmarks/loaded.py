@@ -1,0 +1,222 @@
+"""Many cells in one loaded process: a model is loaded once, and trained a few steps for each way of spending memory.
+
+Importing Unsloth and loading an 8B model take a GPU machine more than a minute, a cell's own steps five seconds.
+`python -m benchmarks.kept` and `python -m benchmarks.regret` measure with it.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.random_checkpoint import SHAPES
+from benchmarks.strategies import write_texts
+from unsloth_accel.adapters.out_of_memory import BUFFERS
+from unsloth_accel.config.read_run import from_dict
+from unsloth_accel.config.run_config import RunConfig
+from unsloth_accel.planning.memory_estimate import CONTEXT_GIB
+
+GIB = 2**30
+LEARNING_RATE = 2e-4
+ROWS = 256
+"""Rows of each length, of which an epoch is longer than a cell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A way to train one model on one GPU."""
+
+    shape: str
+    load_in_4bit: bool = False
+    per_device: int
+    length: int
+    kept: int
+    """Decoder blocks that keep their activations."""
+    accumulation: int = 1
+    limit_gib: float | None = None
+    """Memory of the card that is stood in for, CUDA's context included; None for the whole GPU."""
+
+    @property
+    def group(self) -> str:
+        return f"{self.shape}-4bit" if self.load_in_4bit else self.shape
+
+    @property
+    def name(self) -> str:
+        rows = f"{self.per_device}x{self.length}" + (f"x{self.accumulation}" if self.accumulation > 1 else "")
+        limit = [f"{self.limit_gib:g}GiB"] if self.limit_gib else []
+        return "-".join([self.group, rows, f"k{self.kept}", *limit])
+
+    def run(self, work: Path, steps: int, *, on_cpu: bool = False) -> RunConfig:
+        """Return the run that trains it for `steps` optimizer steps on full rows."""
+        data = work / f"rows-{self.length}.jsonl"
+        if not data.is_file():
+            # A character is a token; one more than the limit, so that rows are cut to it and hold no padding.
+            write_texts(data, [self.length + 1] * ROWS)
+        model = {"name": str(work / self.shape), "max_seq_length": self.length, "load_in_4bit": self.load_in_4bit}
+        training = {
+            "per_device_train_batch_size": self.per_device,
+            "gradient_accumulation_steps": self.accumulation,
+            "max_steps": steps,
+            "learning_rate": LEARNING_RATE,
+            "optim": "adamw_torch_fused",
+            "bf16": not on_cpu,
+            "train_sampling_strategy": "sequential",
+            "save_strategy": "no",
+            "overwrite": True,
+        }
+        return from_dict(
+            {
+                "model": model | {"keep_activations": self.kept},
+                "data": {"path": str(data)},
+                "batch": {"global_size": self.per_device * self.accumulation, "on_out_of_memory": "stop"},
+                "distributed": {"strategy": "single", "num_processes": 1, "device": "cpu" if on_cpu else "cuda"},
+                "training": training,
+                "logging": {"progress": False, "hang_after": 0},
+                "output_dir": str(work / "runs" / self.name),
+            }
+        )
+
+
+def write_shapes(shapes: Iterable[str], work: Path) -> None:
+    """Write the checkpoints that aren't there, in processes of their own, so that this one holds no GPU memory."""
+    commands = [
+        [sys.executable, "-m", "benchmarks.random_checkpoint", shape, str(work / shape)]
+        for shape in dict.fromkeys(shapes)
+        if not (work / shape / "config.json").is_file()
+    ]
+    writing = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
+    for command, process in zip(commands, writing, strict=True):
+        if process.wait():
+            raise subprocess.CalledProcessError(process.returncode, command)
+
+
+def measured(
+    cells: Iterable[Cell], work: Path, *, steps: int, warm_up: int, may_go_on: Callable[[], bool] = lambda: True
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Yield each cell with its figures, group by group in the order given; none once `may_go_on` says no.
+
+    Figures: `seconds` of each step, their median after `warm_up`, GiB allocated (`training`) and held (`reserved`) by
+    torch at the peak, `loss` of each step; or the `error` that ended it.
+    """
+    import torch
+
+    on_cpu = not torch.cuda.is_available()
+    for _, together in itertools.groupby(cells, key=lambda cell: cell.group):
+        own = list(together)
+        longest = max(own, key=lambda cell: cell.length)  # Unsloth takes no longer rows than it loaded the model for
+        model = tokenizer = None
+        start: dict[str, Any] = {}
+        for cell in own:
+            if not may_go_on():
+                return
+            run = cell.run(work, steps, on_cpu=on_cpu)
+            if model is None:
+                model, tokenizer = _loaded(longest.run(work, steps, on_cpu=on_cpu))
+                start = {
+                    name: value.detach().cpu() if value.is_cuda else value.detach().clone()
+                    for name, value in _trained_parameters(model)
+                }
+            with torch.no_grad():  # every cell begins alike, so that losses can be compared
+                for name, value in _trained_parameters(model):
+                    value.copy_(start[name])
+            yield cell, {"cell": asdict(cell), **_trained(cell, run, model, tokenizer, warm_up)}
+        model = tokenizer = None
+        _empty()
+
+
+def _loaded(run: RunConfig) -> tuple[Any, Any]:
+    from unsloth_accel.training.load_model import add_adapter, load_model
+
+    model, tokenizer = load_model(run)
+    return add_adapter(model, run), tokenizer
+
+
+def _trained_parameters(model: Any) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+
+
+def _trained(cell: Cell, run: RunConfig, model: Any, tokenizer: Any, warm_up: int) -> dict[str, Any]:
+    import torch
+
+    _empty()
+    _limit(cell.limit_gib)
+    started = time.perf_counter()
+    try:
+        found = _steps(cell, run, model, tokenizer)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        found = {"error": f"out of memory: {str(error).splitlines()[0][:300]}"}
+    finally:
+        _limit(None)
+        for parameter in model.parameters():
+            parameter.grad = None
+    if "seconds" in found:
+        found["median_step_seconds"] = round(statistics.median(found["seconds"][warm_up:]), 4)
+    return found | {"wall_seconds": round(time.perf_counter() - started, 1)}
+
+
+def _steps(cell: Cell, run: RunConfig, model: Any, tokenizer: Any) -> dict[str, Any]:
+    from unsloth_accel.adapters.kept_activations import keep
+    from unsloth_accel.artifacts.run_directory import RunDirectory
+    from unsloth_accel.callbacks.peak_memory import PeakMemory
+    from unsloth_accel.callbacks.rank_log import RankLog
+    from unsloth_accel.methods import METHODS
+    from unsloth_accel.training import sft
+    from unsloth_accel.training.attach import attach
+    from unsloth_accel.training.trainer_config import trainer_config
+
+    method, files = METHODS[run.method], RunDirectory(run.output_dir)
+    kept = keep(model, cell.kept)
+    config = trainer_config(run, method, sft.config_fields(run))
+    trainer = sft.make_trainer(run, model, tokenizer, config, sft.prepare_data(run, tokenizer))
+    attach(trainer, run, RankLog(None, 0), method)
+    trainer.train()
+    peak = next(one for one in trainer.callback_handler.callbacks if isinstance(one, PeakMemory))
+    lines = [json.loads(line) for line in files.step_log.read_text(encoding="utf-8").splitlines()]
+    logged = [line for line in lines if "loss" in line]
+    clock = [0.0, *(line["seconds"] for line in logged)]
+    return {
+        "kept": kept,
+        "memory_gib": {name: value for name, value in peak.figures().items() if name in ("training", "reserved")},
+        "seconds": [round(late - early, 4) for early, late in itertools.pairwise(clock)],
+        "loss": [line["loss"] for line in logged],
+    }
+
+
+def _limit(gib: float | None) -> None:
+    """Let torch's allocator have what a card of so many GiB would leave it; None for the whole GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(1.0 if gib is None else (gib - CONTEXT_GIB) * GIB / total)
+
+
+def _empty() -> None:
+    """Free what earlier cells left on the GPU, Unsloth's buffers too, which grow and stay."""
+    import torch
+
+    for module, names in BUFFERS.items():
+        for name in names:
+            for buffer in getattr(sys.modules.get(module), name, None) or ():
+                if buffer is not None:
+                    buffer.resize_(0)
+                    buffer.untyped_storage().resize_(0)
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def fitting(cell: Cell, **changes: Any) -> Cell:
+    """Return `cell` with `changes`, and no more kept blocks than its model has."""
+    changed = replace(cell, **changes)
+    return replace(changed, kept=min(changed.kept, SHAPES[changed.shape]["num_hidden_layers"]))

@@ -1,0 +1,424 @@
+"""The worst step first: what will take the most memory is computed before the first step, and dropped.
+
+Rows have all lengths, so a run that fits in its first step may be out of memory in hour five. Here each rank's longest
+micro-batch of all epochs, and its longest evaluation batch, go through the Trainer's own forward and backward pass
+before training begins, with the optimizer's state reserved. What runs out of memory does so in the first minute, where
+fewer blocks keep their activations, and micro-batches are halved, as in any step (`adapters.out_of_memory`).
+
+Nothing of it is left but what was corrected, so that the losses are the same to the bit: gradients are dropped, random
+numbers, counts and figures are as they were, and memory that torch keeps is given back, since by what is free Unsloth
+divides its loss. (So it does in the run itself: with less than 4 GiB free the last bits may differ.)
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from bisect import bisect_left
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from ..adapters.ddp_settings import buffers_change
+from ..adapters.fsdp2.peer_fetch.fetch import shared_bytes
+from ..adapters.fsdp2.units import let_go
+from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
+from ..adapters.kept_activations import keep, kept
+from ..adapters.longest_batch import longest_in_evaluation, longest_in_training
+from ..adapters.micro_batches import rows_and_tokens
+from ..adapters.optimizer_state import reserved
+from ..adapters.out_of_memory import OutOfMemory, is_lack_of_memory
+from ..adapters.random_numbers import random_numbers_kept
+from ..adapters.rank_loaders import collated
+from ..adapters.saving import of_every_rank
+from ..adapters.token_balance import lengths_of_rows
+from ..callbacks.phases import phase
+from ..callbacks.rank_log import RankLog
+from ..capabilities.probe import available
+from ..errors import counted, first_line
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Trainer
+
+COUNTS = ("_metrics", "_total_train_tokens")
+"""Attributes of TRL's trainers that their loss adds to."""
+STEPS_IN_BACKWARD = ("lomo", "layerwise")
+"""Parts of the names of optimizers that step inside of the backward pass, so that no gradient can be dropped."""
+
+
+@dataclass(kw_only=True)
+class Rehearsed:
+    """What was rehearsed on one rank, or on that with the most tokens."""
+
+    rows: int
+    """Rows of the longest micro-batch."""
+    tokens: int
+    """Tokens that it is computed with, padding included."""
+    step: int | None
+    """The optimizer step that has it, counted from 1; None where the order of the rows isn't known beforehand."""
+    keep_activations: tuple[int, int] = (0, 0)
+    """Decoder blocks that keep their activations, before and from now on."""
+    parts: int = 1
+    """Parts in which each micro-batch is computed from now on."""
+    peak_gib: float | None = None
+    """The most GiB that torch allocated for what fits; None on a CPU."""
+    refused_gib: float | None = None
+    """The most GiB that torch allocated before a lack of memory was corrected; None where there was none."""
+    evaluated: tuple[int, int] = (0, 0)
+    """Rows and tokens of the longest evaluation batch."""
+    eval_batch_size: int | None = None
+    """Rows per device in an evaluation from now on; None where nothing is evaluated."""
+    refused_eval_batch_size: int | None = None
+    """Rows per device of an evaluation that didn't fit; None where it did."""
+    seconds: float = 0.0
+
+    def told(self, planned_gib: float | None) -> str:
+        """Say it in a sentence, with what the plan reckoned with."""
+        which = "the longest step" if self.step is None else f"step {self.step:,}, the longest,"
+        text = f"rehearsed {which} with {counted(self.rows, 'row')} ({self.tokens:,} tokens) at once"
+        if self.peak_gib is not None:
+            text += f": {self.peak_gib:.1f} GiB"
+        if self.peak_gib and planned_gib and not self.refused_gib:
+            off = self.peak_gib / planned_gib - 1
+            text += f", {abs(off):.0%} {'more' if off > 0 else 'less'} than planned"
+        text += f", in {self.seconds:.1f} s"
+        corrected = []
+        if self.keep_activations[0] != self.keep_activations[1]:
+            corrected.append("blocks that keep their activations {} → {}".format(*self.keep_activations))
+        if self.parts > 1:
+            corrected.append(f"each micro-batch in {self.parts} parts")
+        if self.refused_eval_batch_size:
+            corrected.append(
+                f"{counted(self.eval_batch_size or 0, 'row')} per device in an evaluation instead of "
+                f"{self.refused_eval_batch_size}"
+            )
+        if corrected:
+            off = (self.refused_gib or 0.0) / planned_gib - 1 if planned_gib else 0.0
+            low = f"at least {off:.0%} " if off >= 0.005 else ""
+            why = f"the plan's {planned_gib:.1f} GiB were {low}too low" if planned_gib else "out of memory"
+            text += f"; {why}: {', '.join(corrected)}"
+        return text
+
+
+class Rehearsal(TrainerCallback):
+    """Computes the longest step of `trainer` before its first one; it belongs before all callbacks that measure.
+
+    `always`: also where all rows have one length, and the first step is as long as any. `limit`: the most tokens of a
+    row, which rows that are streamed are taken to have. `advice` says what helps where it doesn't fit, `planned_gib`
+    what the plan reckoned with. `figures` is what results.json holds of it, `seconds` how long it took.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        *,
+        always: bool,
+        limit: int | None,
+        advice: str,
+        planned_gib: float | None = None,
+        log: RankLog | None = None,
+    ) -> None:
+        self.figures: dict[str, Any] = {}
+        self.seconds = 0.0
+        self._trainer = trainer
+        self._always = always
+        self._limit = limit
+        self._advice = advice
+        self._planned = planned_gib
+        self._log = log
+        self._lengths: list[int] = []
+        """Tokens of each training row; empty where that isn't known."""
+        self._held_out: list[int] = []
+        """Tokens of each evaluation row; empty where there are none."""
+
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        loader = kwargs["train_dataloader"]
+        batches = getattr(loader, "batch_sampler", None)
+        self._lengths = getattr(batches, "lengths", None) or lengths_of_rows(loader.dataset) or []
+        self._held_out = lengths_of_rows(self._trainer.eval_dataset) or []
+        reason = self._obstacle(loader)
+        if reason is not None and args.process_index == 0:
+            print(f"the longest step is not rehearsed: {reason}", flush=True)
+        differ = _is_stream(loader) or len({*self._lengths, *self._held_out}) > 1
+        if reason is not None or not (self._always or differ):
+            return
+        started = time.perf_counter()
+        with phase("rehearsing", self._log, about="the longest step"), self._unseen():
+            found = self._rehearse(loader)
+        found.seconds = round(time.perf_counter() - started, 2)
+        self._tell(found)
+        self.seconds = time.perf_counter() - started
+
+    def _obstacle(self, loader: Any) -> str | None:
+        """Return why nothing can be rehearsed; None where it can."""
+        from accelerate.data_loader import DataLoaderShard
+
+        args = self._trainer.args
+        if any(name in str(args.optim) for name in STEPS_IN_BACKWARD):
+            return f"{args.optim} steps inside of the backward pass"
+        if buffers_change(self._trainer.model):
+            return "the model has running means, which every forward pass changes"
+        if not isinstance(loader, DataLoaderShard) or self._trainer.accelerator.split_batches:
+            return "accelerate is set to divide batches itself (dispatch_batches or split_batches)"
+        if _is_stream(loader):
+            columns = getattr(self._trainer.train_dataset, "column_names", None)
+            return None if columns and self._limit else "the rows are streamed, and nothing says how long they may be"
+        return None if self._lengths else "the rows are not tokenised yet, so their lengths are not known"
+
+    def _rehearse(self, loader: Any) -> Rehearsed:
+        model = self._trainer.model_wrapped
+        batch, step = self._longest(loader)
+        rows, tokens = rows_and_tokens(batch)
+        found = Rehearsed(rows=rows, tokens=tokens, step=step)
+        where = "the longest step" if step is None else f"step {step:,}, the longest"
+        with self._explained(f"{where}, with {counted(rows, 'row')} ({tokens:,} tokens) at once"):
+            state = self._optimizer_state()
+            self._train(model, batch, found)
+        if self._held_out:
+            self._evaluate(model, found)
+        del state
+        return found
+
+    def _longest(self, loader: Any) -> tuple[dict[str, Any], int | None]:
+        """Return this rank's longest micro-batch, on its device, and the step that has it, if that is known."""
+        from accelerate.utils import send_to_device
+
+        trainer, step = self._trainer, None
+        if _is_stream(loader):
+            row = dict.fromkeys(trainer.train_dataset.column_names, [1] * (self._limit or 0))
+            batch = loader.collate_fn([copy.deepcopy(row) for _ in range(trainer.args.train_batch_size)])
+        else:
+            longest = longest_in_training(trainer, loader, self._lengths, padded=self._padded)
+            batch, step = collated(loader, longest.rows), longest.step
+        return dict(send_to_device(batch, trainer.accelerator.device)), step
+
+    @property
+    def _halving(self) -> Any:
+        return getattr(self._trainer, "step_halving", None)
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether a lack of memory on one rank can be corrected on all."""
+        return self._halving is not None and self._halving.can_go_on(self._trainer.model_wrapped)
+
+    @property
+    def _padded(self) -> bool:
+        return not getattr(self._trainer.data_collator, "padding_free", False)
+
+    def _optimizer_state(self) -> list[torch.Tensor]:
+        try:
+            return reserved(self._trainer.optimizer)
+        except Exception as error:
+            if is_lack_of_memory(error):
+                raise
+            print(f"rehearsed without the optimizer's state, {first_line(error)}", flush=True)
+            return []
+
+    def _train(self, model: torch.nn.Module, batch: dict[str, Any], found: Rehearsed) -> None:
+        """Compute the gradients of a step whose micro-batches are `batch`, until nothing has to be corrected.
+
+        With accumulation there are two, since the second one's pass finds the gradients of the first. On a GPU there
+        are two in any case: what Unsloth's checkpointing learns in its first pass takes memory from the second on.
+        """
+        trainer, args = self._trainer, self._trainer.args
+        batches = 2 if args.gradient_accumulation_steps > 1 else 1
+        before = kept(trainer.model)
+        least = 2 if batches == 1 and args.device.type == "cuda" else 1
+        if before and self._goes_on:
+            self._keep_what_fits(model, batch, found)
+            least = 1
+        found.keep_activations = (before, kept(trainer.model))
+        for passes in count(1):
+            peak = self._step(model, batch, batches)
+            now = kept(trainer.model), getattr(self._halving, "parts", 1)
+            corrected = any(of_every_rank(now != (found.keep_activations[1], found.parts)))
+            if corrected:
+                found.refused_gib = found.refused_gib or peak
+            found.keep_activations, found.parts, found.peak_gib = (before, now[0]), now[1], peak
+            if not corrected and passes >= least:
+                return
+
+    def _keep_what_fits(self, model: torch.nn.Module, batch: dict[str, Any], found: Rehearsed) -> None:
+        """Let as many blocks keep their activations as every rank has memory for, found by bisection, where those that
+        were planned are too many; one less than that, since memory gets fragmented."""
+        trainer = self._trainer
+        batches, items = self._drawn(batch, 2)
+
+        def too_many(blocks: int) -> bool:
+            if blocks != kept(trainer.model):
+                keep(trainer.model, blocks)
+            _reset_peak(trainer)
+            refused = not all(of_every_rank(self._halving.fits(model, batches, items)))
+            if refused and found.refused_gib is None:
+                found.refused_gib = _peak_gib(trainer)
+            return refused
+
+        planned = kept(trainer.model)
+        if too_many(planned):
+            keep(trainer.model, max(0, bisect_left(range(1, planned), True, key=too_many) - 1))
+
+    def _drawn(self, batch: dict[str, Any], batches: int) -> tuple[list[dict[str, Any]], Any]:
+        """Return the micro-batches of a step that has `batch` so many times, and what their losses are divided by."""
+        trainer = self._trainer
+        copies = (dict(batch) for _ in range(batches))
+        drawn, items = trainer.get_batch_samples(copies, batches, trainer.args.device)
+        trainer.current_gradient_accumulation_steps = len(drawn)  # as in the Trainer's loop
+        return drawn, items
+
+    def _step(self, model: torch.nn.Module, batch: dict[str, Any], batches: int) -> float | None:
+        """Compute the gradients of a step that has `batch` so many times, and drop them.
+
+        Returns the most GiB that torch allocated for it; None on a CPU.
+        """
+        from torch.nn.parallel import DistributedDataParallel
+
+        trainer = self._trainer
+        _reset_peak(trainer)
+        drawn, items = self._drawn(batch, batches)
+        for number, inputs in enumerate(drawn, 1):
+            last = number == len(drawn)
+            trainer.accelerator.gradient_state._set_sync_gradients(last)
+            # DDP orders its buckets by the first backward pass that it averages, which is to be that of step 1.
+            apart = not last or isinstance(model, DistributedDataParallel)
+            with trainer.accelerator.no_sync(model) if apart else nullcontext():
+                trainer.training_step(model, inputs, items)
+        model.zero_grad(set_to_none=True)
+        return _peak_gib(trainer)
+
+    def _evaluate(self, model: torch.nn.Module, found: Rehearsed) -> None:
+        """Compute the loss of the longest evaluation batch, with fewer rows where that doesn't fit on some rank."""
+        trainer, args, halving = self._trainer, self._trainer.args, self._halving
+        alone = self._goes_on
+        while True:
+            batch = self._longest_held_out()
+            (rows, tokens), size = rows_and_tokens(batch), args.per_device_eval_batch_size
+            found.evaluated, found.eval_batch_size = (rows, tokens), size
+            what = f"the longest evaluation batch, with {counted(rows, 'row')} ({tokens:,} tokens) at once"
+            fix = f"training.per_device_eval_batch_size={size // 2}; or " if size > 1 else ""
+            with self._explained(what, fix):
+                fits = self._predict(batch, may_fail=alone and size > 1)
+            if not alone or all(of_every_rank(fits)):
+                found.peak_gib = max(filter(None, (found.peak_gib, _peak_gib(trainer))), default=None)
+                return
+            halving.make_room(model)
+            found.refused_eval_batch_size = found.refused_eval_batch_size or size
+            args.per_device_eval_batch_size = size // 2
+
+    def _predict(self, batch: dict[str, Any], *, may_fail: bool) -> bool:
+        """Compute the loss of an evaluation batch; returns whether it fits, where this rank may fail alone."""
+        trainer: Any = self._trainer
+        _reset_peak(trainer)
+        if may_fail:  # figures that the loss gathers for the log are this rank's own
+            trainer.accelerator.gather_for_metrics = lambda value, *_, **__: value
+        trainer.model.eval()
+        try:
+            trainer.prediction_step(trainer.model, batch, trainer.compute_metrics is None)
+        except RuntimeError as error:
+            if not may_fail or not is_lack_of_memory(error):
+                raise
+            return False
+        finally:
+            vars(trainer.accelerator).pop("gather_for_metrics", None)
+        let_go(trainer.model)
+        return True
+
+    def _longest_held_out(self) -> dict[str, Any]:
+        """Return this rank's longest evaluation batch, on its device."""
+        from accelerate.utils import send_to_device
+
+        trainer, loader = self._trainer, self._evaluation_loader()
+        longest = longest_in_evaluation(loader, self._held_out, padded=self._padded)
+        return dict(send_to_device(collated(loader, longest.rows), trainer.accelerator.device))
+
+    def _evaluation_loader(self) -> Any:
+        trainer = self._trainer
+        prepared = trainer.accelerator._dataloaders
+        count = len(prepared)
+        loader = trainer.get_eval_dataloader()
+        del prepared[count:]
+        vars(trainer).pop("_eval_dataloaders", None)  # kept for workers that persist
+        return loader
+
+    @contextmanager
+    def _explained(self, what: str, fix: str = "") -> Iterator[None]:
+        """Say of a lack of memory in which part of the rehearsal it was, and what helps, `fix` first."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_lack_of_memory(error):
+                raise
+            message = f"out of memory in the rehearsal of {what} ({first_line(error)}). Fix: {fix}{self._advice}."
+            raise OutOfMemory(message) from None
+
+    @contextmanager
+    def _unseen(self) -> Iterator[None]:
+        """Leave random numbers, and what a step counts and sets, as they were."""
+        trainer: Any = self._trainer
+        model, accumulating = trainer.model_wrapped, trainer.accelerator.gradient_state
+        counts = {name: getattr(trainer, name) for name in COUNTS if hasattr(trainer, name)}
+        synchronises = accumulating.sync_gradients
+        sends_buffers = getattr(model, "require_forward_param_sync", None)
+        for name, value in counts.items():
+            setattr(trainer, name, copy.deepcopy(value))
+        try:
+            with random_numbers_kept(trainer.args.device):
+                yield
+        finally:
+            for name, value in counts.items():
+                setattr(trainer, name, value)
+            accumulating._set_sync_gradients(synchronises)
+            _back_before_first_pass()
+            _reset_peak(trainer)
+            if sends_buffers is not None:  # of DDP
+                model.require_forward_param_sync = sends_buffers
+
+    def _tell(self, own: Rehearsed) -> None:
+        everyone: list[Rehearsed] = of_every_rank(own)
+        found = max(everyone, key=lambda one: one.tokens)
+        found.seconds = max(one.seconds for one in everyone)
+        found.peak_gib = max((one.peak_gib for one in everyone if one.peak_gib), default=None)
+        found.refused_gib = max((one.refused_gib for one in everyone if one.refused_gib), default=None)
+        told = found.told(self._planned)
+        self.figures = {**asdict(found), "planned_gib": self._planned, "told": told}
+        if self._log is not None:
+            self._log.write("rehearsal", **asdict(own))
+        if self._trainer.args.process_index == 0:
+            print(told, flush=True)
+
+
+def _reset_peak(trainer: Trainer) -> None:
+    import torch
+
+    if trainer.args.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_gib(trainer: Trainer) -> float | None:
+    import torch
+
+    if trainer.args.device.type != "cuda":
+        return None
+    return float(round((torch.cuda.max_memory_allocated() + shared_bytes(trainer.model)) / 2**30, 3))
+
+
+def _back_before_first_pass() -> None:
+    """Bring Unsloth's checkpointing back to where it has learnt nothing, and give back what torch's allocator keeps."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    checkpointing: Any = sys.modules.get("unsloth_zoo.gradient_checkpointing")
+    # Its buffers are made where it is asked for.
+    if hasattr(checkpointing, "GPU_BUFFERS") and available("checkpointing before its first pass"):
+        checkpointing.reset_unsloth_gradient_checkpointing_buffers()
+    torch.cuda.empty_cache()
+
+
+def _is_stream(loader: Any) -> bool:
+    from torch.utils.data import IterableDataset
+
+    return isinstance(loader.dataset, IterableDataset)
