@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import ROOT, Run, cli_command
 
-from benchmarks import fsdp2_report, gpu_checks, kept, row_sharing, strategies
+from benchmarks import fsdp2_report, gpu_checks, kept, preferences, row_sharing, strategies
 from benchmarks.memory import HELD_OUT
 from benchmarks.memory_report import measured, measured_kept, memory_page, speed_page
 from benchmarks.tables import RESULTS, filled
@@ -62,6 +62,15 @@ def test_the_quickstarts_figures_are_those_of_its_result(file: str) -> None:
     assert shown["question"] in text
     assert f"after   {shown['answer']}  (right)" in text
     assert " ".join(before["answers"][1]["answer"].split()) in text
+
+
+def test_what_preferences_learned_is_what_is_shown() -> None:
+    text = (ROOT / "docs" / "preferences.md").read_text(encoding="utf-8")
+    report: dict[str, Any] = json.loads((RESULTS / "preferences-cpu.json").read_text(encoding="utf-8"))
+    assert preferences.filled(text, report) == text, "run python -m benchmarks.preferences --table"
+    for found in report.values():
+        assert found["after"].get("pair_accuracy", 1) >= 0.9
+        assert found["curve"][-1]["loss"] < found["curve"][0]["loss"]
 
 
 def test_both_languages_give_the_same_commands() -> None:

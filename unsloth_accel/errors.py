@@ -113,7 +113,7 @@ def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
     if close:
         return f"did you mean {prefix}{close}?"
     if len(known) > 20:
-        return "remove it, or look its name up in TRL's SFTConfig."
+        return "remove it, or look its name up in the config of TRL's trainer."
     return f"remove it, or use one of: {', '.join(known)}."
 
 

@@ -83,6 +83,40 @@ def test_one_process_with_batches_of_any_size(tmp_path: Path) -> None:
     assert trainer.prediction_step(model, batch, prediction_loss_only=True)[0] is not None, "outside of an evaluation"
 
 
+def test_figures_of_batches_weigh_by_their_rows(tmp_path: Path) -> None:
+    """What a trainer notes of each batch, as TRL's do, whose own mean is one of batches."""
+    from collections import defaultdict
+
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    from unsloth_accel.adapters.held_out_loss import weigh_held_out
+
+    class Noting(Trainer):
+        _metrics: dict[str, Any]
+
+        def compute_loss(self, model: Any, inputs: Any, **rest: Any) -> Any:
+            self._metrics["eval"]["margins"].append(float(inputs["margin"].mean()))
+            return (inputs["margin"] * model.weight).mean()
+
+        def prediction_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
+            return self.compute_loss(model, inputs).detach(), None, None
+
+        def log(self, logs: dict[str, float], *rest: Any) -> None:
+            logs |= {f"eval_{name}": sum(values) / len(values) for name, values in self._metrics["eval"].items()}
+            self._metrics["eval"].clear()
+
+    rows = [{"margin": float(number**2)} for number in range(7)]
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True)
+    arguments.remove_unused_columns = False
+    trainer = Noting(model=torch.nn.Linear(1, 1), args=arguments, eval_dataset=rows)  # type: ignore[arg-type]
+    trainer._metrics = {"eval": defaultdict(list)}
+    weigh_held_out(trainer)
+    for size in (1, 2, 5, 8):
+        arguments.per_device_eval_batch_size = size
+        assert trainer.evaluate()["eval_margins"] == pytest.approx(13), size
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_every_layout_gives_one_loss(tiny: Path, tmp_path: Path, processes: int) -> None:

@@ -292,10 +292,8 @@ def test_a_mixture_of_one_data_set_is_translated(tmp_path: Path, mixture: dict[s
 @pytest.mark.parametrize(
     ("values", "name"),
     [
-        (LLAMA_FACTORY | {"stage": "dpo"}, "dpo"),
-        (AXOLOTL | {"rl": "kto"}, "kto"),
+        (LLAMA_FACTORY | {"stage": "ppo"}, "ppo"),
         (TRL | {"reward_funcs": ["accuracy"]}, "grpo"),
-        (TRL | {"max_prompt_length": 64}, "dpo"),
     ],
 )
 def test_a_method_not_known_here_is_named_and_refused(tmp_path: Path, values: dict[str, Any], name: str) -> None:
@@ -304,6 +302,20 @@ def test_a_method_not_known_here_is_named_and_refused(tmp_path: Path, values: di
     assert any("this version trains sft" in line.outcome.note for line in found.of_kind("named"))
     with pytest.raises(ConfigError, match="method="):
         read_run.from_dict(nested({key: value for key, value in found.settings.items() if "template" not in key}))
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        (LLAMA_FACTORY | {"stage": "dpo"}, "dpo"),
+        (AXOLOTL | {"rl": "kto"}, "kto"),
+        (TRL | {"max_prompt_length": 64}, "dpo"),
+    ],
+)
+def test_the_fields_of_another_method_are_named(tmp_path: Path, values: dict[str, Any], name: str) -> None:
+    found = made(tmp_path, values)
+    assert found.settings["method"] == name
+    assert any("its own fields are not translated" in line.outcome.note for line in found.of_kind("named"))
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,23 @@ def test_every_kind_of_run_has_a_report(kind: str, tmp_path: Path) -> None:
     assert "nan" not in re.findall(r'points="([^"]*)"', html)
 
 
+def test_what_a_method_learns_is_drawn(tmp_path: Path) -> None:
+    directory = made.two_gpus(tmp_path / "run", steps=6)
+    log, plan, results = (directory / name for name in ("logs/steps.jsonl", "plan.json", "results.json"))
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    noted = [line | {"rewards/margins": 0.1 * line["step"], "rewards/accuracies": 1.0} for line in lines]
+    log.write_text("".join(json.dumps(line) + "\n" for line in noted), encoding="utf-8")
+    assert "Reward margin" not in Tags(html_of(directory)).text
+    plan.write_text(json.dumps(json.loads(plan.read_text(encoding="utf-8")) | {"method": "dpo"}), encoding="utf-8")
+    pairs = {when: {"loss": 0.5, "pair_accuracy": share} for when, share in (("before", 0.5), ("after", 0.875))}
+    results.write_text(json.dumps(json.loads(results.read_text(encoding="utf-8")) | pairs), encoding="utf-8")
+    told = Tags(html_of(directory)).text
+    assert "Reward margin" in told
+    assert "Reward accuracy" in told
+    assert "held-out pairs" in told
+    assert "50\u00a0% → 88\u00a0%" in told
+
+
 def test_whatever_others_wrote_is_escaped(tmp_path: Path) -> None:
     other = made.hostile(tmp_path / "b", HOSTILE)
     first = made.two_gpus(tmp_path / "a", steps=12)

@@ -18,3 +18,5 @@ def test_a_run_that_shards_tells_its_answers() -> None:
     assert "adapter   adapter  (of step 4: the best evaluation has no checkpoint.)" in summary(last, Path("adapter"))
     loss_only = {**results, "before": {"loss": 2.0}, "after": {"loss": 1.0}}
     assert "2.0000 before → 1.0000 after" in summary(loss_only, Path("adapter"))
+    pairs = {"before": {"loss": 0.7, "pair_accuracy": 0.5}, "after": {"loss": 0.1, "pair_accuracy": 0.96}}
+    assert "held-out pairs     50.0% before → 96.0% after" in summary({**results, **pairs}, Path("adapter"))

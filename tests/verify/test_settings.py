@@ -129,9 +129,10 @@ def test_what_a_short_run_leaves_out(description: dict[str, Any], tmp_path: Path
     found = chosen(description, tmp_path, strategies=["ddp"], steps=3)
     run = found.others[0].run
     assert run.trainer_fields().items() >= {"max_steps": 3, "save_strategy": "no", "learning_rate": 1e-3}.items()
-    dropped = {"eval_strategy", "eval_steps", "save_steps", "warmup_steps", "num_train_epochs", "resume"}
+    dropped = {"eval_strategy", "eval_steps", "save_steps", "num_train_epochs", "resume"}
     dropped.add("neftune_noise_alpha")
     assert not dropped & run.training.keys()
+    assert run.training["warmup_steps"] == 0
     assert run.training["lr_scheduler_type"] == "constant"
     assert run.data.eval_path is None
     assert run.lora.dropout == 0

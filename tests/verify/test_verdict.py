@@ -11,6 +11,7 @@ from verified_runs import CPU, TWO, made
 from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.errors import ConfigError
 from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.methods import METHODS
 from unsloth_accel.planning.planner import plan
 from unsloth_accel.verify.runs import Trained
 from unsloth_accel.verify.verdict import TOLERANCES, compare, precision_of, share, tolerance
@@ -25,6 +26,10 @@ def test_tolerances_can_be_given() -> None:
         with pytest.raises(ConfigError, match="not a tolerance"):
             tolerance("bf16", [bad])
     assert all(allowed.reason for allowed in TOLERANCES.values())
+    kto, dpo = (tolerance("fp32", method=METHODS[name]) for name in ("kto", "dpo"))
+    assert dpo == TOLERANCES["fp32"]
+    assert kto.grad_norm > 100 * dpo.grad_norm
+    assert "KTO estimates its KL term" in kto.reason
     for precision in ("bf16", "fp16", "4-bit"):  # GPUs don't hide what a CPU's threads might
         assert tolerance(precision, device="cuda").loss < tolerance(precision).loss / 10
 

@@ -6,12 +6,14 @@ Mends, in transformers 5.17 with accelerate 1.15 (TRL's and Unsloth's trainers h
 - `prediction_step` counts what all ranks predict and `compute_loss` multiplies by the processes, as training needs it.
   A loss that is a mean already, such as that of a classification head, comes out as many times itself as there are
   processes.
+- TRL's trainers take the mean over batches, too, of what they note beside the loss, such as the share of pairs in which
+  the chosen answer wins.
 - Accelerate repeats rows to give every rank as many in the last batch, and they count in that batch's mean. Under
   dataloader_drop_last held-out rows are left out.
 
 Here each rank's loss is that of its own rows, for `average_tokens_across_devices` is off while it evaluates; losses are
-weighted by what was predicted (labels that count, or rows where there are none) and added up over all ranks; and the
-last rows are shared out, not repeated.
+weighted by what was predicted (labels that count, or rows where there are none) and added up over all ranks, as TRL's
+figures are; and the last rows are shared out, not repeated.
 """
 
 from __future__ import annotations
@@ -78,8 +80,8 @@ class _HeldOutLoss:
         self._step = 0
         self._repeats = 0
         """How many rows the loss that is gathered next stands for; 0 where none is, or what was gathered is right."""
-        self._sums: torch.Tensor | None = None
-        """Weighted losses and weights of this rank's batches; None before the first that has a loss."""
+        self._sums: list[torch.Tensor] = []
+        """Weighted loss and weight of each of this rank's batches that has a loss."""
         self._plain_loop, self._plain_step = trainer.evaluation_loop, trainer.prediction_step
         trainer.evaluation_loop = self._evaluation_loop
         trainer.prediction_step = self._prediction_step
@@ -92,7 +94,7 @@ class _HeldOutLoss:
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        self._batches, self._step, self._sums = self._each_row_once(dataloader), 0, None
+        self._batches, self._step, self._sums = self._each_row_once(dataloader), 0, []
         if self._batches is not None:
             dataloader = with_batches(dataloader, self._batches)
             self._trainer.gather_function = self._loss_of_each_row(self._trainer.gather_function)
@@ -101,10 +103,24 @@ class _HeldOutLoss:
                 found = self._plain_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         finally:
             self._batches = None  # a user's own call of prediction_step has others
-        if self._sums is not None:
-            total, weight = self._trainer.accelerator.reduce(self._sums, "sum").tolist()
+        if self._sums:
+            total, weight = self._trainer.accelerator.reduce(sum(self._sums), "sum").tolist()
+            self._weigh_figures()
             found.metrics[f"{metric_key_prefix}_loss"] = total / weight if weight else float("nan")
         return found
+
+    def _weigh_figures(self) -> None:
+        """Put the weighted mean in the place of what a trainer of TRL's noted of each batch, before it takes the mean.
+        Its ranks have as many batches, for they met in each."""
+        import torch
+
+        noted: dict[str, list[float]] = getattr(self._trainer, "_metrics", {}).get("eval", {})
+        if not noted or not available("held-out figures over all rows"):
+            return
+        weights = self._trainer.accelerator.reduce(torch.stack([weight for _, weight in self._sums]), "sum").tolist()
+        for name, values in noted.items():
+            if len(values) == len(weights) and sum(weights):
+                noted[name] = [sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)]
 
     def _loss_of_each_row(self, gather: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """`gather`, given the loss of a batch as often as it has rows: `include_for_metrics` gives it to a user's
@@ -127,8 +143,7 @@ class _HeldOutLoss:
             loss = found[0].detach().mean().double()
             weight = torch.as_tensor(weight, device=loss.device).double()
             # A batch in which nothing is predicted has a mean of nothing.
-            sums = torch.stack([torch.where(weight > 0, loss * weight, 0.0), weight])
-            self._sums = sums if self._sums is None else self._sums + sums
+            self._sums.append(torch.stack([torch.where(weight > 0, loss * weight, 0.0), weight]))
         return found
 
     def _weight(self, inputs: Any) -> Any:

@@ -38,6 +38,10 @@ class LateTokenCount(TrainerCallback):
         """Count the tokens of one micro-batch, in place of the Trainer's `_track_num_input_tokens`."""
         args, tokenizer = self._trainer.args, self._trainer.processing_class
         name = getattr(self._trainer.model, "main_input_name", "input_ids")
+        sides = [inputs[mask] for mask in ("chosen_attention_mask", "rejected_attention_mask") if mask in inputs]
+        if sides:  # ORPO's, which TRL lays together inside of its loss
+            self._tokens = self._tokens + sum(mask.sum() for mask in sides)
+            return
         if name not in inputs:  # nothing that could be counted, as the Trainer warns
             self._plain(inputs)
             return

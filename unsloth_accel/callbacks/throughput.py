@@ -293,7 +293,11 @@ class Throughput(TrainerCallback):
         self._marks[name] = event
 
     def _count(self, model: torch.nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
-        if model.training and getattr(inputs.get("input_ids"), "ndim", 0) == 2:
+        import torch
+
+        # A reference's pass, which computes no gradients, reads the same rows once more.
+        learns = model.training and torch.is_grad_enabled()
+        if learns and getattr(inputs.get("input_ids"), "ndim", 0) == 2:
             self._counts.append(count(inputs))
             self._padded += inputs["input_ids"].numel()
 

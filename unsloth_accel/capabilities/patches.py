@@ -160,6 +160,15 @@ PATCHES = (
           cost="rows are shared out by number, and ranks wait for the one with the longest"),
     Patch(what="a batch that is set anew", place="transformers/trainer.py: Trainer._train_batch_size",
           adapter="adapters.real_batch", cost="a Trainer keeps the batch that it was made with"),
+    Patch(what="a reference that isn't saved",
+          place="transformers/trainer.py: adapter_subdirs; peft/peft_model.py: PeftModel.save_pretrained, "
+                "selected_adapters",
+          adapter="adapters.reference", missing="refuse",
+          cost="DPO or KTO that begins with an adapter, resumed from a checkpoint, would load the reference and leave "
+               "the trained adapter behind"),
+    Patch(what="held-out figures over all rows", place="trl/trainer/dpo_trainer.py: DPOTrainer._metrics",
+          adapter="adapters.held_out_loss",
+          cost="what TRL notes beside a held-out loss is the mean of batches, of which the last is smaller"),
     Patch(what="held-out loss over all rows",
           place="transformers/trainer.py: Trainer.evaluation_loop, prediction_step, _loss_shifts_labels, "
                 "gather_function",

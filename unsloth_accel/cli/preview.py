@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
+from ..data.tokenise import COMPARED
 from ..errors import ConfigError, Problem, counted
 from .options import add_run, command_parser, positive, run_from_words
 from .tables import console as wide_console
@@ -68,7 +69,8 @@ def run(words: Sequence[str]) -> int:
 def _print_row(console: Console, row: PreviewedRow, limit: int) -> None:
     cut = f", cut to {limit}" if row.length > len(row.ids) else f", over {limit}" if row.length > limit else ""
     nothing = "" if row.trained else ": NOTHING TO LEARN, it is dropped"
-    console.print(f"row {row.place}: {row.length} tokens{cut}, {row.trained} trained{nothing}", style="bold")
+    side = f", {row.side}" if row.side else ""
+    console.print(f"row {row.place}{side}: {row.length} tokens{cut}, {row.trained} trained{nothing}", style="bold")
     console.print(_marked(row, colours=console.is_terminal), highlight=False)
     console.print()
 
@@ -89,14 +91,15 @@ def _marked(row: PreviewedRow, *, colours: bool) -> Text:
 def _print_figures(console: Console, found: Preview) -> None:
     figures = found.lengths
     most = max(number for *_, number in figures.histogram)
-    rows = counted(figures.rows, "row")
+    row = "answer" if found.kind == "preference" else "row"
+    rows = counted(figures.rows, row)
     rows = rows if found.whole else f"the first {rows} (--most counts more)"
     console.print(f"tokens of {rows}, {found.kind}", style="bold")
     for start, end, number in figures.histogram:
         bar = "▇" * max(round(30 * number / most), number > 0)
         mark = "  over the limit" if start > found.limit else ""
         console.print(f" {start:>7,} – {end:<7,} {number:>8,} {bar}{mark}".rstrip(), highlight=False)
-    over = f"{counted(figures.over, 'row')} {'is' if figures.over == 1 else 'are'} longer"
+    over = f"{counted(figures.over, row)} {'is' if figures.over == 1 else 'are'} longer"
     lines = [
         f"length    mean {figures.mean:,.0f}, median {figures.median:,.0f}, 95 % up to {figures.p95:,}, "
         f"longest {figures.longest:,}",
@@ -104,8 +107,9 @@ def _print_figures(console: Console, found: Preview) -> None:
         f"trained   {found.trained:.1%} of the tokens"
         + (f"; {counted(found.empty, 'row')} with nothing to learn, dropped" if found.empty else ""),
         f"padding   {figures.padding:.1%} of a batch of {counted(found.batch, 'row')}, where batches are padded",
-        f"packing   {counted(figures.rows, 'row')} into {figures.packed:,} of {found.limit:,} tokens "
-        f"({figures.rows_each:.1f} each)",
     ]
+    if found.kind not in COMPARED:
+        packed = f"{counted(figures.rows, 'row')} into {figures.packed:,} of {found.limit:,} tokens"
+        lines.append(f"packing   {packed} ({figures.rows_each:.1f} each)")
     lines += [f"note      {note}" for note in found.notes]
     console.print("\n".join(lines), highlight=False)

@@ -63,6 +63,9 @@ _GONE = {
     "num_of_sequences": "remove it",
     "split_batches": "remove it: batch.global_size holds over all processes",
     "dispatch_batches": "remove it",
+    "ref_model": "remove it: with LoRA the base model itself is the reference",
+    "ref_model_name_or_path": "remove it: with LoRA the base model itself is the reference",
+    "ref_model_init_kwargs": "remove it: with LoRA the base model itself is the reference",
 }
 """Fields that transformers or TRL had, by what is to be done now; `{value}` is the one given."""
 

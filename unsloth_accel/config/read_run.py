@@ -23,7 +23,7 @@ from .row_formats import FIELDS, FORMATS, OPTIONAL
 from .run_config import IF_ANY, OWN_TRAINING_KEYS, RunConfig
 from .safe_reader import override_problems, read_yaml
 from .start_adapter import Adapter, find_adapter
-from .trainer_fields import CHECKPOINTING_FIELDS, accepts, training_fields, type_name
+from .trainer_fields import CHECKPOINTING_FIELDS, accepts, missing_class, training_fields, type_name
 from .written import references
 
 # Fields of TrainingArguments that have one place in a RunConfig; a method's config has more (`Method.elsewhere`).
@@ -280,9 +280,12 @@ def _check_training(schema: DictConfig) -> list[Problem]:
         return []
     # An unknown method is told elsewhere.
     method = METHODS.get(OmegaConf.select(schema, "method")) or METHODS[USUAL_METHOD]
+    problems: list[Problem] = []
+    if missing := missing_class(method.config_sources):
+        consequence = f"the installed TRL has no {missing}, so every process would fail."
+        _tell(problems, "method", method.name, consequence, "pip install --upgrade trl, or another method")
     known = {**training_fields(method.config_sources), **OWN_TRAINING_KEYS}
     elsewhere = _ELSEWHERE | dict(method.elsewhere)
-    problems: list[Problem] = []
     for key in map(str, training):
         tell = partial(_tell, problems, f"training.{key}")
         try:

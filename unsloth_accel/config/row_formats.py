@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-FORMATS = ("auto", "chat", "prompt-completion", "text", "alpaca", "sharegpt")
 FIELDS: dict[str, tuple[str, ...]] = {
     "chat": ("messages",),
+    "unpaired-preference": ("prompt", "completion", "label"),
+    "preference": ("chosen", "rejected"),
     "prompt-completion": ("prompt", "completion"),
     "sharegpt": ("conversations",),
     "alpaca": ("instruction", "output"),
     "text": ("text",),
 }
-"""Columns that identify a format, in the order in which they are looked for."""
+"""Columns that identify a format, in the order in which they are looked for: those that the method trains first."""
+FORMATS = ("auto", *FIELDS)
 FOR_TEMPLATE = ("tools", "chat_template_kwargs")
 """Columns that a chat brings for its chat template, as TRL reads them."""
 OPTIONAL: dict[str, tuple[str, ...]] = {
     "chat": ("system", *FOR_TEMPLATE),
+    "preference": ("prompt", "margin", *FOR_TEMPLATE),
+    "unpaired-preference": FOR_TEMPLATE,
     "prompt-completion": FOR_TEMPLATE,
     "sharegpt": ("system", *FOR_TEMPLATE),
     "alpaca": ("input", "system", "history", *FOR_TEMPLATE),
 }
-"""Columns that a row of a format may have beside; `system` and `history` as LLaMA-Factory reads them."""
+"""Columns that a row of a format may have beside; `system` and `history` as LLaMA-Factory reads them, `margin` as
+TRL's RewardTrainer does."""
+
+
+def kind_of_format(form: str) -> str:
+    """Return the kind of canonical rows (`data.formats.Kind`) that rows of this format become."""
+    return "messages" if form in ("chat", "sharegpt", "alpaca") else form

@@ -81,12 +81,13 @@ class DataConfig:
     subset: str | None = None
     """Configuration (subset) of the Hub dataset, for training and evaluation."""
     format: str = "auto"
-    """Format of the rows: `auto` (by their columns), `chat`, `prompt-completion`, `text`, `alpaca` or `sharegpt`."""
+    """Format of the rows: `auto` (by their columns), `chat`, `prompt-completion`, `text`, `alpaca`, `sharegpt`,
+    `preference` (pairs of answers) or `unpaired-preference` (answers with a label)."""
     columns: dict[str, str] = field(default_factory=dict)
     """Mapping from the column names used here to those in the data: {messages: my_column}."""
     train_on: str = "auto"
-    """Tokens to train on: `all`; `responses`, the assistant's messages or the completions; or `auto`: completions where
-    rows have them, otherwise all."""
+    """Tokens to train on: `all`; `responses`, the assistant's messages or the completions; or `auto`: completions and
+    answers where rows have them, otherwise all."""
     too_long: str = "cut"
     """Treatment of rows longer than model.max_seq_length: `cut` truncates them, `drop` leaves them out."""
     streaming: bool = False
@@ -164,14 +165,14 @@ class LoggingConfig:
 @dataclass
 class RunConfig:
     method: str = USUAL_METHOD
-    """Training method: `sft`."""
+    """Training method: `sft`, `dpo`, `kto`, `reward` or `orpo`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     training: dict[str, Any] = field(default_factory=dict)
-    """Fields of the method's config (TRL's SFTConfig); `resume` (true, false or `if_any`) and `overwrite`;
+    """Fields of the method's config (TRL's SFTConfig, DPOConfig, …); `resume` (true, false or `if_any`), `overwrite`;
     `early_stopping_patience`, the evaluations in a row without a better `metric_for_best_model` (by default the
     held-out loss) after which training stops, and `early_stopping_threshold`, what counts as better; `save_minutes`,
     the minutes between checkpoints: 15 where neither `save_strategy` nor `save_steps` is given, 0 or null for none."""

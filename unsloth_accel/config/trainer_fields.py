@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from .installed_source import class_body, literals
+from .installed_source import class_body, literals, source_file
 
 CHECKPOINTING_FIELDS = ("gradient_checkpointing", "activation_checkpointing")
 """Name of the gradient-checkpointing field, and its new name from transformers 5.23 on. The old one stays until 6, and
@@ -37,6 +37,13 @@ def training_fields(sources: tuple[str, ...]) -> dict[str, Any]:
                 if "ClassVar" not in ast.unparse(node.annotation):
                     fields[node.target.id] = _simple_type(node.annotation)
     return {name: kind for name, kind in fields.items() if not name.startswith("_")}
+
+
+def missing_class(sources: tuple[str, ...]) -> str | None:
+    """Return the name of the config class that its installed package doesn't have; None where nothing can be said."""
+    place, _, name = sources[-1].partition(":")
+    installed = source_file(f"{place.partition('/')[0]}/__init__.py")
+    return name if installed and not class_body(sources[-1]) else None
 
 
 @functools.cache

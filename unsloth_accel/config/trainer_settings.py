@@ -16,6 +16,9 @@ _OWN: dict[str, Any] = {
     # Real tokens over all ranks, for tokens per second (adapters.token_count).
     "include_num_input_tokens_seen": "non_padding",
 }
+OTHERS_ON_GPUS = ("learning_rate", "weight_decay", "warmup_steps", "seed")
+"""Fields that decide what is learned and have other defaults in Unsloth's configs than in TRL's, on GPUs alone
+(unsloth/models/rl.py, `replacements`). Those of batch, optimizer and precision a plan decides."""
 
 
 def given_fields(run: RunConfig) -> dict[str, Any]:
@@ -26,10 +29,17 @@ def given_fields(run: RunConfig) -> dict[str, Any]:
         name: float(value) if kinds.get(name) is float and type(value) is int and not name.endswith("_steps") else value
         for name, value in run.trainer_fields().items()
     }
-    fields = _OWN | _saving(run) | asked
+    fields = _OWN | kept_defaults(run) | _saving(run) | asked
     if run.data.eval_path and "per_device_train_batch_size" in fields:
         fields.setdefault("per_device_eval_batch_size", 2 * fields["per_device_train_batch_size"])
     return fields
+
+
+def kept_defaults(run: RunConfig) -> dict[str, Any]:
+    """Return TRL's defaults of `OTHERS_ON_GPUS` that `run` leaves out, so that GPUs train as a CPU does; none where TRL
+    is not installed."""
+    usual = field_options(_method(run).config_sources, "default")
+    return {name: usual[name] for name in OTHERS_ON_GPUS if name in usual and name not in run.training}
 
 
 def settings(run: RunConfig) -> dict[str, Any]:

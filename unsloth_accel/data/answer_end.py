@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +9,9 @@ from ..config.hub_cache import hub_snapshot
 from ..config.start_adapter import model_of
 from ..errors import Problem
 from ..files import read_json
-from .formats import kind_of
-from .rows import read_checked_rows, stream
+from ..methods import METHODS
+from .formats import is_conversational, kind_of
+from .rows import read_checked_rows
 
 if TYPE_CHECKING:
     from ..config.run_config import RunConfig
@@ -25,11 +25,11 @@ _CONFIGS = ("generation_config.json", "config.json")
 def unending_answers(run: RunConfig, tokenizer: Any) -> Problem | None:
     """Return a warning where `run` trains chats, by the template of `tokenizer`, whose answers end in no token at which
     generation stops: not in its eos_token, nor in another one of the model's generation_config."""
-    where = run.data.path, "data.path", run.data
     # A hub's rows that are not streamed are in its cache, perhaps without a network.
-    row = json.loads(next(stream(*where))) if run.data.streaming else next(iter(read_checked_rows(*where, most=1)))
-    kind = kind_of(row)
-    if kind != "messages" and not (kind == "prompt-completion" and isinstance(row["prompt"], list)):
+    streaming, method = run.data.streaming, run.method
+    row = next(iter(read_checked_rows(run.data.path, "data.path", run.data, 1, streaming=streaming, method=method)))
+    scored = kind_of(row) == "preference" and not METHODS[method].needs_prompt  # by a model that writes no answer
+    if scored or not is_conversational(row):
         return None
     try:
         text = tokenizer.apply_chat_template(_CHAT, tokenize=False)

@@ -1,4 +1,4 @@
-"""Formats of rows, identified by their columns, and the three formats that are trained.
+"""Formats of rows, identified by their columns, and the kinds of rows that are trained.
 
 Alpaca and ShareGPT rows become chats, so that the model's own chat template and training on responses apply to them. A
 canonical row has the columns of its format only, and is again a row of that format: it can be written and read.
@@ -12,13 +12,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..config.row_formats import FIELDS, OPTIONAL
+from ..config.row_formats import FIELDS, FOR_TEMPLATE, OPTIONAL, kind_of_format
+from ..methods import METHODS, USUAL_METHOD, Method
+from .chat_messages import WEIGHTS, FormatError, check_texts, checked_messages, for_chat_template, is_left_out
+from .preferences import SIDES, labelled, paired
 
-Kind = Literal["messages", "prompt-completion", "text"]
-NEEDED = (
-    "a `messages` list, `prompt` and `completion`, `conversations` (ShareGPT), `instruction` and `output` (Alpaca), "
-    "or `text`"
-)
+Kind = Literal["messages", "prompt-completion", "text", "preference", "unpaired-preference"]
+_COLUMNS = {
+    "chat": "a `messages` list",
+    "unpaired-preference": "`prompt`, `completion` and `label`, true or false",
+    "preference": "`chosen` and `rejected`, beside their `prompt` or beginning with it",
+    "prompt-completion": "`prompt` and `completion`",
+    "sharegpt": "`conversations` (ShareGPT)",
+    "alpaca": "`instruction` and `output` (Alpaca)",
+    "text": "`text`",
+}
 _ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bot", "model", "function_call"), "assistant"),
@@ -26,8 +34,6 @@ _ROLES = {
     **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
 }
 """Roles in chat templates of the speakers in ShareGPT rows."""
-_WEIGHTS = ("weight", "train")
-"""Keys of a message that say whether it is trained: OpenAI's 0 or 1, and axolotl's true or false."""
 _OURS = (
     "conversation",
     "messages",
@@ -55,66 +61,91 @@ class Question:
     answer: str
 
 
-class FormatError(Exception):
-    """Error in a row, as a sentence about it; `fix` is empty where the row has another form than is known."""
-
-    def __init__(self, consequence: str, fix: str = "") -> None:
-        super().__init__(consequence)
-        self.fix = fix
+def needed(method: Method) -> str:
+    """Return the columns that a row must have for `method`, in words."""
+    *first, last = (words for form, words in _COLUMNS.items() if kind_of_format(form) in method.row_kinds)
+    return f"{', '.join(first)}, or {last}" if first else last
 
 
-def format_of(row: Mapping[str, Any]) -> str | None:
-    """Return the format of a row by its columns, or None."""
-    return next((name for name, fields in FIELDS.items() if all(field in row for field in fields)), None)
+def format_of(row: Mapping[str, Any], method: Method) -> str | None:
+    """Return the format of a row by its columns, one that `method` trains before another; None where it has none."""
+    found = [name for name, fields in FIELDS.items() if all(field in row for field in fields)]
+    return min(found, key=lambda name: kind_of_format(name) not in method.row_kinds, default=None)
 
 
-def canonical(row: Mapping[str, Any], form: str = "auto", columns: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The row as it is trained: `messages`, `prompt` and `completion`, or `text`, and what a chat template is given.
+def canonical(
+    row: Mapping[str, Any],
+    form: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    method: Method = METHODS[USUAL_METHOD],
+) -> dict[str, Any]:
+    """The row as `method` trains it, with the columns of its kind, and what a chat template is given.
 
     `columns` maps our names to the row's. Raises `FormatError` where a column is missing, holds something else than it
     should, or there is nothing to learn.
     """
     row = _renamed(row, columns or {})
-    found = (format_of(row) if form == "auto" else form) or ""
+    found = (format_of(row, method) if form == "auto" else form) or ""
     missing = [field for field in FIELDS.get(found, ()) if field not in row]
     if not found or missing:
         raise FormatError(_lacking(row, found, missing))
-    if found in ("alpaca", "sharegpt", "chat"):
+    if kind_of_format(found) == "messages":
         chat = {"alpaca": _from_alpaca, "sharegpt": _from_sharegpt}.get(found, _from_chat)(row)
         return {"messages": chat} | _for_template(row)
-    made = {field: row[field] for field in FIELDS[found]}
-    _check_texts(made)
-    return made | (_for_template(row) if isinstance(made.get("prompt"), list) else {})
+    if found == "preference":
+        made = paired(row, needs_prompt=method.needs_prompt)
+    elif found == "unpaired-preference":
+        made = labelled(row)
+    else:
+        made = {field: row[field] for field in FIELDS[found]}
+        check_texts(made, FIELDS[found][-1:])
+    return made | (_for_template(row) if is_conversational(made) else {})
 
 
-def unused_columns(row: Mapping[str, Any], made: Mapping[str, Any], form: str, columns: Mapping[str, str]) -> list[str]:
+def unused_columns(
+    row: Mapping[str, Any], made: Mapping[str, Any], form: str, columns: Mapping[str, str], method: Method
+) -> list[str]:
     """Return the columns of `row` that say nothing of `made`, its canonical row."""
-    found = (format_of(_renamed(row, columns)) if form == "auto" else form) or ""
-    optional = OPTIONAL.get(found, ()) if kind_of(made) == "messages" or isinstance(made.get("prompt"), list) else ()
+    found = (format_of(_renamed(row, columns), method) if form == "auto" else form) or ""
+    optional = [name for name in OPTIONAL.get(found, ()) if name not in FOR_TEMPLATE or is_conversational(made)]
     used = {columns.get(name, name) for name in (*FIELDS[found], *optional)}
     return [str(name) for name in row if name not in used]
 
 
 def kind_of(row: Mapping[str, Any]) -> Kind:
-    """Return the format of a canonical row."""
+    """Return the kind of a canonical row."""
     if "messages" in row:
         return "messages"
+    if "chosen" in row:
+        return "preference"
+    if "label" in row:
+        return "unpaired-preference"
     return "prompt-completion" if "completion" in row else "text"
 
 
+def is_conversational(row: Mapping[str, Any]) -> bool:
+    """Return whether a canonical row holds messages."""
+    return any(isinstance(row.get(field), list) for field in ("messages", "prompt", "chosen"))
+
+
 def form_in_words(row: Mapping[str, Any]) -> str:
-    """Return a canonical row's format in words; conversational and text prompts are different formats."""
-    return f"conversational {kind_of(row)}" if isinstance(row.get("prompt"), list) else kind_of(row)
+    """Return a canonical row's form in words: rows of one form only can be trained together."""
+    talks = "conversational " * (is_conversational(row) and "messages" not in row)
+    alone = " without a prompt" * ("chosen" in row and "prompt" not in row)
+    return talks + kind_of(row) + alone + " with a margin" * ("margin" in row)
+
+
+def sequences_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what a model reads of a canonical row: for a pair its prompt with either answer, otherwise the row."""
+    if "chosen" not in row:
+        return [dict(row)]
+    rest = {name: value for name, value in row.items() if name not in SIDES}
+    return [rest | {"completion": row[side]} for side in SIDES]
 
 
 def roles(row: Mapping[str, Any]) -> list[str]:
     """Return the roles of a canonical chat row's messages, in order."""
     return [message["role"] for message in row["messages"]]
-
-
-def is_left_out(message: Mapping[str, Any]) -> bool:
-    """Return whether a canonical row's message says that it is not trained."""
-    return message.get("weight") == 0
 
 
 def has_response(row: Mapping[str, Any]) -> bool:
@@ -137,14 +168,9 @@ def template_arguments(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**tools, **row.get("chat_template_kwargs", {})}
 
 
-def for_chat_template(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return messages without the keys that are ours."""
-    return [{key: value for key, value in message.items() if key != "weight"} for message in messages]
-
-
 def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     for ours, theirs in columns.items():
-        if theirs not in row and not any(ours in names for names in OPTIONAL.values()):
+        if theirs not in row and any(ours in names for names in FIELDS.values()):
             raise FormatError(f"has no field {theirs!r}, which data.columns.{ours} names ({_fields(row)}).")
     others = {name: value for name, value in row.items() if name not in {*columns, *columns.values()}}
     return others | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
@@ -152,7 +178,8 @@ def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, An
 
 def _lacking(row: Mapping[str, Any], form: str, missing: list[str]) -> str:
     if not form:
-        partner = {"prompt": "completion", "completion": "prompt", "instruction": "output"}
+        partner = {"chosen": "rejected", "rejected": "chosen", "prompt": "completion", "completion": "prompt"}
+        partner["instruction"] = "output"
         missing = next(([other] for this, other in partner.items() if this in row and other not in row), [])
     lacks = f"has no field {missing[0]!r}" if missing else "has none of the needed fields"
     return f"{lacks} ({_fields(row)})."
@@ -204,13 +231,13 @@ def _from_sharegpt(row: dict[str, Any]) -> list[dict[str, Any]]:
             raise FormatError(f"a message has no {part!r} text.")
         if speaker.lower() not in _ROLES:
             raise FormatError(f"a message is from {speaker!r}; known are {', '.join(_ROLES)}.")
-        weights = {key: turn[key] for key in _WEIGHTS if key in turn}
+        weights = {key: turn[key] for key in WEIGHTS if key in turn}
         messages.append({"role": _ROLES[speaker.lower()], "content": said} | weights)
-    return _with_system(row, _messages(messages, "conversations"))
+    return _with_system(row, checked_messages(messages, "conversations"))
 
 
 def _from_chat(row: dict[str, Any]) -> list[dict[str, Any]]:
-    return _with_system(row, _messages(row["messages"], "messages"))
+    return _with_system(row, checked_messages(row["messages"], "messages"))
 
 
 def _with_system(row: dict[str, Any], messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -221,54 +248,6 @@ def _with_system(row: dict[str, Any], messages: list[dict[str, Any]]) -> list[di
     if not system or messages[0]["role"] == "system":
         return messages
     return [{"role": "system", "content": system}, *messages]
-
-
-def _messages(messages: Any, field: str) -> list[dict[str, Any]]:
-    if not isinstance(messages, list) or not messages:
-        raise FormatError(f"`{field}` is not a list of messages.")
-    made = []
-    for message in messages:
-        if not isinstance(message, dict):
-            raise FormatError("a message is not a JSON object.")
-        # Chat templates take a key that is null for given; Arrow, and OpenAI's own format, write them.
-        message = {key: value for key, value in message.items() if value is not None}
-        if "content" in message:
-            message["content"] = _text_of(message["content"])
-        calls = bool(message.get("tool_calls"))
-        for part in ("role", "content"):
-            if not isinstance(message.get(part), str) and not (part == "content" and calls):
-                raise FormatError(f"a message has no {part!r} text.")
-        made.append(_weighted(message))
-    if not any(message.get("content") or message.get("tool_calls") for message in made):
-        raise FormatError(f"`{field}` hold no text: there is nothing to learn from them.")
-    return made
-
-
-def _text_of(content: Any) -> Any:
-    """Return the text of a content that is a list of text parts; the content itself where it is none."""
-    if not isinstance(content, list):
-        return content
-    texts = []
-    for part in content:
-        text = part.get("text") if isinstance(part, dict) else part
-        if not isinstance(text, str):
-            kind = part.get("type", "no text") if isinstance(part, dict) else type(part).__name__
-            raise FormatError(f"a message's content has a part of {kind}; only text is trained.", "leave the part out")
-        texts.append(text)
-    return "".join(texts)
-
-
-def _weighted(message: dict[str, Any]) -> dict[str, Any]:
-    """Return the message with `weight: 0` if it is not to be trained, and without a weight otherwise."""
-    said = {key: message.pop(key) for key in _WEIGHTS if key in message}
-    for key, value in said.items():
-        if value not in (0, 1):
-            raise FormatError(f"a message has {key}={value!r}; it is trained or it is not.", "1 or 0, true or false")
-        if value and message["role"] != "assistant":
-            consequence = f"a message from {message['role']!r} has {key}={value!r}: only the assistant's can be chosen"
-            fix = "leave it out; without such keys data.train_on=all trains every message"
-            raise FormatError(f"{consequence}.", fix)
-    return message if all(said.values()) else message | {"weight": 0}
 
 
 def _for_template(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -292,19 +271,3 @@ def _for_template(row: Mapping[str, Any]) -> dict[str, Any]:
         consequence = f"field 'chat_template_kwargs' names {taken[0]!r}, which is decided for all rows."
         raise FormatError(consequence, f"leave {taken[0]} out")
     return made
-
-
-def _check_texts(row: dict[str, Any]) -> None:
-    if len({type(value) for value in row.values()}) > 1:
-        raise FormatError("`prompt` and `completion` are not both text or both messages.")
-    for field, value in row.items():
-        if isinstance(value, list) and field != "text":
-            messages = _messages(value, field)
-            if any(is_left_out(message) for message in messages if message["role"] == "assistant"):
-                consequence = f"`{field}` has a message that is not to be trained, which only `messages` may have."
-                raise FormatError(consequence, "write the row as `messages`")
-            row[field] = for_chat_template(messages)
-        elif not isinstance(value, str):
-            raise FormatError(f"field {field!r} is {type(value).__name__}, not text.")
-    if not row[list(row)[-1]]:
-        raise FormatError(f"field {list(row)[-1]!r} is empty: there is nothing to learn from it.")

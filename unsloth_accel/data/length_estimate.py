@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+from ..methods import USUAL_METHOD
 from .file_readers import rows_of_file
-from .rows import Rows, read_checked_rows
+from .formats import sequences_of
+from .rows import Rows, read_checked_rows, trained_rows
 from .sources import Source, kind_of_file, locate
 
 if TYPE_CHECKING:
@@ -41,9 +43,9 @@ class RowLengths:
         return f"about {self.mean:,.0f} tokens at the mean ({how} in {self.rows:,} rows)"
 
 
-def row_lengths(data: DataConfig, model: str | Path, limit: int) -> RowLengths | None:
+def row_lengths(data: DataConfig, model: str | Path, limit: int, method: str = USUAL_METHOD) -> RowLengths | None:
     """Lengths of up to the first `ROWS` rows of `data.path`, none counted above `limit` tokens; with `data.too_long` as
-    `drop` longer ones are left out.
+    `drop` longer ones are left out. A pair has two, of its prompt with either answer.
 
     None for a hub id, which a plan doesn't download, and for rows that can't be read, which other checks report.
     """
@@ -51,20 +53,18 @@ def row_lengths(data: DataConfig, model: str | Path, limit: int) -> RowLengths |
         source = locate(data.path)
         if source.hub:
             return None
-        found = read_checked_rows(data.path, data=data, most=ROWS)
+        found = read_checked_rows(data.path, data=data, most=ROWS, method=method)
         total = len(found) if len(found) < ROWS else _total(source, found)
     except (ConfigError, OSError):
         return None
-    texts = ["\n".join(texts_of(row)) for row in found]
+    texts = ["\n".join(texts_of(sequence)) for row in found for sequence in sequences_of(row)]
     counts = _counted(texts, Path(model) / "tokenizer.json")
     lengths = counts or [len(text) / CHARACTERS for text in texts]
     kept = [length for length in lengths if data.too_long != "drop" or length <= limit]
     mean = sum(min(length, limit) for length in kept) / max(len(kept), 1)
     known = total is not None and (len(kept) == len(lengths)) and (len(found) < ROWS or _is_counted(source))
-    total = total if total is None else round(total * len(kept) / len(lengths))
-    return RowLengths(
-        mean=max(1.0, mean), rows=len(lengths), counted=counts is not None, total=total, total_known=known
-    )
+    total = total if total is None else round(trained_rows(total, found, method) * len(kept) / len(lengths))
+    return RowLengths(mean=max(1.0, mean), rows=len(found), counted=counts is not None, total=total, total_known=known)
 
 
 def _is_counted(source: Source) -> bool:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from ..capabilities.probe import available
 from ..errors import ConfigError, Problem, counted
 from ..files import why_unwritten
+from ..methods import METHODS
+from .preference_rows import as_row, columns_of, unpaired
 from .rows import Rows, no_step, read_checked_rows
 from .sources import cache_directory, fingerprint, locate
 from .stored_rows import stored
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
     from ..config.run_config import RunConfig
 
-VERSION = 4
+VERSION = 5
 """Version of the prepared rows; rows that were cached under another version are not read."""
 ROW = "row"
 """Column of rows as text, before they are tokenised."""
@@ -61,7 +63,8 @@ class DataReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What the trainer gets: `train` and `held_out`, both with `input_ids` and, where tokens are left out, `labels`."""
+    """What the trainer gets: `train` and `held_out`, both with `input_ids` and, where tokens are left out, `labels`; of
+    answers that are compared the text or messages, which TRL's trainers tokenise."""
 
     train: Any
     train_directory: Path | None = None
@@ -126,7 +129,11 @@ def _split(run: RunConfig, tokenizer: Any, path: str, key: str) -> tuple[Dataset
         fix = "do that, or set HF_DATASETS_CACHE to a directory with room that you may write"
         raise ConfigError(Problem(key=key, value=path, consequence=consequence, fix=fix))
     report = DataReport(**values | {"notes": tuple(values["notes"])})
-    if not run.training.get("packing") and available("rows that Unsloth need not cut"):
+    if (
+        "input_ids" in dataset.column_names
+        and not run.training.get("packing")
+        and available("rows that Unsloth need not cut")
+    ):
         # Says to Unsloth that no row is longer, without which it would turn padding-free batches off
         # (unsloth/models/rl.py, `_unsloth_attests`).
         dataset._unsloth_truncated_to = run.model.max_seq_length
@@ -146,7 +153,7 @@ def _name(run: RunConfig, tokenizer: Any, path: str, key: str) -> str:
         hub = load(path, key, data)._fingerprint  # the downloaded files', where the name may have got new ones
     said = [VERSION, versions, fingerprint(path), hub, data.format, dict(data.columns), data.train_on, data.too_long]
     said += [data.subset, data.split, data.eval_split, fingerprint_of(tokenizer, Recipe.of(run, "messages"))]
-    said += [run.training.get("shuffle_dataset"), run.training.get("seed")]
+    said += [run.training.get("shuffle_dataset"), run.training.get("seed"), run.method]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 
 
@@ -154,7 +161,7 @@ def _make(run: RunConfig, tokenizer: Any, path: str, key: str, name: str) -> tup
     """Return the prepared rows, which get this `name`, and their report."""
     from datasets import Dataset, Features, Value
 
-    rows = read_checked_rows(path, key, run.data)
+    rows = read_checked_rows(path, key, run.data, method=run.method)
     recipe = Recipe.of(run, rows.kind, weighted=bool(rows.weighted))
     tokenise = Tokenise(tokenizer, recipe)
     print(f"tokenising {counted(len(rows), 'row')} of {path}", flush=True)
@@ -173,13 +180,26 @@ def _make(run: RunConfig, tokenizer: Any, path: str, key: str, name: str) -> tup
             cache_file_name=None,
             desc="Tokenising",
         )
-    kept, report = _examine(tokens, rows, recipe, run.data.too_long == "drop", key)
+    kept, report = _examine(tokens, rows, recipe, key)
     report = replace(report, notes=(*notes_on(rows, tokenizer), *report.notes))
-    made = tokens if len(kept) == len(tokens) else tokens.select(kept)
-    made = made.remove_columns(["length", "trained"])
+    if recipe.compares:
+        made = _compared(run, rows, kept)
+    else:
+        made = tokens if len(kept) == len(tokens) else tokens.select(kept)
+        made = made.remove_columns(["length", "tokens", "trained"])
     if run.training.get("shuffle_dataset"):
         made = made.shuffle(seed=run.training.get("seed", 42))
     return made, asdict(report) | {"trained": len(made)}
+
+
+def _compared(run: RunConfig, rows: Rows, kept: list[int]) -> Any:
+    """Return those of the rows that are kept, for a trainer that tokenises them."""
+    from datasets import Dataset
+
+    columns = columns_of(json.loads(rows.texts[0]))
+    made = [as_row(rows.texts[index], columns) for index in kept]
+    given = Dataset.from_dict({name: [row[name] for row in made] for name in columns}, features=columns)
+    return unpaired(given, METHODS[run.method], run.training.get("seed", 42))
 
 
 def _processes(run: RunConfig, count: int) -> int | None:
@@ -193,16 +213,16 @@ def _processes(run: RunConfig, count: int) -> int | None:
     return found
 
 
-def _examine(tokens: Dataset, rows: Rows, recipe: Recipe, drop: bool, key: str) -> tuple[list[int], DataReport]:
+def _examine(tokens: Dataset, rows: Rows, recipe: Recipe, key: str) -> tuple[list[int], DataReport]:
     """The rows that stay, by index, and the report. Raises `ConfigError` where none stays."""
-    lengths, trained = list(tokens["length"]), list(tokens["trained"])
+    lengths, computed, trained = (list(tokens[name]) for name in ("length", "tokens", "trained"))
     long = [index for index, length in enumerate(lengths) if length > recipe.limit]
-    gone = set(long) if drop else set()
+    gone = set(long) if recipe.drop else set()
     empty = [index for index, count in enumerate(trained) if not count and index not in gone]
     kept = [index for index in range(len(lengths)) if index not in gone and trained[index]]
     cut = [index for index in long if trained[index]] if recipe.cut else []
     notes = []
-    if drop and long:
+    if recipe.drop and long:
         notes.append(f"{_count(long)} longer than {recipe.limit} tokens dropped: {rows.places(long)}.")
     if cut:
         end = "beginning" if recipe.keep == "keep_end" else "end"
@@ -217,7 +237,7 @@ def _examine(tokens: Dataset, rows: Rows, recipe: Recipe, drop: bool, key: str) 
         rows=len(lengths),
         cut=len(cut),
         dropped=len(lengths) - len(kept),
-        tokens=sum(min(lengths[index], recipe.limit) if recipe.cut else lengths[index] for index in kept),
+        tokens=sum(computed[index] for index in kept),
         trained_tokens=sum(trained[index] for index in kept),
         notes=tuple(notes),
     )

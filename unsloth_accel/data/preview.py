@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..config.run_config import DEFAULT_PER_DEVICE
 from ..config.start_adapter import tokenizer_of_model
-from ..errors import ConfigError, Problem, first_line, raise_errors
+from ..errors import ConfigError, Problem, as_word, first_line, raise_errors
 from ..models.hub_access import HUB_TIMEOUT
 from ..models.locate import is_cached, may_be_hub_id, unreachable
 from .answer_end import unending_answers
 from .hub import access_problems
 from .length_statistics import Lengths, lengths_of
-from .rows import Rows, read_checked_rows
+from .rows import read_checked_rows
 from .sources import locate
-from .tokenise import IGNORED, Recipe, Tokenise, choose_template, notes_on
+from .tokenise import IGNORED, Recipe, Side, Tokenise, choose_template, notes_on
 
 if TYPE_CHECKING:
     from ..config.run_config import RunConfig
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewedRow:
-    """One row."""
+    """One row, or one side of a pair."""
 
     place: str
+    side: str
+    """`chosen` or `rejected`; of an answer with a label that one; empty otherwise."""
     parts: tuple[tuple[str, bool], ...]
     """Text of adjacent tokens that are alike, and whether they are trained; special tokens included."""
     ids: tuple[int, ...]
@@ -42,6 +45,7 @@ class Preview:
     rows: tuple[PreviewedRow, ...]
     limit: int
     lengths: Lengths
+    """Lengths of the rows; of pairs, of both their sides."""
     trained: float
     """Share of the tokens that are trained."""
     empty: int
@@ -71,7 +75,9 @@ def preview_rows(run: RunConfig, shown: int, most: int) -> Preview:
     except ConfigError as error:
         problems = [*error.problems, *problems]
     raise_errors(problems)
-    rows = read_checked_rows(run.data.path, "data.path", run.data, most + 1, streaming=run.data.streaming)
+    rows = read_checked_rows(
+        run.data.path, "data.path", run.data, most + 1, streaming=run.data.streaming, method=run.method
+    )
     whole = len(rows) <= most
     recipe = Recipe.of(run, rows.kind, weighted=bool(rows.weighted))
     if recipe.finds_responses:
@@ -83,19 +89,24 @@ def preview_rows(run: RunConfig, shown: int, most: int) -> Preview:
     kept = 0
     first: list[PreviewedRow] = []
     for start in range(0, min(most, len(rows)), 1000):
-        batch = rows.texts[start : min(start + 1000, most)]
-        made = tokenise(batch)
-        lengths += made["length"]
-        trained += made["trained"]
-        kept += sum(map(len, made["input_ids"]))
-        first += [_shown(made, index, rows, start, tokenizer) for index in range(min(len(batch), shown - len(first)))]
+        sides = tokenise.sides(rows.texts[start : min(start + 1000, most)])
+        for index, row in enumerate(zip(*sides.values(), strict=True), start=start):
+            lengths += [side.length for side in row]
+            trained.append(sum(side.trained for side in row) if all(side.trained for side in row) else 0)
+            kept += sum(len(side.ids) for side in row)
+            if index < shown:
+                label = json.loads(rows.texts[index]).get("label")
+                names = sides if label is None else [f"label {as_word(label)}"]
+                first += [
+                    _shown(side, name, rows.place(index), tokenizer) for name, side in zip(names, row, strict=True)
+                ]
     unending = unending_answers(run, tokenizer)
     size = run.training.get("per_device_train_batch_size") or DEFAULT_PER_DEVICE
     return Preview(
         kind=rows.kind,
         rows=tuple(first),
         limit=recipe.limit,
-        lengths=lengths_of(lengths, recipe.limit, size),
+        lengths=lengths_of(lengths, recipe.limit, size * (len(lengths) // len(trained))),
         trained=sum(trained) / kept if kept else 0.0,
         empty=sum(not count for count in trained),
         batch=size,
@@ -139,19 +150,18 @@ def tokenizer_of(run: RunConfig) -> Any:
     return tokenizer
 
 
-def _shown(made: dict[str, list[Any]], index: int, rows: Rows, start: int, tokenizer: Any) -> PreviewedRow:
-    ids = made["input_ids"][index]
-    labels = made["labels"][index] if "labels" in made else ids
+def _shown(side: Side, name: str, place: str, tokenizer: Any) -> PreviewedRow:
     # Runs, since one letter may be of several tokens; the first token is trained by nothing before it.
-    marked = [(token, label != IGNORED) for token, label in zip(ids, [IGNORED, *labels[1:]], strict=False)]
+    marked = [(token, label != IGNORED) for token, label in zip(side.ids, [IGNORED, *side.labels[1:]], strict=False)]
     parts = []
     for trains, group in itertools.groupby(marked, key=lambda pair: pair[1]):
         parts.append((tokenizer.decode([token for token, _ in group], skip_special_tokens=False), trains))
     return PreviewedRow(
-        place=rows.place(start + index),
+        place=place,
+        side=name,
         parts=tuple(parts),
-        ids=tuple(ids),
-        labels=tuple(labels),
-        length=made["length"][index],
-        trained=made["trained"][index],
+        ids=tuple(side.ids),
+        labels=tuple(side.labels),
+        length=side.length,
+        trained=side.trained,
     )

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, Problem, counted, first_line, raise_errors
+from ..methods import METHODS, USUAL_METHOD, Method
+from .chat_messages import FormatError, is_left_out
 from .file_readers import Fault, rows_of_file, rows_of_table
-from .formats import NEEDED, FormatError, canonical, form_in_words, is_left_out, kind_of, unused_columns
+from .formats import canonical, form_in_words, kind_of, needed, unused_columns
 from .sources import Source, locate
 
 if TYPE_CHECKING:
@@ -68,9 +70,11 @@ class Rows:
         return f"columns that say nothing here are left out: {columns}." if columns else ""
 
 
-def read_rows(path: str | Path, key: str = "data.path", data: DataConfig | None = None) -> list[dict[str, Any]]:
+def read_rows(
+    path: str | Path, key: str = "data.path", data: DataConfig | None = None, *, method: str = USUAL_METHOD
+) -> list[dict[str, Any]]:
     """The rows of `read_checked_rows`, without their places."""
-    return list(read_checked_rows(path, key, data))
+    return list(read_checked_rows(path, key, data, method=method))
 
 
 def read_checked_rows(
@@ -80,17 +84,18 @@ def read_checked_rows(
     most: int | None = None,
     *,
     streaming: bool = False,
+    method: str = USUAL_METHOD,
 ) -> Rows:
-    """All rows that `path` names (`most`: the first), as they will be trained; blank lines are skipped.
+    """All rows that `path` names (`most`: the first), as `method` trains them; blank lines are skipped.
 
     Raises `ConfigError` with every bad row (the first 20, then their number): files that are missing or can't be read,
     broken UTF-8, malformed JSON, a row that is no mapping, lacks its columns, has nothing to learn or has another form
-    than the first row. `key` is the config key that names the path; `data` says format and columns. A hub id is
-    downloaded, with `streaming` only as far as its rows are read.
+    than the first row; and where `method` doesn't train such rows. `key` is the config key that names the path; `data`
+    says format and columns. A hub id is downloaded, with `streaming` only as far as its rows are read.
     """
     source = locate(path, key)
     rows, problems = Rows(), []
-    for name, number, row in itertools.islice(_checked(source, key, data, streaming=streaming), most):
+    for name, number, row in itertools.islice(_checked(source, key, data, METHODS[method], streaming=streaming), most):
         where = f"{name}:{number}"
         if isinstance(row, Fault):
             problems.append(Problem(key=where, consequence=row.consequence, fix=row.fix))
@@ -112,9 +117,9 @@ def read_checked_rows(
     return rows
 
 
-def stream(path: str | Path, key: str, data: DataConfig) -> Iterator[str]:
+def stream(path: str | Path, key: str, data: DataConfig, method: str = USUAL_METHOD) -> Iterator[str]:
     """The rows of `read_checked_rows` one by one, as text, none kept; raises `ConfigError` at the first bad one."""
-    for name, number, row in _checked(locate(path, key), key, data, streaming=True):
+    for name, number, row in _checked(locate(path, key), key, data, METHODS[method], streaming=True):
         if isinstance(row, Fault):
             raise ConfigError(Problem(key=f"{name}:{number}", consequence=row.consequence, fix=row.fix))
         yield row.text
@@ -128,9 +133,10 @@ class _Row:
 
 
 def _checked(
-    source: Source, key: str, data: DataConfig | None, *, streaming: bool = False
+    source: Source, key: str, data: DataConfig | None, method: Method, *, streaming: bool = False
 ) -> Iterator[tuple[str, int, _Row | Fault]]:
-    """Yield file, number and canonical row, or the `Fault` in its place."""
+    """Yield file, number and canonical row, or the `Fault` in its place; raises `ConfigError` where the first row is
+    of a kind that `method` doesn't train."""
     form, columns = (data.format, data.columns) if data else ("auto", {})
     hint = "" if columns else "; columns of other names: data.columns"
     first: str | None = None
@@ -139,22 +145,31 @@ def _checked(
             yield name, number, row
             continue
         if not isinstance(row, dict):
-            yield name, number, Fault("is not a JSON object.", f"give every row {NEEDED}")
+            yield name, number, Fault("is not a JSON object.", f"give every row {needed(method)}")
             continue
         try:
-            made = canonical(row, form, columns)
+            made = canonical(row, form, columns, method)
             text = _as_text(made)
         except FormatError as error:
-            yield name, number, Fault(str(error), error.fix or f"give every row {NEEDED}{hint}")
+            yield name, number, Fault(str(error), error.fix or f"give every row {needed(method)}{hint}")
             continue
         found = form_in_words(made)
+        if first is None and kind_of(made) not in method.row_kinds:
+            raise ConfigError(_of_another_method(kind_of(made), method, key, name))
         first = first or found
         if found == first:
             weighted = any(map(is_left_out, made.get("messages", ())))
-            yield name, number, _Row(text, unused_columns(row, made, form, columns), weighted)
+            yield name, number, _Row(text, unused_columns(row, made, form, columns, method), weighted)
         else:
-            fix = f"give every row {NEEDED}, the same in all"
+            fix = f"give every row {needed(method)}, the same in all"
             yield name, number, Fault(f"is a {found} row and the first is {first}.", fix)
+
+
+def _of_another_method(kind: str, method: Method, key: str, name: str) -> Problem:
+    """Return the problem of rows that `method` doesn't train, with the methods that do."""
+    others = " or ".join(f"method={one.name}" for one in METHODS if kind in one.row_kinds)
+    consequence = f"holds rows of {kind}, which {method.name} doesn't train."
+    return Problem(key=key, value=name, consequence=consequence, fix=f"{others}; or give every row {needed(method)}")
 
 
 def _as_text(row: dict[str, Any]) -> str:
@@ -182,6 +197,11 @@ def _raw(source: Source, key: str, data: DataConfig | None, *, streaming: bool) 
         tables = load(source.hub, key, data, streaming=streaming).with_format("arrow").iter(batch_size=1024)
         for number, row in enumerate((row for table in tables for row in rows_of_table(table)), start=1):
             yield source.hub, number, row
+
+
+def trained_rows(count: int, rows: Rows, method: str) -> int:
+    """Return how many rows `method` trains of `count` rows like `rows`."""
+    return count * (2 if METHODS[method].unpairs(rows.kind) else 1)
 
 
 def no_step(count: int, size: int) -> Problem:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..capabilities.probe import available
 from ..errors import ConfigError, Problem
+from ..methods import METHODS
+from .preference_rows import as_row, columns_of, unpaired
 from .rows import read_checked_rows, stream
 from .tokenise import Recipe, Tokenise, notes_on
 
@@ -37,32 +39,38 @@ def streamed(run: RunConfig, tokenizer: Any) -> tuple[IterableDataset, tuple[str
     """
     from datasets import Features, IterableDataset, Sequence, Value
 
-    first = read_checked_rows(run.data.path, "data.path", run.data, BUFFER, streaming=True)
+    first = read_checked_rows(run.data.path, "data.path", run.data, BUFFER, streaming=True, method=run.method)
     # Whether there are messages that are not to be trained shows only at the end.
     recipe = Recipe.of(run, first.kind, weighted=first.kind == "messages")
     tokenise = Tokenise(tokenizer, recipe)
-    columns = ["input_ids", "labels"] if recipe.labels else ["input_ids"]
-    features = Features({column: Sequence(Value("int64")) for column in columns})
-    dataset = IterableDataset.from_generator(partial(_tokens, run, tokenise, columns), features=features)
-    if available("rows that Unsloth need not cut"):
+    if recipe.compares:
+        features = columns_of(next(iter(first)))
+    else:
+        columns = ["input_ids", "labels"] if recipe.labels else ["input_ids"]
+        features = Features({column: Sequence(Value("int64")) for column in columns})
+    dataset = IterableDataset.from_generator(partial(_rows, run, tokenise, [*features]), features=features)
+    if recipe.compares:
+        dataset = unpaired(dataset, METHODS[run.method], run.training.get("seed", 42))
+    elif available("rows that Unsloth need not cut"):
         dataset._unsloth_truncated_to = recipe.limit
     return dataset, tuple(f"of the first {len(first):,} rows: {note}" for note in notes_on(first, tokenizer))
 
 
-def _tokens(run: RunConfig, tokenise: Tokenise, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the tokenised rows of every pass over the data, one after another."""
+def _rows(run: RunConfig, tokenise: Tokenise, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of every pass over the data, one after another: their tokens, or what is tokenised by TRL."""
     training = run.training
     chance = random.Random(training.get("data_seed") or training.get("seed", 42))
     while True:
         some = False
-        rows = _shuffled(stream(run.data.path, "data.path", run.data), chance)
+        rows = _shuffled(stream(run.data.path, "data.path", run.data, run.method), chance)
         while batch := list(islice(rows, _BATCH)):
             made = tokenise(batch)
             for index, length in enumerate(made["length"]):
-                fits = run.data.too_long == "cut" or length <= tokenise.recipe.limit
+                fits = not tokenise.recipe.drop or length <= tokenise.recipe.limit
                 if fits and made["trained"][index]:
                     some = True
-                    yield {column: made[column][index] for column in columns}
+                    tokens = {column: made[column][index] for column in columns if column in made}
+                    yield tokens or as_row(batch[index], columns)
         if not some:
             consequence = "no row is left to train on: none has a token to learn within the limit."
             fix = "look at `unsloth-accel preview RUN.yaml`; a larger model.max_seq_length, or data.train_on=all"

@@ -9,17 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import groupby, takewhile
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, Problem, counted, first_line
 from ..files import read_bytes
-from .formats import for_chat_template, is_left_out, template_arguments
+from ..methods import METHODS
+from .chat_messages import for_chat_template, is_left_out
+from .formats import template_arguments
 from .pack import DIVIDING
+from .preferences import SIDES, shared_length
 from .template_limit import check_template
 
 if TYPE_CHECKING:
@@ -30,10 +33,27 @@ IGNORED = -100
 """The label of a token that is not trained: torch's and transformers' `ignore_index`."""
 Batch = dict[str, list[Any]]
 Row = dict[str, Any]
+COMPARED = ("preference", "unpaired-preference")
+"""Kinds of rows whose answers are compared; TRL's trainers tokenise them themselves."""
 _MOST_TEMPLATE = 2**20
 """Largest file of a chat template, in bytes: one has a few kilobytes."""
 _QUIET = {"verbose": False}
 """Arguments that silence the tokenizer's warning about rows longer than the model takes: they are counted and cut."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """Tokens of a row, or of one of a pair's sides, and their labels."""
+
+    ids: list[int]
+    labels: list[int]
+    length: int
+    """Length in tokens before it was cut."""
+
+    @property
+    def trained(self) -> int:
+        """Number of tokens that have a say in the loss; the first has none."""
+        return sum(label != IGNORED for label in self.labels[1:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +61,7 @@ class Recipe:
     """Settings that decide which tokens come out, beside rows and tokenizer."""
 
     kind: str
-    """`messages`, `prompt-completion` or `text`."""
+    """Kind of the rows (`formats.Kind`)."""
     responses: bool
     """Train only on the assistant's messages or the completion."""
     limit: int
@@ -50,8 +70,15 @@ class Recipe:
     """End of a longer row that stays: TRL's truncation_mode."""
     cut: bool = True
     """Whether longer rows are cut; False where they are dropped, or packing divides them."""
+    drop: bool = False
+    """Whether longer rows are dropped."""
     weighted: bool = False
     """Whether rows may have messages that are not to be trained."""
+
+    @property
+    def compares(self) -> bool:
+        """Whether answers are compared."""
+        return self.kind in COMPARED
 
     @property
     def labels(self) -> bool:
@@ -69,13 +96,19 @@ class Recipe:
         train_on = run.data.train_on
         if kind == "text" and train_on == "responses":
             raise ConfigError(responses_need_turns())
+        if kind in COMPARED and train_on == "all":
+            raise ConfigError(answers_are_compared())
+        answered = METHODS[run.method].needs_prompt or kind == "prompt-completion"
+        # A score is read at a text's end: RewardTrainer leaves out what is too long.
+        scored = kind in COMPARED and not answered
         packing = run.training.get("packing") and run.training.get("packing_strategy") in DIVIDING
         return cls(
             kind=kind,
-            responses=train_on == "responses" or (train_on == "auto" and kind == "prompt-completion"),
+            responses=not scored and (train_on == "responses" or (train_on == "auto" and answered)),
             limit=run.model.max_seq_length,
             keep=run.training.get("truncation_mode", "keep_start"),
-            cut=run.data.too_long == "cut" and not packing,
+            cut=run.data.too_long == "cut" and not packing and not scored,
+            drop=run.data.too_long == "drop" or scored,
             weighted=weighted,
         )
 
@@ -87,11 +120,19 @@ def responses_need_turns() -> Problem:
     return Problem(key="data.train_on", value="responses", consequence=consequence, fix=fix)
 
 
+def answers_are_compared() -> Problem:
+    """Return the problem of `data.train_on: all` with rows of preferences."""
+    consequence = "rows of preferences are trained by their answers alone; the prompts are not."
+    return Problem(key="data.train_on", value="all", consequence=consequence, fix="leave data.train_on out")
+
+
 class Tokenise:
     """Turns canonical rows, as JSON text, into columns with one entry for each row, none of them dropped:
 
-    `input_ids`; `labels` where not all tokens are trained; `length`, in tokens, before it was cut; `trained`, the
-    tokens that have a say in the loss. The first token of a row never has: nothing comes before it.
+    `input_ids`; `labels` where not all tokens are trained; `length`, in tokens, before it was cut, of a pair's longer
+    side; `tokens`, after it; `trained`, the tokens that have a say in the loss. The first token of a row never has:
+    nothing comes before it. Rows whose answers are compared have neither `input_ids` nor `labels`: TRL's trainers make
+    them, alike.
     """
 
     def __init__(self, tokenizer: Any, recipe: Recipe) -> None:
@@ -111,16 +152,34 @@ class Tokenise:
         return response_labels(self.tokenizer)
 
     def __call__(self, texts: Sequence[str]) -> Batch:
+        sides = list(self.sides(texts).values())
+        trained = [[side.trained for side in row] for row in zip(*sides, strict=True)]
+        made: Batch = {
+            "length": [max(side.length for side in row) for row in zip(*sides, strict=True)],
+            "tokens": [sum(len(side.ids) for side in row) for row in zip(*sides, strict=True)],
+            "trained": [sum(counts) if all(counts) else 0 for counts in trained],  # a side alone says nothing
+        }
+        if self.recipe.compares:
+            return made
+        made["input_ids"] = [row.ids for row in sides[0]]
+        return made | {"labels": [row.labels for row in sides[0]]} if self.recipe.labels else made
+
+    def sides(self, texts: Sequence[str]) -> dict[str, list[Side]]:
+        """The tokens of each row, cut as the recipe says, by the sides of a row: a pair's two, otherwise one."""
         recipe = self.recipe
         rows = [json.loads(text) for text in texts]
-        ids, labels = getattr(self, f"_{recipe.kind.replace('-', '_')}")(rows)
-        lengths = [len(row) for row in ids]
+        if recipe.kind == "preference":
+            made = self._preference(rows)
+        else:
+            make = "prompt-completion" if recipe.compares else recipe.kind
+            made = {"": getattr(self, f"_{make.replace('-', '_')}")(rows)}
+        part = slice(None)
         if recipe.cut:
             part = slice(-recipe.limit, None) if recipe.keep == "keep_end" else slice(None, recipe.limit)
-            ids, labels = [row[part] for row in ids], [row[part] for row in labels]
-        trained = [sum(label != IGNORED for label in row[1:]) for row in labels]
-        made: Batch = {"input_ids": ids, "length": lengths, "trained": trained}
-        return made | {"labels": labels} if recipe.labels else made
+        return {
+            name: [Side(one[part], own[part], len(one)) for one, own in zip(ids, labels, strict=True)]
+            for name, (ids, labels) in made.items()
+        }
 
     def _messages(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
         ids = self._chats([row["messages"] for row in rows], rows)
@@ -142,17 +201,32 @@ class Tokenise:
         return ids, ids
 
     def _prompt_completion(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
-        prompts, completions = ([row[name] for row in rows] for name in ("prompt", "completion"))
-        if isinstance(prompts[0], list):
-            whole = self._chats([a + b for a, b in zip(prompts, completions, strict=True)], rows)
-            begins = self._chats(prompts, rows, add_generation_prompt=True)
-        else:
-            whole = self._texts([a + self._ended(b) for a, b in zip(prompts, completions, strict=True)])
-            begins = self._texts(prompts)
+        whole = self._answered(rows, "completion")
         if not self.recipe.responses:
             return whole, whole
-        same = map(_common, whole, begins)
-        return whole, [[IGNORED] * count + ids[count:] for ids, count in zip(whole, same, strict=True)]
+        return whole, _after(map(shared_length, whole, self._prompts(rows)), whole)
+
+    def _preference(self, rows: list[Row]) -> dict[str, tuple[list[list[int]], list[list[int]]]]:
+        sides = {side: self._answered(rows, side) for side in SIDES}
+        if not self.recipe.responses:  # the score at the last token
+            return {side: (whole, _after((len(ids) - 1 for ids in whole), whole)) for side, whole in sides.items()}
+        prompts = self._prompts(rows)
+        shared = [list(map(shared_length, whole, prompts)) for whole in sides.values()]
+        same = list(map(min, *shared))  # as TRL has it: both answers begin at one place
+        return {side: (whole, _after(same, whole)) for side, whole in sides.items()}
+
+    def _answered(self, rows: list[Row], answer: str) -> list[list[int]]:
+        """Tokens of each row's prompt, where it has one, with the answer in field `answer`."""
+        if isinstance(rows[0][answer], list):
+            return self._chats([row.get("prompt", []) + row[answer] for row in rows], rows)
+        return self._texts([row.get("prompt", "") + self._ended(row[answer]) for row in rows])
+
+    def _prompts(self, rows: list[Row]) -> list[list[int]]:
+        """Tokens of each row's prompt, up to where an answer begins."""
+        prompts = [row["prompt"] for row in rows]
+        if isinstance(prompts[0], list):
+            return self._chats(prompts, rows, add_generation_prompt=True)
+        return self._texts(prompts)
 
     def _ended(self, text: str) -> str:
         end = self.tokenizer.eos_token or ""
@@ -291,9 +365,10 @@ def fingerprint_of(tokenizer: Any, recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def _common(ids: list[int], prompt: list[int]) -> int:
-    """Return the number of equal leading tokens: the prompt's last token may merge with the completion's first."""
-    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(ids, prompt, strict=False))))
+def _after(counts: Iterable[int], rows: list[list[int]]) -> list[list[int]]:
+    """Return labels of rows of which so many leading tokens are not trained. A prompt's are those that it has in common
+    with prompt and answer: its last token may merge with the answer's first."""
+    return [[IGNORED] * count + ids[count:] for count, ids in zip(counts, rows, strict=True)]
 
 
 def _lists(rows: Any) -> list[list[int]]:

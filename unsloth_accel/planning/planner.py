@@ -11,6 +11,7 @@ from ..capabilities.probe import Capabilities
 from ..config.accelerate_config import Precision
 from ..config.run_config import DEFAULT_PER_DEVICE, RunConfig
 from ..config.start_adapter import find_adapter, model_of, tokenizer_of_model
+from ..config.trainer_settings import kept_defaults
 from ..data.length_estimate import RowLengths, row_lengths
 from ..errors import ConfigError, Problem, counted, raise_errors
 from ..hardware.hardware import Hardware
@@ -95,8 +96,8 @@ class _Facts:
     @cached_property
     def lengths(self) -> Callable[[int], RowLengths | None]:
         """The lengths of the rows, cut to a number of tokens."""
-        data, tokenizer = self._run.data, tokenizer_of_model(self._run.model.name)
-        return functools.cache(lambda limit: row_lengths(data, tokenizer, limit) if data.path else None)
+        data, method, tokenizer = self._run.data, self._run.method, tokenizer_of_model(self._run.model.name)
+        return functools.cache(lambda limit: row_lengths(data, tokenizer, limit, method) if data.path else None)
 
 
 def _decide(
@@ -136,6 +137,9 @@ def _decide(
     in_4bit = run.model.load_in_4bit or bool(spec and spec.quantization == "bnb-4bit")
     lacking = capabilities.unavailable(device, load_in_4bit=in_4bit) if capabilities else {}
     impossible = cannot(spec, in_4bit=in_4bit) if device == "cuda" else {}
+    if run.training.get("precompute_ref_log_probs"):
+        reason = "training.precompute_ref_log_probs reads rows before the ranks' parts of the weights are put together."
+        impossible |= dict.fromkeys((one.name for one in STRATEGIES if one.loads_shards), reason)
     unavailable = ({} if elsewhere else lacking) | impossible
     problem = capabilities.problem(unsized, device, load_in_4bit=in_4bit) if capabilities and not elsewhere else None
     if problem:
@@ -181,10 +185,14 @@ def _decide(
     if strategy in lacking:
         reasons.append(f"beware: {strategy} needs other versions than are installed here: {lacking[strategy]}")
     batch = _batch(rows, data_parallel, per_device, accumulation, chosen, device, reasons)
+    _check_least(run, batch)
     run = _with_optimizer(run, strategy, device, reasons)
+    run = _with_defaults(run, reasons)
     reasons += [*why_packed, *idle]
     if run.early_stopping:
         reasons.append(_stopping_early(run))
+    if METHODS[run.method].note:
+        reasons.append(f"{run.method}: {METHODS[run.method].note}")
     speed = chosen.speed if chosen and device == "cuda" else None
     all_gpus = len(hardware.devices) * hardware.num_machines
     return Plan(
@@ -207,6 +215,21 @@ def _decide(
         run=run,
         adapter=adapter,
     )
+
+
+def _check_least(run: RunConfig, batch: Batch) -> None:
+    """Raise `Refused` where a process would have fewer rows at once than the method needs."""
+    least = METHODS[run.method].least_per_device
+    if batch.per_device >= least:
+        return
+    each = f"{counted(least, 'row')} at once in each process"
+    consequence = f"{run.method} needs at least {each}, and there would be {batch.per_device}."
+    problem = Problem(key="batch.global_size", value=batch.global_size, consequence=consequence, fix="")
+    size = least * batch.data_parallel
+    given = {"per_device_train_batch_size", "gradient_accumulation_steps"} & {*run.training}
+    free = dict.fromkeys(f"training.{name}" for name in sorted(given))
+    larger = Way(changes=free | {"batch.global_size": max(1, batch.global_size // size) * size})
+    raise Refused(problem, [[larger]], instead="fewer processes, or shorter rows")
 
 
 def _checkpoint_gib(run: RunConfig, trained: int) -> float:
@@ -298,7 +321,8 @@ def workload(
         lora_parameters=trained.parameters,
         per_device=per_device,
         sequences_per_row=METHODS[run.method].sequences_per_row,
-        reference_passes=METHODS[run.method].reference_passes,
+        # Once for all, before training, where they are asked for beforehand.
+        reference_passes=0 if run.training.get("precompute_ref_log_probs") else METHODS[run.method].reference_passes,
         length=run.model.max_seq_length,
         eval_rows=run.training.get("per_device_eval_batch_size") if run.data.eval_path else 0,
         checkpointing=run.model.gradient_checkpointing,  # type: ignore[arg-type]
@@ -364,6 +388,16 @@ def _with_cpu_optimizer(run: RunConfig, asked: str, reasons: list[str]) -> RunCo
         raise Refused(problem, [[Way(changes={"training.optim": OPTIMIZER})]])
     reasons.append(f"training.optim={OPTIMIZER}: {asked} needs a GPU, and Unsloth takes this AdamW on a CPU.")
     return replace(run, training=run.training | {"optim": OPTIMIZER})
+
+
+def _with_defaults(run: RunConfig, reasons: list[str]) -> RunConfig:
+    """`run` with those defaults of its trainer that Unsloth would change on GPUs."""
+    defaults = kept_defaults(run)
+    if not defaults:
+        return run
+    said = ", ".join(f"{name}={value}" for name, value in defaults.items())
+    reasons.append(f"training.{said}: TRL's own, on GPUs too, where Unsloth has others.")
+    return replace(run, training=defaults | run.training)
 
 
 def _stopping_early(run: RunConfig) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
+from ..methods import METHODS, USUAL_METHOD
 from .figures import PARTS, Series, column, evaluated, shares, throughput
 from .numbers import figure, percent
-from .run_record import Recorded, at, number
+from .run_record import Recorded, at, number, text
 from .svg import Bar, Segment, bars, line_chart
 
 _COLOURS = {"compute": "c1", "data": "c2", "callbacks": "c3", "wait": "c5"}
@@ -17,13 +18,21 @@ def training(run: Recorded) -> list[Markup]:
     loss = column(run.steps, "loss", "training")
     held = _held_out(run)
     over = smoothing(len(loss.xs))
+    method = METHODS.get(text(at(run.plan, "method"))) or METHODS[USUAL_METHOD]
     note = f"Every logged step, and the running mean of {over}." if over > 1 else ""
     made = [
         line_chart("Loss", [loss], dots=[held], note=note, mean_of=over, tall=True),
+        *(_of_method(run, title, name, over) for name, title in method.charts.items()),
         line_chart("Learning rate", [column(run.steps, "learning_rate", "learning rate")], from_zero=True),
         line_chart("Gradient norm", [column(run.steps, "grad_norm", "gradient norm")], from_zero=True, mean_of=over),
     ]
     return [chart for chart in made if chart]
+
+
+def _of_method(run: Recorded, title: str, name: str, over: int) -> Markup:
+    """Return the chart of one of the method's own figures; empty where it wasn't logged."""
+    held = column(run.evaluations, f"eval_{name}", "held-out")
+    return line_chart(title, [column(run.steps, name, "training")], dots=[held], mean_of=over)
 
 
 def smoothing(points: int) -> int:

@@ -90,6 +90,8 @@ class Figures:
     """Step and held-out loss of each evaluation while it trained."""
     held_loss: tuple[float | None, float | None]
     held_accuracy: tuple[float | None, float | None]
+    held_pairs: tuple[float | None, float | None]
+    """Share of held-out pairs in which the chosen answer wins, before and after."""
     held_rows: int | None
     peak_gib: float | None
     """Most GiB that torch allocated on one GPU."""
@@ -160,6 +162,7 @@ def figures(run: Recorded) -> Figures:
         evaluated=evaluated(run),
         held_loss=_held(run, "loss"),
         held_accuracy=_held(run, "accuracy"),
+        held_pairs=_held(run, "pair_accuracy"),
         held_rows=_whole(at(run.results, "after", "rows")),
         peak_gib=max((m.allocated for m in memory_by_rank(run) if m.allocated is not None), default=None),
         finished=_finished(run),

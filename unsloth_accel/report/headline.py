@@ -50,6 +50,9 @@ def cards(found: Figures) -> Iterator[Card]:
         one = len(found.evaluated) == 1
         steps = f"at step {last}" if one else f"at steps {first} and {last}"
         yield "held-out loss", _change(None if one else before, after, _three), steps
+    before, after = found.held_pairs
+    if after is not None:
+        yield "held-out pairs", _change(before, after, percent), "the chosen answer wins"
     before, after = found.held_accuracy
     if after is not None:
         many = f"of {count(found.held_rows, 'held-out answer')}" if found.held_rows else _when(before)

@@ -16,7 +16,9 @@ from ..errors import raise_errors
 from ..validation.inputs import exact_match_problems
 
 if TYPE_CHECKING:
-    from trl import SFTTrainer
+    from transformers import Trainer
+
+    from ..methods import Method
 
 BATCH = 16
 """Number of rows that one process answers at once."""
@@ -41,7 +43,7 @@ class HeldOut:
             return None
         asked: list[Question] = []
         if run.evaluation.exact_match:
-            rows = read_checked_rows(run.data.eval_path, "data.eval_path", run.data)
+            rows = read_checked_rows(run.data.eval_path, "data.eval_path", run.data, method=run.method)
             raise_errors(exact_match_problems(rows))
             asked = [found for row in rows if (found := question_of(row))]
         return cls(
@@ -68,15 +70,21 @@ class AsTrainingBegins(TrainerCallback):
         self.seconds = time.perf_counter() - started
 
 
-def evaluate(held: HeldOut, trainer: SFTTrainer) -> dict[str, Any]:
-    """Held-out figures: `loss`, `accuracy` (0 to 1) of `rows` answers, sample `answers`.
+def evaluate(held: HeldOut, trainer: Trainer, method: Method) -> dict[str, Any]:
+    """Held-out figures: `loss`, `pair_accuracy` (the share of pairs in which the chosen answer wins, 0 to 1) where
+    `method` has one, `accuracy` (0 to 1) of `rows` answers, sample `answers`.
 
-    The loss is in nats per trained token, the mean over those of all rows. Every rank must call this; every rank gets
-    the same figures.
+    The loss is the method's: of supervised fine-tuning in nats per trained token, the mean over those of all rows.
+    Every rank must call this; every rank gets the same figures.
     """
     figures: dict[str, Any] = {}
     if held.loss:
-        figures["loss"] = float(trainer.evaluate()["eval_loss"])
+        found = trainer.evaluate()
+        figures["loss"] = float(found["eval_loss"])
+        if method.accuracy:
+            # A model that is its own reference, as it is before the first step, prefers neither answer.
+            neither = method.reference_passes and not trainer.state.global_step
+            figures["pair_accuracy"] = 0.5 if neither else float(found[f"eval_{method.accuracy}"])
     if held.questions:
         answers = _answers(held, trainer)
         figures["rows"] = len(answers)
@@ -85,7 +93,7 @@ def evaluate(held: HeldOut, trainer: SFTTrainer) -> dict[str, Any]:
     return figures
 
 
-def _answers(held: HeldOut, trainer: SFTTrainer) -> list[dict[str, Any]]:
+def _answers(held: HeldOut, trainer: Trainer) -> list[dict[str, Any]]:
     """Answer every question greedily: each rank answers its share, all ranks get all."""
     import torch
     from accelerate.utils import gather_object

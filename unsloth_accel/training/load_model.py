@@ -9,6 +9,8 @@ from typing import Any
 from ..config.run_config import PROJECTIONS, RunConfig
 from ..config.start_adapter import Adapter, find_adapter, model_of
 from ..errors import ConfigError, Problem, first_line
+from ..methods import METHODS
+from .score_model import add_score_adapter, load_score_model
 
 CHECKPOINTING: dict[str, str | bool] = {"unsloth": "unsloth", "true": True, "false": False}
 """Value that Unsloth takes for each `model.gradient_checkpointing`."""
@@ -26,16 +28,26 @@ def load_model(run: RunConfig) -> tuple[Any, Any]:
     name = model_of(run.model.name)
     # Absolute, so that the saved adapter finds its base model from any directory.
     name = str(Path(name).resolve()) if Path(name).is_dir() else name
+    dtype = getattr(torch, run.model.dtype) if run.model.dtype else None
+    if _scores_plainly(run):
+        return load_score_model(
+            name,
+            adapter.tokenizer if adapter else name,
+            dtype=dtype or torch.float32,
+            seed=run.lora.random_state,
+            remote_code=run.model.trust_remote_code,
+        )
     placed = device_map() if run.distributed.device != "cpu" else None
     with sharded_loading(run.model.load_in_4bit):
         model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
             model_name=name,
             max_seq_length=run.model.max_seq_length,
-            dtype=getattr(torch, run.model.dtype) if run.model.dtype else None,
+            dtype=dtype,
             load_in_4bit=run.model.load_in_4bit,
             trust_remote_code=run.model.trust_remote_code,
             **({"device_map": placed} if placed else {}),
             **({"tokenizer_name": adapter.tokenizer} if adapter else {}),
+            **({"num_labels": 1} if METHODS[run.method].has_score else {}),
         )
     return model, tokenizer
 
@@ -57,20 +69,28 @@ def add_adapter(model: Any, run: RunConfig) -> Any:
         "target_modules": PROJECTIONS if modules == "all-linear" else list(modules),
         "use_rslora": run.lora.use_rslora,
     }
-    model = unsloth.FastLanguageModel.get_peft_model(
-        model,
-        **(said if adapter is None else _made_as(adapter)),
-        lora_dropout=run.lora.dropout,
-        use_gradient_checkpointing=CHECKPOINTING[run.model.gradient_checkpointing],
-        random_state=run.lora.random_state,
-    )
+    made = (said if adapter is None else _made_as(adapter)) | {"lora_dropout": run.lora.dropout}
+    checkpointing, seed = CHECKPOINTING[run.model.gradient_checkpointing], run.lora.random_state
+    if _scores_plainly(run):
+        model = add_score_adapter(model, seed=seed, checkpointing=bool(checkpointing), **made)
+    else:
+        model = unsloth.FastLanguageModel.get_peft_model(
+            model, **made, use_gradient_checkpointing=checkpointing, random_state=seed
+        )
     asked = run.model.keep_activations
-    if asked != "auto" and CHECKPOINTING[run.model.gradient_checkpointing]:
+    if asked != "auto" and checkpointing:
         # Unsloth heeds its own variable, which comes before.
         keep_unless_chosen(model, len(blocks(model)) if asked == "all" else int(asked))
     if adapter:
         _load_weights(model, adapter)
     return model
+
+
+def _scores_plainly(run: RunConfig) -> bool:
+    """Return whether the run's model has a score head that Unsloth can't load."""
+    import torch
+
+    return METHODS[run.method].has_score and not torch.cuda.is_available()
 
 
 def _made_as(adapter: Adapter) -> dict[str, Any]:

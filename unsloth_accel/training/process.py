@@ -197,7 +197,7 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
 
     def examine_before() -> None:
         with phase("evaluating", log, about="held-out rows, before training"):
-            results["before"] = evaluate(held, trainer) if held else {}
+            results["before"] = evaluate(held, trainer, METHODS[run.method]) if held else {}
 
     begins = AsTrainingBegins(examine_before)
     if held and run.strategy and run.strategy.shards_weights and newest:
@@ -283,7 +283,7 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
         results["out_of_memory"] = [one for rank in halved for one in rank]
     if held:
         with phase("evaluating", log, about="held-out rows, after training"):
-            results["after"] = evaluate(held, trainer)
+            results["after"] = evaluate(held, trainer, METHODS[run.method])
     if environment.rank() == 0:
         _write_results(run, results)
         print(summary(results, adapter), flush=True)

@@ -18,9 +18,9 @@ from ..config.run_config import RunConfig
 from ..config.start_adapter import model_of
 from ..data.formats import has_response, question_of, roles
 from ..data.hub import access_problems, has_rows
-from ..data.rows import Rows, no_step, read_checked_rows
+from ..data.rows import Rows, no_step, read_checked_rows, trained_rows
 from ..data.sources import locate
-from ..data.tokenise import responses_need_turns
+from ..data.tokenise import COMPARED, answers_are_compared, responses_need_turns
 from ..errors import ConfigError, Problem, counted
 from ..files import existing
 from ..methods import METHODS
@@ -50,10 +50,11 @@ def input_problems(run: RunConfig) -> list[Problem]:
                 problems += access_problems(hub, key, run.data)
             elif path is not None:
                 most = STREAM_CHECKED if run.data.streaming and key == "data.path" else None
-                rows[key] = read_checked_rows(path, key, run.data, most)
+                rows[key] = read_checked_rows(path, key, run.data, most, method=run.method)
         except ConfigError as error:
             problems += error.problems
-    problems += [problem for key, found in rows.items() for problem in _kind_problems(run, key, found)]
+    if run.data.train_on == "all" and any(found.kind in COMPARED for found in rows.values()):
+        problems.append(answers_are_compared())
     if run.data.train_on == "responses":
         for found in rows.values():
             problems += _responses_problems(found)
@@ -62,7 +63,8 @@ def input_problems(run: RunConfig) -> list[Problem]:
     problems += [*model_fit_problems(run), *vocabulary_problems(run, rows)]
     if "data.path" not in rows or run.data.streaming:
         return problems
-    return problems + _epoch_problems(run, len(rows["data.path"]))
+    found = rows["data.path"]
+    return problems + _epoch_problems(run, trained_rows(len(found), found, run.method))
 
 
 def place_problems(run: RunConfig) -> list[Problem]:
@@ -74,16 +76,6 @@ def place_problems(run: RunConfig) -> list[Problem]:
         except ConfigError as error:
             problems += error.problems
     return problems
-
-
-def _kind_problems(run: RunConfig, key: str, found: Rows) -> list[Problem]:
-    """Return a problem if the method doesn't train rows of this kind."""
-    method = METHODS[run.method]
-    if found.kind in method.row_kinds:
-        return []
-    consequence = f"holds rows of {found.kind}, which {method.name} doesn't train."
-    fix = f"rows of {' or '.join(method.row_kinds)}, or another method"
-    return [Problem(key=key, value=getattr(run.data, key.partition(".")[2]), consequence=consequence, fix=fix)]
 
 
 def _responses_problems(found: Rows) -> list[Problem]:
@@ -140,7 +132,8 @@ def shared_out_by_tokens(run: RunConfig) -> bool:
     by_length = run.training.get("train_sampling_strategy") in ("group_by_length", "batch_rebalance")
     own_weights = run.training.get("average_tokens_across_devices") is False
     grouped = by_length or run.training.get("group_by_length")
-    return run.batch.balance == "tokens" and not (run.data.streaming or grouped or own_weights)
+    by_rows = METHODS[run.method].mean_over_rows
+    return run.batch.balance == "tokens" and not (run.data.streaming or grouped or own_weights or by_rows)
 
 
 def _model_problems(run: RunConfig) -> list[Problem]:

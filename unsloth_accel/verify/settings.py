@@ -118,10 +118,11 @@ def settings(
         notes.append(f"{made} per step instead of {given.global_size}: it is quicker and shows the same")
     short.training[_PER_DEVICE] = per_device
     short.training.pop(_ACCUMULATION, None)
+    path, method = short.data.path, short.method
     rows: Iterable[dict[str, Any]] = (
-        map(json.loads, stream(short.data.path, "data.path", short.data))  # no further than `_enough` asks
+        map(json.loads, stream(path, "data.path", short.data, method))  # no further than `_enough` asks
         if short.data.streaming
-        else read_rows(short.data.path, data=short.data)
+        else read_rows(path, data=short.data, method=method)
     )
     # The rows, as they are trained, in one file.
     data = DataConfig(path=str(directory / "rows.jsonl"), train_on=short.data.train_on, too_long=short.data.too_long)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...errors import counted
-from ...methods import METHODS
+from ...methods import METHODS, USUAL_METHOD
 from .keys import Becomes, Chooses, Computed, Covered, Entry, Field, Outcome, Theirs, Untranslated
 
 ONLY_LORA = (
@@ -33,8 +33,11 @@ _PROJECTIONS = "give a list of modules' names to lora.target_modules; what it ha
 
 def method(name: str) -> Outcome:
     """Return the outcome of a training method's name, in the words of methods.py."""
-    if name in METHODS.names:
+    if name == USUAL_METHOD:
         return Outcome({"method": name})
+    if name in METHODS.names:
+        reason = f"its own fields are not translated: write those of {METHODS[name].config_name} below training."
+        return Outcome({"method": name}, reason, translated=False)
     reason = (
         f"this version trains {', '.join(METHODS.names)}. The run.yaml says method: {name}, which is refused until it "
         "can: a script of your own, with TRL's trainer and unsloth_accel.adapt, can do it now."

@@ -20,6 +20,7 @@ from . import (  # noqa: F401  (each registers its rules)
     process_count,
     run_evaluation,
     run_file,
+    run_method,
     run_numbers,
     run_reporters,
     run_words,

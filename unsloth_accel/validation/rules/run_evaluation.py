@@ -92,7 +92,7 @@ def run_unknown_metric(config: Document) -> Iterator[Finding]:
         return
     *_, own = method_of(config).config_sources
     trainer = source_text(own.partition(":")[0].replace("_config.", "_trainer."))
-    found = re.findall(r'_metrics\[mode\]\["(\w+)"\]', trainer)
+    found = re.findall(r'_metrics\[mode\]\["([\w/]+)"\]', trainer)
     known = tuple(dict.fromkeys((*_OF_EVERY_EVALUATION, *found)))
     if found and told.removeprefix("eval_") not in known:
         fix, _ = word_fix(told.removeprefix("eval_"), known)

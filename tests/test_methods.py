@@ -1,0 +1,117 @@
+"""Records of methods: what they say of TRL's trainers is so, and a plan trains alike on a CPU and on GPUs."""
+
+import ast
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from plans import CPU, SMALL, gpus, make
+
+from unsloth_accel.config import read_run
+from unsloth_accel.config.installed_source import source_text
+from unsloth_accel.config.trainer_settings import OTHERS_ON_GPUS, settings
+from unsloth_accel.errors import ConfigError
+from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.methods import METHODS, Method
+from unsloth_accel.planning.planner import plan
+
+HARMLESS = {
+    *("output_dir", "logging_steps", "report_to", "logging_nan_inf_filter", "include_tokens_per_second"),
+    *("include_num_input_tokens_seen", "per_device_eval_batch_size", "eval_accumulation_steps"),
+    *("torch_empty_cache_steps", "dataloader_pin_memory", "auto_find_batch_size", "max_seq_length", "padding_free"),
+    *("num_generations", "vllm_mode", "generation_kwargs"),
+}
+"""Defaults that Unsloth changes and that change nothing that is learned, or are other methods'."""
+PLANNED = {"per_device_train_batch_size", "gradient_accumulation_steps", "optim", "bf16", "fp16"}
+
+
+def trainer(method: Method) -> str:
+    """The source of the method's trainer."""
+    return source_text(method.config_sources[-1].partition(":")[0].replace("_config.", "_trainer."))
+
+
+def test_every_default_that_unsloth_changes_is_planned_or_harmless() -> None:
+    changed = {
+        key.value
+        for node in ast.walk(ast.parse(source_text("unsloth/models/rl.py")))
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict) and ast.unparse(node.targets[0])
+        for keys in [[key for key in node.value.keys if isinstance(key, ast.Constant)]]
+        if ast.unparse(node.targets[0]) == "replacements" and "learning_rate" in {key.value for key in keys}
+        for key in keys
+    }
+    assert "learning_rate" in changed
+    assert changed - HARMLESS - PLANNED <= {*OTHERS_ON_GPUS}
+
+
+@pytest.mark.parametrize("method", tuple(METHODS), ids=lambda method: method.name)
+def test_the_record_says_what_the_trainer_does(method: Method) -> None:
+    source = trainer(method)
+    assert f"class {method.trainer_class.rpartition('.')[2]}(" in source
+    assert ("loss_is_scaled_for_ga = False" in source) == method.mean_over_rows
+    for name in filter(None, (*method.charts, method.accuracy)):
+        assert f'{name}"]' in source
+
+
+@pytest.mark.parametrize("method", tuple(METHODS), ids=lambda method: method.name)
+def test_gpus_train_at_the_rate_that_a_cpu_does(description: dict[str, Any], method: Method) -> None:
+    values = {**description, "method": method.name, "batch": {"global_size": 16}}
+    on_cpu, on_gpus = make(values, CPU), make(values, gpus(2))
+    usual = settings(replace(on_cpu.run, training={}))
+    for decided in (on_cpu, on_gpus):
+        written = decided.resolved()["training"]
+        assert {name: written[name] for name in OTHERS_ON_GPUS} == {name: usual[name] for name in OTHERS_ON_GPUS}
+        assert any("training.learning_rate=" in reason and "TRL's own" in reason for reason in decided.reasons)
+        assert bool(method.note) == any(method.note in reason for reason in decided.reasons if method.note)
+    given = make(values, gpus(2), training={"learning_rate": 3e-6, "seed": 7})
+    assert (given.run.training["learning_rate"], given.run.training["seed"]) == (3e-6, 7)
+
+
+def test_rates_are_trls(description: dict[str, Any]) -> None:
+    rates = {one.name: make({**description, "method": one.name}, gpus(1)).run.training for one in METHODS}
+    assert {name: training["learning_rate"] for name, training in rates.items()} == {
+        "sft": 2e-5,
+        "dpo": 1e-6,
+        "kto": 1e-6,
+        "reward": 1e-4,
+        "orpo": 1e-6,
+    }
+
+
+def test_a_reference_takes_time_until_it_is_computed_beforehand() -> None:
+    values = {"method": "dpo", "model": {"name": SMALL}, "distributed": {"strategy": "ddp"}}
+
+    def step(**training: Any) -> float:
+        run = read_run.from_dict({**values, "training": training}, to_plan=True)
+        decided = plan(run, Hardware.parse("2xH100-80GB"))
+        assert decided.speed
+        return decided.speed.step_seconds
+
+    assert step(precompute_ref_log_probs=True) < 0.9 * step()
+
+
+def test_kto_needs_two_rows_at_once(description: dict[str, Any]) -> None:
+    values = {**description, "method": "kto", "distributed": {"num_processes": 2}}
+    with pytest.raises(ConfigError, match="at least 2 rows at once") as refused:
+        make(values, CPU, batch={"global_size": 2})
+    assert "batch.global_size=4" in refused.value.problems[0].fix
+    with pytest.raises(ConfigError, match="at least 2 rows at once"):
+        make(values, CPU, training={"per_device_train_batch_size": 1})
+    assert make(values, CPU, batch={"global_size": 4}).batch.per_device == 2
+
+
+def test_a_method_that_the_installed_trl_lacks_is_named(
+    description: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = replace(METHODS["dpo"], name="ppo", config_sources=("trl/trainer/ppo_config.py:PPOConfig",))
+    monkeypatch.setitem(METHODS._records, "ppo", gone)
+    with pytest.raises(ConfigError, match="the installed TRL has no PPOConfig"):
+        read_run.from_dict({**description, "method": "ppo"})
+
+
+def test_a_reference_computed_beforehand_needs_whole_weights(description: dict[str, Any]) -> None:
+    values = {**description, "method": "dpo", "training": {"precompute_ref_log_probs": True}}
+    assert make(values, gpus(2)).strategy == "ddp"
+    for hardware in (CPU, gpus(2)):
+        with pytest.raises(ConfigError, match="before the ranks' parts of the weights are put together") as refused:
+            make(values, hardware, distributed={"strategy": "fsdp2_native", "num_processes": 2})
+        assert "distributed.strategy=ddp" in refused.value.problems[0].fix

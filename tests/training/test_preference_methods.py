@@ -1,0 +1,139 @@
+"""Methods that learn from preferences, trained for real in two processes: as in one, saved, gone on with, reloaded."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import fork_server
+import pytest
+from conftest import ROOT, adapter, cli_command, steps, write_yaml
+
+from unsloth_accel.methods import METHODS
+
+pytestmark = pytest.mark.slow
+TOLERANCE = 1e-5
+PREFERENCES = [method.name for method in METHODS if "preference" in " ".join(method.row_kinds)]
+EXACT = [name for name in PREFERENCES if not METHODS[name].depends_on_ranks]
+LOADING = """
+import json, sys
+import unsloth
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+where, scores = sys.argv[1], sys.argv[2] == "scores"
+if scores:
+    base = PeftConfig.from_pretrained(where).base_model_name_or_path
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    model = PeftModel.from_pretrained(model, where)
+    model.config.pad_token_id = 0
+else:
+    model = AutoPeftModelForCausalLM.from_pretrained(where)
+    other, _ = unsloth.FastLanguageModel.from_pretrained(where, load_in_4bit=False)
+    assert any("lora_B" in name and float(one.abs().max()) > 0 for name, one in other.named_parameters())
+named = {name: one for name, one in model.named_parameters() if "lora_B" in name or "score.modules_to_save" in name}
+print(json.dumps({name: float(one.abs().max()) for name, one in named.items()}))
+"""
+
+
+def rows(path: Path, method: str, count: int) -> Path:
+    """Pairs of which the chosen answer begins with yes, or answers with a label that says whether they do."""
+    made: list[dict[str, Any]] = []
+    for number in range(count):
+        answers = [f" yes {'word ' * ((7 * number) % 9)}", f" no {number * number}"]
+        row: dict[str, Any] = {"prompt": f"Question {number}?"}
+        if method == "kto":
+            made.append(row | {"completion": answers[number % 2], "label": number % 2 == 0})
+        else:
+            made.append(row | dict(zip(("chosen", "rejected"), answers, strict=True)))
+    path.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module", params=PREFERENCES)
+def described(request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps with a checkpoint after two, and held-out rows; eight rows a step."""
+    place = tmp_path_factory.mktemp(request.param)
+    values = {
+        "method": request.param,
+        "model": {"name": str(tiny), "max_seq_length": 96, "dtype": "float32"},
+        "data": {
+            "path": str(rows(place / "rows.jsonl", request.param, 32)),
+            "eval_path": str(rows(place / "eval.jsonl", request.param, 9)),
+        },
+        "batch": {"global_size": 8},
+        "training": {
+            "learning_rate": 1e-2,
+            "bf16": False,
+            "per_device_train_batch_size": 4,
+            "max_steps": 4,
+            "save_strategy": "steps",
+            "save_steps": 2,
+        },
+        "distributed": {"device": "cpu", "num_processes": 2},
+        "output_dir": str(place / "two"),
+    }
+    launch(path := write_yaml(place / "run.yaml", values))
+    return path
+
+
+def launch(described: Path, *overrides: str) -> str:
+    command = cli_command("launch", described, *overrides)
+    done = fork_server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def difference(one: Path, other: Path) -> dict[str, float]:
+    """The largest differences between two runs: logged loss and grad norm, and the saved adapters' tensors."""
+    ours, theirs = steps(one)[-len(steps(other)) :], steps(other)
+    first, second = adapter(one), adapter(other)
+    assert first.keys() == second.keys()
+    return {
+        **{key: max(abs(a[key] - b[key]) for a, b in zip(ours, theirs, strict=True)) for key in ("loss", "grad_norm")},
+        "adapter": max(float((first[name] - second[name]).abs().max()) for name in first),
+    }
+
+
+def test_two_processes_train_as_one_and_go_on_and_are_loaded(described: Path, tmp_path: Path) -> None:
+    method, two = METHODS[described.parent.name.rstrip("0123456789")], described.parent / "two"
+    # The same rows with one process × accumulation 2.
+    launch(described, f"output_dir={tmp_path / 'one'}", "distributed.num_processes=1")
+    found = difference(two, tmp_path / "one")
+    if method.name in EXACT:
+        assert all(value <= TOLERANCE for value in found.values()), found
+    else:
+        assert found["loss"] <= 1e-2, found
+    # Gone on with after step 2.
+    again = tmp_path / "again"
+    shutil.copytree(two / "checkpoint-2", again / "checkpoint-2")
+    launch(described, f"output_dir={again}", "training.resume=true")
+    assert [step["step"] for step in steps(again)] == [3, 4]
+    found = difference(two, again)
+    assert all(value <= TOLERANCE for value in found.values()), found
+    results = json.loads((two / "results.json").read_text(encoding="utf-8"))
+    assert results["after"]["loss"] < results["before"]["loss"]
+    if method.accuracy:
+        assert results["after"]["pair_accuracy"] == 1
+    if method.accuracy and method.reference_passes:
+        assert results["before"]["pair_accuracy"] == 0.5
+    command = [sys.executable, "-c", LOADING, str(two / "adapter"), "scores" if method.has_score else ""]
+    done = fork_server.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    trained = json.loads(done.stdout.splitlines()[-1])
+    assert trained
+    assert all(trained.values())
+    assert any("score" in name for name in trained) == method.has_score
+
+
+@pytest.mark.parametrize("described", ["dpo"], indirect=True)
+def test_a_run_that_begins_with_an_adapter_goes_on_with_the_trained_one(described: Path, tmp_path: Path) -> None:
+    """Its reference, TRL's copy of that adapter, is in no checkpoint, from which transformers would load it alone."""
+    begins = f"model.name={described.parent / 'two' / 'adapter'}"
+    launch(described, begins, f"output_dir={tmp_path / 'whole'}")
+    assert not [*(tmp_path / "whole").rglob("ref")]
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "again" / "checkpoint-2")
+    launch(described, begins, f"output_dir={tmp_path / 'again'}", "training.resume=true")
+    found = difference(tmp_path / "whole", tmp_path / "again")
+    assert all(value <= TOLERANCE for value in found.values()), found

@@ -1,0 +1,43 @@
+"""Rules about the methods that learn from preferences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...config.trainer_fields import field_options
+from .document import Document, Finding
+from .rule_registry import rule
+from .run_settings import given, method_of, number, settings_of
+
+MOST_TIMES = 50
+"""Times TRL's learning rate for a preference method from which on a rate is worth a word."""
+
+
+@rule("run-reference-model", on=("run",))
+def run_reference_model(config: Document) -> Iterator[Finding]:
+    """sync_ref_model with LoRA: TRL refuses it in every process, since no reference model is kept beside the base.
+
+    Reference: trl/trainer/dpo_trainer.py: "You passed `sync_ref_model=True` while using a PEFT model".
+    """
+    if given(config).get("sync_ref_model"):
+        consequence = "with LoRA the base itself is the reference, and can't be changed: every process fails."
+        yield config.problem("training.sync_ref_model", consequence, "training.sync_ref_model: false")
+
+
+@rule("run-preference-rate", "warning", on=("run",))
+def run_preference_rate(config: Document) -> Iterator[Finding]:
+    """A learning rate 50 times TRL's own or more for a method that learns from preferences, where such rates of
+    fine-tuning make answers fall apart while the margin still grows.
+
+    Reference: trl/trainer/dpo_config.py: `learning_rate`, 1e-6.
+    """
+    method = method_of(config)
+    usual = number(field_options(method.config_sources, "default").get("learning_rate"))
+    rate = number(settings_of(config).get("learning_rate"))
+    if not {"preference", "unpaired-preference"} & {*method.row_kinds} or usual is None or rate is None:
+        return
+    if MOST_TIMES * usual <= rate <= 1:
+        times = f"{rate / usual:,.0f} times TRL's rate for {method.name}, {usual:g}"
+        consequence = f"is {times}: the model may forget how to write."
+        fix = f"training.learning_rate: {10 * usual:g}, or nothing, if the held-out figures stay good"
+        yield config.problem("training.learning_rate", consequence, fix)
