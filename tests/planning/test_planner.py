@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 import run_directories
+from other_models import DENSE, MIXED, TOWERS, counted_spec
 from plans import CPU, SMALL, gpus, make, planned
 
 from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.errors import ConfigError
 from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.launch.launcher import plan_problems
+from unsloth_accel.models.lora_targets import targets
 from unsloth_accel.planning.memory_estimate import usable_gib
 from unsloth_accel.planning.planner import plan
 
@@ -201,30 +204,28 @@ def test_a_plan_is_written_as_json(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8")) == json.loads(json.dumps(decided.to_dict()))
 
 
-VISION = {"model_type": "qwen2_5_vl", "vision_config": {"depth": 32}, "text_config": {"hidden_size": 2048}}
-
-
 @pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp2_native"])
-@pytest.mark.parametrize("hardware", ["cpu", "4xH100-80GB"])
-def test_a_vision_language_model_is_refused(strategy: str, hardware: str, tmp_path: Path) -> None:
-    """By its config.json alone, and with weights that could be counted."""
-    directory = tmp_path / "model"
-    directory.mkdir()
-    (directory / "config.json").write_text(json.dumps(VISION), encoding="utf-8")
-    values: dict[str, Any] = {
-        "model": {"name": str(directory)},
-        "batch": {"global_size": 8},
-        "distributed": {"strategy": strategy},
-    }
-    run = from_dict(values, to_plan=True)
-    header = b'{"model.visual.patch.weight":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
-    for weights in (b"", len(header).to_bytes(8, "little") + header + bytes(8)):
-        if weights:
-            (directory / "model.safetensors").write_bytes(weights)
-        with pytest.raises(ConfigError, match="reads rows of text only") as raised:
-            plan(run, Hardware.parse(hardware))
-        assert [problem.key for problem in raised.value.problems] == ["model.name"]
-        assert "unsloth_accel.adapt(trainer)" in raised.value.problems[0].fix
+def test_a_vision_language_model_is_planned_for_text(strategy: str) -> None:
+    values = {"model": {"name": "x/y"}, "batch": {"global_size": 8}, "distributed": {"strategy": strategy}}
+    spec = counted_spec("qwen2_5_vl")
+    made = plan(from_dict(values, to_plan=True), Hardware.parse("4xH100-80GB"), spec)
+    assert "0.00B parameters for images or sound stay frozen" in "\n".join(made.reasons)
+    assert "activations of such a model were never measured" in "\n".join(made.reasons)
+    (problem,) = [one for one in plan_problems(made) if one.key == "model.name"]
+    assert "doesn't train it yet" in problem.consequence
+    assert problem.severity == "error"
+    with pytest.raises(ConfigError, match="Unsloth has no such models on a CPU"):
+        plan(from_dict({**values, "distributed": {}}, to_plan=True), Hardware.parse("cpu"), spec)
+
+
+@pytest.mark.parametrize("model_type", [*DENSE, *MIXED, *TOWERS])
+def test_every_family_that_transformers_builds_is_planned(model_type: str) -> None:
+    values = {"model": {"name": "x/y"}, "batch": {"global_size": 8}}
+    spec = counted_spec(model_type)
+    made = plan(from_dict(values, to_plan=True), Hardware.parse("1xH100-80GB"), spec)
+    assert made.memory is not None
+    assert made.memory.total > 0
+    assert made.run.lora.target_modules == list(targets(from_dict(values, to_plan=True), spec).modules)
 
 
 def test_what_a_cpu_lacks_is_planned_as_it_will_run_or_refused(description: dict[str, Any]) -> None:

@@ -50,7 +50,8 @@ def run(words: Sequence[str]) -> int:
 
     description = run_from_words(asked.words)
     raise_errors(setting_problems(description))
-    spec = ModelSpec.load(description.model.name)
+    model = description.model
+    spec = ModelSpec.load(model.name, trust_remote_code=model.trust_remote_code)
     rows = asked.rows or description.training.get("per_device_train_batch_size") or 2
     full = description.model.dtype == "float32"
     work = workload(description, spec, targets(description, spec), rows, full=full)

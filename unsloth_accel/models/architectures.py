@@ -329,7 +329,5 @@ def architecture_of(model_type: str, where: str) -> Architecture:
     if found:
         return found
     consequence = "no known architecture, so it can't be counted from config.json alone."
-    if model_type in ("gemma3", "mistral3", "llama4"):
-        consequence = "holds a vision model beside the text model; only text models are counted from config.json."
     fix = f"give a directory with safetensors weights, or a model of type {', '.join(sorted(ARCHITECTURES.names))}"
     raise ConfigError(Problem(key=f"{where}: model_type", value=model_type, consequence=consequence, fix=fix))

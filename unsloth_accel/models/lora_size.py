@@ -88,8 +88,10 @@ def _pair(shape: Shape, r: int) -> int:
 
 
 def _modules(spec: ModelSpec) -> dict[str, dict[str, Shape]]:
-    """Every module that holds parameters, by its full name, with all its parameters by their name in it."""
-    shapes = {tensor.name: tensor.shape for tensor in spec.tensors}
+    """Every module that holds parameters, by its full name, with all its parameters by their name in it; none of a
+    tower's, which Unsloth keeps out of the way of a list of names (unsloth/models/llama.py: `finetune_vision_layers`).
+    """
+    shapes = {tensor.name: tensor.shape for tensor in spec.tensors if tensor.part != "tower"}
     if spec.tie_word_embeddings:
         shapes["lm_head.weight"] = (spec.vocab_size, spec.hidden_size)
     modules: dict[str, dict[str, Shape]] = {}
@@ -127,21 +129,23 @@ def _targets(
             raise ConfigError(Problem(key=KEY, value=given, consequence=consequence, fix="give a list of names"))
         if not old:
             found = linear if given.lower() == "all-linear" else _matching(given, modules)
-            return _Targets(_supported(given, found, linear), {})
+            return _Targets(_supported(spec, given, found, linear), {})
         given = _leaves(spec, modules, given, linear, old)
     experts = {word for word in given if word.rpartition(".")[2] in old}
     parameters = _fused(spec, experts, old)
     problems = []
     found = set()
+    # Of a family without a record here, what Unsloth's words don't reach is passed over, as Unsloth does.
+    within = modules if spec.measured else linear | _outer(spec)
     for word in sorted(set(given) - experts):
-        named = {name for name in modules if name == word or (name.endswith(f".{word}") and _in_layers(name, layers))}
+        named = {name for name in within if name == word or (name.endswith(f".{word}") and _in_layers(name, layers))}
         if not named:
             problems.append(_unknown(spec, word, linear, layers))
         found |= named
     raise_errors(problems)
     if not found and not parameters:
         raise ConfigError(Problem(key=KEY, value=list(given), consequence="names nothing.", fix="all-linear"))
-    return _Targets(_supported(", ".join(given), found, linear), parameters)
+    return _Targets(_supported(spec, ", ".join(given), found, linear), parameters)
 
 
 def _leaves(
@@ -190,9 +194,15 @@ def _matching(pattern: str, names: Iterable[str]) -> set[str]:
     return found
 
 
-def _supported(given: str, found: set[str], linear: Collection[str]) -> frozenset[str]:
+def _outer(spec: ModelSpec) -> set[str]:
+    """The modules of input embeddings and output head."""
+    outer = {tensor.name for tensor in spec.tensors if tensor.part in ("embeddings", "head")}
+    return {"lm_head", *(name.rpartition(".")[0] for name in outer)}
+
+
+def _supported(spec: ModelSpec, given: str, found: set[str], linear: Collection[str]) -> frozenset[str]:
     """Return `found`; raise `ConfigError` if PEFT has no LoRA for one of them."""
-    other = sorted(found.difference(linear) - {"lm_head", "model.embed_tokens"})
+    other = sorted(found.difference(linear) - _outer(spec))
     if other:
         consequence = f"means {other[0]}, which is not a linear layer, so PEFT refuses it."
         raise ConfigError(Problem(key=KEY, value=given, consequence=consequence, fix=_names(linear)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 from ..config.run_config import PROJECTIONS, RunConfig
 from ..errors import ConfigError, Problem
@@ -39,7 +38,9 @@ def targets(run: RunConfig, spec: ModelSpec) -> Targets:
     names = _all_linear(spec) if asked == "all-linear" else [str(name) for name in asked]
     whole = tuple(name for name in names if name in WHOLE)
     experts = bool(spec.num_experts) and any(name in MLP for name in names)
-    lora = [name for name in names if name not in whole and not (experts and name in MLP)]
+    # Dense blocks and shared experts beside the fused ones get LoRA of the same names.
+    fused = set(MLP) - (set() if spec.measured else _leaves(spec)) if experts else set()
+    lora = [name for name in names if name not in whole and name not in fused]
     if not lora and not experts:
         consequence = "Unsloth trains these whole, so no module is left to get LoRA, and it stops after loading."
         fix = "add a projection, such as q_proj"
@@ -51,14 +52,17 @@ def targets(run: RunConfig, spec: ModelSpec) -> Targets:
 
 
 def _all_linear(spec: ModelSpec) -> list[str]:
-    present = {weight.name.rsplit(".", 1)[-1] for weight in spec.linear_weights}
+    present = _leaves(spec)
     if spec.num_experts:
         present |= set(MLP)
     known = [name for name in PROJECTIONS if name in present]
     return [*known, *sorted(present - set(known))]
 
 
+def _leaves(spec: ModelSpec) -> set[str]:
+    return {weight.name.rsplit(".", 1)[-1] for weight in spec.linear_weights}
+
+
 def _expert_parameters(spec: ModelSpec, r: int) -> int:
     """Return the sum of r × (in + out) over every fused weight of every expert."""
-    fused = [tensor.shape for tensor in spec.tensors if ".experts." in tensor.name and len(tensor.shape) == 3]
-    return sum(shape[0] * r * (shape[1] + shape[2]) for shape in fused if prod(shape))
+    return sum(r * experts * (a + b) for experts, a, b in (tensor.shape for tensor in spec.fused_experts))

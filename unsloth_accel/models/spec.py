@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,14 +15,16 @@ from ..config.start_adapter import model_of
 from ..errors import ConfigError, Problem
 from . import lora_size
 from .architectures import ARCHITECTURES, Sizes, architecture_of, parameters, read_dimensions
+from .build_without_weights import ROUTED, ROUTERS
+from .counted import Counted, Part, count
 from .safetensors_header import DTYPES, Stored, read_checkpoint
 
-Source = Literal["safetensors headers", "config.json", "known shapes"]
+Source = Literal["safetensors headers", "config.json", "known shapes", "transformers' class"]
 ITEM_SIZES = dict(DTYPES.values())
 """Bytes of one element, by torch's name of the dtype."""
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
-_ROUTERS = ("gate", "router")
-"""Last names of modules with a two-dimensional weight that is no nn.Linear: the routers of a mixture."""
+_TOWERS = re.compile(r"vision|visual|audio|speech|image")
+"""Names of towers, in a checkpoint that can't be counted otherwise."""
 _BUFFERS = (".inv_freq", ".masked_bias", ".attn.bias")
 """Ends of names that older checkpoints store and that are no parameters."""
 _BITS = {"bnb-8bit": 8, "fp8": 8, "gptq": 4, "awq": 4}
@@ -38,6 +40,7 @@ class Tensor:
     """Torch's name, such as bfloat16: the checkpoint's, or config.json's where none was read or it is quantized."""
     bytes: int
     """Bytes of the parameter in `dtype`, not of its quantized form."""
+    part: Part
 
     @property
     def numel(self) -> int:
@@ -74,24 +77,26 @@ class ModelSpec(Sizes):
     """Class of a decoder block, for FSDP's transformer_layer_cls_to_wrap; empty for an unknown architecture."""
     tensors: tuple[Tensor, ...]
     """All parameters; a tied lm_head counts once, as the embeddings."""
+    measured: bool = True
+    """Whether activations of such blocks were measured for the estimate of memory; otherwise they are taken as large as
+    its weights allow."""
     stored_bytes: int | None = None
     """Bytes of all tensors in the checkpoint, quantization states included; None where no headers were read."""
-    towers: tuple[str, ...] = ()
-    """Keys of config.json that describe another model beside the text model, of images or sound."""
     problems: tuple[Problem, ...] = ()
     """Warnings met on the way, such as an architecture that was counted from its weights only."""
 
     @classmethod
-    def load(cls, name: str | Path, revision: str | None = None) -> ModelSpec:
-        """The spec of a local directory or a hub id; milliseconds, unless config.json must be downloaded.
+    def load(cls, name: str | Path, revision: str | None = None, *, trust_remote_code: bool = False) -> ModelSpec:
+        """The spec of a local directory or a hub id; milliseconds, unless config.json must be downloaded, or a model
+        of a family without a record in `ARCHITECTURES` is met for the first time (`models.counted`).
 
         An adapter's is that of its base. A hub id is looked for in the local hub cache, among the library's known
         shapes (for the main revision), and then, unless HF_HUB_OFFLINE is set, on the hub, from where only config.json
         is fetched.
 
-        Raises `ConfigError`: a config.json that is missing, unreadable, senseless or of an unknown architecture
-        without weights; weights that are missing, cut short or of other shapes than config.json says; a hub id that
-        can't be had.
+        Raises `ConfigError`: a config.json that is missing, unreadable, senseless, or that transformers can't build a
+        model of; weights that are missing, cut short or of other shapes than config.json says; a hub id that can't be
+        had.
         """
         from .locate import find_model
 
@@ -99,7 +104,14 @@ class ModelSpec(Sizes):
         found = find_model(name, revision)
         source: Source = "known shapes" if found.known else "config.json"
         stored = read_checkpoint(found.directory) if found.directory and found.has_weights else []
-        return from_config(found.config, name=name, where=found.where, stored=stored, source=source)
+        counted = None
+        if found.config["model_type"] not in ARCHITECTURES:
+            try:
+                counted = count(found.config, found.where, found.directory, trust_remote_code=trust_remote_code)
+            except ConfigError:
+                if not stored or found.config.get("quantization_config"):
+                    raise
+        return from_config(found.config, name=name, where=found.where, stored=stored, source=source, counted=counted)
 
     # Summing over all tensors takes a millisecond or more, and the planner asks often.
     @cached_property
@@ -115,29 +127,62 @@ class ModelSpec(Sizes):
     @cached_property
     def embedding_parameters(self) -> int:
         """Number of parameters of the input embeddings."""
-        return sum(tensor.numel for tensor in self.tensors if tensor.name.endswith("embed_tokens.weight"))
+        return self._numel("embeddings")
 
     @cached_property
     def lm_head_parameters(self) -> int:
         """Number of parameters of lm_head, bias included; 0 where it is tied to the input embeddings."""
-        return sum(tensor.numel for tensor in self.tensors if tensor.name.startswith("lm_head."))
+        return self._numel("head")
+
+    @cached_property
+    def tower_parameters(self) -> int:
+        """Number of parameters of towers for images or sound, which rows of text don't pass."""
+        return self._numel("tower")
+
+    def _numel(self, part: Part) -> int:
+        return sum(tensor.numel for tensor in self.tensors if tensor.part == part)
 
     @cached_property
     def layer_parameters(self) -> int:
         """Number of parameters of the largest decoder block."""
-        blocks: Counter[str] = Counter()
+        return max((sum(tensor.numel for tensor in block) for block in self._blocks.values()), default=0)
+
+    @cached_property
+    def _blocks(self) -> dict[str, list[Tensor]]:
+        """The parameters of each decoder block, by its number."""
+        blocks: dict[str, list[Tensor]] = {}
         for tensor in self.tensors:
-            if block := _BLOCK.search(tensor.name):
-                blocks[block[1]] += tensor.numel
-        return max(blocks.values(), default=0)
+            if tensor.part != "tower" and (block := _BLOCK.search(tensor.name)):
+                blocks.setdefault(block[1], []).append(tensor)
+        return blocks
+
+    @cached_property
+    def block_width(self) -> int:
+        """Width that an MLP alone would have, if the weights that a token meets in the largest block were all its own.
+
+        A gated MLP has three weights of hidden_size for each unit of width, so this is more than the width of any MLP
+        beside attention. It counts twice in blocks with a convolution, which is how state-space and linear-attention
+        layers are known: their scans keep several of their inputs in float32.
+        """
+        widths = [0.0]
+        for block in self._blocks.values():
+            scans = any(len(tensor.shape) > 2 and tensor.part != "experts" for tensor in block)
+            widths.append(self._active(block) / (3 * max(self.hidden_size, 1)) * (2 if scans else 1))
+        return ceil(max(widths))
 
     @cached_property
     def active_parameters(self) -> int:
-        """Number of parameters that one token uses: all, embeddings included, but the experts it is not routed to."""
-        if not self.num_experts:
-            return self.num_parameters
-        experts = sum(tensor.numel for tensor in self.tensors if ".experts." in tensor.name)
-        return self.num_parameters - experts + experts // self.num_experts * self.experts_per_token
+        """Number of parameters that one token of text uses: all, embeddings included, but towers and the experts that
+        it is not routed to."""
+        return self._active(self.tensors)
+
+    def _active(self, tensors: Iterable[Tensor]) -> int:
+        numel: Counter[Part] = Counter()
+        for tensor in tensors:
+            numel[tensor.part] += tensor.numel
+        experts = numel.pop("experts", 0)
+        used = experts // self.num_experts * self.experts_per_token if self.num_experts else experts
+        return numel.total() - numel["tower"] + used
 
     @cached_property
     def linear_weights(self) -> tuple[Linear, ...]:
@@ -146,7 +191,9 @@ class ModelSpec(Sizes):
         Fused experts and routers are no nn.Linear in transformers 5 and not among them.
         """
         return tuple(
-            Linear(tensor.name.removesuffix(".weight"), *tensor.shape) for tensor in self.tensors if _is_linear(tensor)
+            Linear(tensor.name.removesuffix(".weight"), *tensor.shape)
+            for tensor in self.tensors
+            if tensor.part == "linear"
         )
 
     lora_parameters = lora_size.lora_parameters
@@ -205,8 +252,12 @@ class ModelSpec(Sizes):
 
     def _expert_weights(self) -> list[int]:
         """Elements of each fused weight of experts that may be quantized."""
-        fused = [tensor for tensor in self.tensors if ".experts." in tensor.name and len(tensor.shape) == 3]
-        return [tensor.numel for tensor in fused if not _kept(tensor.name, self.unquantized_modules)]
+        return [tensor.numel for tensor in self.fused_experts if not _kept(tensor.name, self.unquantized_modules)]
+
+    @cached_property
+    def fused_experts(self) -> list[Tensor]:
+        """The weights of shape (experts, a, b)."""
+        return [tensor for tensor in self.tensors if tensor.part == "experts" and len(tensor.shape) == 3]
 
     def _mixed_bytes(self, dtype_bytes: int, quantized_bytes: Callable[[int], int]) -> int:
         total = self.num_parameters * dtype_bytes
@@ -229,12 +280,6 @@ def nf4_bytes(numel: int) -> int:
     return -(-numel // 2) + blocks + 4 * -(-blocks // 256) + 4 * (16 + 256 + 1)
 
 
-TOWERS = ("vision_config", "audio_config", "speech_config")
-"""Keys of config.json under which transformers keeps the configs of vision and audio models."""
-TOWER = "towers"
-"""`Problem.rule` of a model that has such a config and can't be counted."""
-
-
 def from_config(
     config: Mapping[str, Any],
     *,
@@ -242,24 +287,21 @@ def from_config(
     where: str = "config.json",
     stored: Iterable[Stored] = (),
     source: Source = "config.json",
+    counted: Counted | None = None,
 ) -> ModelSpec:
     """The spec that `config`, a config.json's keys and values, describes; `stored` is its checkpoint's tensors.
 
-    `where` names the file in errors. Raises `ConfigError` as `ModelSpec.load` does.
+    `counted` is what transformers builds of it, where its family has no record here. `where` names the file in errors.
+    Raises `ConfigError` as `ModelSpec.load` does.
     """
     stored = list(stored)
     quantization, kept = _quantization(config, where)
     dtype = _dtype(config, stored, where)
     model_type = config["model_type"]
-    towers = tuple(key for key in TOWERS if config.get(key))
+    if counted:
+        return _from_class(config, counted, name, where, stored, dtype, quantization, kept)
     if model_type not in ARCHITECTURES and stored and quantization is None:
-        return replace(_from_weights(config, name, where, stored, dtype), towers=towers)
-    if towers:
-        consequence = f"holds another model beside the text model ({towers[0]}), which is not counted."
-        fix = "a text model, or a directory with unquantized weights"
-        raise ConfigError(
-            Problem(key=f"{where}: model_type", value=model_type, consequence=consequence, fix=fix, rule=TOWER)
-        )
+        return _from_weights(config, name, where, stored, dtype)
     architecture = architecture_of(model_type, where)
     dims = read_dimensions(config, architecture.defaults, where)
     shapes = dict(parameters(architecture, dims))
@@ -280,6 +322,63 @@ def from_config(
         tensors=tuple(_tensor(key, shape, dtypes.get(key, dtype)) for key, shape in shapes.items()),
         stored_bytes=sum(tensor.bytes for tensor in stored) if stored else None,
         problems=problems,
+    )
+
+
+def _from_class(
+    config: Mapping[str, Any],
+    counted: Counted,
+    name: str,
+    where: str,
+    stored: list[Stored],
+    dtype: str,
+    quantization: str | None,
+    kept: tuple[str, ...],
+) -> ModelSpec:
+    """The spec of a model that transformers has built without weights."""
+    values, model_type = counted.values, config["model_type"]
+    dtypes = {tensor.name: tensor.dtype for tensor in stored}
+    tensors = [_tensor(one.name, one.shape, dtypes.get(one.name, dtype), one.part) for one in counted.tensors]
+    hidden, heads = values.get("hidden_size", 0), values.get("num_attention_heads", 0)
+    experts = max((tensor.shape[0] for tensor in tensors if tensor.part == "experts"), default=0)
+    words = "counted exactly, by transformers' own class; activations of such a model were never measured here, and "
+    words += "are taken as large as its weights allow."
+    problems = [
+        Problem(key=f"{where}: model_type", value=model_type, consequence=words, fix="nothing", severity="warning")
+    ]
+    if not counted.reached:
+        words = (
+            "Unsloth on a GPU gives LoRA to layers below model.layers or a language model, and stops at other names."
+        )
+        fix = "another model, or your own script with PEFT"
+        problems.append(Problem(key="model.name", value=name, consequence=words, fix=fix, severity="warning"))
+    if stored and quantization is None:
+        problems += _compare({tensor.name: tensor.shape for tensor in tensors}, stored, counted.tied, where)
+    return ModelSpec(
+        name=name,
+        model_type=model_type,
+        source="transformers' class",
+        hidden_size=hidden,
+        intermediate_size=values.get("intermediate_size", 0),
+        num_layers=counted.num_layers,
+        num_heads=heads,
+        num_kv_heads=values.get("num_key_value_heads", heads),
+        head_dim=values.get("head_dim", hidden // heads if heads else 0),
+        vocab_size=next((tensor.shape[0] for tensor in tensors if tensor.part == "embeddings"), 0),
+        tie_word_embeddings=counted.tied,
+        num_experts=experts,
+        # All of them, where no known name tells how many: more computing, and more memory, than there will be.
+        experts_per_token=next((values[key] for key in ROUTED if key in values), experts) if experts else 0,
+        moe_intermediate_size=values.get("moe_intermediate_size", 0),
+        max_position_embeddings=values.get("max_position_embeddings", 0),
+        dtype=dtype,
+        quantization=quantization,
+        unquantized_modules=kept,
+        decoder_layer_class=counted.block_class,
+        tensors=tuple(tensors),
+        measured=False,
+        stored_bytes=sum(tensor.bytes for tensor in stored) if stored else None,
+        problems=tuple(problems),
     )
 
 
@@ -348,14 +447,22 @@ def _compare(
     return (Problem(key=where, consequence=consequence, fix=fix, severity="warning"),)
 
 
-def _tensor(name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
-    return Tensor(name=name, shape=shape, dtype=dtype, bytes=prod(shape) * ITEM_SIZES.get(dtype, 2))
+def _tensor(name: str, shape: tuple[int, ...], dtype: str, part: Part | None = None) -> Tensor:
+    size = prod(shape) * ITEM_SIZES.get(dtype, 2)
+    return Tensor(name=name, shape=shape, dtype=dtype, bytes=size, part=part or _part(name, shape))
 
 
-def _is_linear(tensor: Tensor) -> bool:
-    if len(tensor.shape) != 2 or not tensor.name.endswith(".weight") or not _BLOCK.search(tensor.name):
-        return False
-    return tensor.name.split(".")[-2] not in _ROUTERS
+def _part(name: str, shape: tuple[int, ...]) -> Part:
+    """Return the part that a parameter is of, by its name in transformers' models of the families known here."""
+    if _TOWERS.search(name):
+        return "tower"
+    if ".experts." in name:
+        return "experts"
+    if len(shape) == 2 and _BLOCK.search(name) and name.endswith(".weight") and name.split(".")[-2] not in ROUTERS:
+        return "linear"
+    if name.endswith("embed_tokens.weight"):
+        return "embeddings"
+    return "head" if name.startswith("lm_head.") else "other"
 
 
 def _kept(module: str, patterns: Iterable[str]) -> bool:
@@ -373,7 +480,9 @@ def _matches(pattern: str, module: str) -> bool:
 
 def _dtype(config: Mapping[str, Any], stored: list[Stored], where: str) -> str:
     """Torch's name of the weights' dtype: config.json's, or that of most stored bytes, or transformers' float32."""
-    given = config.get("dtype") or config.get("torch_dtype")
+    text = config.get("text_config")
+    values = {**text, **config} if isinstance(text, dict) else config
+    given = values.get("dtype") or values.get("torch_dtype")
     if given is not None and given != "auto":
         word = given.removeprefix("torch.") if isinstance(given, str) else ""
         if word in ITEM_SIZES:

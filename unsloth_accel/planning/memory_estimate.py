@@ -166,6 +166,8 @@ class Workload:
     def intermediate(self) -> int:
         """Width of the MLP that one token passes."""
         spec = self.spec
+        if not spec.measured:
+            return spec.block_width
         if not spec.num_experts:
             return max(spec.intermediate_size, 1)
         return (spec.moe_intermediate_size or spec.intermediate_size) * spec.experts_per_token

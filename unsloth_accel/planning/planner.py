@@ -18,7 +18,7 @@ from ..hardware.hardware import Hardware
 from ..methods import METHODS
 from ..models.locate import may_be_hub_id
 from ..models.lora_targets import Targets, targets
-from ..models.spec import TOWER, ModelSpec
+from ..models.spec import ModelSpec
 from ..strategies import STRATEGIES, usual
 from .batch import Batch, check_divisible, divide_batch, divisors, gives_way
 from .idle_memory import uses
@@ -89,7 +89,8 @@ class _Facts:
     def spec(self) -> ModelSpec | ConfigError:
         """The model's shapes, or what keeps them unknown."""
         try:
-            return self._spec or ModelSpec.load(self._run.model.name)
+            model = self._run.model
+            return self._spec or ModelSpec.load(model.name, trust_remote_code=model.trust_remote_code)
         except ConfigError as error:
             return error
 
@@ -243,8 +244,6 @@ def _spec(
 ) -> ModelSpec | None:
     """The model's shapes; None, with the reason, where they are unknown and no decision needs them."""
     if isinstance(spec, ConfigError):
-        if any(problem.rule == TOWER for problem in spec.problems):
-            raise ConfigError(_only_text(run))
         if not may_be_hub_id(model_of(run.model.name)):
             raise spec  # a directory that is missing or damaged
         if device == "cuda" and run.distributed.strategy == "auto" and count > 1:
@@ -253,21 +252,15 @@ def _spec(
         first = spec.problems[0]
         reasons.append(f"memory is not estimated: {first.key}: {first.consequence}")
         return None
-    if spec.towers:
-        raise ConfigError(_only_text(run))
+    if spec.tower_parameters:
+        if device == "cpu":
+            consequence = "is a model of text and images or sound, and Unsloth has no such models on a CPU."
+            fix = "a text model, or a machine with a GPU (--hardware 1xH100-80GB plans for one)"
+            raise ConfigError(Problem(key="model.name", value=run.model.name, consequence=consequence, fix=fix))
+        frozen = f"{spec.tower_parameters / 1e9:.2f}B parameters for images or sound stay frozen beside the text model"
+        reasons.append(f"{frozen}: rows of text don't pass them, and LoRA is added to the text model only.")
     reasons += [f"{problem.key}: {problem.consequence}" for problem in spec.problems]
     return spec
-
-
-def _only_text(run: RunConfig) -> Problem:
-    return Problem(
-        key="model.name",
-        value=run.model.name,
-        consequence="is a model of text and images or sound. `launch RUN.yaml` reads rows of text only: its other half "
-        "would fill every GPU and learn nothing, and Unsloth has no such models on a CPU.",
-        fix="a text model, or your own script: FastVisionModel, unsloth_accel.adapt(trainer), and `unsloth-accel "
-        "launch --config_file CONFIG.yaml script.py`; unsloth-accel config makes one",
-    )
 
 
 def _choice(

@@ -150,7 +150,7 @@ def _model_problems(run: RunConfig) -> list[Problem]:
         if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
             consequence = "has a config.json and no weights (*.safetensors)."
             return [problem(consequence=consequence, fix="copy the weights into it")]
-        spec = ModelSpec.load(name)
+        spec = ModelSpec.load(name, trust_remote_code=run.model.trust_remote_code)
     except ConfigError as error:  # no model, a file cut short, a shard missing, sizes that contradict each other
         return list(error.problems)
     return _bitsandbytes_problems("model.name", name) if spec.quantization == "bnb-4bit" else []

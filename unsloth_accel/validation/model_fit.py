@@ -26,7 +26,7 @@ def _module_problems(run: RunConfig) -> list[Problem]:
     if not (is_directory(name) or hub_snapshot(name) or known_config(name)):
         return []
     try:
-        spec = ModelSpec.load(name)
+        spec = ModelSpec.load(name, trust_remote_code=run.model.trust_remote_code)
     except ConfigError:  # told elsewhere
         return []
     try:

@@ -27,7 +27,9 @@ def vocabulary_problems(run: RunConfig, rows: Mapping[str, Rows]) -> list[Proble
         return []
     tokens = read_tokens(directory)
     try:
-        spec = ModelSpec.load(model_of(run.model.name)) if tokens.model or tokens.added else None
+        trusted = run.model.trust_remote_code
+        known = tokens.model or tokens.added
+        spec = ModelSpec.load(model_of(run.model.name), trust_remote_code=trusted) if known else None
     except ConfigError:  # told elsewhere
         spec = None
     if spec is None or not (size := _embeddings(spec)):
@@ -55,7 +57,7 @@ def vocabulary_problems(run: RunConfig, rows: Mapping[str, Rows]) -> list[Proble
 
 def _embeddings(spec: ModelSpec) -> int:
     """Return the number of rows of the input embeddings."""
-    shapes = (tensor.shape for tensor in spec.tensors if tensor.name.endswith("embed_tokens.weight"))
+    shapes = (tensor.shape for tensor in spec.tensors if tensor.part == "embeddings")
     return next(shapes, (spec.vocab_size,))[0]
 
 
