@@ -69,6 +69,16 @@ def plain(work: Path, shape: str, flags: list[str]) -> dict[str, Any]:
     return found | {"median_step_seconds": round(statistics.median(found["seconds"][WARM_UP:]), 4)}
 
 
+def table(report: dict[str, Any]) -> str:
+    """Return the Markdown table of the ways to train the same rows."""
+    lines = ["| way | s/step | GiB | loss of the last step |", "|---|---|---|---|"]
+    for name, run in report["runs"].items():
+        seconds, gib = run["median_step_seconds"], run["memory_gib"]["training"]
+        lines.append(f"| {name} | {seconds:.3f} | {gib:.1f} | {run['loss'][-1]:.3f} |")
+    told = [f"{pair} {ratio:.2f}" for pair, ratio in report["ratios"].items()]
+    return "\n".join([*lines, "", f"Times as fast: {'; '.join(told)}."])
+
+
 def ratios(runs: dict[str, dict[str, Any]]) -> dict[str, float]:
     """Return how many times as fast the planned step is, by what it is compared with."""
     seconds = {name: run["median_step_seconds"] for name, run in runs.items() if "median_step_seconds" in run}

@@ -66,7 +66,11 @@ def main() -> int:
     data.write_text(f"{row}\n" * (options.rows * count * options.steps), encoding="utf-8")
     run = from_dict(
         {
-            "model": {"name": str(Path(options.model).resolve()), "max_seq_length": options.length},
+            "model": {
+                "name": str(Path(options.model).resolve()),
+                "max_seq_length": options.length,
+                "keep_activations": 0,
+            },
             "data": {"path": str(data)},
             "batch": {"global_size": options.rows * count},
             "training": {"max_steps": options.steps, "per_device_train_batch_size": options.rows},

@@ -370,7 +370,7 @@ def older(version: str, place: Place) -> dict[str, Any]:
 def limited(strategy: str, place: Place) -> dict[str, Any]:
     """The 8B shape on GPUs that have less memory than its weights take: one GPU can't train it, two that shard can."""
     training = {"max_steps": 3, "per_device_train_batch_size": 1}
-    model = {"name": "8B", "max_seq_length": 512}
+    model = {"name": "8B", "max_seq_length": 512, "keep_activations": 0}
     decided = place.planned("run", strategy, model=model, training=training, batch={"global_size": 2})
     words: list[str | Path] = [
         "--config_file",
@@ -399,7 +399,7 @@ def limited(strategy: str, place: Place) -> dict[str, Any]:
 
 def halving(strategy: str, place: Place) -> dict[str, Any]:
     """One of two GPUs with too little memory for 8 rows of 2048 at once, and enough for fewer: the same run, slower."""
-    model = {"name": "llama", "max_seq_length": 2048}
+    model = {"name": "llama", "max_seq_length": 2048, "keep_activations": 0}
 
     def trained(label: str, rows: int, limit: str | None = None) -> dict[str, Any]:
         changes = {"model": model, "batch": {"global_size": 16}, **FULL_ROWS, **FEW_LORA}

@@ -92,6 +92,7 @@ def run(
         f"model.name={model}",
         f"data.path={data}",
         f"model.max_seq_length={LENGTH}",
+        "model.keep_activations=0",
         f"batch.global_size={options.per_device * gpus}",
         f"training.per_device_train_batch_size={options.per_device}",
         f"training.max_steps={options.steps}",

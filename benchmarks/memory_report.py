@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import kept
+from benchmarks import against_plain, kept, regret
 from benchmarks.loaded import Cell as LoadedCell
 from benchmarks.memory import CALIBRATION, HELD_OUT, Cell
 from unsloth_accel.config.run_config import PROJECTIONS
@@ -299,7 +299,38 @@ Made by `python -m benchmarks.memory_report` from `benchmarks/results/memory-2xH
 The order agrees in {agree} of {total} groups. Over all {len(errors)} cells the step time is off by
 {median:.1%} at the median and {worst:.0%} at worst ({where}).
 
-{kept_section(_SECONDS_BY_KEPT, lambda found: (found.predicted_seconds, found.seconds))}"""
+{kept_section(_SECONDS_BY_KEPT, lambda found: (found.predicted_seconds, found.seconds))}
+{plain_section()}
+{regret_section()}"""
+
+
+def plain_section() -> str:
+    """Return the section on the planned step beside plain ones."""
+    report = json.loads(RESULTS.with_name("against-plain-1xH200.json").read_text(encoding="utf-8"))
+    return f"""## The planned step beside plain ones
+
+8B, 4 × 2048 tokens on one GPU, in one call. `default` is Unsloth's, in which every block recomputes; `plain` is TRL and
+PEFT without Unsloth. {_where(report)} Made by `{report["command"]}`.
+
+{against_plain.table(report)}
+
+Plain TRL draws the rows in another order and doesn't warm up, so its losses say nothing here; those of `default` and
+`planned` are of the same rows.
+"""
+
+
+def regret_section() -> str:
+    """Return the section on what the plan chooses beside its rivals."""
+    report = json.loads(RESULTS.with_name("regret-1xH200.json").read_text(encoding="utf-8"))
+    return f"""## What the plan chooses, beside its nearest rivals
+
+Cards are stood in for by limiting torch's allocator; regret is the chosen step's time over the fastest one's.
+{_where(report)} Made by `python -m benchmarks.regret`. {report["note"]}
+
+{regret.table(report)}
+
+The largest regret of {len(report["settings"])} settings is {report["regret"]:.3f}.
+"""
 
 
 def main() -> None:

@@ -2,11 +2,14 @@
 
     python -m benchmarks.regret --out benchmarks/results/regret-1xH200.json [--settings '8B-*'] [--seconds 560]
     python -m benchmarks.regret --settings '8B-*' --dry-run          # what would be measured; needs no GPU
+    python -m benchmarks.regret --out benchmarks/results/regret-1xH200.json --anew      # by today's plan; nor does it
 
 A setting is a model, a length, a global batch and a card's memory, to which torch's allocator is limited. Its rivals
 are the plans with other rows per device, the two that are held to be fastest, and the chosen rows with more blocks
 that keep their activations than the plan dares (STEP_UP of them). All train the same global batch, side by side in one
-loaded process; `regret` is the chosen one's time for a step over the least of all, 1 at best.
+loaded process; `regret` is the chosen one's time for a step over the least of all, 1 at best. With `--anew` settings
+whose choice is no longer that of the plan are judged by what it chooses now, where that was a rival; others are left
+out of the file, to be measured again.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -123,10 +125,11 @@ def main() -> int:
     parser.add_argument("--settings", default="*", help="names or patterns, comma-separated; all by default")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no cell after so many seconds")
     parser.add_argument("--work", default="runs/benchmark", help="where checkpoints, data and runs go")
+    parser.add_argument("--anew", action="store_true", help="judge what was measured by what the plan chooses now")
     parser.add_argument("--dry-run", action="store_true", help="show the cells and what the plan holds of each")
     options = parser.parse_args()
     work, out, started = Path(options.work).resolve(), Path(options.out), time.perf_counter()
-    hardware = Hardware.parse("1xH200") if options.dry_run else Hardware.detect()
+    hardware = Hardware.parse("1xH200") if options.dry_run or options.anew else Hardware.detect()
     hardware = replace(hardware, devices=hardware.devices[:1])
     report = opened(out, "regret", {"steps": STEPS, "warm_up_steps": WARM_UP, "shapes": SHAPES, "settings": {}})
     patterns = options.settings.split(",")
@@ -135,6 +138,9 @@ def main() -> int:
         for setting in SETTINGS
         if setting.name not in report["settings"] and any(fnmatch(setting.name, pattern) for pattern in patterns)
     ]
+    if options.anew:
+        judged_anew(report, hardware)
+        return finish(report, out)
     cells = {setting: setting.cells(hardware) for setting in wanted}
     if options.dry_run:
         for setting, own in cells.items():
@@ -153,19 +159,54 @@ def main() -> int:
         print(f"{time.perf_counter() - started:.0f}s {cell.name} {json.dumps(shown)}", flush=True)
         for setting, own in cells.items():
             if own[-1] == cell:
-                report["settings"][setting.name] = told(setting, setting.plan(hardware), own, found)
-                report["regret"] = max(one["regret"] or float("inf") for one in report["settings"].values())
-                out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    for name, setting in report["settings"].items():
-        print(f"{name}: regret {setting['regret']}, chosen {setting['chosen']}, fastest {setting['fastest']}")
+                measured_cells = {one.name: found[one.name] for one in own}
+                report["settings"][setting.name] = told(setting, setting.plan(hardware), measured_cells)
+                finish(report, out)
     return 0
 
 
-def told(setting: Setting, made: Plan, own: Sequence[Cell], found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return a setting's cells and its regret: None where what the plan chose ran out of memory."""
-    seconds = {cell.name: found[cell.name].get("median_step_seconds") for cell in own}
-    ran = {name: value for name, value in seconds.items() if value is not None}
-    chosen, fastest = own[0].name, min(ran, key=lambda name: ran[name])
+def finish(report: dict[str, Any], out: Path) -> int:
+    """Write the report with the largest regret of all, infinite where a choice ran out of memory, and show it."""
+    settings = report["settings"]
+    report["regret"] = max((one["regret"] or float("inf") for one in settings.values()), default=None)
+    out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    for name, one in settings.items():
+        print(f"{name}: regret {one['regret']}, chosen {one['chosen']}, fastest {one['fastest']}")
+    return 0
+
+
+def judged_anew(report: dict[str, Any], hardware: Hardware) -> None:
+    """Judge each setting of `report` by the plan of now; those whose choice was not measured are left out."""
+    measured_settings = report["settings"]
+    report["settings"] = {}
+    for setting in SETTINGS:
+        cells = measured_settings.get(setting.name, {}).get("cells", {})
+        made = setting.plan(hardware)
+        if setting.cell(made).name in cells:
+            report["settings"][setting.name] = told(setting, made, cells)
+
+
+def table(report: dict[str, Any]) -> str:
+    """Return the Markdown table of what was chosen and what was faster."""
+    lines = ["| setting | card | chosen: rows × accumulation, blocks kept | s/step | fastest | regret |"]
+    lines.append("|---|---|---|---|---|---|")
+    for one in report["settings"].values():
+        setting, cells = one["setting"], one["cells"]
+        bits = " in 4 bit" if setting["load_in_4bit"] else ""
+        card = f"{setting['gib']:g} GiB" if setting["gib"] else "whole"
+        chosen, fastest = (cells[one[key]]["cell"] for key in ("chosen", "fastest"))
+        ways = [f"{cell['per_device']} × {cell['accumulation']}, {cell['kept']}" for cell in (chosen, fastest)]
+        seconds = cells[one["chosen"]].get("median_step_seconds")
+        rows = f"{setting['shape']}{bits}, {setting['rows']} × {setting['length']}"
+        same = "the same" if chosen == fastest else ways[1]
+        lines.append(f"| {rows} | {card} | {ways[0]} | {seconds} | {same} | {one['regret']:.3f} |")
+    return "\n".join(lines)
+
+
+def told(setting: Setting, made: Plan, cells: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return a setting's measured cells and its regret: None where what the plan chose ran out of memory."""
+    ran = {name: one["median_step_seconds"] for name, one in cells.items() if "median_step_seconds" in one}
+    chosen, fastest = setting.cell(made).name, min(ran, key=lambda name: ran[name])
     return {
         "setting": asdict(setting),
         "chosen": chosen,
@@ -173,7 +214,7 @@ def told(setting: Setting, made: Plan, own: Sequence[Cell], found: dict[str, dic
         "regret": round(ran[chosen] / ran[fastest], 4) if chosen in ran else None,
         "estimated_step_seconds": made.speed and round(made.speed.step_seconds, 4),
         "estimated_gib": made.memory and round(made.memory.total, 3),
-        "cells": {cell.name: found[cell.name] for cell in own},
+        "cells": cells,
     }
 
 

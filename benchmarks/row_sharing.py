@@ -176,7 +176,7 @@ def write_rows(work: Path, steps: int, per_device: int, gpus: int) -> list[int]:
 def planned(cell: Cell, gate: Gate, work: Path, options: argparse.Namespace, hardware: Hardware) -> Plan:
     per_device = FULL if cell.full else options.rows
     values: dict[str, Any] = {
-        "model": {"name": str(work / options.shape), "max_seq_length": LENGTH},
+        "model": {"name": str(work / options.shape), "max_seq_length": LENGTH, "keep_activations": 0},
         "data": {"path": str(work / ("full.jsonl" if cell.full else "skewed.jsonl"))},
         "batch": {
             "global_size": per_device * gate.processes,

@@ -1,6 +1,6 @@
 """Every strategy against one GPU, in 16 and 4 bit, for two model sizes: is it the same run, how fast, how much memory?
 
-    python -m benchmarks.strategies [--gpus 4] [--out FILE.json] [--cells '8B-16bit-*'] [--seconds 560]
+    python -m benchmarks.strategies [--gpus 4] [--keep 24] [--out FILE.json] [--cells '8B-16bit-*'] [--seconds 560]
     python -m benchmarks.strategies --table docs/strategies.md
 
 A cell is one launch: first PARITY steps on rows of 256 to 2048 tokens, in which ranks hold different numbers of them,
@@ -73,6 +73,8 @@ class Cell:
     processes: int = 2
     variant: str = ""
     """Of `VARIANTS`."""
+    kept: int = 0
+    """Decoder blocks that keep their activations."""
 
     @property
     def group(self) -> str:
@@ -125,6 +127,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, help="how many; default all of this machine's")
     parser.add_argument("--out", help=f"JSON; default {RESULTS}/strategies-GPUSxCARD.json, in --table all of these")
+    parser.add_argument("--keep", type=int, default=0, help="blocks that keep their activations; default none")
     parser.add_argument("--cells", default="*", help="names or patterns, comma-separated; all by default")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no cell after so many seconds")
     parser.add_argument("--work", default="runs/benchmark", help="where checkpoints, data and runs go")
@@ -142,6 +145,7 @@ def main() -> int:
     cells = [cell for cell in cells_on(gpus) if any(fnmatch(cell.name, pattern) for pattern in patterns)]
     special = [pattern for pattern in patterns if "fsdp2-" in pattern]
     cells += [cell for cell in varied(cells_on(gpus)) if any(fnmatch(cell.name, pattern) for pattern in special)]
+    cells = [replace(cell, kept=options.keep) for cell in cells]
     if not 2 <= gpus <= len(hardware.devices) or not cells:
         print(f"no such cells, or not {gpus} GPUs: {hardware}", file=sys.stderr)
         return 2
@@ -301,7 +305,12 @@ def planned(cell: Cell, work: Path, hardware: Hardware, asked: str | None = None
     if asked:
         strategy, processes = asked, cell.processes
     values: dict[str, Any] = {
-        "model": {"name": str(work / cell.shape), "max_seq_length": LENGTH, "load_in_4bit": cell.bits == 4},
+        "model": {
+            "name": str(work / cell.shape),
+            "max_seq_length": LENGTH,
+            "load_in_4bit": cell.bits == 4,
+            "keep_activations": cell.kept,
+        },
         "data": {"path": str(data)},
         "batch": {"global_size": cell.per_device * processes if asked else cell.rows_per_step},
         "distributed": {"strategy": strategy, "num_processes": processes},

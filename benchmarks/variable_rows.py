@@ -126,6 +126,7 @@ def run(way: str, model: Path, data: Path, steps: int, count: int, tokens: int, 
             f"model.name={model}",
             f"data.path={data}",
             f"model.max_seq_length={LENGTH}",
+            "model.keep_activations=0",
             "distributed.strategy=ddp",
         ]
         settings += [f"distributed.num_processes={count}", f"batch.global_size={PER_DEVICE * count}"]

@@ -59,6 +59,7 @@ MIXED: dict[str, dict[str, Any]] = {
     "deepseek_v3": {**ROUTED, **GROUPED, **LATENT},
     "glm4_moe": {**ROUTED, **GROUPED},
     "granitemoehybrid": {**MAMBA, "layer_types": ["mamba", "attention"], "num_local_experts": 4, **ROUTED},
+    "llama4_text": {"num_local_experts": 4, "num_experts_per_tok": 2, "interleave_moe_layer_step": 1},
     "minimax_m2": {**ROUTED, "num_local_experts": 4},
     "nemotron_h": {**ROUTED, **GROUPED, "layers_block_type": ["mamba", "attention"], "mamba_num_heads": 8},
     "qwen3_next": {**ROUTED, **LINEAR, "shared_expert_intermediate_size": 24},

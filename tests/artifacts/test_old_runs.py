@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +123,15 @@ def test_its_description_plans_what_it_planned(kind: str, place: Path) -> None:
         key: value for key, value in before.items() if key not in of_this_machine
     }
     decided.write(place / "again")
-    assert load(place / "again" / "run.planned.yaml") == load(place / kind / "run.yaml")
+    again, old = load(place / "again" / "run.planned.yaml"), load(place / kind / "run.yaml")
+    assert (again.model.keep_activations, old.model.keep_activations) == (0, "auto"), "which old files leave open"
+    assert again == replace(old, model=again.model)
+    assert again.model == replace(old.model, keep_activations=0)
     written = (place / "again" / "accelerate.yaml").read_text().splitlines(keepends=True)
     promised = [line for line in written if line.startswith(PROMISED_IN_COMMENT)]
-    assert promised == [f"{PROMISED_IN_COMMENT} rows_per_step={decided.batch.global_size}\n"], "which old files lack"
+    assert promised == [f"{PROMISED_IN_COMMENT} rows_per_step={decided.batch.global_size} keep_activations=0\n"], (
+        "which old files lack"
+    )
     rest = "".join(line for line in written if line not in promised)
     before = (place / kind / "accelerate.yaml").read_text()
     assert rest == before.replace("run.yaml", "run.planned.yaml"), "but for the name, which a user's own file may have"

@@ -75,6 +75,12 @@ def test_lora_of_a_mixture_counts_shared_and_fused_experts() -> None:
     assert fused == 4 * 4 * ((48 + 64) + (64 + 24))
 
 
+def test_a_router_gets_no_lora() -> None:
+    spec = counted_spec("llama4_text")  # whose routers are linear layers that return two tensors
+    assert sum(tensor.name.endswith(".router.weight") for tensor in spec.tensors) == 2
+    assert not [weight.name for weight in spec.linear_weights if weight.name.endswith("router")]
+
+
 def test_towers_get_no_lora_and_no_token_passes_them() -> None:
     spec = counted_spec("gemma3")
     assert all(weight.name.startswith("model.language_model.layers.") for weight in spec.linear_weights)
@@ -113,6 +119,7 @@ def test_a_model_is_built_once_in_a_process_of_its_own(tmp_path: Path, monkeypat
     (tmp_path / "config.json").write_text(json.dumps(values("granite")), encoding="utf-8")
     found = ModelSpec.load(tmp_path)
     assert found.tensors == counted_spec("granite").tensors
+    road._built.cache_clear()
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a second process"))
     before = time.perf_counter()
     assert ModelSpec.load(tmp_path) == found
@@ -181,3 +188,36 @@ def test_a_counted_model_has_the_published_size(hub_id: str) -> None:
     count, config = PUBLISHED[hub_id]
     spec = from_config(config, name=hub_id, counted=Counted.of(describe(build(config, None))))
     assert spec.num_parameters == count
+
+
+OWN_CODE = """
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM
+
+Path({place!r}).touch()
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_a_models_own_code_runs_only_where_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    directory, ran = tmp_path / "model", tmp_path / "ran"
+    directory.mkdir()
+    (directory / "own.py").write_text(OWN_CODE.format(place=str(ran)), encoding="utf-8")
+    names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    described = _dense("own", 96, 64, 96, 2, 4, 2) | {"auto_map": names}
+    (directory / "config.json").write_text(json.dumps(described), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"it brings its own code\. Fix: model\.trust_remote_code=true"):
+        ModelSpec.load(directory)
+    assert not ran.exists()
+    found = ModelSpec.load(directory, trust_remote_code=True)
+    assert ran.exists()
+    assert (found.decoder_layer_class, found.num_layers) == ("LlamaDecoderLayer", 2)
+    assert found.num_parameters == from_config({**described, "model_type": "llama"}, name="x").num_parameters

@@ -210,7 +210,7 @@ def test_a_vision_language_model_is_planned_for_text(strategy: str) -> None:
     spec = counted_spec("qwen2_5_vl")
     made = plan(from_dict(values, to_plan=True), Hardware.parse("4xH100-80GB"), spec)
     assert "0.00B parameters for images or sound stay frozen" in "\n".join(made.reasons)
-    assert "activations of such a model were never measured" in "\n".join(made.reasons)
+    assert "No such model was trained on GPUs here" in "\n".join(made.reasons)
     (problem,) = [one for one in plan_problems(made) if one.key == "model.name"]
     assert "doesn't train it yet" in problem.consequence
     assert problem.severity == "error"

@@ -49,6 +49,15 @@ def test_what_a_method_learns_is_drawn(tmp_path: Path) -> None:
     assert "50\u00a0% → 88\u00a0%" in told
 
 
+def test_what_was_rehearsed_is_told(tmp_path: Path) -> None:
+    directory = made.two_gpus(tmp_path / "a", steps=12)
+    results = json.loads((directory / "results.json").read_text(encoding="utf-8"))
+    assert "Before the first step" not in Tags(html_of(directory)).text
+    told = "rehearsed step 7, the longest, with 4 rows (8,192 tokens) at once: 58.3 GiB, 5% less than planned, in 1.9 s"
+    (directory / "results.json").write_text(json.dumps(results | {"rehearsal": {"told": told}}), encoding="utf-8")
+    assert f"Before the first step: {told}." in Tags(html_of(directory)).text
+
+
 def test_whatever_others_wrote_is_escaped(tmp_path: Path) -> None:
     other = made.hostile(tmp_path / "b", HOSTILE)
     first = made.two_gpus(tmp_path / "a", steps=12)

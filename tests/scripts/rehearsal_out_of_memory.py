@@ -1,5 +1,5 @@
-"""Train a run.yaml in which rank 1 runs out of memory: above so many tokens at once in training, or in an evaluation, or
-with the activations of so many blocks.
+"""Train a run.yaml in which rank 1 runs out of memory: above so many tokens at once in training, or in an evaluation,
+or with the activations of so many blocks.
 
 rehearsal_out_of_memory.py RUN --trained N | --evaluated N | --kept N; a line for each time tells which it was.
 """

@@ -100,6 +100,29 @@ def test_a_run_is_the_same_to_the_bit(overrides: tuple[str, ...], launched: Laun
     assert printed.index("\nrehearsed ") < printed.index("\nstep 1/6")
 
 
+@pytest.mark.parametrize(
+    ("figures", "told"),
+    [
+        ({"peak_gib": 57.0}, ": 57.0 GiB, 5% less than planned, in 1.0 s"),
+        ({"peak_gib": 63.0}, ": 63.0 GiB, 5% more than planned, in 1.0 s"),
+        (
+            {"peak_gib": 66.0, "refused_gib": 68.4, "keep_activations": (24, 20)},
+            ": 66.0 GiB, in 1.0 s; the plan's 60.0 GiB were at least 14% too low: blocks that keep their activations "
+            "24 → 20",
+        ),
+        (
+            {"peak_gib": 50.0, "refused_gib": 59.0, "parts": 2},
+            ": 50.0 GiB, in 1.0 s; the plan's 60.0 GiB were too low: each micro-batch in 2 parts",
+        ),
+    ],
+)
+def test_how_far_the_plan_was_off(figures: dict[str, Any], told: str) -> None:
+    from unsloth_accel.training.rehearsal import Rehearsed
+
+    found = Rehearsed(rows=4, tokens=8192, step=7, seconds=1.0, **figures)
+    assert found.told(60.0) == f"rehearsed step 7, the longest, with 4 rows (8,192 tokens) at once{told}"
+
+
 @pytest.fixture
 def short_of_memory(described: Path, tmp_path: Path, cli: Run) -> Callable[..., Any]:
     """Launch the run with these overrides, with rank 1 short of memory in this way."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ..capabilities.probe import available
+
 
 def reserved(optimizer: Any) -> list[torch.Tensor]:
     """Return tensors as large as the state that `optimizer` makes in its first step; none where it has it already.
@@ -15,7 +17,7 @@ def reserved(optimizer: Any) -> list[torch.Tensor]:
     A paged state makes room by itself.
     """
     optimizer = getattr(optimizer, "optimizer", optimizer)  # in accelerate's
-    if optimizer.state or getattr(optimizer, "is_paged", False):
+    if optimizer.state or getattr(optimizer, "is_paged", False) or not available("an optimizer's twin"):
         return []
     twin = object.__new__(type(optimizer))
     twin.__dict__.update(vars(optimizer))

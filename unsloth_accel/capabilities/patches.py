@@ -190,6 +190,15 @@ PATCHES = (
                 "unsloth_zoo/block_swap.py: find_decoder_layers; unsloth_zoo/gradient_checkpointing.py: FIRST_PASS, "
                 "LAST_GC_INDEX, CURRENT_GC_INDEX", adapter="adapters.kept_activations",
           cost="every decoder block computes its activations again in the backward pass, however much memory is left"),
+    Patch(what="a rehearsed step",
+          place="transformers/trainer.py: Trainer.current_gradient_accumulation_steps; accelerate/accelerator.py: "
+                "Accelerator._dataloaders; accelerate/state.py: GradientState._set_sync_gradients",
+          adapter="training.rehearsal",
+          cost="the longest step isn't computed before the first one, and a lack of memory may show late"),
+    Patch(what="an optimizer's twin",
+          place="torch/optim/optimizer.py: Optimizer._optimizer_step_pre_hooks, _optimizer_step_post_hooks, "
+                "param_groups", adapter="adapters.optimizer_state",
+          cost="the longest step is rehearsed without memory reserved for the optimizer's state"),
     Patch(what="checkpointing before its first pass",
           place="unsloth_zoo/gradient_checkpointing.py: reset_unsloth_gradient_checkpointing_buffers",
           adapter="training.rehearsal",

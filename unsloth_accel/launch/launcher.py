@@ -100,7 +100,7 @@ def _tower_problems(decided: Plan) -> list[Problem]:
     consequence = "is a model of text and images or sound: it is planned, but `launch RUN.yaml` doesn't train it yet, "
     consequence += "since Unsloth loads it with a processor of images, for which rows of text are not prepared."
     fix = "a text model, or your own script: FastVisionModel, unsloth_accel.adapt(trainer), and `unsloth-accel launch "
-    fix += "--config_file accelerate_configs/ddp.yaml script.py`"
+    fix += "--config_file CONFIG.yaml script.py`; unsloth-accel config makes one"
     return [Problem(key="model.name", value=decided.spec.name, consequence=consequence, fix=fix)]
 
 

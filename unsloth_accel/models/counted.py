@@ -6,6 +6,7 @@ of them for importing torch. It sees no GPU and asks no network.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..config.installed_source import source_text
-from ..errors import ConfigError, Problem, first_line, shortened
+from ..errors import ConfigError, Problem, shortened
 from ..files import read_json, write_atomically
 from . import build_without_weights
 
@@ -105,24 +106,30 @@ def _ask(given: Mapping[str, Any], config: Mapping[str, Any], where: str) -> dic
     if missing:
         consequence = f"has no shapes that are known without {' and '.join(missing)}, which is not installed here."
         raise _problem(config, where, consequence, f"pip install {' '.join(missing)}")
-    offline = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
     try:
-        ended = subprocess.run(
-            [sys.executable, "-m", build_without_weights.__name__],
-            input=json.dumps(given).encode(),
-            capture_output=True,
-            timeout=_SECONDS,
-            env={**os.environ, **offline, "CUDA_VISIBLE_DEVICES": ""},
-            check=True,
-        )
-        told: dict[str, Any] = json.loads(ended.stdout)
+        told: dict[str, Any] = json.loads(_built(json.dumps(given)))
     except (subprocess.SubprocessError, OSError, ValueError) as error:
-        written = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
-        why = written[-1] if written else first_line(error)
+        written = (getattr(error, "stderr", None) or b"").decode(errors="replace")
+        why = _last(written or str(error))
         raise _problem(config, where, f"can't be built to be counted: {why}.", "give a model that is known") from None
     if "error" in told:
         raise _refusal(told["error"], told["text"], config, where)
     return told
+
+
+@functools.lru_cache(maxsize=8)  # a command asks several times
+def _built(given: str) -> bytes:
+    """Return the answer of the process that builds a model."""
+    offline = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
+    ended = subprocess.run(
+        [sys.executable, "-m", build_without_weights.__name__],
+        input=given.encode(),
+        capture_output=True,
+        timeout=_SECONDS,
+        env={**os.environ, **offline, "CUDA_VISIBLE_DEVICES": ""},
+        check=True,
+    )
+    return ended.stdout
 
 
 def _installed(package: str) -> bool:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import ceil, prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -341,17 +341,13 @@ def _from_class(
     tensors = [_tensor(one.name, one.shape, dtypes.get(one.name, dtype), one.part) for one in counted.tensors]
     hidden, heads = values.get("hidden_size", 0), values.get("num_attention_heads", 0)
     experts = max((tensor.shape[0] for tensor in tensors if tensor.part == "experts"), default=0)
-    words = "counted exactly, by transformers' own class; activations of such a model were never measured here, and "
-    words += "are taken as large as its weights allow."
-    problems = [
-        Problem(key=f"{where}: model_type", value=model_type, consequence=words, fix="nothing", severity="warning")
-    ]
+    warning = partial(Problem, key=f"{where}: model_type", value=model_type, fix="nothing", severity="warning")
+    words = "counted exactly, by transformers' own class. No such model was trained on GPUs here: its activations are "
+    words += "taken as large as its weights allow, and dividing it over GPUs was not tried."
+    problems = [warning(consequence=words)]
     if not counted.reached:
-        words = (
-            "Unsloth on a GPU gives LoRA to layers below model.layers or a language model, and stops at other names."
-        )
-        fix = "another model, or your own script with PEFT"
-        problems.append(Problem(key="model.name", value=name, consequence=words, fix=fix, severity="warning"))
+        words = f"Unsloth on a GPU gives LoRA to layers of `model.layers`, and this model's are `{counted.blocks}`: "
+        problems.append(warning(consequence=f"{words}it may stop once the model is loaded."))
     if stored and quantization is None:
         problems += _compare({tensor.name: tensor.shape for tensor in tensors}, stored, counted.tied, where)
     return ModelSpec(

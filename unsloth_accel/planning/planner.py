@@ -21,14 +21,7 @@ from ..models.lora_targets import Targets, targets
 from ..models.spec import ModelSpec
 from ..strategies import STRATEGIES, usual
 from .batch import Batch, check_divisible, divide_batch, divisors, gives_way
-from .idle_memory import uses
-from .kept_blocks import may_keep, planned_blocks, why_kept
-from .memory_estimate import GIB, OPTIMIZER, OPTIMIZER_BYTES, Workload, needs_gpu, optimizer_for
-from .options import Choice, Option, free_gib
-from .packing_choice import with_packing
-from .plan import Plan
-from .precision import choose_precision
-from .processes import (
+from .device_and_count import (
     PROCESSES,
     STRATEGY,
     check_strategy,
@@ -39,6 +32,13 @@ from .processes import (
     to_strategy,
     with_processes,
 )
+from .idle_memory import uses
+from .kept_blocks import may_keep, planned_blocks, why_kept
+from .memory_estimate import GIB, OPTIMIZER, OPTIMIZER_BYTES, Workload, needs_gpu, optimizer_for
+from .options import Choice, Option, free_gib
+from .packing_choice import with_packing
+from .plan import Plan
+from .precision import choose_precision
 from .run_time import run_time
 from .strategy_choice import Rejected, choose, shorter
 from .ways import Refused, Way, tried

@@ -18,7 +18,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ STEPS_IN_BACKWARD = ("lomo", "layerwise")
 """Parts of the names of optimizers that step inside of the backward pass, so that no gradient can be dropped."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Rehearsed:
     """What was rehearsed on one rank, or on that with the most tokens."""
 
@@ -149,8 +149,7 @@ class Rehearsal(TrainerCallback):
         started = time.perf_counter()
         with phase("rehearsing", self._log, about="the longest step"), self._unseen():
             found = self._rehearse(loader)
-        found.seconds = round(time.perf_counter() - started, 2)
-        self._tell(found)
+        self._tell(replace(found, seconds=round(time.perf_counter() - started, 2)))
         self.seconds = time.perf_counter() - started
 
     def _obstacle(self, loader: Any) -> str | None:
@@ -158,6 +157,8 @@ class Rehearsal(TrainerCallback):
         from accelerate.data_loader import DataLoaderShard
 
         args = self._trainer.args
+        if not available("a rehearsed step"):
+            return "the installed packages lack a name that it needs"
         if any(name in str(args.optim) for name in STEPS_IN_BACKWARD):
             return f"{args.optim} steps inside of the backward pass"
         if buffers_change(self._trainer.model):
@@ -173,13 +174,12 @@ class Rehearsal(TrainerCallback):
         model = self._trainer.model_wrapped
         batch, step = self._longest(loader)
         rows, tokens = rows_and_tokens(batch)
-        found = Rehearsed(rows=rows, tokens=tokens, step=step)
         where = "the longest step" if step is None else f"step {step:,}, the longest"
         with self._explained(f"{where}, with {counted(rows, 'row')} ({tokens:,} tokens) at once"):
             state = self._optimizer_state()
-            self._train(model, batch, found)
+            found = Rehearsed(rows=rows, tokens=tokens, step=step, **self._train(model, batch))
         if self._held_out:
-            self._evaluate(model, found)
+            found = self._evaluate(model, found)
         del state
         return found
 
@@ -218,33 +218,37 @@ class Rehearsal(TrainerCallback):
             print(f"rehearsed without the optimizer's state, {first_line(error)}", flush=True)
             return []
 
-    def _train(self, model: torch.nn.Module, batch: dict[str, Any], found: Rehearsed) -> None:
-        """Compute the gradients of a step whose micro-batches are `batch`, until nothing has to be corrected.
+    def _train(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
+        """Compute the gradients of a step whose micro-batches are `batch`, until nothing has to be corrected; returns
+        what `Rehearsed` has of it.
 
         With accumulation there are two, since the second one's pass finds the gradients of the first. On a GPU there
         are two in any case: what Unsloth's checkpointing learns in its first pass takes memory from the second on.
         """
         trainer, args = self._trainer, self._trainer.args
         batches = 2 if args.gradient_accumulation_steps > 1 else 1
-        before = kept(trainer.model)
+        before, refused = kept(trainer.model), None
         least = 2 if batches == 1 and args.device.type == "cuda" else 1
         if before and self._goes_on:
-            self._keep_what_fits(model, batch, found)
+            refused = self._keep_what_fits(model, batch)
             least = 1
-        found.keep_activations = (before, kept(trainer.model))
+        last = kept(trainer.model), 1
         for passes in count(1):
             peak = self._step(model, batch, batches)
             now = kept(trainer.model), getattr(self._halving, "parts", 1)
-            corrected = any(of_every_rank(now != (found.keep_activations[1], found.parts)))
-            if corrected:
-                found.refused_gib = found.refused_gib or peak
-            found.keep_activations, found.parts, found.peak_gib = (before, now[0]), now[1], peak
-            if not corrected and passes >= least:
-                return
+            if any(of_every_rank(now != last)):
+                refused = refused or peak
+            elif passes >= least:
+                break
+            last = now
+        return {"keep_activations": (before, now[0]), "parts": now[1], "peak_gib": peak, "refused_gib": refused}
 
-    def _keep_what_fits(self, model: torch.nn.Module, batch: dict[str, Any], found: Rehearsed) -> None:
+    def _keep_what_fits(self, model: torch.nn.Module, batch: dict[str, Any]) -> float | None:
         """Let as many blocks keep their activations as every rank has memory for, found by bisection, where those that
-        were planned are too many; one less than that, since memory gets fragmented."""
+        were planned are too many; one less than that, since memory gets fragmented.
+
+        Returns the GiB that torch allocated for those that were planned, until it found no more; None if they fit.
+        """
         trainer = self._trainer
         batches, items = self._drawn(batch, 2)
 
@@ -252,14 +256,14 @@ class Rehearsal(TrainerCallback):
             if blocks != kept(trainer.model):
                 keep(trainer.model, blocks)
             _reset_peak(trainer)
-            refused = not all(of_every_rank(self._halving.fits(model, batches, items)))
-            if refused and found.refused_gib is None:
-                found.refused_gib = _peak_gib(trainer)
-            return refused
+            return not all(of_every_rank(self._halving.fits(model, batches, items)))
 
         planned = kept(trainer.model)
-        if too_many(planned):
-            keep(trainer.model, max(0, bisect_left(range(1, planned), True, key=too_many) - 1))
+        if not too_many(planned):
+            return None
+        refused = _peak_gib(trainer)
+        keep(trainer.model, max(0, bisect_left(range(1, planned), True, key=too_many) - 1))
+        return refused
 
     def _drawn(self, batch: dict[str, Any], batches: int) -> tuple[list[dict[str, Any]], Any]:
         """Return the micro-batches of a step that has `batch` so many times, and what their losses are divided by."""
@@ -289,24 +293,30 @@ class Rehearsal(TrainerCallback):
         model.zero_grad(set_to_none=True)
         return _peak_gib(trainer)
 
-    def _evaluate(self, model: torch.nn.Module, found: Rehearsed) -> None:
-        """Compute the loss of the longest evaluation batch, with fewer rows where that doesn't fit on some rank."""
-        trainer, args, halving = self._trainer, self._trainer.args, self._halving
-        alone = self._goes_on
+    def _evaluate(self, model: torch.nn.Module, found: Rehearsed) -> Rehearsed:
+        """Compute the loss of the longest evaluation batch, with fewer rows where that doesn't fit on some rank.
+
+        Returns `found` with what became of it.
+        """
+        args, alone, planned = self._trainer.args, self._goes_on, self._trainer.args.per_device_eval_batch_size
         while True:
             batch = self._longest_held_out()
             (rows, tokens), size = rows_and_tokens(batch), args.per_device_eval_batch_size
-            found.evaluated, found.eval_batch_size = (rows, tokens), size
             what = f"the longest evaluation batch, with {counted(rows, 'row')} ({tokens:,} tokens) at once"
             fix = f"training.per_device_eval_batch_size={size // 2}; or " if size > 1 else ""
             with self._explained(what, fix):
                 fits = self._predict(batch, may_fail=alone and size > 1)
             if not alone or all(of_every_rank(fits)):
-                found.peak_gib = max(filter(None, (found.peak_gib, _peak_gib(trainer))), default=None)
-                return
-            halving.make_room(model)
-            found.refused_eval_batch_size = found.refused_eval_batch_size or size
+                break
+            self._halving.make_room(model)
             args.per_device_eval_batch_size = size // 2
+        return replace(
+            found,
+            evaluated=(rows, tokens),
+            eval_batch_size=size,
+            refused_eval_batch_size=None if size == planned else planned,
+            peak_gib=max(filter(None, (found.peak_gib, _peak_gib(self._trainer))), default=None),
+        )
 
     def _predict(self, batch: dict[str, Any], *, may_fail: bool) -> bool:
         """Compute the loss of an evaluation batch; returns whether it fits, where this rank may fail alone."""
@@ -378,10 +388,12 @@ class Rehearsal(TrainerCallback):
 
     def _tell(self, own: Rehearsed) -> None:
         everyone: list[Rehearsed] = of_every_rank(own)
-        found = max(everyone, key=lambda one: one.tokens)
-        found.seconds = max(one.seconds for one in everyone)
-        found.peak_gib = max((one.peak_gib for one in everyone if one.peak_gib), default=None)
-        found.refused_gib = max((one.refused_gib for one in everyone if one.refused_gib), default=None)
+        found = replace(
+            max(everyone, key=lambda one: one.tokens),
+            seconds=max(one.seconds for one in everyone),
+            peak_gib=max((one.peak_gib for one in everyone if one.peak_gib), default=None),
+            refused_gib=max((one.refused_gib for one in everyone if one.refused_gib), default=None),
+        )
         told = found.told(self._planned)
         self.figures = {**asdict(found), "planned_gib": self._planned, "told": told}
         if self._log is not None:

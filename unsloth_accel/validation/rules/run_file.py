@@ -320,7 +320,7 @@ def run_only_model_and_best(config: Document) -> Iterator[Finding]:
 def run_strategy_and_processes(config: Document) -> Iterator[Finding]:
     """`single` is one process and every other strategy needs two; accelerate has no FSDP on a CPU.
 
-    Reference: unsloth_accel/planning/planner.py: _check_strategy.
+    Reference: unsloth_accel/planning/device_and_count.py: check_strategy.
     """
     strategy, count = _asked(config), config.get("distributed.num_processes")
     if strategy and is_whole(count) and count >= 1 and strategy.one_process != (count == 1):
