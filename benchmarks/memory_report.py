@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from unsloth_accel.config.run_config import PROJECTIONS
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.models.spec import from_config
 from unsloth_accel.planning.memory_estimate import (
-    GIB,
     LEAST_IDLE_GIB,
     MEMORY_LIMIT,
     WORST_ERROR,
@@ -27,12 +26,14 @@ from unsloth_accel.planning.memory_estimate import (
     Workload,
     estimate,
 )
-from unsloth_accel.planning.speed_estimate import estimate_speed
+from unsloth_accel.planning.speed_estimate import estimate_speed, launch_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "memory-2xH200.json"
 KEPT = RESULTS.with_name("kept-1xH200.json")
 HARDWARE = "2xH200"
+LAUNCH_BOUND = 1.1
+"""Predicted time of a step over the least that launching its kernels takes, below which a cell is launch-bound."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class Measured:
         return self.predicted_seconds / self.seconds - 1
 
     @property
+    def launch_bound(self) -> bool:
+        """Whether its step takes hardly longer than Python takes to launch its kernels."""
+        return self.predicted_seconds < LAUNCH_BOUND * launch_seconds(self.work)
+
+    @property
     def held_error(self) -> float:
         """Of what torch's allocator holds, as a share of what it held."""
         return self.predicted.held / self.memory["reserved"] - 1
@@ -77,11 +83,7 @@ def measured(cells: list[Cell]) -> Iterator[Measured]:
 
 
 def measured_kept(cells: list[LoadedCell]) -> Iterator[Measured]:
-    """Those of `cells` that ran, with the blocks that they keep; less what the process held of the cells before.
-
-    That is a copy of the adapter, with which each cell begins, and Unsloth's buffers, which only grow: two for
-    offloaded activations (unsloth_zoo/gradient_checkpointing.py), and those of weights in 4 bit.
-    """
+    """Those of `cells` that ran, with the blocks that they keep."""
     alike = {
         cell.name: Cell(
             cell.shape,
@@ -92,18 +94,9 @@ def measured_kept(cells: list[LoadedCell]) -> Iterator[Measured]:
             num_processes=1,
             kept=cell.kept,
         )
-        for cell in kept.CELLS
+        for cell in cells
     }
-    found = _measured(KEPT, alike)
-    offloaded = weights = 0.0
-    for name in json.loads(KEPT.read_text(encoding="utf-8"))["cells"] if found else ():
-        one = found[name]
-        work, terms = one.work, one.predicted.terms
-        own = 0.0 if work.kept_blocks == work.spec.num_layers else 4 * work.tokens * work.spec.hidden_size / GIB
-        offloaded, weights = max(offloaded, own), max(weights, terms.get("dequantized", 0.0))
-        left = offloaded - own + weights - terms.get("dequantized", 0.0) + terms["lora"]
-        found[name] = replace(one, memory={key: value - left for key, value in one.memory.items()})
-    yield from (found[cell.name] for cell in cells if cell.name in found)
+    yield from _measured(KEPT, alike).values()
 
 
 def _measured(file: Path, cells: dict[str, Cell]) -> dict[str, Measured]:
@@ -115,7 +108,9 @@ def _measured(file: Path, cells: dict[str, Cell]) -> dict[str, Measured]:
             continue
         work = workload(cell, report["shapes"][cell.shape])
         predicted = estimate(work, cell.strategy, cell.num_processes, free_gib=report["gpu_memory_gib"])
-        measured[name] = Measured(cell, found["memory_gib"], found["median_step_seconds"], work, predicted)
+        left = found.get("left_gib", 0.0)  # on the GPU by the cells before, in one process with it
+        memory = {key: value - left for key, value in found["memory_gib"].items()}
+        measured[name] = Measured(cell, memory, found["median_step_seconds"], work, predicted)
     return measured
 
 
@@ -300,6 +295,9 @@ The order agrees in {agree} of {total} groups. Over all {len(errors)} cells the 
 {median:.1%} at the median and {worst:.0%} at worst ({where}).
 
 {kept_section(_SECONDS_BY_KEPT, lambda found: (found.predicted_seconds, found.seconds))}
+## Where the estimate is weak
+
+{_launch_bound()}
 {plain_section()}
 {regret_section()}"""
 
@@ -330,6 +328,19 @@ Cards are stood in for by limiting torch's allocator; regret is the chosen step'
 {regret.table(report)}
 
 The largest regret of {len(report["settings"])} settings is {report["regret"]:.3f}.
+"""
+
+
+def _launch_bound() -> str:
+    """Return the errors of the launch-bound cells and of all others."""
+    cells = [*measured([*CALIBRATION, *HELD_OUT]), *measured_kept(kept.CELLS)]
+    few = [abs(found.time_error) for found in cells if found.launch_bound]
+    others = [abs(found.time_error) for found in cells if not found.launch_bound]
+    return f"""Few tokens at once: a step then takes as long as Python launches its kernels, which depends on the
+machine's processor and differs from run to run. {len(few)} of the {len(cells)} cells are such, predicted within
+{LAUNCH_BOUND - 1:.0%} of the least time that launching takes: off by {statistics.median(few):.1%} at the median and
+{max(few):.1%} at worst. The other {len(others)} are off by {statistics.median(others):.1%} at the median and
+{max(others):.1%} at worst.
 """
 
 

@@ -9,10 +9,12 @@ from plans import CPU, SMALL, gpus, make
 
 from unsloth_accel.config import read_run
 from unsloth_accel.config.installed_source import source_text
+from unsloth_accel.config.trainer_fields import training_fields
 from unsloth_accel.config.trainer_settings import OTHERS_ON_GPUS, settings
 from unsloth_accel.errors import ConfigError
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.methods import METHODS, Method
+from unsloth_accel.planning.plan import Plan
 from unsloth_accel.planning.planner import plan
 
 HARMLESS = {
@@ -48,6 +50,7 @@ def test_the_record_says_what_the_trainer_does(method: Method) -> None:
     source = trainer(method)
     assert f"class {method.trainer_class.rpartition('.')[2]}(" in source
     assert ("loss_is_scaled_for_ga = False" in source) == method.mean_over_rows
+    assert ("packing" in training_fields(method.config_sources)) == method.packs
     for name in filter(None, (*method.charts, method.accuracy)):
         assert f'{name}"]' in source
 
@@ -77,16 +80,40 @@ def test_rates_are_trls(description: dict[str, Any]) -> None:
     }
 
 
+def planned(method: str, **training: Any) -> Plan:
+    values = {"method": method, "model": {"name": SMALL}, "distributed": {"strategy": "ddp"}, "training": training}
+    return plan(read_run.from_dict(values, to_plan=True), Hardware.parse("2xH100-80GB"))
+
+
+def tokens_per_second(method: str, **training: Any) -> float:
+    speed = planned(method, **training).speed
+    assert speed
+    return speed.tokens_per_second
+
+
 def test_a_reference_takes_time_until_it_is_computed_beforehand() -> None:
-    values = {"method": "dpo", "model": {"name": SMALL}, "distributed": {"strategy": "ddp"}}
+    beforehand = {"precompute_ref_log_probs": True}
+    assert tokens_per_second("dpo") < 0.9 * tokens_per_second("dpo", **beforehand)
+    # KTO's other answers are read by both models, by the trained one in every step.
+    assert tokens_per_second("kto") < 0.9 * tokens_per_second("dpo")
+    assert tokens_per_second("kto") < 0.9 * tokens_per_second("kto", **beforehand)
+    assert tokens_per_second("kto", **beforehand) < 0.95 * tokens_per_second("sft")
 
-    def step(**training: Any) -> float:
-        run = read_run.from_dict({**values, "training": training}, to_plan=True)
-        decided = plan(run, Hardware.parse("2xH100-80GB"))
-        assert decided.speed
-        return decided.speed.step_seconds
 
-    assert step(precompute_ref_log_probs=True) < 0.9 * step()
+def test_a_score_takes_no_memory_for_logits(description: dict[str, Any]) -> None:
+    reward, dpo = (make({**description, "method": method}, CPU).memory for method in ("reward", "dpo"))
+    assert reward
+    assert "logits" not in reward.terms
+    assert dpo
+    assert "logits" in dpo.terms
+
+
+def test_a_reward_model_has_no_lm_head_to_train(description: dict[str, Any]) -> None:
+    changes = {"lora": {"target_modules": ["q_proj", "lm_head"]}}
+    with pytest.raises(ConfigError, match="a score head, which is trained whole, in place of lm_head") as refused:
+        make({**description, "method": "reward"}, CPU, **changes)
+    assert refused.value.problems[0].fix == "leave lm_head out"
+    assert "lm_head" in make({**description, "method": "dpo"}, CPU, **changes).run.lora.target_modules
 
 
 def test_kto_needs_two_rows_at_once(description: dict[str, Any]) -> None:

@@ -40,6 +40,9 @@ class Method:
     needs_prompt: bool = False
     """Whether it takes preferences as answers to a prompt; otherwise as whole texts or chats."""
 
+    packs: bool = False
+    """Whether its trainer lays several rows into one of full length (TRL's `packing`)."""
+
     # Its model.
     has_score: bool = False
     """Whether a head that gives a text one number takes the place of the language model's head."""
@@ -61,7 +64,9 @@ class Method:
     sequences_per_row: int = 1
     """Sequences that the model reads for one row: two for a pair."""
     reference_passes: int = 0
-    """Forward passes beside the trained one, such as a reference model's."""
+    """Forward passes of the reference; none in a step where they are computed beforehand."""
+    other_passes: int = 0
+    """Forward passes of the trained model without gradients."""
 
     def unpairs(self, kind: str) -> bool:
         """Return whether a row of `kind` is a pair, of which each answer becomes a row with a label."""
@@ -94,6 +99,7 @@ METHODS: Registry[Method] = Registry(
                 "dataset_kwargs": "data.format and data.train_on",
             },
             row_kinds=("messages", "prompt-completion", "text"),
+            packs=True,
         ),
         Method(
             name="dpo",
@@ -132,7 +138,9 @@ METHODS: Registry[Method] = Registry(
             charts={"rewards/margins": "Reward margin", "kl": "KL"},
             # trl/trainer/kto_trainer.py: "Actual (not effective) batch size must be > 1"
             least_per_device=2,
-            reference_passes=1,
+            # `_compute_loss`, same file: for its KL term both models read each prompt with another's answer too.
+            reference_passes=2,
+            other_passes=1,
         ),
         Method(
             name="reward",

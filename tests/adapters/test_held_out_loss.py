@@ -83,8 +83,9 @@ def test_one_process_with_batches_of_any_size(tmp_path: Path) -> None:
     assert trainer.prediction_step(model, batch, prediction_loss_only=True)[0] is not None, "outside of an evaluation"
 
 
-def test_figures_of_batches_weigh_by_their_rows(tmp_path: Path) -> None:
-    """What a trainer notes of each batch, as TRL's do, whose own mean is one of batches."""
+@pytest.mark.parametrize("name", ["_metrics", "_stored_metrics"])
+def test_figures_of_batches_weigh_by_their_rows(name: str, tmp_path: Path) -> None:
+    """What a trainer notes of each batch, as TRL's do under either name, whose own mean is one of batches."""
     from collections import defaultdict
 
     import torch
@@ -92,25 +93,25 @@ def test_figures_of_batches_weigh_by_their_rows(tmp_path: Path) -> None:
 
     from unsloth_accel.adapters.held_out_loss import weigh_held_out
 
-    class Noting(Trainer):
-        _metrics: dict[str, Any]
+    noted: dict[str, Any] = {"eval": defaultdict(list)}
 
+    class Noting(Trainer):
         def compute_loss(self, model: Any, inputs: Any, **rest: Any) -> Any:
-            self._metrics["eval"]["margins"].append(float(inputs["margin"].mean()))
+            noted["eval"]["margins"].append(float(inputs["margin"].mean()))
             return (inputs["margin"] * model.weight).mean()
 
         def prediction_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
             return self.compute_loss(model, inputs).detach(), None, None
 
         def log(self, logs: dict[str, float], *rest: Any) -> None:
-            logs |= {f"eval_{name}": sum(values) / len(values) for name, values in self._metrics["eval"].items()}
-            self._metrics["eval"].clear()
+            logs |= {f"eval_{name}": sum(values) / len(values) for name, values in noted["eval"].items()}
+            noted["eval"].clear()
 
     rows = [{"margin": float(number**2)} for number in range(7)]
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True)
     arguments.remove_unused_columns = False
     trainer = Noting(model=torch.nn.Linear(1, 1), args=arguments, eval_dataset=rows)  # type: ignore[arg-type]
-    trainer._metrics = {"eval": defaultdict(list)}
+    setattr(trainer, name, noted)
     weigh_held_out(trainer)
     for size in (1, 2, 5, 8):
         arguments.per_device_eval_batch_size = size

@@ -120,6 +120,14 @@ def test_what_vllm_cannot_load_beside_its_base(tmp_path: Path, lora: dict[str, A
     assert "vllm serve merged" in text
 
 
+def test_a_reward_model_is_loaded_with_its_head(tmp_path: Path) -> None:
+    text = card_of(tmp_path, "owner/base", {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}).text
+    assert "AutoModelForSequenceClassification.from_pretrained('owner/base', num_labels=1)" in text
+    assert "PeftModel.from_pretrained(base, 'a-run/adapter')" in text
+    assert "FastLanguageModel" not in text
+    assert "merge" not in text
+
+
 def test_a_scripts_output_has_the_card_of_its_adapter(tmp_path: Path) -> None:
     """Where TRL drafts one of `[None]`; the user's own stays."""
     base, out, adapter = tmp_path / "my-base", tmp_path / "out", tmp_path / "out" / "adapter"

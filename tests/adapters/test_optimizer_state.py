@@ -27,6 +27,25 @@ def test_it_is_as_large_as_what_the_first_step_makes(kind: Any) -> None:
     assert reserved(optimizer) == [], "a run that goes on has it already"
 
 
+def test_an_optimizer_that_steps_in_its_training_mode_only() -> None:
+    """Schedule-free ones raise elsewhere; the mode of the real one stays as it is."""
+
+    class ScheduleFree(torch.optim.AdamW):
+        def train(self) -> None:
+            for group in self.param_groups:
+                group["train_mode"] = True
+
+        def step(self, closure: Any = None) -> Any:
+            if not self.param_groups[0]["train_mode"]:
+                raise RuntimeError("Optimizer was not in train mode when step is called")
+            return super().step(closure)
+
+    parameter = torch.nn.Parameter(torch.ones(4))
+    optimizer = ScheduleFree([{"params": [parameter], "train_mode": False}])
+    assert _bytes(reserved(optimizer)) == 4 + 2 * 16
+    assert not optimizer.param_groups[0]["train_mode"]
+
+
 def test_it_is_reserved_in_accelerates_optimizer() -> None:
     from accelerate import Accelerator
 

@@ -129,3 +129,18 @@ def test_activations_go_first_then_rows(
     peer._lower(halving.stage)
     peer._lower(1)
     assert (peer.stage, out_of_memory.kept(peer_model), peer.parts) == (halving.stage, 0, halving.parts)
+
+
+@pytest.mark.parametrize(
+    ("error", "lack"),
+    [
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(handle)`"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_a_lack_of_memory_has_several_words(error: Exception, lack: bool) -> None:
+    from unsloth_accel.adapters.out_of_memory import is_lack_of_memory
+
+    assert is_lack_of_memory(error) == lack

@@ -179,6 +179,24 @@ def test_the_order_of_every_epoch_is_known() -> None:
     assert list(drawn_in(range(2), random, random)) == []
 
 
+def _two_ranks(lengths: list[int]) -> Any:
+    """Return the first of two ranks' trainer; each has two of the rows, of so many tokens, in a step."""
+    from accelerate.data_loader import DataLoaderShard
+    from datasets import Dataset
+    from torch.utils.data import SequentialSampler
+
+    rows = Dataset.from_list([{"input_ids": [1] * length} for length in lengths])
+    plain = DataLoaderShard(rows, sampler=SequentialSampler(rows), batch_size=2)
+    sizes = {"train_batch_size": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "n_gpu": 1}
+    epochs = {"max_steps": -1, "num_train_epochs": 1, "dataloader_drop_last": False}
+    return SimpleNamespace(
+        args=SimpleNamespace(**sizes, **epochs, average_tokens_across_devices=True, include_num_input_tokens_seen="no"),
+        accelerator=SimpleNamespace(num_processes=2, process_index=0, split_batches=False),
+        data_collator=SimpleNamespace(padding_free=True),
+        get_train_dataloader=lambda: plain,
+    )
+
+
 @pytest.mark.parametrize(
     ("lengths", "changed", "gains"),
     [
@@ -191,28 +209,26 @@ def test_the_order_of_every_epoch_is_known() -> None:
 def test_where_nothing_is_gained_rows_are_shared_out_by_number(
     lengths: list[int], changed: bool, gains: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from accelerate.data_loader import DataLoaderShard
-    from datasets import Dataset
-    from torch.utils.data import SequentialSampler
-
     from unsloth_accel.adapters import token_balance
 
     monkeypatch.setattr(token_balance, "parts_add_up", lambda trainer: True)
-    rows = Dataset.from_list([{"input_ids": [1] * length} for length in lengths])
-    plain = DataLoaderShard(rows, sampler=SequentialSampler(rows), batch_size=2)
-    sizes = {"train_batch_size": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "n_gpu": 1}
-    epochs = {"max_steps": -1, "num_train_epochs": 1, "dataloader_drop_last": False}
-    trainer: Any = SimpleNamespace(
-        args=SimpleNamespace(**sizes, **epochs, average_tokens_across_devices=True, include_num_input_tokens_seen="no"),
-        accelerator=SimpleNamespace(num_processes=2, process_index=0, split_batches=False),
-        data_collator=SimpleNamespace(padding_free=True),
-        get_train_dataloader=lambda: plain,
-    )
+    trainer = _two_ranks(lengths)
     before = trainer.get_train_dataloader
     done = token_balance.balance_tokens(trainer)
     assert isinstance(done, token_balance.Balance)
     assert done.gains is gains
     assert (trainer.get_train_dataloader is not before) is changed
+
+
+def test_the_gain_is_told_of_steps_that_are_spread_over_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step of millions of rows would take minutes; of these six it is the first and the fourth."""
+    from unsloth_accel.adapters import token_balance
+
+    monkeypatch.setattr(token_balance, "parts_add_up", lambda trainer: True)
+    monkeypatch.setattr(token_balance, "MOST_STEPS", 2)
+    done = token_balance.balance_tokens(_two_ranks([9, 9, 1, 1] + 5 * [5, 5, 5, 5]))
+    assert isinstance(done, token_balance.Balance)
+    assert done.speedup == pytest.approx((18 + 10) / (10 + 10))
 
 
 def test_no_speed_is_said_that_is_none() -> None:

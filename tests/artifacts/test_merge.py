@@ -37,6 +37,13 @@ def refused(*arguments: Any, **options: Any) -> str:
     return str(told.value)
 
 
+def test_a_score_head_is_not_left_behind(finished: Path) -> None:
+    path = finished / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"task_type": "SEQ_CLS"}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    assert "it would lose its score head" in refused(finished)
+
+
 def test_a_run_and_its_adapter_mean_the_same(finished: Path) -> None:
     found = merging.plan_merge(finished)
     assert found == merging.plan_merge(finished / "adapter")

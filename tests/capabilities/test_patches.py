@@ -36,6 +36,8 @@ SETTINGS = {
 OURS = {
     *("shared_bytes", "mapped_bytes", "mapping", "fetched", "looked_up", "step_halving", "data_report"),
     *("listeners", "steps", "slower_by", "save_now", "hang_after", "advice"),
+    *("seconds", "keep_activations", "parts", "peak_gib", "refused_gib"),
+    *("evaluated", "eval_batch_size", "refused_eval_batch_size"),
 }
 OF_NEWER_TORCH = {"_fsdp_param_groups"}
 """Looked for with a default beside the name that is listed."""

@@ -148,7 +148,7 @@ def test_rows_of_one_form_only(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as told:
         read_rows(path, method="reward")
     assert [problem.key for problem in told.value.problems] == [f"{path}:{line}" for line in (2, 3, 4)]
-    assert "is a conversational preference row and the first is preference with a margin" in str(told.value)
+    assert "is a row of conversational preference, and the first of preference with a margin" in str(told.value)
 
 
 @pytest.mark.parametrize(

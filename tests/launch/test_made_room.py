@@ -152,7 +152,7 @@ def test_a_run_that_came_to_nothing_overwrites_nothing(
     assert capsys.readouterr().out.endswith(f"\nreport    {page}\n")
     assert "a misspelt hub id" in page.read_text(encoding="utf-8")
     assert read_run(earlier).errors == ()
-    with pytest.raises(SystemExit):
+    with pytest.raises(ConfigError, match="did you mean --quiet"):
         launch([str(file), "training.overwrite=true", "--quite"], run=fail, hardware=CPU)
     assert (earlier / "adapter" / "adapter_model.safetensors").exists()
 

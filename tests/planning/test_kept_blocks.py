@@ -112,13 +112,15 @@ def test_a_model_of_unknown_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("value", "gpus", "kept", "told"),
     [
-        ("24", 2, 24, "=24: set in the environment, which comes before model.keep_activations"),
+        ("24", 2, 24, "=24: set in the environment, it comes before model.keep_activations."),
         ("max", 2, 32, "=max: set in the environment"),
-        ("99", 1, 32, "of which there are 32"),
+        ("99", 1, 32, "before model.keep_activations; the model has 32 blocks."),
         ("auto", 2, 0, "=auto: Unsloth heeds it in one process only, so no block"),
         ("auto", 1, None, "=auto: Unsloth chooses after the first step"),
-        ("0", 1, 32, "activations are kept in 32 of 32 blocks"),
-        ("some", 1, 32, "activations are kept in 32 of 32 blocks"),
+        ("0", 1, 32, "=0: Unsloth takes it as not set; model.keep_activations=auto decides."),
+        ("-3", 1, 32, "=-3: Unsloth takes it as not set"),
+        ("²", 1, 32, "=²: Unsloth takes it as not set"),
+        ("some", 1, 32, "=some: Unsloth takes it as not set"),
     ],
 )
 def test_the_users_variable_wins(
@@ -130,6 +132,27 @@ def test_the_users_variable_wins(
     assert any(told in reason for reason in made.reasons)
     assert made.memory is not None
     assert (made.memory.total > 30) == bool(kept)
+
+
+def test_the_users_variable_may_be_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it asks for more than there is room for, and only where the model fits without it."""
+    monkeypatch.setenv(VARIABLE, "max")
+    with pytest.raises(ConfigError) as refused:
+        planned("1xRTX3060", SMALL, 8, model={"load_in_4bit": True})
+    assert refused.value.problems[0].fix.endswith(f", or unset {VARIABLE}")
+    with pytest.raises(ConfigError) as refused:
+        planned("1xRTX3060", SMALL, 8)
+    assert VARIABLE not in refused.value.problems[0].fix
+
+
+def test_cards_of_unknown_rates_spend_their_memory_as_others_do() -> None:
+    """They took all 64 rows at once and recomputed every block."""
+    made = planned("A100-80GB MIG 7g.80gb", SMALL)
+    assert made.speed is None
+    assert made.keep_activations == 32
+    assert made.batch.global_size == 64
+    assert any("on an RTX 4090, since this card's rates are unknown" in reason for reason in made.reasons)
+    assert not any("would be faster" in reason for reason in made.reasons)
 
 
 def test_the_search_is_exact() -> None:
@@ -196,6 +219,15 @@ def test_the_runner_up_is_told_with_its_memory() -> None:
     assert re.search(r"GiB per GPU with \d+ rows at once and \d+ blocks kept\)", told)
 
 
+def test_a_runner_up_that_is_faster_says_why_it_is_one() -> None:
+    """Rows that are hardly faster and take more memory are not taken."""
+    made = planned("2x4090", SMALL, 16, model={"load_in_4bit": True, "keep_activations": 0})
+    (told,) = (reason for reason in made.reasons if reason.startswith("the runner-up"))
+    found, own = (float(pace.replace(",", "")) for pace in re.findall(r"([\d,]+) tokens/s", told))
+    assert own < found < own / ALIKE
+    assert told.startswith("the runner-up, hardly faster: ddp")
+
+
 def test_an_evaluation_larger_than_a_step_counts(description: dict[str, Any]) -> None:
     base = estimate(WORK, "single", 1)
     assert "evaluation_excess" not in base.terms
@@ -203,6 +235,9 @@ def test_an_evaluation_larger_than_a_step_counts(description: dict[str, Any]) ->
     assert large.terms["evaluation_excess"] > 5
     kept = replace(WORK, eval_rows=64, keep_activations=32)
     assert "evaluation_excess" not in estimate(kept, "single", 1).terms
+    on_cpu = replace(WORK, on_cpu=True, eval_rows=64)
+    pairs, rows = (estimate(replace(on_cpu, sequences_per_row=n), "single", 1).terms for n in (2, 1))
+    assert pairs["evaluation_excess"] > 1.9 * rows["evaluation_excess"]
     twice = replace(WORK, eval_rows=None)
     assert estimate(twice, "single", 1).terms == estimate(replace(WORK, eval_rows=8), "single", 1).terms
 

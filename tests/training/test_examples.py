@@ -22,3 +22,4 @@ def test_pairs_of_answers_by_a_plain_script(processes: int, tiny: Path, tmp_path
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"8 rows per step = 4 × {3 - processes} × {processes} " in done.stdout + done.stderr
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "adapter" / "ref").exists(), "TRL's copy is loaded in the place of the trained one"

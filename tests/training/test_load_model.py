@@ -74,6 +74,23 @@ def test_the_model_is_base_plus_adapter(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_new_score_head_is_equal_on_every_rank(tiny: Path) -> None:
+    import unsloth  # noqa: F401  isort: skip
+    import torch
+
+    from unsloth_accel.training.load_model import load_model
+
+    model = {"name": str(tiny), "dtype": "float32"}
+    rest = {"data": {"path": "-"}, "distributed": {"device": "cpu"}, "output_dir": "-"}
+    run = from_dict({"method": "reward", "model": model, **rest})
+    heads = []
+    for rank in range(2):
+        torch.manual_seed(rank)
+        heads.append(load_model(run)[0].score.weight)
+    assert torch.equal(*heads)
+
+
+@pytest.mark.slow
 def test_the_optimizers_that_a_cpu_lacks_are_those_that_unsloth_replaces(tmp_path: Path) -> None:
     import unsloth  # noqa: F401  isort: skip
     from transformers.training_args import OptimizerNames

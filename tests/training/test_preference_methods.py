@@ -16,9 +16,14 @@ pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5
 PREFERENCES = [method.name for method in METHODS if "preference" in " ".join(method.row_kinds)]
 EXACT = [name for name in PREFERENCES if not METHODS[name].depends_on_ranks]
+ROUNDED = {"orpo": {"grad_norm": 1e-4, "adapter": 0.01}}
+"""What differs more: AdamW makes a step of the rate, here 0.01, of a gradient that is nothing but rounding, and ORPO's
+odds have such; before the first of these steps all is equal."""
 LOADING = """
 import json, sys
-import unsloth
+by_unsloth = sys.argv[3] == "unsloth"
+if by_unsloth:
+    import unsloth
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
@@ -30,6 +35,7 @@ if scores:
     model.config.pad_token_id = 0
 else:
     model = AutoPeftModelForCausalLM.from_pretrained(where)
+if by_unsloth:
     other, _ = unsloth.FastLanguageModel.from_pretrained(where, load_in_4bit=False)
     assert any("lora_B" in name and float(one.abs().max()) > 0 for name, one in other.named_parameters())
 named = {name: one for name, one in model.named_parameters() if "lora_B" in name or "score.modules_to_save" in name}
@@ -99,18 +105,22 @@ def difference(one: Path, other: Path) -> dict[str, float]:
 def test_two_processes_train_as_one_and_go_on_and_are_loaded(described: Path, tmp_path: Path) -> None:
     method, two = METHODS[described.parent.name.rstrip("0123456789")], described.parent / "two"
     # The same rows with one process × accumulation 2.
-    launch(described, f"output_dir={tmp_path / 'one'}", "distributed.num_processes=1")
+    launch(described, f"output_dir={tmp_path / 'one'}", "distributed.num_processes=1", "batch.rehearse=false")
     found = difference(two, tmp_path / "one")
     if method.name in EXACT:
-        assert all(value <= TOLERANCE for value in found.values()), found
+        allowed = dict.fromkeys(found, TOLERANCE) | ROUNDED.get(method.name, {})
+        assert all(value <= allowed[name] for name, value in found.items()), found
+        told = [[line[name] for line in steps(run) for name in method.charts] for run in (two, tmp_path / "one")]
+        assert told[0] == pytest.approx(told[1], rel=1e-3, abs=1e-5)
     else:
         assert found["loss"] <= 1e-2, found
-    # Gone on with after step 2.
-    again = tmp_path / "again"
-    shutil.copytree(two / "checkpoint-2", again / "checkpoint-2")
-    launch(described, f"output_dir={again}", "training.resume=true")
+    # Gone on with after step 2, the first method in two processes, the others in one.
+    again, run = tmp_path / "again", two if method.name == PREFERENCES[0] else tmp_path / "one"
+    shutil.copytree(run / "checkpoint-2", again / "checkpoint-2")
+    processes = f"distributed.num_processes={2 if run == two else 1}"
+    launch(described, f"output_dir={again}", "training.resume=true", processes)
     assert [step["step"] for step in steps(again)] == [3, 4]
-    found = difference(two, again)
+    found = difference(run, again)
     assert all(value <= TOLERANCE for value in found.values()), found
     results = json.loads((two / "results.json").read_text(encoding="utf-8"))
     assert results["after"]["loss"] < results["before"]["loss"]
@@ -118,13 +128,26 @@ def test_two_processes_train_as_one_and_go_on_and_are_loaded(described: Path, tm
         assert results["after"]["pair_accuracy"] == 1
     if method.accuracy and method.reference_passes:
         assert results["before"]["pair_accuracy"] == 0.5
-    command = [sys.executable, "-c", LOADING, str(two / "adapter"), "scores" if method.has_score else ""]
+    by_unsloth = "unsloth" if method.name == PREFERENCES[0] else ""  # it takes seconds to import
+    command = [sys.executable, "-c", LOADING, str(two / "adapter"), "scores" if method.has_score else "", by_unsloth]
     done = fork_server.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     trained = json.loads(done.stdout.splitlines()[-1])
     assert trained
     assert all(trained.values())
     assert any("score" in name for name in trained) == method.has_score
+    for told in (two / "adapter" / "README.md", two / "report.html"):
+        assert ("num_labels=1" in told.read_text(encoding="utf-8")) == method.has_score
+
+
+@pytest.mark.parametrize("described", ["dpo"], indirect=True)
+def test_a_loss_that_trl_has_not_with_another_setting_is_told(described: Path, tmp_path: Path) -> None:
+    settings = ("training.loss_type=[aot]", "training.use_weighting=true", "distributed.num_processes=1")
+    command = cli_command("launch", described, f"output_dir={tmp_path / 'run'}", *settings)
+    done = fork_server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 2
+    assert "TRL refuses it: WPO-style weighting is not implemented" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("described", ["dpo"], indirect=True)

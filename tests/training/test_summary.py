@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 
@@ -20,3 +21,13 @@ def test_a_run_that_shards_tells_its_answers() -> None:
     assert "2.0000 before → 1.0000 after" in summary(loss_only, Path("adapter"))
     pairs = {"before": {"loss": 0.7, "pair_accuracy": 0.5}, "after": {"loss": 0.1, "pair_accuracy": 0.96}}
     assert "held-out pairs     50.0% before → 96.0% after" in summary({**results, **pairs}, Path("adapter"))
+
+
+def test_a_reward_models_adapter_is_loaded_with_its_head(tmp_path: Path) -> None:
+    from unsloth_accel.training.summary import summary
+
+    config = {"task_type": "SEQ_CLS", "base_model_name_or_path": "owner/base"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    told = summary({"training": {"steps": 1, "seconds": 1.0, "tokens": 5}}, tmp_path)
+    assert f"load it   from peft import PeftModel\n{'':10}from transformers import" in told
+    assert "FastLanguageModel" not in told

@@ -295,10 +295,11 @@ def test_a_rank_out_of_memory_goes_on(
     assert done.returncode == 0, done.stderr
     assert "OUT OF MEMORY" in (run.parent / "logs" / "rank-1.log").read_text(encoding="utf-8")
     found = difference(straight, run.parent)
-    # Sums in another order; Adam makes as much of the smallest gradients as of large ones.
     assert found["loss"] <= TOLERANCE
     assert found["grad_norm"] <= TOLERANCE
-    assert found["adapter"] <= 10 * TOLERANCE
+    # Sums in another order: Adam makes as much of a gradient of next to nothing, of a few weights, as of large ones.
+    first, second = adapter(straight), adapter(run.parent)
+    assert max(float((first[name] - second[name]).norm() / first[name].norm()) for name in first) <= 10 * TOLERANCE
     results = json.loads((run.parent / "results.json").read_text(encoding="utf-8"))
     assert (results["training"]["keep_activations"], results["training"]["blocks"]) == (0, 2)  # of rank 0
     told = results["out_of_memory"]

@@ -83,7 +83,7 @@ def test_the_command_refuses_in_one_line(cli: Run, file: Path, override: str, wo
         ('{"prompt": [], "completion": []}\n', ":1: `prompt` is not a list of messages."),
         (
             '{"text": "a"}\n{"prompt": "a", "completion": "b"}\n',
-            ":2: is a prompt-completion row and the first is text",
+            ":2: is a row of prompt-completion, and the first of text",
         ),
     ],
 )
@@ -115,6 +115,14 @@ def test_an_epoch_that_ends_in_a_smaller_step_is_told(description: dict[str, Any
         (only,) = input_problems(from_dict({**by_tokens, "training": training}))
         assert "over several processes some rows are repeated there" in str(only), "balance falls back to rows"
         assert "balance=tokens" not in only.fix
+
+
+def test_tokens_do_not_share_out_pairs(tmp_path: Path, description: dict[str, Any]) -> None:
+    rows = write(tmp_path / "pairs.jsonl", [{"prompt": "?", "chosen": "a", "rejected": "b"}] * 8)
+    pairs = {**description, "method": "dpo", "data": {"path": str(rows)}}
+    (only,) = input_problems(from_dict({**pairs, "batch": {"global_size": 3, "balance": "rows"}}))
+    assert "some rows are repeated there" in str(only)
+    assert "batch.balance" not in only.fix, "it would help nothing"
 
 
 def test_everything_wrong_is_told_in_one_go(cli: Run, file: Path) -> None:
@@ -220,7 +228,11 @@ def test_four_bit_needs_bitsandbytes(description: dict[str, Any], monkeypatch: p
         ("half.jsonl", b'{"instruction": "a"}', "has no field 'output'"),
         ("dumb.jsonl", b'{"instruction": "a", "output": " "}', "field 'output' is empty"),
         ("mute.jsonl", b'{"messages": [{"role": "user", "content": ""}]}', "there is nothing to learn"),
-        ("mixed.jsonl", b'{"text": "a"}\n{"instruction": "a", "output": "b"}', ":2: is a messages row and the first"),
+        (
+            "mixed.jsonl",
+            b'{"text": "a"}\n{"instruction": "a", "output": "b"}',
+            ":2: is a row of messages, and the first",
+        ),
     ],
 )
 def test_bad_files_are_told_by_the_command(

@@ -103,13 +103,13 @@ def test_one_optimizer_for_all_runs(description: dict[str, Any], tmp_path: Path)
 
 
 def test_as_many_blocks_keep_their_activations_in_all_runs(description: dict[str, Any], tmp_path: Path) -> None:
-    """With half of the rows on each of two GPUs all 30 would, alone those that fit beside all rows."""
+    """As on two GPUs, where NCCL's buffers leave less memory than one GPU alone has."""
     description["model"] = {"name": str(SMOLLM2), "max_seq_length": 2048}
-    small = replace(TWO, devices=tuple(replace(one, memory_gib=8) for one in TWO.devices))
+    small = replace(TWO, devices=tuple(replace(one, memory_gib=4.5) for one in TWO.devices))
     alone, both = (planner.plan(_as(from_dict(description), name, n), small) for name, n in (("single", 1), ("ddp", 2)))
-    assert (alone.keep_activations or 0) < (both.keep_activations or 0)
+    assert 0 < (both.keep_activations or 0) < (alone.keep_activations or 0)
     found = chosen(description, tmp_path, small, strategies=["ddp"])
-    assert {one.keep_activations for one in (found.single, *found.others)} == {alone.keep_activations}
+    assert {one.keep_activations for one in (found.single, *found.others)} == {both.keep_activations}
 
 
 def test_what_a_short_run_leaves_out(description: dict[str, Any], tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_tolerances_can_be_given() -> None:
         with pytest.raises(ConfigError, match="not a tolerance"):
             tolerance("bf16", [bad])
     assert all(allowed.reason for allowed in TOLERANCES.values())
-    kto, dpo = (tolerance("fp32", method=METHODS[name]) for name in ("kto", "dpo"))
+    kto, dpo = (tolerance("fp32", depends_on_ranks=METHODS[name].depends_on_ranks) for name in ("kto", "dpo"))
     assert dpo == TOLERANCES["fp32"]
     assert kto.grad_norm > 100 * dpo.grad_norm
     assert "KTO estimates its KL term" in kto.reason

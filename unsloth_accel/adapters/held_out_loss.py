@@ -114,7 +114,8 @@ class _HeldOutLoss:
         Its ranks have as many batches, for they met in each."""
         import torch
 
-        noted: dict[str, list[float]] = getattr(self._trainer, "_metrics", {}).get("eval", {})
+        kept = (getattr(self._trainer, name, {}).get("eval", {}) for name in ("_metrics", "_stored_metrics"))
+        noted: dict[str, list[float]] = next(filter(None, kept), {})  # the second is ORPO's
         if not noted or not available("held-out figures over all rows"):
             return
         weights = self._trainer.accelerator.reduce(torch.stack([weight for _, weight in self._sums]), "sum").tolist()

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..artifacts.score_adapter import has_score, score_code
 from ..capabilities.probe import available
 from ..config.push_target import PushTarget
 from ..config.run_config import RunConfig
@@ -42,7 +43,8 @@ _TEXT = """
 A LoRA adapter of {base}, trained with Unsloth and unsloth_accel.
 
 {facts}
-
+"""
+_LANGUAGE_MODEL = """
 ## How to load it
 
 ```python
@@ -79,6 +81,17 @@ As GGUF, for llama.cpp, from the merged model:
 model, tokenizer = FastLanguageModel.from_pretrained("merged", load_in_4bit=False)
 model.save_pretrained_gguf("gguf", tokenizer, quantization_method="q4_k_m")
 ```
+"""
+_REWARD_MODEL = """
+A reward model: its head, which is saved in the adapter, gives a text one number.
+
+## How to load it
+
+```python
+{code}
+```
+
+{where}
 """
 
 
@@ -153,16 +166,20 @@ def complete(file: Path, facts: Facts, lora: LoraConfig) -> None:
     told["Versions"] = ", ".join(f"{name} {version}" for name, version in versions().items())
     there = "The path is that of the directory of this file, or of the repository that it was pushed to."
     where = "`versions.json` has the versions that it was trained with." if facts.pushed else there
-    text = _TEXT.format(
+    shown = Path(base).name if own else base
+    config = {"task_type": getattr(lora, "task_type", None), "base_model_name_or_path": shown}
+    use = _REWARD_MODEL if has_score(config) else _LANGUAGE_MODEL
+    text = (_TEXT + use).format(
         made=_MADE,
+        code=score_code(config, facts.place),
         name=Path(facts.place).name if facts.pushed or facts.place.count("/") != 1 else facts.place.partition("/")[0],
-        base=f"`{Path(base).name}`, loaded from a directory" if own else f"[{base}](https://huggingface.co/{base})",
+        base=f"`{shown}`, loaded from a directory" if own else f"[{base}](https://huggingface.co/{base})",
         facts="\n".join(f"- **{name}**: {value}" for name, value in told.items()),
         place=facts.place,
         length=facts.length,
         in_4bit=facts.in_4bit,
         where=where,
-        beside=_beside(Path(base).name if own else base, facts.place, lora),
+        beside=_beside(shown, facts.place, lora),
         fetch=f"hf download {facts.place} --local-dir adapter\n" if facts.pushed else "",
         local="adapter" if facts.pushed else facts.place,
     )

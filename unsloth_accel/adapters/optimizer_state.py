@@ -25,6 +25,8 @@ def reserved(optimizer: Any) -> list[torch.Tensor]:
     twin._optimizer_step_pre_hooks, twin._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
     twin.state = defaultdict(dict)
     twin.param_groups = [{**group, "params": list(map(_twin, group["params"]))} for group in optimizer.param_groups]
+    if hasattr(twin, "train"):  # schedule-free ones step in this mode only
+        twin.train()
     twin.step()
     return [value for state in twin.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
 

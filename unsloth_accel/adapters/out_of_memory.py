@@ -410,4 +410,6 @@ def is_lack_of_memory(error: BaseException) -> bool:
         return False
     from accelerate.utils.memory import should_reduce_batch_size
 
-    return bool(should_reduce_batch_size(error)) or "out of memory" in str(error).lower()
+    # cuBLAS and cuDNN, which take memory of their own, have another word for it.
+    said = any(word in str(error).lower() for word in ("out of memory", "status_alloc_failed"))
+    return said or bool(should_reduce_batch_size(error))

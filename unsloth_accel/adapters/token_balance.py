@@ -18,7 +18,15 @@ from itertools import islice
 from math import ceil
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+)
 
 from ..capabilities.probe import available
 from ..data.balance import by_number, costs_of, share
@@ -42,6 +50,9 @@ ANSWERS = ("chosen_ids", "rejected_ids", "completion_ids", "KL_completion_ids")
 """Columns of TRL's rows of preferences, each of which is computed behind the row's `prompt_ids`, if it has some."""
 LEAST_GAIN = 1.01
 """Speedup from which on rows are shared out by tokens where nothing else speaks for it."""
+
+MOST_STEPS = 2000
+"""Steps of a run whose rows are shared out beforehand, to tell what that gains: half a millisecond each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +140,9 @@ def balance_tokens(trainer: Trainer, most_tokens: int | None = None) -> Balance 
     steps = [[lengths[row] for row in step] for order in orders for step in islice(_steps(order, rows), each)]
     most = most_tokens or args.train_batch_size * max(lengths)
     accumulation = _fewest(steps, rows, ranks, planned, most, padded) if known else planned
-    before = _Spent.of(steps, padded, lambda step: by_number(len(step), ranks, planned))
-    after = _Spent.of(steps, padded, lambda step: share(step, ranks, accumulation, padded=padded))
+    shown = steps[:: ceil(len(steps) / MOST_STEPS)]
+    before = _Spent.of(shown, padded, lambda step: by_number(len(step), ranks, planned))
+    after = _Spent.of(shown, padded, lambda step: share(step, ranks, accumulation, padded=padded))
     done = Balance(
         padded=padded,
         accumulation=accumulation,
@@ -193,19 +205,27 @@ class TokenBatches(Sampler[list[int]]):
         self.batch_size = self.rows // (self.ranks * self.accumulation)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in _steps(self.sampler, self.rows):
-            if len(step) < self.rows and self.drop_last:
-                return
-            lengths = [self.lengths[row] for row in step]
-            shares = share(lengths, self.ranks, self._micro_batches(len(step)), padded=self.padded)
-            for group in shares[self.rank]:
-                yield [step[row] for row in group] or [-1 - min(step, key=lambda row: (self.lengths[row], row))]
+        for step in self.of_steps():
+            yield from self.own(step)
 
     def __len__(self) -> int:
         """Micro-batches of an epoch."""
         steps, left = divmod(len(self.sampler), self.rows)
         last = self._micro_batches(left) if left and not self.drop_last else 0
         return steps * self.accumulation + last
+
+    def of_steps(self) -> BatchSampler:
+        """Return what draws the rows of each step, of all ranks."""
+        return BatchSampler(self.sampler, self.rows, self.drop_last)
+
+    def own(self, step: list[int]) -> list[list[int]]:
+        """Return this rank's micro-batches of the rows of a step."""
+        lengths = [self.lengths[row] for row in step]
+        shares = share(lengths, self.ranks, self._micro_batches(len(step)), padded=self.padded)
+        return [
+            [step[row] for row in group] or [-1 - min(step, key=lambda row: (self.lengths[row], row))]
+            for group in shares[self.rank]
+        ]
 
     def _micro_batches(self, rows: int) -> int:
         """Return the micro-batches per rank in a step of `rows` rows: no more than give every rank a row in each."""

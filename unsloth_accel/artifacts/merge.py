@@ -24,6 +24,7 @@ from ..models.safetensors_header import read_checkpoint, read_header
 from ..models.spec import ModelSpec
 from .own_files import clear_unfinished, filling, link_problem, recorded
 from .run_directory import RunDirectory
+from .score_adapter import has_score
 from .unsafe_files import as_unsafe
 
 DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -77,7 +78,8 @@ def plan_merge(
     own = spec.dtype if DTYPES.get(spec.dtype) == 2 else "bfloat16"
     clear_unfinished(target.parent, target.name)
     merge = Merge(adapter=adapter, base=base, trained_on=trained_on, target=target, dtype=dtype or own, spec=spec)
-    raise_errors([*_base_problems(merge), *_target_problems(merge, overwrite), *_room_problems(merge)])
+    problems = [*_head_problems(merge), *_base_problems(merge), *_target_problems(merge, overwrite)]
+    raise_errors([*problems, *_room_problems(merge)])
     return merge
 
 
@@ -132,6 +134,14 @@ def _adapter(source: Path) -> tuple[Path, str]:
         consequence = "is damaged: it names no base model."
         raise ConfigError(Problem(key=str(found / ADAPTER_CONFIG), consequence=consequence, fix=fix)) from None
     return found, base_beside(found, name)
+
+
+def _head_problems(merge: Merge) -> Iterator[Problem]:
+    if has_score(load_json(merge.adapter / ADAPTER_CONFIG)):
+        consequence = "is a reward model's: merged into a language model it would lose its score head."
+        base = "AutoModelForSequenceClassification.from_pretrained(BASE, num_labels=1)"
+        fix = f"in Python PeftModel.from_pretrained({base}, ADAPTER).merge_and_unload()"
+        yield Problem(key="merge", value=str(merge.adapter), consequence=consequence, fix=fix)
 
 
 def _base_problems(merge: Merge) -> Iterator[Problem]:

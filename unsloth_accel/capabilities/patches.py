@@ -81,6 +81,10 @@ PATCHES = (
           place="unsloth/models/mapper.py: FLOAT_TO_INT_MAPPER, INT_TO_FLOAT_MAPPER, MAP_TO_UNSLOTH_16bit",
           cost="a model that is gated or gone is refused, although Unsloth may load a copy of its own",
           adapter="models.known_names"),
+    Patch(what="the configs of an auto class",
+          place="transformers/models/auto/auto_factory.py: _BaseAutoModelClass._model_mapping",
+          adapter="models.build_without_weights",
+          cost="a model of an unknown family can't be counted, so it is planned without an estimate"),
     Patch(what="rotary buffers kept out of DDP",
           place="unsloth/models/loader_utils.py: _exclude_rope_inv_freq_from_ddp",
           cost="DDP sends constant buffers in every forward, and NCCL stops at one on the CPU; `adapt` sends none",
@@ -191,9 +195,9 @@ PATCHES = (
                 "LAST_GC_INDEX, CURRENT_GC_INDEX", adapter="adapters.kept_activations",
           cost="every decoder block computes its activations again in the backward pass, however much memory is left"),
     Patch(what="a rehearsed step",
-          place="transformers/trainer.py: Trainer.current_gradient_accumulation_steps; accelerate/accelerator.py: "
-                "Accelerator._dataloaders; accelerate/state.py: GradientState._set_sync_gradients",
-          adapter="training.rehearsal",
+          place="transformers/trainer.py: Trainer._eval_dataloaders, current_gradient_accumulation_steps; "
+                "accelerate/accelerator.py: Accelerator._dataloaders; "
+                "accelerate/state.py: GradientState._set_sync_gradients", adapter="training.rehearsal",
           cost="the longest step isn't computed before the first one, and a lack of memory may show late"),
     Patch(what="an optimizer's twin",
           place="torch/optim/optimizer.py: Optimizer._optimizer_step_pre_hooks, _optimizer_step_post_hooks, "

@@ -94,7 +94,7 @@ def _print(work: Workload, found: dict[str, MemoryEstimate], impossible: dict[st
     kept = f"{work.kept_blocks} of {spec.num_layers} blocks keep their activations"
     title = (
         f"{spec.name}: {spec.num_parameters / 1e9:.2f}B parameters ({spec.source}), "
-        f"{work.lora_parameters / 1e6:.1f}M trained, {work.per_device} × {work.length} tokens, "
+        f"{work.lora_parameters / 1e6:.1f}M trained, {work.tokens // work.length} × {work.length} tokens, "
         f"checkpointing {work.checkpointing}, {kept}; GiB per GPU, on {counted(gpus, 'GPU')}"
     )
     rows = [["", *found]]

@@ -48,6 +48,15 @@ def settings(run: RunConfig) -> dict[str, Any]:
     return {**field_options(_method(run).config_sources, "default"), **given_fields(run)}
 
 
+def shared_out_by_tokens(run: RunConfig) -> bool:
+    """Whether nothing that the run says keeps its rows from being shared out by tokens (`adapters.token_balance`)."""
+    by_length = run.training.get("train_sampling_strategy") in ("group_by_length", "batch_rebalance")
+    own_weights = run.training.get("average_tokens_across_devices") is False
+    grouped = by_length or run.training.get("group_by_length")
+    by_rows = METHODS[run.method].mean_over_rows
+    return run.batch.balance == "tokens" and not (run.data.streaming or grouped or own_weights or by_rows)
+
+
 def _method(run: RunConfig) -> Method:
     return METHODS.get(run.method) or METHODS[USUAL_METHOD]
 

@@ -77,13 +77,14 @@ def canonical(
     row: Mapping[str, Any],
     form: str = "auto",
     columns: Mapping[str, str] | None = None,
-    method: Method = METHODS[USUAL_METHOD],
+    method: Method | None = None,
 ) -> dict[str, Any]:
     """The row as `method` trains it, with the columns of its kind, and what a chat template is given.
 
     `columns` maps our names to the row's. Raises `FormatError` where a column is missing, holds something else than it
     should, or there is nothing to learn.
     """
+    method = method or METHODS[USUAL_METHOD]  # not as the parameter's default: plugins, which import this, come with it
     row = _renamed(row, columns or {})
     found = (format_of(row, method) if form == "auto" else form) or ""
     missing = [field for field in FIELDS.get(found, ()) if field not in row]

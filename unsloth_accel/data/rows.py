@@ -162,7 +162,7 @@ def _checked(
             yield name, number, _Row(text, unused_columns(row, made, form, columns, method), weighted)
         else:
             fix = f"give every row {needed(method)}, the same in all"
-            yield name, number, Fault(f"is a {found} row and the first is {first}.", fix)
+            yield name, number, Fault(f"is a row of {found}, and the first of {first}.", fix)
 
 
 def _of_another_method(kind: str, method: Method, key: str, name: str) -> Problem:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..config.run_config import PROJECTIONS, RunConfig
 from ..errors import ConfigError, Problem
+from ..methods import METHODS
 from .spec import ModelSpec
 
 WHOLE = ("embed_tokens", "lm_head")
@@ -37,6 +38,13 @@ def targets(run: RunConfig, spec: ModelSpec) -> Targets:
         return Targets(modules=asked, parameters=spec.lora_parameters(asked, run.lora.r))
     names = _all_linear(spec) if asked == "all-linear" else [str(name) for name in asked]
     whole = tuple(name for name in names if name in WHOLE)
+    if "lm_head" in whole and METHODS[run.method].has_score:
+        consequence = (
+            f"{run.method} has a score head, which is trained whole, in place of lm_head: it would train none."
+        )
+        raise ConfigError(
+            Problem(key="lora.target_modules", value=asked, consequence=consequence, fix="leave lm_head out")
+        )
     experts = bool(spec.num_experts) and any(name in MLP for name in names)
     # Dense blocks and shared experts beside the fused ones get LoRA of the same names.
     fused = set(MLP) - (set() if spec.measured else _leaves(spec)) if experts else set()

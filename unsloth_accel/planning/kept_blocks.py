@@ -27,10 +27,12 @@ def may_keep(run: RunConfig, blocks: int, count: int, *, on_cpu: bool, reasons: 
             why = "with model.gradient_checkpointing=false every block keeps its activations"
             reasons.append(f"{KEY}={asked} has no effect: {why}.")
         return 0, 0
-    if (found := _variable()) is not None:
+    if (found := variable()) is not None:
         number = 0 if found == "auto" else blocks if found == "max" else min(int(found), blocks)
         reasons.append(f"{VARIABLE}={found}: {_told(found, blocks, count)}")
         return number, number
+    if value := os.environ.get(VARIABLE):
+        reasons.append(f"{VARIABLE}={value}: Unsloth takes it as not set; {KEY}={asked} decides.")
     if asked == "auto":
         return 0, 0 if on_cpu else blocks
     number = blocks if asked == "all" else int(asked)
@@ -47,7 +49,7 @@ def planned_blocks(run: RunConfig, chosen: Option | None, count: int, reasons: l
 
     Nothing is `chosen` where the model's blocks are unknown. Raises `Refused` where `run` asks for all of these.
     """
-    asked, found = run.model.keep_activations, _variable()
+    asked, found = run.model.keep_activations, variable()
     if run.model.gradient_checkpointing == "false" or (found == "auto" and count == 1):
         return None
     if chosen:
@@ -63,16 +65,22 @@ def planned_blocks(run: RunConfig, chosen: Option | None, count: int, reasons: l
     return int(asked)
 
 
-def _variable() -> str | None:
+def variable() -> str | None:
     """Return what Unsloth reads of the variable; None where it heeds none."""
     value = os.environ.get(VARIABLE, "").strip().lower()
-    return value if value in ("auto", "max") or (value.isdigit() and int(value)) else None
+    if value in ("auto", "max"):
+        return value
+    try:
+        number = int(value)
+    except ValueError:
+        return None
+    return str(number) if number > 0 else None
 
 
 def _told(found: str, blocks: int, count: int) -> str:
     if found != "auto":
-        most = f", of {blocks}" if found == "max" or int(found) <= blocks else f", of which there are {blocks}"
-        return f"set in the environment, which comes before {KEY}{most}."
+        most = "" if found == "max" or int(found) <= blocks else f"; the model has {counted(blocks, 'block')}"
+        return f"set in the environment, it comes before {KEY}{most}."
     if count == 1:
         return "Unsloth chooses after the first step how many blocks keep their activations; the plan counts none."
     return (
@@ -85,7 +93,7 @@ def why_kept(run: RunConfig, chosen: Option, choice: Choice) -> list[str]:
     fewest, most = choice.keep
     if fewest == most:
         faster = replace(choice, keep=(0, choice.work.spec.num_layers)).option(chosen.strategy)
-        asked = run.model.keep_activations != "auto" and _variable() is None and chosen.fits
+        asked = run.model.keep_activations != "auto" and variable() is None and chosen.fits
         paces = f"{faster.pace:,.0f} tokens/s against {chosen.pace:,.0f}, estimated"
         return [f"{KEY}=auto would be faster: {paces}."] if asked and faster.pace > chosen.pace else []
     kept = f"activations are kept in {chosen.keep_activations} of {most} blocks"

@@ -131,6 +131,8 @@ class Workload:
     length: int
     """Tokens per sequence."""
     sequences_per_row: int = 1
+    has_score: bool = False
+    """Whether the head gives a sequence one number, and has no logits."""
     reference_passes: int = 0
     """Forward passes beside the trained one."""
     checkpointing: Checkpointing = "unsloth"
@@ -149,6 +151,10 @@ class Workload:
     def tokens(self) -> int:
         """Tokens of one forward and backward pass."""
         return self.per_device * self.sequences_per_row * self.length
+
+    @property
+    def logits_per_token(self) -> int:
+        return 1 if self.has_score else self.spec.vocab_size
 
     @property
     def kept_blocks(self) -> int:
@@ -333,10 +339,10 @@ def _evaluation(work: Workload, free_gib: float) -> float:
     """Return the bytes of activations and logits in an evaluation, which goes by Unsloth's fused loss as training does
     where only the loss is asked for (unsloth/models/rl.py: prediction_step)."""
     rows = 2 * work.per_device if work.eval_rows is None else work.eval_rows
-    if work.on_cpu:
-        return rows * work.length * work.spec.vocab_size * (work.dtype_bytes + 4.0)
-    width = EVAL_INTERMEDIATE * work.intermediate + EVAL_HIDDEN * work.spec.hidden_size
     evaluated = replace(work, per_device=rows)
+    if work.on_cpu:
+        return evaluated.tokens * work.logits_per_token * (work.dtype_bytes + 4.0)
+    width = EVAL_INTERMEDIATE * work.intermediate + EVAL_HIDDEN * work.spec.hidden_size
     return max(_one_copy(evaluated, width), _logits(evaluated, free_gib))
 
 
@@ -347,7 +353,7 @@ def _logits(work: Workload, free_gib: float) -> float:
     (unsloth_zoo/fused_losses/cross_entropy_loss.py). On a CPU transformers' own loss, with all logits in the model's
     dtype, in float32 and their gradient.
     """
-    logits = work.tokens * work.spec.vocab_size
+    logits = work.tokens * work.logits_per_token
     if work.on_cpu:
         return logits * (work.dtype_bytes + 8.0)
     target = max(min(CHUNK_TARGET_GIB, free_gib / 2), 1e-3)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ..config.run_config import RunConfig
 from ..data.length_estimate import RowLengths
+from ..methods import METHODS
 
 SHORT = 0.5
 """Mean length over model.max_seq_length below which rows count as short: packing then at least halves the work."""
@@ -16,9 +17,10 @@ def with_packing(run: RunConfig, device: str, lengths: RowLengths | None, reason
 
     Packed, several rows fill one of `max_seq_length` (TRL's `packing`, kept apart by Unsloth's attention). A step of
     `batch.global_size` rows would then hold several times as many of the data set's: only a batch in tokens
-    (`batch.global_tokens`) keeps its promise so, and better. On a CPU Unsloth packs nothing, and a stream can't be.
+    (`batch.global_tokens`) keeps its promise so, and better. On a CPU Unsloth packs nothing, a stream can't be
+    packed, and trainers of preferences have no packing.
     """
-    if device == "cpu" or run.data.streaming or "packing" in run.training:
+    if device == "cpu" or not METHODS[run.method].packs or run.data.streaming or "packing" in run.training:
         return run
     limit = run.model.max_seq_length
     if lengths is None or lengths.mean >= SHORT * limit:

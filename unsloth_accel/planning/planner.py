@@ -11,7 +11,7 @@ from ..capabilities.probe import Capabilities
 from ..config.accelerate_config import Precision
 from ..config.run_config import DEFAULT_PER_DEVICE, RunConfig
 from ..config.start_adapter import find_adapter, model_of, tokenizer_of_model
-from ..config.trainer_settings import kept_defaults
+from ..config.trainer_settings import kept_defaults, shared_out_by_tokens
 from ..data.length_estimate import RowLengths, row_lengths
 from ..errors import ConfigError, Problem, counted, raise_errors
 from ..hardware.hardware import Hardware
@@ -35,7 +35,7 @@ from .device_and_count import (
 from .idle_memory import uses
 from .kept_blocks import may_keep, planned_blocks, why_kept
 from .memory_estimate import GIB, OPTIMIZER, OPTIMIZER_BYTES, Workload, needs_gpu, optimizer_for
-from .options import Choice, Option, free_gib
+from .options import USUAL_CARD, Choice, Option, free_gib
 from .packing_choice import with_packing
 from .plan import Plan
 from .precision import choose_precision
@@ -163,7 +163,7 @@ def _decide(
         keep = may_keep(run, spec.num_layers, count, on_cpu=device == "cpu", reasons=reasons)
         choice = replace(_choice(run, spec, trained, free, precision, count, data_parallel, rows, gpus), keep=keep)
         if lengths and not run.training.get("packing"):
-            choice = replace(choice, row_tokens=lengths.mean, by_tokens=run.batch.balance == "tokens")
+            choice = replace(choice, row_tokens=lengths.mean, by_tokens=shared_out_by_tokens(run))
         choice = replace(choice, unavailable=unavailable)
         if device == "cuda":
             chosen, why, rejected = choose(choice, asked)
@@ -309,13 +309,16 @@ def workload(
     run: RunConfig, spec: ModelSpec, trained: Targets, per_device: int, *, full: bool, on_cpu: bool = False
 ) -> Workload:
     """What a process of `run` trains with `per_device` rows at once; `full`: its frozen weights are float32."""
+    method = METHODS[run.method]
+    # The reference's once for all, before training, where they are asked for beforehand.
+    reference = 0 if run.training.get("precompute_ref_log_probs") else method.reference_passes
     return Workload(
         spec=spec,
         lora_parameters=trained.parameters,
         per_device=per_device,
-        sequences_per_row=METHODS[run.method].sequences_per_row,
-        # Once for all, before training, where they are asked for beforehand.
-        reference_passes=0 if run.training.get("precompute_ref_log_probs") else METHODS[run.method].reference_passes,
+        sequences_per_row=method.sequences_per_row,
+        has_score=method.has_score,
+        reference_passes=reference + method.other_passes,
         length=run.model.max_seq_length,
         eval_rows=run.training.get("per_device_eval_batch_size") if run.data.eval_path else 0,
         checkpointing=run.model.gradient_checkpointing,  # type: ignore[arg-type]
@@ -440,6 +443,7 @@ def _batch(
         share = f"divides the {counted(rows // count, 'row')} of a process"
         limit = f"the largest number that is at most {DEFAULT_PER_DEVICE} and {share}"
         if chosen and device == "cuda":
-            limit = f"the {'fastest' if chosen.speed else 'largest'} number that fits and {share}"
+            limit = f"the fastest number that fits and {share}"
+            limit += "" if chosen.speed else f" on an {USUAL_CARD}, since this card's rates are unknown"
         reasons.append(f"{counted(batch.per_device, 'row')} per device: {limit}.")
     return batch

@@ -70,9 +70,18 @@ def flops(work: Workload) -> tuple[float, float]:
     spec = work.spec
     linear = linear_parameters(spec)
     forward = 1 + work.recomputed + work.reference_passes
-    per_token = linear * 2 * (forward + 1) + spec.hidden_size * spec.vocab_size * (4 + 2 * work.reference_passes)
+    per_token = linear * 2 * (forward + 1) + spec.hidden_size * work.logits_per_token * (4 + 2 * work.reference_passes)
     attention = 2 * spec.num_heads * spec.head_dim * work.length * spec.num_layers
     return float(work.tokens * per_token), float(work.tokens * attention * (forward + 2.5))
+
+
+def launch_seconds(work: Workload, *, various: bool = False) -> float:
+    """Return the seconds that one device batch takes at least, however few its tokens: as Python launches its kernels.
+
+    With `various`, every batch has another shape.
+    """
+    least = (LEAST_VARIOUS_SECONDS if various else LEAST_LAYER_SECONDS) * (IN_4BIT if work.in_4bit else 1.0)
+    return least * work.spec.num_layers * (2 + work.recomputed) / 3
 
 
 def estimate_speed(
@@ -106,9 +115,8 @@ def estimate_speed(
         crossing += 2.5 * linear_parameters(spec) * (passes + work.reference_passes)
     launches = LAYER_SECONDS * spec.num_layers
     computing = (linear / PEAK_SHARE + attention / ATTENTION_SHARE) / (rate * 1e12)
-    least = (LEAST_VARIOUS_SECONDS if various else LEAST_LAYER_SECONDS) * (IN_4BIT if work.in_4bit else 1.0)
     compute = computing + crossing / (device.bandwidth_gbs * 1e9) + launches
-    compute = max(compute, least * spec.num_layers * passes / 3)
+    compute = max(compute, launch_seconds(work, various=various))
     record = STRATEGIES[strategy]
     compute *= record.compute_factor
     communication = 0.0

@@ -9,10 +9,13 @@ from typing import Any
 from ..errors import Problem, counted
 from ..strategies import STRATEGIES, usual
 from .batch import divisors
+from .kept_blocks import VARIABLE, variable
 from .memory_estimate import WORST_ERROR, Workload
 from .options import Choice, Option, free_gib
 from .ways import Refused, Way
 
+TOLD_GIB = 0.5
+"""GiB that evaluations take beyond a training step from which on they are told of."""
 NEARLY = 0.97
 """Share of the fastest strategy's speed from which on DDP is taken, which has the least that can go wrong. Dividing the
 weights may free the memory with which more blocks keep their activations, and that gain isn't given away."""
@@ -124,7 +127,8 @@ def _runner_up(choice: Choice, chosen: Option, options: list[Option]) -> list[st
     best = max(rivals, key=lambda option: option.pace, default=chosen)
     if best is chosen or not best.speed:
         return []
-    return [f"the runner-up: {best.strategy}, {_pace(best)} against {_pace(chosen)}, estimated ({_needs(best)})."]
+    why = "" if best.pace <= chosen.pace else ", hardly faster"
+    return [f"the runner-up{why}: {best.strategy}, {_pace(best)} against {_pace(chosen)}, estimated ({_needs(best)})."]
 
 
 def _four_bit(choice: Choice, chosen: Option) -> list[str]:
@@ -137,6 +141,8 @@ def _four_bit(choice: Choice, chosen: Option) -> list[str]:
     if best is chosen or NEARLY * best.pace < chosen.pace:
         return []
     whole = chosen.record.shards_weights and not best.record.shards_weights
+    if not whole and not best.speed:
+        return []
     what = "let every GPU hold the model, so DDP would do" if whole else "be faster"
     pace = f", estimated at {_pace(best)} against {_pace(chosen)}" if best.speed else ""
     return [f"model.load_in_4bit=true would {what} ({_needs(best)}{pace})."]
@@ -150,7 +156,11 @@ def _nothing_fits(choice: Choice, options: list[Option], asked: str = "auto") ->
     consequence = f"needs more memory than there is: {needs}; {_has(choice)}.{more}"
     problem = Problem(key="model.name", value=choice.work.spec.name, consequence=consequence, fix="")
     instead = "a smaller model, or GPUs with more memory"
-    return Refused(problem, [*_what_fits(choice, options, asked)], choice.free_devices, instead=instead)
+    none = replace(choice, keep=(0, 0))
+    names = choice.available if asked == "auto" else [asked]
+    unset = [f"unset {VARIABLE}"] if choice.keep[0] and variable() and any(map(none.fits, names)) else []
+    after = ", or ".join([*unset, *filter(None, [choice.free_devices])])
+    return Refused(problem, [*_what_fits(choice, options, asked)], after, instead=instead)
 
 
 def shorter(length: int) -> list[int]:
@@ -224,7 +234,9 @@ def _all_gpus(choice: Choice, asked: str) -> dict[str, Any]:
 
 def _needs(option: Option) -> str:
     kept = f" and {counted(option.keep_activations, 'block')} kept" if option.keep_activations else ""
-    return f"needs {option.memory.total:.1f} GiB per GPU with {counted(option.per_device, 'row')} at once{kept}"
+    needs = f"needs {option.memory.total:.1f} GiB per GPU with {counted(option.per_device, 'row')} at once{kept}"
+    evaluation = option.memory.terms.get("evaluation_excess", 0.0)
+    return f"{needs}, {evaluation:.1f} of it for evaluations alone" if evaluation >= TOLD_GIB else needs
 
 
 def _less(option: Option) -> str:

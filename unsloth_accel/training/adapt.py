@@ -17,6 +17,7 @@ from ..adapters.model_card import write_our_cards
 from ..adapters.one_writer import let_one_write
 from ..adapters.out_of_memory import ADVICE
 from ..adapters.real_batch import keep_global_batch
+from ..adapters.reference import settle_reference
 from ..adapters.resuming import check_before_training
 from ..adapters.saving import let_numbered_cpus_load
 from ..adapters.token_count import count_late
@@ -57,6 +58,7 @@ def adapt(
     (`adapters.token_count`), held-out losses depend on the number of processes (`adapters.held_out_loss`), rows grouped
     by length come in an order of chance (`adapters.epoch_order`), a sharded run saves no adapter in its checkpoints
     (`adapters.checkpointing`), and what is saved has a form for a card, or a wrong one (`adapters.model_card`).
+    A resumed DPO or KTO goes on with the copy of the adapter that is its reference (`adapters.reference`).
     As many decoder blocks keep their activations as were planned (`adapters.kept_activations`).
     A SIGTERM, or the end of the launcher, loses what was trained: with it all ranks save a checkpoint after the same
     step and end with the exit status that tells it (`callbacks.StepAgreement`).
@@ -88,6 +90,7 @@ def adapt(
         choose_settings(trainer.accelerator, trainer.args)
         fit_to_strategy(trainer.accelerator)
         keep_as_planned(trainer)
+        settle_reference(trainer, is_new=False)  # a script may have trained its adapter before
         let_numbered_cpus_load()
         heed_timeout(trainer.args)
         attend_at_once(trainer.accelerator.device)
@@ -113,7 +116,7 @@ def adapt(
         stop_when_asked(trainer)
         if rehearse:
             limit = getattr(trainer.args, "max_length", None)
-            rehearsal = Rehearsal(trainer, always=True, limit=limit, advice=ADVICE)
+            rehearsal = Rehearsal(trainer, always=True, limit=limit, evaluates=True, advice=ADVICE)
             trainer.callback_handler.callbacks.insert(0, rehearsal)
     figures_first(trainer)
     return trainer

@@ -90,6 +90,7 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
                 trainer,
                 always=run.batch.rehearse == "true",
                 limit=run.model.max_seq_length,
+                evaluates=run.evaluation.loss or trainer.args.eval_strategy != "no",
                 advice=advice(run),
                 planned_gib=estimate,
                 log=log,

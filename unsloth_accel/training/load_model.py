@@ -20,6 +20,7 @@ def load_model(run: RunConfig) -> tuple[Any, Any]:
     """Load model and tokenizer; where the strategy divides the weights each process loads its part."""
     import torch
     import unsloth
+    from transformers import set_seed
 
     from ..adapters.ddp_settings import device_map
     from ..adapters.fsdp2.loading import sharded_loading
@@ -29,12 +30,13 @@ def load_model(run: RunConfig) -> tuple[Any, Any]:
     # Absolute, so that the saved adapter finds its base model from any directory.
     name = str(Path(name).resolve()) if Path(name).is_dir() else name
     dtype = getattr(torch, run.model.dtype) if run.model.dtype else None
+    if METHODS[run.method].has_score:  # a new head, which is to be equal on every rank and in every run
+        set_seed(run.lora.random_state)
     if _scores_plainly(run):
         return load_score_model(
             name,
             adapter.tokenizer if adapter else name,
             dtype=dtype or torch.float32,
-            seed=run.lora.random_state,
             remote_code=run.model.trust_remote_code,
         )
     placed = device_map() if run.distributed.device != "cpu" else None

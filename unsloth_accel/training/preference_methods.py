@@ -41,7 +41,7 @@ def make_trainer(run: RunConfig, model: Any, tokenizer: Any, config: Any, rows: 
             train_dataset=rows.train,
             eval_dataset=rows.held_out,
         )
-    except ValueError as error:  # a loss that needs another field, LoRA on lm_head, one row for KTO
+    except (ValueError, NotImplementedError) as error:  # a loss that needs another field, or none with it
         consequence, fix = f"TRL refuses it: {first_line(error)}", "correct the setting that it names"
         raise ConfigError(Problem(key="training", consequence=consequence, fix=fix)) from None
     settle_reference(trainer, is_new=find_adapter(run.model.name) is None)

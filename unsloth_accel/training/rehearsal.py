@@ -18,7 +18,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ from ..callbacks.phases import phase
 from ..callbacks.rank_log import RankLog
 from ..capabilities.probe import available
 from ..errors import counted, first_line
+from .rehearsed import Rehearsed
 
 if TYPE_CHECKING:
     import torch
@@ -50,65 +51,12 @@ STEPS_IN_BACKWARD = ("lomo", "layerwise")
 """Parts of the names of optimizers that step inside of the backward pass, so that no gradient can be dropped."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rehearsed:
-    """What was rehearsed on one rank, or on that with the most tokens."""
-
-    rows: int
-    """Rows of the longest micro-batch."""
-    tokens: int
-    """Tokens that it is computed with, padding included."""
-    step: int | None
-    """The optimizer step that has it, counted from 1; None where the order of the rows isn't known beforehand."""
-    keep_activations: tuple[int, int] = (0, 0)
-    """Decoder blocks that keep their activations, before and from now on."""
-    parts: int = 1
-    """Parts in which each micro-batch is computed from now on."""
-    peak_gib: float | None = None
-    """The most GiB that torch allocated for what fits; None on a CPU."""
-    refused_gib: float | None = None
-    """The most GiB that torch allocated before a lack of memory was corrected; None where there was none."""
-    evaluated: tuple[int, int] = (0, 0)
-    """Rows and tokens of the longest evaluation batch."""
-    eval_batch_size: int | None = None
-    """Rows per device in an evaluation from now on; None where nothing is evaluated."""
-    refused_eval_batch_size: int | None = None
-    """Rows per device of an evaluation that didn't fit; None where it did."""
-    seconds: float = 0.0
-
-    def told(self, planned_gib: float | None) -> str:
-        """Say it in a sentence, with what the plan reckoned with."""
-        which = "the longest step" if self.step is None else f"step {self.step:,}, the longest,"
-        text = f"rehearsed {which} with {counted(self.rows, 'row')} ({self.tokens:,} tokens) at once"
-        if self.peak_gib is not None:
-            text += f": {self.peak_gib:.1f} GiB"
-        if self.peak_gib and planned_gib and not self.refused_gib:
-            off = self.peak_gib / planned_gib - 1
-            text += f", {abs(off):.0%} {'more' if off > 0 else 'less'} than planned"
-        text += f", in {self.seconds:.1f} s"
-        corrected = []
-        if self.keep_activations[0] != self.keep_activations[1]:
-            corrected.append("blocks that keep their activations {} → {}".format(*self.keep_activations))
-        if self.parts > 1:
-            corrected.append(f"each micro-batch in {self.parts} parts")
-        if self.refused_eval_batch_size:
-            corrected.append(
-                f"{counted(self.eval_batch_size or 0, 'row')} per device in an evaluation instead of "
-                f"{self.refused_eval_batch_size}"
-            )
-        if corrected:
-            off = (self.refused_gib or 0.0) / planned_gib - 1 if planned_gib else 0.0
-            low = f"at least {off:.0%} " if off >= 0.005 else ""
-            why = f"the plan's {planned_gib:.1f} GiB were {low}too low" if planned_gib else "out of memory"
-            text += f"; {why}: {', '.join(corrected)}"
-        return text
-
-
 class Rehearsal(TrainerCallback):
     """Computes the longest step of `trainer` before its first one; it belongs before all callbacks that measure.
 
     `always`: also where all rows have one length, and the first step is as long as any. `limit`: the most tokens of a
-    row, which rows that are streamed are taken to have. `advice` says what helps where it doesn't fit, `planned_gib`
+    row, which rows that are streamed are taken to have. `evaluates`: whether held-out losses will be asked for, so that
+    the longest evaluation batch must fit, too. `advice` says what helps where it doesn't fit, `planned_gib`
     what the plan reckoned with. `figures` is what results.json holds of it, `seconds` how long it took.
     """
 
@@ -118,6 +66,7 @@ class Rehearsal(TrainerCallback):
         *,
         always: bool,
         limit: int | None,
+        evaluates: bool,
         advice: str,
         planned_gib: float | None = None,
         log: RankLog | None = None,
@@ -127,6 +76,7 @@ class Rehearsal(TrainerCallback):
         self._trainer = trainer
         self._always = always
         self._limit = limit
+        self._evaluates = evaluates
         self._advice = advice
         self._planned = planned_gib
         self._log = log
@@ -139,7 +89,7 @@ class Rehearsal(TrainerCallback):
         loader = kwargs["train_dataloader"]
         batches = getattr(loader, "batch_sampler", None)
         self._lengths = getattr(batches, "lengths", None) or lengths_of_rows(loader.dataset) or []
-        self._held_out = lengths_of_rows(self._trainer.eval_dataset) or []
+        self._held_out = (self._evaluates and lengths_of_rows(self._trainer.eval_dataset)) or []
         reason = self._obstacle(loader)
         if reason is not None and args.process_index == 0:
             print(f"the longest step is not rehearsed: {reason}", flush=True)
@@ -166,9 +116,10 @@ class Rehearsal(TrainerCallback):
         if not isinstance(loader, DataLoaderShard) or self._trainer.accelerator.split_batches:
             return "accelerate is set to divide batches itself (dispatch_batches or split_batches)"
         if _is_stream(loader):
-            columns = getattr(self._trainer.train_dataset, "column_names", None)
-            return None if columns and self._limit else "the rows are streamed, and nothing says how long they may be"
-        return None if self._lengths else "the rows are not tokenised yet, so their lengths are not known"
+            tokenised = "input_ids" in (getattr(self._trainer.train_dataset, "column_names", None) or ())
+            known = tokenised and self._limit
+            return None if known else "the rows are streamed, and nothing says how long they may be"
+        return None if self._lengths else "nothing says how long the rows are"
 
     def _rehearse(self, loader: Any) -> Rehearsed:
         model = self._trainer.model_wrapped
@@ -326,7 +277,7 @@ class Rehearsal(TrainerCallback):
             trainer.accelerator.gather_for_metrics = lambda value, *_, **__: value
         trainer.model.eval()
         try:
-            trainer.prediction_step(trainer.model, batch, trainer.compute_metrics is None)
+            trainer.prediction_step(trainer.model, batch, trainer.compute_metrics is None, ignore_keys=None)
         except RuntimeError as error:
             if not may_fail or not is_lack_of_memory(error):
                 raise

@@ -13,13 +13,12 @@ from typing import Any
 from ..adapters import environment
 
 
-def load_score_model(name: str, tokenizer: str, *, dtype: Any, seed: int, remote_code: bool) -> tuple[Any, Any]:
-    """Return model and tokenizer; the new head's weights come from `seed`, equal on every rank."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+def load_score_model(name: str, tokenizer: str, *, dtype: Any, remote_code: bool) -> tuple[Any, Any]:
+    """Return model and tokenizer; the new head's weights are of chance."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     if environment.rank() == 0:
         print("loading    by transformers and PEFT: on a CPU Unsloth has no models with a score head", flush=True)
-    set_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = AutoModelForSequenceClassification.from_pretrained(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
+from ..artifacts.score_adapter import has_score, score_code
+from ..config.start_adapter import ADAPTER_CONFIG
 from ..errors import counted, shortened
+from ..files import read_json
 
 
 def summary(results: dict[str, Any], adapter: Path | None) -> str:
@@ -30,7 +34,11 @@ def summary(results: dict[str, Any], adapter: Path | None) -> str:
     kept = results.get("adapter", {})
     of_step = f"  (of step {kept['step']}{': ' + kept['message'] if kept['message'] else ''})" if "step" in kept else ""
     if adapter is not None:
-        lines += ["", f"adapter   {adapter}{of_step}", f'load it   FastLanguageModel.from_pretrained("{adapter}")']
+        lines += ["", f"adapter   {adapter}{of_step}"]
+        config = read_json(adapter / ADAPTER_CONFIG)
+        code = f'FastLanguageModel.from_pretrained("{adapter}")'
+        code = score_code(config, str(adapter)) if has_score(config) else code
+        lines += [f"load it   {indent(code, ' ' * 10).lstrip()}"]
     if evaluations := results.get("evaluations"):
         last, best = evaluations[-1], min(evaluations, key=lambda one: one["loss"])
         least = "" if best is last else f", least at step {best['step']}: {best['loss']:.4f}"

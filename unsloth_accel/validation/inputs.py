@@ -16,6 +16,7 @@ from ..artifacts.run_directory import RunDirectory
 from ..config.push_target import PushTarget
 from ..config.run_config import RunConfig
 from ..config.start_adapter import model_of
+from ..config.trainer_settings import shared_out_by_tokens
 from ..data.formats import has_response, question_of, roles
 from ..data.hub import access_problems, has_rows
 from ..data.rows import Rows, no_step, read_checked_rows, trained_rows
@@ -23,7 +24,6 @@ from ..data.sources import locate
 from ..data.tokenise import COMPARED, answers_are_compared, responses_need_turns
 from ..errors import ConfigError, Problem, counted
 from ..files import existing
-from ..methods import METHODS
 from ..models.hub_access import Kind, answers, hub_is_off
 from ..models.known_names import copy_loaded
 from ..models.locate import find_model, is_cached, may_be_hub_id, unreachable
@@ -122,18 +122,10 @@ def _epoch_problems(run: RunConfig, count: int) -> list[Problem]:
     fix = "nothing, if that is all right; or a number of rows that the batch divides"
     if not by_tokens:
         consequence += "; over several processes some rows are repeated there to give each process as many"
-        fix += "; batch.balance=tokens repeats none" * (run.batch.balance != "tokens")
+        balanced = replace(run, batch=replace(run.batch, balance="tokens"))
+        fix += "; batch.balance=tokens repeats none" * shared_out_by_tokens(balanced)
     key = "batch.global_size"
     return [Problem(key=key, value=size, consequence=f"{consequence}.", fix=fix, severity="warning")]
-
-
-def shared_out_by_tokens(run: RunConfig) -> bool:
-    """Whether nothing that the run says keeps its rows from being shared out by tokens (`adapters.token_balance`)."""
-    by_length = run.training.get("train_sampling_strategy") in ("group_by_length", "batch_rebalance")
-    own_weights = run.training.get("average_tokens_across_devices") is False
-    grouped = by_length or run.training.get("group_by_length")
-    by_rows = METHODS[run.method].mean_over_rows
-    return run.batch.balance == "tokens" and not (run.data.streaming or grouped or own_weights or by_rows)
 
 
 def _model_problems(run: RunConfig) -> list[Problem]:

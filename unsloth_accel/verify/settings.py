@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.run_config import BatchConfig, DataConfig, RunConfig
+from ..config.trainer_settings import shared_out_by_tokens
 from ..data.length_estimate import texts_of
 from ..data.rows import read_rows, stream
 from ..errors import ConfigError, Problem, counted, errors, nearest, raise_errors
@@ -20,7 +21,7 @@ from ..planning.memory_estimate import optimizer_for
 from ..planning.plan import Plan
 from ..planning.planner import plan
 from ..strategies import STRATEGIES, choosable, usual
-from ..validation.inputs import input_problems, shared_out_by_tokens
+from ..validation.inputs import input_problems
 from ..validation.run_checks import setting_problems
 
 STEPS = 8

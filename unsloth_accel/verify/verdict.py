@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..errors import ConfigError, Problem, counted, nearest
-from ..methods import METHODS, USUAL_METHOD, Method
 from ..planning.plan import Plan
 from . import tensors
 from .runs import Trained
@@ -81,14 +80,16 @@ def precision_of(decided: Plan) -> str:
 
 
 def tolerance(
-    precision: str, changes: Sequence[str] = (), device: str = "cpu", method: Method = METHODS[USUAL_METHOD]
+    precision: str, changes: Sequence[str] = (), device: str = "cpu", depends_on_ranks: str = ""
 ) -> Tolerance:
-    """Return the tolerance of `precision` on `device` for `method` with `changes`, each `name=number`, or raise
-    `ConfigError`."""
+    """Return the tolerance of `precision` on `device` with `changes`, each `name=number`, or raise `ConfigError`.
+
+    `depends_on_ranks` is the method's (`methods.Method`); where it says something, more is tolerated.
+    """
     made = (TOLERANCES if device == "cpu" else TOLERANCES_ON_GPUS)[precision]
-    if method.depends_on_ranks:
+    if depends_on_ranks:
         numbers = {name: max(getattr(made, name), getattr(_OF_RANKS, name)) for name in _NUMBERS}
-        made = Tolerance(**numbers, reason=f"{method.depends_on_ranks} {_OF_RANKS.reason}")
+        made = Tolerance(**numbers, reason=f"{depends_on_ranks} {_OF_RANKS.reason}")
     given: dict[str, Any] = {}
     for change in changes:
         name, _, text = change.partition("=")

@@ -107,7 +107,7 @@ def verify(settings: Settings, changes: Sequence[str] = (), tell: Tell = lambda 
     which leaves nothing to compare with, and `ConfigError` for `changes` that are none.
     """
     precision = precision_of(settings.single)
-    allowed = tolerance(precision, changes, settings.single.device, settings.single.method)
+    allowed = tolerance(precision, changes, settings.single.device, settings.single.method.depends_on_ranks)
     raise_errors(taken_problems(settings))
     settings.write_rows()
     try:
