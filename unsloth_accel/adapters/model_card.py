@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts.score_adapter import has_score, score_code
+from ..artifacts.score_adapter import score_code
 from ..capabilities.probe import available
 from ..config.push_target import PushTarget
 from ..config.run_config import RunConfig
@@ -168,10 +168,10 @@ def complete(file: Path, facts: Facts, lora: LoraConfig) -> None:
     where = "`versions.json` has the versions that it was trained with." if facts.pushed else there
     shown = Path(base).name if own else base
     config = {"task_type": getattr(lora, "task_type", None), "base_model_name_or_path": shown}
-    use = _REWARD_MODEL if has_score(config) else _LANGUAGE_MODEL
-    text = (_TEXT + use).format(
+    code = score_code(config, facts.place)
+    text = (_TEXT + (_REWARD_MODEL if code else _LANGUAGE_MODEL)).format(
         made=_MADE,
-        code=score_code(config, facts.place),
+        code=code,
         name=Path(facts.place).name if facts.pushed or facts.place.count("/") != 1 else facts.place.partition("/")[0],
         base=f"`{shown}`, loaded from a directory" if own else f"[{base}](https://huggingface.co/{base})",
         facts="\n".join(f"- **{name}**: {value}" for name, value in told.items()),

@@ -20,5 +20,8 @@ def has_score(config: Mapping[str, Any]) -> bool:
 
 
 def score_code(config: Mapping[str, Any], place: str) -> str:
-    """Return Python that loads the reward model's adapter at `place`, a directory or repository, with its base."""
+    """Return Python that loads the adapter at `place`, a directory or repository, with its base; empty where `config`
+    isn't a reward model's."""
+    if not has_score(config):
+        return ""
     return _CODE.format(base=str(config.get("base_model_name_or_path") or "BASE"), place=place)

@@ -6,7 +6,7 @@ import shlex
 from typing import Any
 
 from ..artifacts.run_directory import RunDirectory
-from ..artifacts.score_adapter import has_score, score_code
+from ..artifacts.score_adapter import score_code
 from ..config.start_adapter import ADAPTER_CONFIG
 from ..files import read_json
 from . import numbers
@@ -16,11 +16,10 @@ from .run_record import Recorded, at, number, rows, table, text
 def loading(run: Recorded) -> dict[str, Any]:
     """What stands in the code that loads what the run made, and in the commands for it."""
     adapter, hub = run.adapter or run.checkpoint, table(at(run.results, "hub"))
-    config = read_json(adapter / ADAPTER_CONFIG) if adapter else {}
     return {
         "adapter": adapter,
         "is_checkpoint": run.adapter is None and run.checkpoint is not None,
-        "score": score_code(config, str(adapter)) if has_score(config) else "",
+        "score": score_code(read_json(adapter / ADAPTER_CONFIG), str(adapter)) if adapter else "",
         "path": repr(str(adapter)),
         "length": at(run.run, "model", "max_seq_length") or 2048,
         "in_4bit": bool(at(run.run, "model", "load_in_4bit")),

@@ -6,7 +6,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
-from ..artifacts.score_adapter import has_score, score_code
+from ..artifacts.score_adapter import score_code
 from ..config.start_adapter import ADAPTER_CONFIG
 from ..errors import counted, shortened
 from ..files import read_json
@@ -35,9 +35,8 @@ def summary(results: dict[str, Any], adapter: Path | None) -> str:
     of_step = f"  (of step {kept['step']}{': ' + kept['message'] if kept['message'] else ''})" if "step" in kept else ""
     if adapter is not None:
         lines += ["", f"adapter   {adapter}{of_step}"]
-        config = read_json(adapter / ADAPTER_CONFIG)
-        code = f'FastLanguageModel.from_pretrained("{adapter}")'
-        code = score_code(config, str(adapter)) if has_score(config) else code
+        of_score = score_code(read_json(adapter / ADAPTER_CONFIG), str(adapter))
+        code = of_score or f'FastLanguageModel.from_pretrained("{adapter}")'
         lines += [f"load it   {indent(code, ' ' * 10).lstrip()}"]
     if evaluations := results.get("evaluations"):
         last, best = evaluations[-1], min(evaluations, key=lambda one: one["loss"])
