@@ -17,9 +17,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.worker import GIB, MODULE
 from unsloth_accel.artifacts.checkpoints import checkpoints
-from unsloth_accel.artifacts.run_directory import RunDirectory
 from unsloth_accel.capabilities.probe import probe
 from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.hardware.hardware import Hardware
@@ -34,8 +32,6 @@ SHARDING = ("fsdp2", "fsdp2_native")
 SEVERAL = ("ddp", *SHARDING)
 LOSS = 0.02
 """Relative difference of a loss in bf16 that passes as noise where no run of `verify` is made."""
-LIMIT_GIB = 14.0
-"""Below what the 8B shape's weights take, 15 GiB."""
 CLI = ("-m", "unsloth_accel.cli")
 SCALED = "loss that DDP may scale"
 """The probe of an Unsloth whose gradients under DDP are divided by the number of GPUs."""
@@ -365,98 +361,6 @@ def older(version: str, place: Place) -> dict[str, Any]:
         lacks = [one.what for one in probe(place.path).missing]
         expect(SCALED in lacks and re.findall("the ([a-z ]+) differs", str(error)) == ["gradient norm"], str(error))
         return figures | {"ddp": f"gradients too small, as doctor says: {SCALED}", "found": str(error)[:300]}
-
-
-def limited(strategy: str, place: Place) -> dict[str, Any]:
-    """The 8B shape on GPUs that have less memory than its weights take: one GPU can't train it, two that shard can."""
-    training = {"max_steps": 3, "per_device_train_batch_size": 1}
-    model = {"name": "8B", "max_seq_length": 512, "keep_activations": 0}
-    decided = place.planned("run", strategy, model=model, training=training, batch={"global_size": 2})
-    words: list[str | Path] = [
-        "--config_file",
-        place.directory / "run" / "accelerate.yaml",
-        "-m",
-        MODULE,
-        place.directory / "run" / "run.planned.yaml",
-    ]
-    variables = {**decided.environment, GIB: str(LIMIT_GIB)}
-    if strategy == "single":
-        try:
-            place.run("run", *LAUNCH, *words, variables=variables)
-        except CheckError as error:
-            # The rank leaves its word for a launcher of ours; accelerate's own, here, doesn't read it.
-            told = RunDirectory(place.directory / "run").rank_error(0)
-            expect(told.is_file() and "out of memory" in told.read_text(encoding="utf-8"), str(error))
-            return {"gib": LIMIT_GIB, "ended": "out of memory, as it should"}
-        raise CheckError(f"one GPU trained it in {LIMIT_GIB} GiB")
-    place.run("run", *LAUNCH, *words, variables=variables)
-    results = json.loads((place.directory / "run" / "results.json").read_text(encoding="utf-8"))
-    memory = results["memory_gib"]
-    expect(max(memory["loading"], memory["training"]) < LIMIT_GIB, f"it took more: {memory}")
-    return {"gib": LIMIT_GIB, "loading": memory["loading"], "training": memory["training"],
-            "loss": losses(place.directory / "run")}  # fmt: skip
-
-
-def halving(strategy: str, place: Place) -> dict[str, Any]:
-    """One of two GPUs with too little memory for 8 rows of 2048 at once, and enough for fewer: the same run, slower."""
-    model = {"name": "llama", "max_seq_length": 2048, "keep_activations": 0}
-
-    def trained(label: str, rows: int, limit: str | None = None) -> dict[str, Any]:
-        changes = {"model": model, "batch": {"global_size": 16}, **FULL_ROWS, **FEW_LORA}
-        training = {"max_steps": 4, "per_device_train_batch_size": rows}
-        decided = place.planned(label, strategy, training=training, **changes)
-        run = place.directory / label
-        words: list[str | Path] = ["--config_file", run / "accelerate.yaml", "-m", MODULE, run / "run.planned.yaml"]
-        place.run(label, *LAUNCH, *words, variables=decided.environment | ({GIB: limit} if limit else {}))
-        found: dict[str, Any] = json.loads((run / "results.json").read_text(encoding="utf-8"))
-        return found
-
-    peaks = [trained(label, rows)["memory_gib"] for label, rows in (("whole", 8), ("fewer", 2))]
-    whole, fewer = (peak["reserved"] - peak["shared"] for peak in peaks)  # the limit is the allocator's
-    limit = round((whole + fewer) / 2, 2)
-    told = trained("limited", 8, f"{limit}:1").get("out_of_memory", [])
-    expect(bool(told), f"{limit} GiB were enough, between {fewer} and {whole}")
-    expect({one["rank"] for one in told} == {1}, f"another rank than the one without memory halved: {told}")
-    off = relative(losses(place.directory / "whole"), losses(place.directory / "limited"))
-    expect(off < LOSS, f"losses differ by {off:.2g}")
-    return {"gib": [round(whole, 2), limit, round(fewer, 2)], "out_of_memory": told, "loss": off}
-
-
-def rehearsed(strategy: str, place: Place) -> dict[str, Any]:
-    """A run whose longest step was rehearsed is the same run; with too little memory it is corrected before step 1."""
-
-    def trained(label: str, rehearse: bool, limit: str | None = None, **model: Any) -> dict[str, Any]:
-        changes = {"batch": {"global_size": 16, "rehearse": rehearse}, "model": model}
-        decided = place.planned(label, strategy, training={"per_device_train_batch_size": 8}, **changes)
-        run = place.directory / label
-        words: list[str | Path] = ["--config_file", run / "accelerate.yaml", "-m", MODULE, run / "run.planned.yaml"]
-        place.run(label, *LAUNCH, *words, variables=decided.environment | ({GIB: limit} if limit else {}))
-        found: dict[str, Any] = json.loads((run / "results.json").read_text(encoding="utf-8"))
-        return found
-
-    ways: dict[str, tuple[bool, Any]] = {"off": (False, 0), "off-again": (False, 0), "on": (True, 0)}
-    ways["all"] = (False, "all")
-    found: dict[str, dict[str, Any]] = {}
-
-    def one(label: str) -> None:
-        rehearse, kept = ways[label]
-        found[label] = trained(label, rehearse, keep_activations=kept)
-
-    at_once(one, list(ways))
-    runs = {label: losses(place.directory / label) for label in found}
-    chance, off = (max(abs(a - b) for a, b in zip(runs["off"], runs[way], strict=True)) for way in ("off-again", "on"))
-    expect(off <= chance, f"losses differ by {off} from a run without, which by itself differs by {chance}")
-    peaks = {label: one["memory_gib"]["reserved"] - one["memory_gib"]["shared"] for label, one in found.items()}
-    limit = round((peaks["all"] + peaks["off"]) / 2, 2)
-    short = trained("limited", True, str(limit), keep_activations="all")
-    told = short.get("rehearsal", {})
-    before, after = told.get("keep_activations", (0, 0))
-    expect(after < before, f"{limit} GiB were enough, between {peaks['off']} and {peaks['all']}: {told}")
-    expect(not short.get("out_of_memory"), f"out of memory in a step: {short.get('out_of_memory')}")
-    apart = relative(runs["off"], losses(place.directory / "limited"))
-    expect(apart < LOSS, f"losses differ by {apart:.2g}")
-    gib = [round(peaks["all"], 2), limit, round(peaks["off"], 2)]
-    return {"off": off, "chance": chance, "gib": gib, "told": told.get("told"), "loss": apart}
 
 
 def observed(strategy: str, place: Place) -> dict[str, Any]:

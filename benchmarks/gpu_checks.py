@@ -31,20 +31,18 @@ from benchmarks.checks import (
     doctor,
     going_on,
     grpo,
-    halving,
     held_out,
-    limited,
     merging,
     observed,
     older,
     packed_attention,
-    rehearsed,
     resuming,
     saving,
     scripts,
     verified,
 )
 from benchmarks.fault_checks import FAULTS
+from benchmarks.memory_checks import halving, limited, rehearsed
 from unsloth_accel.adapters.fsdp2.peer_fetch.peer_reach import SWITCH as PEER_GATHER
 from unsloth_accel.adapters.saving import versions
 from unsloth_accel.files import write_atomically
