@@ -266,15 +266,13 @@ class StepHalving:
             return
         if hasattr(model, "require_forward_param_sync"):
             model.require_forward_param_sync = False  # DDP's first forward pass would send buffers
-        accelerator.gather_for_metrics = lambda value, *_, **__: value
         for unit in self._units:  # Unsloth's averaging of what FSDP2 leaves whole heeds it
             # One by one: FSDP2's own walk over all modules takes milliseconds, in which the GPU has nothing to do.
             unit.set_requires_gradient_sync(False, recurse=False)
         try:
-            with model.no_sync() if hasattr(model, "no_sync") else nullcontext():
+            with own_figures(accelerator), model.no_sync() if hasattr(model, "no_sync") else nullcontext():
                 yield
         finally:
-            del accelerator.gather_for_metrics
             for unit in self._units:
                 unit.set_requires_gradient_sync(True, recurse=False)
 
@@ -288,6 +286,16 @@ class StepHalving:
         own = torch.tensor(trainer._total_train_tokens - self._tokens, device=trainer.accelerator.device)
         trainer._total_train_tokens = self._tokens + int(trainer.accelerator.gather(own).sum())
         trainer._metrics["train"]["num_tokens"] = [trainer._total_train_tokens]
+
+
+@contextmanager
+def own_figures(accelerator: Any) -> Iterator[None]:
+    """Inside, the figures that a loss gathers for the log are this rank's own: it may fail, or repeat, alone."""
+    accelerator.gather_for_metrics = lambda value, *_, **__: value
+    try:
+        yield
+    finally:
+        del accelerator.gather_for_metrics
 
 
 class StepBegins(TrainerCallback):

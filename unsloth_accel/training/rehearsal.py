@@ -30,7 +30,7 @@ from ..adapters.kept_activations import keep, kept
 from ..adapters.longest_batch import longest_in_evaluation, longest_in_training
 from ..adapters.micro_batches import rows_and_tokens
 from ..adapters.optimizer_state import reserved
-from ..adapters.out_of_memory import OutOfMemory, is_lack_of_memory
+from ..adapters.out_of_memory import OutOfMemory, is_lack_of_memory, own_figures
 from ..adapters.random_numbers import random_numbers_kept
 from ..adapters.rank_loaders import collated
 from ..adapters.saving import of_every_rank
@@ -273,17 +273,14 @@ class Rehearsal(TrainerCallback):
         """Compute the loss of an evaluation batch; returns whether it fits, where this rank may fail alone."""
         trainer: Any = self._trainer
         _reset_peak(trainer)
-        if may_fail:  # figures that the loss gathers for the log are this rank's own
-            trainer.accelerator.gather_for_metrics = lambda value, *_, **__: value
         trainer.model.eval()
         try:
-            trainer.prediction_step(trainer.model, batch, trainer.compute_metrics is None, ignore_keys=None)
+            with own_figures(trainer.accelerator) if may_fail else nullcontext():
+                trainer.prediction_step(trainer.model, batch, trainer.compute_metrics is None, ignore_keys=None)
         except RuntimeError as error:
             if not may_fail or not is_lack_of_memory(error):
                 raise
             return False
-        finally:
-            vars(trainer.accelerator).pop("gather_for_metrics", None)
         let_go(trainer.model)
         return True
 
