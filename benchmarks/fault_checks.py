@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from benchmarks.checks import CLI, CheckError, Place, adapter, apart, at_once, expect, losses, relative
+from benchmarks.strategies import write_texts
 from unsloth_accel.artifacts.checkpoints import checkpoints
 from unsloth_accel.artifacts.run_directory import RunDirectory, rank_log
 from unsloth_accel.config.start_adapter import ADAPTER_WEIGHTS
@@ -48,8 +49,8 @@ def processes_of(out: Path) -> list[tuple[int | None, psutil.Process]]:
     return found
 
 
-def strike(out: Path, rank: int, number: signal.Signals) -> Callable[[], float]:
-    """Wait in a thread until the run in `out` has made `STRUCK` steps, and send `rank` the signal then; what it returns
+def strike(out: Path, rank: int, number: signal.Signals, step: int = STRUCK) -> Callable[[], float]:
+    """Wait in a thread until the run in `out` has made `step` steps, and send `rank` the signal then; what it returns
     gives the time at which that was, and raises `CheckError` where it never came to it."""
     struck: list[float] = []
 
@@ -64,7 +65,7 @@ def strike(out: Path, rank: int, number: signal.Signals) -> Callable[[], float]:
             made = steps_in(out)
             if made and process is None:
                 process = dict(processes_of(out)).get(rank)
-            if process is not None and made >= STRUCK:
+            if process is not None and made >= step:
                 struck.append(time.time())
                 process.send_signal(number)
                 return
@@ -144,6 +145,29 @@ def killed(strategy: str, place: Place) -> dict[str, Any]:
     expect(figures["resumed_at"] == SAVED * len(kept), f"it went on at step {figures['resumed_at']} of {kept}")
     expect(figures["adapter"] <= ADAPTER, f"the adapters end apart by {figures['adapter']:.2g} of the way")
     return figures
+
+
+def terminated(strategy: str, place: Place) -> dict[str, Any]:
+    """SIGTERM to a rank while all evaluate: a checkpoint of that step, though the last forward pass had no backward
+    pass, and what goes on from it ends where the undisturbed run does."""
+    straight, out = place.directory / "straight", place.directory / "struck"
+    write_texts(place.work / "long-evaluation.jsonl", [60 + (89 * i) % 450 for i in range(1024)])
+    training = {"eval_strategy": "steps", "eval_steps": SAVED, "save_steps": 10 * STEPS}
+    data = {"eval_path": "long-evaluation.jsonl"}
+    when = strike(out, 1, signal.SIGTERM, SAVED)
+
+    def one(label: str) -> None:
+        run = run_of(place, label, strategy, training=training, data=data, evaluation={"max_rows": 8})
+        launched(place, label, run, fails=label == "struck")
+
+    at_once(one, ("straight", "struck"))
+    seconds = ended_in(place, "struck", when(), WORD)
+    kept = [path.name for path in checkpoints(out)]
+    expect(kept == [f"checkpoint-{SAVED}"], f"whole checkpoints: {kept}")
+    launched(place, "resumed", place.directory / "struck.yaml", "training.resume=true")
+    after = apart(adapter(straight / "adapter"), adapter(out / "adapter"))
+    expect(after <= ADAPTER, f"the adapters end apart by {after:.2g} of the way")
+    return {"seconds": seconds, "resumed_at": results(out)["training"]["resumed_at"], "adapter": after}
 
 
 def stopped(strategy: str, place: Place) -> dict[str, Any]:
@@ -231,6 +255,7 @@ def results(out: Path) -> dict[str, Any]:
 
 FAULTS = {
     "killed": killed,
+    "terminated": terminated,
     "stopped": stopped,
     "no-random-state": no_random_state,
     "no-checkpoint": no_checkpoint,
