@@ -1,17 +1,18 @@
 """What the callbacks cost: the same training with and without them, in turns of a few steps within one run.
 
-    python -m benchmarks.callback_cost --out benchmarks/results/callback-cost-cpu.json [--model PATH] [--steps 96]
+    python -m benchmarks.callback_cost --out benchmarks/results/callback-cost-cpu.json [--model PATH] [--steps 120]
 
 Rows are all of one length, so that steps are alike; turns in one process share its warmth, clocks and neighbours, which
 differ between runs by more than what is measured. Each turn's first step is left out. Every step is logged, the dearest
 setting. Two figures: `difference`, of the medians of steps with and without (noisy); and `inside`, the seconds that the
 callbacks' own code takes (waiting for other ranks included), by callback. `RankSync` runs in each turn here, for a run
-every hundred steps; its `inside` is divided accordingly. The heartbeat's thread runs in all turns; its `inside` is the
-processor's time that it takes, per step.
+every hundred steps; its `inside` is divided accordingly. Every third turn has the callbacks and no watchdog: `watchdog`
+is how much longer the median step with it takes. The heartbeat's thread runs in all other turns; its `inside` is the
+processor's time that it takes, per step, beside the training.
 `checkpoint` is what the default checkpoints cost: the median seconds of three written at the end, their GiB, and the
 share of a run's time that one every `SAVE_MINUTES` takes.
-`each` are the steps one by one, by rank: which they are, whether with the callbacks, how long they took, and how much
-of it inside of the callbacks.
+`each` are the steps one by one, by rank: which they are, in which kind of turn, how long they took, and how much of it
+inside of the callbacks.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from trl import SFTTrainer
 
 TURN = 8
+WITH, WITHOUT, UNWATCHED = KINDS = ("with", "without", "unwatched")
 RANK_SYNC_STEPS = 100
 KEPT = ("Guard", "EveryGradient", "LateTokenCount")
 """Of this package, but part of what is trained or checked once."""
@@ -46,7 +48,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True)
     parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
-    parser.add_argument("--steps", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--rows", type=int, default=2, help="per device and step")
     parser.add_argument("--length", type=int, default=256, help="tokens per row, about")
     parser.add_argument("--processes", default="auto")
@@ -152,34 +154,36 @@ class Turns:
     """Step times with and without the callbacks, and the seconds inside of each."""
 
     def __init__(self) -> None:
-        self.seconds: dict[bool, list[float]] = {True: [], False: []}
+        self.seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
         self.inside: dict[str, float] = {}
-        self.each: dict[str, list[float]] = {"step": [], "with": [], "seconds": [], "inside": []}
+        self.each: dict[str, list[Any]] = {"step": [], "kind": [], "seconds": [], "inside": []}
         self.steps_with = 0
-        self.beats: tuple[float, int] | None = None
-        """Seconds that the heartbeat's thread had taken, and steps, when the turns that count began."""
+        self.spent = 0.0
+        """Seconds that the heartbeat's thread had taken when the turns that count began."""
 
     def report(self) -> dict[str, Any]:
-        with_them, without = (statistics.median(self.seconds[on]) for on in (True, False))
+        medians = {kind: statistics.median(seconds) for kind, seconds in self.seconds.items()}
         inside = {name: seconds / self.steps_with for name, seconds in self.inside.items()}
         heartbeat = own()
-        if heartbeat is not None and self.beats:  # in steps of both kinds: a processor's time, beside the training
-            spent, steps = self.beats
-            inside["heartbeat's thread"] = (heartbeat.spent - spent) / (heartbeat.steps - steps)
+        if heartbeat is not None:  # a processor's time, beside the training
+            # Where there are no callbacks, nobody counts the heartbeat's steps.
+            watched = sum(len(self.seconds[kind]) for kind in (WITH, WITHOUT)) * TURN / (TURN - 1)
+            inside["heartbeat's thread"] = (heartbeat.spent - self.spent) / watched
         if "RankSync" in inside:
             inside["RankSync"] *= TURN / RANK_SYNC_STEPS
         total = sum(inside.values())
         return {
-            "steps": {"with": len(self.seconds[True]), "without": len(self.seconds[False])},
-            "median_step_seconds": {"with": round(with_them, 5), "without": round(without, 5)},
-            "difference": round(with_them / without - 1, 5),
+            "steps": {kind: len(seconds) for kind, seconds in self.seconds.items()},
+            "median_step_seconds": {kind: round(seconds, 5) for kind, seconds in medians.items()},
+            "difference": round(medians[WITH] / medians[WITHOUT] - 1, 5),
+            "watchdog": round(medians[WITH] / medians[UNWATCHED] - 1, 5),
             "inside_seconds_per_step": {name: round(value, 7) for name, value in sorted(inside.items())},
-            "inside": round(total / without, 5),
+            "inside": round(total / medians[WITHOUT], 5),
         }
 
 
 def take_turns(trainer: SFTTrainer) -> Turns:
-    """Have `trainer` run its first `TURN` steps with, the next without its callbacks, and so on."""
+    """Have `trainer` run `TURN` steps of each kind in turn."""
     from transformers import TrainerCallback
 
     from unsloth_accel.callbacks import Throughput
@@ -219,35 +223,46 @@ def take_turns(trainer: SFTTrainer) -> Turns:
         setattr(throughput, method, timed("Throughput", getattr(throughput, method)))
     throughput.listeners[:] = [timed("RunLog", listener) for listener in throughput.listeners]
 
+    heartbeat = own()
+    beats = (heartbeat.write, heartbeat._look) if heartbeat else None
+
+    def watch(on: bool) -> None:
+        if heartbeat and beats:
+            heartbeat.write, heartbeat._look = beats if on else (lambda passed: None, None)  # type: ignore[method-assign]
+
     class Switch(TrainerCallback):
         started = inside = 0.0
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             now = time.perf_counter()
             turn, place = divmod(state.global_step - 1, TURN)
-            on = turn % 2 == 0
-            # A turn's first step belongs to both; the first turn compiles.
-            if place and turn > 1:
+            kind, then = KINDS[turn % 3], KINDS[(turn + 1) % 3]
+            # A turn's first step belongs to both; the first turns compile.
+            if place and turn >= len(KINDS):
                 seconds, inside = now - self.started, sum(turns.inside.values()) - self.inside
-                turns.seconds[on].append(seconds)
-                for column, value in zip(turns.each.values(), (state.global_step, on, seconds, inside), strict=True):
-                    column.append(round(float(value), 5))
+                turns.seconds[kind].append(seconds)
+                values = (state.global_step, kind, round(seconds, 5), round(inside, 5))
+                for column, value in zip(turns.each.values(), values, strict=True):
+                    column.append(value)
             self.started, self.inside = now, sum(turns.inside.values())
-            if place == TURN - 1 and on:
+            if place < TURN - 1:
+                return
+            watch(then != UNWATCHED)
+            if then == WITHOUT:
                 throughput.close()
                 handler.callbacks = [callback for callback in everyone if callback not in ours] + [self]
-            elif place == TURN - 1:
+            elif kind == WITHOUT:
                 throughput.on_train_begin(args, state, control, **kwargs)
                 handler.callbacks = [*everyone, self]
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if (state.global_step // TURN) % 2 == 0:
+            if KINDS[(state.global_step // TURN) % 3] != WITHOUT:
                 turns.steps_with += 1
-            if state.global_step == TURN * 2:
+            if state.global_step == TURN * len(KINDS):
                 turns.inside.clear()
                 turns.steps_with = 1
-                if (heartbeat := own()) is not None:
-                    turns.beats = (heartbeat.spent, heartbeat.steps)
+                if heartbeat is not None:
+                    turns.spent = heartbeat.spent
 
     handler.callbacks = [*everyone, Switch()]
     return turns

@@ -84,7 +84,8 @@ def rehearsed(strategy: str, place: Place) -> dict[str, Any]:
     """A run whose longest step was rehearsed is the same run; with too little memory it is corrected before step 1."""
 
     def trained(label: str, rehearse: bool, limit: str | None = None, **model: Any) -> dict[str, Any]:
-        changes = {"batch": {"global_size": 16, "rehearse": rehearse}, "model": model}
+        # With an adapter that fsdp2 divides, ranks meet in each pass and none can do it again.
+        changes = {"batch": {"global_size": 16, "rehearse": rehearse}, "model": model, **FEW_LORA}
         decided = place.planned(label, strategy, training={"per_device_train_batch_size": 8}, **changes)
         run = place.directory / label
         words: list[str | Path] = ["--config_file", run / "accelerate.yaml", "-m", MODULE, run / "run.planned.yaml"]

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -38,7 +39,7 @@ def files(tmp_path: Path) -> RunDirectory:
 
 @pytest.fixture
 def dog(files: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> Watchdog:
-    monkeypatch.setattr(watchdog, "_leave_at_last", lambda: None)  # it would end this process, seconds later
+    monkeypatch.setattr(watchdog, "AT_LAST", 600.0)  # it would end this process, seconds later
     stacks = Stacks(files, 0)
     return Watchdog(files, RankLog(files.logs, 0), 2, 30.0, lambda: "Fix: again.", stacks, aloud=True)
 
@@ -124,6 +125,28 @@ def test_another_process_with_its_number_is_not_the_rank(
     write_beat(files.heartbeat(1), replace(beat_of(process), started=5.0))
     look(dog, 4)
     assert dog._seen[1].process == "gone"
+
+
+def test_what_keeps_the_one_who_tells_keeps_nobody_else(
+    dog: Watchdog, files: RunDirectory, process: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is gone, a lock: the verdict is told without what could not be found out, and who is deaf is ended,
+    for whom torchrun would wait half a minute."""
+    process.send_signal(signal.SIGSTOP)
+    write_beat(files.heartbeat(1), beat_of(process, place="there"))
+    never, left = threading.Event(), threading.Event()
+    monkeypatch.setattr(watchdog, "AT_LAST", 0.2)
+    monkeypatch.setattr(os, "_exit", lambda status: left.set())
+    dog.advice = lambda: "" if never.wait(30) else ""
+    keeps = threading.Thread(target=look, args=(dog, 12), daemon=True)
+    keeps.start()
+    assert left.wait(20)
+    assert process.wait(10) == -signal.SIGKILL
+    told = json.loads(files.rank_error(1).read_text())
+    assert told["message"].startswith("rank 1 hangs: stopped (SIGSTOP)")
+    assert "in look" in files.rank_stacks(0).read_text()  # where it was kept
+    never.set()
+    keeps.join(20)
 
 
 @pytest.mark.parametrize(("state", "signals"), [("gone", 0), ("elsewhere", 0), ("quiet", 2)])

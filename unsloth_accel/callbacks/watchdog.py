@@ -79,6 +79,7 @@ class Watchdog:
         self._told: list[tuple[int, ...]] = []
         """Whom there was a word about since this rank came further, in turn."""
         self._ending = 0.0
+        self._told_end = False
 
     def look(self, own: Beat, passed: float) -> None:
         """Look at the other ranks, `passed` seconds after the last look, where `own` makes no progress."""
@@ -88,7 +89,7 @@ class Watchdog:
         notice = read_json(self.files.hang) if self._is_new(self.files.hang) else {}
         # Another rank has told the verdict; not of a process before this one, after which torchrun began anew.
         if notice and notice.get("pids", {}).get(str(own.rank), own.pid) == own.pid:
-            _leave_at_last()
+            self._leave_at_last(own)
             self._write_down(own, str(notice["message"]))
             self._wait_for(set(range(self._world)) - {*notice["silent"]})
             self._exit()
@@ -173,16 +174,12 @@ class Watchdog:
 
     def _end(self, own: Beat, found: Verdict) -> None:
         """Tell the verdict, write down what is known, and end with the others."""
-        _leave_at_last()
+        self._leave_at_last(own, found)
         message = found.message + ". "
         with suppress(Exception):
             message += self.advice()
-        if self._aloud:
-            print(f"unsloth_accel: {message}", file=sys.stderr, flush=True)
-        with suppress(OSError):
-            report_error(self.files.path, found.ranks[0], HangError(message))
-        deaf = [one for one in self._seen.values() if one.process not in ("", "gone", "elsewhere")]
-        for one in deaf:
+        self._tell(found, message)
+        for one in self._deaf():
             with suppress(OSError):
                 self._stacks.ask(one)
         self._write_down(own, message)
@@ -191,11 +188,28 @@ class Watchdog:
             pids = {rank: one.beat.pid for rank, one in self._seen.items()}
             write_atomically(self.files.hang, json.dumps({"message": message, "silent": [*silent], "pids": pids}))
         self._wait_for(self._seen.keys() - silent)
-        for one in deaf:
+        self._kill_deaf()
+        self._exit()
+
+    def _tell(self, found: Verdict, message: str) -> None:
+        if self._told_end:
+            return
+        self._told_end = True
+        if self._aloud:
+            print(f"unsloth_accel: {message}", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            report_error(self.files.path, found.ranks[0], HangError(message))
+
+    def _deaf(self) -> list[Seen]:
+        """Return the silent ranks of this machine, which end only where they are killed."""
+        return [one for one in self._seen.values() if one.process not in ("", "gone", "elsewhere")]
+
+    def _kill_deaf(self) -> None:
+        """End them before torchrun tries to, which waits half a minute for each."""
+        for one in self._deaf():
             with suppress(OSError):
                 os.kill(one.beat.pid, signal.SIGKILL)
                 self.files.heartbeat(one.beat.rank).unlink()
-        self._exit()
 
     def _wait_for(self, ranks: Collection[int]) -> None:
         """Wait until `ranks` have written down what they know: with the first that ends torchrun ends the others."""
@@ -222,10 +236,19 @@ class Watchdog:
         with suppress(OSError):
             self.files.heartbeat(own.rank).unlink()  # which says that all is written
 
+    def _leave_at_last(self, own: Beat, found: Verdict | None = None) -> None:
+        """Leave in `AT_LAST` seconds, whatever keeps the thread that should have; with the verdict `found`, if it could
+        not be told, and with those that it is about."""
 
-def _leave_at_last() -> None:
-    def leave() -> None:
-        time.sleep(AT_LAST)
-        os._exit(HangError.exit_status)
+        def leave() -> None:
+            time.sleep(AT_LAST)
+            with suppress(Exception):
+                self._stacks.write(own)  # which says what kept it
+            if found is not None:
+                telling = threading.Thread(target=self._tell, args=(found, f"{found.message}."), daemon=True)
+                telling.start()
+                telling.join(BEAT)
+                self._kill_deaf()
+            os._exit(HangError.exit_status)
 
-    threading.Thread(target=leave, daemon=True).start()
+        threading.Thread(target=leave, daemon=True).start()
