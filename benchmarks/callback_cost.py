@@ -108,6 +108,7 @@ def work(run_yaml: str) -> int:
     import unsloth  # noqa: F401  # isort: skip
     from accelerate.utils import gather_object
 
+    from benchmarks.worker import wait_at_gate
     from unsloth_accel.adapters import environment
     from unsloth_accel.artifacts.run_directory import RunDirectory
     from unsloth_accel.callbacks import RankLog
@@ -115,6 +116,7 @@ def work(run_yaml: str) -> int:
     from unsloth_accel.config.read_run import load
     from unsloth_accel.training.process import build_trainer
 
+    wait_at_gate()
     run = load(run_yaml)
     files, log = RunDirectory(run.output_dir), RankLog(Path(run.output_dir, "logs"), environment.rank())
     watch_run(files, log, environment.world_size(), run.logging.hang_after, aloud=True)

@@ -1,6 +1,6 @@
 """Every strategy against one GPU, in 16 and 4 bit, for two model sizes: is it the same run, how fast, how much memory?
 
-    python -m benchmarks.strategies [--gpus 4] [--keep 24] [--out FILE.json] [--cells '8B-16bit-*'] [--seconds 560]
+    python -m benchmarks.strategies [--gpus 4] [--keep 0,24,plan] [--out FILE.json] [--cells '8B-4bit*'] [--seconds 560]
     python -m benchmarks.strategies --table docs/strategies.md
 
 A cell is one launch: first PARITY steps on rows of 256 to 2048 tokens, in which ranks hold different numbers of them,
@@ -8,6 +8,9 @@ then full rows, timed. `single` takes the rows of all GPUs in accumulation steps
 `alone` and `alone_0` take those of one GPU, on the last and on the first, side by side: GPUs of one kind differ by a
 few per cent, and linear scaling is measured by what both do. The rest of a group (a shape in 16 or 4 bit) follows, and
 is compared with its `single` as `unsloth-accel verify` compares.
+`--keep 0,24` runs each strategy once with Unsloth's checkpointing as it is, and once with 24 decoder blocks that keep
+their activations (`8B-16bit-ddp-k24`); `plan` is as many as the plan keeps on these GPUs with these rows. What runs
+alone keeps none: it is Unsloth's default on one GPU.
 All cells import their packages at the beginning and wait before they load anything (benchmarks.worker), so that only
 one trains at a time and nothing else runs beside it.
 `--cells '8B-16bit-fsdp2-*'` are variants of fsdp2, in no table and only run when they are asked for by such a pattern:
@@ -82,7 +85,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.group}-{self.strategy}" + (f"-{self.variant}" if self.variant else "")
+        return name_of(self.group, self.strategy, self.kept) + (f"-{self.variant}" if self.variant else "")
 
     @property
     def runs_alone(self) -> bool:
@@ -96,6 +99,10 @@ class Cell:
     @property
     def rows_per_step(self) -> int:
         return self.per_device * (1 if self.strategy in ALONE else self.processes)
+
+
+def name_of(group: str, strategy: str, kept: int = 0) -> str:
+    return f"{group}-{strategy}" + (f"-k{kept}" if kept else "")
 
 
 STRATEGIES = ("single", *ALONE, "ddp", "fsdp2", "fsdp2_native")
@@ -127,12 +134,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, help="how many; default all of this machine's")
     parser.add_argument("--out", help=f"JSON; default {RESULTS}/strategies-GPUSxCARD.json, in --table all of these")
-    parser.add_argument("--keep", type=int, default=0, help="blocks that keep their activations; default none")
+    parser.add_argument("--keep", default="0", help="blocks that keep their activations, as 0,24,plan; default none")
     parser.add_argument("--cells", default="*", help="names or patterns, comma-separated; all by default")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no cell after so many seconds")
     parser.add_argument("--work", default="runs/benchmark", help="where checkpoints, data and runs go")
     parser.add_argument("--table", metavar="FILE", help="write the Markdown page of what was measured, and run nothing")
     options = parser.parse_args()
+    # Not above: the page's module imports this one, which is then not the one that was started.
+    from benchmarks.strategies_page import page, ratios
+
     if options.table:
         files = [Path(options.out)] if options.out else measured(Path())
         reports = [json.loads(file.read_text(encoding="utf-8")) for file in files]
@@ -145,31 +155,38 @@ def main() -> int:
     cells = [cell for cell in cells_on(gpus) if any(fnmatch(cell.name, pattern) for pattern in patterns)]
     special = [pattern for pattern in patterns if "fsdp2-" in pattern]
     cells += [cell for cell in varied(cells_on(gpus)) if any(fnmatch(cell.name, pattern) for pattern in special)]
-    cells = [replace(cell, kept=options.keep) for cell in cells]
     if not 2 <= gpus <= len(hardware.devices) or not cells:
         print(f"no such cells, or not {gpus} GPUs: {hardware}", file=sys.stderr)
         return 2
     hardware = replace(hardware, devices=hardware.devices[:gpus])
     out = Path(options.out or f"{RESULTS}/strategies-{gpus}x{card_name(hardware)}.json")
     report = opened(out, hardware)
-    wanted = [cell for cell in cells if cell.name not in report["cells"]]
     work = Path(options.work)
 
     def record(cell: Cell, figures: dict[str, Any]) -> None:
         report["cells"][cell.name] = figures
+        report["ratios"] = ratios(report)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         shown = {key: figures.get(key) for key in ("step_seconds", "difference", "memory_gib", "error")}
         print(f"{time.perf_counter() - started:.0f}s {cell.name} {json.dumps(shown)}", flush=True)
 
-    for shape in dict.fromkeys(cell.shape for cell in wanted):
+    for shape in dict.fromkeys(cell.shape for cell in cells):
         if not (work / shape / "config.json").is_file():
             # In a process of its own, so that this one holds no GPU memory.
             command = [sys.executable, "-m", "benchmarks.random_checkpoint", shape, str(work / shape)]
             subprocess.run(command, check=True, capture_output=True)
             print(f"{time.perf_counter() - started:.0f}s wrote {shape}", flush=True)
-    for cell in wanted:
-        report["chosen"].setdefault(cell.group, planned(cell, work, hardware, "auto").strategy)
+    for cell in cells:
+        if cell.group not in report["chosen"]:
+            chosen = planned(cell, work, hardware, asked="auto", keep="auto")
+            report["chosen"][cell.group] = chosen.strategy
+            report["chosen_kept"][cell.group] = chosen.keep_activations or 0
+    by_group = {group: kept_counts(options.keep, report["chosen_kept"].get(group, 0)) for group in report["chosen"]}
+    every = [
+        replace(cell, kept=count) for cell in cells for count in ((0,) if cell.runs_alone else by_group[cell.group])
+    ]
+    wanted = [cell for cell in every if cell.name not in report["cells"]]
     turns: list[list[Cell]] = []
     for group in dict.fromkeys(cell.group for cell in wanted):
         own = [cell for cell in wanted if cell.group == group]
@@ -199,6 +216,12 @@ def main() -> int:
     return 0
 
 
+def kept_counts(asked: str, by_plan: int) -> list[int]:
+    """Return the numbers of blocks that `--keep` asks for, each once; `by_plan` stands for `plan`."""
+    words = [word.strip() for word in asked.split(",")]
+    return list(dict.fromkeys(by_plan if word == "plan" else int(word) for word in words))
+
+
 def measured(root: Path) -> list[Path]:
     """The files of all numbers of GPUs, in the project's directory `root`."""
     return sorted((root / RESULTS).glob("strategies-*x*.json"))
@@ -225,11 +248,12 @@ def opened(out: Path, hardware: Hardware) -> dict[str, Any]:
         "settings": {"lora_r": 16, "learning_rate": 2e-4, "gradient_checkpointing": "unsloth", "length": LENGTH},
         "steps": {"parity": PARITY, "warm_up": WARM_UP, "timed": TIMED},
         "chosen": {},
+        "chosen_kept": {},
         "cells": {},
     }
     if out.is_file():
         earlier = json.loads(out.read_text(encoding="utf-8"))
-        report |= {key: earlier[key] for key in ("chosen", "cells") if key in earlier}
+        report |= {key: earlier[key] for key in ("chosen", "chosen_kept", "cells") if key in earlier}
     return report
 
 
@@ -297,8 +321,11 @@ def difference(cell: Cell, decided: Plan, done: Trained, single: dict[str, Any])
     }
 
 
-def planned(cell: Cell, work: Path, hardware: Hardware, asked: str | None = None) -> Plan:
-    """The plan of `cell`, with its rows written; `asked` is another strategy, for all of the GPUs."""
+def planned(
+    cell: Cell, work: Path, hardware: Hardware, asked: str | None = None, keep: int | str | None = None
+) -> Plan:
+    """The plan of `cell`, with its rows written; `asked` is another strategy, for all of the GPUs, and `keep` another
+    number of blocks that keep their activations."""
     data = work / f"rows-{cell.rows_per_step}.jsonl"
     write_rows(data, cell.rows_per_step)
     strategy, processes = ("single", 1) if cell.runs_alone else (cell.strategy, cell.processes)
@@ -309,7 +336,7 @@ def planned(cell: Cell, work: Path, hardware: Hardware, asked: str | None = None
             "name": str(work / cell.shape),
             "max_seq_length": LENGTH,
             "load_in_4bit": cell.bits == 4,
-            "keep_activations": cell.kept,
+            "keep_activations": cell.kept if keep is None else keep,
         },
         "data": {"path": str(data)},
         "batch": {"global_size": cell.per_device * processes if asked else cell.rows_per_step},
@@ -346,118 +373,6 @@ def write_texts(path: Path, sizes: Sequence[int]) -> None:
     rows = ({"text": "".join(chance.choices("abcdefghijklmnopqrstuvwxyz     ", k=size))} for size in sizes)
     # Cells share it, and begin side by side.
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-HEADER = (
-    *("strategy", "s/step", "tokens/s", "× one GPU", "of linear", "loss", "grad norm", "adapter"),
-    *("loading GiB", "training GiB"),
-)
-
-
-INTRODUCTION = """\
-# Every strategy against one GPU
-
-{known}, {date}. Random weights, LoRA r=16, bf16;
-made by `python -m benchmarks.strategies`.
-
-`single` is one GPU that takes the rows of all in accumulation steps: {parity} steps on rows of {shortest} to
-{longest} tokens, then {full} on full ones, of which the last {timed} are timed (medians). The differences of
-loss and gradient norm are the largest of all these steps, relative to it; the adapter's is the distance between the two
-at the end, as a share of how far that of one GPU has moved. *× one GPU* is throughput on full rows over that of
-`single`; *of linear* is over that of as many GPUs that each train alone, without accumulation. Memory is the peak of
-torch's allocator and of the rows in shared memory, on the fullest GPU."""
-
-
-def page(*reports: dict[str, Any]) -> str:
-    """docs/strategies.md: a table per number of GPUs, shape and precision, and one of all numbers of GPUs."""
-    reports = tuple(sorted(reports, key=lambda report: len(report["gpu"])))
-    newest = reports[-1]
-    known = ", ".join(f"{name} {newest['versions'][name]}" for name in ("torch", "unsloth", "accelerate", "trl"))
-    known = "; ".join(f"{len(report['gpu'])} × {report['gpu'][0]}" for report in reports) + f", {known}"
-    steps, longest = newest["steps"], newest["settings"]["length"]
-    full = steps["warm_up"] + steps["timed"]
-    numbers = {"parity": steps["parity"], "full": full, "timed": steps["timed"]}
-    numbers |= {"shortest": longest // 8, "longest": longest}
-    lines = [INTRODUCTION.format(known=known, date=newest["date"], **numbers)]
-    if len(reports) > 1:
-        lines += ["", "## Scaling", "", *scaling(reports)]
-    for report in reports:
-        if report.get("note"):  # written into the file by hand: what should be known of figures that were kept
-            lines += ["", report["note"]]
-        for group in dict.fromkeys(cell.group for cell in CELLS):
-            own = [cell for cell in CELLS if cell.group == group and cell.name in report["cells"]]
-            if own:
-                rows = f"{own[0].shape} in {own[0].bits} bit, {own[0].per_device} rows at once on each GPU"
-                title = f"## {len(report['gpu'])} GPUs: {rows}" if len(reports) > 1 else f"## {rows}"
-                lines += ["", title, "", *table(own, report["cells"], len(report["gpu"])), *verdict(report, group)]
-    return "\n".join(lines) + "\n"
-
-
-def verdict(report: dict[str, Any], group: str) -> list[str]:
-    """Whether what `plan` chooses for these GPUs was the fastest that ran."""
-    chosen = report.get("chosen", {}).get(group)
-    speeds = {
-        name: speed
-        for name in STRATEGIES
-        if name not in ("single", *ALONE)
-        and (speed := report["cells"].get(f"{group}-{name}", {}).get("tokens_per_second"))
-    }
-    if chosen not in speeds:
-        return []
-    fastest = max(speeds, key=lambda name: speeds[name])
-    share = speeds[chosen] / speeds[fastest]
-    told = "the fastest that was measured" if chosen == fastest else f"{share:.3f} of the speed of `{fastest}`"
-    return ["", f"`plan` chooses `{chosen}` here: {told}."]
-
-
-def scaling(reports: Sequence[dict[str, Any]]) -> list[str]:
-    """Of linear, by number of GPUs."""
-    counts = [len(report["gpu"]) for report in reports]
-    lines = [f"| of linear, on GPUs: | {' | '.join(map(str, counts))} |", "|" + "---|" * (len(counts) + 1)]
-    for cell in CELLS:
-        if cell.runs_alone:
-            continue
-        shares = []
-        for report in reports:
-            speed = report["cells"].get(cell.name, {}).get("tokens_per_second")
-            linear = linear_speed(report["cells"], cell.group, len(report["gpu"]))
-            shares.append(f"{speed / linear:.3f}" if speed and linear else "")
-        if any(shares):
-            lines.append(f"| {cell.shape}, {cell.bits} bit, {cell.strategy} | {' | '.join(shares)} |")
-    return lines
-
-
-def linear_speed(found: dict[str, dict[str, Any]], group: str, gpus: int = 2) -> float | None:
-    """Tokens per second of `gpus` GPUs that each train alone, as those do that did."""
-    speeds = [found.get(f"{group}-{name}", {}).get("tokens_per_second") for name in ALONE]
-    known = [speed for speed in speeds if speed]
-    return gpus * statistics.mean(known) if known else None
-
-
-def table(cells: Sequence[Cell], found: dict[str, dict[str, Any]], gpus: int = 2) -> list[str]:
-    """Markdown lines of one group, measured on so many GPUs."""
-    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
-    group = cells[0].group
-    single: int | None = found.get(f"{group}-single", {}).get("tokens_per_second")
-    linear = linear_speed(found, group, gpus)
-    for cell in cells:
-        figures = found[cell.name]
-        if "error" in figures:
-            lines.append(f"| {cell.strategy} | {' '.join(figures['error'].split())[:200]} |" + " |" * (len(HEADER) - 2))
-            continue
-        speed = figures["tokens_per_second"]
-        apart = figures.get("difference", {})
-        memory = [figures["memory_gib"][phase] for phase in ("loading", "training")]
-        cells_of_row = [
-            f"{figures['step_seconds']:.3f}",
-            f"{speed:,}",
-            f"{speed / single:.2f}" if single and cell.strategy not in ALONE else "",
-            f"{speed / linear:.3f}" if linear and not cell.runs_alone else "",
-            *(f"{100 * apart[key]:.2g} %" if key in apart else "" for key in ("loss", "grad_norm", "adapter")),
-            *(f"{max(ranks):.2f}" if ranks else "" for ranks in memory),
-        ]
-        lines.append(f"| {' | '.join([cell.strategy, *cells_of_row])} |")
-    return lines
 
 
 if __name__ == "__main__":

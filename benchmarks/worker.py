@@ -39,17 +39,22 @@ def main(*words: str) -> int:
         streams.profile_every_trainer(Path(f"{os.environ[PROFILE]}-{os.environ.get('RANK', '0')}.json"))
     if os.environ.get(KEEP):
         keep_blocks()
-    gate = os.environ.get(GATE)
-    if gate:
-        Path(f"{gate}.ready-{os.environ.get('RANK', '0')}").touch()
-    while gate and not Path(gate).exists():
-        time.sleep(0.05)
+    wait_at_gate()
     limit, _, only = os.environ.get(GIB, "").partition(":")
     if limit and only in ("", os.environ.get("RANK", "0")):
         device = int(os.environ.get("LOCAL_RANK", "0"))
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(float(limit) * 2**30 / total, device)
     return process.main(*words)
+
+
+def wait_at_gate() -> None:
+    """Say that this rank has imported what it needs, and return when its gate is open; at once where there is none."""
+    gate = os.environ.get(GATE)
+    if gate:
+        Path(f"{gate}.ready-{os.environ.get('RANK', '0')}").touch()
+    while gate and not Path(gate).exists():
+        time.sleep(0.05)
 
 
 def keep_blocks() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,8 @@ from conftest import CONFIG, write_weights
 from benchmarks import fault_checks, gpu_checks, strategies, streams, worker
 from benchmarks.checks import SEVERAL, CheckError, apart
 from benchmarks.fault_checks import FAULTS
-from benchmarks.strategies import CELLS, Cell, page, planned
+from benchmarks.strategies import CELLS, Cell, planned
+from benchmarks.strategies_page import page, ratios
 from unsloth_accel.hardware.device import Device
 from unsloth_accel.hardware.hardware import Hardware
 
@@ -290,3 +292,59 @@ def test_the_page_of_several_numbers_of_gpus() -> None:
     assert text.index("## 2 GPUs: 8B in 4 bit") < text.index("## 4 GPUs: 8B in 4 bit")
     assert "`plan` chooses `ddp` here: the fastest that was measured." in text
     assert "`plan` chooses `ddp` here: 0.980 of the speed of `fsdp2`." in text
+
+
+def figures_of(speed: int, kept: int = 0, loss: float = 2.0) -> dict[str, Any]:
+    memory = {"loading": [9.0], "training": [11.0]}
+    own = {"step_seconds": 1.0, "tokens_per_second": speed, "memory_gib": memory, "cell": {"kept": kept}}
+    return own | {"loss": [loss], "grad_norm": [1.0]}
+
+
+@pytest.fixture
+def with_kept() -> dict[str, Any]:
+    """A report in which ddp and fsdp2 ran with no kept blocks and with 24."""
+    return {
+        "gpu": ["H200", "H200"],
+        "versions": dict.fromkeys(("torch", "unsloth", "accelerate", "trl"), "1"),
+        "date": "2026-11-29",
+        "steps": {"parity": 5, "warm_up": 3, "timed": 6},
+        "settings": {"length": 2048},
+        "chosen": {"8B-16bit": "ddp"},
+        "chosen_kept": {"8B-16bit": 24},
+        "cells": {
+            "8B-16bit-single": figures_of(990),
+            "8B-16bit-alone_0": figures_of(995),
+            "8B-16bit-alone": figures_of(1005),
+            "8B-16bit-ddp": figures_of(1980),
+            "8B-16bit-fsdp2": figures_of(1950),
+            "8B-16bit-ddp-k24": figures_of(2800, 24, 2.002),
+            "8B-16bit-fsdp2-k24": figures_of(2700, 24),
+        },
+    }
+
+
+def test_ratios_are_over_one_gpu_of_the_default_and_ddp_with_as_many_kept_blocks(with_kept: dict[str, Any]) -> None:
+    found = ratios(with_kept)
+    assert "8B-16bit-alone" not in found
+    own = found["8B-16bit-ddp-k24"]
+    assert (own["of_one_gpu"], own["per_gpu"], own["of_ddp"]) == (2.8, 1.4, 1.0)
+    assert own["loss_from_0"] == pytest.approx(0.001, rel=0.01)
+    assert found["8B-16bit-fsdp2-k24"]["of_ddp"] == pytest.approx(0.964)
+    assert found["8B-16bit-fsdp2"] == {"of_one_gpu": 1.95, "per_gpu": 0.975, "of_ddp": 0.985}
+
+
+def test_the_page_tells_kept_blocks_where_there_are_any(with_kept: dict[str, Any]) -> None:
+    text = page(with_kept)
+    assert "| strategy | blocks kept | of ddp | s/step |" in text
+    assert "| fsdp2 | 24 | 0.964 | 1.000 | 2,700 | 2.73 | 1.350 |" in text
+    assert "| alone | 0 |  | 1.000 | 1,005 |" in text
+    assert "`plan` chooses `ddp` with 24 blocks kept here: the fastest that was measured." in text
+    with_kept["cells"] = {name: one for name, one in with_kept["cells"].items() if not name.endswith("-k24")}
+    assert "blocks kept" not in page(with_kept)
+
+
+def test_the_kept_blocks_that_are_asked_for() -> None:
+    assert strategies.kept_counts("0,24,plan", 32) == [0, 24, 32]
+    assert strategies.kept_counts("0, plan", 0) == [0]
+    with_24 = {replace(cell, kept=24).name for cell in CELLS if not cell.runs_alone}
+    assert not with_24 & {cell.name for cell in CELLS}

@@ -137,7 +137,7 @@ def test_what_keeps_the_one_who_tells_keeps_nobody_else(
     never, left = threading.Event(), threading.Event()
     monkeypatch.setattr(watchdog, "AT_LAST", 0.2)
     monkeypatch.setattr(os, "_exit", lambda status: left.set())
-    dog.advice = lambda: "" if never.wait(30) else ""
+    dog.advice = lambda: str(never.wait(30))
     keeps = threading.Thread(target=look, args=(dog, 12), daemon=True)
     keeps.start()
     assert left.wait(20)
