@@ -42,7 +42,7 @@ from benchmarks.checks import (
     verified,
 )
 from benchmarks.fault_checks import FAULTS
-from benchmarks.memory_checks import halving, limited, rehearsed
+from benchmarks.memory_checks import halving, limited, packed_kept, rehearsed
 from unsloth_accel.adapters.fsdp2.peer_fetch.peer_reach import SWITCH as PEER_GATHER
 from unsloth_accel.adapters.saving import versions
 from unsloth_accel.files import write_atomically
@@ -61,6 +61,7 @@ CHECKS: dict[str, Check] = {
     "halving": partial(halving, "ddp"),
     "halving-fsdp2": partial(halving, "fsdp2"),
     **{f"rehearsed-{strategy}": partial(rehearsed, strategy) for strategy in ("single", "ddp", "fsdp2")},
+    **{f"packed-kept-{strategy}": partial(packed_kept, strategy) for strategy in ("single", "ddp", "fsdp2")},
     **{f"observed-{strategy}": partial(observed, strategy) for strategy in SEVERAL},
     "verify-packed": partial(verified, ",".join(SEVERAL), {"training": {"packing": True}}, {}),
     # Compiled for minutes: rows of one length, since each new one may be compiled anew, and a check for each strategy.

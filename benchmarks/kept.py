@@ -1,6 +1,7 @@
-"""Time and memory of a step by how many blocks keep their activations, on one GPU; the planner is fitted to half of it.
+"""Time and memory of a step by how many blocks keep their activations; the planner is fitted to half of it.
 
     python -m benchmarks.kept --out benchmarks/results/kept-1xH200.json [--cells '8B-*'] [--seconds 560]
+    python -m benchmarks.kept --gpus 2 --out benchmarks/results/kept-2xH200.json [--cells '*-ddp-*'] [--seconds 560]
 
 Full rows, LoRA r=16, Unsloth's checkpointing, fused AdamW. Every second cell of a model is held out: nothing is fitted
 to it (`python -m benchmarks.memory_report` puts the predictions beside all of them). Cells that the file holds already
@@ -23,12 +24,9 @@ from benchmarks.random_checkpoint import SHAPES
 STEPS, WARM_UP = 7, 3
 
 
-def _cells(shape: str, *ways: tuple[int, int, int], load_in_4bit: bool = False) -> list[Cell]:
+def _cells(shape: str, *ways: tuple[int, int, int], **options: Any) -> list[Cell]:
     """Return cells of rows per device, tokens per row, and blocks that keep their activations."""
-    return [
-        Cell(shape=shape, load_in_4bit=load_in_4bit, per_device=rows, length=length, kept=kept)
-        for rows, length, kept in ways
-    ]
+    return [Cell(shape=shape, per_device=rows, length=length, kept=kept, **options) for rows, length, kept in ways]
 
 
 BY_MODEL = [
@@ -51,11 +49,24 @@ BY_MODEL = [
 CALIBRATION = [cell for cells in BY_MODEL for cell in cells[::2]]
 HELD_OUT = [cell for cells in BY_MODEL for cell in cells[1::2]]
 CELLS = [cell for cells in BY_MODEL for cell in cells]
+_DDP: dict[str, Any] = {"strategy": "ddp", "processes": 2}
+_FSDP2: dict[str, Any] = {"strategy": "fsdp2", "processes": 2}
+ON_TWO = [
+    _cells("8B", (4, 2048, 0), (4, 2048, 24), (4, 2048, 32), (1, 8192, 16), **_DDP),
+    _cells("8B", (4, 2048, 0), (4, 2048, 24), (4, 2048, 32), (2, 4096, 8), **_FSDP2),
+    _cells("8B", (4, 2048, 16), (4, 2048, 0), (2, 2048, 32), load_in_4bit=True, **_DDP),
+    _cells("8B", (4, 2048, 16), (4, 2048, 32), load_in_4bit=True, **_FSDP2),
+    _cells("3B", (8, 2048, 16), (8, 2048, 0), **_FSDP2),
+    _cells("1.5B", (8, 2048, 0), (8, 2048, 16), (4, 4096, 8), **_DDP),
+]
+CALIBRATION_ON_TWO = [cell for cells in ON_TWO for cell in cells[::2]]
+HELD_OUT_ON_TWO = [cell for cells in ON_TWO for cell in cells[1::2]]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="JSON; cells that it holds already are not measured again")
+    parser.add_argument("--gpus", type=int, default=1, choices=(1, 2), help="cells of one GPU (default), or of two")
     parser.add_argument("--cells", default="*", help="names or patterns, comma-separated; all by default")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no cell after so many seconds")
     parser.add_argument("--work", default="runs/benchmark", help="where checkpoints, data and runs go")
@@ -65,7 +76,7 @@ def main() -> int:
     report = opened(out, "kept", {"steps": STEPS, "warm_up_steps": WARM_UP, "shapes": SHAPES, "cells": {}})
     wanted = [
         cell
-        for cell in CELLS
+        for cell in (CELLS if options.gpus == 1 else [cell for cells in ON_TWO for cell in cells])
         if cell.name not in report["cells"] and any(fnmatch(cell.name, pattern) for pattern in patterns)
     ]
     write_shapes([cell.shape for cell in wanted], work)

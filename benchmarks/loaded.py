@@ -225,6 +225,7 @@ def _steps(cell: Cell, run: RunConfig, model: Any, tokenizer: Any) -> dict[str, 
     _promise(cell)
     attach(trainer, run, RankLog(None, environment.rank()), method)
     trainer.add_callback(limiting(cell))
+    _leave_sharded(trainer)
     trainer.train()
     wrapped = type(trainer.model_wrapped).__name__
     peak = next(one for one in trainer.callback_handler.callbacks if isinstance(one, PeakMemory))
@@ -239,6 +240,15 @@ def _steps(cell: Cell, run: RunConfig, model: Any, tokenizer: Any) -> dict[str, 
         "seconds": [round(late - early, 4) for early, late in itertools.pairwise(clock)],
         "loss": [line["loss"] for line in logged],
     }
+
+
+def _leave_sharded(trainer: Any) -> None:
+    """Let accelerate prepare a model that an earlier cell's trainer has sharded by FSDP2: it leaves the model as it is,
+    but first looks for the classes of its blocks, which sharding has changed."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(trainer.model, FSDPModule) and trainer.accelerator.is_fsdp2:
+        trainer.accelerator.state.fsdp_plugin.set_auto_wrap_policy = lambda model: None
 
 
 def _promise(cell: Cell) -> None:

@@ -1,4 +1,5 @@
-"""The checks of `benchmarks.gpu_checks` in which a GPU has too little memory, made so by limiting torch's allocator."""
+"""The checks of `benchmarks.gpu_checks` of memory: too little of it, made so by limiting torch's allocator, and spent
+on activations that are kept."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.checks import (
+    CLI,
     FEW_LORA,
     FULL_ROWS,
     LAUNCH,
@@ -116,3 +118,27 @@ def rehearsed(strategy: str, place: Place) -> dict[str, Any]:
     expect(apart < LOSS, f"losses differ by {apart:.2g}")
     gib = [round(peaks["all"], 2), limit, round(peaks["off"], 2)]
     return {"off": off, "chance": chance, "gib": gib, "told": told.get("told"), "loss": apart}
+
+
+def packed_kept(strategy: str, place: Place) -> dict[str, Any]:
+    """Packed rows train alike whether no decoder block keeps its activations or all do, which takes more memory."""
+    ways: dict[str, int | str] = {"none": 0, "all": "all"}
+    found: dict[str, dict[str, Any]] = {}
+
+    def one(label: str) -> None:
+        changes = {"model": {"keep_activations": ways[label]}, "training": {"packing": True}}
+        place.run(label, *CLI, "launch", place.description(label, strategy, **changes))
+        found[label] = json.loads((place.directory / label / "results.json").read_text(encoding="utf-8"))
+
+    at_once(one, list(ways))
+    counts = {label: results["training"]["keep_activations"] for label, results in found.items()}
+    blocks = found["all"]["training"]["blocks"]
+    expect(counts == {"none": 0, "all": blocks} and blocks > 0, f"of {blocks} blocks were kept {counts}")
+    packed = {label: results["data"].get("packed") for label, results in found.items()}
+    expect(all(packed.values()), f"rows were not packed: {packed}")
+    runs = {label: losses(place.directory / label) for label in ways}
+    off = relative(runs["none"], runs["all"])
+    expect(off <= LOSS / 10, f"losses differ by {off:.2g}: {runs}")
+    gib = {label: results["memory_gib"]["training"] for label, results in found.items() if "memory_gib" in results}
+    expect(not gib or gib["all"] > gib["none"], f"kept activations take no memory: {gib}")
+    return {"loss": off, "kept": counts, "gib": gib}

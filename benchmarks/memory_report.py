@@ -1,6 +1,6 @@
 """Put the planner's predictions beside what was measured: docs/memory.md and docs/speed.md.
 
-python -m benchmarks.memory_report          # writes both from memory-2xH200.json and kept-1xH200.json in results/
+python -m benchmarks.memory_report     # writes both from memory-2xH200.json, and kept-1xH200.json, -2xH200 in results/
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from unsloth_accel.planning.speed_estimate import estimate_speed, launch_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "memory-2xH200.json"
-KEPT = RESULTS.with_name("kept-1xH200.json")
+KEPT = {gpus: RESULTS.with_name(f"kept-{gpus}xH200.json") for gpus in (1, 2)}
+"""Files by number of GPUs."""
 HARDWARE = "2xH200"
 LAUNCH_BOUND = 1.1
 """Predicted time of a step over the least that launching its kernels takes, below which a cell is launch-bound."""
@@ -83,20 +84,20 @@ def measured(cells: list[Cell]) -> Iterator[Measured]:
 
 
 def measured_kept(cells: list[LoadedCell]) -> Iterator[Measured]:
-    """Those of `cells` that ran, with the blocks that they keep."""
+    """Those of `cells`, all on as many GPUs, that ran, with the blocks that they keep."""
     alike = {
         cell.name: Cell(
             cell.shape,
-            "single",
+            cell.strategy,
             cell.per_device,
             cell.length,
             load_in_4bit=cell.load_in_4bit,
-            num_processes=1,
+            num_processes=cell.processes,
             kept=cell.kept,
         )
         for cell in cells
     }
-    yield from _measured(KEPT, alike).values()
+    yield from _measured(KEPT[cells[0].processes], alike).values()
 
 
 def _measured(file: Path, cells: dict[str, Cell]) -> dict[str, Measured]:
@@ -200,25 +201,40 @@ steps of one cell differ by a quarter."""
 
 def kept_section(what: str, figures: Callable[[Measured], tuple[float, float]]) -> str:
     """Return the section on the cells in which blocks keep their activations: `figures` predicted and measured."""
-    if not KEPT.is_file():
+    on_one = _kept_on(1, what, figures, kept.HELD_OUT, kept.CALIBRATION)
+    on_two = _kept_on(2, what, figures, kept.HELD_OUT_ON_TWO, kept.CALIBRATION_ON_TWO)
+    return "\n".join(section for section in (on_one, on_two) if section)
+
+
+def _kept_on(
+    gpus: int,
+    what: str,
+    figures: Callable[[Measured], tuple[float, float]],
+    held_out: list[LoadedCell],
+    calibration: list[LoadedCell],
+) -> str:
+    """Return the section of so many GPUs; empty where nothing was measured on them."""
+    if not KEPT[gpus].is_file():
         return ""
-    report = json.loads(KEPT.read_text(encoding="utf-8"))
+    report = json.loads(KEPT[gpus].read_text(encoding="utf-8"))
+    flag = f" --gpus {gpus}" if gpus > 1 else ""
     lines = [
-        "## By blocks that keep their activations",
+        "## By blocks that keep their activations" + (f", on {gpus} GPUs" if gpus > 1 else ""),
         "",
         f"{what} {_where(report)}",
-        "Every second cell of a model was held out, and nothing fitted to it (`python -m benchmarks.kept`).",
+        f"Every second cell of a model was held out, and nothing fitted to it (`python -m benchmarks.kept{flag}`).",
         "",
         "| cell | held out | predicted | measured | error |",
         "|---|---|---|---|---|",
     ]
     errors: dict[str, list[float]] = {"held out": [], "": []}
-    for held, cells in (("held out", kept.HELD_OUT), ("", kept.CALIBRATION)):
+    for held, cells in (("held out", held_out), ("", calibration)):
         for found in measured_kept(cells):
             predicted, actual = figures(found)
             errors[held].append(abs(predicted / actual - 1))
             error = f"{predicted / actual - 1:+.1%}"
-            lines.append(f"| {title(found.cell)} | {held} | {predicted:.3f} | {actual:.3f} | {error} |")
+            name = title(found.cell) + (f", {found.cell.strategy}" if gpus > 1 else "")
+            lines.append(f"| {name} | {held} | {predicted:.3f} | {actual:.3f} | {error} |")
     told = [
         f"{len(values)} cells that were {'held out' if held else 'not'}: median {statistics.median(values):.1%}, "
         f"worst {max(values):.1%}"
@@ -319,11 +335,23 @@ Plain TRL draws the rows in another order and doesn't warm up, so its losses say
 
 def regret_section() -> str:
     """Return the section on what the plan chooses beside its rivals."""
+    on_two = RESULTS.with_name("regret-2xH200.json")
     report = json.loads(RESULTS.with_name("regret-1xH200.json").read_text(encoding="utf-8"))
     return f"""## What the plan chooses, beside its nearest rivals
 
 Cards are stood in for by limiting torch's allocator; regret is the chosen step's time over the fastest one's.
 {_where(report)} Made by `python -m benchmarks.regret`. {report["note"]}
+
+{regret.table(report)}
+
+The largest regret of {len(report["settings"])} settings is {report["regret"]:.3f}.
+{_regret_on_two(json.loads(on_two.read_text(encoding="utf-8"))) if on_two.is_file() else ""}"""
+
+
+def _regret_on_two(report: dict[str, Any]) -> str:
+    return f"""
+On two GPUs, where the fastest plan by another strategy is a rival, too. {_where(report)} Made by
+`python -m benchmarks.regret --gpus 2`.
 
 {regret.table(report)}
 
