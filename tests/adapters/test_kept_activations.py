@@ -25,6 +25,7 @@ def test_as_many_keep_as_are_asked_for(tiny: Path, tmp_path: Path) -> None:
     assert all(one["kept"] == one["returned"] for one in found)
     assert all(one["same"] and one["gradients"] == 8 and one["loss"] > 0 for one in found)
     assert all(one["counts"] for one in found), "Unsloth would count on, and offload what it must not"
+    assert [one["imported"] for one in found[:2]] == [False, True], "seconds of every start on a CPU"
     assert [one["told"] for one in found[:2]] == ["", "1 of 2 decoder blocks keep their activations"]
 
 

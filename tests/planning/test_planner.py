@@ -49,6 +49,17 @@ def test_refusals(description: dict[str, Any]) -> None:
         make(description, gpus(1), training={"bf16": True, "fp16": True})
 
 
+@pytest.mark.parametrize(
+    ("hardware", "asked", "taken"), [(CPU, "auto", "false"), (CPU, "true", "true"), (gpus(2), "auto", "auto")]
+)
+def test_a_cpu_rehearses_only_what_is_asked_for(
+    description: dict[str, Any], hardware: Hardware, asked: str, taken: str
+) -> None:
+    made = make(description, hardware, batch={"rehearse": asked})
+    assert made.resolved()["batch"]["rehearse"] == taken
+    assert any(reason.startswith("batch.rehearse=false: ") for reason in made.reasons) == (taken == "false")
+
+
 def test_the_environment_says_what_the_yaml_cannot(description: dict[str, Any]) -> None:
     on_cpu = make(description, CPU).environment
     assert on_cpu["ACCELERATE_USE_CPU"] == "true"

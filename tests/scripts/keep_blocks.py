@@ -1,7 +1,8 @@
 """Let 0 to all blocks of a tiny model keep their activations, and fewer again: keep_blocks.py MODEL OUT.json.
 
 OUT.json is a list with, for each number that was asked for, how many blocks keep theirs, how often each block was
-computed in a step, its loss, whether loss and gradients are those of the first, and what Unsloth has counted.
+computed in a step, its loss, whether loss and gradients are those of the first, what Unsloth has counted, and whether
+its models for GPUs were imported.
 """
 
 import json
@@ -65,6 +66,7 @@ for asked in ASKED:
             "same": same,
             "gradients": len(seen) - 1,
             "counts": counts == COUNTS,
+            "imported": "unsloth.models" in sys.modules,
         }
     )
 Path(sys.argv[2]).write_text(json.dumps(found), encoding="utf-8")

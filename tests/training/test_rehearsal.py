@@ -27,7 +27,7 @@ def described(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "model": {"name": str(tiny), "max_seq_length": 96, "dtype": "float32"},
             "lora": {"dropout": 0.1},
             "data": {"path": str(variable_rows(place / "rows.jsonl", [9 + (37 * i) % 88 for i in range(41)]))},
-            "batch": {"global_size": 8},
+            "batch": {"global_size": 8, "rehearse": "true"},
             "training": {
                 "max_steps": 6,
                 "learning_rate": 1e-2,

@@ -43,6 +43,34 @@ def test_a_stream_is_rehearsed_where_its_rows_are_tokens(columns: tuple[str, ...
 
 
 @pytest.mark.parametrize(
+    ("lengths", "always", "is_rehearsed"), [([3, 3], False, False), ([3, 3], True, True), ([3, 4], False, True)]
+)
+def test_where_all_lengths_are_the_same_only_what_is_asked_for_is_rehearsed(
+    lengths: list[int], always: bool, is_rehearsed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from accelerate.data_loader import DataLoaderShard
+    from datasets import Dataset
+
+    from unsloth_accel.training.rehearsal import Rehearsal
+
+    trainer: Any = SimpleNamespace(
+        args=SimpleNamespace(optim="adamw_torch", process_index=0, device=torch.device("cpu")),
+        model=torch.nn.Linear(1, 1),
+        model_wrapped=None,
+        accelerator=SimpleNamespace(
+            split_batches=False, gradient_state=SimpleNamespace(sync_gradients=True, _set_sync_gradients=bool)
+        ),
+        eval_dataset=None,
+    )
+    rehearsal = Rehearsal(trainer, always=always, limit=None, evaluates=False, advice="")
+    monkeypatch.setattr(rehearsal, "_rehearse", lambda loader: Rehearsed(rows=1, tokens=max(lengths), step=None))
+    rows: Any = Dataset.from_dict({"input_ids": [[1] * length for length in lengths]})
+    rehearsal.on_train_begin(trainer.args, None, None, train_dataloader=DataLoaderShard(rows))
+    assert bool(rehearsal.figures) == is_rehearsed
+
+
+@pytest.mark.parametrize(
     ("figures", "told"),
     [
         ({"peak_gib": 57.0}, ": 57.0 GiB, 5% less than planned, in 1.0 s"),

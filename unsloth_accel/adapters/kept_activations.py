@@ -32,18 +32,19 @@ def keep(model: torch.nn.Module, count: int) -> int:
     """
     if not available("blocks that keep their activations", needed=count > 0 or kept(model) > 0):
         return 0
-    from unsloth.models._utils import skip_checkpointing
-
     found = blocks(model)
     for block in found:
         block.__dict__.pop(MARK, None)
     planner = getattr(model, "_unsloth_auto_skip", None)
     if planner is not None:  # it would mark blocks after the first step
         planner.remove()
-    # A count of 0 would have it read UNSLOTH_GC_KEEP_LAYERS.
-    chosen = skip_checkpointing(model, count) if count and len(found) else []
     count_anew()
-    return len(chosen)
+    if not count or not len(found):  # a count of 0 would have Unsloth read UNSLOTH_GC_KEEP_LAYERS
+        return 0
+    # Not before: on a CPU nothing else imports Unsloth's models for GPUs, which takes seconds and patches TRL anew.
+    from unsloth.models._utils import skip_checkpointing
+
+    return len(skip_checkpointing(model, count))
 
 
 def count_anew() -> None:

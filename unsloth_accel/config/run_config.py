@@ -109,7 +109,8 @@ class BatchConfig:
     peer access always do."""
     rehearse: str = "auto"
     """Compute the longest step and the longest evaluation batch once before the first step, and drop what they give, so
-    that a run that doesn't fit shows it in the first minute: `true`, `false`, or `auto`, where lengths differ."""
+    that a run that doesn't fit shows it in the first minute: `true`, `false`, or `auto`, on GPUs and where lengths
+    differ."""
 
     def rows(self, max_seq_length: int) -> int | None:
         """Return the rows per optimizer step, or None if no global batch is given."""

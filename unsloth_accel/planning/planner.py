@@ -45,6 +45,7 @@ from .ways import Refused, Way, tried
 
 DECISIVE = ("taken as", "link ", "network ", "MIG")
 """Words of those findings about hardware that a plan depends on; the others are in `Hardware.reasons`."""
+NOT_REHEARSED = "a CPU seldom lacks memory for a step, and its longest one takes long; true rehearses it."
 
 
 def plan(
@@ -188,6 +189,9 @@ def _decide(
     batch = _batch(rows, data_parallel, per_device, accumulation, chosen, device, reasons)
     _check_least(run, batch)
     run = _with_optimizer(run, strategy, device, reasons)
+    if device == "cpu" and run.batch.rehearse == "auto":
+        reasons.append(f"batch.rehearse=false: {NOT_REHEARSED}")
+        run = replace(run, batch=replace(run.batch, rehearse="false"))
     run = _with_defaults(run, reasons)
     reasons += [*why_packed, *idle]
     if run.early_stopping:
