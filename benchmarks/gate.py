@@ -6,14 +6,17 @@ process of a run waits at its gate once it has imported everything and before it
 
 from __future__ import annotations
 
+import itertools
+import subprocess
 import threading
 import time
-from collections.abc import Iterable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import ROOT
 from benchmarks.worker import GATE, MODULE
 from unsloth_accel.planning.plan import Plan
 from unsloth_accel.verify.runs import Trained, train
@@ -42,10 +45,37 @@ class Gate:
 
         Raises `TimeoutError` where it is stopped or takes longer than `TIMEOUT`, `LaunchError` where it fails.
         """
+        return train(decided, self._waiting(stopped), {**environment, **self._variables()}, module=MODULE)
+
+    def run(self, command: Sequence[str], log: Path, environment: Mapping[str, str], stopped: threading.Event) -> None:
+        """Run `command`, a launch of a script that waits at the gate by itself; `log` gets what it prints.
+
+        Raises `TimeoutError` as `train` does, and `RuntimeError` with the end of the log where it fails.
+        """
+        log.parent.mkdir(parents=True, exist_ok=True)
+        wait = self._waiting(stopped)
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env={**environment, **self._variables()}, stdout=file, stderr=subprocess.STDOUT
+            )
+            try:
+                while process.poll() is None:
+                    wait(0.2)
+            finally:
+                if process.poll() is None:
+                    process.terminate()  # accelerate's launcher then ends its ranks
+                    process.wait(30)
+        if process.returncode:
+            raise RuntimeError(f"exit status {process.returncode}: {log.read_text(errors='replace')[-1500:]}")
+
+    def _variables(self) -> dict[str, str]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Its own cache of compiled code: processes of several runs that write the same one read half a file.
         compiled = self.path.parent.with_name("compiled") / self.path.name
-        own = {GATE: str(self.path), "UNSLOTH_COMPILE_LOCATION": str(compiled)}
+        return {GATE: str(self.path), "UNSLOTH_COMPILE_LOCATION": str(compiled)}
+
+    def _waiting(self, stopped: threading.Event) -> Callable[[float], None]:
+        """Return what sleeps for the seconds that it is given, and raises `TimeoutError` where the run is to end."""
         opened: list[float] = []
 
         def wait(seconds: float) -> None:
@@ -57,7 +87,40 @@ class Gate:
                 raise TimeoutError("not started")
             time.sleep(seconds)
 
-        return train(decided, wait, {**environment, **own}, module=MODULE)
+        return wait
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that waits at its gate."""
+
+    name: str
+    gate: Gate
+    measure: Callable[[threading.Event], dict[str, Any]]
+    """Runs it, and returns its figures; the event ends one that still waits."""
+
+
+def in_turns(
+    turns: Sequence[Sequence[Job]], may_go_on: Callable[[], bool], imported: Callable[[], None] = lambda: None
+) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Start all jobs at once, and let them train turn by turn, those of one turn side by side; yield each with its
+    figures. `imported` is called when all have imported their packages; no turn begins once `may_go_on` says no."""
+    jobs = list(itertools.chain.from_iterable(turns))
+    stopped = threading.Event()
+    with ThreadPoolExecutor(max(len(jobs), 1)) as pool:
+        running = {job.name: pool.submit(job.measure, stopped) for job in jobs}
+        try:
+            wait_for_imports((running[job.name], job.gate) for job in jobs)
+            imported()
+            for turn in turns:
+                if not may_go_on():
+                    return
+                for job in turn:
+                    job.gate.open()
+                for job in turn:
+                    yield job, running[job.name].result()
+        finally:
+            stopped.set()  # whoever waits at a gate would wait for ever, and hold a GPU
 
 
 def wait_for_imports(runs: Iterable[tuple[Future[Any], Gate]]) -> None:

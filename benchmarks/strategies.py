@@ -24,7 +24,6 @@ Cells that the file holds already are not run again, so that the whole may be cu
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import random
@@ -35,7 +34,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
@@ -43,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import streams
-from benchmarks.gate import Gate, wait_for_imports
+from benchmarks.gate import Gate, Job, in_turns
 from benchmarks.random_checkpoint import SHAPES
 from benchmarks.worker import KEEP, PROFILE
 from unsloth_accel.adapters.fsdp2.peer_fetch.peer_reach import SWITCH
@@ -193,26 +191,23 @@ def main() -> int:
         side_by_side = [cell for cell in own if cell.strategy in ALONE]
         turns += [[cell] for cell in own if cell.strategy == "single"] + ([side_by_side] if side_by_side else [])
         turns += [[cell] for cell in own if not cell.runs_alone]
-    stopped = threading.Event()
-    with ThreadPoolExecutor(max(len(wanted), 1)) as pool:
-        running: dict[str, Future[dict[str, Any]]] = {}
-        shutil.rmtree(work / "gates", ignore_errors=True)
-        for cell in itertools.chain.from_iterable(turns):
-            place = replace(hardware, devices=(hardware.devices[cell.device],)) if cell.runs_alone else hardware
-            single = partial(report["cells"].get, f"{cell.group}-single")
-            running[cell.name] = pool.submit(measure, cell, work, place, stopped, single)
-        try:
-            wait_for_imports((running[cell.name], gate_of(cell, work)) for cell in wanted)
-            print(f"{time.perf_counter() - started:.0f}s packages imported", flush=True)
-            for turn in turns:
-                if time.perf_counter() - started > options.seconds:
-                    break
-                for cell in turn:
-                    gate_of(cell, work).open()
-                for cell in turn:
-                    record(cell, running[cell.name].result())
-        finally:
-            stopped.set()  # whoever waits at a gate would wait for ever, and hold a GPU
+    shutil.rmtree(work / "gates", ignore_errors=True)
+
+    def job(cell: Cell) -> Job:
+        place = replace(hardware, devices=(hardware.devices[cell.device],)) if cell.runs_alone else hardware
+        single = partial(report["cells"].get, f"{cell.group}-single")
+        return Job(cell.name, gate_of(cell, work), partial(measure, cell, work, place, single_of_group=single))
+
+    def told(what: str) -> None:
+        print(f"{time.perf_counter() - started:.0f}s {what}", flush=True)
+
+    by_name = {cell.name: cell for cell in wanted}
+    for done, figures in in_turns(
+        [list(map(job, turn)) for turn in turns],
+        lambda: time.perf_counter() - started <= options.seconds,
+        partial(told, "packages imported"),
+    ):
+        record(by_name[done.name], figures)
     return 0
 
 
@@ -262,18 +257,21 @@ def measure(
     work: Path,
     hardware: Hardware,
     stopped: threading.Event,
+    *,
     single_of_group: Callable[[], dict[str, Any] | None],
+    plan_of: Callable[[Cell, Path, Hardware], Plan] | None = None,
 ) -> dict[str, Any]:
     """Train `cell` on all of `hardware` once its gate is open: its step time in seconds, memory in GiB by rank, and how
-    it differs from the `single` of its group; or the error that ended it. `stopped` ends one that still waits."""
+    it differs from the `single` of its group; or the error that ended it. `stopped` ends one that still waits, and
+    `plan_of` makes its plan, by default `planned`."""
     figures: dict[str, Any] = {"cell": asdict(cell)}
     environment = os.environ | VARIANTS.get(cell.variant, {})
     if PROFILE in environment:
         environment[PROFILE] = str(Path(environment[PROFILE], cell.name))
-    if cell.runs_alone:
+    if cell.runs_alone and hardware.devices:
         environment["CUDA_VISIBLE_DEVICES"] = hardware.devices[0].uuid
     try:
-        decided = planned(cell, work, hardware)
+        decided = (plan_of or planned)(cell, work, hardware)
         done = gate_of(cell, work).train(decided, environment, stopped)
     except Exception as error:  # whatever it is, the other cells are worth having
         return figures | {"error": f"{type(error).__name__}: {error}"[-1500:]}
@@ -311,7 +309,8 @@ def difference(cell: Cell, decided: Plan, done: Trained, single: dict[str, Any])
     if not (directory / "adapter").is_dir():
         return found
     precision = precision_of(decided)
-    compared = compare(read_trained(alone, directory), done, tolerance(precision, device="cuda"))
+    allowed = tolerance(precision, device=decided.device, depends_on_ranks=decided.method.depends_on_ranks)
+    compared = compare(read_trained(alone, directory), done, allowed)
     return found | {
         "moved": compared.moved,
         "adapter": compared.adapter,

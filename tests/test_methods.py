@@ -1,7 +1,9 @@
 """Records of methods: what they say of TRL's trainers is so, and a plan trains alike on a CPU and on GPUs."""
 
 import ast
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,8 +82,9 @@ def test_rates_are_trls(description: dict[str, Any]) -> None:
     }
 
 
-def planned(method: str, **training: Any) -> Plan:
+def planned(method: str, data: dict[str, Any] | None = None, **training: Any) -> Plan:
     values = {"method": method, "model": {"name": SMALL}, "distributed": {"strategy": "ddp"}, "training": training}
+    values |= {"data": data} if data else {}
     return plan(read_run.from_dict(values, to_plan=True), Hardware.parse("2xH100-80GB"))
 
 
@@ -100,12 +103,28 @@ def test_a_reference_takes_time_until_it_is_computed_beforehand() -> None:
     assert tokens_per_second("kto", **beforehand) < 0.95 * tokens_per_second("sft")
 
 
+def test_padding_takes_time_and_is_no_work_done(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    sizes = [100] * 90 + [6000] * 10
+    rows = ({"prompt": "Why?", "chosen": "yes " * (size // 4), "rejected": "no, because"} for size in sizes)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    batch = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+    padded, free = (
+        planned("dpo", data={"path": str(path)}, padding_free=padding_free, **batch) for padding_free in (False, True)
+    )
+    assert padded.speed
+    assert free.speed
+    assert padded.lengths
+    assert padded.speed.step_seconds > 3 * free.speed.step_seconds, "16 sequences are as long as their longest"
+    assert padded.speed.tokens == pytest.approx(2 * 16 * padded.lengths.mean, rel=0.01)
+
+
 def test_a_score_takes_no_memory_for_logits(description: dict[str, Any]) -> None:
-    reward, dpo = (make({**description, "method": method}, CPU).memory for method in ("reward", "dpo"))
+    reward, orpo = (make({**description, "method": method}, CPU).memory for method in ("reward", "orpo"))
     assert reward
     assert "logits" not in reward.terms
-    assert dpo
-    assert "logits" in dpo.terms
+    assert orpo
+    assert "logits" in orpo.terms
 
 
 def test_a_reward_model_has_no_lm_head_to_train(description: dict[str, Any]) -> None:
@@ -120,10 +139,20 @@ def test_kto_needs_two_rows_at_once(description: dict[str, Any]) -> None:
     values = {**description, "method": "kto", "distributed": {"num_processes": 2}}
     with pytest.raises(ConfigError, match="at least 2 rows at once") as refused:
         make(values, CPU, batch={"global_size": 2})
+    assert "distributed.num_processes=1" in refused.value.problems[0].fix
     assert "batch.global_size=4" in refused.value.problems[0].fix
-    with pytest.raises(ConfigError, match="at least 2 rows at once"):
-        make(values, CPU, training={"per_device_train_batch_size": 1})
+    for training in ({"per_device_train_batch_size": 1}, {"gradient_accumulation_steps": 6}):
+        with pytest.raises(ConfigError, match="at least 2 rows at once") as refused:
+            make(values, CPU, training=training, batch={"global_size": 12})
+        fix = refused.value.problems[0].fix
+        assert "training.per_device_train_batch_size=2" in fix, "nothing has to change what a step learns"
+        assert "global_size" not in fix
     assert make(values, CPU, batch={"global_size": 4}).batch.per_device == 2
+
+
+def test_kto_has_no_single_rows_where_more_are_as_good(description: dict[str, Any]) -> None:
+    values = {**description, "method": "kto", "batch": {"global_size": 8}}
+    assert make(values, gpus(2)).batch.per_device >= 2
 
 
 def test_a_method_that_the_installed_trl_lacks_is_named(

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from .registry import Registry
+
+Logits = Literal["fused", "tiled", "whole"]
+"""What a loss has of the vocabulary's logits at once: a chunk of Unsloth's fused cross entropy, a tile from which the
+answers' log-probabilities are summed up (TRL's `fused_lm_head`, with Unsloth's kernel), or those of all tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +72,10 @@ class Method:
     """Forward passes of the reference; none in a step where they are computed beforehand."""
     other_passes: int = 0
     """Forward passes of the trained model without gradients."""
+    logits: Logits = "fused"
+    pads: bool = False
+    """Whether its collator pads the sequences of a micro-batch to the longest; otherwise Unsloth lays them end to
+    end."""
 
     def unpairs(self, kind: str) -> bool:
         """Return whether a row of `kind` is a pair, of which each answer becomes a row with a label."""
@@ -118,6 +127,8 @@ METHODS: Registry[Method] = Registry(
             accuracy="rewards/accuracies",
             sequences_per_row=2,
             reference_passes=1,
+            logits="tiled",
+            pads=True,
         ),
         Method(
             name="kto",
@@ -141,6 +152,8 @@ METHODS: Registry[Method] = Registry(
             # `_compute_loss`, same file: for its KL term both models read each prompt with another's answer too.
             reference_passes=2,
             other_passes=1,
+            logits="tiled",
+            pads=True,
         ),
         Method(
             name="reward",
@@ -156,6 +169,7 @@ METHODS: Registry[Method] = Registry(
             charts={"margin": "Reward margin", "accuracy": "Reward accuracy"},
             accuracy="accuracy",
             sequences_per_row=2,
+            pads=True,
         ),
         Method(
             name="orpo",
@@ -174,6 +188,8 @@ METHODS: Registry[Method] = Registry(
             charts=_REWARDS,
             accuracy="rewards/accuracies",
             sequences_per_row=2,
+            logits="whole",
+            pads=True,
         ),
     ],
 )

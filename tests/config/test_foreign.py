@@ -113,7 +113,7 @@ def test_a_run_yaml_and_anything_else_is_no_other_tools() -> None:
 
 
 def test_every_setting_that_a_record_makes_is_one() -> None:
-    fields = training_fields(METHODS["sft"].config_sources)
+    fields = {name for method in METHODS for name in training_fields(method.config_sources)}
 
     def exists(key: str) -> bool:
         section, _, name = key.partition(".")
@@ -305,17 +305,86 @@ def test_a_method_not_known_here_is_named_and_refused(tmp_path: Path, values: di
 
 
 @pytest.mark.parametrize(
-    ("values", "name"),
+    ("values", "expected"),
     [
-        (LLAMA_FACTORY | {"stage": "dpo"}, "dpo"),
-        (AXOLOTL | {"rl": "kto"}, "kto"),
-        (TRL | {"max_prompt_length": 64}, "dpo"),
+        (
+            LLAMA_FACTORY | {"stage": "dpo", "pref_beta": 0.2, "pref_loss": "ipo"},
+            {"method": "dpo", "training": {"beta": 0.2, "loss_type": ["ipo"]}},
+        ),
+        (
+            LLAMA_FACTORY | {"stage": "dpo", "pref_loss": "sigmoid", "pref_ftx": 0.5},
+            {"method": "dpo", "training": {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}},
+        ),
+        (
+            LLAMA_FACTORY | {"stage": "dpo", "pref_loss": "orpo", "pref_beta": 0.3},
+            {"method": "orpo", "training": {"beta": 0.3}},
+        ),
+        (
+            LLAMA_FACTORY | {"stage": "kto", "kto_chosen_weight": 1.5, "kto_rejected_weight": 1.0},
+            {"method": "kto", "training": {"desirable_weight": 1.5, "undesirable_weight": 1.0}},
+        ),
+        (LLAMA_FACTORY | {"stage": "rm"}, {"method": "reward", "training": {}}),
+        (
+            AXOLOTL | {"rl": "kto", "rl_beta": 0.2, "kto_desirable_weight": 0.5},
+            {"method": "kto", "training": {"beta": 0.2, "desirable_weight": 0.5}},
+        ),
+        (
+            AXOLOTL | {"rl": "ipo", "rl_beta": 0.2, "precompute_ref_log_probs": True},
+            {"method": "dpo", "training": {"beta": 0.2, "loss_type": ["ipo"], "precompute_ref_log_probs": True}},
+        ),
+        (AXOLOTL | {"rl": "orpo", "orpo_alpha": 0.1}, {"method": "orpo", "training": {"beta": 0.1}}),
+        (
+            AXOLOTL | {"reward_model": True, "center_rewards_coefficient": 0.01},
+            {"method": "reward", "training": {"center_rewards_coefficient": 0.01}},
+        ),
+        (
+            TRL | {"beta": 0.01, "loss_type": "hinge", "max_prompt_length": 64, "precompute_ref_log_probs": True},
+            {"method": "dpo", "training": {"beta": 0.01, "loss_type": ["hinge"], "precompute_ref_log_probs": True}},
+        ),
+        (
+            TRL | {"beta": 0.2, "undesirable_weight": 0.5, "loss_type": "apo_zero_unpaired"},
+            {"method": "kto", "training": {"beta": 0.2, "undesirable_weight": 0.5, "loss_type": "apo_zero_unpaired"}},
+        ),
+        (
+            TRL | {"center_rewards_coefficient": 0.01},
+            {"method": "reward", "training": {"center_rewards_coefficient": 0.01}},
+        ),
     ],
 )
-def test_the_fields_of_another_method_are_named(tmp_path: Path, values: dict[str, Any], name: str) -> None:
+def test_the_fields_of_another_method_are_translated(
+    tmp_path: Path, values: dict[str, Any], expected: dict[str, Any]
+) -> None:
     found = made(tmp_path, values)
-    assert found.settings["method"] == name
-    assert any("its own fields are not translated" in line.outcome.note for line in found.of_kind("named"))
+    assert found.settings["method"] == expected["method"]
+    settings = nested(found.settings)
+    assert settings["training"].items() >= expected["training"].items()
+    own = METHODS[expected["method"]].config_sources
+    assert {*expected["training"]} <= {*training_fields(own)} - {*training_fields(METHODS["sft"].config_sources)} | {
+        "loss_type"
+    }
+    assert not {"stage", "rl", "method", *expected["training"]} & {line.key for line in found.of_kind("named")}
+    asked = [key for key in values if key.startswith(("pref_", "kto_", "rl", "orpo_", "beta", "loss_type"))]
+    assert not {*asked} & {line.key for line in found.of_kind("named")}
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "reason"),
+    [
+        (LLAMA_FACTORY | {"stage": "dpo", "pref_loss": "kto_pair"}, "pref_loss", "takes TRL's losses"),
+        (LLAMA_FACTORY | {"stage": "dpo", "dpo_label_smoothing": 0.1}, "dpo_label_smoothing", "[robust]"),
+        (LLAMA_FACTORY | {"stage": "dpo", "ref_model": "org/other"}, "ref_model", "the base is the reference"),
+        (LLAMA_FACTORY | {"stage": "dpo", "pref_loss": "simpo"}, "stage", "this version trains sft"),
+        (AXOLOTL | {"rl": "simpo"}, "rl", "this version trains sft"),
+        (AXOLOTL | {"rl": "dpo", "dpo_label_smoothing": 0.1}, "dpo_label_smoothing", "[robust]"),
+        (TRL | {"beta": 0.1, "ref_model_init_kwargs": {"dtype": "auto"}}, "ref_model_init_kwargs", "the base is"),
+    ],
+)
+def test_what_a_preference_cannot_become_is_named(
+    tmp_path: Path, values: dict[str, Any], key: str, reason: str
+) -> None:
+    found = made(tmp_path, values)
+    assert key in [line.key for line in found.of_kind("named")]
+    assert reason in note(found, key)
 
 
 @pytest.mark.parametrize(

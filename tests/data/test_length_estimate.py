@@ -5,7 +5,7 @@ import pytest
 from conftest import chat_rows
 
 from unsloth_accel.config.run_config import DataConfig
-from unsloth_accel.data.length_estimate import row_lengths
+from unsloth_accel.data.length_estimate import RowLengths, row_lengths
 
 
 @pytest.fixture
@@ -54,3 +54,12 @@ def test_rows_that_are_dropped_are_not_counted(rows: Path, tmp_path: Path) -> No
     found = row_lengths(DataConfig(path=str(rows), too_long="drop"), tmp_path, 200)
     assert found is not None
     assert (found.total, found.total_known, found.mean) == (20, False, 100.0)
+
+
+def test_the_longest_of_so_many_rows() -> None:
+    rows = RowLengths(mean=2.0, rows=4, counted=True, ordered=(1.0, 1.0, 2.0, 4.0))
+    assert rows.longest_of(1) == 2.0
+    # Of two draws the longest is 1 with 4/16, at most 2 with 9/16.
+    assert rows.longest_of(2) == pytest.approx((4 * 1 + 5 * 2 + 7 * 4) / 16)
+    assert rows.longest_of(1000) == pytest.approx(4.0)
+    assert RowLengths(mean=3.0, rows=1, counted=True).longest_of(8) == 3.0

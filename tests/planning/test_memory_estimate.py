@@ -145,3 +145,30 @@ def test_memory_is_that_of_the_optimizer_that_steps() -> None:
     assert native is not None
     assert fsdp2.terms["optimizer"] == 2 * fsdp2.terms["lora"]
     assert native.terms["optimizer"] == pytest.approx(native.terms["lora"] / 2)
+
+
+def test_the_logits_of_a_loss_are_counted_as_it_has_them() -> None:
+    pairs = replace(WORK, sequences_per_row=2, reference_passes=1)
+    peaks = {
+        logits: estimate(replace(pairs, logits=logits), "ddp", 2, free_gib=70).terms.get("logits", 0.0)
+        for logits in ("fused", "tiled", "whole")
+    }
+    whole = 2 * 4 * 2048 * LLAMA.vocab_size * 16 / GIB
+    assert 0.8 * whole < peaks["whole"] < whole
+    # Log-probabilities take a tile of a quarter GiB, however many tokens there are.
+    assert peaks["tiled"] < 0.5
+    more = estimate(replace(pairs, logits="tiled", per_device=8), "ddp", 2, free_gib=70).terms.get("logits", 0.0)
+    assert more < 2 * peaks["tiled"] + 0.1
+    on_cpu = replace(pairs, on_cpu=True, dtype_bytes=4)
+    assert estimate(replace(on_cpu, logits="tiled"), "single", 1).training < estimate(on_cpu, "single", 1).training
+
+
+def test_a_reference_reads_beside_what_is_kept() -> None:
+    all_kept = replace(WORK, checkpointing="false", logits="tiled")
+    gains = [
+        estimate(replace(work, reference_passes=1), "ddp", 2).training - estimate(work, "ddp", 2).training
+        for work in (all_kept, replace(WORK, logits="tiled"))
+    ]
+    # A block that is computed again takes more than one without gradients.
+    assert gains[0] > 0.1
+    assert gains[1] == 0

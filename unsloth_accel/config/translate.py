@@ -11,13 +11,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigError, Problem, close_match
-from ..methods import METHODS, USUAL_METHOD
 from ..secret import shown
 from .foreign import TOOLS, recognise
 from .foreign.keys import Becomes, Outcome, Theirs, Tool
 from .foreign.trl import TRL
 from .read_run import _read_yaml, from_dict
-from .trainer_fields import training_fields
 
 TEMPLATE = "training.chat_template_path"
 """The one setting whose value, a template's text in a file of TRL's, is written to a file of its own."""
@@ -145,7 +143,7 @@ def _add(made: Translation, tool: Tool, values: Mapping[str, Any], gpus: int | N
     """Add what becomes of a tool's keys; what is set already stays."""
     made.tools.append(tool.name)
     given = {key: value for key, value in values.items() if value not in (None, "", [], {})}
-    theirs = Theirs(values={**tool.defaults, **given}, gpus=gpus, place=place)
+    theirs = Theirs(values={**tool.defaults, **given}, gpus=gpus, place=place, method=tool.method(given))
     lines = [_line(tool, key, value, theirs) for key, value in given.items()]
     before = {*made.settings}
     if before & {*_PRECISION}:
@@ -166,7 +164,7 @@ def _add(made: Translation, tool: Tool, values: Mapping[str, Any], gpus: int | N
 
 def _line(tool: Tool, key: str, value: Any, theirs: Theirs, assumed: bool = False) -> Line:
     entry = tool.entry(key)
-    fields = training_fields(METHODS[USUAL_METHOD].config_sources) if tool.fields else {}
+    fields = theirs.fields if tool.fields else {}
     if entry is None and key in fields:
         entry = Becomes(f"training.{key}")
     if entry is not None:

@@ -37,6 +37,17 @@ class RowLengths:
     """Rows of the whole data set that are trained; None where they can't be estimated."""
     total_known: bool = False
     """Whether `total` was counted; otherwise it is estimated."""
+    ordered: tuple[float, ...] = ()
+    """Length of each sequence of these rows, as they are cut, ascending."""
+
+    def longest_of(self, count: int) -> float:
+        """Return the mean length of the longest of `count` sequences drawn from these rows."""
+        if not self.ordered:
+            return self.mean
+        known = len(self.ordered)
+        # The longest of them is at most the i-th with probability (i / known) ** count.
+        shares = (((i + 1) / known) ** count - (i / known) ** count for i in range(known))
+        return sum(length * share for length, share in zip(self.ordered, shares, strict=True))
 
     def __str__(self) -> str:
         how = "counted" if self.counted else f"estimated from {CHARACTERS:g} characters per token"
@@ -61,10 +72,18 @@ def row_lengths(data: DataConfig, model: str | Path, limit: int, method: str = U
     counts = _counted(texts, Path(model) / "tokenizer.json")
     lengths = counts or [len(text) / CHARACTERS for text in texts]
     kept = [length for length in lengths if data.too_long != "drop" or length <= limit]
-    mean = sum(min(length, limit) for length in kept) / max(len(kept), 1)
+    ordered = tuple(sorted(min(length, limit) for length in kept))
+    mean = sum(ordered) / max(len(ordered), 1)
     known = total is not None and (len(kept) == len(lengths)) and (len(found) < ROWS or _is_counted(source))
     total = total if total is None else round(trained_rows(total, found, method) * len(kept) / len(lengths))
-    return RowLengths(mean=max(1.0, mean), rows=len(found), counted=counts is not None, total=total, total_known=known)
+    return RowLengths(
+        mean=max(1.0, mean),
+        rows=len(found),
+        counted=counts is not None,
+        total=total,
+        total_known=known,
+        ordered=ordered,
+    )
 
 
 def _is_counted(source: Source) -> bool:

@@ -13,6 +13,7 @@ from functools import cached_property
 from math import ceil
 from typing import Literal
 
+from ..methods import Logits
 from ..models.spec import ModelSpec
 from ..strategies import STRATEGIES, Strategy, usual
 
@@ -109,6 +110,16 @@ LOGIT_BYTES = 2.0
 16 bytes to choose its chunks (unsloth_zoo/fused_losses/cross_entropy_loss.py: `_CE_BYTES_PER_LOGIT`)."""
 CHUNK_TARGET_GIB = 4.0
 """Largest chunk in GiB by Unsloth's own reckoning; half the free memory if that is less (same file)."""
+TILE_GIB, TILE_HIDDEN = 0.25, 4.0
+"""GiB of float32 logits that log-probabilities have at once (unsloth_zoo/fused_losses/fused_linear.py:
+`_BWD_TILE_BYTES`), and copies of (tokens × hidden_size) beside them: what is scored of the last norm's output, its
+gradient, which that kernel writes as it goes forward, and the gradient as it is put back. Not yet measured."""
+CPU_TILE_ROWS = 512
+"""Tokens whose logits a CPU has at once then (same file: `fused_linear_rows`)."""
+WHOLE_LOGIT_BYTES = 16.0
+"""Bytes per logit of a loss that has all of them: in float32, as accelerate hands them out, with the copy of the chosen
+side and its log-softmax, and the gradients of both (trl/experimental/orpo/orpo_trainer.py: `concatenated_forward`);
+counted from that code, never measured."""
 OTHER_GIB = 0.06
 """GiB of rotary tables, staging buffers and workspaces; fitted."""
 CONTEXT_GIB = 0.82
@@ -135,6 +146,9 @@ class Workload:
     """Whether the head gives a sequence one number, and has no logits."""
     reference_passes: int = 0
     """Forward passes beside the trained one."""
+    logits: Logits = "fused"
+    pads: bool = False
+    """Whether sequences of unequal lengths are padded to the longest of a device batch."""
     checkpointing: Checkpointing = "unsloth"
     keep_activations: int = 0
     """Decoder blocks that keep their activations, of those that would be checkpointed."""
@@ -308,6 +322,8 @@ def _activations(work: Workload) -> tuple[float, float]:
     held, inside = kept * each, []
     if kept:
         inside.append(KEPT_INSIDE_INTERMEDIATE * intermediate + KEPT_INSIDE_HIDDEN * hidden)
+    if work.reference_passes:  # beside what the trained pass has kept
+        inside.append(EVAL_INTERMEDIATE * intermediate + EVAL_HIDDEN * hidden)
     if checkpointed:
         block = BLOCK_INTERMEDIATE * intermediate + BLOCK_HIDDEN * hidden
         # The last block keeps its activations if any does, and has let go of them when one is computed again.
@@ -340,7 +356,7 @@ def _evaluation(work: Workload, free_gib: float) -> float:
     where only the loss is asked for (unsloth/models/rl.py: prediction_step)."""
     rows = 2 * work.per_device if work.eval_rows is None else work.eval_rows
     evaluated = replace(work, per_device=rows)
-    if work.on_cpu:
+    if work.on_cpu and work.logits == "fused":
         return evaluated.tokens * work.logits_per_token * (work.dtype_bytes + 4.0)
     width = EVAL_INTERMEDIATE * work.intermediate + EVAL_HIDDEN * work.spec.hidden_size
     return max(_one_copy(evaluated, width), _logits(evaluated, free_gib))
@@ -349,11 +365,17 @@ def _evaluation(work: Workload, free_gib: float) -> float:
 def _logits(work: Workload, free_gib: float) -> float:
     """Return the bytes that the loss takes at its peak.
 
-    On a GPU one chunk of Unsloth's fused cross entropy: the chunks are counted as `get_chunk_size` counts them
+    Of the fused cross entropy on a GPU one chunk: the chunks are counted as `get_chunk_size` counts them
     (unsloth_zoo/fused_losses/cross_entropy_loss.py). On a CPU transformers' own loss, with all logits in the model's
     dtype, in float32 and their gradient.
     """
     logits = work.tokens * work.logits_per_token
+    if work.logits == "whole":
+        return logits * WHOLE_LOGIT_BYTES
+    if work.logits == "tiled":
+        tile = min(work.tokens, CPU_TILE_ROWS) * work.logits_per_token * (work.dtype_bytes + 8.0)
+        tile = tile if work.on_cpu else min(logits * 4, TILE_GIB * GIB)
+        return tile + TILE_HIDDEN * _one_copy(work, work.spec.hidden_size)
     if work.on_cpu:
         return logits * (work.dtype_bytes + 8.0)
     target = max(min(CHUNK_TARGET_GIB, free_gib / 2), 1e-3)

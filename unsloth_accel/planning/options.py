@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ..config.accelerate_config import Precision
+from ..data.length_estimate import RowLengths
 from ..hardware.device import Device
 from ..hardware.hardware import Hardware
 from ..strategies import STRATEGIES, Strategy, choosable
@@ -86,8 +87,8 @@ class Choice:
     """Gradient accumulation steps that the run gives."""
     gpus: int = 0
     """Number of GPUs over all machines, used or not."""
-    row_tokens: float | None = None
-    """Mean tokens of the rows where they are known and not packed; otherwise rows count as full."""
+    lengths: RowLengths | None = None
+    """Lengths of the rows where they are known and not packed; otherwise rows count as full."""
     by_tokens: bool = False
     """Whether a step's rows are shared out by tokens, in fewer micro-batches where these hold more rows."""
     processes_asked: bool = False
@@ -180,16 +181,23 @@ class Choice:
             steps *= self.data_parallel  # the same rows, in one process
         short, fewer = self._as_rows_are(work, steps)
         given = (short, strategy, count, fewer, self.hardware, self.precision)
-        return estimate_speed(*given, various=self.row_tokens is not None)
+        speed = estimate_speed(*given, various=self.lengths is not None)
+        if speed and self.lengths and work.pads:  # nothing is learned of padding
+            return replace(speed, tokens=round(speed.tokens * self.lengths.mean / short.length))
+        return speed
 
     def _as_rows_are(self, work: Workload, steps: int) -> tuple[Workload, int]:
-        """Return the work of a micro-batch of rows of their mean length, laid end to end, and the number of those.
+        """Return the work of a micro-batch of rows of their mean length, laid end to end, and the number of those;
+        where it is padded, of rows that are as long as the longest of so many.
 
         Rows shared out by tokens go into as few micro-batches as they fit (`adapters.token_balance`).
         """
-        if self.row_tokens is None:
+        if self.lengths is None:
             return work, steps
-        rows, mean = work.per_device * steps, max(1, round(self.row_tokens))
+        if work.pads:
+            longest = self.lengths.longest_of(work.per_device * work.sequences_per_row)
+            return replace(work, length=max(1, round(longest))), steps
+        rows, mean = work.per_device * steps, max(1, round(self.lengths.mean))
         if self.by_tokens and self.rows is not None:
             # With a tenth to spare, since a group of rows may be longer than the average one.
             most = 0.9 * work.per_device * work.length

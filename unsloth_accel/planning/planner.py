@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
+from typing import Any
 
 from ..capabilities.probe import Capabilities
 from ..config.accelerate_config import Precision
@@ -164,7 +165,7 @@ def _decide(
         keep = may_keep(run, spec.num_layers, count, on_cpu=device == "cpu", reasons=reasons)
         choice = replace(_choice(run, spec, trained, free, precision, count, data_parallel, rows, gpus), keep=keep)
         if lengths and not run.training.get("packing"):
-            choice = replace(choice, row_tokens=lengths.mean, by_tokens=shared_out_by_tokens(run))
+            choice = replace(choice, lengths=lengths, by_tokens=shared_out_by_tokens(run))
         choice = replace(choice, unavailable=unavailable)
         if device == "cuda":
             chosen, why, rejected = choose(choice, asked)
@@ -229,12 +230,20 @@ def _check_least(run: RunConfig, batch: Batch) -> None:
         return
     each = f"{counted(least, 'row')} at once in each process"
     consequence = f"{run.method} needs at least {each}, and there would be {batch.per_device}."
-    problem = Problem(key="batch.global_size", value=batch.global_size, consequence=consequence, fix="")
-    size = least * batch.data_parallel
+    rows = batch.global_size
+    problem = Problem(key="batch.global_size", value=rows, consequence=consequence, fix="")
     given = {"per_device_train_batch_size", "gradient_accumulation_steps"} & {*run.training}
-    free = dict.fromkeys(f"training.{name}" for name in sorted(given))
-    larger = Way(changes=free | {"batch.global_size": max(1, batch.global_size // size) * size})
-    raise Refused(problem, [[larger]], instead="fewer processes, or shorter rows")
+    free: dict[str, Any] = dict.fromkeys(f"training.{name}" for name in sorted(given))
+    at_once = [size for size in divisors(rows // batch.data_parallel) if size >= least]
+    fewer = [count for count in reversed(divisors(rows)) if count < batch.data_parallel and rows // count >= least]
+    ways = [
+        [Way(changes=free | {"training.per_device_train_batch_size": size}) for size in at_once],
+        [Way(changes=free | {PROCESSES: count}) for count in fewer],
+    ]
+    larger = -(-rows // (least * batch.data_parallel)) * least * batch.data_parallel
+    if not at_once:
+        ways.append([Way(changes=free | {"batch.global_size": larger})])
+    raise Refused(problem, ways, instead="fewer processes, or shorter rows")
 
 
 def _checkpoint_gib(run: RunConfig, trained: int) -> float:
@@ -289,6 +298,8 @@ def _choice(
         sizes = [own // accumulation]
     else:
         sizes = divisors(own)
+    if per_device is None and accumulation is None:
+        sizes = [size for size in sizes if size >= METHODS[run.method].least_per_device] or sizes
     on_cpu = not hardware.devices
     if on_cpu:
         sizes = [size for size in sizes if size <= DEFAULT_PER_DEVICE] or sizes[:1]
@@ -316,6 +327,7 @@ def workload(
     method = METHODS[run.method]
     # The reference's once for all, before training, where they are asked for beforehand.
     reference = 0 if run.training.get("precompute_ref_log_probs") else method.reference_passes
+    smoothed = method.logits == "fused" and run.training.get("label_smoothing_factor")
     return Workload(
         spec=spec,
         lora_parameters=trained.parameters,
@@ -323,6 +335,9 @@ def workload(
         sequences_per_row=method.sequences_per_row,
         has_score=method.has_score,
         reference_passes=reference + method.other_passes,
+        # Smoothing is transformers' own, which takes the logits of all tokens (trainer_pt_utils.py: LabelSmoother).
+        logits="whole" if smoothed else method.logits,
+        pads=method.pads and not run.training.get("padding_free"),
         length=run.model.max_seq_length,
         eval_rows=run.training.get("per_device_eval_batch_size") if run.data.eval_path else 0,
         checkpointing=run.model.gradient_checkpointing,  # type: ignore[arg-type]

@@ -81,7 +81,7 @@ def launch_seconds(work: Workload, *, various: bool = False) -> float:
     With `various`, every batch has another shape.
     """
     least = (LEAST_VARIOUS_SECONDS if various else LEAST_LAYER_SECONDS) * (IN_4BIT if work.in_4bit else 1.0)
-    return least * work.spec.num_layers * (2 + work.recomputed) / 3
+    return least * work.spec.num_layers * (2 + work.recomputed + work.reference_passes) / 3
 
 
 def estimate_speed(
@@ -108,11 +108,11 @@ def estimate_speed(
     linear, attention = flops(work)
     width = INTERMEDIATE_PASSES * work.intermediate + HIDDEN_PASSES * spec.hidden_size
     crossing = work.tokens * width * 2 * spec.num_layers
-    passes = 2 + work.recomputed
+    passes = 2 + work.recomputed + work.reference_passes
     crossing *= passes / 3
     if work.in_4bit:
         # Each pass reads the weights in 4 bit and writes them in 16.
-        crossing += 2.5 * linear_parameters(spec) * (passes + work.reference_passes)
+        crossing += 2.5 * linear_parameters(spec) * passes
     launches = LAYER_SECONDS * spec.num_layers
     computing = (linear / PEAK_SHARE + attention / ATTENTION_SHARE) / (rate * 1e12)
     compute = computing + crossing / (device.bandwidth_gbs * 1e9) + launches

@@ -13,12 +13,10 @@ import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth
 from ..adapters.reference import settle_reference
 from ..config.run_config import RunConfig
 from ..config.start_adapter import find_adapter
-from ..errors import ConfigError, Problem, first_line
-from ..methods import METHODS
-from ..registry import imported
 from .process import main
 from .process import train as train  # for a program that trains in its own process
 from .sft import prepare_data as prepare_data
+from .trls_trainer import trls_trainer
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -33,19 +31,8 @@ def config_fields(run: RunConfig) -> dict[str, Any]:
 
 def make_trainer(run: RunConfig, model: Any, tokenizer: Any, config: Any, rows: Prepared) -> Trainer:
     """Make TRL's trainer with the rows; raises `ConfigError` for settings that it refuses."""
-    try:
-        trainer: Trainer = imported(METHODS[run.method].trainer_class)(
-            model=model,
-            processing_class=tokenizer,
-            args=config,
-            train_dataset=rows.train,
-            eval_dataset=rows.held_out,
-        )
-    except (ValueError, NotImplementedError) as error:  # a loss that needs another field, or none with it
-        consequence, fix = f"TRL refuses it: {first_line(error)}", "correct the setting that it names"
-        raise ConfigError(Problem(key="training", consequence=consequence, fix=fix)) from None
+    trainer = trls_trainer(run, model, tokenizer, config, rows)
     settle_reference(trainer, is_new=find_adapter(run.model.name) is None)
-    trainer.data_report = rows.report
     return trainer
 
 

@@ -12,10 +12,9 @@ import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth
 
 from ..adapters import environment
 from ..config.run_config import RunConfig
-from ..methods import METHODS
-from ..registry import imported
 from .process import main
 from .process import train as train  # for a program that trains in its own process
+from .trls_trainer import trls_trainer
 
 if TYPE_CHECKING:
     from trl import SFTConfig, SFTTrainer
@@ -40,20 +39,13 @@ def prepare_data(run: RunConfig, tokenizer: Any) -> Prepared:
 
 
 def make_trainer(run: RunConfig, model: Any, tokenizer: Any, config: SFTConfig, rows: Prepared) -> SFTTrainer:
-    """Make TRL's trainer with the rows, packed where it packs."""
+    """Make TRL's trainer with the rows, packed where it packs; raises `ConfigError` for settings that it refuses."""
     from ..data.pack import pack
     from ..data.prepare import check_collator
 
-    trainer: SFTTrainer = imported(METHODS[run.method].trainer_class)(
-        model=model,
-        processing_class=tokenizer,
-        args=config,
-        train_dataset=rows.train,
-        eval_dataset=rows.held_out,
-    )
+    trainer: SFTTrainer = trls_trainer(run, model, tokenizer, config, rows)
     pack(trainer, run, rows)
     check_collator(trainer)
-    trainer.data_report = rows.report
     return trainer
 
 

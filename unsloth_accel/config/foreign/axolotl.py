@@ -21,6 +21,7 @@ from .shared import (
     OWN_TOKENIZER,
     REVISION,
     SHARDED,
+    SMOOTHED,
     SWANLAB,
     SYSTEM_PROMPT,
     TARGETS,
@@ -33,6 +34,7 @@ from .shared import (
     method,
     rows_per_step,
     several,
+    sft_beside,
 )
 
 _OWN = "is axolotl's own; training.{} takes transformers'."
@@ -206,6 +208,21 @@ _AS_THE_TRAINER = (
 )
 _BATCH = rows_per_step("micro_batch_size", "gradient_accumulation_steps", 1)
 _RL = Covered("belongs to another training method, which rl says")
+
+
+def method_of(values: Mapping[str, Any]) -> str:
+    """Return the method that a file asks for."""
+    if values.get("reward_model"):
+        return "reward"
+    asked = str(values.get("rl") or "sft")
+    return "dpo" if asked == "ipo" else asked
+
+
+def _rl(value: Any, theirs: Theirs) -> Outcome:
+    found = method(method_of(theirs.values))
+    return Outcome({**found.settings, "training.loss_type": ["ipo"]}) if value == "ipo" else found
+
+
 _DATASETS = "`data.path`, `data.split`, `data.subset`, `data.format`, `data.columns`, `data.train_on`; of one data set"
 _KEYS: Mapping[str, Entry] = {
     **{key: TRAINER[key] for key in _AS_THE_TRAINER},
@@ -427,21 +444,30 @@ _KEYS: Mapping[str, Entry] = {
     "loss_watchdog_patience": Covered("logging.stop_on_divergence ends a run whose loss stays far above its median"),
     "eval_table_size": Untranslated("evaluation.samples shows answers at the end.", off=(0,)),
     "eval_max_new_tokens": Becomes("evaluation.max_new_tokens"),
-    "rl": Computed(lambda value, theirs: method(str(value)), "`method`, when it is known here"),
+    "rl": Computed(_rl, "`method`, when it is known here; ipo: `method: dpo`, `training.loss_type: [ipo]`"),
+    "rl_beta": Becomes("training.beta"),
+    "dpo_beta": Becomes("training.beta"),
+    "orpo_alpha": Becomes("training.beta", "TRL's name of ORPO's alpha"),
+    "rpo_alpha": sft_beside("rpo_alpha"),
+    "kto_desirable_weight": Becomes("training.desirable_weight"),
+    "kto_undesirable_weight": Becomes("training.undesirable_weight"),
+    "dpo_use_weighting": Becomes("training.use_weighting"),
+    "dpo_padding_free": Becomes("training.padding_free"),
+    "dpo_label_smoothing": Untranslated(SMOOTHED, off=(0,)),
+    "precompute_ref_log_probs": Becomes("training.precompute_ref_log_probs"),
+    "dpo_use_liger_kernel": UNSLOTHS,
+    "max_prompt_len": Covered("TRL cuts a prompt with its answer: model.max_seq_length"),
     **dict.fromkeys(
         (
             "trl",
             "vllm",
             "ebft",
-            "rl_beta",
-            "orpo_alpha",
             "simpo_gamma",
-            "kto_desirable_weight",
-            "kto_undesirable_weight",
         ),
         _RL,
     ),
-    "reward_model": Untranslated("this version trains language models; a script of your own can train a reward model."),
+    "reward_model": Chooses({True: {"method": "reward"}, False: {}}, "true or false."),
+    "center_rewards_coefficient": Becomes("training.center_rewards_coefficient"),
     "process_reward_model": Untranslated("this version trains language models; a script of your own can train others."),
     "num_labels": Untranslated(
         "this version trains language models; a script of your own can train a classifier.", off=()
@@ -483,6 +509,7 @@ AXOLOTL = Tool(
     marks=frozenset({"sequence_len", "micro_batch_size", "datasets", "pretraining_dataset", "adapter", "num_epochs"}),
     keys=_KEYS,
     fields=True,
+    method=method_of,
     families={
         "liger_": UNSLOTHS,
         "flash_attn_": Covered(ATTENTION),

@@ -33,6 +33,13 @@ class Theirs:
     """Number of GPUs that it was run on; None where nothing says it."""
     place: Path = Path()
     """Directory of the file."""
+    method: str = USUAL_METHOD
+    """Training method that it asks for, by the name that it has here."""
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The fields of that method's config, with their types; SFT's for a method that is not known here."""
+        return training_fields((METHODS.get(self.method) or METHODS[USUAL_METHOD]).config_sources)
 
     def number(self, key: str, default: float) -> float:
         """Return a key's value if it is a number, and `default` otherwise."""
@@ -76,7 +83,7 @@ class Becomes:
         except ValueError:
             return Outcome(note=self.otherwise, translated=False)
         section, _, name = self.key.partition(".")
-        kind = training_fields(METHODS[USUAL_METHOD].config_sources).get(name) if section == "training" else None
+        kind = theirs.fields.get(name) if section == "training" else None
         if not accepts(kind, made) and not str(made).startswith("${"):
             return Outcome(note=f"is {type(made).__name__}, where {type_name(kind)} is needed.", translated=False)
         return Outcome({self.key: made}, self.note)
@@ -97,8 +104,7 @@ class Field:
     otherwise: str = "has a value that is unknown here."
 
     def read(self, value: Any, theirs: Theirs) -> Outcome:
-        known = training_fields(METHODS[USUAL_METHOD].config_sources)
-        name = next((name for name in self.names if name in known), self.names[-1])
+        name = next((name for name in self.names if name in theirs.fields), self.names[-1])
         return Becomes(f"training.{name}", self.note, self.how, self.otherwise).read(value, theirs)
 
     @property
@@ -193,6 +199,8 @@ class Tool:
     """Whether it also takes every field of transformers' TrainingArguments, which have the same names in `training`."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Values that it takes for keys that a file leaves out, where they differ from those here."""
+    method: Callable[[Mapping[str, Any]], str] = lambda values: USUAL_METHOD
+    """Returns the method that a file of its asks for, by the name that it has here."""
     trains: bool = True
     """Whether its files describe a training; an accelerate config only says how one is launched."""
 

@@ -11,6 +11,7 @@ from ...files import read_json
 from .keys import Becomes, Chooses, Computed, Covered, Entry, Outcome, Theirs, Tool, Untranslated
 from .shared import (
     ATTENTION,
+    BASE_SERVES,
     DOUBLE,
     FP8,
     NEW_ORDER,
@@ -20,6 +21,7 @@ from .shared import (
     ONE_RATE,
     ONLY_LORA,
     REVISION,
+    SMOOTHED,
     SWANLAB,
     SYSTEM_PROMPT,
     TARGETS,
@@ -32,6 +34,7 @@ from .shared import (
     method,
     rows_per_step,
     several,
+    sft_beside,
 )
 
 _COLUMNS = {
@@ -71,14 +74,36 @@ _OWN_OPTIMIZER = "is an optimizer of LLaMA-Factory's own; training.optim takes t
 _KTRANSFORMERS = "KTransformers trains on the CPU beside the GPU; here every weight is on the GPUs."
 _BEGINS_AT_ZERO = "an adapter begins at zero here; leave it out."
 _MEGATRON = "is Megatron's, which divides models otherwise; here the plan decides (distributed.strategy)."
-_PREFERENCE = Covered("belongs to preference training, which stage says")
+_STAGES = {"rm": "reward"}
+"""Names of stages that are other ones here."""
+_LOSSES = ("sigmoid", "hinge", "ipo")
+"""Losses of preferences that have TRL's names."""
+
+
+def method_of(values: Mapping[str, Any]) -> str:
+    """Return the method that a file asks for."""
+    stage = str(values.get("stage", "sft"))
+    if stage == "dpo" and values.get("pref_loss") in ("orpo", "simpo"):
+        return str(values["pref_loss"])
+    return {"pt": "sft", **_STAGES}.get(stage, stage)
 
 
 def _stage(value: Any, theirs: Theirs) -> Outcome:
     if value == "pt":
         packing = {} if "packing" in theirs.values else {"training.packing": True}
         return Outcome({"method": "sft", "data.format": "text", "data.train_on": "all"} | packing)
-    return method(str(value))
+    return method(method_of(theirs.values))
+
+
+def _loss(value: Any, theirs: Theirs) -> Outcome:
+    if value in ("orpo", "simpo"):
+        return Outcome(note="in method")
+    if value not in _LOSSES:
+        return Outcome(
+            note=f"training.loss_type takes TRL's losses, {', '.join(_LOSSES)} among them.", translated=False
+        )
+    weighed = theirs.has("pref_ftx") and value == "sigmoid"
+    return Outcome(note="in training.loss_type") if weighed else Outcome({"training.loss_type": [value]})
 
 
 def _dataset(value: Any, theirs: Theirs, key: str = "data.path") -> Outcome:
@@ -194,7 +219,10 @@ _KEYS: Mapping[str, Entry] = {
     "hf_hub_token": Untranslated(NO_SECRET),
     "rope_scaling": Untranslated("Unsloth scales positions by itself where model.max_seq_length asks for it."),
     # method
-    "stage": Computed(_stage, "sft: `method: sft`; pt: the same, on text; others when the method is known here"),
+    "stage": Computed(
+        _stage,
+        "sft, dpo, kto: `method`; rm: `method: reward`; pt: `method: sft`, on text; dpo with pref_loss orpo: `orpo`",
+    ),
     "finetuning_type": Chooses({"lora": {}}, ONLY_LORA),
     "lora_rank": Computed(_rank, "`lora.r`; without lora_alpha, `lora.alpha` is twice as much"),
     "lora_alpha": Becomes("lora.alpha"),
@@ -255,7 +283,15 @@ _KEYS: Mapping[str, Entry] = {
     "compute_accuracy": Untranslated("evaluation.exact_match=true counts answers equal to the reference."),
     "use_swanlab": SWANLAB,
     "infer_backend": Covered("is for inference"),
-    **dict.fromkeys(("pref_beta", "pref_loss", "pref_ftx", "kto_chosen_weight", "kto_rejected_weight"), _PREFERENCE),
+    "pref_loss": Computed(_loss, "`training.loss_type`, for TRL's losses; orpo is a `method`"),
+    "pref_beta": Becomes("training.beta"),
+    "pref_ftx": sft_beside("pref_ftx"),
+    "pref_bco_weight": Untranslated("TRL weighs losses by training.loss_weights.", off=(0,)),
+    "dpo_label_smoothing": Untranslated(SMOOTHED, off=(0,)),
+    "kto_chosen_weight": Becomes("training.desirable_weight"),
+    "kto_rejected_weight": Becomes("training.undesirable_weight"),
+    "simpo_gamma": Covered("belongs to SimPO, which pref_loss says"),
+    **dict.fromkeys(("ref_model", "ref_model_adapters", "ref_model_quantization_bit"), Untranslated(BASE_SERVES)),
     **dict.fromkeys(
         (
             "tensor_model_parallel_size",
@@ -286,6 +322,7 @@ LLAMA_FACTORY = Tool(
     marks=frozenset({"stage", "finetuning_type", "cutoff_len", "template", "dataset", "lora_rank", "export_dir"}),
     keys=_KEYS,
     fields=True,
+    method=method_of,
     families={
         **dict.fromkeys(("galore_", "apollo_", "badam_", "freeze_", "oft_"), Untranslated(ONLY_LORA, off=())),
         "kt_": Untranslated(_KTRANSFORMERS, off=()),

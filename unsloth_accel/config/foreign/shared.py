@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...errors import counted
-from ...methods import METHODS, USUAL_METHOD
+from ...methods import METHODS
 from .keys import Becomes, Chooses, Computed, Covered, Entry, Field, Outcome, Theirs, Untranslated
 
 ONLY_LORA = (
@@ -33,16 +33,29 @@ _PROJECTIONS = "give a list of modules' names to lora.target_modules; what it ha
 
 def method(name: str) -> Outcome:
     """Return the outcome of a training method's name, in the words of methods.py."""
-    if name == USUAL_METHOD:
-        return Outcome({"method": name})
     if name in METHODS.names:
-        reason = f"its own fields are not translated: write those of {METHODS[name].config_name} below training."
-        return Outcome({"method": name}, reason, translated=False)
+        return Outcome({"method": name})
     reason = (
         f"this version trains {', '.join(METHODS.names)}. The run.yaml says method: {name}, which is refused until it "
         "can: a script of your own, with TRL's trainer and unsloth_accel.adapt, can do it now."
     )
     return Outcome({"method": name}, reason, translated=False)
+
+
+def sft_beside(key: str) -> Entry:
+    """Return the entry of a key whose value weighs the loss of fine-tuning on the chosen answers beside DPO's."""
+
+    def read(value: Any, theirs: Theirs) -> Outcome:
+        if not value:
+            return Outcome(note="off, as here")
+        settings = {"training.loss_type": ["sigmoid", "sft"], "training.loss_weights": [1.0, float(value)]}
+        return Outcome(settings, "TRL's is a mean over the chosen answers' tokens")
+
+    return Computed(read, f"`training.loss_type: [sigmoid, sft]`, with {key} as the second of `training.loss_weights`")
+
+
+BASE_SERVES = "the base is the reference: the model without its adapter, or with the one that training goes on from."
+SMOOTHED = "TRL's sigmoid loss isn't smoothed: training.loss_type=[robust] is, with training.label_smoothing."
 
 
 def rows_per_step(per_device: str, accumulation: str, default: int) -> Entry:

@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...methods import USUAL_METHOD
 from .keys import Becomes, Chooses, Computed, Covered, Entry, Outcome, Theirs, Tool, Untranslated
 from .shared import (
     ATTENTION,
+    BASE_SERVES,
     DOUBLE,
     DTYPE,
     NF4,
@@ -29,27 +31,41 @@ from .shared import (
     method,
     rows_per_step,
     several,
+    sft_beside,
 )
 
-_PREFERENCE = {
-    "dpo": ("precompute_ref_log_probs", "ref_model_init_kwargs", "max_prompt_length", "beta", "loss_type"),
+_OWN = {
     "grpo": ("reward_funcs", "num_generations", "max_completion_length", "reward_weights"),
+    "kto": ("desirable_weight", "undesirable_weight"),
+    "reward": ("center_rewards_coefficient",),
+    "dpo": (
+        *("precompute_ref_log_probs", "ref_model_init_kwargs", "max_prompt_length", "loss_weights", "use_weighting"),
+        *("f_divergence_type", "f_alpha_divergence_coef", "ld_alpha", "discopop_tau", "label_smoothing", "beta"),
+    ),
 }
-"""Keys of other trainers' configs, by method; the trainer itself is said on the command line, not in the file."""
+"""Keys that SFT's config lacks, by the method whose config has them, or had; the trainer itself is said on the command
+line, not in the file. What is in several is of the first."""
 
 
 def method_of(values: Mapping[str, Any]) -> str:
     """Return the training method of a file that names none, by the keys that only its trainer has."""
-    return "grpo" if {*_PREFERENCE["grpo"]} & {*values} else "dpo" if {*_PREFERENCE["dpo"][:4]} & {*values} else "sft"
+    return next((name for name, keys in _OWN.items() if {*keys} & {*values}), USUAL_METHOD)
 
 
 def _method(value: Any, theirs: Theirs) -> Outcome:
-    found = method(name := method_of(theirs.values))
-    if found.translated:
+    found = method(name := theirs.method)
+    if name == USUAL_METHOD:
         return found
-    keys = [key for key in _PREFERENCE[name] if key in theirs.values]
-    said = f"the file names no method; {', '.join(keys)} belong to {name} or its like: "
-    return Outcome(found.settings, said + found.note, translated=False)
+    keys = [key for key in _OWN[name] if key in theirs.values]
+    said = f"the file names no method; {', '.join(keys)} belong to {name} or its like"
+    return Outcome(found.settings, f"{said}: {found.note}" if found.note else said, found.translated)
+
+
+def _loss_type(value: Any, theirs: Theirs) -> Outcome:
+    """One loss, or a list of them: DPO's, which was a single one in earlier releases."""
+    if theirs.method == "dpo" and isinstance(value, str):
+        return Outcome({"training.loss_type": [value]})
+    return Outcome({"training.loss_type": value})
 
 
 def _mixer(value: Any, theirs: Theirs) -> Outcome:
@@ -105,7 +121,7 @@ _BATCH = rows_per_step("per_device_train_batch_size", "gradient_accumulation_ste
 _OTHER = Covered("belongs to another training method")
 _KEYS: Mapping[str, Entry] = {
     **TRAINER,
-    "method": Computed(_method, "`sft`; other methods are known by keys that only their trainers have"),
+    "method": Computed(_method, "`sft`; others are known by keys that only their trainers' configs have"),
     # model
     "model_name_or_path": Becomes("model.name"),
     "model_name": Becomes("model.name"),
@@ -174,20 +190,20 @@ _KEYS: Mapping[str, Entry] = {
     "wandb_entity": Untranslated(WANDB.format("WANDB_ENTITY"), off=()),
     "callbacks": Untranslated("callbacks are added by a script of your own.", off=([],)),
     "benchmarks": Untranslated("a finished model is measured elsewhere: unsloth-accel merge writes it.", off=([],)),
-    "beta": Covered("belongs to preference training"),
+    "loss_type": Computed(_loss_type, "`training.loss_type`, of DPO a list"),
+    "max_prompt_length": Covered("TRL cuts a prompt with its answer: model.max_seq_length"),
+    "ref_model_init_kwargs": Untranslated(BASE_SERVES, off=()),
+    "rpo_alpha": sft_beside("rpo_alpha"),
     **dict.fromkeys(
         (
-            "max_prompt_length",
             "max_completion_length",
             "num_generations",
             "reward_funcs",
             "reward_weights",
-            "precompute_ref_log_probs",
             "use_vllm",
             "temperature",
             "scale_rewards",
             "log_completions",
-            "f_divergence_type",
         ),
         _OTHER,
     ),
@@ -211,6 +227,7 @@ TRL = Tool(
     ),
     keys=_KEYS,
     fields=True,
+    method=method_of,
     defaults={
         "method": "",
         "use_peft": False,

@@ -1,0 +1,53 @@
+"""Which errors of a trainer's making are a refusal of settings, and which are a fault."""
+
+from types import ModuleType, TracebackType
+
+import pytest
+
+from unsloth_accel.training.trls_trainer import refuses
+
+RAISES = "def make(error, inner=None):\n    inner() if inner else None\n    raise error\n"
+
+
+def module(name: str) -> ModuleType:
+    made = ModuleType(name)
+    exec(RAISES, made.__dict__)
+    return made
+
+
+def raised(*names: str) -> TracebackType | None:
+    """The traceback of an error that goes through functions of these modules, the last of which raises it."""
+    last = module(names[-1])
+    inner = lambda: last.make(ValueError("no"))  # noqa: E731
+    try:
+        module(names[0]).make(ValueError("outer"), inner if len(names) > 1 else None)
+    except ValueError as error:
+        return error.__traceback__
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("trl.trainer.dpo_trainer",),
+        ("UnslothDPOTrainer",),
+        ("unsloth_compiled_cache.UnslothKTOTrainer",),
+        ("UnslothDPOTrainer", "transformers.trainer"),
+        ("trl.trainer.dpo_trainer", "transformers.training_args"),
+    ],
+)
+def test_a_trainer_refuses(names: tuple[str, ...]) -> None:
+    assert refuses(raised(*names))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("trl.trainer.dpo_trainer", "datasets.arrow_dataset"),
+        ("UnslothDPOTrainer", "unsloth_accel.data.prepare"),
+        ("UnslothDPOTrainer", "torch.nn.modules.module"),
+        ("trlx.trainer",),
+    ],
+)
+def test_what_a_trainer_calls_has_faults(names: tuple[str, ...]) -> None:
+    assert not refuses(raised(*names))

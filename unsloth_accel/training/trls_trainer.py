@@ -1,0 +1,48 @@
+"""TRL's trainer of a run's method, with the run's rows."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ..config.run_config import RunConfig
+from ..errors import ConfigError, Problem, first_line
+from ..methods import METHODS
+from ..registry import imported
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from ..data.prepare import Prepared
+
+_REFUSE = ("trl", "transformers.trainer", "transformers.training_args")
+"""Modules that refuse settings, and packages of such."""
+
+
+def trls_trainer(run: RunConfig, model: Any, tokenizer: Any, config: Any, rows: Prepared) -> Trainer:
+    """Make the trainer of `run`'s method around `model`; raises `ConfigError` for settings that TRL refuses."""
+    try:
+        trainer: Trainer = imported(METHODS[run.method].trainer_class)(
+            model=model,
+            processing_class=tokenizer,
+            args=config,
+            train_dataset=rows.train,
+            eval_dataset=rows.held_out,
+        )
+    except (ValueError, NotImplementedError) as error:  # a loss that needs another field, or none with it
+        if not refuses(error.__traceback__):
+            raise
+        consequence, fix = f"TRL refuses it: {first_line(error)}", "correct the setting that it names"
+        raise ConfigError(Problem(key="training", consequence=consequence, fix=fix)) from None
+    trainer.data_report = rows.report
+    return trainer
+
+
+def refuses(raised: TracebackType | None) -> bool:
+    """Return whether an error was raised by a trainer's own code, and not by what it called: Unsloth's copies of TRL's
+    trainers are modules that are named after them."""
+    module = ""
+    while raised:
+        module, raised = str(raised.tb_frame.f_globals.get("__name__", "")), raised.tb_next
+    copied = module.rpartition(".")[2].startswith("Unsloth") and module.endswith("Trainer")
+    return copied or any(module == one or module.startswith(f"{one}.") for one in _REFUSE)
