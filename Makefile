@@ -66,6 +66,7 @@ docs: $(INSTALLED)
 	$(BIN)/python -m unsloth_accel.validation.rules
 	$(BIN)/python -m unsloth_accel.config.field_page
 	$(BIN)/python -m unsloth_accel.config.foreign
+	$(BIN)/python -m unsloth_accel.rewards.page
 	$(BIN)/python -m benchmarks.memory_report
 	$(BIN)/python -m benchmarks.fsdp2_report
 	$(BIN)/python -m benchmarks.strategies --table docs/strategies.md

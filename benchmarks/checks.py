@@ -269,7 +269,7 @@ def held_out(place: Place) -> dict[str, Any]:
 
 
 def grpo(strategy: str, place: Place) -> dict[str, Any]:
-    """Three steps of examples/grpo.py: answers are generated between them."""
+    """Three steps of benchmarks/grpo_lengths.py: completions are written between them."""
     out = place.directory / "out"
     words: list[str | Path] = [
         "--model",
@@ -282,7 +282,7 @@ def grpo(strategy: str, place: Place) -> dict[str, Any]:
         "24",
     ]
     config = ROOT / "accelerate_configs" / f"{strategy}.yaml"
-    said = place.run("run", *CLI, "launch", "--config_file", config, ROOT / "examples" / "grpo.py", *words)
+    said = place.run("run", *CLI, "launch", "--config_file", config, ROOT / "benchmarks" / "grpo_lengths.py", *words)
     steps = re.findall(r"'grad_norm': '?([0-9.e+-]+)", said)
     norms = [float(norm) for norm in steps]
     expect(len(norms) == 3 and all(0 < norm < 100 for norm in norms), f"gradient norms {norms}")

@@ -42,6 +42,7 @@ from benchmarks.checks import (
     verified,
 )
 from benchmarks.fault_checks import FAULTS
+from benchmarks.grpo_checks import grpo_run
 from benchmarks.memory_checks import halving, limited, packed_kept, rehearsed
 from unsloth_accel.adapters.fsdp2.peer_fetch.peer_reach import SWITCH as PEER_GATHER
 from unsloth_accel.adapters.saving import versions
@@ -87,6 +88,7 @@ CHECKS: dict[str, Check] = {
     "resuming-fsdp2-whole": partial(resuming, "fsdp2", FEW_LORA),
     "saving-fsdp2-whole": partial(saving, "fsdp2", FEW_LORA, "FULL_STATE_DICT"),
     **{f"grpo-{strategy}": partial(grpo, strategy) for strategy in SEVERAL},
+    **{f"grpo-run-{strategy}": partial(grpo_run, strategy) for strategy in ("ddp", "fsdp2")},
     "going-on": partial(going_on, ("single", *SEVERAL), {}),
     "going-on-4bit": partial(going_on, ("single", *SEVERAL), BITS4),
     "held-out": held_out,
@@ -125,7 +127,8 @@ def main() -> int:
         return 2
     started = time.perf_counter()
     out.parent.mkdir(parents=True, exist_ok=True)
-    prepare(work, "8B" if any(name.startswith("limited") for name in wanted) else None, on_cpu)
+    large = {"limited": "8B", "grpo-run": "1.5B"}
+    prepare(work, [shape for check, shape in large.items() if any(name.startswith(check) for name in wanted)], on_cpu)
     print(f"{time.perf_counter() - started:.0f}s models and rows written", flush=True)
     report: dict[str, Any] = {
         "command": "python -m benchmarks.gpu_checks",
@@ -164,13 +167,13 @@ def main() -> int:
     return 0 if all(good) else 1
 
 
-def prepare(work: Path, large: str | None, on_cpu: bool) -> None:
+def prepare(work: Path, large: list[str], on_cpu: bool) -> None:
     """Write the models, each in a process of its own, and the rows."""
     from benchmarks.strategies import write_texts
 
     work.mkdir(parents=True, exist_ok=True)
     families = ("llama", "mistral", "qwen3", "gemma3", "qwen3_moe")
-    wanted = [("125M", name, name) for name in families] + ([(large, large, None)] if large else [])
+    wanted = [("125M", name, name) for name in families] + [(shape, shape, None) for shape in large]
     wanted = [("tiny", "tiny", None)] if on_cpu else wanted
 
     def write(shape: str, directory: str, family: str | None) -> None:

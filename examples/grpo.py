@@ -1,70 +1,85 @@
 """Reinforcement learning (GRPO) with Unsloth and TRL on any number of processes: a plain script to copy.
 
-One process:     python examples/grpo.py
+One process:     python examples/grpo.py --per-device 16
+Two on a CPU:    accelerate launch --config_file accelerate_configs/cpu_ddp.yaml examples/grpo.py
 One per GPU:     accelerate launch --config_file accelerate_configs/ddp.yaml examples/grpo.py
 Sharded:         accelerate launch --config_file accelerate_configs/fsdp2_native.yaml examples/grpo.py
 
-The reward is for answers of the right length in characters, so that it can be seen to work without a judge.
+The model is asked for a number that the question says. One reward is for the right number, one for an answer that comes
+to an end; the mean of both goes from about 0.2 to more than 0.9 in 20 steps.
 """
 
 import argparse
-import json
-from pathlib import Path
 from typing import Any
 
 # The order matters: unsloth_accel sets what must be set before unsloth, and unsloth patches trl.
 # isort: off
 import unsloth_accel
 from unsloth import FastLanguageModel
-from datasets import Dataset
+from datasets import load_dataset
 from trl import GRPOConfig, GRPOTrainer
+
+from count_rewards import ends, right
 # isort: on
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
-parser.add_argument("--data", default="examples/data/elements-train.jsonl")
+parser.add_argument("--data", default="examples/data/counts-train.jsonl")
+parser.add_argument("--eval-data", default="examples/data/counts-eval.jsonl")
 parser.add_argument("--output", default="runs/grpo")
-parser.add_argument("--max-steps", type=int, default=10)
-parser.add_argument("--per-device", type=int, default=4, help="answers per process and step")
-parser.add_argument("--answers", type=int, default=4, help="answers per question, which are compared to each other")
-parser.add_argument("--characters", type=int, default=80, help="the length that is rewarded")
-parser.add_argument("--max-new-tokens", type=int, default=48)
+parser.add_argument("--max-steps", type=int, default=20)
+parser.add_argument("--per-device", type=int, default=8, help="completions per process and step")
+parser.add_argument("--generations", type=int, default=8, help="completions of a prompt, which are compared")
+parser.add_argument("--max-new-tokens", type=int, default=12)
+parser.add_argument("--learning-rate", type=float, default=3e-4)
+parser.add_argument("--seed", type=int, default=42)
 options = parser.parse_args()
 
-rows = [json.loads(line) for line in Path(options.data).read_text(encoding="utf-8").splitlines()]
-questions = Dataset.from_list([{"prompt": row["messages"][:-1]} for row in rows])
-model, tokenizer = FastLanguageModel.from_pretrained(options.model, max_seq_length=512, load_in_4bit=False)
+rows = load_dataset("json", data_files={"train": options.data, "eval": options.eval_data})
+model, tokenizer = FastLanguageModel.from_pretrained(options.model, max_seq_length=128, load_in_4bit=False)
+tokenizer.pad_token = "<|endoftext|>"  # on GPUs the one that ends completions must not pad them, or it isn't trained
 model = FastLanguageModel.get_peft_model(
     model,
     r=16,
     lora_alpha=32,
     target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    use_gradient_checkpointing=False,
 )
 
 
-def right_length(completions: list[Any], **columns: Any) -> list[float]:
-    """0 for an answer of the right length, minus one for every hundred characters too many or too few."""
-    return [-abs(len(answer[-1]["content"]) - options.characters) / 100 for answer in completions]
+def ended(completion_ids: list[list[int]], **columns: Any) -> list[float]:
+    return ends(completion_ids, tokenizer)
 
 
 trainer = GRPOTrainer(
     model=model,
     processing_class=tokenizer,
-    reward_funcs=right_length,
-    train_dataset=questions,
+    reward_funcs=[right, ended],
+    train_dataset=rows["train"],
+    eval_dataset=rows["eval"],
     args=GRPOConfig(
         output_dir=options.output,
         max_steps=options.max_steps,
         per_device_train_batch_size=options.per_device,
-        num_generations=options.answers,
+        per_device_eval_batch_size=options.per_device,
+        num_generations=options.generations,
+        num_generations_eval=2,
         max_completion_length=options.max_new_tokens,
-        learning_rate=1e-4,
+        reward_weights=[0.5, 0.5],
+        learning_rate=options.learning_rate,  # TRL's default is 1e-6, Unsloth's on a GPU 5e-5
+        lr_scheduler_type="constant",
         logging_steps=1,
+        eval_strategy="steps",
+        eval_steps=options.max_steps,
+        eval_on_start=True,
         report_to="none",
         save_strategy="no",
-        ddp_find_unused_parameters=False,  # dense LoRA: every trainable tensor has a gradient in every step
+        seed=options.seed,
     ),
 )
 trainer = unsloth_accel.adapt(trainer)  # guards the run; under FSDP2 it gathers the weights while answers are written
 trainer.train()
+before, *_, after = [line["eval_reward"] for line in trainer.state.log_history if "eval_reward" in line]
+if trainer.accelerator.is_main_process:
+    print(f"held-out reward {before:.3f} before, {after:.3f} after, of at most 1")
 trainer.save_model(f"{options.output}/adapter")

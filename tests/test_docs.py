@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import ROOT, Run, cli_command
 
-from benchmarks import fsdp2_report, gpu_checks, kept, preferences, row_sharing, strategies
+from benchmarks import fsdp2_report, gpu_checks, grpo_example, kept, preferences, row_sharing, strategies
 from benchmarks.memory import HELD_OUT
 from benchmarks.memory_report import measured, measured_kept, memory_page, speed_page
 from benchmarks.tables import RESULTS, filled
@@ -62,6 +62,18 @@ def test_the_quickstarts_figures_are_those_of_its_result(file: str) -> None:
     assert shown["question"] in text
     assert f"after   {shown['answer']}  (right)" in text
     assert " ".join(before["answers"][1]["answer"].split()) in text
+
+
+def test_what_grpo_learned_is_what_is_shown() -> None:
+    text = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+    report: dict[str, Any] = json.loads((RESULTS / "grpo-cpu.json").read_text(encoding="utf-8"))
+    assert grpo_example.filled(text, report) == text, "run python -m benchmarks.grpo_example --table"
+    rewards = [(found["before"]["reward"], found["after"]["reward"]) for found in report.values()]
+    assert len(rewards) == len(grpo_example.SEEDS)
+    assert max(before for before, _ in rewards) <= 0.4
+    assert min(after for _, after in rewards) >= 0.8
+    # On two cores that nothing else uses a run takes half of its processor seconds.
+    assert max(found["processor_seconds"] for found in report.values()) / 2 <= 6 * 60
 
 
 def test_what_preferences_learned_is_what_is_shown() -> None:

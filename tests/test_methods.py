@@ -47,13 +47,28 @@ def test_every_default_that_unsloth_changes_is_planned_or_harmless() -> None:
     assert changed - HARMLESS - PLANNED <= {*OTHERS_ON_GPUS}
 
 
+def test_every_default_that_unsloth_changes_for_grpo_is_written_or_left_alone_with_a_reason() -> None:
+    changed = {
+        key.value
+        for node in ast.walk(ast.parse(source_text("unsloth/models/rl.py")))
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "trainer_file == 'grpo_trainer'"
+        for one in node.body
+        if isinstance(one, ast.Assign) and isinstance(one.value, ast.Dict)
+        for key in one.value.keys
+        if isinstance(key, ast.Constant)
+    }
+    assert "loss_type" in changed
+    left_alone = {"auto_find_batch_size", "router_aux_loss_coef"}  # refused by TRL; no part of Unsloth's loss
+    assert changed - left_alone == {*METHODS["grpo"].others_on_gpus}
+
+
 @pytest.mark.parametrize("method", tuple(METHODS), ids=lambda method: method.name)
 def test_the_record_says_what_the_trainer_does(method: Method) -> None:
     source = trainer(method)
     assert f"class {method.trainer_class.rpartition('.')[2]}(" in source
     assert ("loss_is_scaled_for_ga = False" in source) == method.mean_over_rows
     assert ("packing" in training_fields(method.config_sources)) == method.packs
-    for name in filter(None, (*method.charts, method.accuracy)):
+    for name in filter(None, (*method.charts, method.accuracy, method.score)):
         assert f'{name}"]' in source
 
 
@@ -79,6 +94,8 @@ def test_rates_are_trls(description: dict[str, Any]) -> None:
         "kto": 1e-6,
         "reward": 1e-4,
         "orpo": 1e-6,
+        "grpo": 1e-6,
+        "rloo": 1e-6,
     }
 
 

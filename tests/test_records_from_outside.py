@@ -1,4 +1,4 @@
-"""A strategy, a method and a model family that code outside the package adds: one record and one file each."""
+"""A strategy, method, model family and reward that code outside the package adds: one record and one file each."""
 
 from __future__ import annotations
 
@@ -161,3 +161,24 @@ def test_the_method_trains(tiny: Path, run: Path, tmp_path: Path) -> None:
     assert (out / "toy.txt").read_text(encoding="utf-8") == "0.5 2 Accelerator"
     assert yaml.safe_load((out / "run.planned.yaml").read_text(encoding="utf-8"))["method"] == "toy_method"
     assert json.loads((out / "plan.json").read_text(encoding="utf-8"))["method"] == "toy_method"
+
+
+def test_a_reward_from_outside_is_checked_and_made(tmp_path: Path, description: dict[str, Any]) -> None:
+    Path(description["data"]["path"]).write_text('{"prompt": "a", "solution": "1"}\n' * 8, encoding="utf-8")
+    functions = ["toy_letter", {"name": "toy_letters", "arguments": {"letters": "a"}}]
+    values = {**description, "method": "grpo", "rewards": {"functions": functions}}
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    (checked,) = said(("validate", path), plugins="toy_reward")
+    assert "did you mean toy_letters?" in checked.told
+    assert "toy_letters takes no letters; every process fails. Fix: did you mean letter?" in checked.told
+    assert "'toy_letters': needs letter; every process fails" in checked.told
+    assert "toy_letters reads the column toy_column, which no row has" in checked.told
+    code = "from unsloth_accel.config.rewards_config import RewardFunction as F, RewardsConfig as R\n"
+    code += "from unsloth_accel.rewards import reward_functions\n"
+    code += "(one,), _ = reward_functions(R((F('toy_letters', 1.0, {'letter': 'a', 'most': 2}),)))\n"
+    code += "print(one(['p'] * 2, ['aaa', 'b'], [[0]] * 2))"
+    done = fork_server.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment("toy_reward"), capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "[2.0, 0.0]", done.stderr

@@ -103,7 +103,7 @@ def test_a_strategys_name_stands_in_its_record() -> None:
 
 
 CHECKOUT = ("accelerate_configs/", "benchmarks/", "docs/", "examples/")
-WRITES_THERE = ("__main__.py", "config/field_page.py", "config/shipped.py", "models/locate.py")
+WRITES_THERE = ("__main__.py", "config/field_page.py", "config/shipped.py", "models/locate.py", "rewards/page.py")
 """What writes such files, or speaks of the model that examples/ makes."""
 
 

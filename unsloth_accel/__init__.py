@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .planning.plan import Plan as Plan
     from .training.accelerator_loop import prepare as prepare
     from .training.adapt import adapt as adapt
+    from .training.grpo_support import enable_grpo_support as enable_grpo_support
 
 from .version import __version__ as __version__
 
@@ -48,6 +49,7 @@ _HOME = {
     "RunConfig": "config.run_config",
     "adapt": "training.adapt",
     "balance_tokens": "adapters.token_balance",
+    "enable_grpo_support": "training.grpo_support",
     "generating": "adapters.fsdp2.generation",
     "merge": "adapters.merging",
     "notebook_launch": "launch.notebook",

@@ -34,10 +34,15 @@ class Method:
     config_sources: tuple[str, ...]
     """Classes that declare the fields, as package/file.py:Class, base classes first; read without importing."""
     trainer_class: str
+    others_on_gpus: tuple[str, ...] = ()
+    """Fields that decide what is learned and that have other defaults in Unsloth's config of this method than in TRL's,
+    beside those of `config.trainer_settings.OTHERS_ON_GPUS`."""
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     """Fields of its config that have one place of their own in run.yaml; set twice they could disagree."""
     callbacks: tuple[str, ...] = ()
     """Import paths of more callbacks than every run has, made without arguments."""
+    watch: str = ""
+    """Import path of a function that is given the trainer, the run and its log, before the callbacks of every run."""
 
     # Its rows.
     row_kinds: tuple[str, ...]
@@ -47,6 +52,9 @@ class Method:
 
     packs: bool = False
     """Whether its trainer lays several rows into one of full length (TRL's `packing`)."""
+    generates: bool = False
+    """Whether the model writes completions to prompts, several to each, which are scored; a row of a batch is then a
+    completion."""
 
     # Its model.
     has_score: bool = False
@@ -56,12 +64,19 @@ class Method:
     mean_over_rows: bool = False
     """Whether the loss is a mean over the rows of a micro-batch; otherwise a step's tokens weigh alike, wherever their
     rows are."""
+    loss_scale: float = 0.0
+    """Size of the loss's terms, where their sum passes through 0: differences of losses count as shares of it at
+    least."""
     depends_on_ranks: str = ""
     """Sentence on why several processes don't train quite as one does; empty where they do."""
+    depends_with: Mapping[str, str] = field(default_factory=dict)
+    """Such sentences by the setting that makes it so: `name=value`, or `name` for any value that isn't zero or none."""
     charts: Mapping[str, str] = field(default_factory=dict)
     """Titles of the figures, beside the loss, that show what it learns, by their names in the Trainer's log."""
     accuracy: str = ""
     """Name in the Trainer's log of the share of pairs in which the chosen answer wins; empty where there is none."""
+    score: str = ""
+    """Name in the Trainer's log of the figure that tells held-out rows better than the loss; empty where none does."""
 
     # Memory and speed (planning).
     least_per_device: int = 1
@@ -89,6 +104,19 @@ class Method:
 _TRAINING = ("transformers/training_args.py:TrainingArguments", "trl/trainer/base_config.py:_BaseConfig")
 _LENGTH = {"max_length": "model.max_seq_length"}
 _REWARDS = {"rewards/margins": "Reward margin", "rewards/accuracies": "Reward accuracy"}
+_GENERATED = {
+    "max_prompt_length": "model.max_seq_length and training.max_completion_length",
+    "reward_weights": "rewards.functions",
+    "reward_funcs": "rewards.functions",
+}
+_COMPLETIONS = {
+    "reward": "Reward",
+    "frac_reward_zero_std": "Groups without a signal",
+    "completions/mean_length": "Mean tokens of a completion",
+    "completions/clipped_ratio": "Completions cut at the limit",
+    "kl": "KL to the reference",
+    "sampling/importance_sampling_ratio/mean": "Importance ratio",
+}
 METHODS: Registry[Method] = Registry(
     "method",
     [
@@ -190,6 +218,59 @@ METHODS: Registry[Method] = Registry(
             sequences_per_row=2,
             logits="whole",
             pads=True,
+        ),
+        Method(
+            name="grpo",
+            about="group relative policy optimization: of several completions to a prompt those with a higher reward "
+            "than the others get likelier",
+            module="unsloth_accel.training.grpo",
+            # unsloth/models/rl.py: "use base model as reference, not SFT/LoRA model"
+            note="with beta above 0 the reference is the base model, also where training goes on from an adapter.",
+            config_class="trl.GRPOConfig",
+            config_sources=(*_TRAINING, "trl/trainer/grpo_config.py:GRPOConfig"),
+            trainer_class="trl.GRPOTrainer",
+            # unsloth/models/rl.py: `if trainer_file == "grpo_trainer"`. A mixture's `router_aux_loss_coef` is left
+            # alone: Unsloth's loss has no such term.
+            others_on_gpus=("beta", "loss_type", "mask_truncated_completions", "vllm_importance_sampling_correction"),
+            elsewhere=_GENERATED,
+            row_kinds=("prompt", "messages"),
+            needs_prompt=True,
+            generates=True,
+            loss_scale=1.0,  # advantages, as scale_rewards makes them
+            # trl/trainer/grpo_trainer.py: `_compute_loss`
+            depends_with={
+                "loss_type=bnpo": "loss_type=bnpo divides by the tokens of one process's micro-batch, so the same "
+                "completions train otherwise on another number of GPUs or with other rows per device; dapo, TRL's "
+                "usual, divides by those of all.",
+                "entropy_coef": "entropy_coef adds a mean over the tokens of one process's micro-batch, which depends "
+                "on the number of GPUs and rows per device.",
+                "use_adaptive_entropy": "use_adaptive_entropy adds a mean over the tokens of one process's "
+                "micro-batch, which depends on the number of GPUs and rows per device.",
+            },
+            charts=_COMPLETIONS,
+            score="reward",
+            watch="unsloth_accel.callbacks.completions.watch_completions",
+        ),
+        Method(
+            name="rloo",
+            about="REINFORCE leave one out: of several completions to a prompt those with a higher reward than the "
+            "others' mean get likelier",
+            module="unsloth_accel.training.grpo",
+            note="the reference of beta (0.05, if nothing is said) is the base model, also where training goes on from "
+            "an adapter. Compared with one process on two CPU processes only.",
+            config_class="trl.RLOOConfig",
+            config_sources=(*_TRAINING, "trl/trainer/rloo_config.py:RLOOConfig"),
+            trainer_class="trl.RLOOTrainer",
+            elsewhere=_GENERATED,
+            row_kinds=("prompt", "messages"),
+            needs_prompt=True,
+            generates=True,
+            reference_passes=1,
+            charts={name: title for name, title in _COMPLETIONS.items() if not name.startswith("sampling/")},
+            score="reward",
+            watch="unsloth_accel.callbacks.completions.watch_completions",
+            mean_over_rows=True,
+            loss_scale=1.0,  # advantages, as normalize_advantages makes them
         ),
     ],
 )

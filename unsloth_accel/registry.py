@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
@@ -85,7 +86,9 @@ def _import_plugins() -> None:
             raise ConfigError(Problem(key=PLUGINS, value=name, consequence=consequence, fix=fix)) from None
 
 
+@functools.cache
 def imported(path: str) -> Any:
-    """Import and return the object that a record names as `package.module.name`."""
+    """Import and return the object that a record names as `package.module.name`, as it is when it is first asked for:
+    on a CPU some of Unsloth's modules put its trainers in the place of TRL's when they are imported, late."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)

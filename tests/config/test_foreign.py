@@ -293,7 +293,6 @@ def test_a_mixture_of_one_data_set_is_translated(tmp_path: Path, mixture: dict[s
     ("values", "name"),
     [
         (LLAMA_FACTORY | {"stage": "ppo"}, "ppo"),
-        (TRL | {"reward_funcs": ["accuracy"]}, "grpo"),
     ],
 )
 def test_a_method_not_known_here_is_named_and_refused(tmp_path: Path, values: dict[str, Any], name: str) -> None:
@@ -302,6 +301,41 @@ def test_a_method_not_known_here_is_named_and_refused(tmp_path: Path, values: di
     assert any("this version trains sft" in line.outcome.note for line in found.of_kind("named"))
     with pytest.raises(ConfigError, match="method="):
         read_run.from_dict(nested({key: value for key, value in found.settings.items() if "template" not in key}))
+
+
+def test_a_grpo_script_of_open_r1_is_translated(tmp_path: Path) -> None:
+    values = {key: value for key, value in TRL.items() if key not in ("max_seq_length", "chat_template")} | {
+        "reward_funcs": ["accuracy", "format", "cosine", "trl.rewards.think_format_reward"],
+        "reward_weights": [1.0, 0.5, 1.0, 1.0],
+        "cosine_max_len": 3000,
+        "dataset_prompt_column": "problem",
+        "max_prompt_length": 512,
+        "max_completion_length": 1024,
+        "num_generations": 16,
+        "use_vllm": True,
+        "vllm_server_host": "10.0.0.1",
+    }
+    run = nested(made(tmp_path, values).settings)
+    assert run["method"] == "grpo"
+    assert run["model"]["max_seq_length"] == 1536
+    assert run["rewards"]["functions"] == [
+        "accuracy",
+        {"name": "format", "weight": 0.5},
+        {"name": "cosine", "weight": 1.0, "arguments": {"max_len": 3000}},
+        "think_format_reward",
+    ]
+    assert (run["data"]["format"], run["data"]["columns"]) == ("question", {"prompt": "problem"})
+    wanted = {"num_generations": 16, "vllm_mode": "server", "vllm_server_host": "10.0.0.1", "use_vllm": True}
+    assert {name: run["training"][name] for name in wanted} == wanted
+    read_run.from_dict(run)
+
+
+def test_vllm_without_a_server_is_named(tmp_path: Path) -> None:
+    found = made(tmp_path, TRL | {"reward_funcs": ["accuracy"], "reward_weights": [1, 2], "use_vllm": True})
+    told = {line.key: line.outcome.note for line in found.of_kind("named")}
+    assert "training.vllm_mode=server" in told["use_vllm"]
+    assert "another number of weights than the 1" in told["reward_weights"]
+    assert "use_vllm" not in nested(found.settings)["training"]
 
 
 @pytest.mark.parametrize(

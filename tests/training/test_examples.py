@@ -1,11 +1,12 @@
 """The scripts to copy, as their first lines say."""
 
+import json
 import sys
 from pathlib import Path
 
 import fork_server
 import pytest
-from conftest import ROOT, accelerate_launch
+from conftest import ROOT, SMOLLM2, Run, accelerate_launch, steps
 
 pytestmark = pytest.mark.slow
 
@@ -23,3 +24,42 @@ def test_pairs_of_answers_by_a_plain_script(processes: int, tiny: Path, tmp_path
     assert f"8 rows per step = 4 × {3 - processes} × {processes} " in done.stdout + done.stderr
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     assert not (tmp_path / "adapter" / "ref").exists(), "TRL's copy is loaded in the place of the trained one"
+
+
+def test_completions_by_a_run_yaml(cli: Run, tmp_path: Path) -> None:
+    """Few steps of examples/configs/grpo.yaml; that it learns is in benchmarks/results/grpo-cpu.json."""
+    words = [f"model.name={SMOLLM2}", f"output_dir={tmp_path}", "training.max_steps=2", "batch.global_size=8"]
+    words += ["training.num_generations=4", "distributed.device=cpu", "distributed.num_processes=2"]
+    done = cli("launch", "examples/configs/grpo.yaml", *words, forked=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert 0 <= results["before"]["reward"] <= 0.4, "there is something to learn"
+    assert {"reward", "rewards/count_rewards:right/mean", "rewards/count_rewards:ends/mean"} <= steps(tmp_path)[
+        0
+    ].keys()
+    scored = results["rewards"]["count_rewards:right"]
+    assert scored["faults"] == {}
+    assert scored["completions"] >= 2 * 8, "the two steps' of both processes"
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_a_reward_that_fails_ends_both_processes_with_its_name(cli: Run, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def fails(completions):\n    raise ValueError('not today')\n")
+    words = [f"model.name={tiny}", f"output_dir={tmp_path / 'run'}", "training.max_steps=2", "batch.global_size=8"]
+    words += ["training.num_generations=4", "distributed.device=cpu", "distributed.num_processes=2"]
+    functions = f"rewards.functions=['{tmp_path}/mine.py:fails']"
+    done = cli("launch", "examples/configs/grpo.yaml", functions, "data.eval_path=null", *words, forked=True)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "reward mine:fails raised ValueError: not today" in done.stderr
+    assert "Traceback" not in done.stderr
+    skipped = cli(
+        "launch",
+        "examples/configs/grpo.yaml",
+        f"rewards.functions=['{tmp_path}/mine.py:fails', 'examples/count_rewards.py:ends']",
+        *("data.eval_path=null", "rewards.on_error=skip", "training.overwrite=true", *words),
+        forked=True,
+    )
+    assert skipped.returncode == 0, skipped.stdout + skipped.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
+    assert results["rewards"]["mine:fails"]["faults"]["raised"]["calls"] == 4
+    assert skipped.stderr.count("reward mine:fails raised ValueError: not today") == 1

@@ -31,6 +31,7 @@ from .fsdp2 import native
 from .fsdp2.peer_fetch import fetch
 from .fsdp2.peer_fetch.peer_reach import SWITCH
 from .fsdp2.units import units_of
+from .generating import writes_completions
 from .hook_types import Arguments, Control, State, TrainerCallback
 from .kept_activations import count_anew, keep, kept
 from .micro_batches import parts_add_up, rows_and_tokens, split
@@ -322,6 +323,8 @@ def halve_on_out_of_memory(trainer: Trainer, advice: str = ADVICE) -> StepHalvin
     for name in OWN_AVERAGING if several else ():
         if getattr(trainer.args, name, None) or getattr(trainer.accelerator.ddp_handler, name, None):
             return f"{name} is a setting of DDP's own averaging, which this replaces"
+    if writes_completions(trainer):
+        return "a step's completions are written once, and its micro-batches are taken from them"
     if not parts_add_up(trainer):
         return "the loss of a micro-batch is a mean over its rows, so those of its parts don't add up to it"
     if os.environ.get("UNSLOTH_TOKEN_BUDGET"):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..capabilities.probe import available
+from .generating import writes_completions
 from .hook_types import Arguments, Control, State, TrainerCallback
 
 if TYPE_CHECKING:
@@ -78,6 +79,9 @@ def count_late(trainer: Trainer, *, learned: bool = False) -> LateTokenCount | N
     label that counts are left out."""
     counts = getattr(trainer.args, "include_num_input_tokens_seen", "no") not in ("no", False)
     if not counts or "_track_num_input_tokens" in vars(trainer) or not available("tokens counted late"):
+        return None
+    if writes_completions(trainer):  # which counts them itself as it writes them; there are none in what it is given
+        trainer._track_num_input_tokens = lambda inputs: None
         return None
     late = LateTokenCount(trainer, learned=learned)
     log_save_evaluate = trainer._maybe_log_save_evaluate

@@ -125,7 +125,7 @@ def taken(
         told = [files.plan, files.results, files.report, files.previous, *more]
         told += [] if is_directory(files.adapter) and not any(files.adapter.glob("*")) else [files.adapter]
         told += files.checkpoints() if checkpoints else []
-        told += [*_logs(files), *_errors(files)] if per_rank else [files.step_log, files.summary]
+        told += [*_logs(files), *_errors(files)] if per_rank else [files.step_log, files.completions, files.summary]
         found += [path for path in told if os.path.lexists(path)]
     found = [path for path in found if (path in only if only else path not in nowhere)]
     problems = [] if only else [*(link_problem(path, files.path) for path in nowhere), *_fixed_place(files)]
@@ -246,7 +246,14 @@ def _kept(directory: Path) -> list[Path]:
 
 
 def _logs(files: RunDirectory) -> list[Path]:
-    return [files.step_log, files.summary, *files.rank_logs(), *files.rank_outputs(), *files.of_hangs()]
+    return [
+        files.step_log,
+        files.completions,
+        files.summary,
+        *files.rank_logs(),
+        *files.rank_outputs(),
+        *files.of_hangs(),
+    ]
 
 
 def _errors(files: RunDirectory) -> list[Path]:

@@ -49,6 +49,8 @@ class RunDirectory:
         self.logs = self.path / "logs"
         self.step_log = self.logs / "steps.jsonl"
         """Rank 0's logged steps."""
+        self.completions = self.logs / "completions.jsonl"
+        """Some of the completions that were trained on, of every log."""
         self.summary = self.logs / SUMMARY
         # Why it failed.
         self.errors = self.path / "errors"

@@ -13,6 +13,7 @@ from ..adapters import environment, rank_checks
 from ..adapters.fsdp1 import is_fsdp1
 from ..adapters.fsdp2.peer_fetch.fetch import mapped_bytes, shared_bytes
 from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
+from ..adapters.recorded_completions import record_or_replay
 from ..artifacts.run_directory import START_RECORD, rank_record, start_of
 from ..files import write_atomically
 from ..strategies import STRATEGIES
@@ -99,7 +100,8 @@ def _forget_host_peak() -> None:
 
 
 def add_if_asked(trainer: Any) -> None:
-    """Add a `Record` where `verify` launched this process."""
+    """Add a `Record`, and keep or take the completions, where `verify` launched this process."""
+    record_or_replay(trainer)
     directory = os.environ.get(START_RECORD)
     if directory:
         trainer.add_callback(Record(directory))

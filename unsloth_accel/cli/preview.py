@@ -61,12 +61,20 @@ def run(words: Sequence[str]) -> int:
         return 0
     console = wide_console()
     for row in found.rows:
-        _print_row(console, row, found.limit)
+        _print_row(console, row, found)
     _print_figures(console, found)
     return 0
 
 
-def _print_row(console: Console, row: PreviewedRow, limit: int) -> None:
+def _print_row(console: Console, row: PreviewedRow, found: Preview) -> None:
+    limit = found.limit
+    if found.answered:
+        over = f", over {limit}: it is dropped" if row.length > limit else ""
+        beside = f"; rewards read {', '.join(row.columns)}" if row.columns else ""
+        console.print(f"row {row.place}: a prompt of {row.length} tokens{over}{beside}", style="bold")
+        console.print(_marked(row, colours=console.is_terminal), highlight=False)
+        console.print()
+        return
     cut = f", cut to {limit}" if row.length > len(row.ids) else f", over {limit}" if row.length > limit else ""
     nothing = "" if row.trained else ": NOTHING TO LEARN, it is dropped"
     side = f", {row.side}" if row.side else ""
@@ -104,11 +112,16 @@ def _print_figures(console: Console, found: Preview) -> None:
         f"length    mean {figures.mean:,.0f}, median {figures.median:,.0f}, 95 % up to {figures.p95:,}, "
         f"longest {figures.longest:,}",
         f"limit     {found.limit:,}: {over} ({figures.over / figures.rows:.1%})",
-        f"trained   {found.trained:.1%} of the tokens"
-        + (f"; {counted(found.empty, 'row')} with nothing to learn, dropped" if found.empty else ""),
-        f"padding   {figures.padding:.1%} of a batch of {counted(found.batch, 'row')}, where batches are padded",
     ]
-    if found.kind not in COMPARED:
+    if found.answered:
+        lines.append("trained   the completions that the model writes")
+    else:
+        lines += [
+            f"trained   {found.trained:.1%} of the tokens"
+            + (f"; {counted(found.empty, 'row')} with nothing to learn, dropped" if found.empty else ""),
+            f"padding   {figures.padding:.1%} of a batch of {counted(found.batch, 'row')}, where batches are padded",
+        ]
+    if found.kind not in COMPARED and not found.answered:
         packed = f"{counted(figures.rows, 'row')} into {figures.packed:,} of {found.limit:,} tokens"
         lines.append(f"packing   {packed} ({figures.rows_each:.1f} each)")
     lines += [f"note      {note}" for note in found.notes]

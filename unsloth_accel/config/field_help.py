@@ -1,4 +1,4 @@
-"""The help of every field of a run.yaml: the docstring that stands under it in run_config.py."""
+"""The help of every field of a run.yaml: the docstring that stands under it, where its section is declared."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import ast
 import functools
 import inspect
 
-from . import run_config
+from . import rewards_config, run_config
 
 
 @functools.cache
 def field_help() -> dict[str, str]:
     """Return the help text of each field by its dotted key, and of each section by its name, on one line each; fields
     without a text have an empty one."""
-    tree = ast.parse(inspect.getsource(run_config))
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    trees = [ast.parse(inspect.getsource(module)) for module in (run_config, rewards_config)]
+    classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
     found: dict[str, str] = {}
     for name, section, text in _fields(classes["RunConfig"]):
         found[name] = text

@@ -88,6 +88,17 @@ def parameters(place: str) -> Mapping[str, bool]:
     return {}
 
 
+@functools.cache
+def defaults(place: str) -> Mapping[str, str]:
+    """Return the defaults of the function `package/file.py:function` as source text, by parameter."""
+    file, _, name = place.partition(":")
+    for node in _tree(file).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            given = node.args.args[len(node.args.args) - len(node.args.defaults) :]
+            return {one.arg: ast.unparse(value) for one, value in zip(given, node.args.defaults, strict=True)}
+    return {}
+
+
 def literals(body: list[ast.stmt], option: str) -> Iterator[tuple[str, Any]]:
     """Yield the name and the value of `option` (`default`, or one of the metadata, such as `choices`) of every
     dataclass field in a class's `body` that gives a plain one."""

@@ -19,6 +19,7 @@ from ..methods import METHODS, USUAL_METHOD, Method
 from ..secret import marked, plain, shown, shown_word
 from ..strategies import STRATEGIES
 from .other_names import belongs, gone
+from .rewards_config import FUNCTIONS, ON_ERROR, name_files_beside, read_functions
 from .row_formats import FIELDS, FORMATS, OPTIONAL
 from .run_config import IF_ANY, OWN_TRAINING_KEYS, RunConfig
 from .safe_reader import override_problems, read_yaml
@@ -64,6 +65,7 @@ _CHOICES = {
     "data.format": FORMATS,
     "data.train_on": ("auto", "all", "responses"),
     "data.too_long": ("cut", "drop"),
+    "rewards.on_error": ON_ERROR,
     "model.gradient_checkpointing": ("unsloth", "true", "false"),
     "model.dtype": (None, "float32", "float16", "bfloat16"),
 }
@@ -118,6 +120,8 @@ def given(path: str | Path | None, overrides: Sequence[str] = ()) -> DictConfig:
             fix = "quote the value or correct it"
             consequence = f"{first_line(error)}."
             raise ConfigError(Problem(key=shown_word(override), consequence=consequence, fix=fix)) from None
+    if path is not None:
+        name_files_beside(given, Path(path).parent)
     return given
 
 
@@ -125,6 +129,7 @@ def from_dict(given: DictConfig | dict[str, Any], *, to_plan: bool = False) -> R
     """A checked `RunConfig` from nested keys and values; raises `ConfigError` as `load` does."""
     values = given if isinstance(given, DictConfig) else OmegaConf.create(plain(given))
     schema = OmegaConf.structured(RunConfig)
+    OmegaConf.set_readonly(schema.rewards, None)  # as OmegaConf takes a frozen dataclass
     problems: list[Problem] = []
     _fill(schema, values, "", problems)
     adapter = _begin_with_adapter(schema, values, problems)
@@ -210,6 +215,8 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
             continue
         try:
             value = values[key]
+            if name == FUNCTIONS and OmegaConf.is_config(value):
+                value = OmegaConf.to_container(value, resolve=True)
         except OmegaConfBaseException as error:
             tell(None, f"{first_line(error)}.", _reference_fix(values, key), "run-reference")
             continue
@@ -223,6 +230,10 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
             continue
         if isinstance(value, bool) and "true" in (_CHOICES.get(name) or ()):
             value = str(value).lower()  # YAML reads true and false as booleans
+        if name == FUNCTIONS:
+            value, wrong = read_functions(value)
+            for found in wrong:
+                _tell(problems, *found)
         kind = _field_type(name)
         if isinstance(value, int) and not isinstance(value, bool) and kind.startswith("float"):
             value = float(value)
@@ -367,6 +378,9 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
         consequence = consequence if patience is None else "would take a worse loss for a better one."
         fix = f"remove it, or {_PATIENCE}=…" if patience is None else "give 0 or more"
         wrong("training.early_stopping_threshold", threshold, consequence, fix)
+    limit = given("rewards.timeout")
+    if not 0 < limit <= MOST:
+        wrong("rewards.timeout", limit, "is no time in which a function could score.", "give seconds, more than 0")
     minutes = given("training.save_minutes")
     if isinstance(minutes, int | float) and not minutes >= 0:
         wrong(
@@ -376,8 +390,10 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
             "give minutes, or 0 for no checkpoints by the clock",
         )
     columns = {name for form, fields in FIELDS.items() for name in (*fields, *OPTIONAL.get(form, ()))}
+    method = METHODS.get(given("method"))
+    rewards_read_any = method is not None and method.generates
     for name in given("data.columns") or ():
-        if name not in columns:
+        if name not in columns and not rewards_read_any:
             fix = nearest(str(name), columns, "data.columns.")
             wrong(f"data.columns.{name}", given("data.columns")[name], "unknown column.", fix)
     if given("data.streaming") is True:

@@ -7,6 +7,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "unpaired-preference": ("prompt", "completion", "label"),
     "preference": ("chosen", "rejected"),
     "prompt-completion": ("prompt", "completion"),
+    "prompt": ("prompt",),
+    "question": ("prompt",),
     "sharegpt": ("conversations",),
     "alpaca": ("instruction", "output"),
     "text": ("text",),
@@ -20,6 +22,8 @@ OPTIONAL: dict[str, tuple[str, ...]] = {
     "preference": ("prompt", "margin", *FOR_TEMPLATE),
     "unpaired-preference": FOR_TEMPLATE,
     "prompt-completion": FOR_TEMPLATE,
+    "prompt": FOR_TEMPLATE,
+    "question": ("system", *FOR_TEMPLATE),
     "sharegpt": ("system", *FOR_TEMPLATE),
     "alpaca": ("input", "system", "history", *FOR_TEMPLATE),
 }
@@ -29,4 +33,6 @@ TRL's RewardTrainer does."""
 
 def kind_of_format(form: str) -> str:
     """Return the kind of canonical rows (`data.formats.Kind`) that rows of this format become."""
-    return "messages" if form in ("chat", "sharegpt", "alpaca") else form
+    if form in ("chat", "sharegpt", "alpaca"):
+        return "messages"
+    return "prompt" if form == "question" else form

@@ -12,6 +12,7 @@ from omegaconf import MISSING
 
 from ..methods import USUAL_METHOD
 from ..strategies import STRATEGIES, Strategy
+from .rewards_config import RewardsConfig
 
 OWN_TRAINING_KEYS: dict[str, Any] = {
     "resume": bool | str,
@@ -82,7 +83,8 @@ class DataConfig:
     """Configuration (subset) of the Hub dataset, for training and evaluation."""
     format: str = "auto"
     """Format of the rows: `auto` (by their columns), `chat`, `prompt-completion`, `text`, `alpaca`, `sharegpt`,
-    `preference` (pairs of answers) or `unpaired-preference` (answers with a label)."""
+    `preference` (pairs of answers), `unpaired-preference` (answers with a label), `prompt` (the model answers), or
+    `question`, which is a prompt's text as a user's message."""
     columns: dict[str, str] = field(default_factory=dict)
     """Mapping from the column names used here to those in the data: {messages: my_column}."""
     train_on: str = "auto"
@@ -166,7 +168,7 @@ class LoggingConfig:
 @dataclass
 class RunConfig:
     method: str = USUAL_METHOD
-    """Training method: `sft`, `dpo`, `kto`, `reward` or `orpo`."""
+    """Training method: `sft`, `dpo`, `kto`, `reward`, `orpo`, `grpo` or `rloo`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -177,6 +179,7 @@ class RunConfig:
     `early_stopping_patience`, the evaluations in a row without a better `metric_for_best_model` (by default the
     held-out loss) after which training stops, and `early_stopping_threshold`, what counts as better; `save_minutes`,
     the minutes between checkpoints: 15 where neither `save_strategy` nor `save_steps` is given, 0 or null for none."""
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     output_dir: str = MISSING

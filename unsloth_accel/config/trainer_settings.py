@@ -36,10 +36,11 @@ def given_fields(run: RunConfig) -> dict[str, Any]:
 
 
 def kept_defaults(run: RunConfig) -> dict[str, Any]:
-    """Return TRL's defaults of `OTHERS_ON_GPUS` that `run` leaves out, so that GPUs train as a CPU does; none where TRL
-    is not installed."""
+    """Return TRL's defaults of `OTHERS_ON_GPUS`, and of the method's own, that `run` leaves out, so that GPUs train as
+    a CPU does; none where TRL is not installed."""
     usual = field_options(_method(run).config_sources, "default")
-    return {name: usual[name] for name in OTHERS_ON_GPUS if name in usual and name not in run.training}
+    names = (*OTHERS_ON_GPUS, *_method(run).others_on_gpus)
+    return {name: usual[name] for name in names if name in usual and name not in run.training}
 
 
 def settings(run: RunConfig) -> dict[str, Any]:
@@ -53,8 +54,20 @@ def shared_out_by_tokens(run: RunConfig) -> bool:
     by_length = run.training.get("train_sampling_strategy") in ("group_by_length", "batch_rebalance")
     own_weights = run.training.get("average_tokens_across_devices") is False
     grouped = by_length or run.training.get("group_by_length")
-    by_rows = METHODS[run.method].mean_over_rows
+    by_rows = METHODS[run.method].mean_over_rows or METHODS[run.method].generates
     return run.batch.balance == "tokens" and not (run.data.streaming or grouped or own_weights or by_rows)
+
+
+def depends_on_ranks(run: RunConfig) -> str:
+    """Return a sentence on why several processes don't train `run` quite as one does; empty where they do."""
+    method, values = _method(run), settings(run)
+    found = (why for setting, why in method.depends_with.items() if _says(values, setting))
+    return method.depends_on_ranks or next(found, "")
+
+
+def _says(values: dict[str, Any], setting: str) -> bool:
+    name, _, value = setting.partition("=")
+    return str(values.get(name)) == value if value else bool(values.get(name))
 
 
 def _method(run: RunConfig) -> Method:

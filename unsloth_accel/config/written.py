@@ -32,6 +32,7 @@ def described(run: RunConfig) -> dict[str, Any]:
     """Return the values of `run` as nested keys and values."""
     values = asdict(run)
     del values["references"]
+    values["rewards"]["functions"] = list(values["rewards"]["functions"])
     return values | {"training": marked(run.training)}  # also of a run that was made in Python
 
 

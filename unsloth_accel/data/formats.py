@@ -16,13 +16,15 @@ from ..config.row_formats import FIELDS, FOR_TEMPLATE, OPTIONAL, kind_of_format
 from ..methods import METHODS, USUAL_METHOD, Method
 from .chat_messages import WEIGHTS, FormatError, check_texts, checked_messages, for_chat_template, is_left_out
 from .preferences import SIDES, labelled, paired
+from .prompts import prompt_of_chat, prompt_row
 
-Kind = Literal["messages", "prompt-completion", "text", "preference", "unpaired-preference"]
+Kind = Literal["messages", "prompt-completion", "text", "preference", "unpaired-preference", "prompt"]
 _COLUMNS = {
     "chat": "a `messages` list",
     "unpaired-preference": "`prompt`, `completion` and `label`, true or false",
     "preference": "`chosen` and `rejected`, beside their `prompt` or beginning with it",
     "prompt-completion": "`prompt` and `completion`",
+    "prompt": "`prompt`, text or messages",
     "sharegpt": "`conversations` (ShareGPT)",
     "alpaca": "`instruction` and `output` (Alpaca)",
     "text": "`text`",
@@ -69,8 +71,17 @@ def needed(method: Method) -> str:
 
 def format_of(row: Mapping[str, Any], method: Method) -> str | None:
     """Return the format of a row by its columns, one that `method` trains before another; None where it has none."""
+    kinds = method.row_kinds
     found = [name for name, fields in FIELDS.items() if all(field in row for field in fields)]
-    return min(found, key=lambda name: kind_of_format(name) not in method.row_kinds, default=None)
+    if not method.generates:  # a prompt alone is a row that lacks its answer
+        found = [name for name in found if kind_of_format(name) != "prompt"]
+    return min(
+        found,
+        key=lambda name: (
+            kinds.index(kind) if (kind := kind_of_format(name)) in kinds and method.generates else kind not in kinds
+        ),
+        default=None,
+    )
 
 
 def canonical(
@@ -92,7 +103,11 @@ def canonical(
         raise FormatError(_lacking(row, found, missing))
     if kind_of_format(found) == "messages":
         chat = {"alpaca": _from_alpaca, "sharegpt": _from_sharegpt}.get(found, _from_chat)(row)
-        return {"messages": chat} | _for_template(row)
+        made = {"messages": chat} | _for_template(row)
+        return prompt_of_chat(made, _others(row, found)) if method.generates else made
+    if kind_of_format(found) == "prompt":
+        made = prompt_row(_asked(row) if found == "question" else row["prompt"], _others(row, found))
+        return made | (_for_template(row) if is_conversational(made) else {})
     if found == "preference":
         made = paired(row, needs_prompt=method.needs_prompt)
     elif found == "unpaired-preference":
@@ -107,6 +122,8 @@ def unused_columns(
     row: Mapping[str, Any], made: Mapping[str, Any], form: str, columns: Mapping[str, str], method: Method
 ) -> list[str]:
     """Return the columns of `row` that say nothing of `made`, its canonical row."""
+    if "columns" in made:  # rewards may read any
+        return []
     found = (format_of(_renamed(row, columns), method) if form == "auto" else form) or ""
     optional = [name for name in OPTIONAL.get(found, ()) if name not in FOR_TEMPLATE or is_conversational(made)]
     used = {columns.get(name, name) for name in (*FIELDS[found], *optional)}
@@ -115,6 +132,8 @@ def unused_columns(
 
 def kind_of(row: Mapping[str, Any]) -> Kind:
     """Return the kind of a canonical row."""
+    if "columns" in row:
+        return "prompt"
     if "messages" in row:
         return "messages"
     if "chosen" in row:
@@ -138,6 +157,8 @@ def form_in_words(row: Mapping[str, Any]) -> str:
 
 def sequences_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what a model reads of a canonical row: for a pair its prompt with either answer, otherwise the row."""
+    if "columns" in row:  # rewards read them, and no model
+        return [{name: value for name, value in row.items() if name != "columns"}]
     if "chosen" not in row:
         return [dict(row)]
     rest = {name: value for name, value in row.items() if name not in SIDES}
@@ -184,6 +205,19 @@ def _lacking(row: Mapping[str, Any], form: str, missing: list[str]) -> str:
         missing = next(([other] for this, other in partner.items() if this in row and other not in row), [])
     lacks = f"has no field {missing[0]!r}" if missing else "has none of the needed fields"
     return f"{lacks} ({_fields(row)})."
+
+
+def _others(row: Mapping[str, Any], form: str) -> dict[str, Any]:
+    """Return the columns of a row that its format has no place for, which rewards may read."""
+    return {name: value for name, value in row.items() if name not in (*FIELDS[form], *OPTIONAL.get(form, ()))}
+
+
+def _asked(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the chat that asks what stands as text in `prompt`."""
+    if not isinstance(row["prompt"], str):
+        fix = "data.format=prompt, which takes messages as they are"
+        raise FormatError(f"field 'prompt' is {type(row['prompt']).__name__}, not a question's text.", fix)
+    return _with_system(row, [{"role": "user", "content": row["prompt"]}] if row["prompt"].strip() else [])
 
 
 def _fields(row: Mapping[str, Any]) -> str:
@@ -246,7 +280,7 @@ def _with_system(row: dict[str, Any], messages: list[dict[str, Any]]) -> list[di
     system = row.get("system")
     if system is not None and not isinstance(system, str):
         raise FormatError(f"field 'system' is {type(system).__name__}, not text.", "give text")
-    if not system or messages[0]["role"] == "system":
+    if not system or not messages or messages[0]["role"] == "system":
         return messages
     return [{"role": "system", "content": system}, *messages]
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from ..config.run_config import RunConfig
 
-VERSION = 5
+VERSION = 6
 """Version of the prepared rows; rows that were cached under another version are not read."""
 ROW = "row"
 """Column of rows as text, before they are tokenised."""
@@ -182,7 +182,7 @@ def _make(run: RunConfig, tokenizer: Any, path: str, key: str, name: str) -> tup
         )
     kept, report = _examine(tokens, rows, recipe, key)
     report = replace(report, notes=(*notes_on(rows, tokenizer), *report.notes))
-    if recipe.compares:
+    if recipe.by_trl:
         made = _compared(run, rows, kept)
     else:
         made = tokens if len(kept) == len(tokens) else tokens.select(kept)
@@ -196,7 +196,7 @@ def _compared(run: RunConfig, rows: Rows, kept: list[int]) -> Any:
     """Return those of the rows that are kept, for a trainer that tokenises them."""
     from datasets import Dataset
 
-    columns = columns_of(json.loads(rows.texts[0]))
+    columns = columns_of(rows.widest())
     made = [as_row(rows.texts[index], columns) for index in kept]
     given = Dataset.from_dict({name: [row[name] for row in made] for name in columns}, features=columns)
     return unpaired(given, METHODS[run.method], run.training.get("seed", 42))

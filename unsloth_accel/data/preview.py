@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..config.run_config import DEFAULT_PER_DEVICE
@@ -15,6 +15,7 @@ from ..models.locate import is_cached, may_be_hub_id, unreachable
 from .answer_end import unending_answers
 from .hub import access_problems
 from .length_statistics import Lengths, lengths_of
+from .prompts import NESTED
 from .rows import read_checked_rows
 from .sources import locate
 from .tokenise import IGNORED, Recipe, Side, Tokenise, choose_template, notes_on
@@ -37,6 +38,8 @@ class PreviewedRow:
     length: int
     """Length in tokens, before truncation."""
     trained: int
+    columns: tuple[str, ...] = ()
+    """Columns beside a prompt, which rewards read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,8 @@ class Preview:
     notes: tuple[str, ...] = ()
     """Sentences on what of the rows is left out."""
     warnings: tuple[str, ...] = ()
+    answered: bool = False
+    """Whether rows are prompts, to which the model writes the answers."""
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
@@ -97,8 +102,10 @@ def preview_rows(run: RunConfig, shown: int, most: int) -> Preview:
             if index < shown:
                 label = json.loads(rows.texts[index]).get("label")
                 names = sides if label is None else [f"label {as_word(label)}"]
+                beside = tuple(json.loads(rows.texts[index]).get(NESTED, ()))
                 first += [
-                    _shown(side, name, rows.place(index), tokenizer) for name, side in zip(names, row, strict=True)
+                    replace(_shown(side, name, rows.place(index), tokenizer), columns=beside)
+                    for name, side in zip(names, row, strict=True)
                 ]
     unending = unending_answers(run, tokenizer)
     size = run.training.get("per_device_train_batch_size") or DEFAULT_PER_DEVICE
@@ -108,7 +115,8 @@ def preview_rows(run: RunConfig, shown: int, most: int) -> Preview:
         limit=recipe.limit,
         lengths=lengths_of(lengths, recipe.limit, size * (len(lengths) // len(trained))),
         trained=sum(trained) / kept if kept else 0.0,
-        empty=sum(not count for count in trained),
+        empty=0 if recipe.prompts else sum(not count for count in trained),
+        answered=recipe.prompts,
         batch=size,
         whole=whole,
         notes=notes_on(rows, tokenizer),

@@ -16,6 +16,7 @@ from ..methods import METHODS, USUAL_METHOD, Method
 from .chat_messages import FormatError, is_left_out
 from .file_readers import Fault, rows_of_file, rows_of_table
 from .formats import canonical, form_in_words, kind_of, needed, unused_columns
+from .prompts import NESTED
 from .sources import Source, locate
 
 if TYPE_CHECKING:
@@ -50,6 +51,13 @@ class Rows:
     @property
     def kind(self) -> str:
         return kind_of(next(iter(self)))
+
+    def widest(self) -> dict[str, Any]:
+        """Return the first row with every column that any row has for rewards beside a prompt."""
+        first: dict[str, Any] = next(iter(self))
+        if NESTED in first:
+            first[NESTED] = {name: None for row in self for name in row[NESTED]}
+        return first
 
     def place(self, index: int) -> str:
         """Return a row's number, with its file where there are several."""

@@ -43,8 +43,8 @@ def streamed(run: RunConfig, tokenizer: Any) -> tuple[IterableDataset, tuple[str
     # Whether there are messages that are not to be trained shows only at the end.
     recipe = Recipe.of(run, first.kind, weighted=first.kind == "messages")
     tokenise = Tokenise(tokenizer, recipe)
-    if recipe.compares:
-        features = columns_of(next(iter(first)))
+    if recipe.by_trl:
+        features = columns_of(first.widest())
     else:
         columns = ["input_ids", "labels"] if recipe.labels else ["input_ids"]
         features = Features({column: Sequence(Value("int64")) for column in columns})

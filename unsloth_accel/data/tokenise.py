@@ -16,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config.trainer_settings import settings
 from ..errors import ConfigError, Problem, counted, first_line
 from ..files import read_bytes
 from ..methods import METHODS
@@ -81,6 +82,16 @@ class Recipe:
         return self.kind in COMPARED
 
     @property
+    def prompts(self) -> bool:
+        """Whether rows are prompts, to which the model writes the answers."""
+        return self.kind == "prompt"
+
+    @property
+    def by_trl(self) -> bool:
+        """Whether TRL's trainer makes the tokens itself, of text or messages."""
+        return self.compares or self.prompts
+
+    @property
     def labels(self) -> bool:
         """Whether rows need labels of their own, since not every token is trained."""
         return self.responses or self.weighted
@@ -98,6 +109,8 @@ class Recipe:
             raise ConfigError(responses_need_turns())
         if kind in COMPARED and train_on == "all":
             raise ConfigError(answers_are_compared())
+        if kind == "prompt":  # whole: half a question is another one
+            return cls(kind=kind, responses=True, limit=prompt_limit(run), cut=False, drop=True)
         answered = METHODS[run.method].needs_prompt or kind == "prompt-completion"
         # A score is read at a text's end: RewardTrainer leaves out what is too long.
         scored = kind in COMPARED and not answered
@@ -111,6 +124,11 @@ class Recipe:
             drop=run.data.too_long == "drop" or scored,
             weighted=weighted,
         )
+
+
+def prompt_limit(run: RunConfig) -> int:
+    """Return the most tokens of a prompt: those that its completion leaves of `model.max_seq_length`."""
+    return run.model.max_seq_length - int(settings(run).get("max_completion_length") or 0)
 
 
 def responses_need_turns() -> Problem:
@@ -152,6 +170,9 @@ class Tokenise:
         return response_labels(self.tokenizer)
 
     def __call__(self, texts: Sequence[str]) -> Batch:
+        if self.recipe.prompts:  # nothing of them is trained, and all of them are answered
+            lengths = [row.length for row in self.sides(texts)[""]]
+            return {"length": lengths, "tokens": lengths, "trained": [1] * len(lengths)}
         sides = list(self.sides(texts).values())
         trained = [[side.trained for side in row] for row in zip(*sides, strict=True)]
         made: Batch = {
@@ -195,6 +216,10 @@ class Tokenise:
             [IGNORED if position in out else label for position, label in enumerate(own)] if out else own
             for own, out in zip(labels, gone, strict=True)
         ]
+
+    def _prompt(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
+        prompts = self._prompts(rows)
+        return prompts, [[IGNORED] * len(ids) for ids in prompts]
 
     def _text(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
         ids = self._texts([self._ended(row["text"]) for row in rows])

@@ -16,6 +16,7 @@ from typing import Literal
 from ..methods import Logits
 from ..models.spec import ModelSpec
 from ..strategies import STRATEGIES, Strategy, usual
+from .generation_estimate import generation_bytes
 
 GIB = 2**30
 Checkpointing = Literal["unsloth", "true", "false"]
@@ -155,6 +156,10 @@ class Workload:
     eval_rows: int | None = 0
     """Rows in one forward pass of an evaluation, 0 where there is none; None for twice the training's, which a run's
     trainer takes (config/trainer_settings.py)."""
+    generated_rows: int = 0
+    """Completions that a process writes at once; 0 where it writes none."""
+    generated_tokens: int = 0
+    """Most tokens of a completion."""
     load_in_4bit: bool = False
     dtype_bytes: int = 2
     """Bytes per element of the base weights that are not in 4 bit: 2, or 4 for float32."""
@@ -262,7 +267,8 @@ def estimate(work: Workload, strategy: str, num_processes: int, *, free_gib: flo
     they are loaded in), `lora`, `gradients` (float32 as Unsloth keeps the adapter), `optimizer`, `gradient_buckets`
     (DDP's own copy of the gradients), `unsharded_units` (weights that FSDP has gathered at the peak), `dequantized`
     (4-bit weights on their way through a matmul), `activations`, `logits` (the fused loss where it is the larger
-    peak), `evaluation_excess` and `loading_excess` (their peaks above training's), `other`, `fragmentation`, `context`.
+    peak), `evaluation_excess`, `generation_excess` and `loading_excess` (their peaks above training's), `other`,
+    `fragmentation`, `context`.
     Saving has none: it copies adapter and optimizer while no activations are held.
     """
     record = STRATEGIES[strategy]
@@ -297,6 +303,10 @@ def estimate(work: Workload, strategy: str, num_processes: int, *, free_gib: flo
     # There are no gradients then, and no block keeps anything.
     evaluation = _evaluation(work, free_gib) - kept - max(block, logits) - terms["gradients"]
     terms["evaluation_excess"] = max(0.0, evaluation)
+    # Held-out completions are fewer at once, or as many.
+    generation = generation_bytes(work, record, shards) - kept - max(block, logits) - terms["gradients"]
+    generation -= terms.get("unsharded_units", 0.0) + terms["evaluation_excess"]
+    terms["generation_excess"] = max(0.0, generation)
     training = sum(terms.values())
     loading = _loading(work, record, num_processes)
     terms["loading_excess"] = max(0.0, loading - training)

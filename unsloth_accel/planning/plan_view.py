@@ -127,6 +127,8 @@ def of_rows(plan: Plan) -> str:
     """Say for which rows the speed holds."""
     if plan.run.training.get("packing"):
         return ", packed rows"
+    if plan.method.generates:
+        return ", if all prompts and completions have their full length"
     return f", rows of {plan.lengths}" if plan.lengths else ", if rows are full"
 
 

@@ -12,7 +12,7 @@ from ..capabilities.probe import Capabilities
 from ..config.accelerate_config import Precision
 from ..config.run_config import DEFAULT_PER_DEVICE, RunConfig
 from ..config.start_adapter import find_adapter, model_of, tokenizer_of_model
-from ..config.trainer_settings import kept_defaults, shared_out_by_tokens
+from ..config.trainer_settings import depends_on_ranks, kept_defaults, settings, shared_out_by_tokens
 from ..data.length_estimate import RowLengths, row_lengths
 from ..errors import ConfigError, Problem, counted, raise_errors
 from ..hardware.hardware import Hardware
@@ -33,6 +33,7 @@ from .device_and_count import (
     to_strategy,
     with_processes,
 )
+from .groups import Groups, eval_rows, groups, keeps_whole, whole_groups, written_at_once
 from .idle_memory import uses
 from .kept_blocks import may_keep, planned_blocks, why_kept
 from .memory_estimate import GIB, OPTIMIZER, OPTIMIZER_BYTES, Workload, needs_gpu, optimizer_for
@@ -41,6 +42,7 @@ from .packing_choice import with_packing
 from .plan import Plan
 from .precision import choose_precision
 from .run_time import run_time
+from .speed_estimate import Speed
 from .strategy_choice import Rejected, choose, shorter
 from .ways import Refused, Way, tried
 
@@ -164,7 +166,7 @@ def _decide(
         free, gpus = replace(hardware, devices=used), len(hardware.devices) * hardware.num_machines
         keep = may_keep(run, spec.num_layers, count, on_cpu=device == "cpu", reasons=reasons)
         choice = replace(_choice(run, spec, trained, free, precision, count, data_parallel, rows, gpus), keep=keep)
-        if lengths and not run.training.get("packing"):
+        if lengths and not run.training.get("packing") and not METHODS[run.method].generates:
             choice = replace(choice, lengths=lengths, by_tokens=shared_out_by_tokens(run))
         choice = replace(choice, unavailable=unavailable)
         if device == "cuda":
@@ -187,8 +189,12 @@ def _decide(
         reasons.append(f"{strategy}: {STRATEGIES[strategy].reason or 'distributed.strategy asks for it.'}")
     if strategy in lacking:
         reasons.append(f"beware: {strategy} needs other versions than are installed here: {lacking[strategy]}")
+    if rows is None and METHODS[run.method].generates:
+        per_device, accumulation = whole_groups(run, data_parallel, per_device, accumulation)
     batch = _batch(rows, data_parallel, per_device, accumulation, chosen, device, reasons)
     _check_least(run, batch)
+    written = groups(run, batch)
+    run = _with_generation(run, written, data_parallel, chosen.speed if chosen and device == "cuda" else None, reasons)
     run = _with_optimizer(run, strategy, device, reasons)
     if device == "cpu" and run.batch.rehearse == "auto":
         reasons.append(f"batch.rehearse=false: {NOT_REHEARSED}")
@@ -197,6 +203,8 @@ def _decide(
     reasons += [*why_packed, *idle]
     if run.early_stopping:
         reasons.append(_stopping_early(run))
+    if ranks := depends_on_ranks(run):
+        reasons.append(f"{run.method}: {ranks}")
     if METHODS[run.method].note:
         reasons.append(f"{run.method}: {METHODS[run.method].note}")
     speed = chosen.speed if chosen and device == "cuda" else None
@@ -221,6 +229,23 @@ def _decide(
         run=run,
         adapter=adapter,
     )
+
+
+def _with_generation(
+    run: RunConfig, written: Groups | None, count: int, speed: Speed | None, reasons: list[str]
+) -> RunConfig:
+    """`run` with held-out completions in whole groups; adds to `reasons` what is written at a time."""
+    if written is None:
+        return run
+    reasons.append(f"{run.method}: a row of the batch is a completion: {written}.")
+    if speed is not None and speed.generating:
+        told = f"about {speed.generating:.1f} of the {speed.step_seconds:.1f} s of a step are for writing completions"
+        reasons.append(f"{run.method}: {told}, if all have their full length (not measured yet).")
+    size, asked = eval_rows(run, count), run.training.get("per_device_eval_batch_size")
+    if size is None or asked is not None:
+        return run
+    reasons.append(f"training.per_device_eval_batch_size={size}: whole groups of held-out completions.")
+    return replace(run, training=run.training | {"per_device_eval_batch_size": size})
 
 
 def _check_least(run: RunConfig, batch: Batch) -> None:
@@ -298,15 +323,22 @@ def _choice(
         sizes = [own // accumulation]
     else:
         sizes = divisors(own)
-    if per_device is None and accumulation is None:
+    if METHODS[run.method].generates:
+        sizes = [size for size in sizes if keeps_whole(run, size, data_parallel)] or sizes
+    elif per_device is None and accumulation is None:
         sizes = [size for size in sizes if size >= METHODS[run.method].least_per_device] or sizes
     on_cpu = not hardware.devices
     if on_cpu:
         sizes = [size for size in sizes if size <= DEFAULT_PER_DEVICE] or sizes[:1]
     capacity = hardware.host_memory_gib / count if on_cpu else min(map(free_gib, hardware.devices))
     full = run.model.dtype == "float32" or (on_cpu and precision == "no")
+    work = workload(run, spec, trained, sizes[0], full=full, on_cpu=on_cpu)
+    if METHODS[run.method].generates:
+        longest = int(settings(run).get("max_completion_length") or run.model.max_seq_length)
+        at_once = written_at_once(run, own or sizes[-1] * (accumulation or 1), sizes[-1], data_parallel)
+        work = replace(work, generated_rows=at_once, generated_tokens=longest)
     return Choice(
-        work=workload(run, spec, trained, sizes[0], full=full, on_cpu=on_cpu),
+        work=work,
         data_parallel=data_parallel,
         hardware=hardware,
         capacity_gib=capacity,

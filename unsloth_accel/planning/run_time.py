@@ -11,6 +11,7 @@ from ..config.run_config import RunConfig
 from ..data.length_estimate import RowLengths
 from ..errors import counted
 from .batch import Batch
+from .groups import groups
 from .speed_estimate import Speed
 
 
@@ -82,5 +83,8 @@ def _steps(run: RunConfig, batch: Batch, lengths: RowLengths | None) -> tuple[in
     if run.training.get("packing"):
         rows = ceil(rows * lengths.mean / run.model.max_seq_length)
         words += f", about {rows:,} packed"
+    if written := groups(run, batch):
+        epoch = written.steps(rows)
+        return max(1, ceil(epoch * epochs)), f"{epochs:g} epoch{'s' * (epochs != 1)} of {words}"
     each = rows // batch.global_size if run.training.get("dataloader_drop_last") else ceil(rows / batch.global_size)
     return max(1, ceil(each * epochs)), f"{epochs:g} epoch{'s' * (epochs != 1)} of {words}"

@@ -13,6 +13,7 @@ from ..config.accelerate_config import Precision
 from ..hardware.hardware import Hardware
 from ..models.spec import ModelSpec
 from ..strategies import STRATEGIES
+from .generation_estimate import generation_seconds
 from .memory_estimate import Workload
 
 PEAK_SHARE, ATTENTION_SHARE = 0.84, 0.56
@@ -43,10 +44,12 @@ class Speed:
     """Seconds of communication not hidden behind computing."""
     tokens: int
     """Tokens per step, over all processes."""
+    generating: float = 0.0
+    """Seconds of writing completions."""
 
     @property
     def step_seconds(self) -> float:
-        return self.compute + self.communication
+        return self.compute + self.communication + self.generating
 
     @property
     def tokens_per_second(self) -> float:
@@ -131,9 +134,12 @@ def estimate_speed(
             if record.hides_gathering and hardware.link == "nvlink" and hardware.num_machines == 1:
                 gathered = max(0.0, gathered - HIDDEN_SHARE * compute)
             communication += accumulation * (gathered + record.seconds_per_block * spec.num_layers)
+    # Of what is written at once a step may take a part, or several may be needed.
+    share = work.per_device * accumulation / work.generated_rows if work.generated_rows else 0.0
     return Speed(
         compute=compute * accumulation,
         communication=communication,
+        generating=generation_seconds(work, device) * share,
         tokens=work.tokens * accumulation * record.data_parallel(num_processes),
     )
 

@@ -23,6 +23,8 @@ def training(run: Recorded) -> list[Markup]:
     made = [
         line_chart("Loss", [loss], dots=[held], note=note, mean_of=over, tall=True),
         *(_of_method(run, title, name, over) for name, title in method.charts.items()),
+        _by_function(run, over),
+        _seconds(run, over),
         line_chart("Learning rate", [column(run.steps, "learning_rate", "learning rate")], from_zero=True),
         line_chart("Gradient norm", [column(run.steps, "grad_norm", "gradient norm")], from_zero=True, mean_of=over),
     ]
@@ -33,6 +35,23 @@ def _of_method(run: Recorded, title: str, name: str, over: int) -> Markup:
     """Return the chart of one of the method's own figures; empty where it wasn't logged."""
     held = column(run.evaluations, f"eval_{name}", "held-out")
     return line_chart(title, [column(run.steps, name, "training")], dots=[held], mean_of=over)
+
+
+def _by_function(run: Recorded, over: int) -> Markup:
+    """Return the chart of each reward function's mean, as TRL logs them; empty where there are not several."""
+    names = {
+        name: None for line in run.steps for name in line if name.startswith("rewards/") and name.endswith("/mean")
+    }
+    drawn = [column(run.steps, name, name[len("rewards/") : -len("/mean")]) for name in names]
+    return line_chart("Reward by function", drawn, mean_of=over) if len(drawn) > 1 else Markup()
+
+
+def _seconds(run: Recorded, over: int) -> Markup:
+    """Return the chart of where a step's seconds go that writes completions; empty elsewhere."""
+    parts = ("generating", "scoring", "updating")
+    drawn = [column(run.steps, f"{part}_seconds", part) for part in parts]
+    note = "Each on the rank that took longest for it."
+    return line_chart("Seconds of a step", drawn, note=note, from_zero=True, mean_of=over)
 
 
 def smoothing(points: int) -> int:

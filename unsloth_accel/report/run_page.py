@@ -39,6 +39,7 @@ def page_of_run(run: Recorded) -> str:
         memory_verdict=memory_chart.verdict(predicted, measured, on_cpu=on_cpu),
         terms=[(name.replace("_", " "), number(value)) for name, value in predicted.items()],
         answers=answers(run),
+        completions=completions(run),
         plan=_plan(run),
         batch=run_context.batch(run),
         data=run_context.data(run),
@@ -53,6 +54,23 @@ def answers(run: Recorded) -> list[dict[str, Any]]:
     """Sample answers to held-out questions, before and after."""
     old, new = (tables(at(run.results, when, "answers")) for when in ("before", "after"))
     return [{**one, "before": old[index].get("answer") if index < len(old) else None} for index, one in enumerate(new)]
+
+
+def completions(run: Recorded) -> list[dict[str, Any]]:
+    """Completions of the first and the last log that has some, with the rewards of each."""
+    steps = sorted({step for line in run.completions if (step := number(line.get("step"))) is not None})
+    shown = dict.fromkeys((*steps[:1], *steps[-1:]))
+    return [
+        {
+            "step": f"{step:g}",
+            "prompt": text(line.get("prompt")),
+            "completion": text(line.get("completion")),
+            "rewards": [(name, numbers.figure(number(one), 3)) for name, one in table(line.get("rewards")).items()],
+        }
+        for step in shown
+        for line in run.completions
+        if line.get("step") == step
+    ]
 
 
 def _plan(run: Recorded) -> dict[str, Any]:

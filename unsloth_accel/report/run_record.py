@@ -60,6 +60,8 @@ class Recorded:
     """logs/steps.jsonl: rank 0's logged steps, those with a loss."""
     evaluations: tuple[Json, ...]
     """Figures on held-out rows while it trained, each with its step."""
+    completions: tuple[Json, ...]
+    """logs/completions.jsonl: some of those that were trained on, of every log."""
     ranks: tuple[Rank, ...]
     errors: tuple[Json, ...]
     """What failing ranks left, the first of them first; the launcher's own word comes before."""
@@ -144,6 +146,7 @@ def read_run_record(directory: str | Path) -> Recorded:
         summary=read_json(files.summary),
         steps=_by_step(line for line in lines if "loss" in line),
         evaluations=_by_step(line for line in told if "eval_loss" in line),
+        completions=tuple(read_lines(files.completions)),
         ranks=ranks,
         errors=_errors(files, ranks),
         # A script's own may be beside its logs, by `trainer.save_model()`.

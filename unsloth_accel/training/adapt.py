@@ -10,6 +10,7 @@ from ..adapters.ddp import wrap_after_evaluation
 from ..adapters.ddp_settings import choose_settings
 from ..adapters.epoch_order import order_by_epoch
 from ..adapters.fsdp2.generation import gather_in_generate
+from ..adapters.generating import refuse_asynchronous
 from ..adapters.gloo_timeout import heed_timeout
 from ..adapters.held_out_loss import weigh_held_out
 from ..adapters.kept_activations import keep_as_planned
@@ -77,8 +78,9 @@ def adapt(
     dropped, so that a lack of memory shows in the first minute (`training.rehearsal`).
 
     Raises `ImportOrderError` where unsloth was imported too late for it (`adapters.import_order`), and `ConfigError`
-    where the processes can't divide `global_batch`.
+    where the processes can't divide `global_batch`, or for TRL's AsyncGRPOTrainer.
     """
+    refuse_asynchronous(trainer)
     available("methods that take a step of ours")
     if environment.promise() is not None:  # in a single process Unsloth's own warning will do
         import_order.check_trainer(trainer)

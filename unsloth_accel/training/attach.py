@@ -44,7 +44,7 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     from .adapt import adapt
     from .rehearsal import Rehearsal
 
-    if run.batch.balance == "tokens":
+    if run.batch.balance == "tokens" and not method.generates:
         share_out(trainer, run)
     trainer.remove_callback(PrinterCallback)
     spare_training(trainer)
@@ -66,6 +66,8 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     trainer.add_callback(StepAgreement(run.save_minutes, saves=saves))
     for path in method.callbacks:
         trainer.add_callback(imported(path)())
+    if method.watch:
+        imported(method.watch)(trainer, run, log)
     if run.logging.progress:
         trainer.add_callback(Progress())
     # Last: what stops a run has been written down by then.

@@ -71,8 +71,9 @@ class AsTrainingBegins(TrainerCallback):
 
 
 def evaluate(held: HeldOut, trainer: Trainer, method: Method) -> dict[str, Any]:
-    """Held-out figures: `loss`, `pair_accuracy` (the share of pairs in which the chosen answer wins, 0 to 1) where
-    `method` has one, `accuracy` (0 to 1) of `rows` answers, sample `answers`.
+    """Held-out figures: `loss`; `reward`, the mean over completions, where `method` scores them; `pair_accuracy` (the
+    share of pairs in which the chosen answer wins, 0 to 1) where it has one; `accuracy` (0 to 1) of `rows` answers,
+    sample `answers`.
 
     The loss is the method's: of supervised fine-tuning in nats per trained token, the mean over those of all rows.
     Every rank must call this; every rank gets the same figures.
@@ -81,6 +82,8 @@ def evaluate(held: HeldOut, trainer: Trainer, method: Method) -> dict[str, Any]:
     if held.loss:
         found = trainer.evaluate()
         figures["loss"] = float(found["eval_loss"])
+        if method.score:
+            figures[method.score] = found[f"eval_{method.score}"]
         if method.accuracy:
             # A model that is its own reference, as it is before the first step, prefers neither answer.
             neither = method.reference_passes and not trainer.state.global_step

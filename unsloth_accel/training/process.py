@@ -46,6 +46,7 @@ from ..methods import METHODS
 from ..planning.batch import keep_rows
 from ..planning.plan import HEADER
 from ..report.at_end import tell
+from ..rewards.functions import reward_faults
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -284,6 +285,8 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     if held:
         with phase("evaluating", log, about="held-out rows, after training"):
             results["after"] = evaluate(held, trainer, METHODS[run.method])
+    if scored := reward_faults(getattr(trainer, "reward_funcs", ())):
+        results["rewards"] = scored
     if environment.rank() == 0:
         _write_results(run, results)
         print(summary(results, adapter), flush=True)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from ..adapters.ddp_settings import buffers_change
 from ..adapters.fsdp2.peer_fetch.fetch import shared_bytes
 from ..adapters.fsdp2.units import let_go
+from ..adapters.generating import writes_completions
 from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
 from ..adapters.kept_activations import keep, kept
 from ..adapters.longest_batch import longest_in_evaluation, longest_in_training
@@ -109,6 +110,8 @@ class Rehearsal(TrainerCallback):
         args = self._trainer.args
         if not available("a rehearsed step"):
             return "the installed packages lack a name that it needs"
+        if writes_completions(self._trainer):
+            return "completions have the length that the model gives them, so none is known to be the longest"
         if any(name in str(args.optim) for name in STEPS_IN_BACKWARD):
             return f"{args.optim} steps inside of the backward pass"
         if buffers_change(self._trainer.model):

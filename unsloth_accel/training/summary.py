@@ -46,6 +46,8 @@ def summary(results: dict[str, Any], adapter: Path | None) -> str:
     if before and after:
         if "loss" in before:
             lines.append(f"held-out loss      {before['loss']:.4f} before → {after['loss']:.4f} after")
+        if None not in (before.get("reward"), after.get("reward")):
+            lines.append(f"held-out reward    {before['reward']:.4f} before → {after['reward']:.4f} after")
         if "pair_accuracy" in before:
             figures = f"{before['pair_accuracy']:.1%} before → {after['pair_accuracy']:.1%} after"
             lines.append(f"held-out pairs     {figures} (the chosen answer wins)")

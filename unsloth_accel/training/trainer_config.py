@@ -32,6 +32,7 @@ def trainer_config(run: RunConfig, method: Method, own: dict[str, Any]) -> Any:
     }
     if run.distributed.device == "cpu":
         fields["use_cpu"] = True
+    imported(method.trainer_class)  # now, so that it stays the one that this config belongs to
     try:
         return imported(method.config_class)(**fields)
     except (TypeError, ValueError) as error:

@@ -16,19 +16,23 @@ from ..artifacts.run_directory import RunDirectory
 from ..config.push_target import PushTarget
 from ..config.run_config import RunConfig
 from ..config.start_adapter import model_of
-from ..config.trainer_settings import shared_out_by_tokens
+from ..config.trainer_settings import settings, shared_out_by_tokens
 from ..data.formats import has_response, question_of, roles
+from ..data.generation_server import server_problems_of
 from ..data.hub import access_problems, has_rows
 from ..data.rows import Rows, no_step, read_checked_rows, trained_rows
 from ..data.sources import locate
 from ..data.tokenise import COMPARED, answers_are_compared, responses_need_turns
 from ..errors import ConfigError, Problem, counted
 from ..files import existing
+from ..methods import METHODS
 from ..models.hub_access import Kind, answers, hub_is_off
 from ..models.known_names import copy_loaded
 from ..models.locate import find_model, is_cached, may_be_hub_id, unreachable
 from ..models.spec import ModelSpec
+from ..planning.groups import group_size
 from .model_fit import model_fit_problems
+from .reward_checks import reward_problems
 from .vocabulary import vocabulary_problems
 
 STREAM_CHECKED = 1_000
@@ -58,9 +62,11 @@ def input_problems(run: RunConfig) -> list[Problem]:
     if run.data.train_on == "responses":
         for found in rows.values():
             problems += _responses_problems(found)
+    if METHODS[run.method].generates:
+        problems += server_problems_of(settings(run), run.model.name)
     if run.evaluation.exact_match and "data.eval_path" in rows:
         problems += exact_match_problems(rows["data.eval_path"])
-    problems += [*model_fit_problems(run), *vocabulary_problems(run, rows)]
+    problems += [*model_fit_problems(run), *vocabulary_problems(run, rows), *reward_problems(run, rows)]
     if "data.path" not in rows or run.data.streaming:
         return problems
     found = rows["data.path"]
@@ -69,7 +75,7 @@ def input_problems(run: RunConfig) -> list[Problem]:
 
 def place_problems(run: RunConfig) -> list[Problem]:
     """Return the problems of `input_problems` for which no row is read: what isn't there, or lacks what is named."""
-    problems = [*_model_problems(run), *model_fit_problems(run)]
+    problems = [*_model_problems(run), *model_fit_problems(run), *reward_problems(run, {})]
     for key, path in (("data.path", run.data.path), ("data.eval_path", run.data.eval_path)):
         try:
             locate(path, key) if path else None
@@ -109,6 +115,8 @@ def exact_match_problems(rows: Rows) -> list[Problem]:
 def _epoch_problems(run: RunConfig, count: int) -> list[Problem]:
     """Return a warning where an epoch's last step can't hold a whole global batch; an error where there is no step."""
     size = run.batch.rows(run.model.max_seq_length)
+    if METHODS[run.method].generates:
+        return _prompt_problems(run, count)
     if not size or count % size == 0 or run.training.get("packing"):
         return []
     if run.training.get("dataloader_drop_last"):
@@ -126,6 +134,26 @@ def _epoch_problems(run: RunConfig, count: int) -> list[Problem]:
         fix += "; batch.balance=tokens repeats none" * shared_out_by_tokens(balanced)
     key = "batch.global_size"
     return [Problem(key=key, value=size, consequence=f"{consequence}.", fix=fix, severity="warning")]
+
+
+def _prompt_problems(run: RunConfig, count: int) -> list[Problem]:
+    """Return an error where `count` prompts don't fill a batch, and a warning where some are left out each epoch."""
+    each = group_size(run)
+    size = run.training.get("generation_batch_size") or run.batch.rows(run.model.max_seq_length) or 0
+    prompts = size // each
+    if each < 2:  # told by a rule
+        return []
+    if not prompts or count % prompts == 0:
+        return []
+    key = "batch.global_size" if not run.training.get("generation_batch_size") else "training.generation_batch_size"
+    needed = f"{counted(size, 'completion')} are {each} to each of {counted(prompts, 'prompt')}"
+    if count < prompts:
+        consequence = f"{needed}, and there are {count}: incomplete batches are left out, so there is no step."
+        fix = f"{key}={count * each}, or a larger training.num_generations, or more prompts"
+        return [Problem(key=key, value=size, consequence=consequence, fix=fix)]
+    consequence = f"{needed}: of {count} prompts the last {count % prompts} of each epoch are left out."
+    fix = "nothing, other ones are left out in each epoch; or a number of prompts that the batch divides"
+    return [Problem(key=key, value=size, consequence=consequence, fix=fix, severity="warning")]
 
 
 def _model_problems(run: RunConfig) -> list[Problem]:

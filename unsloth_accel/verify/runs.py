@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..adapters.recorded_completions import RECORDED
 from ..artifacts.own_files import remove
 from ..artifacts.run_directory import START_RECORD, RunDirectory, start_of
 from ..config.start_adapter import ADAPTER_WEIGHTS
@@ -60,16 +61,20 @@ def train(
     environment: Mapping[str, str] = os.environ,
     threads: int | None = None,
     module: str | None = None,
+    completions: Path | None = None,
 ) -> Trained:
     """Run `decided` in processes of its own until it ends; `wait` is called meanwhile, with seconds to spend.
 
     `threads` are those of each process on a CPU; by default they share its cores. `module` is started in each process.
-    Raises `LaunchError` where it failed, in the failing rank's own words. Whatever `wait` raises ends the run.
+    Where the model writes what it is trained on, that is kept in the file `completions`, or taken from there if it
+    exists. Raises `LaunchError` where it failed, in the failing rank's own words. Whatever `wait` raises ends the run.
     """
     files = RunDirectory(decided.run.output_dir)
     remove([*files.rank_records(), start_of(files.record)], files.path)
     command = launch_of(decided, module=module)
     variables = {START_RECORD: str(files.record)} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    if completions and decided.method.generates:
+        variables[RECORDED] = str(completions.absolute())
     started = time.perf_counter()
     with made_room(decided) as launched, files.verify_log.open("wb") as log:
         command = replace(command, environment=command.environment | variables | launched)

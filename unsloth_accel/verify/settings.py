@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ..config.run_config import BatchConfig, DataConfig, RunConfig
+from ..config.trainer_settings import settings as settings_of_trainer
 from ..config.trainer_settings import shared_out_by_tokens
 from ..data.length_estimate import texts_of
 from ..data.rows import read_rows, stream
 from ..errors import ConfigError, Problem, counted, errors, nearest, raise_errors
 from ..hardware.hardware import Hardware
 from ..launch.launcher import plan_problems
+from ..methods import METHODS
 from ..planning.batch import divisors
+from ..planning.groups import group_size
 from ..planning.memory_estimate import optimizer_for
 from ..planning.plan import Plan
 from ..planning.planner import plan
@@ -38,6 +41,8 @@ _DROPPED = (
     *("push_to_hub", "hub_"),
     *("logging_", "warmup_", "num_train_epochs", "resume", "overwrite", "include_num_input_tokens_seen"),
 )
+_LEAST_RATE, _RATE = 1e-5, 1e-4
+"""Learning rate below which a few steps leave an adapter where it was, and what is taken in its place."""
 _CHARACTERS = 8
 """Most characters per token in text worth training on: rows are counted by it where they get packed."""
 
@@ -60,9 +65,15 @@ class Settings:
         given = [plan.environment.get("OMP_NUM_THREADS") for plan in (self.single, *self.others)]
         return min(int(count) for count in given if count) if any(given) else None
 
+    @property
+    def completions(self) -> Path:
+        """File of what one process writes and all are trained on, where the method's model writes anything."""
+        return Path(self.single.run.data.path).with_name("completions.jsonl")
+
     def write_rows(self) -> None:
         path = Path(self.single.run.data.path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        self.completions.unlink(missing_ok=True)
         path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
 
 
@@ -112,7 +123,7 @@ def settings(
         short = replace(short, model=replace(short.model, keep_activations=min(kept)))
     share = given.global_size // count
     per_device = max(size for size in divisors(share) if size <= most)
-    accumulation = min(share // per_device, MOST_ACCUMULATION * (1 if several else 2))
+    accumulation = _accumulation(short, share // per_device, per_device * count, several=bool(several))
     size = per_device * accumulation * count
     if size != given.global_size:
         made = counted(size, "row")
@@ -142,6 +153,13 @@ def settings(
         notes=tuple(notes),
         rows=_enough(rows, steps, per_device, accumulation, count, short),
     )
+
+
+def _accumulation(run: RunConfig, most: int, at_once: int, *, several: bool) -> int:
+    """Return the accumulation steps of `at_once` rows that are enough to see that accumulating is right, up to `most`;
+    whole groups of completions may need more."""
+    enough, size = min(most, MOST_ACCUMULATION * (1 if several else 2)), group_size(run)
+    return next((count for count in range(enough, most) if count * at_once % size == 0), most) if size > 1 else enough
 
 
 def _known(strategies: Sequence[str]) -> list[str]:
@@ -186,6 +204,17 @@ def _shortened(run: RunConfig, steps: int) -> tuple[RunConfig, list[str]]:
     if lora.dropout or noise:
         lora = replace(lora, dropout=0.0)
         notes.append("no dropout and no noise: each process would draw its own")
+    if METHODS[run.method].generates:
+        notes.append("the completions of one process are trained on by all: each rank would write others")
+        for name in ("steps_per_generation", "generation_batch_size"):
+            if training.pop(name, None):
+                notes.append(
+                    f"no training.{name}: each rank shuffles what it wrote before it takes several steps of it"
+                )
+    rate = settings_of_trainer(run).get("learning_rate")
+    if isinstance(rate, float) and 0 < rate < _LEAST_RATE:
+        training["learning_rate"] = _RATE
+        notes.append(f"training.learning_rate={_RATE:g}, not {rate:g}: {steps} steps would change next to nothing")
     return replace(
         run,
         lora=lora,
@@ -226,6 +255,8 @@ def _enough(
     it ends with one micro-batch a process. Rows that get packed, whose number is not known, make all steps full.
     """
     size, repeated = per_device * accumulation * processes, itertools.cycle(rows)
+    if METHODS[run.method].generates:  # incomplete batches are left out
+        return list(itertools.islice(repeated, (steps // 2 + 1) * size // group_size(run)))
     if not run.training.get("packing"):
         last = min(processes + 1, size - 1) if shared_out_by_tokens(run) else size // accumulation % size
         epoch = steps // 2 * size + last if steps > 1 else size

@@ -130,13 +130,13 @@ class Comparison:
         return not self.faults
 
 
-def compare(one: Trained, other: Trained, allowed: Tolerance) -> Comparison:
-    """Compare `other` with `one`, the run of one process."""
+def compare(one: Trained, other: Trained, allowed: Tolerance, *, loss_scale: float = 0.0) -> Comparison:
+    """Compare `other` with `one`, the run of one process; `loss_scale` is the method's (`methods.Method`)."""
     start, end, theirs = (tensors.read_tensors(path) for path in (one.start, one.adapter, other.adapter))
     moved = tensors.distance(start, end)
     size = tensors.size(start)
     found = Comparison(
-        loss=largest(one.loss, other.loss),
+        loss=largest(one.loss, other.loss, least=loss_scale),
         grad_norm=largest(one.grad_norm, other.grad_norm),
         moved=tensors.distance(start, theirs) / moved - 1 if moved else math.inf,
         adapter=tensors.distance(end, theirs) / moved if moved else math.inf,
@@ -203,17 +203,18 @@ def _ranks_equal(run: Trained) -> bool | None:
     return len(hashes) == run.num_processes and len(set(hashes)) == 1
 
 
-def largest(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Return the largest relative difference of two lists, from `ours`."""
-    return max((_relative(a, b) for a, b in zip(ours, theirs, strict=False)), default=math.inf)
+def largest(ours: Sequence[float], theirs: Sequence[float], *, least: float = 0.0) -> float:
+    """Return the largest relative difference of two lists, from `ours`, whose numbers count as `least` at least."""
+    return max((_relative(a, b, least) for a, b in zip(ours, theirs, strict=False)), default=math.inf)
 
 
-def _relative(ours: float, theirs: float) -> float:
+def _relative(ours: float, theirs: float, least: float) -> float:
     """Return the difference from `ours` as a share of it; 0 where both overflowed, as fp16's loss scaling allows."""
     finite = math.isfinite(ours), math.isfinite(theirs)
     if ours == theirs or not any(finite):
         return 0.0
-    return abs(theirs - ours) / abs(ours) if ours and all(finite) else math.inf
+    size = max(abs(ours), least)
+    return abs(theirs - ours) / size if size and all(finite) else math.inf
 
 
 def share(value: float) -> str:

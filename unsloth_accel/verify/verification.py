@@ -11,6 +11,7 @@ from typing import Any
 from ..adapters.saving import versions
 from ..artifacts.own_files import is_of_a_run, taken
 from ..artifacts.run_directory import RunDirectory
+from ..config.trainer_settings import depends_on_ranks
 from ..errors import LaunchError, Problem, raise_errors
 from ..planning.plan import Plan
 from .runs import Trained, train
@@ -107,19 +108,19 @@ def verify(settings: Settings, changes: Sequence[str] = (), tell: Tell = lambda 
     which leaves nothing to compare with, and `ConfigError` for `changes` that are none.
     """
     precision = precision_of(settings.single)
-    allowed = tolerance(precision, changes, settings.single.device, settings.single.method.depends_on_ranks)
+    allowed = tolerance(precision, changes, settings.single.device, depends_on_ranks(settings.single.run))
     raise_errors(taken_problems(settings))
     settings.write_rows()
     try:
-        single = _trained(settings.single, tell, settings.threads)
+        single = _trained(settings.single, tell, settings)
     except LaunchError as error:
         raise LaunchError(f"one process alone fails, so there is nothing to compare with: {error}", 1) from None
     found = Verification(settings=settings, precision=precision, tolerance=allowed, single=single)
     for plan in settings.others:
         name = Path(plan.run.output_dir).name
         try:
-            trained = _trained(plan, tell, settings.threads)
-            compared = compare(single, trained, allowed)
+            trained = _trained(plan, tell, settings)
+            compared = compare(single, trained, allowed, loss_scale=plan.method.loss_scale)
             found.outcomes.append(StrategyOutcome(plan=plan, name=name, trained=trained, comparison=compared))
         except LaunchError as error:
             found.outcomes.append(StrategyOutcome(plan=plan, name=name, error=str(error)))
@@ -139,7 +140,7 @@ def taken_problems(settings: Settings) -> list[Problem]:
     return problems
 
 
-def _trained(plan: Plan, tell: Tell, threads: int | None) -> Trained:
+def _trained(plan: Plan, tell: Tell, settings: Settings) -> Trained:
     directory = Path(plan.run.output_dir)
     log = RunDirectory(directory).step_log
     steps = plan.run.training["max_steps"]
@@ -150,6 +151,6 @@ def _trained(plan: Plan, tell: Tell, threads: int | None) -> Trained:
         tell(directory.name, min(done, steps - 1), steps, time.perf_counter() - started)
         time.sleep(seconds)
 
-    trained = train(plan, wait, threads=threads)
+    trained = train(plan, wait, threads=settings.threads, completions=settings.completions)
     tell(directory.name, steps, steps, time.perf_counter() - started)
     return trained

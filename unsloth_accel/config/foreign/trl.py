@@ -33,9 +33,11 @@ from .shared import (
     several,
     sft_beside,
 )
+from .trl_grpo import KEYS as GRPO
+from .trl_grpo import MARKS, length
 
 _OWN = {
-    "grpo": ("reward_funcs", "num_generations", "max_completion_length", "reward_weights"),
+    "grpo": MARKS,
     "kto": ("desirable_weight", "undesirable_weight"),
     "reward": ("center_rewards_coefficient",),
     "dpo": (
@@ -134,7 +136,7 @@ _KEYS: Mapping[str, Entry] = {
     "bnb_4bit_quant_type": NF4,
     "use_bnb_nested_quant": DOUBLE,
     "max_seq_length": Becomes("model.max_seq_length"),
-    "max_length": Becomes("model.max_seq_length"),
+    "max_length": Computed(length, "`model.max_seq_length`; of GRPO, prompt and completion together"),
     "use_liger_kernel": UNSLOTHS,
     "use_cache": Covered("no cache of keys is kept in training"),
     "model_init_kwargs": Untranslated(
@@ -166,7 +168,6 @@ _KEYS: Mapping[str, Entry] = {
     "dataset_splits": Covered("in data.split and data.eval_split"),
     "dataset_text_field": Chooses({"text": {}}, "data.columns: {text: NAME} renames a column."),
     "dataset_kwargs": Untranslated("data.format and data.train_on say what rows are."),
-    "dataset_prompt_column": _OTHER,
     "preprocessing_num_workers": Becomes("training.dataset_num_proc"),
     "assistant_only_loss": Chooses({True: {"data.train_on": "responses"}, False: {}}, "true or false."),
     "completion_only_loss": Chooses(
@@ -190,23 +191,11 @@ _KEYS: Mapping[str, Entry] = {
     "wandb_entity": Untranslated(WANDB.format("WANDB_ENTITY"), off=()),
     "callbacks": Untranslated("callbacks are added by a script of your own.", off=([],)),
     "benchmarks": Untranslated("a finished model is measured elsewhere: unsloth-accel merge writes it.", off=([],)),
+    **GRPO,
     "loss_type": Computed(_loss_type, "`training.loss_type`, of DPO a list"),
-    "max_prompt_length": Covered("TRL cuts a prompt with its answer: model.max_seq_length"),
+    "max_prompt_length": Covered("TRL cuts a prompt with its answer, and leaves out one of GRPO that is too long"),
     "ref_model_init_kwargs": Untranslated(BASE_SERVES, off=()),
     "rpo_alpha": sft_beside("rpo_alpha"),
-    **dict.fromkeys(
-        (
-            "max_completion_length",
-            "num_generations",
-            "reward_funcs",
-            "reward_weights",
-            "use_vllm",
-            "temperature",
-            "scale_rewards",
-            "log_completions",
-        ),
-        _OTHER,
-    ),
 }
 
 TRL = Tool(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
+from ...config.rewards_config import name_files_beside
 from ...config.run_config import RunConfig
 from ...errors import ConfigError, Problem, Severity
 from ...strategies import STRATEGIES, Strategy, usual
@@ -23,7 +25,7 @@ def _refused(config: Document, rule_id: str) -> Iterator[Finding]:
     """Yield what `read_run` says under this rule, with the line."""
     if config.found or not config.text:
         return  # the reader's word comes first; what has no text has been read
-    for problem in _read(config.text)[1]:
+    for problem in _read(config.text, config.file)[1]:
         if problem.rule == rule_id:
             section = problem.key.rpartition(".")[0]
             meant = re.match(r"did you mean ([\w.]+)\?", problem.fix) if rule_id == "run-unknown-key" else None
@@ -34,8 +36,8 @@ def _refused(config: Document, rule_id: str) -> Iterator[Finding]:
 
 
 @functools.lru_cache(maxsize=8)
-def _read(text: str) -> tuple[RunConfig | None, tuple[Problem, ...]]:
-    """Return the run that a text describes, or what `read_run` says against it."""
+def _read(text: str, file: str) -> tuple[RunConfig | None, tuple[Problem, ...]]:
+    """Return the run that the text of `file` describes, or what `read_run` says against it."""
     import yaml
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -44,7 +46,10 @@ def _read(text: str) -> tuple[RunConfig | None, tuple[Problem, ...]]:
 
     try:
         values = OmegaConf.create(text)
-        return (from_dict(values), ()) if isinstance(values, DictConfig) else (None, ())
+        if not isinstance(values, DictConfig):
+            return None, ()
+        name_files_beside(values, Path(file).parent)
+        return from_dict(values), ()
     except ConfigError as error:
         return None, error.problems
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
@@ -57,7 +62,7 @@ def _inputs(config: Document, severity: Severity) -> Iterator[Finding]:
     """Yield what is wrong with the model and the rows that a run names, where it is to be launched here."""
     from ..inputs import input_problems
 
-    run = _read(config.text)[0] if config.context.here and config.text else None
+    run = _read(config.text, config.file)[0] if config.context.here and config.text else None
     for problem in input_problems(run) if run else ():
         if problem.severity == severity:
             yield config.problem(problem.key, problem.consequence, problem.fix)

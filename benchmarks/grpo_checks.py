@@ -1,0 +1,92 @@
+"""The checks of `benchmarks.gpu_checks` in which a model writes what it is trained on: groups, ranks, time, memory."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.checks import CLI, Place, expect
+from unsloth_accel.artifacts.run_directory import RunDirectory
+
+GROUP, STEPS, WARM_UP = 8, 6, 2
+"""Completions to a prompt, steps of a check, and those of them that are left out: kernels are compiled in them."""
+REWARD = """
+import json
+import os
+from pathlib import Path
+
+
+def noted(prompts, completions, completion_ids, **columns):
+    with (Path(__file__).parent / f"seen-{os.environ.get('RANK', 0)}.jsonl").open("a") as file:
+        file.write(json.dumps([str(prompt) for prompt in prompts]) + "\\n")
+    return [sum(token % 2 == 0 for token in ids) / max(len(ids), 1) for ids in completion_ids]
+"""
+"""Reward for even tokens, which a random model learns; notes the prompts of each call."""
+
+
+def grpo_run(strategy: str, place: Place) -> dict[str, Any]:
+    """Steps of `method: grpo` at the 1.5B shape, on two ranks: groups whole, ranks equal, where the seconds go, and
+    memory against the plan."""
+    on_cpu = place.device == "cpu"
+    rows, length, limit = (16, 24, 96) if on_cpu else (64, 512, 768)
+    place.directory.mkdir(parents=True, exist_ok=True)
+    for left in place.directory.glob("seen-*.jsonl"):
+        left.unlink()
+    (place.directory / "noting.py").write_text(REWARD, encoding="utf-8")
+    prompts = [{"prompt": f"Number {number}: {'and ' * (number % 7)}so on."} for number in range(64)]
+    data = place.directory / "prompts.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in prompts), encoding="utf-8")
+    values = place.values(
+        "run",
+        strategy,
+        model={"name": "tiny" if on_cpu else "1.5B", "max_seq_length": limit},
+        batch={"global_size": rows},
+        rewards={"functions": [f"{place.directory / 'noting.py'}:noted"]},
+        logging={"rank_sync_steps": 1},  # a rank that differs ends the run
+    )
+    values["training"] = {
+        "max_steps": STEPS,
+        "learning_rate": 1e-4,
+        "num_generations": GROUP,
+        "max_completion_length": length,
+        "save_strategy": "no",
+        "overwrite": True,
+    }
+    described = place.directory / "run.yaml"
+    described.write_text(yaml.safe_dump(values | {"method": "grpo", "data": {"path": str(data)}}), encoding="utf-8")
+    place.run("run", *CLI, "launch", described)
+    files = RunDirectory(place.directory / "run")
+    lines = [json.loads(line) for line in files.step_log.read_text(encoding="utf-8").splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    expect(len(steps) == STEPS, f"{len(steps)} steps")
+    _expect_whole_groups(place.directory, rows)
+    plan = json.loads(files.plan.read_text(encoding="utf-8"))
+    memory = json.loads(files.results.read_text(encoding="utf-8")).get("memory_gib", {})
+    parts = {
+        part: round(statistics.median(step[f"{part}_seconds"] for step in steps[WARM_UP:]), 3)
+        for part in ("generating", "scoring", "updating")
+    }
+    return {
+        "batch": f"{rows} completions, {GROUP} to a prompt, {length} tokens at most",
+        "seconds": parts,
+        "planned_seconds": plan["estimated_step_seconds"],
+        "gib": memory,
+        "planned_gib": plan["memory_gib"],
+        "length": round(statistics.mean(step["completions/mean_length"] for step in steps), 1),
+        "reward": [round(step["reward"], 4) for step in (steps[0], steps[-1])],
+    }
+
+
+def _expect_whole_groups(directory: Path, rows: int) -> None:
+    """Expect that the ranks' prompts, one rank after the other, are groups of one prompt in each call."""
+    seen = [path.read_text(encoding="utf-8").splitlines() for path in sorted(directory.glob("seen-*.jsonl"))]
+    expect(len(seen) == 2 and len({len(calls) for calls in seen}) == 1, f"calls by rank: {list(map(len, seen))}")
+    for number, parts in enumerate(zip(*seen, strict=True), start=1):
+        prompts = [prompt for part in parts for prompt in json.loads(part)]
+        expect(len(prompts) == rows, f"call {number} had {len(prompts)} completions, not {rows}")
+        groups = [set(prompts[start : start + GROUP]) for start in range(0, rows, GROUP)]
+        expect(all(len(group) == 1 for group in groups), f"call {number} cut a group: {groups}")

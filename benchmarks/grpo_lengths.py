@@ -1,0 +1,69 @@
+"""GRPO on a model with random weights, which answers nothing right: are completions written, and trained on?
+
+accelerate launch --config_file accelerate_configs/fsdp2.yaml benchmarks/grpo_lengths.py --model DIRECTORY
+
+The reward is for the right length in characters, which differs between completions of any model (examples/grpo.py has
+rewards to learn from).
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+# The order matters: unsloth_accel sets what must be set before unsloth, and unsloth patches trl.
+# isort: off
+import unsloth_accel
+from unsloth import FastLanguageModel
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+# isort: on
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
+parser.add_argument("--data", default="examples/data/elements-train.jsonl")
+parser.add_argument("--output", default="runs/grpo-lengths")
+parser.add_argument("--max-steps", type=int, default=10)
+parser.add_argument("--per-device", type=int, default=4, help="answers per process and step")
+parser.add_argument("--answers", type=int, default=4, help="answers per question, which are compared to each other")
+parser.add_argument("--characters", type=int, default=80, help="the length that is rewarded")
+parser.add_argument("--max-new-tokens", type=int, default=48)
+options = parser.parse_args()
+
+rows = [json.loads(line) for line in Path(options.data).read_text(encoding="utf-8").splitlines()]
+questions = Dataset.from_list([{"prompt": row["messages"][:-1]} for row in rows])
+model, tokenizer = FastLanguageModel.from_pretrained(options.model, max_seq_length=512, load_in_4bit=False)
+model = FastLanguageModel.get_peft_model(
+    model,
+    r=16,
+    lora_alpha=32,
+    target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+)
+
+
+def right_length(completions: list[Any], **columns: Any) -> list[float]:
+    """0 for an answer of the right length, minus one for every hundred characters too many or too few."""
+    return [-abs(len(answer[-1]["content"]) - options.characters) / 100 for answer in completions]
+
+
+trainer = GRPOTrainer(
+    model=model,
+    processing_class=tokenizer,
+    reward_funcs=right_length,
+    train_dataset=questions,
+    args=GRPOConfig(
+        output_dir=options.output,
+        max_steps=options.max_steps,
+        per_device_train_batch_size=options.per_device,
+        num_generations=options.answers,
+        max_completion_length=options.max_new_tokens,
+        learning_rate=1e-4,
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        ddp_find_unused_parameters=False,  # dense LoRA: every trainable tensor has a gradient in every step
+    ),
+)
+trainer = unsloth_accel.adapt(trainer)  # guards the run; under FSDP2 it gathers the weights while answers are written
+trainer.train()
+trainer.save_model(f"{options.output}/adapter")

@@ -1,0 +1,77 @@
+"""Rules about the methods whose model writes the completions that it is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...config.run_config import DataConfig, RunConfig
+from ...config.trainer_settings import depends_on_ranks
+from ...strategies import STRATEGIES
+from .document import Document, Finding
+from .rule_registry import rule
+from .run_settings import given, method_of, number, settings_of, values_of
+
+
+@rule("run-prompt-room", on=("run",))
+def run_prompt_room(config: Document) -> Iterator[Finding]:
+    """A longest completion that fills model.max_seq_length leaves no room for a prompt: no row is left to train on.
+
+    Reference: unsloth_accel/data/tokenise.py: "the most tokens of a prompt".
+    """
+    if not method_of(config).generates:
+        return
+    longest, model = number(settings_of(config).get("max_completion_length")), values_of(config).get("model")
+    limit = number((model if isinstance(model, dict) else {}).get("max_seq_length", 2048))
+    if longest is not None and limit is not None and longest >= limit:
+        consequence = f"leaves no token of model.max_seq_length={limit:g} for a prompt."
+        fix = f"training.max_completion_length: {int(limit // 2)}, or a larger model.max_seq_length"
+        yield config.problem("training.max_completion_length", consequence, fix)
+
+
+@rule("run-loss-of-ranks", "warning", on=("run",))
+def run_loss_of_ranks(config: Document) -> Iterator[Finding]:
+    """A loss that divides by what one process has at once trains otherwise on another number of GPUs.
+
+    Reference: trl/trainer/grpo_trainer.py: `_compute_loss`, "bnpo".
+    """
+    method, said = method_of(config), given(config)
+    why = depends_on_ranks(RunConfig(method=method.name, data=DataConfig(path=""), training=said))
+    name = next((key.partition("=")[0] for key in method.depends_with if key.partition("=")[0] in said), None)
+    if why and name:
+        yield config.problem(f"training.{name}", why, f"remove training.{name}, or keep to one number of GPUs")
+
+
+@rule("run-generation-server", on=("run",))
+def run_generation_server(config: Document) -> Iterator[Finding]:
+    """A server gets whole weights in 16 bit, into which TRL merges the adapter: a base in 4 bit or one that the
+    strategy divides has none to send. A base that is merged and unmerged in 16 bit is a little another after each time
+    (warned).
+
+    Reference: trl/generation/vllm_generation.py: `sync_weights`, "merge_adapter"; of SmolLM2-135M in bfloat16 3 / 12 /
+    27 % of the base's weights had changed after 1 / 10 / 50 such times (a synthetic adapter, measured here).
+    """
+    values = settings_of(config)
+    if not method_of(config).generates or not values.get("use_vllm"):
+        return
+    model, spread = values_of(config).get("model"), values_of(config).get("distributed")
+    key, own = "training.use_vllm", "remove it: the processes that train then write completions themselves"
+    if values.get("vllm_mode") != "server":
+        consequence = (
+            "puts a vLLM engine beside the model on every GPU, which was not tried, and whose memory is not planned."
+        )
+        yield config.problem(key, consequence, f"training.vllm_mode: server, or {own}", mild=True)
+        return
+    asked = spread.get("strategy") if isinstance(spread, dict) else None
+    strategy = STRATEGIES.get(asked) if isinstance(asked, str) else None
+    if isinstance(model, dict) and model.get("load_in_4bit"):
+        consequence = "sends 16-bit weights to the server, and a base in 4 bit has none: every process fails."
+        yield config.problem(key, consequence, f"model.load_in_4bit: false, or {own}")
+    elif strategy is not None and strategy.shards_weights:
+        consequence = f"sends whole weights to the server, and {strategy.name} divides them: every process fails."
+        yield config.problem(key, consequence, f"distributed.strategy: ddp, or {own}")
+    else:
+        consequence = (
+            "merges the adapter into the base before each sending and takes it out again, which in 16 bit leaves the "
+            "base a little changed: of SmolLM2-135M in bfloat16 3 % of the weights after one, 27 % after 50."
+        )
+        yield config.problem(key, consequence, f"model.dtype: float32, or {own}", mild=True)
