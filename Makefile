@@ -73,4 +73,5 @@ docs: $(INSTALLED)
 	$(BIN)/python -m benchmarks.gpu_checks --table docs/gpu-checks.md
 	$(BIN)/python -m benchmarks.row_sharing --table docs/batches.md
 	$(BIN)/python -m benchmarks.faults --table docs/faults.md
+	$(BIN)/python -m benchmarks.grpo_example --table
 	$(BIN)/python -m benchmarks.tables

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import subprocess
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from unsloth_accel.verify.runs import Trained, train
 
 TIMEOUT = 200.0
 """Seconds that a run may take once its gate is open."""
+HOLD = "BENCHMARK_HOLD"
+"""Variable with a file without which nothing trains: what needs no clock may run before, while packages are imported."""
 IMPORT_TIMEOUT = 180.0
 """Seconds in which all runs should have imported their packages; after them the first starts all the same."""
 
@@ -124,7 +127,11 @@ def in_turns(
 
 
 def wait_for_imports(runs: Iterable[tuple[Future[Any], Gate]]) -> None:
-    """Return when every run has ended or reached its gate, or after `IMPORT_TIMEOUT`."""
+    """Return when every run has ended or reached its gate, or after `IMPORT_TIMEOUT`; with `HOLD` set, once its file is
+    there, too."""
     waiting, latest = list(runs), time.perf_counter() + IMPORT_TIMEOUT
     while time.perf_counter() < latest and not all(run.done() or gate.is_reached() for run, gate in waiting):
         time.sleep(0.5)
+    held = os.environ.get(HOLD)
+    while held and not Path(held).exists():
+        time.sleep(0.2)

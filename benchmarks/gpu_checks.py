@@ -44,6 +44,7 @@ from benchmarks.checks import (
 from benchmarks.fault_checks import FAULTS
 from benchmarks.grpo_checks import grpo_run
 from benchmarks.memory_checks import halving, limited, packed_kept, rehearsed
+from benchmarks.multigpu_checks import grpo_multi_gpu, quick_start
 from unsloth_accel.adapters.fsdp2.peer_fetch.peer_reach import SWITCH as PEER_GATHER
 from unsloth_accel.adapters.saving import versions
 from unsloth_accel.files import write_atomically
@@ -98,6 +99,8 @@ CHECKS: dict[str, Check] = {
     "script": partial(scripts, "sft"),
     "merging": merging,
     "doctor": doctor,
+    "multigpu-quick-start": quick_start,
+    "multigpu-grpo": grpo_multi_gpu,
 }  # fmt: skip
 
 

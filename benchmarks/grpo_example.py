@@ -76,7 +76,7 @@ def table(report: dict[str, Any]) -> str:
         lines.append(f"| {seed} | {reward} | {steps} | {found['processor_seconds']:.0f} |")
     first = next(iter(report.values()))
     lines += ["", "The first of them while it trains:", "", *_curve(first["curve"]), ""]
-    lines += ["Completions of its first and its last step:", "", "| step | prompt ends with | completion | rewards |"]
+    lines += ["Completions of its first and its last step:", "", "| step | question | completion | rewards |"]
     return "\n".join([*lines, "|---|---|---|---|", *_completions(first["completions"])])
 
 
@@ -91,10 +91,10 @@ def _curve(curve: list[dict[str, Any]]) -> Iterator[str]:
 
 def _completions(lines: list[dict[str, Any]]) -> Iterator[str]:
     for line in lines:
-        question = " ".join(line["prompt"].split())[-70:]
+        question = " ".join(line["prompt"].rpartition("\n\n")[2].split())  # without the system's message
         said = shortened(line["completion"].replace("\n", "↵").replace("|", "\\|"), 80)
         rewards = ", ".join(f"{value:g}" for value in line["rewards"].values())
-        yield f"| {line['step']} | …{question} | {said} | {rewards} |"
+        yield f"| {line['step']} | {question} | {said} | {rewards} |"
 
 
 def filled(text: str, report: dict[str, Any]) -> str:

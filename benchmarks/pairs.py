@@ -1,6 +1,7 @@
 """DPO and KTO on two GPUs: is it the run of one, how fast, how much memory; and DPO against the script of a user.
 
     python -m benchmarks.pairs [--cells 'dpo-*'] [--seconds 560] [--out FILE.json]
+    python -m benchmarks.pairs --table FILE.json    (prints what was measured as Markdown, and runs nothing)
     python -m benchmarks.pairs --device cpu --shape tiny --length 96 --out TRIAL.json    (tries it without a GPU)
 
 Cells are those of benchmarks.strategies for another method: PARITY steps on rows of unequal lengths, then full ones,
@@ -41,7 +42,7 @@ from unsloth_accel.methods import METHODS
 from unsloth_accel.planning.plan import Plan
 from unsloth_accel.planning.planner import plan
 from unsloth_accel.strategies import STRATEGIES
-from unsloth_accel.verify.verdict import largest
+from unsloth_accel.verify.verdict import largest, share
 
 GPUS = 2
 LENGTH = 1024
@@ -117,7 +118,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1e9, help="start no cell after so many seconds")
     parser.add_argument("--work", default="runs/benchmark", help="where checkpoints, data and runs go")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu tries this benchmark itself")
+    parser.add_argument("--table", metavar="FILE", help="print the Markdown tables of a file of results, run nothing")
     options = parser.parse_args()
+    if options.table:
+        print("\n".join(tables(json.loads(Path(options.table).read_text(encoding="utf-8")))))
+        return 0
     started = time.perf_counter()
     on_cpu = options.device == "cpu"
     hardware = Hardware.detect()
@@ -366,6 +371,45 @@ def compared(cells: dict[str, dict[str, Any]]) -> dict[str, Any]:
         for name in ("loss", "grad_norm"):
             found[name].append(largest(plain[name], ours[name]))
     return found | {"ratio": statistics.median(found["ratios"]) if found["ratios"] else None}
+
+
+def tables(report: dict[str, Any]) -> list[str]:
+    """Return Markdown lines: parity and speed by cell, predicted beside measured, and ours against the plain script."""
+    cells = {name: one for name, one in report["cells"].items() if "cell" in one}
+    lines = ["| cell | s/step | loss | grad norm | adapter | ranks equal |", "|---|---|---|---|---|---|"]
+    for name, one in cells.items():
+        if "error" in one:
+            lines.append(f"| {name} | {' '.join(one['error'].split())[:120]} | | | | |")
+            continue
+        apart = one.get("difference", {})
+        shown = [share(apart[key]) if key in apart else "" for key in ("loss", "grad_norm", "adapter")]
+        equal = {True: "yes", False: "NO"}.get(apart.get("ranks_equal"), "")
+        lines.append(f"| {name} | {one['step_seconds']:.3f} | {' | '.join(shown)} | {equal} |")
+    lines += ["", "| cell | allocated GiB: planned | measured | error | s/step: planned | measured | error |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for name, one in cells.items():
+        found = predicted(one)
+        if found:
+            gib, seconds = found
+            parts = [f"{gib[0]:.2f} | {gib[1]:.2f} | {gib[0] / gib[1] - 1:+.1%}"]
+            parts.append(f"{seconds[0]:.3f} | {seconds[1]:.3f} | {seconds[0] / seconds[1] - 1:+.1%}")
+            lines.append(f"| {name} | {' | '.join(parts)} |")
+    against = report.get("against_plain") or {}
+    if against.get("ratios"):
+        rounds = ", ".join(f"{ratio:.3f}" for ratio in against["ratios"])
+        apart = f"losses differ by {share(max(against['loss']))}, gradient norms by {share(max(against['grad_norm']))}"
+        lines += ["", f"DPO by ours is {against['ratio']:.3f} times as fast as the plain script ({rounds}); {apart}."]
+    return lines
+
+
+def predicted(figures: dict[str, Any]) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """Return GiB that torch allocated on the fullest GPU and seconds of a step, each as planned and as measured; None
+    where a cell has not both."""
+    planned, memory = figures.get("planned"), figures.get("memory_gib", {})
+    own = [max(memory[phase]) for phase in ("loading", "training") if memory.get(phase)]
+    if not isinstance(planned, dict) or not own or not planned.get("step_seconds") or not planned.get("allocated_gib"):
+        return None
+    return (planned["allocated_gib"], max(own)), (planned["step_seconds"], figures["step_seconds"])
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ options = parser.parse_args()
 
 rows = load_dataset("json", data_files={"train": options.data, "eval": options.eval_data})
 model, tokenizer = FastLanguageModel.from_pretrained(options.model, max_seq_length=128, load_in_4bit=False)
-tokenizer.pad_token = "<|endoftext|>"  # on GPUs the one that ends completions must not pad them, or it isn't trained
+if tokenizer.pad_token == tokenizer.eos_token and tokenizer.unk_token:
+    tokenizer.pad_token = tokenizer.unk_token  # on GPUs Unsloth leaves what pads completions out, so their end as well
 model = FastLanguageModel.get_peft_model(
     model,
     r=16,

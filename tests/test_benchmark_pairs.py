@@ -116,3 +116,28 @@ def test_a_script_at_a_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     own.open()
     with pytest.raises(TimeoutError, match="not done after"):
         own.run([sys.executable, "-c", "import time; time.sleep(60)"], log, {}, stopped)
+
+
+def test_the_tables() -> None:
+    apart = {"loss": 2e-5, "grad_norm": 5e-3, "adapter": 0.03, "ranks_equal": True}
+    measured = {
+        "cell": {},
+        "step_seconds": 0.5,
+        "memory_gib": {"loading": [3.0, 3.5], "training": [8.0, 7.9]},
+        "planned": {"allocated_gib": 8.8, "step_seconds": 0.45},
+        "difference": apart,
+    }
+    report = {
+        "cells": {
+            "dpo-1.5B-16bit-ddp": measured,
+            "kto-1.5B-4bit-fsdp2": {"cell": {}, "error": "out\nof memory"},
+            "against-plain-0-ours": {"step_seconds": 1.0},
+        },
+        "against_plain": {"ratios": [0.99, 1.01, 1.0], "ratio": 1.0, "loss": [0.0, 1e-3], "grad_norm": [0.0, 0.01]},
+    }
+    lines = pairs.tables(report)
+    assert "| dpo-1.5B-16bit-ddp | 0.500 | 2e-05 | 0.5 % | 3 % | yes |" in lines
+    assert "| kto-1.5B-4bit-fsdp2 | out of memory | | | | |" in lines
+    assert "| dpo-1.5B-16bit-ddp | 8.80 | 8.00 | +10.0% | 0.450 | 0.500 | -10.0% |" in lines
+    assert lines[-1].startswith("DPO by ours is 1.000 times as fast as the plain script (0.990, 1.010, 1.000)")
+    assert not any("against-plain" in line for line in lines)

@@ -30,6 +30,22 @@ if TYPE_CHECKING:
     from .hardware.hardware import Hardware as Hardware
     from .launch.notebook import notebook_launch as notebook_launch
     from .models.spec import ModelSpec as ModelSpec
+    from .multigpu.aggregation import AggregationMethod as AggregationMethod
+    from .multigpu.asked import MultiGPUConfig as MultiGPUConfig
+    from .multigpu.config_manager import ConfigManager as ConfigManager
+    from .multigpu.ddp_logging import get_ddp_logger as get_ddp_logger
+    from .multigpu.device_manager import DeviceManager as DeviceManager
+    from .multigpu.direct_trainer import MultiGPUTrainer as MultiGPUTrainer
+    from .multigpu.enabling import disable_multi_gpu as disable_multi_gpu
+    from .multigpu.enabling import enable_multi_gpu as enable_multi_gpu
+    from .multigpu.enabling import get_active_config as get_active_config
+    from .multigpu.enabling import get_multi_gpu_status as get_multi_gpu_status
+    from .multigpu.enabling import is_multi_gpu_enabled as is_multi_gpu_enabled
+    from .multigpu.grpo_support import disable_grpo_support as disable_grpo_support
+    from .multigpu.grpo_support import enable_grpo_support as enable_grpo_support
+    from .multigpu.grpo_support import get_grpo_status as get_grpo_status
+    from .multigpu.memory_manager import MemoryManager as MemoryManager
+    from .multigpu.sharding import shard_batch as shard_batch
     from .planning.memory_estimate import MemoryEstimate as MemoryEstimate
     from .planning.plan import Plan as Plan
     from .training.accelerator_loop import prepare as prepare
@@ -40,22 +56,37 @@ from .version import __version__ as __version__
 
 _HOME = {
     "AccelerateConfig": "config.accelerate_config",
+    "AggregationMethod": "multigpu.aggregation",
     "ConfigError": "errors",
+    "ConfigManager": "multigpu.config_manager",
+    "DeviceManager": "multigpu.device_manager",
     "Hardware": "hardware.hardware",
     "MemoryEstimate": "planning.memory_estimate",
+    "MemoryManager": "multigpu.memory_manager",
     "ModelSpec": "models.spec",
+    "MultiGPUConfig": "multigpu.asked",
+    "MultiGPUTrainer": "multigpu.direct_trainer",
     "Plan": "planning.plan",
     "Problem": "errors",
     "RunConfig": "config.run_config",
     "adapt": "training.adapt",
     "balance_tokens": "adapters.token_balance",
-    "enable_grpo_support": "training.grpo_support",
+    "disable_grpo_support": "multigpu.grpo_support",
+    "disable_multi_gpu": "multigpu.enabling",
+    "enable_grpo_support": "multigpu.grpo_support",
+    "enable_multi_gpu": "multigpu.enabling",
     "generating": "adapters.fsdp2.generation",
+    "get_active_config": "multigpu.enabling",
+    "get_ddp_logger": "multigpu.ddp_logging",
+    "get_grpo_status": "multigpu.grpo_support",
+    "get_multi_gpu_status": "multigpu.enabling",
+    "is_multi_gpu_enabled": "multigpu.enabling",
     "merge": "adapters.merging",
     "notebook_launch": "launch.notebook",
     "observe": "callbacks.observed",
     "prepare": "training.accelerator_loop",
     "save": "adapters.saving",
+    "shard_batch": "multigpu.sharding",
     "sharded_loading": "adapters.fsdp2.loading",
 }
 __all__ = [*_HOME, "callbacks", "plan"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.data.chat_messages import FormatError
 from unsloth_accel.data.formats import canonical, form_in_words, kind_of
 from unsloth_accel.data.preference_rows import as_row, columns_of
+from unsloth_accel.data.preview import preview_rows
 from unsloth_accel.methods import METHODS
 
 ASKED = [{"role": "user", "content": "6 × 7?"}]
@@ -79,3 +82,24 @@ def test_a_text_that_is_a_number_stays_a_text() -> None:
     columns = columns_of(row)
     rows = Dataset.from_list([as_row(json.dumps(row), columns)], features=columns)
     assert rows[0] == {"prompt": "a", **row["columns"]}
+
+
+def test_preview_shows_what_is_asked_and_what_rewards_read(tiny: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    long = "again " * 40
+    rows.write_text('{"prompt": "6 × 7?", "answer": 42}\n' + json.dumps({"prompt": long, "answer": 0}) + "\n")
+    values = {
+        "method": "grpo",
+        "model": {"name": str(tiny), "max_seq_length": 64},
+        "data": {"path": str(rows)},
+        "rewards": {"functions": ["format"]},
+        "training": {"max_completion_length": 32},
+        "output_dir": str(tmp_path / "out"),
+    }
+    found = preview_rows(from_dict(values), 2, 10)
+    assert found.answered
+    assert (found.kind, found.limit, found.empty) == ("prompt", 32, 0)
+    assert found.rows[0].columns == ("answer",)
+    assert "".join(text for text, _ in found.rows[0].parts) == "6 × 7?"
+    assert not any(trained for row in found.rows for _, trained in row.parts)
+    assert found.lengths.over == 1

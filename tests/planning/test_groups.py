@@ -14,6 +14,7 @@ from plans import gpus, make
 
 from unsloth_accel.config.run_config import BatchConfig, DataConfig, ModelConfig, RunConfig
 from unsloth_accel.errors import ConfigError
+from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.planning.batch import divide_batch
 from unsloth_accel.planning.groups import eval_rows, groups, whole_groups
 
@@ -114,3 +115,24 @@ def test_what_unsloth_changes_is_written_with_the_value_of_trl(prompts: dict[str
 
 def test_a_loss_that_depends_on_the_number_of_gpus_is_told(prompts: dict[str, Any]) -> None:
     assert any("bnpo divides" in reason for reason in make(prompts, gpus(2), training={"loss_type": "bnpo"}).reasons)
+
+
+def test_weights_that_are_divided_are_not_sent_to_a_server(prompts: dict[str, Any]) -> None:
+    served = {"use_vllm": True, "vllm_mode": "server"}
+    with pytest.raises(ConfigError, match=r"sends whole weights to the server.*distributed\.strategy=ddp"):
+        make(prompts, gpus(2), training=served, distributed={"strategy": "fsdp2"})
+    decided = make(prompts, gpus(2), training=served)
+    assert decided.strategy == "ddp"
+    assert all("whole weights" in one.reason for one in decided.rejected if one.strategy.startswith("fsdp2"))
+
+
+def test_completions_take_memory_and_seconds(prompts: dict[str, Any]) -> None:
+    cards = Hardware.parse("2xH100-80GB")
+    one = {"per_device_train_batch_size": 1}  # so that training takes less than the cache
+    few, many = (make(prompts, cards, batch={"global_size": size}, training=one) for size in (16, 8192))
+    assert few.memory is not None
+    assert many.memory is not None
+    assert many.memory.terms["generation_excess"] > few.memory.terms.get("generation_excess", 0)
+    assert few.speed is not None
+    assert few.speed.generating > 0
+    assert any("for writing completions" in reason for reason in few.reasons)

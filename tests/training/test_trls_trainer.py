@@ -1,9 +1,10 @@
 """Which errors of a trainer's making are a refusal of settings, and which are a fault."""
 
-from types import ModuleType, TracebackType
+from types import ModuleType, SimpleNamespace, TracebackType
 
 import pytest
 
+from unsloth_accel.training import trls_trainer
 from unsloth_accel.training.trls_trainer import refuses
 
 RAISES = "def make(error, inner=None):\n    inner() if inner else None\n    raise error\n"
@@ -51,3 +52,17 @@ def test_a_trainer_refuses(names: tuple[str, ...]) -> None:
 )
 def test_what_a_trainer_calls_has_faults(names: tuple[str, ...]) -> None:
     assert not refuses(raised(*names))
+
+
+@pytest.mark.parametrize(
+    ("device", "bf16", "stays"), [("cpu", False, True), ("cpu", True, False), ("cuda", False, False)]
+)
+def test_float32_on_a_cpu_stays(device: str, bf16: bool, stays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unsloth's trainers, which sharding brings to a CPU, would compute in float16."""
+    monkeypatch.setattr(trls_trainer, "imported", lambda path: lambda **given: SimpleNamespace(**given))
+    run = SimpleNamespace(method="dpo", distributed=SimpleNamespace(device=device))
+    rows = SimpleNamespace(train=[], held_out=None, report={"rows": 1})
+    model = SimpleNamespace()
+    made = trls_trainer.trls_trainer(run, model, None, SimpleNamespace(fp16=False, bf16=bf16), rows)  # type: ignore[arg-type]
+    assert made.data_report == {"rows": 1}  # type: ignore[attr-defined]
+    assert getattr(model, "_unsloth_forced_float32", False) is stays

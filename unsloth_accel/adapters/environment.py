@@ -94,6 +94,11 @@ def rank(environ: Mapping[str, str] = os.environ) -> int:
     return number(environ.get("RANK")) or 0
 
 
+def local_rank(environ: Mapping[str, str] = os.environ) -> int:
+    """This process's rank among those of its machine, from LOCAL_RANK; 0 outside a launch."""
+    return number(environ.get("LOCAL_RANK")) or 0
+
+
 def promise(environ: Mapping[str, str] = os.environ) -> Promise | None:
     """What this process was told to be part of, or None when it was not launched.
 

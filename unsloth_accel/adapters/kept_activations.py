@@ -16,7 +16,6 @@ from .saving import of_every_rank
 
 if TYPE_CHECKING:
     import torch
-    from transformers import Trainer
 
 MARK = "_unsloth_skip_checkpoint"
 COUNTS = {"FIRST_PASS": True, "LAST_GC_INDEX": 0, "CURRENT_GC_INDEX": 0}
@@ -83,10 +82,10 @@ def keep_unless_chosen(model: torch.nn.Module, count: int) -> None:
         keep(model, count)
 
 
-def keep_as_planned(trainer: Trainer) -> None:
-    """Let as many blocks of `trainer`'s model keep their activations as were planned, unless the script has chosen; on
-    all ranks as many as on the one with the fewest. Before it trains, on every rank."""
-    model, promised = trainer.model, environment.promise()
+def keep_as_planned(model: torch.nn.Module) -> None:
+    """Let as many blocks of `model` keep their activations as were planned, unless the script has chosen; on all ranks
+    as many as on the one with the fewest. Before it trains, on every rank."""
+    promised = environment.promise()
     recomputes = "unsloth" in sys.modules and getattr(model, "_unsloth_gradient_checkpointing", True)
     if promised and promised.keep_activations and recomputes:
         keep_unless_chosen(model, promised.keep_activations)

@@ -145,6 +145,9 @@ def _decide(
     if run.training.get("precompute_ref_log_probs"):
         reason = "training.precompute_ref_log_probs reads rows before the ranks' parts of the weights are put together."
         impossible |= dict.fromkeys((one.name for one in STRATEGIES if one.loads_shards), reason)
+    if run.training.get("use_vllm") and METHODS[run.method].generates:
+        reason = "training.use_vllm sends whole weights to the server, and there each GPU has a part of them."
+        impossible |= dict.fromkeys((one.name for one in STRATEGIES if one.shards_weights), reason)
     unavailable = ({} if elsewhere else lacking) | impossible
     problem = capabilities.problem(unsized, device, load_in_4bit=in_4bit) if capabilities and not elsewhere else None
     if problem:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..adapters import environment, first_step, import_order, rank_checks
 from ..adapters.fsdp2 import native
 from ..adapters.fsdp2.generation import gather_in_generate
+from ..adapters.kept_activations import keep_as_planned
 from ..adapters.model_card import own_cards
 from ..adapters.varlen_attention import attend_at_once
 from ..callbacks.stop_request import follow_launcher
@@ -51,6 +52,8 @@ def prepare(accelerator: Accelerator, *objects: Any) -> Any:
     if native.requested() and models:
         scheduled = any(isinstance(one, torch.optim.lr_scheduler.LRScheduler) for one in objects)
         native.shard(accelerator, models[0], optimizers, scheduled)
+    for model in models:
+        keep_as_planned(model)
     attend_at_once(accelerator.device)
     fit_to_strategy(accelerator)
     result = accelerator.prepare(*objects)

@@ -91,7 +91,7 @@ def adapt(
         wrap_after_evaluation(trainer.accelerator)
         choose_settings(trainer.accelerator, trainer.args)
         fit_to_strategy(trainer.accelerator)
-        keep_as_planned(trainer)
+        keep_as_planned(trainer.model)
         settle_reference(trainer, is_new=False)  # a script may have trained its adapter before
         let_numbered_cpus_load()
         heed_timeout(trainer.args)

@@ -20,7 +20,14 @@ _REFUSE = ("trl", "transformers.trainer", "transformers.training_args")
 
 
 def trls_trainer(run: RunConfig, model: Any, tokenizer: Any, config: Any, rows: Prepared) -> Trainer:
-    """Make the trainer of `run`'s method around `model`; raises `ConfigError` for settings that TRL refuses."""
+    """Make the trainer of `run`'s method around `model`; raises `ConfigError` for settings that TRL refuses.
+
+    On a CPU sharding and kept activations import unsloth.models, which puts Unsloth's trainers for GPUs in the place of
+    TRL's. These compute in float16 where the processor has no bfloat16, although `fp16` and `bf16` are false, unless
+    the model says that it can't (unsloth/models/rl.py: "Mixed precision training"; Unsloth 2026.10.9).
+    """
+    if run.distributed.device == "cpu" and not (config.fp16 or config.bf16):
+        model._unsloth_forced_float32 = True
     try:
         trainer: Trainer = imported(METHODS[run.method].trainer_class)(
             model=model,

@@ -1,0 +1,7 @@
+"""Names of the older package's `unsloth_multigpu.core`."""
+
+from .aggregation import AggregationMethod as AggregationMethod
+from .direct_trainer import MultiGPUTrainer as MultiGPUTrainer
+from .memory_manager import MemoryManager as MemoryManager
+from .sharding import Shards as Shards
+from .sharding import shard_batch as shard_batch
