@@ -71,6 +71,7 @@ docs: $(INSTALLED)
 	$(BIN)/python -m benchmarks.fsdp2_report
 	$(BIN)/python -m benchmarks.strategies --table docs/strategies.md
 	$(BIN)/python -m benchmarks.gpu_checks --table docs/gpu-checks.md
+	$(BIN)/python -m benchmarks.models_page docs/models.md
 	$(BIN)/python -m benchmarks.row_sharing --table docs/batches.md
 	$(BIN)/python -m benchmarks.faults --table docs/faults.md
 	$(BIN)/python -m benchmarks.grpo_example --table

@@ -56,6 +56,8 @@ class Place:
     commands: list[str] = field(default_factory=list)
     device: str = "cuda"
     """`cpu` for a trial of the checks themselves, with a model of two layers."""
+    timeout: int = TIMEOUT
+    """Seconds of one launch."""
 
     @property
     def directory(self) -> Path:
@@ -79,10 +81,10 @@ class Place:
             command = [sys.executable, *texts]
             try:
                 ended = subprocess.run(
-                    command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, timeout=TIMEOUT
+                    command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, timeout=self.timeout
                 ).returncode
             except subprocess.TimeoutExpired:
-                raise CheckError(f"{label}: not done after {TIMEOUT} s") from None
+                raise CheckError(f"{label}: not done after {self.timeout} s") from None
         said = log.read_text(encoding="utf-8", errors="replace")
         if ended != status:
             lines = [line for line in said.splitlines() if line.strip()]

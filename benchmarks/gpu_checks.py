@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from functools import partial
@@ -41,6 +41,7 @@ from benchmarks.checks import (
     scripts,
     verified,
 )
+from benchmarks.family_checks import FAMILY_CHECKS, models_of
 from benchmarks.fault_checks import FAULTS
 from benchmarks.grpo_checks import grpo_run
 from benchmarks.memory_checks import halving, limited, packed_kept, rehearsed
@@ -69,6 +70,7 @@ CHECKS: dict[str, Check] = {
     # Compiled for minutes: rows of one length, since each new one may be compiled anew, and a check for each strategy.
     **{f"family-{name}-{strategy}": partial(verified, strategy, {"model": {"name": name}, **FULL_ROWS}, {})
        for name, strategies in (("gemma3", SEVERAL), ("qwen3_moe", ("ddp",))) for strategy in strategies},
+    **FAMILY_CHECKS,
     **{f"family-{name}": partial(verified, ",".join(SEVERAL), {"model": {"name": name}}, {})
        for name in ("llama", "mistral", "qwen3")},
     "verify-4bit": partial(verified, ",".join(SEVERAL), BITS4, {}),
@@ -130,8 +132,7 @@ def main() -> int:
         return 2
     started = time.perf_counter()
     out.parent.mkdir(parents=True, exist_ok=True)
-    large = {"limited": "8B", "grpo-run": "1.5B"}
-    prepare(work, [shape for check, shape in large.items() if any(name.startswith(check) for name in wanted)], on_cpu)
+    prepare(work, wanted, on_cpu)
     print(f"{time.perf_counter() - started:.0f}s models and rows written", flush=True)
     report: dict[str, Any] = {
         "command": "python -m benchmarks.gpu_checks",
@@ -170,19 +171,23 @@ def main() -> int:
     return 0 if all(good) else 1
 
 
-def prepare(work: Path, large: list[str], on_cpu: bool) -> None:
-    """Write the models, each in a process of its own, and the rows."""
+def prepare(work: Path, checks: Iterable[str], on_cpu: bool) -> None:
+    """Write the models of `checks`, by their names, each in a process of its own, and the rows."""
     from benchmarks.strategies import write_texts
 
     work.mkdir(parents=True, exist_ok=True)
-    families = ("llama", "mistral", "qwen3", "gemma3", "qwen3_moe")
-    wanted = [("125M", name, name) for name in families] + [(shape, shape, None) for shape in large]
-    wanted = [("tiny", "tiny", None)] if on_cpu else wanted
+    names = list(checks)
+    wanted = [[name, name, *(["--small"] if on_cpu else [])] for name in models_of(names)]
+    if set(names) - set(FAMILY_CHECKS):
+        families = ("llama", "mistral", "qwen3", "gemma3", "qwen3_moe")
+        wanted += [["tiny", "tiny"]] if on_cpu else [["125M", name, "--family", name] for name in families]
+    large = {"limited": "8B", "grpo-run": "1.5B"}
+    shapes = {shape for check, shape in large.items() if any(name.startswith(check) for name in names)}
+    wanted += [[shape, shape] for shape in sorted(shapes)] if not on_cpu else []
 
-    def write(shape: str, directory: str, family: str | None) -> None:
+    def write(shape: str, directory: str, *words: str) -> None:
         if not (work / directory / "config.json").is_file():
-            words = [shape, str(work / directory), *(["--family", family] if family else [])]
-            command = [sys.executable, "-m", "benchmarks.random_checkpoint", *words]
+            command = [sys.executable, "-m", "benchmarks.random_checkpoint", shape, str(work / directory), *words]
             subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
 
     with ThreadPoolExecutor(len(wanted)) as pool:

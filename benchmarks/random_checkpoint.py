@@ -2,9 +2,11 @@
 
     python -m benchmarks.random_checkpoint 1.5B DIRECTORY
     python -m benchmarks.random_checkpoint 1B DIRECTORY --family gemma3
+    python -m benchmarks.random_checkpoint qwen3_vl DIRECTORY [--small]
 
-A family gives a shape that names none its architecture: the same sizes as a Qwen3, a Gemma3, a mixture of experts.
-Speed, memory and parity depend on shapes, not on what the weights have learned, and nothing has to be downloaded.
+A name of `benchmarks.published_shapes` is that model's shape with fewer blocks. A family gives a shape that names none
+its architecture: the same sizes as a Qwen3, a Gemma3, a mixture of experts. Speed, memory and parity depend on shapes,
+not on what the weights have learned, and nothing has to be downloaded.
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from benchmarks import published_shapes
+from benchmarks.published_shapes import PUBLISHED
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -136,28 +141,30 @@ def config_values(shape: str, family: str | None = None) -> dict[str, Any]:
     return values
 
 
-def write(shape: str, directory: str | Path, seed: int = 0, family: str | None = None) -> None:
-    """Write config, weights (bf16; fp32 for `tiny`) and tokenizer of `SHAPES[shape]` to `directory`."""
+def write(shape: str, directory: str | Path, seed: int = 0, family: str | None = None, *, small: bool = False) -> None:
+    """Write config, weights (bf16; fp32 where they are tiny) and tokenizer of a shape, `SHAPES`' or `PUBLISHED`'s, to
+    `directory`; `small` makes a published one tiny."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    import transformers
 
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer()
-    values = config_values(shape, family) | {"max_position_embeddings": 8192}
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    if shape in PUBLISHED:
+        values = published_shapes.config_values(shape, small=small)
+    else:
+        values = config_values(shape, family) | {"max_position_embeddings": 8192}
     if family == "gemma3_vl":
         values = {"model_type": "gemma3", "text_config": values, "vision_config": VISION, "mm_tokens_per_image": 4}
-    config = AutoConfig.for_model(
-        **values,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    dtype = torch.float32 if shape == "tiny" else torch.bfloat16
+    if "text_config" in values:
+        values["text_config"] = {**values["text_config"], **ids}
+    config = transformers.AutoConfig.for_model(**values, **ids)
+    dtype = torch.float32 if small or shape == "tiny" else torch.bfloat16
+    kind = "AutoModelForImageTextToText" if "vision_config" in values else "AutoModelForCausalLM"
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         previous = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
-        kind = AutoModelForImageTextToText if family == "gemma3_vl" else AutoModelForCausalLM
-        model = kind.from_config(config)
+        model = getattr(transformers, kind).from_config(config)
         torch.set_default_dtype(previous)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
@@ -192,11 +199,12 @@ def byte_tokenizer() -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("shape", choices=[*SHAPES, *PUBLISHED])
     parser.add_argument("directory")
     parser.add_argument("--family", choices=FAMILIES, help="default: the shape's own, or llama")
+    parser.add_argument("--small", action="store_true", help="of a published model: two narrow blocks, for a CPU")
     asked = parser.parse_args()
-    write(asked.shape, asked.directory, family=asked.family)
+    write(asked.shape, asked.directory, family=asked.family, small=asked.small)
 
 
 if __name__ == "__main__":

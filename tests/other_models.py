@@ -24,6 +24,7 @@ TEXT: dict[str, Any] = {
 }
 VISION = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64}
 SIGLIP = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+SECTIONS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 ROUTED = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 GROUPED = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
 LATENT = {
@@ -64,23 +65,37 @@ MIXED: dict[str, dict[str, Any]] = {
     "nemotron_h": {**ROUTED, **GROUPED, "layers_block_type": ["mamba", "attention"], "mamba_num_heads": 8},
     "qwen3_next": {**ROUTED, **LINEAR, "shared_expert_intermediate_size": 24},
 }
+FUSED: dict[str, dict[str, Any]] = {
+    "gpt_oss": {"num_local_experts": 16, "num_experts_per_tok": 2, "layer_types": ["full_attention"] * 2},
+    "qwen3_moe": {**ROUTED, "num_experts": 16},
+}
+"""Mixtures that have a record in `ARCHITECTURES`, with more experts than a short row has tokens for."""
 TOWERS: dict[str, dict[str, Any]] = {
     "gemma3": {"text_config": TEXT, "vision_config": SIGLIP},
     "mistral3": {
         "text_config": {**TEXT, "model_type": "mistral"},
         "vision_config": {**SIGLIP, "model_type": "pixtral"},
     },
-    "qwen2_5_vl": {"text_config": TEXT, "vision_config": VISION},
+    "qwen2_5_vl": {"text_config": {**TEXT, "rope_parameters": SECTIONS}, "vision_config": VISION},
     "qwen3_vl": {"text_config": TEXT, "vision_config": {**VISION, "deepstack_visual_indexes": [0]}},
     "qwen3_5": {"text_config": {**TEXT, **LINEAR}, "vision_config": VISION},
 }
+
+
+TOWERS_TRAINED = {
+    "gemma3": "fsdp2_native",
+    "mistral3": "ddp",
+    "qwen2_5_vl": "ddp",
+    "qwen3_vl": "ddp",
+}
+"""The strategy by which a test trains a model beside one process."""
 
 
 def values(model_type: str) -> dict[str, Any]:
     """Return the keys and values of its config.json."""
     if model_type in TOWERS:
         return {"model_type": model_type, **TOWERS[model_type]}
-    return {"model_type": model_type, **TEXT, **{**DENSE, **MIXED}[model_type]}
+    return {"model_type": model_type, **TEXT, **{**DENSE, **MIXED, **FUSED}[model_type]}
 
 
 @cache

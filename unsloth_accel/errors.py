@@ -123,7 +123,9 @@ def counted(count: int, thing: str) -> str:
 
 
 def as_word(value: Any) -> str:
-    """Return a plain value as YAML has it: `true` for True."""
+    """Return a plain value as YAML has it: `true` for True, and a list without quotes."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(as_word, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -112,9 +112,11 @@ class Strategy:
         """Whether each process loads its part only, of a 16-bit checkpoint at least."""
         return self.loading in ("shards", "16-bit shards")
 
-    def loads_whole(self, *, in_4bit: bool) -> bool:
-        """Return whether each process holds the whole model at some time while loading."""
-        return not self.loads_shards or (in_4bit and self.loading == "16-bit shards")
+    def loads_whole(self, *, in_4bit: bool, mixture: bool = False) -> bool:
+        """Return whether each process holds the whole model at some time while loading, which a mixture of experts
+        always is: transformers puts experts together from several tensors of the checkpoint, which Unsloth's sharded
+        loading can't read (unsloth/models/tp_native.py: `_fill_from_checkpoint`)."""
+        return mixture or not self.loads_shards or (in_4bit and self.loading == "16-bit shards")
 
 
 _ALIKE = {"UNSLOTH_GRPO_SEQ_PACKING": "0", "UNSLOTH_GRPO_PREFIX_GROUPER": "0"}

@@ -26,7 +26,6 @@ FIELDS = {**training_fields(METHODS["sft"].config_sources), **OWN_TRAINING_KEYS}
         ("model.target_modules", "all-linear", "did you mean lora.target_modules?"),
         ("training.lora_alpha", 16, "did you mean lora.alpha?"),
         ("training.global_size", 4, "did you mean batch.global_size?"),
-        ("lora.lora_dropout", 0.0, "did you mean lora.dropout?"),
         ("model_name_or_path", "x", "did you mean model.name?"),
         ("epochs", 1, "did you mean training.num_train_epochs?"),
         ("training.group_by_length", True, "training.train_sampling_strategy: group_by_length"),
@@ -36,7 +35,12 @@ FIELDS = {**training_fields(METHODS["sft"].config_sources), **OWN_TRAINING_KEYS}
         ("training.evaluation_strategy", "no", "did you mean training.eval_strategy?"),
         ("training.no_cuda", True, "distributed.device: cpu"),
         ("training.max_stps", 2, "did you mean training.max_steps?"),
-        ("lora.sparsity", 8, "remove it, or use one of: alpha, dropout, r, random_state, target_modules, use_rslora."),
+        (
+            "lora.sparsity",
+            8,
+            "remove it, or use one of: alpha, bias, dropout, init_lora_weights, layers_pattern, layers_to_transform, "
+            "loftq_config, modules_to_save, r, random_state, target_modules, target_parameters, use_dora, use_rslora.",
+        ),
     ],
 )
 def test_a_key_is_told_its_place(description: dict[str, Any], key: str, value: Any, fix: str) -> None:

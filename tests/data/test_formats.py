@@ -66,6 +66,7 @@ def test_a_named_format_is_not_guessed(tmp_path: Path) -> None:
             "weight=0.5; it is",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "a part of image; only text is trained"),
+        ({"text": "a", "images": ["a.png"]}, "has `images`: rows with pictures, films or sound are not trained yet"),
         ({"prompt": [{"role": "assistant", "content": "a", "weight": 0}], "completion": []}, "not to be trained"),
     ],
 )

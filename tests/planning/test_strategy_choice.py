@@ -58,14 +58,25 @@ def test_fsdp1_only_when_asked_and_with_a_warning() -> None:
 MIXTURE = "unsloth/Qwen3-30B-A3B"
 
 
-def test_a_mixture_is_never_divided() -> None:
-    """Unsloth's sharded loading can't read experts that are several tensors in the checkpoint."""
+def test_a_mixture_is_divided_where_it_is_asked_for() -> None:
+    """Unsloth's sharded loading can't read experts that are several tensors in the checkpoint: each GPU loads all."""
     made = planned("8xH100-80GB", MIXTURE)
     assert made.strategy == "ddp"
     assert "several tensors of the checkpoint" in why_not(made)["fsdp2"] == why_not(made)["fsdp2_native"]
     for strategy in ("fsdp2", "fsdp2_native"):
-        with pytest.raises(ConfigError, match=r"several tensors of the checkpoint.*Fix: distributed.strategy=ddp"):
-            planned("8xH100-80GB", MIXTURE, distributed={"strategy": strategy})
+        divided = planned("8xH100-80GB", MIXTURE, distributed={"strategy": strategy})
+        assert divided.strategy == strategy
+        assert divided.memory is not None
+        assert divided.memory.loading > 56  # GiB of all its weights
+        with pytest.raises(ConfigError, match=r"needs 63\.3 GiB per GPU"):
+            planned("8xA100-40GB", MIXTURE, distributed={"strategy": strategy})
+
+
+def test_attention_alone_is_offered_where_experts_do_not_fit() -> None:
+    with pytest.raises(ConfigError, match=r"single needs 28\.3 GiB") as caught:
+        planned("1xRTX4090", MIXTURE, model={"load_in_4bit": True})
+    (problem,) = caught.value.problems
+    assert "lora.target_modules=[q_proj, k_proj, v_proj, o_proj] (single, 18.6 GiB with 1 row at once)" in problem.fix
 
 
 def test_what_is_asked_for_and_cannot_fit_is_refused() -> None:
@@ -137,10 +148,10 @@ def test_four_bit_under_fsdp1_is_refused() -> None:
 
 
 def test_fixes_do_not_go_in_a_circle() -> None:
-    """ddp named fsdp2, which can't divide a mixture, whose fix was ddp."""
+    """ddp named fsdp2, which loads a mixture whole, whose fix was ddp."""
     with pytest.raises(ConfigError) as raised:
         planned("8xA100-40GB", MIXTURE, 16, distributed={"strategy": "fsdp2"})
-    assert raised.value.problems[0].fix == "distributed.strategy=ddp and model.load_in_4bit=true"
+    assert raised.value.problems[0].fix == "model.load_in_4bit=true"
 
 
 def test_what_is_asked_for_is_refused_only_beyond_the_worst_error() -> None:

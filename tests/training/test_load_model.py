@@ -73,6 +73,67 @@ def test_the_model_is_base_plus_adapter(tiny: Path, tmp_path: Path) -> None:
         add_adapter(model, run)
 
 
+SETTINGS: dict[str, dict[str, Any]] = {
+    "as usual": {},
+    "Unsloth's names": {"lora_alpha": 8, "lora_dropout": 0.5},
+    "DoRA": {"use_dora": True},
+    "gaussian": {"init_lora_weights": "gaussian"},
+    "random": {"init_lora_weights": False},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "pissa": {"init_lora_weights": "pissa"},
+    "olora": {"init_lora_weights": "olora"},
+    "embeddings": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "the second block": {"layers_to_transform": [1]},
+    "of the list called layers": {"layers_to_transform": [0], "layers_pattern": "layers"},
+    "biases": {"bias": "lora_only"},
+    "a parameter": {"target_modules": ["q_proj"], "target_parameters": ["mlp.gate_proj.weight"]},
+}
+
+
+@pytest.mark.slow
+def test_each_setting_of_lora_is_planned_and_reaches_peft(tiny: Path, tmp_path: Path) -> None:
+    """As many parameters are trained as were planned, and what is saved is loaded again to the same logits."""
+    import unsloth  # noqa: F401  isort: skip
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from unsloth_accel.models.lora_targets import targets
+    from unsloth_accel.models.spec import ModelSpec
+    from unsloth_accel.training.load_model import add_adapter, load_model
+
+    ids = torch.arange(3, 60).reshape(3, 19)
+    spec = ModelSpec.load(tiny)
+    begins_elsewhere = []
+    for name, lora in SETTINGS.items():
+        model = {"name": str(tiny), "dtype": "float32", "gradient_checkpointing": "false"}
+        rest = {"data": {"path": "-"}, "distributed": {"device": "cpu"}, "output_dir": "-"}
+        run = from_dict({"model": model, "lora": {"r": 4, "target_modules": ATTENTION, **lora}, **rest})
+        adapted = add_adapter(load_model(run)[0], run)
+        trained = sum(value.numel() for value in adapted.parameters() if value.requires_grad)
+        assert trained == targets(run, spec).parameters, name
+        config = adapted.peft_config["default"]
+        for key, value in lora.items():
+            kept = getattr(config, key)
+            assert (sorted(kept) if isinstance(kept, set) else kept) == value, (name, key)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            begun = adapted.eval()(input_ids=ids).logits
+            plain = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()(input_ids=ids).logits
+            if float((begun - plain).abs().max()) > 1e-4:
+                begins_elsewhere.append(name)
+            for parameter in adapted.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * 0.02)
+            expected = adapted(input_ids=ids).logits
+            adapted.save_pretrained(tmp_path / name)
+            base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+            again = PeftModel.from_pretrained(base, tmp_path / name).eval()(input_ids=ids).logits
+        assert float((expected - begun).abs().max()) > 1e-3, name
+        assert float((again - expected).abs().max()) < 1e-4, name
+    assert begins_elsewhere == ["random"]
+
+
 @pytest.mark.slow
 def test_a_new_score_head_is_equal_on_every_rank(tiny: Path) -> None:
     import unsloth  # noqa: F401  isort: skip

@@ -27,6 +27,11 @@ from .run_directory import RunDirectory
 
 ROWS = "other rows would be trained than in a straight run."
 _WEIGHTS = "the saved weights don't belong to this run's model."
+_ADAPTER = (
+    *("lora.use_dora", "lora.init_lora_weights", "lora.modules_to_save", "lora.layers_to_transform", "lora.bias"),
+    "lora.target_parameters",
+)
+"""Keys, beside those that are checked by themselves, that the adapter's weights depend on."""
 _TOKENS = "rows would be made into other tokens."
 _MUST_AGREE = {
     "method": "another method trains other steps.",
@@ -54,6 +59,7 @@ _MUST_AGREE = {
     "lora.alpha": "the saved weights would be scaled differently.",
     "lora.use_rslora": "the saved weights would be scaled differently.",
     "lora.target_modules": _WEIGHTS,
+    **dict.fromkeys(_ADAPTER, _WEIGHTS),
 }
 _ORDER = ("training.seed", "training.data_seed", "training.train_sampling_strategy", "accelerator_config")
 """Facts that the order of an epoch's rows follows: in mid-epoch they must agree."""
@@ -71,7 +77,7 @@ _KEPT = {
 }
 _AS_DESCRIBED = (
     *("data.train_on", "data.format", "data.columns", "data.too_long", "data.streaming", "data.split", "data.subset"),
-    *("model.max_seq_length", "lora.r", "lora.alpha", "lora.use_rslora"),
+    *("model.max_seq_length", "lora.r", "lora.alpha", "lora.use_rslora", *_ADAPTER),
 )
 """Facts that are taken from run.yaml."""
 USUAL_EPOCHS = 3.0

@@ -85,6 +85,10 @@ PATCHES = (
           place="transformers/models/auto/auto_factory.py: _BaseAutoModelClass._model_mapping",
           adapter="models.build_without_weights",
           cost="a model of an unknown family can't be counted, so it is planned without an estimate"),
+    Patch(what="the processor that Unsloth loads",
+          place="unsloth/models/vision.py: _construct_vlm_processor_fallback, _missing_torchvision_error",
+          adapter="adapters.towers",
+          cost="a model with a tower is loaded with its processor of images, which needs torchvision, also for text"),
     Patch(what="rotary buffers kept out of DDP",
           place="unsloth/models/loader_utils.py: _exclude_rope_inv_freq_from_ddp",
           cost="DDP sends constant buffers in every forward, and NCCL stops at one on the CPU; `adapt` sends none",
@@ -247,6 +251,10 @@ PATCHES = (
                 "torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py: FSDPParamGroup.post_forward_mesh_info",
           adapter="adapters.fsdp2", cost="a model that FSDP2 divides is neither set up well nor can it generate",
           missing="refuse"),
+    Patch(what="a tower that is a unit of its own",
+          place="accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.transformer_cls_names_to_wrap",
+          adapter="adapters.fsdp2.shard",
+          cost="a model's tower for images or sound is gathered in every step, though rows of text don't pass it"),
     Patch(what="weights fetched from peers",
           place="torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py: FSDPParamGroup._to_sharded, _to_unsharded, "
                 "_all_gather_result, _training_state, _reshard_after_forward, _post_forward_indices, unshard, "

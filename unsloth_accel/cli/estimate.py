@@ -65,7 +65,7 @@ def run(words: Sequence[str]) -> int:
             continue
         for bits in (work,) if work.in_4bit else (work, replace(work, load_in_4bit=True)):
             name = f"{strategy.name} 4-bit" if bits.in_4bit else strategy.name
-            why = cannot(spec, in_4bit=bits.in_4bit).get(strategy.name)
+            why = cannot(in_4bit=bits.in_4bit).get(strategy.name)
             if why is None:
                 found[name] = estimate(bits, strategy.name, gpus)
             else:

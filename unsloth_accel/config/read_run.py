@@ -18,6 +18,7 @@ from ..errors import ConfigError, Problem, close_match, first_line, nearest, rai
 from ..methods import METHODS, USUAL_METHOD, Method
 from ..secret import marked, plain, shown, shown_word
 from ..strategies import STRATEGIES
+from .lora_fields import lora_problems, spelt_here
 from .other_names import belongs, gone
 from .rewards_config import FUNCTIONS, ON_ERROR, name_files_beside, read_functions
 from .row_formats import FIELDS, FORMATS, OPTIONAL
@@ -85,7 +86,7 @@ _KEPT = "model.keep_activations"
 _PATIENCE = "training.early_stopping_patience"
 _EVALUATE = ("training.eval_strategy", "training.do_eval", "training.eval_on_start")
 _REQUIRED = ("model.name", "data.path", "output_dir")
-_MAPPINGS = ("training", "data.columns")
+_MAPPINGS = ("training", "data.columns", "lora.loftq_config")
 """Sections whose keys are not fixed."""
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=")
 
@@ -107,7 +108,7 @@ def load(path: str | Path | None, overrides: Sequence[str] = (), *, to_plan: boo
 def given(path: str | Path | None, overrides: Sequence[str] = ()) -> DictConfig:
     """Return what a run's YAML, if any, and `key=value` overrides say, unchecked; raises `ConfigError` where they can't
     be read."""
-    given = OmegaConf.create({}) if path is None else _read_yaml(Path(path))
+    given = OmegaConf.create({}) if path is None else spelt_here(_read_yaml(Path(path)))
     for override in overrides:
         if not is_override(override):
             fix = "write key=value, for example training.max_steps=2"
@@ -115,7 +116,7 @@ def given(path: str | Path | None, overrides: Sequence[str] = ()) -> DictConfig:
         key, _, value = override.partition("=")
         raise_errors([dataclasses.replace(problem, key=key) for problem in override_problems(key, value)])
         try:
-            given = OmegaConf.merge(given, OmegaConf.from_dotlist([override]))
+            given = OmegaConf.merge(given, spelt_here(OmegaConf.from_dotlist([override])))
         except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
             fix = "quote the value or correct it"
             consequence = f"{first_line(error)}."
@@ -127,7 +128,7 @@ def given(path: str | Path | None, overrides: Sequence[str] = ()) -> DictConfig:
 
 def from_dict(given: DictConfig | dict[str, Any], *, to_plan: bool = False) -> RunConfig:
     """A checked `RunConfig` from nested keys and values; raises `ConfigError` as `load` does."""
-    values = given if isinstance(given, DictConfig) else OmegaConf.create(plain(given))
+    values = spelt_here(given if isinstance(given, DictConfig) else OmegaConf.create(plain(given)))
     schema = OmegaConf.structured(RunConfig)
     OmegaConf.set_readonly(schema.rewards, None)  # as OmegaConf takes a frozen dataclass
     problems: list[Problem] = []
@@ -141,7 +142,8 @@ def from_dict(given: DictConfig | dict[str, Any], *, to_plan: bool = False) -> R
     problems += _missing(schema, ("model.name",) if to_plan else _REQUIRED)
     problems += training
     named = {problem.key for problem in problems}
-    problems += [problem for problem in _check_values(schema, adapter) if problem.key not in named]
+    of_lora = lora_problems(OmegaConf.to_object(schema.lora))
+    problems += [one for one in (*_check_values(schema, adapter), *of_lora) if one.key not in named]
     raise_errors(problems)
     config = OmegaConf.to_object(schema)
     assert isinstance(config, RunConfig)

@@ -64,6 +64,24 @@ class LoraConfig:
     """Modules that get LoRA: `all-linear` (the seven projections of a decoder block) or a list of module names."""
     use_rslora: bool = False
     """Scale the LoRA update by alpha / sqrt(r) instead of alpha / r (rank-stabilized LoRA)."""
+    use_dora: bool = False
+    """Train a magnitude beside the direction of each weight (DoRA); slower, since Unsloth's kernels don't know it."""
+    init_lora_weights: Any = True
+    """First weights of the adapter: `true` (a change of zero), `false` (random), `gaussian`, `orthogonal`, or made of
+    the base's own weights: `pissa`, `olora` or `loftq`."""
+    loftq_config: dict[str, Any] = field(default_factory=dict)
+    """Settings of init_lora_weights=loftq: loftq_bits and loftq_iter."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """Modules trained whole beside LoRA: embed_tokens, lm_head, or both."""
+    layers_to_transform: Any = None
+    """Numbers of the decoder blocks that get LoRA, from 0; null for all."""
+    layers_pattern: str | None = None
+    """Name of the list that layers_to_transform counts in, where the model has several."""
+    bias: str = "none"
+    """Biases that are trained: `none`, `all`, or `lora_only`, those of the modules with LoRA."""
+    target_parameters: Any = None
+    """Weights that are no modules' own and get LoRA, such as mlp.experts.down_proj; null takes the experts where
+    target_modules names an MLP, [] none."""
     random_state: int = 3407
     """Seed of the adapter's initial weights, equal on every process."""
 

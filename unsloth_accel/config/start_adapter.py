@@ -15,16 +15,14 @@ from typing import Any
 from ..errors import ConfigError, Problem, first_line
 from ..files import is_directory, is_file, load_json
 from .hub_cache import hub_snapshot
+from .lora_fields import OWN_START, WHOLE
 from .run_config import PROJECTIONS, LoraConfig
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _ALL_WEIGHTS = (ADAPTER_WEIGHTS, "adapter_model.bin")
-_EMBEDDINGS = ("embed_tokens", "lm_head")
 _EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 """The modules for which Unsloth gives LoRA to a fused parameter of experts (unsloth/models/_utils.py:
 get_moe_target_parameters)."""
-_OWN_START = (True, False, None, "gaussian", "orthogonal", "eva")
-"""Values of PEFT's init_lora_weights that leave the base as it is; the others (pissa, olora, …) change its weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +50,18 @@ class Adapter:
         their own.
         """
         said = self.config
-        modules = said.get("target_modules")
+        modules, layers = said.get("target_modules"), said.get("layers_to_transform")
         if not isinstance(modules, str):
-            whole = [name for name in said.get("modules_to_save") or () if name in _EMBEDDINGS]
+            whole = [name for name in said.get("modules_to_save") or () if name in WHOLE]
             experts = [_EXPERTS.get(name.rpartition(".")[2], ()) for name in said.get("target_parameters") or ()]
             modules = [*sorted({*(modules or ()), *chain(*experts)}), *sorted(whole)]
         return {
             "r": said.get("r"),
             "alpha": int(said.get("lora_alpha", 0)),
             "use_rslora": bool(said.get("use_rslora")),
+            "use_dora": bool(said.get("use_dora")),
+            "layers_to_transform": [layers] if isinstance(layers, int) else layers,
+            "bias": said.get("bias") or "none",
             "target_modules": modules,
         }
 
@@ -70,7 +71,7 @@ class Adapter:
         if isinstance(own, str) or isinstance(modules, str):
             return modules == own or (modules == "all-linear" and {*own} == {*PROJECTIONS})
         # One of two tied modules stands for both.
-        tied = dict.fromkeys(_EMBEDDINGS, _EMBEDDINGS[0]) if self.config.get("ensure_weight_tying") else {}
+        tied = dict.fromkeys(WHOLE, WHOLE[0]) if self.config.get("ensure_weight_tying") else {}
         return {tied.get(name, name) for name in modules} == {tied.get(name, name) for name in own}
 
     def contradictions(self, lora: LoraConfig, keys: Collection[str] | None = None) -> Iterator[Problem]:
@@ -133,7 +134,7 @@ def _check(adapter: Adapter) -> None:
     kind, start = config.get("peft_type", "LORA"), config.get("init_lora_weights", True)
     if kind != "LORA":
         raise _wrong(name, f"is an adapter of the kind {kind}; runs train LoRA.", adapter.merge_first)
-    if start not in _OWN_START:
+    if start not in OWN_START:
         consequence = f"is an adapter of {start} on a base that this changed, which the name of the base doesn't say."
         raise _wrong(name, consequence, adapter.merge_first)
     rank, alpha = config.get("r"), config.get("lora_alpha")

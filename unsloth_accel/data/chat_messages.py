@@ -58,7 +58,9 @@ def _text_of(content: Any) -> Any:
         text = part.get("text") if isinstance(part, dict) else part
         if not isinstance(text, str):
             kind = part.get("type", "no text") if isinstance(part, dict) else type(part).__name__
-            raise FormatError(f"a message's content has a part of {kind}; only text is trained.", "leave the part out")
+            raise FormatError(
+                f"a message's content has a part of {kind}; only text is trained yet.", "leave the part out"
+            )
         texts.append(text)
     return "".join(texts)
 

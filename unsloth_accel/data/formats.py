@@ -36,6 +36,8 @@ _ROLES = {
     **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
 }
 """Roles in chat templates of the speakers in ShareGPT rows."""
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+"""Columns of pictures and sound, in rows for vision-language models."""
 _OURS = (
     "conversation",
     "messages",
@@ -97,6 +99,12 @@ def canonical(
     """
     method = method or METHODS[USUAL_METHOD]  # not as the parameter's default: plugins, which import this, come with it
     row = _renamed(row, columns or {})
+    if seen := next((name for name in MEDIA if row.get(name)), None):
+        consequence = (
+            f"has `{seen}`: rows with pictures, films or sound are not trained yet, and without them the model "
+        )
+        consequence += "would learn to answer what it can't see."
+        raise FormatError(consequence, "text rows; or remove the column, where the text says all")
     found = (format_of(row, method) if form == "auto" else form) or ""
     missing = [field for field in FIELDS.get(found, ()) if field not in row]
     if not found or missing:

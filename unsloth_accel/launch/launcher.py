@@ -89,19 +89,8 @@ def plan_problems(decided: Plan) -> list[Problem]:
     """What would be lost by running a plan that was asked for."""
     resuming = resume_problems(from_dict(decided.resolved())) if decided.run.resume else []
     room = room_problems(decided.run, decided.checkpoint_gib)
-    impossible = [*lacking(decided.strategy, decided.device), *_strategy_problems(decided), *_tower_problems(decided)]
+    impossible = [*lacking(decided.strategy, decided.device), *_strategy_problems(decided)]
     return [*impossible, *resuming, *room]
-
-
-def _tower_problems(decided: Plan) -> list[Problem]:
-    """Refuse a model with a tower: Unsloth gives its process a processor of images, and rows need a tokenizer."""
-    if decided.spec is None or not decided.spec.tower_parameters:
-        return []
-    consequence = "is a model of text and images or sound: it is planned, but `launch RUN.yaml` doesn't train it yet, "
-    consequence += "since Unsloth loads it with a processor of images, for which rows of text are not prepared."
-    fix = "a text model, or your own script: FastVisionModel, unsloth_accel.adapt(trainer), and `unsloth-accel launch "
-    fix += "--config_file CONFIG.yaml script.py`; unsloth-accel config makes one"
-    return [Problem(key="model.name", value=decided.spec.name, consequence=consequence, fix=fix)]
 
 
 def _strategy_problems(decided: Plan) -> list[Problem]:

@@ -30,6 +30,8 @@ NUMBERS = (
     *("hidden_size", "intermediate_size", "moe_intermediate_size", "vocab_size", "max_position_embeddings"),
     *("num_attention_heads", "num_key_value_heads", "head_dim"),
 )
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""Names by which configs tell the number of experts of a layer."""
 ROUTED = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k", "moe_topk", "moe_k")
 """Names by which configs tell the number of experts of a token."""
 SCANS = ("A_log", "dt_bias")

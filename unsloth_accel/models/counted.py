@@ -26,7 +26,7 @@ from ..files import read_json, write_atomically
 from . import build_without_weights
 
 _PROGRAM = Path(build_without_weights.__file__)
-_KNOWN = "transformers/models/auto/modeling_auto.py"
+KNOWN = "transformers/models/auto/modeling_auto.py"
 """File that names every model_type of which transformers can build a model."""
 _SECONDS = 600.0
 """Patience with the process, which takes five seconds; a busy machine takes a minute."""
@@ -80,7 +80,7 @@ def count(config: Mapping[str, Any], where: str, directory: Path | None, *, trus
     kept = None if trusted else _cache_file(values)
     told = read_json(kept) if kept else {}
     if "tensors" not in told:
-        known = source_text(_KNOWN)
+        known = source_text(KNOWN)
         if known and not trusted and f'"{config["model_type"]}"' not in known:
             raise _refusal("KeyError", "", config, where)
         told = _ask({"values": values, "directory": trusted}, config, where)

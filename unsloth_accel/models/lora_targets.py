@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from math import prod
 
+from ..config.lora_fields import WHOLE
 from ..config.run_config import PROJECTIONS, RunConfig
-from ..errors import ConfigError, Problem
+from ..errors import ConfigError, Problem, nearest
 from ..methods import METHODS
-from .spec import ModelSpec
+from .spec import ModelSpec, Tensor
 
-WHOLE = ("embed_tokens", "lm_head")
-"""Modules that Unsloth trains whole where they are targets (unsloth/models/_utils.py:
-`_redirect_embedding_targets`)."""
 MLP = ("gate_proj", "up_proj", "down_proj")
 """Targets for which Unsloth gives every expert of a mixture LoRA of rank r (unsloth/models/llama.py:
 `get_moe_target_parameters`)."""
@@ -33,11 +33,11 @@ def targets(run: RunConfig, spec: ModelSpec) -> Targets:
     `all-linear` is every nn.Linear in the decoder blocks, and the experts of a mixture: for Llama-style models the
     seven projections. Raises `ConfigError` for names that match nothing, and where nothing is left to get LoRA.
     """
-    asked = run.lora.target_modules
+    lora, asked = run.lora, run.lora.target_modules
     if isinstance(asked, str) and asked != "all-linear":
-        return Targets(modules=asked, parameters=spec.lora_parameters(asked, run.lora.r))
+        return Targets(modules=asked, parameters=spec.lora_parameters(asked, lora.r, use_dora=lora.use_dora))
     names = _all_linear(spec) if asked == "all-linear" else [str(name) for name in asked]
-    whole = tuple(name for name in names if name in WHOLE)
+    whole = tuple(name for name in WHOLE if name in names or name in lora.modules_to_save)
     if "lm_head" in whole and METHODS[run.method].has_score:
         consequence = (
             f"{run.method} has a score head, which is trained whole, in place of lm_head: it would train none."
@@ -45,18 +45,66 @@ def targets(run: RunConfig, spec: ModelSpec) -> Targets:
         raise ConfigError(
             Problem(key="lora.target_modules", value=asked, consequence=consequence, fix="leave lm_head out")
         )
-    experts = bool(spec.num_experts) and any(name in MLP for name in names)
+    parameters = _named_parameters(run, spec)
+    experts = parameters is None and bool(spec.num_experts) and any(name in MLP for name in names)
     # Dense blocks and shared experts beside the fused ones get LoRA of the same names.
-    fused = set(MLP) - (set() if spec.measured else _leaves(spec)) if experts else set()
-    lora = [name for name in names if name not in whole and name not in fused]
-    if not lora and not experts:
+    fused = set(MLP) - (set() if spec.measured else _leaves(spec)) if spec.num_experts else set()
+    adapted = [name for name in names if name not in whole and name not in fused]
+    if not adapted and not experts and not parameters:
         consequence = "Unsloth trains these whole, so no module is left to get LoRA, and it stops after loading."
         fix = "add a projection, such as q_proj"
         raise ConfigError(Problem(key="lora.target_modules", value=asked, consequence=consequence, fix=fix))
-    parameters = _expert_parameters(spec, run.lora.r) if experts else 0
-    if lora:
-        parameters += spec.lora_parameters(lora, run.lora.r, modules_to_save=whole)
-    return Targets(modules=tuple(names), parameters=parameters, whole=whole)
+    within = _layers(run, spec)
+    if experts:
+        parameters = spec.fused_experts
+    if lora.use_dora and parameters:
+        consequence = "PEFT has no DoRA for experts that are fused into one parameter."
+        fix = "lora.use_dora=false, or lora.target_parameters=[], which leaves the experts out"
+        raise ConfigError(Problem(key="lora.use_dora", value=True, consequence=consequence, fix=fix))
+    total = _factors([one for one in parameters or () if _is_within(one.name, within)], lora.r)
+    if adapted:
+        total += spec.lora_parameters(adapted, lora.r, use_dora=lora.use_dora, modules_to_save=whole, layers=within)
+    return Targets(modules=tuple(names), parameters=total + _biases(run, spec, adapted, within), whole=whole)
+
+
+def _layers(run: RunConfig, spec: ModelSpec) -> list[int] | None:
+    """Return the numbers of the blocks that get LoRA, None for all; raises `ConfigError` for one that isn't there."""
+    layers: list[int] | None = run.lora.layers_to_transform
+    if layers and max(layers) >= spec.num_layers:
+        consequence = f"the model has {spec.num_layers} decoder blocks, from 0 to {spec.num_layers - 1}."
+        fix = "numbers of blocks that are there"
+        key = "lora.layers_to_transform"
+        raise ConfigError(Problem(key=key, value=layers, consequence=consequence, fix=fix))
+    return layers
+
+
+def _is_within(name: str, layers: Collection[int] | None) -> bool:
+    return layers is None or any(f".{number}." in name for number in layers)
+
+
+def _named_parameters(run: RunConfig, spec: ModelSpec) -> list[Tensor] | None:
+    """Return the tensors that lora.target_parameters names; None where it is left to Unsloth. Raises `ConfigError` for
+    a name that is none's, which PEFT passes over as long as another is one's."""
+    names: list[str] | None = run.lora.target_parameters
+    if names is None:
+        return None
+    found = {name: [one for one in spec.tensors if f".{one.name}".endswith(f".{name}")] for name in names}
+    for name, tensors in found.items():
+        if not tensors:
+            fix = nearest(name, {".".join(one.name.split(".")[-3:]) for one in spec.fused_experts})
+            consequence = "names no weight of this model."
+            raise ConfigError(Problem(key="lora.target_parameters", value=name, consequence=consequence, fix=fix))
+    return [one for tensors in found.values() for one in tensors]
+
+
+def _biases(run: RunConfig, spec: ModelSpec, adapted: list[str], layers: Collection[int] | None) -> int:
+    """Return the number of biases that are trained."""
+    if run.lora.bias == "none":
+        return 0
+    biases = [one for one in spec.tensors if one.name.endswith(".bias") and one.part != "tower"]
+    if run.lora.bias == "lora_only":
+        biases = [one for one in biases if one.name.split(".")[-2] in adapted and _is_within(one.name, layers)]
+    return sum(one.numel for one in biases)
 
 
 def _all_linear(spec: ModelSpec) -> list[str]:
@@ -71,6 +119,6 @@ def _leaves(spec: ModelSpec) -> set[str]:
     return {weight.name.rsplit(".", 1)[-1] for weight in spec.linear_weights}
 
 
-def _expert_parameters(spec: ModelSpec, r: int) -> int:
-    """Return the sum of r × (in + out) over every fused weight of every expert."""
-    return sum(r * experts * (a + b) for experts, a, b in (tensor.shape for tensor in spec.fused_experts))
+def _factors(tensors: Iterable[Tensor], r: int) -> int:
+    """Return the numbers in the two factors of each weight: r × (in + out), for every expert where they are fused."""
+    return sum(r * prod(one.shape[:-2]) * sum(one.shape[-2:]) for one in tensors)

@@ -196,6 +196,12 @@ class ModelSpec(Sizes):
             if tensor.part == "linear"
         )
 
+    @property
+    def attention_modules(self) -> tuple[str, ...]:
+        """Names of the linear layers of attention, without their paths, in order."""
+        paths = (weight.name.rpartition(".") for weight in self.linear_weights)
+        return tuple(dict.fromkeys(name for path, _, name in paths if path.endswith(("attn", "attention"))))
+
     lora_parameters = lora_size.lora_parameters
 
     def has(self, ending: str) -> bool:
@@ -226,7 +232,7 @@ class ModelSpec(Sizes):
         elements there and no double quantization; all count so, which is an upper bound.
 
         mxfp4 counts as dequantized, which training needs. Other quantized checkpoints take what they take on disk, or
-        without headers their bits per linear weight and no scales.
+        without headers their bits per weight of linear layers and experts, and no scales.
         """
         asked = (load_in_4bit, dtype_bytes, experts_in_4bit)
         if asked not in self._weight_bytes:
@@ -248,7 +254,8 @@ class ModelSpec(Sizes):
         if self.stored_bytes is not None:
             return self.stored_bytes
         bits = _BITS.get(self.quantization, 8 * dtype_bytes)
-        return self._mixed_bytes(dtype_bytes, lambda numel: (numel * bits + 7) // 8)
+        saved = sum(numel * dtype_bytes - (numel * bits + 7) // 8 for numel in self._expert_weights())
+        return self._mixed_bytes(dtype_bytes, lambda numel: (numel * bits + 7) // 8) - saved
 
     def _expert_weights(self) -> list[int]:
         """Elements of each fused weight of experts that may be quantized."""

@@ -165,6 +165,8 @@ class Workload:
     """Bytes per element of the base weights that are not in 4 bit: 2, or 4 for float32."""
     optim: str = "adamw_torch"
     on_cpu: bool = False
+    loads_whole: bool = False
+    """Whether each process loads the whole model under every strategy, since its adapter begins with its weights."""
 
     @property
     def tokens(self) -> int:
@@ -404,6 +406,8 @@ def _loading(work: Workload, strategy: Strategy, num_processes: int) -> float:
     if strategy.loading == "cut":
         return whole * (1 + 1 / num_processes)
     in_16_bit = not work.in_4bit and work.spec.quantization is None
+    if work.spec.num_experts or work.loads_whole:
+        return whole
     if strategy.loading == "shards" or (strategy.loading == "16-bit shards" and in_16_bit):
         # Linear weights are read as shards, everything else whole (unsloth/models/fsdp2_load.py), and the largest of
         # these is there twice while it is cut.

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..capabilities.probe import Capabilities
 from ..config.accelerate_config import Precision
+from ..config.lora_fields import reads_the_base
 from ..config.run_config import DEFAULT_PER_DEVICE, RunConfig
 from ..config.start_adapter import find_adapter, model_of, tokenizer_of_model
 from ..config.trainer_settings import depends_on_ranks, kept_defaults, settings, shared_out_by_tokens
@@ -36,7 +37,7 @@ from .device_and_count import (
 from .groups import Groups, eval_rows, groups, keeps_whole, whole_groups, written_at_once
 from .idle_memory import uses
 from .kept_blocks import may_keep, planned_blocks, why_kept
-from .memory_estimate import GIB, OPTIMIZER, OPTIMIZER_BYTES, Workload, needs_gpu, optimizer_for
+from .memory_estimate import GIB, OPTIMIZER, OPTIMIZER_BYTES, Workload, estimate, needs_gpu, optimizer_for
 from .options import USUAL_CARD, Choice, Option, free_gib
 from .packing_choice import with_packing
 from .plan import Plan
@@ -80,7 +81,16 @@ def plan(
     except Refused as refused:
         # Where memory is short, which strategy would fit is news.
         tells = refused.problems[0].key == "model.name" and run.distributed.strategy == "auto"
-        raise tried(refused, lambda way: changed(way).strategy * tells) from None
+        raise tried(refused, lambda way: _in_short(changed(way)) * tells) from None
+
+
+def _in_short(made: Plan) -> str:
+    """Return the strategy of a plan that was found, and for a mixture the least memory: that of one row at once."""
+    run, spec = made.run, made.spec
+    if spec is None or not spec.num_experts:
+        return made.strategy
+    work = workload(run, spec, targets(run, spec), 1, full=run.model.dtype == "float32")
+    return f"{made.strategy}, {estimate(work, made.strategy, made.num_processes).total:.1f} GiB with 1 row at once"
 
 
 class _Facts:
@@ -140,15 +150,17 @@ def _decide(
     rejected: tuple[Rejected, ...] = ()
     spec = _spec(run, facts.spec, device, count, reasons)
     in_4bit = run.model.load_in_4bit or bool(spec and spec.quantization == "bnb-4bit")
+    _check_start(run, in_4bit=in_4bit)
     lacking = capabilities.unavailable(device, load_in_4bit=in_4bit) if capabilities else {}
-    impossible = cannot(spec, in_4bit=in_4bit) if device == "cuda" else {}
+    impossible = cannot(in_4bit=in_4bit) if device == "cuda" else {}
     if run.training.get("precompute_ref_log_probs"):
         reason = "training.precompute_ref_log_probs reads rows before the ranks' parts of the weights are put together."
         impossible |= dict.fromkeys((one.name for one in STRATEGIES if one.loads_shards), reason)
     if run.training.get("use_vllm") and METHODS[run.method].generates:
         reason = "training.use_vllm sends whole weights to the server, and there each GPU has a part of them."
         impossible |= dict.fromkeys((one.name for one in STRATEGIES if one.shards_weights), reason)
-    unavailable = ({} if elsewhere else lacking) | impossible
+    untried = _untried(spec) if device == "cuda" and asked == "auto" and count > 1 else {}
+    unavailable = ({} if elsewhere else lacking) | untried | impossible
     problem = capabilities.problem(unsized, device, load_in_4bit=in_4bit) if capabilities and not elsewhere else None
     if problem:
         # Under `auto` nobody wrote the strategy, and there is no other.
@@ -294,10 +306,6 @@ def _spec(
         reasons.append(f"memory is not estimated: {first.key}: {first.consequence}")
         return None
     if spec.tower_parameters:
-        if device == "cpu":
-            consequence = "is a model of text and images or sound, and Unsloth has no such models on a CPU."
-            fix = "a text model, or a machine with a GPU (--hardware 1xH100-80GB plans for one)"
-            raise ConfigError(Problem(key="model.name", value=run.model.name, consequence=consequence, fix=fix))
         frozen = f"{spec.tower_parameters / 1e9:.2f}B parameters for images or sound stay frozen beside the text model"
         reasons.append(f"{frozen}: rows of text don't pass them, and LoRA is added to the text model only.")
     reasons += [f"{problem.key}: {problem.consequence}" for problem in spec.problems]
@@ -380,6 +388,7 @@ def workload(
         dtype_bytes=4 if full else 2,
         optim=str(run.training.get("optim", "adamw_torch")),
         on_cpu=on_cpu,
+        loads_whole=reads_the_base(run.lora),
     )
 
 
@@ -401,17 +410,29 @@ def _spelt_out(run: RunConfig, spec: ModelSpec, trained: Targets, reasons: list[
     return replace(run, model=model, lora=replace(run.lora, target_modules=modules))
 
 
-def cannot(spec: ModelSpec | None, *, in_4bit: bool) -> dict[str, str]:
-    """Return the strategies that can't train this model on GPUs, each with the reason as a sentence."""
-    lacking = {one.name: one.cannot["4bit"] for one in STRATEGIES if in_4bit and "4bit" in one.cannot}
+def cannot(*, in_4bit: bool) -> dict[str, str]:
+    """Return the strategies that can't train such a model on GPUs, each with the reason as a sentence."""
+    return {one.name: one.cannot["4bit"] for one in STRATEGIES if in_4bit and "4bit" in one.cannot}
+
+
+def _check_start(run: RunConfig, *, in_4bit: bool) -> None:
+    """Refuse an adapter that begins with what PEFT makes of 16-bit weights, on a base in 4 bit."""
+    key, start = "lora.init_lora_weights", run.lora.init_lora_weights
+    if in_4bit and start in ("pissa", "loftq"):
+        consequence = "is made of the base's weights in 16 bit, and this base is loaded in 4 bit: PEFT stops."
+        problem = Problem(key=key, value=start, consequence=consequence, fix="")
+        raise Refused(problem, [[Way(changes={key: True})]])
+
+
+def _untried(spec: ModelSpec | None) -> dict[str, str]:
+    """Return the strategies that are taken for this model only where they are asked for, each with the reason."""
     if spec is None or not spec.num_experts:
-        return lacking
-    # Seen on two H100 with Qwen3's and Unsloth 2026.10.9: unsloth/models/fsdp2_load.py, "several checkpoint tensors".
+        return {}
     reason = (
-        "a mixture of experts: transformers puts experts together from several tensors of the checkpoint, which "
-        "Unsloth's sharded loading can't read (seen with Qwen3's), and nothing else was tried."
+        "a mixture of experts: transformers puts its experts together from several tensors of the checkpoint, so every "
+        "GPU loads it whole, and it must fit one; it is divided afterwards where that is asked for."
     )
-    return dict.fromkeys((one.name for one in STRATEGIES if one.loads_shards), reason) | lacking
+    return dict.fromkeys((one.name for one in STRATEGIES if one.loads_shards), reason)
 
 
 def _with_optimizer(run: RunConfig, strategy: str, device: str, reasons: list[str]) -> RunConfig:

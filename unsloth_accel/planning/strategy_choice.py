@@ -101,7 +101,9 @@ def _why(chosen: Option, choice: Choice) -> str:
 
 def _why_not(option: Option, chosen: Option, choice: Choice) -> str:
     if not option.fits:
-        loads_whole = option.record.shards_weights and option.record.loads_whole(in_4bit=choice.work.in_4bit)
+        work = choice.work
+        whole = option.record.loads_whole(in_4bit=work.in_4bit, mixture=work.loads_whole or bool(work.spec.num_experts))
+        loads_whole = option.record.shards_weights and whole
         more = " Every GPU loads the whole model before it is sharded." if loads_whole else ""
         return f"{_needs(option)}, and {_has(choice)}.{more}"
     if not option.speed:
@@ -196,6 +198,8 @@ def _what_fits(choice: Choice, options: list[Option], asked: str) -> Iterator[li
     if work.eval_rows not in (0, 1):
         lighter.append(({"training.per_device_eval_batch_size": 1}, replace(work, eval_rows=1)))
     yield from ([Way(changes=changes)] for changes, _ in lighter)
+    if work.spec.num_experts:  # each expert has LoRA of its own, which is most of what is trained
+        yield [Way(changes={"lora.target_modules": list(work.spec.attention_modules)})]
     lengths = (size for size in shorter(work.length) if fits(replace(choice, work=replace(work, length=size))))
     yield [Way(changes={"model.max_seq_length": size}) for size in [next(lengths, None)] if size]
     for changes, changed in [*lighter[:1], ({}, work)]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..config.lora_fields import given_to_peft, reads_the_base
 from ..config.run_config import PROJECTIONS, RunConfig
 from ..config.start_adapter import Adapter, find_adapter, model_of
 from ..errors import ConfigError, Problem, first_line
 from ..methods import METHODS
+from .model_kind import kind_of, load_on_cpu
 from .score_model import add_score_adapter, load_score_model
 
 CHECKPOINTING: dict[str, str | bool] = {"unsloth": "unsloth", "true": True, "false": False}
@@ -23,7 +27,8 @@ def load_model(run: RunConfig) -> tuple[Any, Any]:
     from transformers import set_seed
 
     from ..adapters.ddp_settings import device_map
-    from ..adapters.fsdp2.loading import sharded_loading
+    from ..adapters.fsdp2.loading import sharded_loading, whole_loading
+    from ..adapters.towers import tokenizer_only
 
     adapter = find_adapter(run.model.name)
     name = model_of(run.model.name)
@@ -32,16 +37,17 @@ def load_model(run: RunConfig) -> tuple[Any, Any]:
     dtype = getattr(torch, run.model.dtype) if run.model.dtype else None
     if METHODS[run.method].has_score:  # a new head, which is to be equal on every rank and in every run
         set_seed(run.lora.random_state)
+    plain = {"dtype": dtype or torch.float32, "remote_code": run.model.trust_remote_code}
     if _scores_plainly(run):
-        return load_score_model(
-            name,
-            adapter.tokenizer if adapter else name,
-            dtype=dtype or torch.float32,
-            remote_code=run.model.trust_remote_code,
-        )
+        return load_score_model(name, adapter.tokenizer if adapter else name, **plain)
+    kind = kind_of(name, remote_code=run.model.trust_remote_code)
+    if kind.tower and _on_cpu():
+        return load_on_cpu(name, adapter.tokenizer if adapter else name, **plain)
+    loader = unsloth.FastModel if kind.tower else unsloth.FastLanguageModel
     placed = device_map() if run.distributed.device != "cpu" else None
-    with sharded_loading(run.model.load_in_4bit):
-        model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
+    loading = whole_loading() if kind.mixture or reads_the_base(run.lora) else sharded_loading(run.model.load_in_4bit)
+    with loading, tokenizer_only() if kind.tower else nullcontext():
+        model, tokenizer = loader.from_pretrained(
             model_name=name,
             max_seq_length=run.model.max_seq_length,
             dtype=dtype,
@@ -51,7 +57,7 @@ def load_model(run: RunConfig) -> tuple[Any, Any]:
             **({"tokenizer_name": adapter.tokenizer} if adapter else {}),
             **({"num_labels": 1} if METHODS[run.method].has_score else {}),
         )
-    return model, tokenizer
+    return model, getattr(tokenizer, "tokenizer", tokenizer) if kind.tower else tokenizer
 
 
 def add_adapter(model: Any, run: RunConfig) -> Any:
@@ -62,6 +68,7 @@ def add_adapter(model: Any, run: RunConfig) -> Any:
     import unsloth
 
     from ..adapters.kept_activations import blocks, keep_unless_chosen
+    from ..adapters.towers import towers_of
 
     adapter = find_adapter(run.model.name)
     modules = run.lora.target_modules
@@ -70,8 +77,11 @@ def add_adapter(model: Any, run: RunConfig) -> Any:
         "lora_alpha": run.lora.alpha,
         "target_modules": PROJECTIONS if modules == "all-linear" else list(modules),
         "use_rslora": run.lora.use_rslora,
+        **given_to_peft(run.lora),
     }
-    made = (said if adapter is None else _made_as(adapter)) | {"lora_dropout": run.lora.dropout}
+    made: dict[str, Any] = (said if adapter is None else _made_as(adapter)) | {"lora_dropout": run.lora.dropout}
+    if (towers := towers_of(model)) and _on_cpu():  # on a GPU Unsloth goes by finetune_vision_layers
+        made["exclude_modules"] = rf"({'|'.join(map(re.escape, towers))})\..*"
     checkpointing, seed = CHECKPOINTING[run.model.gradient_checkpointing], run.lora.random_state
     if _scores_plainly(run):
         model = add_score_adapter(model, seed=seed, checkpointing=bool(checkpointing), **made)
@@ -86,6 +96,13 @@ def add_adapter(model: Any, run: RunConfig) -> Any:
     if adapter:
         _load_weights(model, adapter)
     return model
+
+
+def _on_cpu() -> bool:
+    """Return whether Unsloth was imported for training on a CPU."""
+    import unsloth
+
+    return bool(unsloth.DEVICE_TYPE == "cpu")
 
 
 def _scores_plainly(run: RunConfig) -> bool:

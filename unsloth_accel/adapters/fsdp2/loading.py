@@ -28,6 +28,8 @@ def is_launched(environ: Mapping[str, str] = os.environ) -> bool:
     return chosen and world_size(environ) > 1
 
 
+_LOAD_SHARDS = "UNSLOTH_FSDP2_SHARDED_LOAD"
+"""Unsloth's variable for loading that reads this rank's rows only."""
 OTHER_WAYS = ("FSDP_OFFLOAD_PARAMS", "FSDP_CPU_RAM_EFFICIENT_LOADING", "ACCELERATE_USE_PARALLELISM_CONFIG")
 """Variables of `accelerate launch` for configs that place weights in a way of their own: on the host, on rank 0 first,
 or over groups of ranks. Rows that each rank loaded for itself don't fit them."""
@@ -66,6 +68,24 @@ def sharded_loading(load_in_4bit: bool) -> Iterator[None]:
         loading = _cut_when_quantised if available("4-bit weights cut as they are made") else nullcontext
     with loading():
         yield
+
+
+@contextmanager
+def whole_loading() -> Iterator[None]:
+    """Let Unsloth load the whole model on every rank, also where a variable of the launch says otherwise.
+
+    For mixtures of experts: transformers puts their weights together from several tensors of the checkpoint, of which
+    Unsloth's sharded loading can't read the rows (seen with Qwen3's).
+    """
+    asked = os.environ.get(_LOAD_SHARDS)
+    os.environ[_LOAD_SHARDS] = "0"
+    try:
+        yield
+    finally:
+        if asked is None:
+            del os.environ[_LOAD_SHARDS]
+        else:
+            os.environ[_LOAD_SHARDS] = asked
 
 
 @contextmanager

@@ -8,6 +8,8 @@ Mends, beside `loading`, in accelerate 1.15 with torch 2.11 to 2.13 and Unsloth 
   the ranks in lock-step and wait for the copies of offloaded activations. Here LoRA weights stay whole on every rank,
   as in DDP, and their gradients are averaged once per backward pass (by Unsloth, which does so for all that FSDP2 is
   told to ignore). They also stay float32 in the forward pass, as on one GPU.
+- A tower for images or sound would be gathered in every step, though rows of text don't pass it. Here it is a unit of
+  its own.
 - The frozen weights travel by NCCL kernels, which take multiprocessors from the matrix products. `peer_fetch` has them
   copied by the GPUs' copy engines where the GPUs reach each other's memory.
 """
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...capabilities.probe import available
 from ...strategies import STRATEGIES
+from ..towers import towers_of
 from . import whole_gradients
 from .generation import INSIDE
 from .loading import put_back_rows, set_aside_rows
@@ -53,6 +56,7 @@ def adapt_accelerator(accelerator: Accelerator) -> None:
                 group["params"] = [weight for weight in group["params"] if weight.requires_grad]
         pending = set_aside_rows(model, accelerator)
         _keep_lora_whole(model, accelerator)
+        _keep_towers_apart(model, accelerator)
         prepared = prepare(*objects, **options)
         put_back_rows(model, pending)
         # On GPUs Unsloth has done so already; then this finds nothing left to do.
@@ -84,6 +88,21 @@ def _keep_lora_whole(model: torch.nn.Module, accelerator: Accelerator) -> None:
     for name in sorted(trainable):
         dist.broadcast(trainable[name].detach(), src=0)
     plugin.ignored_modules = modules
+
+
+def _keep_towers_apart(model: torch.nn.Module, accelerator: Accelerator) -> None:
+    """Make each tower for images or sound a unit, which rows of text never gather; the model's own unit would gather
+    it in every step."""
+    if not available("a tower that is a unit of its own"):
+        return
+    plugin: Any = accelerator.state.fsdp_plugin
+    named = plugin.transformer_cls_names_to_wrap
+    if named is None:  # then Accelerate takes the blocks of towers too, by the model's `_no_split_modules`
+        return
+    kinds = {type(model.get_submodule(path)) for path in towers_of(model)}
+    # Accelerate goes by the class alone: a projector that is a plain Linear would make every Linear a unit.
+    own = sorted(kind.__name__ for kind in kinds if not kind.__module__.startswith("torch."))
+    plugin.transformer_cls_names_to_wrap = list(dict.fromkeys([*named, *own]))
 
 
 def _count(weight: Any) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...errors import counted
 from ...methods import METHODS
+from ..lora_fields import WHOLE
 from .keys import Becomes, Chooses, Computed, Covered, Entry, Field, Outcome, Theirs, Untranslated
 
 ONLY_LORA = (
@@ -83,6 +84,14 @@ def modules(value: Any) -> Any:
     names = value.split(",") if isinstance(value, str) else value
     names = [str(name).strip() for name in names] if isinstance(names, list) else []
     if not names or not all(name.replace("_", "").replace(".", "").isalnum() for name in names):
+        raise ValueError
+    return names
+
+
+def whole(value: Any) -> Any:
+    """Return lora.modules_to_save of a list of names; raises `ValueError` for others than Unsloth trains whole."""
+    names = modules(value)
+    if not {*names} <= {*WHOLE}:
         raise ValueError
     return names
 
@@ -187,9 +196,10 @@ ON_CPU = Chooses({True: {"distributed.device": "cpu"}, False: {}}, "distributed.
 REVISION = Chooses({"main": {}}, "a model is taken at its newest: download the revision, and name it.")
 NF4 = Chooses({"nf4": {}}, "Unsloth loads 4-bit bases as nf4.")
 DOUBLE = Covered("Unsloth loads 4-bit bases with double quantization")
-NO_DORA = Untranslated("Unsloth has no DoRA; leave it out.")
 ONE_RATE = Untranslated("both matrices of LoRA learn at one rate; raise training.learning_rate.", off=())
-NO_OTHER_WEIGHTS = Untranslated("only LoRA's own weights are trained: leave it out, or write a script.", off=())
+WHOLE_MODULES = Becomes(
+    "lora.modules_to_save", how=whole, otherwise="Unsloth trains only embed_tokens and lm_head whole."
+)
 SYSTEM_PROMPT = Untranslated("write a system message into the rows that have none.")
 NEW_ORDER = "rows are drawn in a new order each epoch; the order can't be kept."
 

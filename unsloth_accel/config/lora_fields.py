@@ -1,0 +1,93 @@
+"""Values of the `lora` section: names that Unsloth has for its keys, and what Unsloth and PEFT would refuse."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ..errors import Problem
+from .run_config import LoraConfig
+
+SPELT = {"lora_alpha": "alpha", "lora_dropout": "dropout"}
+"""Keys of the section as `get_peft_model` spells them, and as they are here."""
+WHOLE = ("embed_tokens", "lm_head")
+"""Modules that Unsloth trains whole where they are targets (unsloth/models/_utils.py:
+`_redirect_embedding_targets`), and the only ones in `modules_to_save`."""
+OWN_START = (True, False, None, "gaussian", "orthogonal", "eva")
+"""Values of PEFT's init_lora_weights that leave the base as it is; the others (pissa, olora, …) change its weights."""
+_STARTS = (True, False, "gaussian", "orthogonal", "pissa", "olora", "loftq")
+_BIASES = ("none", "all", "lora_only")
+
+
+def spelt_here(values: DictConfig) -> DictConfig:
+    """Return `values`, a run's keys, with Unsloth's names in the `lora` section replaced by those that they have here.
+
+    Where both are given nothing is replaced: one of them is told as unknown.
+    """
+    section = values._get_node("lora") if "lora" in values else None
+    if not isinstance(section, DictConfig) or section._is_none() or section._is_missing():
+        return values
+    meant = [theirs for theirs, own in SPELT.items() if theirs in section and own not in section]
+    if not meant:
+        return values
+    values = copy.deepcopy(values)
+    for theirs in meant:
+        values.lora._set_item_impl(SPELT[theirs], values.lora._get_node(theirs))
+        del values.lora[theirs]
+    return values
+
+
+def lora_problems(lora: LoraConfig) -> Iterator[Problem]:
+    """Yield what is wrong with the section's own values, whatever the model."""
+
+    def wrong(key: str, consequence: str, fix: str) -> Problem:
+        return Problem(key=f"lora.{key}", value=getattr(lora, key), consequence=consequence, fix=fix, rule="run-value")
+
+    start = lora.init_lora_weights
+    if isinstance(start, str) and (start in ("eva", "corda", "lora_ga") or start.startswith("pissa_niter")):
+        why = "is drawn anew each time" if start.startswith("pissa") else "is made of a batch of rows by a script"
+        others = ", ".join(str(one).lower() for one in _STARTS)
+        yield wrong("init_lora_weights", f"{why}, so no run begins with it.", f"one of: {others}")
+    elif not any(start is one or (isinstance(one, str) and start == one) for one in _STARTS):
+        fix = f"one of: {', '.join(str(one).lower() for one in _STARTS)}"
+        yield wrong("init_lora_weights", "is no way to begin that Unsloth and PEFT know.", fix)
+    if start == "orthogonal" and lora.r % 2:
+        yield wrong("init_lora_weights", f"needs an even rank, and lora.r is {lora.r}.", f"lora.r={lora.r + 1}")
+    if lora.bias not in _BIASES:
+        yield wrong("bias", "unknown value.", f"one of: {', '.join(_BIASES)}")
+    if lora.loftq_config and start != "loftq":
+        yield wrong("loftq_config", "is for init_lora_weights=loftq alone, and would be ignored.", "remove it")
+    for key in ("modules_to_save", "target_parameters"):
+        value: Any = getattr(lora, key)
+        if value is not None and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+            yield wrong(key, "must be a list of names.", f"lora.{key}=[…]")
+        elif key == "modules_to_save" and (other := [one for one in value or () if one not in WHOLE]):
+            yield wrong(key, f"names {other[0]}; Unsloth trains no others whole.", f"some of: {', '.join(WHOLE)}")
+    layers = lora.layers_to_transform
+    if layers is not None and not (
+        isinstance(layers, list) and layers and all(type(one) is int and one >= 0 for one in layers)
+    ):
+        yield wrong("layers_to_transform", "must be a list of blocks' numbers, from 0.", "such as [0, 1]")
+    if lora.layers_pattern is not None and layers is None:
+        yield wrong(
+            "layers_pattern", "names the list that layers_to_transform counts in, which is not given.", "remove"
+        )
+    elif lora.layers_pattern is not None and not re.fullmatch(r"\w+", str(lora.layers_pattern)):
+        yield wrong("layers_pattern", "must be the name of a list of blocks.", "layers")
+
+
+def given_to_peft(lora: LoraConfig) -> dict[str, Any]:
+    """Return the arguments of `get_peft_model` that are not as usual, beside rank, alpha, targets and scaling."""
+    usual = LoraConfig()
+    names = ("use_dora", "init_lora_weights", "loftq_config", "layers_to_transform", "layers_pattern", "bias")
+    said = {name: getattr(lora, name) for name in (*names, "modules_to_save", "target_parameters")}
+    return {name: value for name, value in said.items() if value != getattr(usual, name)}
+
+
+def reads_the_base(lora: LoraConfig) -> bool:
+    """Return whether the adapter's first weights are made of the base's, which must be whole then."""
+    return lora.use_dora or lora.init_lora_weights not in OWN_START
