@@ -7,8 +7,8 @@ process of a run waits at its gate once it has imported everything and before it
 from __future__ import annotations
 
 import itertools
-import subprocess
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from unsloth_accel.verify.runs import Trained, train
 TIMEOUT = 200.0
 """Seconds that a run may take once its gate is open."""
 HOLD = "BENCHMARK_HOLD"
-"""Variable with a file without which nothing trains: what needs no clock may run before, while packages are imported."""
+"""Variable with a file without which nothing trains: what needs no clock may run before, beside the imports."""
 IMPORT_TIMEOUT = 180.0
 """Seconds in which all runs should have imported their packages; after them the first starts all the same."""
 

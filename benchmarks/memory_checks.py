@@ -106,7 +106,8 @@ def rehearsed(strategy: str, place: Place) -> dict[str, Any]:
     at_once(one, list(ways))
     runs = {label: losses(place.directory / label) for label in found}
     chance, off = (max(abs(a - b) for a, b in zip(runs["off"], runs[way], strict=True)) for way in ("off-again", "on"))
-    expect(off <= chance, f"losses differ by {off} from a run without, which by itself differs by {chance}")
+    # Both are largest differences of two runs: by chance alone either may be the larger one.
+    expect(off <= 2 * chance, f"losses differ by {off} from a run without, which by itself differs by {chance}")
     peaks = {label: one["memory_gib"]["reserved"] - one["memory_gib"]["shared"] for label, one in found.items()}
     limit = round((peaks["all"] + peaks["off"]) / 2, 2)
     short = trained("limited", True, str(limit), keep_activations="all")

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import against_plain, kept, regret
 from benchmarks.loaded import Cell as LoadedCell
 from benchmarks.memory import CALIBRATION, HELD_OUT, Cell
+from benchmarks.strategies import ALONE
 from unsloth_accel.config.run_config import PROJECTIONS
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.models.spec import from_config
@@ -32,7 +33,10 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "memory-2xH200.json"
 KEPT = {gpus: RESULTS.with_name(f"kept-{gpus}xH200.json") for gpus in (1, 2)}
 """Files by number of GPUs."""
+STRATEGIES = RESULTS.with_name("strategies-2xH200.json")
 HARDWARE = "2xH200"
+GPU_GIB = 139.8
+"""What torch says that one of them has."""
 LAUNCH_BOUND = 1.1
 """Predicted time of a step over the least that launching its kernels takes, below which a cell is launch-bound."""
 
@@ -203,7 +207,52 @@ def kept_section(what: str, figures: Callable[[Measured], tuple[float, float]]) 
     """Return the section on the cells in which blocks keep their activations: `figures` predicted and measured."""
     on_one = _kept_on(1, what, figures, kept.HELD_OUT, kept.CALIBRATION)
     on_two = _kept_on(2, what, figures, kept.HELD_OUT_ON_TWO, kept.CALIBRATION_ON_TWO)
-    return "\n".join(section for section in (on_one, on_two) if section)
+    return "\n".join(section for section in (on_one, strategies_section(what, figures), on_two) if section)
+
+
+def by_strategies() -> Iterator[Measured]:
+    """Those of benchmarks.strategies on two GPUs, to which nothing was fitted; not `single`, which accumulates."""
+    report = json.loads(STRATEGIES.read_text(encoding="utf-8"))
+    for found in report["cells"].values():
+        given = found["cell"]
+        if "memory_gib" not in found or given["strategy"] == "single":
+            continue
+        alone = given["strategy"] in ALONE
+        cell = Cell(
+            given["shape"],
+            "single" if alone else given["strategy"],
+            given["per_device"],
+            report["settings"]["length"],
+            load_in_4bit=given["bits"] == 4,
+            num_processes=1 if alone else given["processes"],
+            kept=given["kept"],
+            optim=found["optim"],
+        )
+        work = workload(cell, report["shapes"][cell.shape])
+        predicted = estimate(work, cell.strategy, cell.num_processes, free_gib=GPU_GIB)
+        memory = {phase: max(found["memory_gib"][phase]) for phase in ("loading", "training")}
+        yield Measured(cell, memory, found["step_seconds"], work, predicted)
+
+
+def strategies_section(what: str, figures: Callable[[Measured], tuple[float, float]]) -> str:
+    """Return the section on the strategies with several numbers of kept blocks, side by side on two GPUs."""
+    lines = [
+        "## By blocks that keep their activations, on 2 GPUs",
+        "",
+        f"{what} {_where(json.loads(STRATEGIES.read_text(encoding='utf-8')))}",
+        f"Nothing was fitted to these cells, of `benchmarks/results/{STRATEGIES.name}`.",
+        "",
+        "| cell | strategy, GPUs | predicted | measured | error |",
+        "|---|---|---|---|---|",
+    ]
+    errors = []
+    for found in by_strategies():
+        predicted, actual = figures(found)
+        errors.append(abs(predicted / actual - 1))
+        on = f"{found.cell.strategy}, {found.cell.num_processes}"
+        lines.append(f"| {title(found.cell)} | {on} | {predicted:.3f} | {actual:.3f} | {predicted / actual - 1:+.1%} |")
+    told = f"Error of {len(errors)} cells: median {statistics.median(errors):.1%}, worst {max(errors):.1%}."
+    return "\n".join([*lines, "", told, ""])
 
 
 def _kept_on(

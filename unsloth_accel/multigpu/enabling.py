@@ -11,8 +11,8 @@ from ..adapters import environment, rank_checks
 from ..errors import ConfigError, Problem, raise_errors
 from .asked import MultiGPUConfig, unknown, value_problems
 from .grpo_support import disable_grpo_support
-from .patched import STATE, install, restore, say
 from .launched_count import PlainErrors, settled_count
+from .patched import STATE, install, restore, say
 
 DEBUG = "TORCH_DISTRIBUTED_DEBUG"
 """Variable of torch: with DETAIL it compares each collective over the ranks before it runs."""
