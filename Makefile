@@ -69,6 +69,7 @@ docs: $(INSTALLED)
 	$(BIN)/python -m unsloth_accel.rewards.page
 	$(BIN)/python -m benchmarks.memory_report
 	$(BIN)/python -m benchmarks.fsdp2_report
+	$(BIN)/python -m benchmarks.pairs_report
 	$(BIN)/python -m benchmarks.strategies --table docs/strategies.md
 	$(BIN)/python -m benchmarks.gpu_checks --table docs/gpu-checks.md
 	$(BIN)/python -m benchmarks.models_page docs/models.md

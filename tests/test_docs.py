@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import ROOT, Run, cli_command
 
-from benchmarks import fsdp2_report, gpu_checks, grpo_example, kept, preferences, row_sharing, strategies
+from benchmarks import fsdp2_report, gpu_checks, grpo_example, kept, pairs_report, preferences, row_sharing, strategies
 from benchmarks.memory import HELD_OUT
 from benchmarks.memory_report import measured, measured_kept, memory_page, speed_page
 from benchmarks.tables import RESULTS, filled
@@ -83,6 +83,15 @@ def test_what_preferences_learned_is_what_is_shown() -> None:
     for found in report.values():
         assert found["after"].get("pair_accuracy", 1) >= 0.9
         assert found["curve"][-1]["loss"] < found["curve"][0]["loss"]
+
+
+def test_preferences_on_two_gpus_are_what_is_shown() -> None:
+    text = pairs_report.PAGE.read_text(encoding="utf-8")
+    report: dict[str, Any] = json.loads(pairs_report.RESULT.read_text(encoding="utf-8"))
+    assert pairs_report.filled(text, report) == text, "run python -m benchmarks.pairs_report"
+    apart = [found["difference"] for found in report["cells"].values() if "difference" in found]
+    assert all(one["ranks_equal"] and one["same_rows"] for one in apart)
+    assert f"up to {max(one['loss_absolute'] for one in apart):.3f} off" in text
 
 
 def test_both_languages_give_the_same_commands() -> None:

@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from .planning.plan import Plan as Plan
     from .training.accelerator_loop import prepare as prepare
     from .training.adapt import adapt as adapt
-    from .training.grpo_support import enable_grpo_support as enable_grpo_support
 
 from .version import __version__ as __version__
 

@@ -135,8 +135,13 @@ def test_what_keeps_the_one_who_tells_keeps_nobody_else(
     process.send_signal(signal.SIGSTOP)
     write_beat(files.heartbeat(1), beat_of(process, place="there"))
     never, left = threading.Event(), threading.Event()
+
+    def leave(status: int) -> None:
+        left.set()
+        sys.exit(status)  # of the thread only
+
     monkeypatch.setattr(watchdog, "AT_LAST", 0.2)
-    monkeypatch.setattr(os, "_exit", lambda status: left.set())
+    monkeypatch.setattr(os, "_exit", leave)
     dog.advice = lambda: str(never.wait(30))
     keeps = threading.Thread(target=look, args=(dog, 12), daemon=True)
     keeps.start()
@@ -147,6 +152,7 @@ def test_what_keeps_the_one_who_tells_keeps_nobody_else(
     assert "in look" in files.rank_stacks(0).read_text()  # where it was kept
     never.set()
     keeps.join(20)
+    assert not keeps.is_alive()
 
 
 @pytest.mark.parametrize(("state", "signals"), [("gone", 0), ("elsewhere", 0), ("quiet", 2)])

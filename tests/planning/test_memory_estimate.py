@@ -1,5 +1,6 @@
 """The memory estimate: held to the measured cells, to the model's exact sizes, and to common sense."""
 
+import json
 import statistics
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plans import SMALL, planned
 
-from benchmarks import kept
+from benchmarks import kept, pairs_report
 from benchmarks.memory import CALIBRATION, HELD_OUT
 from benchmarks.memory_report import measured, measured_kept
 from unsloth_accel.models.spec import ModelSpec
@@ -161,6 +162,21 @@ def test_the_logits_of_a_loss_are_counted_as_it_has_them() -> None:
     assert more < 2 * peaks["tiled"] + 0.1
     on_cpu = replace(pairs, on_cpu=True, dtype_bytes=4)
     assert estimate(replace(on_cpu, logits="tiled"), "single", 1).training < estimate(on_cpu, "single", 1).training
+
+
+def test_predictions_hold_for_pairs() -> None:
+    """They were fitted to these seven cells, of which none may be far off."""
+    found = [*pairs_report.compared(json.loads(pairs_report.RESULT.read_text(encoding="utf-8")))]
+    assert len(found) == 7
+    assert max(abs(memory.error) for _, memory, _ in found) <= 0.10
+    assert statistics.mean(memory.error for _, memory, _ in found) == pytest.approx(0, abs=0.02)
+
+
+def test_padded_rows_take_more_where_blocks_are_compiled() -> None:
+    gain = estimate(replace(WORK, pads=True), "ddp", 2).training - estimate(WORK, "ddp", 2).training
+    assert gain * GIB == pytest.approx(5.5 * WORK.tokens * LLAMA.intermediate_size * 2)
+    on_cpu = replace(WORK, on_cpu=True, dtype_bytes=4)
+    assert estimate(replace(on_cpu, pads=True), "single", 1) == estimate(on_cpu, "single", 1)
 
 
 def test_a_reference_reads_beside_what_is_kept() -> None:

@@ -4,7 +4,7 @@ import statistics
 import pytest
 from plans import LARGE, planned
 
-from benchmarks import kept
+from benchmarks import kept, pairs_report
 from benchmarks.memory_report import RESULTS, measured_kept
 from unsloth_accel.config.run_config import PROJECTIONS
 from unsloth_accel.hardware.hardware import Hardware
@@ -34,6 +34,12 @@ def test_predicted_seconds_hold_by_kept_blocks() -> None:
     assert statistics.median(abs(one.time_error) for one in found) <= 0.05
     assert max(abs(one.time_error) for one in found if one.work.tokens > 2048) <= 0.15
     assert max(abs(one.time_error) for one in found) <= 0.25
+
+
+def test_predicted_seconds_hold_for_pairs() -> None:
+    found = [*pairs_report.compared(json.loads(pairs_report.RESULT.read_text(encoding="utf-8")))]
+    assert len(found) == 7
+    assert max(abs(time.error) for _, _, time in found) <= 0.10
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def test_the_optimizers_that_a_cpu_lacks_are_those_that_unsloth_replaces(tmp_pat
     from transformers.training_args import OptimizerNames
     from trl import SFTConfig
 
-    from unsloth_accel.planning.memory_estimate import needs_gpu
+    from unsloth_accel.planning.optimizers import needs_gpu
 
     taken = {
         name.value: SFTConfig(output_dir=str(tmp_path), optim=name.value, bf16=False).optim for name in OptimizerNames

@@ -23,7 +23,7 @@ from ..config.written import variables_of as secrets_of
 from ..errors import ConfigError, Problem, errors, raise_errors
 from ..hardware.hardware import Hardware
 from ..models.hub_access import HUB
-from ..planning.memory_estimate import BITSANDBYTES_ADAMW
+from ..planning.optimizers import BITSANDBYTES_ADAMW
 from ..planning.plan import Plan
 from ..planning.planner import plan
 from ..report.at_end import is_replaced, is_since, reported, something_to_show

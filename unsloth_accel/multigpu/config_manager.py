@@ -79,8 +79,8 @@ class ConfigManager:
                 "model": {"name": str(name), "max_seq_length": max_seq_length, "load_in_4bit": load_in_4bit},
                 "batch": {"global_size": target_batch_size or 8 * count},
                 "distributed": {"num_processes": count},
-                "output_dir": "outputs",
-            }
+            },
+            to_plan=True,
         )
         decided = plan(run, hardware, spec, elsewhere=True)
         keeps_all = decided.keep_activations is not None and decided.keep_activations >= spec.num_layers

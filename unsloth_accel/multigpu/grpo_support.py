@@ -1,4 +1,4 @@
-"""enable_grpo_support: GRPO scripts of the older package as they are."""
+"""enable_grpo_support: TRL's trainers that write completions are adapted as they begin to train, whoever makes them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from .patched import STATE, install, restore
 
 
 def enable_grpo_support() -> None:
-    """Let GRPO configs that are made from now on hold whole groups, and trainers answer without vLLM where it is not
-    installed.
+    """Have every `GRPOTrainer` and `RLOOTrainer` of TRL adapted (`unsloth_accel.adapt`) and its completions watched
+    (`training.grpo_scripts`) when it begins to train; call it before its config is made. Once is enough.
 
-    The adapters of GRPO itself (weights gathered while answers are written, packing that all ranks agree on, groups
-    kept by TRL's own sampler) belong to `enable_multi_gpu` or `adapt`, with which this is used. A config whose rows per
-    step (per device × processes × accumulation) hold no whole number of `num_generations` answers accumulates more
-    micro-batches until they do, and says so: TRL refuses it otherwise.
+    A config made from now on whose rows per step (per device × processes × accumulation) hold no whole number of
+    `num_generations` completions accumulates more micro-batches until they do, and says so: TRL refuses it otherwise.
+    Where vLLM is asked for and not installed the model itself writes GRPO's completions, and that is said. A generation
+    server that can't be used raises `ConfigError` before the first step, on every rank. With `enable_multi_gpu` the
+    trainer also gets what that was asked for.
     """
     if not STATE.grpo:
         STATE.grpo = True

@@ -1,16 +1,16 @@
 """What is put around Trainers, their arguments and Unsloth's loaders, as long as multi-GPU support is on.
 
 Three upstream names are replaced and put back: `TrainingArguments.__post_init__`, which then takes batch, accumulation
-and DDP's settings from `enable_multi_gpu` before TRL's configs divide anything; `Trainer.train`, `evaluate` and
-`predict`, which adapt their trainer first; and `from_pretrained` of Unsloth's classes, by which each GPU loads what it
-keeps. GRPO has one more, its trainer's `__init__` (`whole_groups`).
+and DDP's settings from `enable_multi_gpu` before TRL's configs divide anything; `train`, `evaluate` and `predict` of
+Trainer and of the classes below it that have their own, which adapt their trainer first; and `from_pretrained` of
+Unsloth's classes, by which each GPU loads what it keeps. GRPO has one more, its trainer's `__init__` (`whole_groups`).
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -47,7 +47,9 @@ class State:
 
 
 STATE = State()
+METHODS = ("train", "evaluate", "predict")
 _MISSING = object()
+_ADAPTS = "_unsloth_accel_adapts"
 
 
 def replace(owner: Any, name: str, value: Any) -> None:
@@ -69,7 +71,7 @@ def restore() -> None:
 def install() -> None:
     """Put what is on (`STATE`) around the upstream names; imports unsloth first, which patches them itself."""
     import unsloth
-    from transformers import Trainer, TrainingArguments
+    from transformers import TrainingArguments
 
     restore()
     post_init: Any = TrainingArguments.__post_init__
@@ -77,6 +79,7 @@ def install() -> None:
     @functools.wraps(post_init)
     def settled(args: TrainingArguments) -> None:
         settle(args)
+        wrap_trainers()
         post_init(args)
 
     replace(TrainingArguments, "__post_init__", settled)
@@ -84,12 +87,34 @@ def install() -> None:
         import trl
 
         replace(trl.GRPOTrainer, "__init__", without_vllm(trl.GRPOTrainer.__init__, say))
+    wrap_trainers()
     if STATE.config is None:
         return
-    for name in ("train", "evaluate", "predict"):
-        replace(Trainer, name, _adapted_first(getattr(Trainer, name), name))
     for owner in ("FastLanguageModel", "FastModel"):
         _load_shards(getattr(unsloth, owner, None))
+
+
+def wrap_trainers() -> None:
+    """Have the `METHODS` of Trainer, and of each class below it that defines its own, adapt their trainer first.
+
+    Unsloth's GRPO has a `train` that holds the Trainer's of the time at which its class was made, so that one put in
+    the Trainer's place later is never called. Classes are made at any time: called anew it wraps those that are new.
+    """
+    from transformers import Trainer
+
+    if STATE.config is None and not STATE.grpo:
+        return
+    for kind in _with_subclasses(Trainer):
+        for name in METHODS:
+            method = vars(kind).get(name)
+            if inspect.isfunction(method) and not hasattr(method, _ADAPTS):
+                replace(kind, name, _adapted_first(method, name))
+
+
+def _with_subclasses(kind: type[Any]) -> Iterator[type[Any]]:
+    yield kind
+    for below in kind.__subclasses__():
+        yield from _with_subclasses(below)
 
 
 def say(text: str) -> None:
@@ -122,12 +147,23 @@ def settle(args: Any) -> None:
 def _adapted_first(original: Callable[..., Any], name: str) -> Callable[..., Any]:
     @functools.wraps(original)
     def method(trainer: Trainer, *arguments: Any, **named: Any) -> Any:
-        if STATE.config is None or trainer in STATE.adapted:
+        from ..adapters.generating import writes_completions
+        from ..training.adapt import adapt
+        from ..training.grpo_scripts import support_grpo
+
+        grpo = STATE.grpo and writes_completions(trainer)
+        if trainer in STATE.adapted or not (STATE.config or grpo):
             return original(trainer, *arguments, **named)
+        if grpo:
+            support_grpo(trainer)
+        if STATE.config is None:
+            adapt(trainer)
+        else:
+            adapt_as_asked(trainer, STATE.config)
         STATE.adapted.add(trainer)
-        adapt_as_asked(trainer, STATE.config)
         return getattr(trainer, name)(*arguments, **named)  # through what the adapters have put around it
 
+    setattr(method, _ADAPTS, True)
     return method
 
 
@@ -207,7 +243,7 @@ def keep_or_recompute(model: torch.nn.Module, checkpointing: bool | None) -> Non
 def _load_shards(owner: Any) -> None:
     """Let `owner.from_pretrained` load on each GPU what it keeps, and onto this process's own GPU."""
     original = getattr(owner, "from_pretrained", None)
-    if original is None or "from_pretrained" not in vars(owner):
+    if original is None:
         return
     signature = inspect.signature(original)
 
@@ -229,6 +265,7 @@ def _load_shards(owner: Any) -> None:
             stack.enter_context(sharded_loading(bool(bound.arguments.get("load_in_4bit", True))))
             loaded = original(*arguments, **named)
         STATE.loaded += 1
+        wrap_trainers()
         return loaded
 
     replace(owner, "from_pretrained", staticmethod(from_pretrained))

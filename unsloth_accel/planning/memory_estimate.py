@@ -4,6 +4,7 @@ Sizes of tensors follow from the model's shapes and from code whose file is name
 backward, the gathering of shards, the allocator and CUDA's context take beyond that was fitted to the calibration cells
 of memory-2xH200.json and kept-1xH200.json in benchmarks/results (H200, Unsloth 2026.10.9, torch 2.11). docs/memory.md
 puts prediction and measurement side by side, for cells that were used and cells that were not.
+Padded rows (DPO, KTO) were fitted to preferences-2xH200.json, of which none was held out: docs/preferences.md.
 """
 
 from __future__ import annotations
@@ -17,32 +18,10 @@ from ..methods import Logits
 from ..models.spec import ModelSpec
 from ..strategies import STRATEGIES, Strategy, usual
 from .generation_estimate import generation_bytes
+from .optimizers import OPTIMIZER_BYTES, optimizer_for
 
 GIB = 2**30
 Checkpointing = Literal["unsloth", "true", "false"]
-
-OPTIMIZER_BYTES: dict[str, float] = {
-    "adamw_torch": 8,
-    "adamw_torch_fused": 8,
-    "adamw_hf": 8,
-    "adamw_apex_fused": 8,
-    "adamw_bnb_8bit": 2,
-    "adamw_8bit": 2,
-    "paged_adamw_8bit": 2,
-    "paged_adamw_32bit": 8,
-    "paged_adamw": 8,
-    "lion_32bit": 4,
-    "paged_lion_32bit": 4,
-    "lion_8bit": 1,
-    "paged_lion_8bit": 1,
-    "adafactor": 4,
-    "sgd": 0,
-    "adagrad": 4,
-    "rmsprop": 4,
-}
-"""Bytes of state per trained parameter: two float32 for AdamW, two bytes for the 8-bit kinds (bitsandbytes 0.50,
-optim/optimizer.py; their block scales add 3 % and tensors below 4096 elements stay at 32 bit, which LoRA's are not).
-Paged ones count in full: pages move to the host only under pressure. An unknown optimizer counts as AdamW."""
 
 MEMORY_LIMIT, LEAST_IDLE_GIB = 0.95, 1.0
 """Share of the free memory that a plan may fill, and from which on a run warns: the estimate was within 8 % where it
@@ -52,38 +31,10 @@ WORST_ERROR = 0.12
 benchmarks/results/memory-2xH200.json (docs/memory.md), rounded up. What is asked for by name is refused where the
 estimate less that is too large for the GPU, and a run that takes that much more than was planned says so."""
 
-OPTIMIZER, ON_THE_HOST = "adamw_torch_fused", "adamw_torch"
-"""Torch's AdamW; the second keeps its step counter on the host."""
-BITSANDBYTES_ADAMW = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw", "paged_adamw_32bit", "paged_adamw_8bit")
-
-
-_GPU_ONLY = ("8bit", "paged", "bnb", "npu", "xla", "apex")
-
-
-def needs_gpu(optimizer: str) -> bool:
-    """Return whether `optimizer` has no kernels for a CPU: there Unsloth takes torch's AdamW in its place, whatever it
-    is (unsloth_zoo/cpu/trainer.py: normalize_cpu_training_arguments)."""
-    return any(part in optimizer for part in _GPU_ONLY)
-
 
 def usable_gib(free_gib: float) -> float:
     """Return the GiB that a plan may fill, of so many that are free."""
     return min(MEMORY_LIMIT * free_gib, free_gib - LEAST_IDLE_GIB)
-
-
-def optimizer_for(strategy: str, asked: str | None) -> str:
-    """Return the optimizer for `strategy`: `asked` or its substitute, by default fused AdamW. Unsloth's own default,
-    adamw_8bit, would be another optimizer on one GPU than under fsdp2.
-
-    bitsandbytes can't step the shards of accelerate's FSDP2 (unsloth/models/rl.py: "Switching optim"); FSDP1 can't put
-    together the state of a fused optimizer (`adapters.fsdp1`).
-    """
-    record = STRATEGIES[strategy]
-    if asked is None:
-        return OPTIMIZER if record.saves_fused else ON_THE_HOST
-    if not record.steps_bitsandbytes and asked in BITSANDBYTES_ADAMW:
-        return OPTIMIZER
-    return ON_THE_HOST if not record.saves_fused and asked.endswith("_fused") else asked
 
 
 BLOCK_INTERMEDIATE = 4.0
@@ -92,6 +43,11 @@ Unsloth's fused MLP (unsloth/kernels/fast_lora.py). Fitted: 1.5B and 8B give 4.0
 BLOCK_HIDDEN, OFFLOAD_HIDDEN = 4.5, 3.75
 """Copies of (tokens × hidden_size) alive then, and those that Unsloth's offloading adds: two GPU buffers and what is in
 flight (unsloth_zoo/gradient_checkpointing.py). Fitted."""
+COMPILED_INTERMEDIATE = 5.5
+"""Copies of (tokens × intermediate_size) more where rows are padded: Unsloth compiles such a block as one region, tries
+it with gradients beside the first pass, and leaves rows laid end to end to its stock forward (unsloth/models/
+_block_compile.py: `_wrap`). Fitted to the middle of the seven cells of preferences-2xH200.json, all of one shape and
+8192 tokens; not profiled. Two ranks of one run differed by 0.28 GiB."""
 KEPT_INTERMEDIATE, KEPT_HIDDEN, KEPT_QUERY = 2.0, 4.0, 3.2
 """Copies of (tokens × intermediate_size), of (tokens × hidden_size) and of (tokens × the width of all heads) that a
 block keeps which is not checkpointed: gate and up; the residual twice and both norms' outputs; query, attention output,
@@ -114,7 +70,8 @@ CHUNK_TARGET_GIB = 4.0
 TILE_GIB, TILE_HIDDEN = 0.25, 4.0
 """GiB of float32 logits that log-probabilities have at once (unsloth_zoo/fused_losses/fused_linear.py:
 `_BWD_TILE_BYTES`), and copies of (tokens × hidden_size) beside them: what is scored of the last norm's output, its
-gradient, which that kernel writes as it goes forward, and the gradient as it is put back. Not yet measured."""
+gradient, which that kernel writes as it goes forward, and the gradient as it is put back. A block took more in every
+cell that was measured, so they are counted from that code."""
 CPU_TILE_ROWS = 512
 """Tokens whose logits a CPU has at once then (same file: `fused_linear_rows`)."""
 WHOLE_LOGIT_BYTES = 16.0
@@ -296,6 +253,11 @@ def estimate(work: Workload, strategy: str, num_processes: int, *, free_gib: flo
         gathered = record.gathered_blocks * work.block_bytes
         peak = max(block + gathered, logits + gathered - work.block_bytes + work.head_bytes)
         terms["unsharded_units"] = peak - max(block, logits)
+        if work.logits == "tiled":
+            # TRL gathers the head for itself (trl/trainer/utils.py: `weight.full_tensor()`), and the loss keeps that
+            # copy for an entropy's gradient (unsloth_zoo/fused_losses/fused_linear.py: `ent_lazy`). That it is still
+            # there beside a block's backward is taken from the one cell that was measured.
+            terms["unsharded_units"] += work.head_bytes
     if work.in_4bit:
         # One weight in use and the next one's buffer (unsloth/kernels/utils.py: WEIGHT_BUFFERS); fitted, 1.7 to 2.4.
         terms["dequantized"] = 2.0 * work.spec.largest_linear * work.dtype_bytes
@@ -340,6 +302,8 @@ def _activations(work: Workload) -> tuple[float, float]:
         block = BLOCK_INTERMEDIATE * intermediate + BLOCK_HIDDEN * hidden
         # The last block keeps its activations if any does, and has let go of them when one is computed again.
         inside.append(block - (each if kept else 0.0))
+    if work.pads and not work.on_cpu:
+        inside = [peak + COMPILED_INTERMEDIATE * intermediate for peak in inside]
     offloaded = checkpointed and work.checkpointing == "unsloth"
     if work.checkpointing == "true" or work.on_cpu:
         held += checkpointed * hidden

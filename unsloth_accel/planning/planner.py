@@ -37,7 +37,8 @@ from .device_and_count import (
 from .groups import Groups, eval_rows, groups, keeps_whole, whole_groups, written_at_once
 from .idle_memory import uses
 from .kept_blocks import may_keep, planned_blocks, why_kept
-from .memory_estimate import GIB, OPTIMIZER, OPTIMIZER_BYTES, Workload, estimate, needs_gpu, optimizer_for
+from .memory_estimate import GIB, Workload, estimate
+from .optimizers import OPTIMIZER, OPTIMIZER_BYTES, needs_gpu, optimizer_for
 from .options import USUAL_CARD, Choice, Option, free_gib
 from .packing_choice import with_packing
 from .plan import Plan

@@ -29,6 +29,11 @@ as Python launches its kernels, and 4 bit has more of them. Fitted; steps of one
 LEAST_VARIOUS_SECONDS = 0.014
 """The same where rows of different lengths are laid end to end, so that every batch has another shape: 0.21 to 0.27 s
 per step with 16 blocks (benchmarks/results: variable-2xH100.json, row-sharing-8-2xH200.json, ddp-2xH200-1.5B.json)."""
+PADDED_SECONDS, NO_GRADIENT_SECONDS = 0.016, 0.002
+"""The same where rows are padded: of the trained pass with recomputation, and of each pass without gradients beside it.
+Unsloth compiles such a block as one region, for any length (unsloth/models/_block_compile.py), so that Python launches
+as much in 4 bit as in 16; what the loss itself waits for is in it. Fitted to preferences-2xH200.json, not profiled:
+with 16 blocks DPO takes 0.28 s per device batch with one such pass, KTO 0.345 with three."""
 HIDDEN_SHARE = 0.8
 """Share of computing behind which fsdp2 can hide the bytes: copy engines fetch the next block meanwhile; assumed."""
 DDP_SHARE = 0.015
@@ -81,8 +86,11 @@ def flops(work: Workload) -> tuple[float, float]:
 def launch_seconds(work: Workload, *, various: bool = False) -> float:
     """Return the seconds that one device batch takes at least, however few its tokens: as Python launches its kernels.
 
-    With `various`, every batch has another shape.
+    With `various`, every batch has another shape; where rows are padded that makes no difference.
     """
+    if work.pads:
+        trained = PADDED_SECONDS * (2 + work.recomputed) / 3
+        return (trained + NO_GRADIENT_SECONDS * work.reference_passes) * work.spec.num_layers
     least = (LEAST_VARIOUS_SECONDS if various else LEAST_LAYER_SECONDS) * (IN_4BIT if work.in_4bit else 1.0)
     return least * work.spec.num_layers * (2 + work.recomputed + work.reference_passes) / 3
 
@@ -130,10 +138,12 @@ def estimate_speed(
         # All-reduce of the adapter's gradients: twice around the ring.
         communication += 2 * others * 4 * work.lora_parameters / link
         if record.shards_weights:
-            gathered = 2 * others * work.weight_bytes / link  # once forward, once backward
+            gatherings = 2 + work.reference_passes  # forward, backward, and for each other pass
+            gathered = gatherings * others * work.weight_bytes / link
             if record.hides_gathering and hardware.link == "nvlink" and hardware.num_machines == 1:
                 gathered = max(0.0, gathered - HIDDEN_SHARE * compute)
-            communication += accumulation * (gathered + record.seconds_per_block * spec.num_layers)
+            waits = record.seconds_per_block * gatherings / 2  # fitted to two
+            communication += accumulation * (gathered + waits * spec.num_layers)
     # Of what is written at once a step may take a part, or several may be needed.
     share = work.per_device * accumulation / work.generated_rows if work.generated_rows else 0.0
     return Speed(

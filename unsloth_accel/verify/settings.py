@@ -20,7 +20,7 @@ from ..launch.launcher import plan_problems
 from ..methods import METHODS
 from ..planning.batch import divisors
 from ..planning.groups import group_size
-from ..planning.memory_estimate import optimizer_for
+from ..planning.optimizers import optimizer_for
 from ..planning.plan import Plan
 from ..planning.planner import plan
 from ..strategies import STRATEGIES, choosable, usual

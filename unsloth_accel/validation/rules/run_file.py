@@ -296,7 +296,7 @@ def run_optimizer(config: Document) -> Iterator[Finding]:
     Reference: unsloth/models/rl.py: "Switching optim = 'adamw_8bit' to 'adamw_torch_fused'"; unsloth/models/
     fsdp2_native.py: _BNB_LOCAL_SHARD_OPTIMS; unsloth_zoo/cpu/trainer.py: normalize_cpu_training_arguments.
     """
-    from ...planning.memory_estimate import BITSANDBYTES_ADAMW, needs_gpu
+    from ...planning.optimizers import BITSANDBYTES_ADAMW, needs_gpu
 
     if config.get("distributed.device") == "cpu" and needs_gpu(str(config.get("training.optim"))):
         consequence = "needs a GPU; on a CPU Unsloth takes adamw_torch_fused."

@@ -129,7 +129,7 @@ def run_optimizer_package(config: Document) -> Iterator[Finding]:
     Reference: transformers/trainer_optimizer.py: "You need to install `galore_torch`".
     """
     word = str(settings_of(config).get("optim", ""))
-    from ...planning.memory_estimate import needs_gpu
+    from ...planning.optimizers import needs_gpu
 
     if config.get("distributed.device") == "cpu" and needs_gpu(word):
         return  # which Unsloth replaces there

@@ -1,0 +1,47 @@
+"""Verify the installation: the doctor's checks, then a training of two steps in two processes.
+
+    python examples/verify_installation.py
+
+Ends with status 0 where all is well.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from unsloth_accel.config.accelerate_config import AccelerateConfig
+from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.strategies import usual
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
+parser.add_argument("--skip-doctor", action="store_true", help="train only")
+options = parser.parse_args()
+
+hardware = Hardware.detect()
+print(hardware, flush=True)
+failed = []
+if not options.skip_doctor:
+    checked = subprocess.run([sys.executable, "-m", "unsloth_accel.cli", "doctor"], check=False)
+    failed += ["unsloth-accel doctor"] if checked.returncode else []
+on_gpus = len(hardware.devices) > 1
+bf16 = all(device.has_bf16 for device in hardware.devices)
+with tempfile.TemporaryDirectory() as place:
+    config = AccelerateConfig(
+        strategy=usual(2).name,
+        num_processes=2,
+        device="cuda" if on_gpus else "cpu",
+        mixed_precision=("bf16" if bf16 else "fp16") if on_gpus else "no",
+    )
+    config.write(Path(place, "two.yaml"))
+    script = Path(__file__).with_name("quick_start.py")
+    words = ["--config_file", f"{place}/two.yaml", str(script), "--model", options.model, "--max-steps", "2"]
+    data = Path(__file__).with_name("data") / "elements-train.jsonl"
+    words += ["--data", str(data), "--per-device", "1", "--output", f"{place}/run"]
+    launched = subprocess.run([sys.executable, "-m", "unsloth_accel.cli", "launch", *words], check=False)
+    if launched.returncode or not Path(place, "run", "adapter", "adapter_model.safetensors").is_file():
+        failed.append("the training in two processes")
+print(f"FAILED: {', '.join(failed)}" if failed else "all is well: two processes trained, and saved an adapter")
+sys.exit(1 if failed else 0)
