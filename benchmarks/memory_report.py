@@ -237,7 +237,7 @@ def by_strategies() -> Iterator[Measured]:
 def strategies_section(what: str, figures: Callable[[Measured], tuple[float, float]]) -> str:
     """Return the section on the strategies with several numbers of kept blocks, side by side on two GPUs."""
     lines = [
-        "## By blocks that keep their activations, on 2 GPUs",
+        "## By blocks that keep their activations, by strategy",
         "",
         f"{what} {_where(json.loads(STRATEGIES.read_text(encoding='utf-8')))}",
         f"Nothing was fitted to these cells, of `benchmarks/results/{STRATEGIES.name}`.",

@@ -9,11 +9,11 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
-from unsloth_accel.config.accelerate_config import AccelerateConfig
 from unsloth_accel.hardware.hardware import Hardware
-from unsloth_accel.strategies import usual
+from unsloth_accel.multigpu.launched_count import config_for
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
@@ -26,15 +26,8 @@ failed = []
 if not options.skip_doctor:
     checked = subprocess.run([sys.executable, "-m", "unsloth_accel.cli", "doctor"], check=False)
     failed += ["unsloth-accel doctor"] if checked.returncode else []
-on_gpus = len(hardware.devices) > 1
-bf16 = all(device.has_bf16 for device in hardware.devices)
 with tempfile.TemporaryDirectory() as place:
-    config = AccelerateConfig(
-        strategy=usual(2).name,
-        num_processes=2,
-        device="cuda" if on_gpus else "cpu",
-        mixed_precision=("bf16" if bf16 else "fp16") if on_gpus else "no",
-    )
+    config = config_for(2, None, hardware if len(hardware.devices) > 1 else replace(hardware, devices=()))
     config.write(Path(place, "two.yaml"))
     script = Path(__file__).with_name("quick_start.py")
     words = ["--config_file", f"{place}/two.yaml", str(script), "--model", options.model, "--max-steps", "2"]

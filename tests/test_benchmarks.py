@@ -126,7 +126,7 @@ def test_adapters_are_compared_by_what_they_have_learned() -> None:
 
 def test_every_fault_is_checked_by_every_strategy() -> None:
     named = {f"{fault}-{strategy}" for fault in FAULTS for strategy in SEVERAL}
-    assert len(named) == 12
+    assert len(named) == 15
     assert named <= {*gpu_checks.CHECKS}
 
 

@@ -14,7 +14,17 @@ import pytest
 import yaml
 from conftest import ROOT, Run, cli_command
 
-from benchmarks import fsdp2_report, gpu_checks, grpo_example, kept, pairs_report, preferences, row_sharing, strategies
+from benchmarks import (
+    fsdp2_report,
+    gpu_checks,
+    grpo_example,
+    kept,
+    pairs_report,
+    preferences,
+    row_sharing,
+    strategies,
+    strategies_page,
+)
 from benchmarks.memory import HELD_OUT
 from benchmarks.memory_report import measured, measured_kept, memory_page, speed_page
 from benchmarks.tables import RESULTS, filled
@@ -190,7 +200,7 @@ def test_the_pages_of_predictions_are_what_the_results_say() -> None:
     pages = {"memory.md": memory_page(), "speed.md": speed_page(), "fsdp2.md": fsdp2_report.page()}
     pages["gpu-checks.md"] = gpu_checks.page(json.loads((ROOT / gpu_checks.OUT).read_text(encoding="utf-8")))
     measured = [json.loads(file.read_text(encoding="utf-8")) for file in strategies.measured(ROOT)]
-    pages["strategies.md"] = strategies.page(*measured)
+    pages["strategies.md"] = strategies_page.page(*measured)
     batches = (ROOT / "docs" / "batches.md").read_text(encoding="utf-8")
     pages["batches.md"] = row_sharing.with_tables(batches)
     for name, page in pages.items():
@@ -209,10 +219,13 @@ def test_the_faults_are_as_many_as_said(file: str, page: str) -> None:
 @pytest.mark.parametrize("file", READMES)
 def test_the_headline_figures_are_the_measured_ones(file: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")
-    ddp, fsdp2 = re.findall(r"^- .*H[12]00.*$", text, flags=re.MULTILINE)
-    report = json.loads((RESULTS / "ddp-2xH200-1.5B.json").read_text(encoding="utf-8"))
-    assert "H200" in ddp
-    assert f" {report['rows']['full']['comparison']['speed_up']:.2f} " in ddp
+    planned, fsdp2 = re.findall(r"^- .*H[12]00.*$", text, flags=re.MULTILINE)
+    report = json.loads((RESULTS / "strategies-2xH200.json").read_text(encoding="utf-8"))
+    group, kept = next(iter(report["chosen_kept"].items()))
+    assert "H200" in planned
+    assert re.findall(r"\d\.\d\d", planned) == [
+        f"{report['ratios'][f'{group}-{strategy}-k{kept}']['of_one_gpu']:.2f}" for strategy in ("ddp", "fsdp2")
+    ]
     assert "H100" in fsdp2
     found = fsdp2_report.newest()
     assert re.findall(r"0\.\d\d", fsdp2) == [f"{found[key]:.2f}" for key in ("of_one", "linear")]

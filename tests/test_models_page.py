@@ -45,6 +45,14 @@ def test_what_is_said_to_be_trained_on_a_cpu_is_what_tests_train() -> None:
     assert expected == models_page.ON_CPU
 
 
+def test_a_check_without_compiling_does_not_hide_one_that_failed() -> None:
+    failed, passed = ({"ok": ok, "gpu": "NVIDIA H200", "figures": {}} for ok in (False, True))
+    checks = {"family-qwen3_vl-ddp": failed, "family-qwen3_vl-ddp-eager": passed, "family-lfm2-ddp-eager": passed}
+    for ordered in (checks, dict(reversed(checks.items()))):
+        found = models_page.on_gpus({"checks": ordered})
+        assert (found["qwen3_vl"]["ddp"], found["lfm2"]["ddp"]) == ("failed, H200", "yes, H200")
+
+
 def test_the_page_is_what_the_results_say() -> None:
     report = json.loads((ROOT / models_page.RESULTS).read_text(encoding="utf-8"))
     assert (ROOT / "docs" / "models.md").read_text(encoding="utf-8") == models_page.page(report)

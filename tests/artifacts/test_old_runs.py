@@ -30,7 +30,7 @@ CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
 FINISHED = tuple(kind for kind in KINDS if kind != "interrupted")
 DECIDED_SINCE = (
     *("model.keep_activations=0", "training.weight_decay=0.0", "training.warmup_steps=0"),
-    "training.seed=42",
+    *("training.seed=42", "batch.rehearse=false"),
 )
 """What a plan decides now, on a CPU, and was left to the Trainer: its own defaults."""
 FAILURE = "rank 1 failed: RuntimeError: the third step fails on this rank (injected)"

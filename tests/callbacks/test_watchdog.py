@@ -31,6 +31,8 @@ from unsloth_accel.report.run_record import read_lines
 
 OWN = Beat(rank=0, host=this_machine(), pid=os.getpid(), started=1.0, idle=70.0, still=70.0, waits=True, place="here")
 
+LEAVES = Watchdog._leave_at_last
+
 
 @pytest.fixture
 def files(tmp_path: Path) -> RunDirectory:
@@ -39,7 +41,7 @@ def files(tmp_path: Path) -> RunDirectory:
 
 @pytest.fixture
 def dog(files: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> Watchdog:
-    monkeypatch.setattr(watchdog, "AT_LAST", 600.0)  # it would end this process, seconds later
+    monkeypatch.setattr(Watchdog, "_leave_at_last", lambda *_: None)  # it would end this process, seconds later
     stacks = Stacks(files, 0)
     return Watchdog(files, RankLog(files.logs, 0), 2, 30.0, lambda: "Fix: again.", stacks, aloud=True)
 
@@ -140,6 +142,7 @@ def test_what_keeps_the_one_who_tells_keeps_nobody_else(
         left.set()
         sys.exit(status)  # of the thread only
 
+    monkeypatch.setattr(Watchdog, "_leave_at_last", LEAVES)
     monkeypatch.setattr(watchdog, "AT_LAST", 0.2)
     monkeypatch.setattr(os, "_exit", leave)
     dog.advice = lambda: str(never.wait(30))

@@ -30,12 +30,12 @@ SETTINGS = {
     *("num_input_tokens_seen", "should_save", "should_training_stop", "average_tokens_across_devices"),
     *("should_evaluate", "best_metric", "best_global_step", "best_model_checkpoint"),
     *("chat_template", "eos_token", "padding_side", "quant_storage", "module", "data", "grad", "forward"),
-    *("weight", "tie_word_embeddings", "eos_token_id"),
+    *("weight", "tie_word_embeddings", "eos_token_id", "pad_token", "suppress_tokens"),
 }
 """Documented fields that are there to be set, of other packages' objects."""
 OURS = {
     *("shared_bytes", "mapped_bytes", "mapping", "fetched", "looked_up", "step_halving", "data_report"),
-    *("listeners", "steps", "slower_by", "save_now", "hang_after", "advice"),
+    *("listeners", "steps", "slower_by", "save_now", "hang_after", "advice", "warn"),
     *("seconds", "keep_activations", "parts", "peak_gib", "refused_gib"),
     *("evaluated", "eval_batch_size", "refused_eval_batch_size"),
 }

@@ -334,8 +334,15 @@ def test_vllm_without_a_server_is_named(tmp_path: Path) -> None:
     found = made(tmp_path, TRL | {"reward_funcs": ["accuracy"], "reward_weights": [1, 2], "use_vllm": True})
     told = {line.key: line.outcome.note for line in found.of_kind("named")}
     assert "training.vllm_mode=server" in told["use_vllm"]
-    assert "another number of weights than the 1" in told["reward_weights"]
+    assert "no list of 1 number" in told["reward_weights"]
     assert "use_vllm" not in nested(found.settings)["training"]
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    found = made(tmp_path, TRL | {"reward_funcs": ["accuracy", "format"], "reward_weights": [1.0, "half"]})
+    told = {line.key: line.outcome.note for line in found.of_kind("named")}
+    assert "no list of 2 numbers" in told["reward_weights"]
+    assert nested(found.settings)["rewards"]["functions"] == ["accuracy", "format"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -76,6 +77,24 @@ def test_where_nothing_listens_that_is_told() -> None:
     (problem,) = problems("http://127.0.0.1:9")
     assert "no server answers at http://127.0.0.1:9" in problem
     assert "Connection refused" in problem
+
+
+def test_what_speaks_no_http_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def greet() -> None:
+            one, _ = listening.accept()
+            with one:
+                one.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+                one.recv(4096)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        (problem,) = problems(f"http://127.0.0.1:{listening.getsockname()[1]}")
+        thread.join()
+    assert "no server answers at" in problem
+    (problem,) = problems("http://127.0.0.1:port")
+    assert "no server answers at http://127.0.0.1:port" in problem
 
 
 def test_no_server_is_asked_where_none_is_used(address: str) -> None:

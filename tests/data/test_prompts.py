@@ -56,6 +56,7 @@ def test_a_question_becomes_a_chat() -> None:
         ({"prompt": None}, "null"),
         ({"prompt": [*ASKED, ANSWER]}, "ends with an assistant's message"),
         ({"prompt": "a", "log_metric": 1}, "gives to rewards itself"),
+        ({"prompt": "a", "prompts": "b"}, "gives to rewards itself"),
         ({"messages": [ANSWER]}, "asks nothing"),
     ],
 )

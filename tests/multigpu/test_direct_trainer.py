@@ -55,7 +55,7 @@ def test_ranks_step_as_the_method_says(ranks: int, alone: dict[str, Any], tmp_pa
     assert apart(found["weights"]["weighted_mean"], alone["weights"]["mean"]) <= TOLERANCE
     assert found["clipped"] == pytest.approx(alone["clipped"], rel=1e-5)
     assert found["moved"] == pytest.approx(0.5 * 1e-3, rel=1e-3), "a step of rate × the clipped norm"
-    assert found["few rows"] == 1, "ranks without rows add nothing"
+    assert found["few rows"] == 1, "ranks and micro-batches without rows add nothing"
     assert found["errors"]
     assert f"{ranks} processes launched" in found["errors"][0]
     if ranks == 2:
@@ -86,6 +86,8 @@ LAYER = torch.nn.Linear(2, 2)
         ({"model": torch.nn.Linear(2, 2).requires_grad_(False)}, "model"),
         ({"optimizer_config": {"class": torch.optim.SGD, "lr": 1}}, "optimizer_config.lr"),
         ({"optimizer_config": {"class": "AdamW"}}, "optimizer_config"),
+        ({"optimizer_config": "AdamW"}, "optimizer_config"),
+        ({"num_gpus": "2"}, "num_gpus"),
         ({"scheduler_config": {"kwargs": {}}}, "scheduler_config.class"),
         ({"aggregation_method": "mode"}, "aggregation_method"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps"),
@@ -97,3 +99,12 @@ def test_what_cannot_be_had_is_refused(options: dict[str, Any], key: str) -> Non
     with pytest.raises(ConfigError) as error:
         MultiGPUTrainer(**{"model": LAYER, **options})
     assert [problem.key for problem in error.value.problems] == [key]
+
+
+@pytest.mark.parametrize("key", ["optimizer_config", "scheduler_config"])
+def test_a_keyword_that_a_class_has_not_is_told(key: str) -> None:
+    kinds = {"optimizer_config": torch.optim.SGD, "scheduler_config": torch.optim.lr_scheduler.StepLR}
+    configs = {"scheduler_config": {"class": kinds["scheduler_config"], "kwargs": {"step_size": 1}}}
+    configs[key] = {"class": kinds[key], "kwargs": {"steps": 1}}
+    with pytest.raises(ConfigError, match=rf"{key}\.kwargs=.*steps"):
+        MultiGPUTrainer(LAYER, **configs).setup()  # type: ignore[arg-type]

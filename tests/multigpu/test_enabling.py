@@ -79,6 +79,16 @@ def test_several_gpus_want_a_launch() -> None:
         settled_count(5, hardware=FOUR)
     assert "--mixed-precision fp16" in launch_commands(launched_count.config_for(2, None, T4))[0]
     assert settled_count(1, hardware=FOUR) == 1
+    for hardware in (FOUR, CPU):
+        with pytest.raises(ConfigError, match=r"strategy='single'.*num_gpus=1, or strategy=ddp"):
+            settled_count(2, strategy="single", hardware=hardware)
+    with pytest.raises(ConfigError, match="is no whole number"):
+        settled_count("2", hardware=FOUR)  # type: ignore[arg-type]
+
+
+def test_a_strategy_of_one_process_is_said_to_do_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert settled_count(None, strategy="fsdp2", hardware=CPU) == 1
+    assert "strategy=fsdp2: one process trains" in capsys.readouterr().out
 
 
 def test_a_cpu_trains_and_says_how_two_of_them_would(capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,12 +119,14 @@ def test_other_numbers_than_the_launchs_are_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert settled_count(2) == settled_count(None) == 2
+    with pytest.raises(ConfigError, match="launch is of ddp"):  # torchrun's, which has no other
+        settled_count(2, strategy="fsdp2")
     with pytest.raises(ConfigError, match=r"num_gpus=4: 2 processes launched.*Fix: num_gpus=2"):
         settled_count(4)
     promise = {"num_processes": 2, "strategy": "ddp"}
     monkeypatch.setenv("UNSLOTH_ACCEL_PROMISE", json.dumps(promise))
     assert settled_count(2, strategy="ddp") == 2
-    with pytest.raises(ConfigError, match="config says ddp"):
+    with pytest.raises(ConfigError, match="launch is of ddp"):
         settled_count(2, strategy="fsdp2")
 
 
@@ -151,7 +163,8 @@ ump.enable_grpo_support()
 ump.enable_multi_gpu(**asked)
 ump.enable_multi_gpu(**asked)
 found = {"replaced": sum(a is not b for a, b in zip(before[0], now()[0]))}
-found["debug"] = os.environ["TORCH_DISTRIBUTED_DEBUG"]
+import torch
+found["debug"] = [os.environ["TORCH_DISTRIBUTED_DEBUG"], torch.distributed.get_debug_level().name]
 args = TrainingArguments(output_dir=sys.argv[1], per_device_train_batch_size=8)
 found["args"] = [args.per_device_train_batch_size, args.gradient_accumulation_steps, args.ddp_find_unused_parameters]
 found["status"] = ump.get_multi_gpu_status()
@@ -162,9 +175,9 @@ except ump.ConfigError as error:
 ump.disable_multi_gpu()
 after = now()
 found["restored"] = [a is b for a, b in zip(before[0], after[0])] + [before[1] == after[1], before[2] == after[2]]
+found["debug off"] = torch.distributed.get_debug_level().name
 found["off"] = [ump.is_multi_gpu_enabled(), ump.get_active_config(), ump.get_grpo_status()["enabled"]]
 # A model that isn't Unsloth's, and a Trainer that was made before.
-import torch
 class Plain(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -202,7 +215,8 @@ def test_it_acts_and_goes_without_a_trace(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("FOUND "))[6:])
     assert found["replaced"] == 6
-    assert found["debug"] == "DETAIL"
+    assert found["debug"] == ["INFO", "INFO"], "torch has read its variable before, when it was imported"
+    assert found["debug off"] == "OFF"
     assert found["args"] == [3, 2, True]
     assert found["status"]["enabled"]
     assert found["status"]["config"]["batch_size_per_gpu"] == 3

@@ -41,6 +41,22 @@ def test_each_argument_of_the_optimal_config_counts() -> None:
         optimal(available_memory="plenty")
 
 
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"num_gpus": "2"}, "num_gpus"),
+        ({"num_gpus": 0}, "num_gpus"),
+        ({"model_size": 7}, "model_size"),
+        ({"available_memory": 32 * 2**30}, "available_memory"),
+        ({"available_memory": 0}, "available_memory"),
+    ],
+)
+def test_a_wrong_size_is_told_by_its_own_name(changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        ump.ConfigManager().get_optimal_config(**{"model_size": "7B", "available_memory": "80GB", **changes})
+    assert [problem.key for problem in error.value.problems] == [key]
+
+
 def test_configs_are_saved_loaded_listed_and_compared(tmp_path: Path) -> None:
     manager = ump.ConfigManager(tmp_path)
     assert manager.create_default_configs() == [tmp_path / f"{name}.yaml" for name in TEMPLATES]
@@ -61,6 +77,13 @@ def test_a_template_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
     assert fixes.keys() == {"num_gpu", "device_ids", "batch_size_per_gpu"}
     assert "num_gpus" in fixes["num_gpu"]
     assert "CUDA_VISIBLE_DEVICES" in fixes["device_ids"]
+    (tmp_path / "number.yaml").write_text("3: 4\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="3: is no argument"):
+        ump.ConfigManager(tmp_path).load_config("number")
+    with pytest.raises(ConfigError, match="is no config"):
+        ump.ConfigManager(tmp_path).save_config([2])  # type: ignore[arg-type]
+    ump.ConfigManager(tmp_path).save_config({"num_gpus": 2}, "short.yml")
+    assert "short.yml" in ump.ConfigManager(tmp_path).list_configs()
     with pytest.raises(ConfigError, match="No such file"):
         ump.ConfigManager(tmp_path).load_config("other")
     (tmp_path / "broken.yaml").write_text("a: [", encoding="utf-8")
@@ -84,6 +107,12 @@ def test_devices_are_those_of_the_machine() -> None:
     readings = manager.stop_device_monitoring()
     assert readings
     assert [one["index"] for one in readings[0]["devices"]] == [0, 1]
+    manager.start_device_monitoring(0.01)
+    again = manager.stop_device_monitoring()
+    assert again[0]["time"] > readings[-1]["time"], "what was read since the start"
+    for count in ("2", 0, -1):
+        with pytest.raises(ConfigError, match="is no whole number"):
+            manager.get_optimal_device_assignment(count)  # type: ignore[arg-type]
     assert ump.DeviceManager(Hardware.parse("cpu")).get_available_devices() == []
 
 

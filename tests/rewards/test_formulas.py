@@ -139,6 +139,7 @@ def test_code_format() -> None:
     assert scored("code_format", code, WHOLE) == [1, 0]
     assert scored("code_format", code, arguments={"language": "(?:cpp|python)"}) == [1]
     assert scored("code_format", code, code, language=["cpp", "python"]) == [0, 1]
+    assert scored("code_format", code, language=[None]) == [1]
 
 
 @pytest.mark.parametrize("name", ["soft_overlong_punishment", "get_soft_overlong_punishment"])
@@ -154,6 +155,7 @@ def test_soft_overlong_punishment(name: str) -> None:
         ("repetition_penalty", {"max_penalty": 1}),
         ("repetition_penalty", {"ngram_size": 0}),
         ("cosine", {"max_len": 0}),
+        ("code_format", {"language": "("}),
         ("soft_overlong_punishment", {"max_completion_len": 4, "soft_punish_cache": 5}),
     ],
 )

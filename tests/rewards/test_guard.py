@@ -1,10 +1,11 @@
 """What a reward function does wrong is counted and told, and ends nothing but what it is asked to end."""
 
 import asyncio
+import functools
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -49,6 +50,17 @@ def test_a_function_gets_what_it_names() -> None:
     assert seen[1] == ["completion_ids", "completions", "tokenizer", "trainer_state"]
 
 
+def test_an_argument_of_the_run_stays_where_a_column_has_its_name() -> None:
+    made = functools.partial(lambda completions, most, **columns: [most] * 3, most=2.0)
+    assert called(guard(made), most=[7.0] * 3) == [2, 2, 2]
+    assert called(guard(functools.partial(lambda completions, most: [most] * 3, most=2.0)), most=[7.0] * 3) == [2, 2, 2]
+
+
+def late(completions: Any, **columns: Any) -> Iterator[float]:
+    yield 1.0
+    raise ValueError("no such\nthing")
+
+
 def broken(completions: Any, **columns: Any) -> list[float]:
     raise ValueError("no such\nthing")
 
@@ -57,6 +69,7 @@ def broken(completions: Any, **columns: Any) -> list[float]:
     ("function", "kind", "told", "rewards"),
     [
         (broken, "raised", "raised ValueError: no such (", [None] * 3),
+        (late, "raised", "raised ValueError: no such (", [None] * 3),
         (lambda completions, answer: [1.0] * 3, "raised", "missing 1 required positional argument", [None] * 3),
         (lambda completions: [1.0, float("nan"), 2.0], "no number", "returned nan for 'two'", [1.0, None, 2.0]),
         (lambda completions: [1.0, 2.0, float("-inf")], "no number", "returned -inf for 'three'", [1.0, 2.0, None]),

@@ -73,6 +73,7 @@ def test_a_file_is_run_once() -> None:
         ("my_rewards:Most", {"least": 1}, "can't be made of its arguments: TypeError: "),
         ("broken:length", {}, "doesn't import: SyntaxError: "),
         ("away:length", {}, "doesn't import: ModuleNotFoundError: No module named 'not_there'. Fix: install it"),
+        ("away.py:length", {}, "doesn't import: ModuleNotFoundError: No module named 'not_there'. Fix: install it"),
         ("raises:length", {}, "doesn't import: ZeroDivisionError: division by zero. Fix: correct "),
     ],
 )

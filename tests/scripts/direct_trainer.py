@@ -94,7 +94,7 @@ clipped.max_grad_norm = 1e-3
 found["clipped"] = clipped.train_step(BATCH)["grad_norm"]
 start = torch.tensor(flat(model().parameters()))
 found["moved"] = float((torch.tensor(flat(clipped.model.parameters())) - start).norm())
-few = trainer()
+few = trainer(gradient_accumulation_steps=2)
 found["few rows"] = few.train_step({name: value[:1] for name, value in BATCH.items()})["rows"]
 few.cleanup()
 found["errors"] = []

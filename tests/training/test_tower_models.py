@@ -64,3 +64,28 @@ def paths() -> dict[str, str]:
 
     joined = os.pathsep.join((str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")))
     return {**os.environ, "PYTHONPATH": joined}
+
+
+@pytest.mark.slow
+def test_biases_of_a_tower_stay_frozen(checkpoints: Path) -> None:
+    """PEFT's bias=all names every bias of the model; a tower's get no gradient of text, for which DDP would wait."""
+    import unsloth  # noqa: F401  isort: skip
+
+    from unsloth_accel.adapters.towers import towers_of
+    from unsloth_accel.config.read_run import from_dict
+    from unsloth_accel.training.load_model import add_adapter, load_model
+
+    run = from_dict(
+        {
+            "model": {"name": str(checkpoints / "qwen2_5_vl"), "dtype": "float32"},
+            "lora": {"bias": "all"},
+            "data": {"path": "-"},
+            "distributed": {"device": "cpu"},
+            "output_dir": "-",
+        }
+    )
+    model = add_adapter(load_model(run)[0], run)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert towers_of(model)
+    assert not [name for name in trained if name.startswith(towers_of(model))]
+    assert any(name.endswith("q_proj.base_layer.bias") for name in trained), "the text model's are trained"

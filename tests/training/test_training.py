@@ -32,6 +32,7 @@ from fake_hub import TOKEN as HUB_TOKEN
 from fake_hub import fake_hub
 
 from unsloth_accel.config.read_run import load
+from unsloth_accel.hardware import cpu_and_memory
 from unsloth_accel.report.run_record import read_run_record
 
 pytestmark = pytest.mark.slow
@@ -432,7 +433,8 @@ def test_the_plain_script(tiny: Path, tmp_path: Path, processes: int) -> None:
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     card = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
     where = "single on 1 process" if processes == 1 else "ddp on 2 processes"
-    assert f"- **Plan**: {where}, bf16, 8 rows per step = 4 × {3 - processes} × {processes} " in card
+    precision = "bf16" if cpu_and_memory.bf16()[0] else "fp32"  # Unsloth turns bf16 off on a CPU that lacks it
+    assert f"- **Plan**: {where}, {precision}, 8 rows per step = 4 × {3 - processes} × {processes} " in card
     assert "2 of 2 steps, learning rate 0.001 (linear), seed 42" in card
     assert "[More Information Needed]" not in card
 

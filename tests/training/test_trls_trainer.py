@@ -66,3 +66,21 @@ def test_float32_on_a_cpu_stays(device: str, bf16: bool, stays: bool, monkeypatc
     made = trls_trainer.trls_trainer(run, model, None, SimpleNamespace(fp16=False, bf16=bf16), rows)  # type: ignore[arg-type]
     assert made.data_report == {"rows": 1}  # type: ignore[attr-defined]
     assert getattr(model, "_unsloth_forced_float32", False) is stays
+
+
+def test_the_trainer_of_completions_is_made_in_float32_and_not_kept_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unsloth's GRPO loss computes in float16 for a model that says of itself that it can't: verify saw 1.7 %."""
+    seen: list[bool] = []
+
+    def made(model: SimpleNamespace, **given: object) -> SimpleNamespace:
+        seen.append(model._unsloth_forced_float32)
+        return SimpleNamespace(model=model, **given)
+
+    monkeypatch.setattr(trls_trainer, "imported", lambda path: made)
+    run = SimpleNamespace(method="grpo", distributed=SimpleNamespace(device="cpu"))
+    rows = SimpleNamespace(train=[], held_out=None, report={})
+    model, config = SimpleNamespace(), SimpleNamespace(fp16=False, bf16=False)
+    trainer = trls_trainer.trls_trainer(run, model, None, config, rows, reward_funcs=["evens"])  # type: ignore[arg-type]
+    assert trainer.reward_funcs == ["evens"]  # type: ignore[attr-defined]
+    assert seen == [True]
+    assert model._unsloth_forced_float32 is False

@@ -103,6 +103,8 @@ def test_a_reward_that_is_there_twice_is_warned_of(file: Any) -> None:
     (only,) = told(file("format", "tag_count", {"name": "format", "weight": 2}))
     assert only.startswith("warning: ")
     assert "format is there 2 times" in only
+    (only,) = told(file("a/my_rewards.py:short", "b/my_rewards.py:short"))
+    assert "my_rewards:short is there 2 times" in only
 
 
 def rewards_of(path: Path) -> list[Problem]:

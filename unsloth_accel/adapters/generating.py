@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..capabilities.probe import available
 from ..errors import ConfigError, Problem
 
 
 def writes_completions(trainer: Any) -> bool:
     """Return whether `trainer` has its model write completions, several to a prompt, and scores them."""
-    return hasattr(trainer, "_generate_and_score_completions")
+    return available("trainers that write completions") and hasattr(trainer, "_generate_and_score_completions")
 
 
 def refuse_asynchronous(trainer: Any) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..capabilities.probe import available
 from ..errors import UnslothAccelError
 from .generating import writes_completions
 
@@ -78,6 +79,7 @@ def record_or_replay(trainer: Trainer) -> RecordedCompletions | None:
     path = os.environ.get(RECORDED)
     if not path or not writes_completions(trainer):
         return None
+    available("completions of one run in another")
     return RecordedCompletions(trainer, Path(path), replays=Path(path).is_file())
 
 

@@ -14,6 +14,7 @@ from ..adapters.generating import text_of, writes_completions
 from ..adapters.hook_types import Arguments, Control, Json, State, TrainerCallback
 from ..artifacts.log_file import LogFile
 from ..artifacts.run_directory import RunDirectory
+from ..capabilities.probe import available
 from ..config.run_config import RunConfig
 from ..rewards.functions import GuardedReward
 from .order import add_figures
@@ -132,6 +133,8 @@ class Completions(TrainerCallback):
 
     def _some(self, step: int) -> list[dict[str, Any]]:
         """Return some of the completions that were written last, best and worst first."""
+        if not available("completions that are kept"):
+            return []
         held = self._trainer._logs
         prompts, answers, advantages = (list(held[name]) for name in ("prompt", "completion", "advantages"))
         rewards = {name: list(values) for name, values in held["rewards"].items()}

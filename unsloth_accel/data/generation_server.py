@@ -3,6 +3,7 @@ to take weights, before anything is trained."""
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -19,6 +20,8 @@ START = (
 """How TRL starts it (trl/scripts/vllm_serve.py)."""
 PATIENCE = 10.0
 """Seconds that a server may take for an answer. One that is still loading its model is told as not there."""
+_UNUSABLE = (OSError, ValueError, http.client.HTTPException)
+"""What is raised where nobody answers, by what is no text, and by what speaks no HTTP or an address that is none."""
 
 
 def server_problems_of(fields: Mapping[str, Any], model: str) -> list[Problem]:
@@ -38,7 +41,7 @@ def server_problems_of(fields: Mapping[str, Any], model: str) -> list[Problem]:
     try:
         _get(f"{address}/health")
         served = [str(one.get("id")) for one in json.loads(_get(f"{address}/v1/models")).get("data", [])]
-    except (OSError, ValueError, AttributeError) as error:
+    except (*_UNUSABLE, AttributeError) as error:
         consequence = f"no server answers at {address} ({_why(error)}): no completion could be written."
         return [problem(consequence=consequence, fix=f"start it: {start}")]
     if model not in served:
@@ -46,7 +49,7 @@ def server_problems_of(fields: Mapping[str, Any], model: str) -> list[Problem]:
         return [problem(consequence=consequence, fix=f"start it with the same model: {start}")]
     try:
         _get(f"{address}/get_world_size")
-    except (OSError, ValueError) as error:
+    except _UNUSABLE as error:
         consequence = (
             f"the server at {address} takes no weights ({_why(error)} at /get_world_size), so it would answer with the "
             "model as it was before training."

@@ -11,7 +11,7 @@ SOLUTION = "solution"
 """Column that holds what a chat's assistant said last: the name that TRL's and open-r1's rewards read."""
 NESTED = "columns"
 """Field of a canonical row that holds its other columns, whatever their names."""
-TAKEN = ("completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
+TAKEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 """Names that TRL gives a reward itself (trl/trainer/grpo_trainer.py: `_calculate_rewards`)."""
 
 

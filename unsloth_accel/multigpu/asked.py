@@ -62,9 +62,9 @@ def unknown(names: Iterable[str], *, file: str = "") -> list[Problem]:
     """Return a problem for each of `names` that is no argument of enable_multi_gpu, with what decides it here."""
     return [
         Problem(
-            key=name,
+            key=str(name),
             consequence="is no argument of enable_multi_gpu, and would do nothing.",
-            fix=ELSEWHERE.get(name) or nearest(name, FIELDS),
+            fix=ELSEWHERE.get(name) or nearest(str(name), FIELDS),
             file=file,
         )
         for name in names

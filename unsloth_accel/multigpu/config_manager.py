@@ -28,8 +28,8 @@ TEMPLATES: dict[str, dict[str, Any]] = {
     "debug": {"batch_size_per_gpu": 1, "debug": True},
 }
 """Arguments that differ from the defaults of `MultiGPUConfig`. `high_performance` has 8 rows at once and recomputes no
-activations, `memory_efficient` the same rows per step one by one, recomputing them; in `debug` torch compares every
-collective."""
+activations, `memory_efficient` the same rows per step one by one, recomputing them; in `debug` DDP names the
+parameters without a gradient."""
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([bm])(?:illion)?\s*", re.IGNORECASE)
 _MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(gi?b?|mi?b)?\s*", re.IGNORECASE)
 
@@ -62,6 +62,7 @@ class ConfigManager:
         from ..models.spec import ModelSpec, from_config
         from ..planning.planner import plan
 
+        raise_errors(value_problems({"num_gpus": num_gpus}))
         seen = Hardware.detect()
         count = num_gpus or max(len(seen.devices), 1)
         hardware = _hardware(seen, count, available_memory)
@@ -114,7 +115,7 @@ class ConfigManager:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             consequence = f"{getattr(error, 'strerror', None) or 'is no text'}."
-            fix = f"one of: {', '.join([*self.list_configs(), *TEMPLATES])}"
+            fix = f"one of: {', '.join(dict.fromkeys([*self.list_configs(), *TEMPLATES]))}"
             raise ConfigError(Problem(key=str(path), consequence=consequence, fix=fix)) from None
         except yaml.YAMLError as error:
             fix = "correct the YAML there"
@@ -127,7 +128,8 @@ class ConfigManager:
 
     def list_configs(self) -> list[str]:
         """Return the names of the files in `config_dir`, sorted; each is one that `load_config` takes."""
-        return sorted(path.stem for path in self.config_dir.glob("*.yaml"))
+        files = [*self.config_dir.glob("*.yaml"), *self.config_dir.glob("*.yml")]
+        return sorted(path.stem if path.suffix == ".yaml" else path.name for path in files)
 
     def compare_configs(
         self, config1: MultiGPUConfig | Mapping[str, Any], config2: MultiGPUConfig | Mapping[str, Any]
@@ -161,7 +163,12 @@ def get_default_config() -> MultiGPUConfig:
 
 
 def _values(config: MultiGPUConfig | Mapping[str, Any]) -> dict[str, Any]:
-    return config.to_dict() if isinstance(config, MultiGPUConfig) else dict(config)
+    if isinstance(config, MultiGPUConfig):
+        return config.to_dict()
+    if not isinstance(config, Mapping):
+        consequence, fix = "is no config.", 'a MultiGPUConfig or a dict, such as {"num_gpus": 2}'
+        raise ConfigError(Problem(key="config", value=type(config).__name__, consequence=consequence, fix=fix))
+    return dict(config)
 
 
 def _parameters(size: str | float | None) -> float:
@@ -169,6 +176,10 @@ def _parameters(size: str | float | None) -> float:
     if size is None:
         return 0.0
     if isinstance(size, int | float):
+        if size < 1e6:
+            consequence = f"is a model of {size} parameters, and there is none."
+            fix = f'model_size="{size}B", or the number of parameters'
+            raise ConfigError(Problem(key="model_size", value=size, consequence=consequence, fix=fix))
         return float(size)
     match = _SIZE.fullmatch(size)
     assert match is not None
@@ -187,6 +198,9 @@ def _hardware(seen: Hardware, count: int, memory: str | float | None) -> Hardwar
         consequence, fix = "is no amount of memory.", 'available_memory="24GB", of each GPU'
         raise ConfigError(Problem(key="available_memory", value=memory, consequence=consequence, fix=fix))
     gib = float(match[1]) / (1024 if (match[2] or "g").lower().startswith("m") else 1)
+    if not 1 <= gib <= 4096:
+        consequence, fix = f"are {gib:g} GiB, which no GPU has.", 'available_memory="24GB", of each GPU'
+        raise ConfigError(Problem(key="available_memory", value=memory, consequence=consequence, fix=fix))
     capability = min((device.compute_capability for device in seen.devices), default=(8, 0))
     devices = tuple(
         Device(name=f"a GPU of {gib:g} GiB", index=index, memory_gib=gib, compute_capability=capability)

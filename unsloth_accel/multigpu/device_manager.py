@@ -9,8 +9,9 @@ from dataclasses import asdict
 from typing import Any
 
 from ..adapters import environment
-from ..errors import ConfigError, Problem, counted
+from ..errors import ConfigError, Problem, counted, raise_errors
 from ..hardware.hardware import Hardware
+from .asked import value_problems
 
 KEPT = 3600
 """Readings that are kept of a monitoring: an hour of one per second."""
@@ -48,6 +49,7 @@ class DeviceManager:
         In a launched process it is what the launch has assigned: rank N of this machine trains on the N-th visible GPU.
         `CUDA_VISIBLE_DEVICES=1,3` in front of the launch takes those. Raises `ConfigError` for more than there are.
         """
+        raise_errors(value_problems({"num_gpus": num_gpus}))
         devices = self.hardware.devices
         wanted = num_gpus or len(devices)
         if wanted > len(devices):
@@ -63,11 +65,12 @@ class DeviceManager:
 
     def start_device_monitoring(self, interval: float = 1.0) -> None:
         """Read every GPU each `interval` seconds from now on, in a thread; once is enough."""
-        if not interval > 0:
+        if not isinstance(interval, int | float) or not interval > 0:
             raise ConfigError(Problem(key="interval", value=interval, consequence="is no time.", fix="1.0 (seconds)"))
         if self._thread is not None:
             return
         self._stop.clear()
+        self._readings.clear()
         self._thread = threading.Thread(target=self._monitor, args=(interval,), daemon=True)
         self._thread.start()
 

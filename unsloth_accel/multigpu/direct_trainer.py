@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from ..adapters import rank_checks
 from ..adapters.ddp_settings import choose_settings
 from ..adapters.saving import save
-from ..errors import ConfigError, Problem, raise_errors
+from ..errors import ConfigError, Problem, first_line, raise_errors
 from ..training.accelerator_loop import prepare
 from .aggregation import AggregationMethod, StepTokens, hook_of
 from .launched_count import settled_count
@@ -89,14 +89,19 @@ class MultiGPUTrainer:
         import torch
         from accelerate import Accelerator
 
-        accelerator = Accelerator(mixed_precision=self._mixed_precision)
+        try:
+            accelerator = Accelerator(mixed_precision=self._mixed_precision)
+        except ValueError as error:  # one that was made before has another precision, or the device hasn't this one
+            key, value, fix = "mixed_precision", self._mixed_precision, "leave it out: the launch's"
+            raise ConfigError(Problem(key=key, value=value, consequence=first_line(error), fix=fix)) from None
         self._check_aggregation()
         config = self._optimizer_config
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        optimizer = (config["class"] or torch.optim.AdamW)(parameters, **config["kwargs"])
+        optimizer = _made("optimizer_config", config["class"] or torch.optim.AdamW, parameters, config["kwargs"])
         objects = [self.model, optimizer]
         if self._scheduler_config:
-            objects.append(self._scheduler_config["class"](optimizer, **self._scheduler_config.get("kwargs", {})))
+            kind, named = self._scheduler_config["class"], self._scheduler_config.get("kwargs", {})
+            objects.append(_made("scheduler_config", kind, optimizer, named))
         choose_settings(accelerator)
         self.model, self._optimizer, *scheduler = prepare(accelerator, *objects)
         self._scheduler = scheduler[0] if scheduler else None
@@ -149,7 +154,8 @@ class MultiGPUTrainer:
         self.setup()
         self.model.train()
         own = self._part_of(batch)
-        return self._step(shard_batch(own, self.gradient_accumulation_steps).parts)
+        parts = range(self.gradient_accumulation_steps)
+        return self._step([_part(own, len(parts), number) for number in parts])
 
     def evaluate(self, dataloader: Iterable[Batch]) -> dict[str, float]:
         """Return `loss` (mean per token of all held-out rows, in nats), `perplexity`, `tokens` and `rows`.
@@ -258,14 +264,11 @@ class MultiGPUTrainer:
         return self._loaders[dataloader]
 
     def _part_of(self, batch: Batch) -> Batch:
-        """Return this rank's rows of `batch`, on its device; one row without labels where it has none."""
+        """Return this rank's rows of `batch`, on its device."""
         from accelerate.utils import send_to_device
 
         _check_batch(batch)
-        part = shard_batch(batch, self.num_processes).parts[self.accelerator.process_index]
-        if len(part["labels"]) == 0:
-            part = dict(shard_batch(batch, len(batch["labels"])).parts[0])
-            part["labels"] = part["labels"].clone().fill_(-100)
+        part = _part(batch, self.num_processes, self.accelerator.process_index)
         moved: Batch = send_to_device(part, self.accelerator.device)
         return moved
 
@@ -293,6 +296,26 @@ class MultiGPUTrainer:
             raise ConfigError(Problem(key=key, value=value, consequence=consequence, fix=fix))
 
 
+def _made(key: str, kind: Callable[..., Any], first: Any, named: Mapping[str, Any]) -> Any:
+    """Return `kind(first, **named)`; raises `ConfigError` for keyword arguments that it doesn't take."""
+    try:
+        return kind(first, **named)
+    except (TypeError, ValueError) as error:
+        fix = f"the keyword arguments that {getattr(kind, '__name__', kind)} takes"
+        problem = Problem(key=f"{key}.kwargs", value=str(dict(named)), consequence=f"{first_line(error)}.", fix=fix)
+        raise ConfigError(problem) from None
+
+
+def _part(batch: Batch, parts: int, number: int) -> Batch:
+    """Return part `number` of `parts` of a batch; where it is without rows, one row that teaches nothing: a model takes
+    no batch of none, and every rank must compute as many."""
+    part = shard_batch(batch, parts).parts[number]
+    if len(part["labels"]) == 0:
+        part = dict(shard_batch(batch, len(batch["labels"])).parts[0])
+        part["labels"] = part["labels"].clone().fill_(-100)
+    return part
+
+
 def _check_batch(batch: Batch) -> None:
     if not isinstance(batch, Mapping) or "labels" not in batch:
         found = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
@@ -314,6 +337,10 @@ def _model_problems(model: Any) -> Iterator[Problem]:
 
 def _class_problems(key: str, config: Mapping[str, Any] | None) -> Iterator[Problem]:
     if config is None:
+        return
+    if not isinstance(config, Mapping):
+        fix = '{"class": torch.optim.AdamW, "kwargs": {"lr": 2e-5}}'
+        yield Problem(key=key, value=str(config), consequence="needs a class and its keyword arguments.", fix=fix)
         return
     for name in set(config) - {"class", "kwargs"}:
         consequence = "would do nothing: the two keys are class and kwargs."

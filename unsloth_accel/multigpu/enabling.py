@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import replace
 from typing import Any
@@ -15,10 +14,10 @@ from .launched_count import PlainErrors, settled_count
 from .patched import STATE, install, restore, say
 
 DEBUG = "TORCH_DISTRIBUTED_DEBUG"
-"""Variable of torch: with DETAIL it compares each collective over the ranks before it runs."""
+"""Variable of torch: with INFO DDP names the parameters without a gradient. With DETAIL, which compares collectives,
+torch 2.13 dies of a segmentation fault when it makes DDP over gloo."""
 _errors = PlainErrors()
 _variables: dict[str, str | None] = {}
-_logger = logging.getLogger("unsloth_accel")
 
 
 def enable_multi_gpu(
@@ -52,7 +51,7 @@ def enable_multi_gpu(
     again in halves, and memory that runs short is told.
     `enable_gradient_checkpointing`: True has every decoder block recompute its activations, False none; by default it
     is as the model was made.
-    `debug`: torch compares every collective over the ranks (TORCH_DISTRIBUTED_DEBUG=DETAIL); this package logs more.
+    `debug`: torch logs how DDP is made, and names parameters that got no gradient (TORCH_DISTRIBUTED_DEBUG=INFO).
 
     Called again with the same arguments it does nothing. Raises `ConfigError` for arguments that can't be had, and for
     other ones than those that are in force.
@@ -78,8 +77,7 @@ def enable_multi_gpu(
     config = replace(config, ddp_backend=_backend(ddp_backend))
     if debug:
         _variables[DEBUG] = os.environ.get(DEBUG)
-        os.environ[DEBUG] = "DETAIL"
-        _logger.setLevel(logging.DEBUG)
+        _set_debug("INFO")
     STATE.config, STATE.num_processes, STATE.asked = config, count, replace(config, ddp_backend=ddp_backend)
     _warn_of_trainers()
     install()
@@ -98,13 +96,8 @@ def disable_multi_gpu() -> None:
     STATE.config = STATE.asked = None
     STATE.num_processes, STATE.loaded = 1, 0
     STATE.told.clear()
-    for name, value in _variables.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-    _variables.clear()
-    _logger.setLevel(logging.NOTSET)
+    if DEBUG in _variables:
+        _set_debug(_variables.pop(DEBUG))
     _errors.undo()
 
 
@@ -133,6 +126,18 @@ def get_multi_gpu_status() -> dict[str, Any]:
         "grpo": STATE.grpo,
         "config": STATE.asked.to_dict() if STATE.asked else None,
     }
+
+
+def _set_debug(level: str | None) -> None:
+    """Set torch's variable to `level`, None for unset; torch itself reads it when it is imported, which was before."""
+    import torch
+
+    if level is None:
+        os.environ.pop(DEBUG, None)
+    else:
+        os.environ[DEBUG] = level
+    if torch.distributed.is_available():
+        torch.distributed.set_debug_level_from_env()
 
 
 def _check_again(config: MultiGPUConfig) -> None:

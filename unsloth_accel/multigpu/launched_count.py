@@ -13,10 +13,11 @@ from typing import Any
 
 from ..adapters import environment
 from ..config.accelerate_config import AccelerateConfig
-from ..errors import ConfigError, LaunchError, Problem, UnslothAccelError, counted
+from ..errors import ConfigError, LaunchError, Problem, UnslothAccelError, counted, raise_errors
 from ..hardware.hardware import Hardware
 from ..launch.clean_environment import environment_for_launch
 from ..strategies import usual
+from .asked import value_problems
 
 
 def is_launched() -> bool:
@@ -29,10 +30,12 @@ def settled_count(
 ) -> int:
     """Return the number of processes that train, this one among them.
 
-    In a launched process it is the launcher's; raises `ConfigError` where another was asked for, or another strategy.
+    In a launched process it is the launcher's; raises `ConfigError` where another was asked for, or another strategy,
+    and anywhere for what is no number.
     Elsewhere it is 1, with one GPU or on a CPU; where several GPUs are there and wanted, raises `LaunchError` with the
     command and exit status 2. With `launch` the script is launched from here, and this process ends with its status.
     """
+    raise_errors(value_problems({"num_gpus": num_gpus}))
     if is_launched():
         return _of_the_launch(num_gpus, strategy)
     found = hardware or Hardware.detect()
@@ -42,7 +45,13 @@ def settled_count(
         consequence = f"{counted(gpus, 'GPU')} can be seen here ({found.reason})."
         raise ConfigError(Problem(key="num_gpus", value=wanted, consequence=consequence, fix=f"num_gpus={gpus}"))
     if wanted == 1:
+        if strategy not in (None, usual(1).name):
+            print(f"unsloth_accel: strategy={strategy}: one process trains, with nothing to share out", flush=True)
         return 1
+    if strategy == usual(1).name:
+        consequence = f"is one process, and num_gpus={wanted} are {wanted} of them."
+        fix = f"num_gpus=1, or strategy={usual(wanted).name}"
+        raise ConfigError(Problem(key="strategy", value=strategy, consequence=consequence, fix=fix))
     config = config_for(wanted, strategy, found)
     if launch:
         _launch(config)
@@ -64,8 +73,10 @@ def _of_the_launch(num_gpus: int | None, strategy: str | None) -> int:
         fix = f"num_gpus={count}, or launch it with --num_processes {num_gpus}"
         raise ConfigError(Problem(key="num_gpus", value=num_gpus, consequence=consequence, fix=fix))
     running = promised.strategy if promised else None
+    if running is None and os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":  # torchrun's, or one process
+        running = usual(count).name
     if strategy is not None and running is not None and strategy != running:
-        consequence = f"the launch's config says {running}, which is what runs."
+        consequence = f"the launch is of {running}, which is what runs."
         fix = f'leave it out, or "unsloth-accel config --strategy {strategy} --gpus {count} --out {strategy}.yaml"'
         raise ConfigError(Problem(key="strategy", value=strategy, consequence=consequence, fix=fix))
     return count

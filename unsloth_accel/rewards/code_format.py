@@ -19,7 +19,7 @@ REWARD = Reward(
 
 def code_format(language: str = "python") -> Function:
     """Return a function that gives 1 where the answer holds a fenced block of `language`, a regular expression, or of
-    the row's own, where rows have a column `language`.
+    the row's own, where rows have a column `language`. Raises `ValueError` for what is no regular expression.
 
     Reference: open-r1, src/open_r1/rewards.py: `get_code_format_reward`.
     """
@@ -28,7 +28,7 @@ def code_format(language: str = "python") -> Function:
     def score(completions: Sequence[Any], language: Sequence[str] | None = None, **columns: Any) -> list[float]:
         languages = language or [usual] * len(completions)
         pairs = zip(texts(completions), languages, strict=True)
-        return [float(bool(_pattern(one).match(text))) for text, one in pairs]
+        return [float(bool(_pattern(one or usual).match(text))) for text, one in pairs]
 
     usual = language
     return score
@@ -36,4 +36,7 @@ def code_format(language: str = "python") -> Function:
 
 def _pattern(language: str) -> re.Pattern[str]:
     form = rf"^<think>\n.*?\n</think>\n<answer>\n.*?```{language}.*?```.*?\n</answer>$"
-    return re.compile(form, re.DOTALL | re.MULTILINE)
+    try:
+        return re.compile(form, re.DOTALL | re.MULTILINE)
+    except re.error as error:
+        raise ValueError(f"language={language!r} is no regular expression: {error}") from None

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 from ..config.rewards_config import FUNCTIONS, RewardsConfig
@@ -81,6 +81,8 @@ class GuardedReward:
         self._function, self._timeout, self._stops = function, timeout, stops
         self._given, self._messages_only = given or {}, messages_only
         self._takes = _names(function)
+        # Arguments that the run gives: a column of the same name must not take their place.
+        self._fixed = function.keywords.keys() if isinstance(function, functools.partial) else ()
         self._over_group: Callable[[Sequence[Any]], list[float]] | None = getattr(function, "over_group", None)
 
     def __call__(
@@ -110,12 +112,18 @@ class GuardedReward:
             completions = [[{"role": "assistant", "content": text}] for text in said]
         every = self._given | columns | {"prompts": prompts, "completions": completions}
         every["completion_ids"] = completion_ids
-        named = every if self._takes is None else {name: one for name, one in every.items() if name in self._takes}
+        named = {
+            name: one
+            for name, one in every.items()
+            if (self._takes is None or name in self._takes) and name not in self._fixed
+        }
         started = time.monotonic()
         try:
             values = at_most(self._timeout, functools.partial(self._function, **named))
             if isinstance(values, Coroutine):
                 values = awaited(values, self._timeout)
+            if isinstance(values, Iterator):  # a generator's code runs only now
+                values = at_most(self._timeout, functools.partial(list, values))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # whatever a function of the user's does wrong; math-verify's is no Exception

@@ -70,7 +70,7 @@ def _imported(module: str, path: str) -> ModuleType:
         _find_last(os.getcwd())
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        missing = error.name == module.partition(".")[0] or module.endswith(".py")
+        missing = not file.is_file() and (error.name == module.partition(".")[0] or module.endswith(".py"))
         consequence = f"there is no {file} in {os.getcwd()}, and no module of this name." if missing else _of(error)
         fix = f"give its path ({file.name} in another folder: folder/{file.name}:…)" if missing else "install it"
         raise ConfigError(Problem(key=FUNCTIONS, value=path, consequence=consequence, fix=fix)) from None

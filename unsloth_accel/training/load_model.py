@@ -89,6 +89,8 @@ def add_adapter(model: Any, run: RunConfig) -> Any:
         model = unsloth.FastLanguageModel.get_peft_model(
             model, **made, use_gradient_checkpointing=checkpointing, random_state=seed
         )
+    for path in towers_of(model):  # PEFT's bias=all would train a tower's biases, which text gives no gradient
+        model.get_submodule(path).requires_grad_(False)
     asked = run.model.keep_activations
     if asked != "auto" and checkpointing:
         # Unsloth heeds its own variable, which comes before.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ..capabilities.probe import available
 from ..config.run_config import RunConfig
 from ..errors import ConfigError, Problem, first_line
 from ..methods import METHODS
@@ -15,19 +16,23 @@ if TYPE_CHECKING:
 
     from ..data.prepare import Prepared
 
+FORCED = "_unsloth_forced_float32"
+"""Attribute of a model that can't compute in float16."""
 _REFUSE = ("trl", "transformers.trainer", "transformers.training_args")
 """Modules that refuse settings, and packages of such."""
 
 
-def trls_trainer(run: RunConfig, model: Any, tokenizer: Any, config: Any, rows: Prepared) -> Trainer:
-    """Make the trainer of `run`'s method around `model`; raises `ConfigError` for settings that TRL refuses.
+def trls_trainer(run: RunConfig, model: Any, tokenizer: Any, config: Any, rows: Prepared, **others: Any) -> Trainer:
+    """Make the trainer of `run`'s method around `model`, with `others` of its arguments; raises `ConfigError` for
+    settings that TRL refuses.
 
     On a CPU sharding and kept activations import unsloth.models, which puts Unsloth's trainers for GPUs in the place of
     TRL's. These compute in float16 where the processor has no bfloat16, although `fp16` and `bf16` are false, unless
     the model says that it can't (unsloth/models/rl.py: "Mixed precision training"; Unsloth 2026.10.9).
     """
-    if run.distributed.device == "cpu" and not (config.fp16 or config.bf16):
-        model._unsloth_forced_float32 = True
+    own_precision = available("precision that a model asks of Unsloth's trainers")
+    if own_precision and run.distributed.device == "cpu" and not (config.fp16 or config.bf16):
+        setattr(model, FORCED, True)
     try:
         trainer: Trainer = imported(METHODS[run.method].trainer_class)(
             model=model,
@@ -35,12 +40,15 @@ def trls_trainer(run: RunConfig, model: Any, tokenizer: Any, config: Any, rows: 
             args=config,
             train_dataset=rows.train,
             eval_dataset=rows.held_out,
+            **others,
         )
     except (ValueError, NotImplementedError) as error:  # a loss that needs another field, or none with it
         if not refuses(error.__traceback__):
             raise
         consequence, fix = f"TRL refuses it: {first_line(error)}", "correct the setting that it names"
         raise ConfigError(Problem(key="training", consequence=consequence, fix=fix)) from None
+    if own_precision and METHODS[run.method].generates and getattr(model, FORCED, False):
+        setattr(model, FORCED, False)  # GRPO's loss would go by float16 with it (rl_replacements.py)
     trainer.data_report = rows.report
     return trainer
 

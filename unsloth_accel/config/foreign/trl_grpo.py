@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...errors import counted
 from .keys import Becomes, Computed, Covered, Entry, Outcome, Theirs, Untranslated
 
 MARKS = ("reward_funcs", "num_generations", "max_completion_length", "reward_weights")
@@ -36,8 +37,6 @@ _ARGUMENTS: Mapping[str, Mapping[str, str]] = {
     },
 }
 """open-r1's keys for arguments of its rewards (src/open_r1/configs.py: GRPOScriptArguments), by reward."""
-_OPEN_R1 = ("accuracy", "format", "tag_count")
-"""Rewards of open-r1's script where a file names none (src/open_r1/configs.py: GRPOScriptArguments.reward_funcs)."""
 _GONE = "TRL has no such field any more"
 USUAL_PROMPT, USUAL_COMPLETION = 512, 256
 """Tokens that TRL gave a prompt, before it left that out, and gives a completion."""
@@ -56,8 +55,8 @@ def _rewards(value: Any, theirs: Theirs) -> Outcome:
     names = [value] if isinstance(value, str) else list(value) if isinstance(value, list) else []
     if not names or not all(isinstance(name, str) for name in names):
         return Outcome(note="name the rewards: rewards.functions=[accuracy, format].", translated=False)
-    weights = theirs.values.get("reward_weights") or [1.0] * len(names)
-    if not isinstance(weights, list) or len(weights) != len(names):
+    weights: Any = theirs.values.get("reward_weights")
+    if not _are_weights(weights, len(names)):
         weights = [1.0] * len(names)  # told of its own key
     functions = [_function(name, weight, theirs) for name, weight in zip(names, weights, strict=True)]
     return Outcome({"rewards.functions": functions}, "by the same names; open-r1's are computed as open-r1 does")
@@ -77,10 +76,17 @@ def _function(name: str, weight: Any, theirs: Theirs) -> Any:
 def _weights(value: Any, theirs: Theirs) -> Outcome:
     names = theirs.values.get("reward_funcs")
     count = len(names) if isinstance(names, list) else 1
-    if isinstance(value, list) and len(value) == count:
+    if _are_weights(value, count):
         return Outcome(note="the weights in rewards.functions")
-    reason = f"has another number of weights than the {count} rewards: give each its weight in rewards.functions."
+    reason = (
+        f"is no list of {counted(count, 'number')}, one for each reward: give each its weight in rewards.functions."
+    )
     return Outcome(note=reason, translated=False)
+
+
+def _are_weights(value: Any, count: int) -> bool:
+    numbers = [one for one in value if isinstance(one, int | float)] if isinstance(value, list) else []
+    return len(numbers) == count and numbers == value
 
 
 def _argument(value: Any, theirs: Theirs) -> Outcome:
