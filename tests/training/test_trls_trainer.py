@@ -84,3 +84,12 @@ def test_the_trainer_of_completions_is_made_in_float32_and_not_kept_from_it(monk
     assert trainer.reward_funcs == ["evens"]  # type: ignore[attr-defined]
     assert seen == [True]
     assert model._unsloth_forced_float32 is False
+
+
+def test_what_unsloth_says_of_a_model_on_gpus_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some models can't compute in float16, which Unsloth's GRPO reads there."""
+    monkeypatch.setattr(trls_trainer, "imported", lambda path: lambda **given: SimpleNamespace(**given))
+    run = SimpleNamespace(method="grpo", distributed=SimpleNamespace(device="cuda"))
+    model, rows = SimpleNamespace(_unsloth_forced_float32=True), SimpleNamespace(train=[], held_out=None, report={})
+    trls_trainer.trls_trainer(run, model, None, SimpleNamespace(fp16=True, bf16=False), rows)  # type: ignore[arg-type]
+    assert model._unsloth_forced_float32 is True

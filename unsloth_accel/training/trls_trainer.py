@@ -30,8 +30,9 @@ def trls_trainer(run: RunConfig, model: Any, tokenizer: Any, config: Any, rows: 
     TRL's. These compute in float16 where the processor has no bfloat16, although `fp16` and `bf16` are false, unless
     the model says that it can't (unsloth/models/rl.py: "Mixed precision training"; Unsloth 2026.10.9).
     """
-    own_precision = available("precision that a model asks of Unsloth's trainers")
-    if own_precision and run.distributed.device == "cpu" and not (config.fp16 or config.bf16):
+    known = available("precision that a model asks of Unsloth's trainers")
+    forced = known and run.distributed.device == "cpu" and not (config.fp16 or config.bf16)
+    if forced:
         setattr(model, FORCED, True)
     try:
         trainer: Trainer = imported(METHODS[run.method].trainer_class)(
@@ -47,7 +48,7 @@ def trls_trainer(run: RunConfig, model: Any, tokenizer: Any, config: Any, rows: 
             raise
         consequence, fix = f"TRL refuses it: {first_line(error)}", "correct the setting that it names"
         raise ConfigError(Problem(key="training", consequence=consequence, fix=fix)) from None
-    if own_precision and METHODS[run.method].generates and getattr(model, FORCED, False):
+    if forced and METHODS[run.method].generates:
         setattr(model, FORCED, False)  # GRPO's loss would go by float16 with it (rl_replacements.py)
     trainer.data_report = rows.report
     return trainer
