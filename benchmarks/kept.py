@@ -5,13 +5,17 @@
 
 Full rows, LoRA r=16, Unsloth's checkpointing, fused AdamW. Every second cell of a model is held out: nothing is fitted
 to it (`python -m benchmarks.memory_report` puts the predictions beside all of them). Cells that the file holds already
-are not measured again, so that the whole may be cut into several calls.
+are not measured again, so that the whole may be cut into several calls; `--again` measures them anew. With `--rounds N`
+the cells of a model take turns N times: a step that is as slow as Python launches its kernels takes half as long again
+in one half minute as in the next, and its median is that of all rounds.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import statistics
 import sys
 import time
 from fnmatch import fnmatch
@@ -68,6 +72,9 @@ def main() -> int:
     parser.add_argument("--out", required=True, help="JSON; cells that it holds already are not measured again")
     parser.add_argument("--gpus", type=int, default=1, choices=(1, 2), help="cells of one GPU (default), or of two")
     parser.add_argument("--cells", default="*", help="names or patterns, comma-separated; all by default")
+    parser.add_argument("--again", action="store_true", help="measure cells that the file holds, too")
+    parser.add_argument("--rounds", type=int, default=1, help="how often the cells of a model take turns")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"steps of a cell and round, {WARM_UP} to warm up")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no cell after so many seconds")
     parser.add_argument("--work", default="runs/benchmark", help="where checkpoints, data and runs go")
     options = parser.parse_args()
@@ -77,7 +84,8 @@ def main() -> int:
     wanted = [
         cell
         for cell in (CELLS if options.gpus == 1 else [cell for cells in ON_TWO for cell in cells])
-        if cell.name not in report["cells"] and any(fnmatch(cell.name, pattern) for pattern in patterns)
+        if any(fnmatch(cell.name, pattern) for pattern in patterns)
+        and (options.again or cell.name not in report["cells"])
     ]
     write_shapes([cell.shape for cell in wanted], work)
     print(f"{time.perf_counter() - started:.0f}s checkpoints written", flush=True)
@@ -85,12 +93,30 @@ def main() -> int:
     def may_go_on() -> bool:
         return bool(time.perf_counter() - started < options.seconds)
 
-    for cell, figures in measured(wanted, work, steps=STEPS, warm_up=WARM_UP, may_go_on=may_go_on):
+    rounds: dict[str, list[list[float]]] = {}
+    for cell, figures in measured(
+        in_turns(wanted, options.rounds), work, steps=options.steps, warm_up=WARM_UP, may_go_on=may_go_on
+    ):
+        if options.rounds > 1 and "seconds" in figures:
+            add_round(figures, rounds.setdefault(cell.name, []))
         report["cells"][cell.name] = figures
         out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         shown = {key: figures.get(key) for key in ("memory_gib", "median_step_seconds", "wall_seconds", "error")}
         print(f"{time.perf_counter() - started:.0f}s {cell.name} {json.dumps(shown)}", flush=True)
     return 0
+
+
+def in_turns(cells: list[Cell], rounds: int) -> list[Cell]:
+    """Return the cells of each model `rounds` times, in turns."""
+    groups = [list(own) for _, own in itertools.groupby(cells, key=lambda cell: cell.group)]
+    return [cell for own in groups for cell in own * rounds]
+
+
+def add_round(figures: dict[str, Any], earlier: list[list[float]]) -> None:
+    """Add the steps of `figures` to those of its cell's `earlier` rounds, and let them tell the median of all."""
+    earlier.append(figures["seconds"])
+    steps = [second for one in earlier for second in one[WARM_UP:]]
+    figures |= {"rounds": list(earlier), "median_step_seconds": round(statistics.median(steps), 4)}
 
 
 def opened(out: Path, module: str, values: dict[str, Any]) -> dict[str, Any]:

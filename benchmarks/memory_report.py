@@ -405,7 +405,27 @@ On two GPUs, where the fastest plan by another strategy is a rival, too. {_where
 {regret.table(report)}
 
 The largest regret of {len(report["settings"])} settings is {report["regret"]:.3f}.
+Two constants of fsdp2 were fitted to these cells.
+{_between_hosts(report)}
 """
+
+
+def _between_hosts(report: dict[str, Any]) -> str:
+    """Return by how much cells of `report` differ from themselves on another host."""
+    other = json.loads(RESULTS.with_name("regret-2xH200-other-host.json").read_text(encoding="utf-8"))
+    here, there = (
+        {name: cell["median_step_seconds"] for one in each["settings"].values() for name, cell in one["cells"].items()
+         if "median_step_seconds" in cell}
+        for each in (report, other)
+    )  # fmt: skip
+    ratios = sorted((max(here[name] / there[name], there[name] / here[name]), name) for name in here.keys() & there)
+    ratio, worst = ratios[-1]
+    return (
+        f"Which of two close plans is faster depends on the host: of {len(ratios)} cells that another machine of the "
+        f"same kind trained, too, one took {ratio:.2f} times as long on one of them ({worst}: {here[worst]:.2f} s, "
+        f"{there[worst]:.2f} s), the middle one {statistics.median(one for one, _ in ratios):.2f} times. Small batches "
+        "wait for Python, and its speed is the host's."
+    )
 
 
 def _launch_bound() -> str:
@@ -417,7 +437,8 @@ def _launch_bound() -> str:
 machine's processor and differs from run to run. {len(few)} of the {len(cells)} cells are such, predicted within
 {LAUNCH_BOUND - 1:.0%} of the least time that launching takes: off by {statistics.median(few):.1%} at the median and
 {max(few):.1%} at worst. The other {len(others)} are off by {statistics.median(others):.1%} at the median and
-{max(others):.1%} at worst.
+{max(others):.1%} at worst. The first were measured on several hosts; those of
+`benchmarks/results/memory-2xH200.json` on one that launched faster than most.
 """
 
 

@@ -38,7 +38,7 @@ from unsloth_accel.planning.plan import Plan
 from unsloth_accel.planning.planner import plan
 from unsloth_accel.strategies import choosable
 
-STEPS, WARM_UP = 3, 1
+STEPS, WARM_UP = 4, 2
 STEP_UP = 0.1
 """Share of a model's blocks that a rival keeps more than the plan."""
 RIVALS_BY_ROWS = 2

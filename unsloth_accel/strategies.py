@@ -89,6 +89,9 @@ class Strategy:
     # Speed (planning.speed_estimate).
     seconds_per_block: float = 0.0
     """Seconds per decoder block, device batch and step beside the bytes: hooks and waiting at each gather; fitted."""
+    launch_per_block: float = 0.0
+    """Seconds per decoder block and device batch more that Python takes to launch its kernels, for the hooks of a
+    gather; they count where launching is what a step waits for. Fitted."""
     hides_gathering: bool = False
     """Whether copy engines fetch the next block over NVLink while one computes."""
     compute_factor: float = 1.0
@@ -161,7 +164,8 @@ STRATEGIES: Registry[Strategy] = Registry(
             gathered_blocks=2,
             whole_adapter_share=0.01,
             fragmentation=0.09,
-            seconds_per_block=0.0009,
+            seconds_per_block=0.0004,
+            launch_per_block=0.002,
             hides_gathering=True,
         ),
         Strategy(

@@ -122,6 +122,7 @@ def test_rows_that_do_not_fit_are_halved_before_the_first_step(short_of_memory: 
     found = rehearsed(run)
     assert found["parts"] == 2
     assert "out of memory: each micro-batch in 2 parts" in found["told"]
+    assert "rank 1: out of memory in the rehearsal, with 2 rows (" in done.stderr + done.stdout
     # Only in the rehearsal, not in a step.
     assert (run / "logs" / "rank-1.log").read_text(encoding="utf-8").count("OUT OF MEMORY") == 1
     assert len(steps(run)) == 6
@@ -147,14 +148,15 @@ def test_an_evaluation_that_does_not_fit_takes_fewer_rows(
 ) -> None:
     held_out = f"data.eval_path={described.with_name('rows.jsonl')}"
     overrides = (held_out, "training.eval_strategy=epoch", "training.per_device_eval_batch_size=8")
-    done = short_of_memory("--evaluated", "200", overrides=(*overrides, "evaluation.loss=false"))
-    assert done.returncode == 0, done.stderr
+    done = short_of_memory("--evaluated", "200", overrides=overrides)
+    assert done.returncode == 0, "the held-out loss before training is computed with as many rows as fit:" + done.stderr
     run = tmp_path / "short"
     found = rehearsed(run)
     assert (found["eval_batch_size"], found["evaluated"][0], found["parts"]) == (2, 2, 1)
     assert "2 rows per device in an evaluation instead of 8" in found["told"]
     assert (run / "logs" / "rank-1.log").read_text(encoding="utf-8").count("OUT OF MEMORY") == 2  # 8, 4
-    assert json.loads((run / "results.json").read_text(encoding="utf-8"))["evaluations"]
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    assert results["evaluations"] and results["before"]["loss"] > 0
 
 
 def test_what_cannot_be_corrected_ends_the_run_with_what_helps(short_of_memory: Any, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class Halving:
     computed in `parts` parts."""
 
     step: int
-    """The optimizer step, counted from 1, in which it happened."""
+    """The optimizer step, counted from 1, in which it happened; 0 in the rehearsal."""
     rank: int
     keep_activations: int
     parts: int
@@ -79,7 +79,7 @@ class Halving:
     """Tokens of the micro-batch, or the part of one, that was too large; padding included."""
 
     def __str__(self) -> str:
-        what = f"out of memory in step {self.step}, with {self.rows} rows ({self.tokens:,} tokens) at once. The step is"
+        what = f"out of memory in {named(self.step)}, with {self.rows} rows ({self.tokens:,} tokens) at once. The step is"
         if self.parts == 1:
             fewer = counted(self.keep_activations, "decoder block")
             return f"{what} done again, and from here on every rank keeps the activations of {fewer} only; rows stay."
@@ -89,17 +89,24 @@ class Halving:
         )
 
 
+def named(step: int) -> str:
+    """Return how a `Halving.step` is called."""
+    return f"step {step}" if step else "the rehearsal"
+
+
 class StepHalving:
     """A training step of a Trainer that begins again, with fewer activations kept or half the rows, where memory is
     out.
 
     `stage`: how many times something was lowered, which ranks agree on. `halvings`: what happened on this rank.
-    `reason`: why it can't be done after all, known in the first step; None where it can.
+    `reason`: why it can't be done after all, known in the first step; None where it can. `rehearses`: whether the
+    steps are those of a rehearsal, and none of the run's.
     """
 
     def __init__(self, trainer: Trainer, advice: str = ADVICE) -> None:
         self.halvings: list[Halving] = []
         self.reason: str | None = None
+        self.rehearses = False
         self.stage = 0
         self.listeners: list[Callable[[Halving], None]] = []
         self.timers: list[Callable[[str], None]] = []
@@ -118,6 +125,10 @@ class StepHalving:
     def parts(self) -> int:
         """The parts in which each micro-batch is computed now."""
         return int(2 ** max(0, self.stage - LOWERED))
+
+    @property
+    def _step(self) -> int:
+        return 0 if self.rehearses else self._trainer.state.global_step + 1
 
     def forget(self) -> None:
         """Drop the micro-batches of the step that was begun."""
@@ -197,8 +208,8 @@ class StepHalving:
             halves = self.stage >= LOWERED or kept(self._trainer.model) == 0
             if halves and (rows == 1 or self.stage == LOWERED + MOST_HALVINGS):
                 raise OutOfMemory(
-                    f"out of memory in step {self._trainer.state.global_step + 1} with a single row of {tokens:,} "
-                    f"tokens at once ({message}). Fix: {self._advice}."
+                    f"out of memory in {named(self._step)} with a single row of {tokens:,} tokens at once "
+                    f"({message}). Fix: {self._advice}."
                 )
             self._go_on_with_less(rows, tokens)
             earlier = list(self._done)
@@ -238,7 +249,7 @@ class StepHalving:
         lowers = 1 if blocks > 1 else LOWERED if blocks else LOWERED + 1  # of a single one there is no half
         self._lower(max(self.stage + 1, lowers))
         happened = Halving(
-            step=self._trainer.state.global_step + 1,
+            step=self._step,
             rank=self._trainer.accelerator.process_index,
             keep_activations=kept(self._trainer.model),
             parts=self.parts,

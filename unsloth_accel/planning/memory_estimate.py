@@ -275,7 +275,9 @@ def estimate(work: Workload, strategy: str, num_processes: int, *, free_gib: flo
     loading = _loading(work, record, num_processes)
     terms["loading_excess"] = max(0.0, loading - training)
     if not work.on_cpu:
-        held = max(loading * (1 + usual(1).fragmentation), training * (1 + record.fragmentation))
+        # What kept blocks hold comes and goes in large pieces, which fragment no more than on one GPU.
+        fragments = record.fragmentation * (training - kept) + usual(1).fragmentation * kept
+        held = max(loading * (1 + usual(1).fragmentation), training + fragments)
         terms["fragmentation"] = held - max(loading, training)
         terms["context"] = (CONTEXT_GIB + (NCCL_GIB if num_processes > 1 else 0.0)) * GIB
     offloaded = work.tokens * work.spec.hidden_size * 2 * (work.spec.num_layers - work.kept_blocks)

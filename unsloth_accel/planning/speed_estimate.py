@@ -1,8 +1,8 @@
 """Speed: an estimate of a step's time, to put strategies in order; a rough figure, not a promise.
 
-The constants of one GPU and two of sharding were fitted to the calibration cells of memory-2xH200.json and
-kept-1xH200.json in benchmarks/results; docs/speed.md puts prediction and measurement side by side, also for cells that
-were held out.
+The constants of one GPU were fitted to the calibration cells of memory-2xH200.json and kept-1xH200.json in
+benchmarks/results, those of sharding to strategies-2xH200.json and regret-2xH200.json; docs/speed.md puts prediction
+and measurement side by side, also for cells that were held out.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ INTERMEDIATE_PASSES, HIDDEN_PASSES = 99.0, 256.0
 twice: those as wide as the MLP, and those as wide as the residual (norms, rotary, casts, LoRA); fitted."""
 LAYER_SECONDS = 0.0008
 """Seconds per decoder block and device batch that don't depend on its tokens; fitted."""
-LEAST_LAYER_SECONDS, IN_4BIT = 0.0095, 1.4
+LEAST_LAYER_SECONDS, IN_4BIT = 0.0105, 1.15
 """Least seconds per decoder block and device batch, with forward, recomputation and backward: a small batch is as slow
-as Python launches its kernels, and 4 bit has more of them. Fitted; steps of one cell differ by a quarter there."""
+as Python launches its kernels, and 4 bit has more of them. Fitted; hosts of the same kind differ by a quarter."""
+BLEND = 11
+"""Exponent by which the times of computing and of launching become one: now the GPU waits for Python, now Python for
+the GPU, and neither is the same all the time. Fitted."""
 LEAST_VARIOUS_SECONDS = 0.014
 """The same where rows of different lengths are laid end to end, so that every batch has another shape: 0.21 to 0.27 s
 per step with 16 blocks (benchmarks/results: variable-2xH100.json, row-sharing-8-2xH200.json, ddp-2xH200-1.5B.json)."""
@@ -127,9 +130,11 @@ def estimate_speed(
     launches = LAYER_SECONDS * spec.num_layers
     computing = (linear / PEAK_SHARE + attention / ATTENTION_SHARE) / (rate * 1e12)
     compute = computing + crossing / (device.bandwidth_gbs * 1e9) + launches
-    compute = max(compute, launch_seconds(work, various=various))
     record = STRATEGIES[strategy]
-    compute *= record.compute_factor
+    launching = launch_seconds(work, various=various)
+    if num_processes > 1:
+        launching += record.launch_per_block * spec.num_layers
+    compute = (compute**BLEND + launching**BLEND) ** (1 / BLEND) * record.compute_factor
     communication = 0.0
     if num_processes > 1:
         link = _link(hardware) * 1e9

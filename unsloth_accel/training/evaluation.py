@@ -57,7 +57,8 @@ class HeldOut:
 class AsTrainingBegins(TrainerCallback):
     """Calls `examine` as training begins: a strategy that shards has sharded the model by then, and not before.
 
-    It belongs before the callbacks that measure. `seconds` is how long it took.
+    It belongs after `PeakMemory`, whose peak of training it is not part of, and before the other callbacks that
+    measure. `seconds` is how long it took.
     """
 
     def __init__(self, examine: Callable[[], None]) -> None:
@@ -65,8 +66,12 @@ class AsTrainingBegins(TrainerCallback):
         self._examine = examine
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        import torch
+
         started = time.perf_counter()
         self._examine()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         self.seconds = time.perf_counter() - started
 
 

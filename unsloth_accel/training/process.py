@@ -201,11 +201,15 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
             results["before"] = evaluate(held, trainer, METHODS[run.method]) if held else {}
 
     begins = AsTrainingBegins(examine_before)
-    if held and run.strategy and run.strategy.shards_weights and newest:
+    shards = bool(run.strategy and run.strategy.shards_weights)
+    callbacks = trainer.callback_handler.callbacks
+    if held and shards and newest:
         why = f"{run.distributed.strategy} shards when it starts to train, and the checkpoint is loaded by then"
         print(f"held-out rows before training are left out: {why}")
-    elif held and run.strategy and run.strategy.shards_weights:
-        trainer.callback_handler.callbacks.insert(0, begins)
+    elif held and not newest and (shards or any(isinstance(one, Rehearsal) for one in callbacks)):
+        # After the rehearsal, which finds out how many held-out rows fit at once.
+        first = [index for index, one in enumerate(callbacks) if isinstance(one, PeakMemory | Rehearsal)]
+        callbacks.insert(first[-1] + 1, begins)
     elif held:
         examine_before()
     done: dict[str, int] = {"global_step": 0, "num_input_tokens_seen": 0}  # before this run

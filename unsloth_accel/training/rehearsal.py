@@ -325,12 +325,16 @@ class Rehearsal(TrainerCallback):
         sends_buffers = getattr(model, "require_forward_param_sync", None)
         for name, value in counts.items():
             setattr(trainer, name, copy.deepcopy(value))
+        if self._halving is not None:
+            self._halving.rehearses = True
         try:
             with random_numbers_kept(trainer.args.device):
                 yield
         finally:
             for name, value in counts.items():
                 setattr(trainer, name, value)
+            if self._halving is not None:
+                self._halving.rehearses = False
             accumulating._set_sync_gradients(synchronises)
             _back_before_first_pass()
             _reset_peak(trainer)
