@@ -108,7 +108,7 @@ def work(run_yaml: str) -> int:
     import unsloth  # noqa: F401  # isort: skip
     from accelerate.utils import gather_object
 
-    from benchmarks.worker import wait_at_gate
+    from benchmarks.pauses import wait_at_gate
     from unsloth_accel.adapters import environment
     from unsloth_accel.artifacts.run_directory import RunDirectory
     from unsloth_accel.callbacks import RankLog

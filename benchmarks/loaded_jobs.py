@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.gate import Gate, wait_for_imports
 from benchmarks.loaded import Cell
 from benchmarks.loaded_ranks import JOB
-from benchmarks.worker import GATE
+from benchmarks.pauses import GATE
 from unsloth_accel.artifacts.run_directory import RunDirectory
 from unsloth_accel.errors import LaunchError
 from unsloth_accel.hardware.hardware import Hardware

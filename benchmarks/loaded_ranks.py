@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth is imported)
-from benchmarks.worker import wait_at_gate
+from benchmarks.pauses import wait_at_gate
 
 JOB = "BENCHMARK_JOB"
 """Variable with the file of what to train, which `benchmarks.loaded_jobs` writes; beside it the figures go."""

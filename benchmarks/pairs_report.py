@@ -3,19 +3,21 @@
     python -m benchmarks.pairs_report
 
 Reads benchmarks/results/preferences-2xH200.json (`python -m benchmarks.pairs`), which also has what the planner said
-before the run.
+before the run, and pair-noise-cpu.json (`python -m benchmarks.pair_noise`).
 """
 
 from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks import pair_noise
 from benchmarks.memory_report import HARDWARE
-from benchmarks.pairs import cells_of, predicted
+from benchmarks.pairs import AGAIN, CHANCE, against_plain, cells_of, predicted
 from benchmarks.random_checkpoint import SHAPES
 from benchmarks.tables import RESULTS, ROOT
 from unsloth_accel.config.run_config import PROJECTIONS
@@ -83,26 +85,26 @@ def workload(cell: dict[str, Any], rank: int) -> Workload:
     )
 
 
-def section(report: dict[str, Any]) -> str:
-    """Return parity, then memory and time, as Markdown."""
-    planned = len(cells_of(report["shape"], report["settings"]["length"], on_cpu=False))
+def section(report: dict[str, Any], noise: dict[str, Any]) -> str:
+    """Return parity, where it ends, ours against the plain script, then memory and time, as Markdown."""
+    every = [cell.name for cell in cells_of(report["shape"], report["settings"]["length"], on_cpu=False)]
+    done = [name for name in every if "error" not in report["cells"].get(name, {"error": ""})]
+    missing = [f"`{name}`" for name in every if name not in done]
+    plain = against_plain(report)
+    missing += [] if plain else ["the rounds against a plain script, so nothing is said here of speed against that"]
+    ran = f"{len(done)} of {len(every)} cells ran"
     lines = [
-        f"{len(report['cells'])} of {planned} cells ran. Largest differences from one GPU that took the rows of both:",
+        textwrap.fill("; not run: ".join([ran, *([", ".join(missing)] if missing else [])]) + ".", 120),
         "",
-        "| cell | first gradient norm | loss, absolute | loss | gradient norm | adapter | ranks equal |",
+        "Largest differences from one GPU that took the rows of both:",
+        "",
+        "| run | first gradient norm | loss, absolute | loss | gradient norm | adapter | ranks equal |",
         "|---|---|---|---|---|---|---|",
-    ]
-    for name, found in report["cells"].items():
-        if "difference" not in found:
-            continue
-        single = report["cells"][f"{name.rpartition('-')[0]}-single"]
-        apart = found["difference"]
-        first = largest(single["grad_norm"][:1], found["grad_norm"][:1])
-        shares = " | ".join(share(apart[key]) for key in ("loss", "grad_norm", "adapter"))
-        equal = "yes" if apart["ranks_equal"] else "NO"
-        lines.append(f"| {name} | {share(first)} | {apart['loss_absolute']:.3f} | {shares} | {equal} |")
-    lines += [
+        *_parity(report),
         "",
+        _noise(report, noise),
+        "",
+        *([*plain, ""] if plain else []),
         "| cell | GiB: planned before | now | measured | error | s/step: planned before | now | measured | error |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -113,9 +115,48 @@ def section(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _parity(report: dict[str, Any]) -> Iterator[str]:
+    """Yield a row for each cell, and for each other run of one GPU."""
+    for name, found in {**report["cells"], **report.get("yardsticks", {})}.items():
+        if not found.get("difference"):
+            continue
+        group, _, strategy = name.rpartition("-")
+        single, apart = report["cells"][f"{group}-single"], found["difference"]
+        first = share(largest(single["grad_norm"][:1], found["grad_norm"][:1]))
+        shares = " | ".join(share(apart[key]) if key in apart else "" for key in ("loss", "grad_norm", "adapter"))
+        equal = "" if strategy in (AGAIN, CHANCE) else {True: "yes", False: "NO"}.get(apart.get("ranks_equal"), "")
+        yield f"| {name} | {first} | {apart['loss_absolute']:.3f} | {shares} | {equal} |"
+
+
+def _noise(report: dict[str, Any], noise: dict[str, Any]) -> str:
+    """Return what the losses' differences come from, as far as it was measured."""
+    apart = {name: found["difference"] for name, found in report["cells"].items() if "difference" in found}
+    most = max(one["loss_absolute"] for name, one in apart.items() if name.startswith("dpo"))
+    coarse, fine = (noise[precision] for precision in pair_noise.PRECISIONS)
+    norms = " and ".join(share(one["first_grad_norm"]) for one in (coarse, fine))
+    found = [
+        "DPO's first loss is log 2 in every run, since a new adapter is its own reference; the first gradient norms "
+        "agree to four digits. Then random words drive the loss from 0.69 to 0.05 in 12 steps, and it is up to "
+        f"{most:.3f} off on the way: it goes by sums of log-probabilities over whole answers, which bfloat16 rounds "
+        "otherwise as soon as the last bits of the adapter differ. On a CPU, with the same rows in each step and "
+        "others of them in its micro-batches, losses of one process differ by "
+        f"{coarse['loss_absolute']:.1e} in bfloat16 and by {fine['loss_absolute']:.1e} in float32, first gradient "
+        f"norms by {norms} (`python -m benchmarks.pair_noise`: a smaller model, 256 tokens, {pair_noise.STEPS} steps)."
+    ]
+    if any(name.startswith("kto") for name in apart):
+        found.append(METHODS["kto"].depends_on_ranks)
+    if report.get("yardsticks"):
+        more = "one whose micro-batches have other rows of each step"
+        found.append(f"`{AGAIN}` and `{CHANCE}` are one GPU, too: the same run once more, and {more}.")
+    else:
+        found.append("How far two runs of one GPU differ was not measured, so that this is all of it is inferred.")
+    return textwrap.fill(" ".join(found), 120, break_on_hyphens=False)
+
+
 def filled(text: str, report: dict[str, Any]) -> str:
     """Return the page's `text` with its figures replaced by those of `report`."""
-    body = f"{MARKS[0]}\n{section(report)}\n{MARKS[1]}"
+    noise = json.loads(pair_noise.RESULT.read_text(encoding="utf-8"))
+    body = f"{MARKS[0]}\n{section(report, noise)}\n{MARKS[1]}"
     return re.sub(f"{MARKS[0]}.*?{MARKS[1]}", lambda _: body, text, flags=re.DOTALL)
 
 

@@ -2,51 +2,28 @@
 
 accelerate launch --multi_gpu --num_processes 2 --mixed_precision bf16 benchmarks/plain_dpo.py MODEL ROWS SETTINGS OUT
 
-SETTINGS is a file of JSON with DPOConfig's fields. With BENCHMARK_GATE it waits once all is imported, as
-`benchmarks.worker` does.
+SETTINGS is a file of JSON with DPOConfig's fields. It waits for its turns as `benchmarks.worker` does
+(benchmarks.pauses, the only thing here that a user has not).
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 
 def main(model_name: str, rows: str, settings: str, out: str) -> None:
     from unsloth import FastLanguageModel  # isort: skip
     import torch
     from datasets import load_dataset
-    from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
-    gate, rank = os.environ.get("BENCHMARK_GATE"), os.environ.get("RANK", "0")
-    if gate:
-        Path(f"{gate}.ready-{rank}").touch()
-    while gate and not Path(gate).exists():
-        time.sleep(0.05)
+    from benchmarks.pauses import pause_every_trainer, wait_at_gate
 
-    class Clock(TrainerCallback):
-        """The time of each log, which read the loss and so waited for the GPU."""
-
-        def __init__(self) -> None:
-            self.times: list[float] = []
-            self.logs: list[dict[str, Any]] = []
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.times.append(time.perf_counter())
-            if torch.cuda.is_available():
-                torch.cuda.reset_peak_memory_stats()
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if "loss" in (logs or {}):
-                self.times.append(time.perf_counter())
-                self.logs.append(logs)
-
+    pause_every_trainer()
+    wait_at_gate()
     given = json.loads(Path(settings).read_text(encoding="utf-8"))
     model, tokenizer = FastLanguageModel.from_pretrained(
         model_name, max_seq_length=given["max_length"], load_in_4bit=False
@@ -66,14 +43,14 @@ def main(model_name: str, rows: str, settings: str, out: str) -> None:
         train_dataset=load_dataset("json", data_files=rows, split="train"),
         args=DPOConfig(output_dir=f"{out}.d", report_to="none", save_strategy="no", logging_steps=1, **given),
     )
-    clock = Clock()
-    trainer.add_callback(clock)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     trainer.train()
-    if rank == "0":
+    if os.environ.get("RANK", "0") == "0":
+        logs = [log for log in trainer.state.log_history if "loss" in log]
         found = {
-            "seconds": [round(late - early, 4) for early, late in itertools.pairwise(clock.times)],
-            "loss": [float(log["loss"]) for log in clock.logs],
-            "grad_norm": [float(log["grad_norm"]) for log in clock.logs],
+            "loss": [float(log["loss"]) for log in logs],
+            "grad_norm": [float(log["grad_norm"]) for log in logs],
             "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3) if torch.cuda.is_available() else None,
         }
         Path(out).write_text(json.dumps(found), encoding="utf-8")

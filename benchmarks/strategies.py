@@ -95,6 +95,11 @@ class Cell:
         return self.processes - 1 if self.strategy == ALONE[1] else 0
 
     @property
+    def pauses(self) -> tuple[int, ...]:
+        """Steps after which it waits for its turn (benchmarks.gate: `Wave`)."""
+        return ()
+
+    @property
     def rows_per_step(self) -> int:
         return self.per_device * (1 if self.strategy in ALONE else self.processes)
 
@@ -229,7 +234,7 @@ def card_name(hardware: Hardware) -> str:
 
 
 def gate_of(cell: Cell, work: Path) -> Gate:
-    return Gate(work / "gates" / cell.name, 1 if cell.runs_alone else cell.processes)
+    return Gate(work / "gates" / cell.name, 1 if cell.runs_alone else cell.processes, cell.pauses)
 
 
 def opened(out: Path, hardware: Hardware) -> dict[str, Any]:
@@ -309,7 +314,13 @@ def difference(cell: Cell, decided: Plan, done: Trained, single: dict[str, Any])
     if not (directory / "adapter").is_dir():
         return found
     precision = precision_of(decided)
-    allowed = tolerance(precision, device=decided.device, depends_on_ranks=decided.method.depends_on_ranks)
+    method = decided.method
+    allowed = tolerance(
+        precision,
+        device=decided.device,
+        depends_on_ranks=method.depends_on_ranks,
+        sums_answers=method.sums_answers,
+    )
     compared = compare(read_trained(alone, directory), done, allowed)
     return found | {
         "moved": compared.moved,

@@ -1,7 +1,7 @@
 """A run's own training in each process, with what a measurement needs around it; benchmarks launch this module.
 
-BENCHMARK_GATE=FILE: import everything, write FILE.ready-RANK, and load nothing before FILE is there, so that many runs
-start at once and train one after the other.
+BENCHMARK_GATE=FILE, BENCHMARK_PAUSES=STEPS: import everything, and load nothing before FILE is there, so that many runs
+start at once and train one after the other; and wait so after STEPS (benchmarks.pauses).
 BENCHMARK_GIB=N or N:RANK: torch's allocator gets N GiB of the GPU (of that rank's only), as if it had no more.
 BENCHMARK_KEEP=1: fsdp2 fetches each block once and keeps it, so that a step copies no weights: what it costs then is
 the division itself. It computes the same, and saves no memory. (Leaving copies away from the two sets of buffers tells
@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth is imported)
+from benchmarks.pauses import pause_every_trainer, wait_at_gate
 
-GATE = "BENCHMARK_GATE"
 GIB = "BENCHMARK_GIB"
 PROFILE = "BENCHMARK_PROFILE"
 KEEP = "BENCHMARK_KEEP"
@@ -39,6 +38,7 @@ def main(*words: str) -> int:
         streams.profile_every_trainer(Path(f"{os.environ[PROFILE]}-{os.environ.get('RANK', '0')}.json"))
     if os.environ.get(KEEP):
         keep_blocks()
+    pause_every_trainer()
     wait_at_gate()
     limit, _, only = os.environ.get(GIB, "").partition(":")
     if limit and only in ("", os.environ.get("RANK", "0")):
@@ -46,15 +46,6 @@ def main(*words: str) -> int:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(float(limit) * 2**30 / total, device)
     return process.main(*words)
-
-
-def wait_at_gate() -> None:
-    """Say that this rank has imported what it needs, and return when its gate is open; at once where there is none."""
-    gate = os.environ.get(GATE)
-    if gate:
-        Path(f"{gate}.ready-{os.environ.get('RANK', '0')}").touch()
-    while gate and not Path(gate).exists():
-        time.sleep(0.05)
 
 
 def keep_blocks() -> None:

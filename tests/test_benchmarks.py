@@ -15,7 +15,7 @@ import psutil
 import pytest
 from conftest import CONFIG, write_weights
 
-from benchmarks import fault_checks, gpu_checks, strategies, streams, worker
+from benchmarks import fault_checks, gpu_checks, pauses, strategies, streams, worker
 from benchmarks.checks import SEVERAL, CheckError, apart
 from benchmarks.fault_checks import FAULTS
 from benchmarks.strategies import CELLS, Cell, planned
@@ -98,7 +98,7 @@ def test_a_worker_waits_at_its_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "unsloth_accel.training.process", stand_in)
     monkeypatch.setattr("unsloth_accel.training.process", stand_in, raising=False)
     gate = tmp_path / "gate"
-    monkeypatch.setenv(worker.GATE, str(gate))
+    monkeypatch.setenv(pauses.GATE, str(gate))
     thread = threading.Thread(target=worker.main, args=("run.yaml",))
     thread.start()
     while not (tmp_path / "gate.ready-0").is_file():

@@ -101,7 +101,6 @@ def test_preferences_on_two_gpus_are_what_is_shown() -> None:
     assert pairs_report.filled(text, report) == text, "run python -m benchmarks.pairs_report"
     apart = [found["difference"] for found in report["cells"].values() if "difference" in found]
     assert all(one["ranks_equal"] and one["same_rows"] for one in apart)
-    assert f"up to {max(one['loss_absolute'] for one in apart):.3f} off" in text
 
 
 def test_both_languages_give_the_same_commands() -> None:

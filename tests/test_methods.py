@@ -144,6 +144,21 @@ def test_a_score_takes_no_memory_for_logits(description: dict[str, Any]) -> None
     assert "logits" in orpo.terms
 
 
+def test_smoothed_labels_take_the_logits_of_all_tokens() -> None:
+    """The loss is transformers' own then (trainer_pt_utils.py: LabelSmoother); DPO's smoothing is of pairs."""
+    batch = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+
+    def allocated(method: str, **training: Any) -> float:
+        memory = planned(method, **batch, **training).memory
+        assert memory
+        return memory.terms.get("logits", 0.0)
+
+    whole = 4 * 2048 * 128256 * 12 / 2**30
+    assert allocated("sft") < whole / 20
+    assert allocated("dpo", label_smoothing=0.1) == allocated("dpo")
+    assert allocated("sft", label_smoothing_factor=0.1) > whole
+
+
 def test_a_reward_model_has_no_lm_head_to_train(description: dict[str, Any]) -> None:
     changes = {"lora": {"target_modules": ["q_proj", "lm_head"]}}
     with pytest.raises(ConfigError, match="a score head, which is trained whole, in place of lm_head") as refused:

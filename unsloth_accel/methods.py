@@ -64,6 +64,9 @@ class Method:
     mean_over_rows: bool = False
     """Whether the loss is a mean over the rows of a micro-batch; otherwise a step's tokens weigh alike, wherever their
     rows are."""
+    sums_answers: bool = False
+    """Whether its loss goes by sums of log-probabilities over whole answers, of which bfloat16 rounds each otherwise in
+    every run: losses then differ more than those of a mean over tokens."""
     loss_scale: float = 0.0
     """Size of the loss's terms, where their sum passes through 0: differences of losses count as shares of it at
     least."""
@@ -151,6 +154,7 @@ METHODS: Registry[Method] = Registry(
             row_kinds=("preference",),
             needs_prompt=True,
             mean_over_rows=True,
+            sums_answers=True,
             charts=_REWARDS,
             accuracy="rewards/accuracies",
             sequences_per_row=2,
@@ -171,6 +175,7 @@ METHODS: Registry[Method] = Registry(
             row_kinds=("unpaired-preference", "preference"),
             needs_prompt=True,
             mean_over_rows=True,
+            sums_answers=True,
             # trl/trainer/kto_trainer.py: `kl = self.accelerator.gather_for_metrics(kl).mean().clamp(min=0)`
             depends_on_ranks="KTO estimates its KL term from the rows that all ranks have in one micro-batch, so it "
             "depends on how many these are.",

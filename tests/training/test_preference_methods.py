@@ -160,3 +160,18 @@ def test_a_run_that_begins_with_an_adapter_goes_on_with_the_trained_one(describe
     launch(described, begins, f"output_dir={tmp_path / 'again'}", "training.resume=true")
     found = difference(tmp_path / "whole", tmp_path / "again")
     assert all(value <= TOLERANCE for value in found.values()), found
+
+
+@pytest.mark.parametrize("described", ["dpo"], indirect=True)
+def test_a_reference_computed_beforehand_is_the_same(described: Path, tmp_path: Path) -> None:
+    """In two processes, of which each reads half of the rows with it, and of a run that goes on."""
+    again = tmp_path / "again"
+    shutil.copytree(described.parent / "two" / "checkpoint-2", again / "checkpoint-2")
+    beforehand = "training.precompute_ref_log_probs=true"
+    told = launch(described, f"output_dir={again}", "training.resume=true", beforehand)
+    assert "reading all rows with the reference, before training" in told
+    assert "Computing reference log probs" not in told, "nobody watches the bars"
+    found = difference(described.parent / "two", again)
+    assert all(value <= TOLERANCE for value in found.values()), found
+    results = json.loads((again / "results.json").read_text(encoding="utf-8"))
+    assert results["before"]["pair_accuracy"] == 0.5

@@ -32,6 +32,12 @@ def test_tolerances_can_be_given() -> None:
     assert "KTO estimates its KL term" in kto.reason
     for precision in ("bf16", "fp16", "4-bit"):  # GPUs don't hide what a CPU's threads might
         assert tolerance(precision, device="cuda").loss < tolerance(precision).loss / 10
+        # Sums over answers are as coarse there, and where the adapter ends is judged as ever.
+        of_pairs = tolerance(precision, device="cuda", sums_answers=METHODS["dpo"].sums_answers)
+        assert of_pairs.loss > 10 * tolerance(precision, device="cuda").loss
+        assert (of_pairs.moved, of_pairs.adapter) == (2e-3, 0.1)
+    assert tolerance("fp32", device="cuda", sums_answers=True) == TOLERANCES["fp32"]
+    assert not METHODS["sft"].sums_answers
 
 
 @pytest.mark.parametrize(

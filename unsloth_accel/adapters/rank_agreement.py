@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 SAMPLED = 4096
 """Rows of a data set that are compared, evenly spread; each costs about 20 µs."""
+COMPUTED = ("ref_chosen_logps", "ref_rejected_logps", "ref_logps", "ref_KL_logps")
+"""Columns that the reference computed beforehand (trl/trainer/dpo_trainer.py and kto_trainer.py:
+`_precompute_ref_logps`): anew at each launch, so that another number of processes rounds them otherwise."""
 _OWN = {
     *("output_dir", "logging_dir", "run_name", "report_to", "hub_model_id", "hub_token", "push_to_hub"),
     *("local_rank", "disable_tqdm", "log_level", "log_level_replica", "dataloader_num_workers", "dataset_num_proc"),
@@ -75,7 +78,8 @@ def facts_of(trainer: Trainer) -> dict[str, Any]:
 
 
 def rows_of(dataset: Any) -> str | None:
-    """Return the number of rows in a data set and their fingerprint; None where reading would change it (streams)."""
+    """Return the number of rows in a data set and their fingerprint, without what was computed of them; None where
+    reading would change it (streams)."""
     if dataset is None or not hasattr(dataset, "__len__"):
         return None
     count = len(dataset)
@@ -83,6 +87,8 @@ def rows_of(dataset: Any) -> str | None:
         return counted(count, "row")
     chosen = sorted({index * (count - 1) // max(1, min(SAMPLED, count) - 1) for index in range(min(SAMPLED, count))})
     rows = dataset.with_format(None).select(chosen)
+    if computed := [name for name in COMPUTED if name in (getattr(rows, "column_names", None) or ())]:
+        rows = rows.remove_columns(computed)
     return f"{counted(count, 'row')} (fingerprint {_digest(*(repr(row) for row in rows))})"
 
 

@@ -99,6 +99,22 @@ def defaults(place: str) -> Mapping[str, str]:
     return {}
 
 
+@functools.cache
+def compared_words(file: str, name: str) -> tuple[str, ...]:
+    """Return the words that `name`, a variable or an attribute, is compared with by `==` in `package/file.py`."""
+    found = [
+        node.comparators[0].value
+        for node in ast.walk(_tree(file))
+        if isinstance(node, ast.Compare)
+        and isinstance(node.ops[0], ast.Eq)
+        and isinstance(node.left, ast.Name | ast.Attribute)
+        and (node.left.id if isinstance(node.left, ast.Name) else node.left.attr) == name
+        and isinstance(node.comparators[0], ast.Constant)
+        and isinstance(node.comparators[0].value, str)
+    ]
+    return tuple(dict.fromkeys(found))
+
+
 def literals(body: list[ast.stmt], option: str) -> Iterator[tuple[str, Any]]:
     """Yield the name and the value of `option` (`default`, or one of the metadata, such as `choices`) of every
     dataclass field in a class's `body` that gives a plain one."""

@@ -140,7 +140,7 @@ class Choice:
         fewest, most = self.keep
         best = 0.0
         for size in reversed(self.sizes):
-            bound = self._speed(strategy, size, most)
+            bound = self.speed(strategy, size, most)
             if bound and bound.tokens_per_second < SLOW * best:
                 continue
             # Each block that keeps its activations takes more memory and less time.
@@ -161,7 +161,7 @@ class Choice:
             keep_activations=keep,
             memory=self._memory(strategy, size, keep),
             fits=fits,
-            speed=self._speed(strategy, size, keep),
+            speed=self.speed(strategy, size, keep),
         )
 
     def _total(self, strategy: str, size: int, keep: int) -> float:
@@ -172,7 +172,9 @@ class Choice:
         work = replace(self.work, per_device=size, keep_activations=keep)
         return estimate(work, strategy, count, free_gib=self.capacity_gib)
 
-    def _speed(self, strategy: str, size: int, keep: int) -> Speed | None:
+    def speed(self, strategy: str, size: int, keep: int) -> Speed | None:
+        """Return the speed of `size` rows at once with `keep` blocks that keep their activations; None where it is
+        unknown."""
         alone = STRATEGIES[strategy].one_process
         count = 1 if alone else self.num_processes
         work = replace(self.work, per_device=size, keep_activations=keep)

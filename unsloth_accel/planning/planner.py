@@ -43,6 +43,7 @@ from .options import USUAL_CARD, Choice, Option, free_gib
 from .packing_choice import with_packing
 from .plan import Plan
 from .precision import choose_precision
+from .reference_pass import FIELD, told_of_reference
 from .run_time import run_time
 from .speed_estimate import Speed
 from .strategy_choice import Rejected, choose, shorter
@@ -148,13 +149,14 @@ def _decide(
         to_count = partial(with_processes, run, hardware)
         check_divisible(run.batch, run.model.max_seq_length, data_parallel, per_device, accumulation, to_count)
     chosen: Option | None = None
+    choice: Choice | None = None
     rejected: tuple[Rejected, ...] = ()
     spec = _spec(run, facts.spec, device, count, reasons)
     in_4bit = run.model.load_in_4bit or bool(spec and spec.quantization == "bnb-4bit")
     _check_start(run, in_4bit=in_4bit)
     lacking = capabilities.unavailable(device, load_in_4bit=in_4bit) if capabilities else {}
     impossible = cannot(in_4bit=in_4bit) if device == "cuda" else {}
-    if run.training.get("precompute_ref_log_probs"):
+    if run.training.get(FIELD):
         reason = "training.precompute_ref_log_probs reads rows before the ranks' parts of the weights are put together."
         impossible |= dict.fromkeys((one.name for one in STRATEGIES if one.loads_shards), reason)
     if run.training.get("use_vllm") and METHODS[run.method].generates:
@@ -223,6 +225,8 @@ def _decide(
         reasons.append(f"{run.method}: {ranks}")
     if METHODS[run.method].note:
         reasons.append(f"{run.method}: {METHODS[run.method].note}")
+    if reference := told_of_reference(run, batch, lengths, chosen, choice):
+        reasons.append(f"{run.method}: {reference}")
     speed = chosen.speed if chosen and device == "cuda" else None
     all_gpus = len(hardware.devices) * hardware.num_machines
     return Plan(
@@ -370,7 +374,7 @@ def workload(
     """What a process of `run` trains with `per_device` rows at once; `full`: its frozen weights are float32."""
     method = METHODS[run.method]
     # The reference's once for all, before training, where they are asked for beforehand.
-    reference = 0 if run.training.get("precompute_ref_log_probs") else method.reference_passes
+    reference = 0 if run.training.get(FIELD) else method.reference_passes
     smoothed = method.logits == "fused" and run.training.get("label_smoothing_factor")
     return Workload(
         spec=spec,

@@ -63,7 +63,7 @@ def run_time(
     run: RunConfig, batch: Batch, speed: Speed | None, lengths: RowLengths | None, gpus: int, price: float | None
 ) -> RunTime | None:
     """Estimate the time of the whole `run`; None where its number of steps is unknown."""
-    found = _steps(run, batch, lengths)
+    found = steps_of(run, batch, lengths)
     if found is None:
         return None
     steps, words = found
@@ -71,7 +71,8 @@ def run_time(
     return RunTime(steps=steps, counted=words, hours=hours, gpus=gpus, price=price)
 
 
-def _steps(run: RunConfig, batch: Batch, lengths: RowLengths | None) -> tuple[int, str] | None:
+def steps_of(run: RunConfig, batch: Batch, lengths: RowLengths | None) -> tuple[int, str] | None:
+    """Return the optimizer steps of the whole `run`, and where they come from; None where that is unknown."""
     most = run.training.get("max_steps") or 0
     if most > 0:
         return int(most), "training.max_steps"

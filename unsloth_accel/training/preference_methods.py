@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth is imported)
 
+from ..adapters import environment
 from ..adapters.reference import settle_reference
 from ..config.run_config import RunConfig
 from ..config.start_adapter import find_adapter
@@ -31,6 +32,8 @@ def config_fields(run: RunConfig) -> dict[str, Any]:
 
 def make_trainer(run: RunConfig, model: Any, tokenizer: Any, config: Any, rows: Prepared) -> Trainer:
     """Make TRL's trainer with the rows; raises `ConfigError` for settings that it refuses."""
+    if getattr(config, "precompute_ref_log_probs", False) and environment.rank() == 0:
+        print("reading all rows with the reference, before training", flush=True)
     trainer = trls_trainer(run, model, tokenizer, config, rows)
     settle_reference(trainer, is_new=find_adapter(run.model.name) is None)
     return trainer

@@ -360,5 +360,6 @@ def _quiet_progress_bars() -> None:
     import transformers
 
     if environment.rank() != 0 or not sys.stderr.isatty():
+        os.environ["TQDM_DISABLE"] = "1"  # TRL's own, of a reference computed beforehand
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()

@@ -108,7 +108,9 @@ def verify(settings: Settings, changes: Sequence[str] = (), tell: Tell = lambda 
     which leaves nothing to compare with, and `ConfigError` for `changes` that are none.
     """
     precision = precision_of(settings.single)
-    allowed = tolerance(precision, changes, settings.single.device, depends_on_ranks(settings.single.run))
+    single_plan = settings.single
+    ranks, sums = depends_on_ranks(single_plan.run), single_plan.method.sums_answers
+    allowed = tolerance(precision, changes, single_plan.device, ranks, sums_answers=sums)
     raise_errors(taken_problems(settings))
     settings.write_rows()
     try:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
+from ...config.installed_source import compared_words
 from ...config.trainer_fields import field_options
-from .document import Document, Finding
+from .document import Document, Finding, Repair
 from .rule_registry import rule
 from .run_settings import given, method_of, number, settings_of
+from .run_words import word_fix
 
 MOST_TIMES = 50
 """Times TRL's learning rate for a preference method from which on a rate is worth a word."""
@@ -22,6 +25,41 @@ def run_reference_model(config: Document) -> Iterator[Finding]:
     if given(config).get("sync_ref_model"):
         consequence = "with LoRA the base itself is the reference, and can't be changed: every process fails."
         yield config.problem("training.sync_ref_model", consequence, "training.sync_ref_model: false")
+
+
+@rule("run-reference-of-a-stream", on=("run",))
+def run_reference_of_a_stream(config: Document) -> Iterator[Finding]:
+    """precompute_ref_log_probs with data.streaming: TRL refuses it in every process, once the model is loaded.
+
+    Reference: trl/trainer/dpo_trainer.py: "`precompute_ref_log_probs=True` is not supported with IterableDataset".
+    """
+    if given(config).get("precompute_ref_log_probs") and config.get("data.streaming") is True:
+        consequence = "needs all rows beforehand, and data.streaming reads them as it trains: every process fails."
+        yield config.problem("training.precompute_ref_log_probs", consequence, "data.streaming: false")
+
+
+@rule("run-preference-loss", on=("run",))
+def run_preference_loss(config: Document) -> Iterator[Finding]:
+    """A loss or a divergence that the installed TRL's trainer of preferences doesn't know: its config takes any, and
+    every process fails in its first step.
+
+    Reference: trl/trainer/dpo_trainer.py: "Unknown loss type", "Unknown f_divergence_type".
+    """
+    method = method_of(config)
+    if not {"preference", "unpaired-preference"} & {*method.row_kinds}:
+        return
+    file = method.config_sources[-1].partition(":")[0].replace("_config.py", "_trainer.py")
+    for name in ("loss_type", "f_divergence_type"):
+        value, known = given(config).get(name), compared_words(file, name)
+        words = value if isinstance(value, list) else [] if value is None else [value]
+        for word in words if known else ():
+            if word not in known:
+                fix, near = word_fix(word, known)
+                listed = [near if one == word else one for one in words] if isinstance(value, list) else near
+                consequence = "unknown value; every process fails in its first step."
+                found = config.problem(f"training.{name}", consequence, fix)
+                repair = Repair(kind="set", key=f"training.{name}", value=listed)
+                yield replace(found, repairs=(repair,)) if near else found
 
 
 @rule("run-preference-rate", "warning", on=("run",))
