@@ -141,6 +141,6 @@ def test_activations_go_first_then_rows(
     ],
 )
 def test_a_lack_of_memory_has_several_words(error: Exception, lack: bool) -> None:
-    from unsloth_accel.adapters.out_of_memory import is_lack_of_memory
+    from unsloth_accel.adapters.lack_of_memory import is_lack_of_memory
 
     assert is_lack_of_memory(error) == lack

@@ -49,7 +49,7 @@ UNSHARD = [
         ),
         ([*STEP, (f"{HOME}trl/generation/vllm_client.py", "generate", 9)], "generation by vLLM", False, False),
         (
-            [*CALLBACK, ("saving.py", "of_every_rank", 1), *GATHER],
+            [*CALLBACK, ("ranks.py", "of_every_rank", 1), *GATHER],
             "a callback, where it waits in gather_object (all_gather), called from on_step_end (mine.py:34)",
             False,
             True,

@@ -31,6 +31,12 @@ class Server(BaseHTTPRequestHandler):
         pass
 
 
+def info(transfers: Any = {"backend": "nccl"}, noted: str = "processed_logprobs") -> dict[str, Any]:  # noqa: B006
+    """What vLLM 0.33 says of its flags."""
+    config = {"weight_transfer_config": transfers, "model_config": {"logprobs_mode": noted}}
+    return {"/server_info?config_format=json": {"vllm_config": config}}
+
+
 @pytest.fixture
 def address(request: pytest.FixtureRequest) -> Iterator[str]:
     answers = {"/health": {}, "/v1/models": {"data": [{"id": MODEL}]}, "/get_world_size": {"world_size": 1}}
@@ -50,6 +56,7 @@ def problems(address: str, **more: Any) -> list[str]:
     return [str(problem) for problem in server_problems_of(fields, MODEL)]
 
 
+@pytest.mark.parametrize("address", [{}, info(), {"/server_info?config_format=json": ["text"]}], indirect=True)
 def test_a_server_that_can_be_used_is_no_problem(address: str) -> None:
     assert problems(address) == []
     host, _, port = address.removeprefix("http://").partition(":")
@@ -64,6 +71,8 @@ def test_a_server_that_can_be_used_is_no_problem(address: str) -> None:
         ({"/v1/models": {"data": [{"id": "org/other"}]}}, "serves org/other, and org/model is trained"),
         ({"/v1/models": {"data": []}}, "serves no model"),
         ({"/get_world_size": None}, "takes no weights (status 404 at /get_world_size)"),
+        (info(transfers=None), "was started without --weight-transfer-config"),
+        (info(noted="raw_logprobs"), "has --logprobs-mode raw_logprobs"),
     ],
     indirect=["address"],
 )

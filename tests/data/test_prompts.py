@@ -33,6 +33,10 @@ def made(row: dict[str, Any], form: str = "auto", **columns: str) -> dict[str, A
         ({"messages": [*ASKED, ANSWER], "solution": "x"}, {"prompt": ASKED, "columns": {"solution": "x"}}),
         ({"messages": ASKED}, {"prompt": ASKED, "columns": {}}),
         ({"instruction": "6 × 7?", "output": "42"}, {"prompt": ASKED, "columns": {"solution": "42"}}),
+        # TRL gives no reward a column `completion`.
+        ({"prompt": "6 × 7?", "completion": "42"}, {"prompt": "6 × 7?", "columns": {"solution": "42"}}),
+        ({"prompt": ASKED, "completion": [ANSWER]}, {"prompt": ASKED, "columns": {"solution": "42"}}),
+        ({"prompt": ASKED, "completion": "41", "solution": "42"}, {"prompt": ASKED, "columns": {"solution": "42"}}),
     ],
 )
 def test_rows_become_prompts_and_all_else_stays_for_rewards(row: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from unsloth_accel.config.run_config import BatchConfig, DataConfig, ModelConfig
 from unsloth_accel.errors import ConfigError
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.planning.batch import divide_batch
-from unsloth_accel.planning.groups import eval_rows, groups, whole_groups
+from unsloth_accel.planning.groups import eval_rows, groups, whole_groups, written_together
 
 numbers = st.integers(1, 24)
 
@@ -71,6 +71,30 @@ def test_groups_are_whole_or_what_is_proposed_makes_them_so(
     assert found is not None
     assert found.at_once % size == 0
     assert found.at_once == batch.per_device * count * (steps or batch.accumulation)
+
+
+@pytest.mark.parametrize(
+    ("count", "training", "expected"),
+    [
+        (2, {}, ("batch.global_size", 16)),
+        (2, {"generation_batch_size": 64}, ("training.generation_batch_size", 64)),
+        (2, {"steps_per_generation": 8, "per_device_train_batch_size": 4}, ("training.steps_per_generation", 64)),
+        ("auto", {"steps_per_generation": 8, "gradient_accumulation_steps": 2}, ("training.steps_per_generation", 64)),
+        ("auto", {"steps_per_generation": 8}, None),
+    ],
+)
+def test_what_is_written_together_as_far_as_the_settings_say(
+    count: Any, training: dict[str, Any], expected: tuple[str, int] | None
+) -> None:
+    asked = run(16, num_generations=4, **training)
+    asked.distributed.num_processes = count
+    found = written_together(asked)
+    assert found == expected
+    if found and isinstance(count, int):
+        batch = divide_batch(16, count, training.get("per_device_train_batch_size"))
+        written = groups(asked, batch)
+        assert written is not None
+        assert written.at_once == found[1]
 
 
 @given(size=st.integers(2, 24), count=numbers, asked=st.none() | st.integers(1, 64))

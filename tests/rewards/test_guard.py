@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from unsloth_accel.config.rewards_config import RewardFunction, RewardsConfig
 from unsloth_accel.rewards.faults import RewardError
-from unsloth_accel.rewards.functions import GuardedReward, reward_faults
+from unsloth_accel.rewards.functions import GuardedReward, reward_faults, reward_functions
 from unsloth_accel.rewards.time_limit import TooSlow, at_most
 
 Guarded = Callable[..., GuardedReward]
@@ -31,6 +33,19 @@ def guard(function: Callable[..., Any], *, stops: bool = False, timeout: float =
 def kinds(guarded: GuardedReward) -> dict[str, int]:
     faults = reward_faults([guarded])["mine"]["faults"]
     return {kind: one["calls"] for kind, one in faults.items()}
+
+
+def test_a_reward_that_is_there_twice_is_counted_twice(tmp_path: Path) -> None:
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(f"def score(completions):\n    return [{ord(folder)}]\n")
+    asked = [RewardFunction("code_format", arguments={"language": language}) for language in ("python", "rust")]
+    asked += [RewardFunction(f"{tmp_path / folder}/mine.py:score") for folder in "ab"]
+    functions, _ = reward_functions(RewardsConfig(functions=tuple(asked)))
+    assert [called(one, ["x"]) for one in functions[2:]] == [[97], [98]]
+    names = ["code_format", "code_format-2", "mine:score", "mine:score-2"]
+    assert [one.__name__ for one in functions] == names
+    assert list(reward_faults(functions)) == names
 
 
 def test_what_is_right_passes() -> None:

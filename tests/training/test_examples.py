@@ -52,14 +52,30 @@ def test_a_reward_that_fails_ends_both_processes_with_its_name(cli: Run, tiny: P
     assert done.returncode == 1, done.stdout + done.stderr
     assert "reward mine:fails raised ValueError: not today" in done.stderr
     assert "Traceback" not in done.stderr
+    # Another task is three other lines of the file: its data, its held-out data and its rewards.
+    for name, count in (("train", 8), ("eval", 4)):
+        row = json.dumps({"prompt": "Say yes.", "expected": "yes"})
+        (tmp_path / f"{name}.jsonl").write_text(f"{row}\n" * count, encoding="utf-8")
+    mine = {
+        "  path: ": f"  path: {tmp_path}/train.jsonl",
+        "  eval_path: ": f"  eval_path: {tmp_path}/eval.jsonl",
+        "  functions: ": f"  functions: ['{tmp_path}/mine.py:fails', '{tmp_path}/mine.py:said', repetition_penalty]",
+    }
+    with (tmp_path / "mine.py").open("a", encoding="utf-8") as file:
+        file.write(
+            "def said(completions, expected):\n    return [float(a in b) for a, b in zip(expected, completions)]\n"
+        )
+    lines = (ROOT / "examples/configs/grpo.yaml").read_text(encoding="utf-8").splitlines()
+    own = [next((new for old, new in mine.items() if line.startswith(old)), line) for line in lines]
+    assert sum(a != b for a, b in zip(lines, own, strict=True)) == len(mine) == 3
+    (tmp_path / "own.yaml").write_text("\n".join(own), encoding="utf-8")
     skipped = cli(
-        "launch",
-        "examples/configs/grpo.yaml",
-        f"rewards.functions=['{tmp_path}/mine.py:fails', 'examples/count_rewards.py:ends']",
-        *("data.eval_path=null", "rewards.on_error=skip", "training.overwrite=true", *words),
+        *("launch", str(tmp_path / "own.yaml"), "evaluation.loss=false"),
+        *("rewards.on_error=skip", "training.overwrite=true", *words),
         forked=True,
     )
     assert skipped.returncode == 0, skipped.stdout + skipped.stderr
     results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
     assert results["rewards"]["mine:fails"]["faults"]["raised"]["calls"] == 4
+    assert results["rewards"]["mine:said"]["faults"] == results["rewards"]["repetition_penalty"]["faults"] == {}
     assert skipped.stderr.count("reward mine:fails raised ValueError: not today") == 1

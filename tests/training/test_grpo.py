@@ -8,6 +8,7 @@ from pathlib import Path
 
 import fork_server
 import pytest
+import yaml
 from conftest import CPU_DDP, ROOT, SCRIPTS, cli_command, steps, write_yaml
 
 pytestmark = pytest.mark.slow
@@ -83,6 +84,16 @@ def test_two_processes_train_watch_save_and_go_on(described: Path, tmp_path: Pat
     shutil.copytree(two / "checkpoint-2", again / "checkpoint-2")
     command("launch", described, f"output_dir={again}", "training.resume=true", "evaluation.loss=false")
     assert [line["step"] for line in steps(again)] == [3, 4]
+    # Out of memory with more than two rows on one rank: the longest step shows it, and the steps are the same.
+    out = tmp_path / "out-of-memory"
+    same = {**yaml.safe_load(described.read_text(encoding="utf-8")), "output_dir": str(out)}
+    run = write_yaml(tmp_path / "same.yaml", same)
+    told = command("launch", "--config_file", CPU_DDP, SCRIPTS / "out_of_memory.py", run, "--rows", "2")
+    assert "rank 1: out of memory in step 1, with 4 rows (" in told
+    assert "4 rows" in told.partition("rehearsed the longest step with ")[2]
+    assert told.count("The step is done again") == 1, "what was learned before step 1 is kept"
+    for name in ("loss", "grad_norm", "reward", "entropy", "completions/mean_length"):
+        assert max(abs(a[name] - b[name]) for a, b in zip(steps(out), logged, strict=True)) <= TOLERANCE
 
 
 def test_verify_trains_both_on_the_same_completions(described: Path, tmp_path: Path) -> None:

@@ -99,14 +99,6 @@ def test_completions_need_a_reward_and_rewards_need_completions(file: Any) -> No
     assert "sft scores no completions: they would have no effect. Fix: method: grpo" in only
 
 
-def test_a_reward_that_is_there_twice_is_warned_of(file: Any) -> None:
-    (only,) = told(file("format", "tag_count", {"name": "format", "weight": 2}))
-    assert only.startswith("warning: ")
-    assert "format is there 2 times" in only
-    (only,) = told(file("a/my_rewards.py:short", "b/my_rewards.py:short"))
-    assert "my_rewards:short is there 2 times" in only
-
-
 def rewards_of(path: Path) -> list[Problem]:
     found = input_problems(load(path))
     return [one for one in found if one.key.startswith("rewards")]
@@ -168,3 +160,25 @@ def test_a_file_beside_the_run_is_found_from_elsewhere(
     assert not any("my_rewards" in one for one in told)
     Path("my_rewards.py").touch()
     assert load(path).rewards.functions[0].name == "my_rewards:short", "the working directory comes first"
+
+
+def test_a_reward_that_reads_completion_is_sent_to_solution(file: Any) -> None:
+    """TRL takes the column away."""
+    (only,) = rewards_of(file({"name": "my_rewards:Judge", "arguments": {"model": "m"}}, rows=[{"prompt": "a"}]))
+    assert "give the rows a column reference" in str(only)
+    Path("reads.py").write_text("def score(completions, completion): ...\n")
+    (only,) = rewards_of(file("reads:score", rows=[{"prompt": "a", "completion": "b"}]))
+    assert "reads the column completion, which no row has; columns of data.path: solution. Fix: read solution" in str(
+        only
+    )
+
+
+@pytest.mark.parametrize(("dtype", "warned"), [("auto", True), ("float32", False)])
+def test_a_base_in_32_bit_is_merged_without_a_warning(
+    dtype: str, warned: bool, place: Path, description: dict[str, Any]
+) -> None:
+    training = {"use_vllm": True, "vllm_mode": "server"}
+    model = description["model"] | ({} if dtype == "auto" else {"dtype": dtype})
+    more = {"method": "grpo", "rewards": {"functions": ["format"]}, "training": training, "model": model}
+    found = check_document(read_document(write_yaml(place / "run.yaml", description | more)))
+    assert any("merges the adapter into the base" in str(one) for one in found) == warned

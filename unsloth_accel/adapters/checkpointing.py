@@ -49,11 +49,12 @@ from ..capabilities.probe import available
 from ..config.start_adapter import ADAPTER_WEIGHTS
 from ..errors import first_line
 from ..files import why_unwritten
+from ..hardware.ranks import of_every_rank
 from . import environment, fsdp1, rank_agreement, rank_checks
 from .fsdp2.units import let_go
 from .hook_types import Arguments, Control, State, TrainerCallback
 from .real_batch import batch_of
-from .saving import SaveError, check_whole, gathered, of_every_rank, raise_on_every_rank, unwrapped, versions
+from .saving import SaveError, check_whole, gathered, raise_on_every_rank, unwrapped, versions
 
 if TYPE_CHECKING:
     from transformers import Trainer

@@ -10,8 +10,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet, ref
 
+from ..hardware.ranks import of_every_rank
 from . import rank_agreement, rank_checks, rank_loaders
-from .saving import of_every_rank
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..capabilities.probe import available
+from ..hardware.ranks import of_every_rank
 from . import environment
-from .saving import of_every_rank
 
 if TYPE_CHECKING:
     import torch

@@ -21,6 +21,10 @@ def parts_add_up(trainer: Trainer) -> bool:
     return bool(trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None)
 
 
+WRITTEN = "completion_ids"
+"""Field of a micro-batch of completions, shape (rows, tokens), beside `prompt_ids` (`adapters.written_steps`)."""
+
+
 def split(inputs: Mapping[str, Any], parts: int) -> list[dict[str, Any]]:
     """Split `inputs` of a model into up to `parts` parts of about as many tokens; fewer where there are fewer rows.
 
@@ -28,12 +32,17 @@ def split(inputs: Mapping[str, Any], parts: int) -> list[dict[str, Any]]:
     Unsloth's `packed_seq_lengths` or, from TRL 1.16 on, `cu_seq_lens_q` says. Each part gets boundaries of its own.
     Tensors of another shape and other values go into every part.
     """
+    if WRITTEN in inputs:
+        return _of_completions(inputs, parts)
     lengths = _lengths_of_rows(inputs)
     return _padded(inputs, parts) if lengths is None else _flat(inputs, lengths, parts)
 
 
 def rows_and_tokens(inputs: Mapping[str, Any]) -> tuple[int, int]:
     """Return the number of rows of a micro-batch, and of the tokens that it is computed with, padding included."""
+    if WRITTEN in inputs:
+        rows, tokens = inputs[WRITTEN].shape
+        return rows, rows * (tokens + inputs["prompt_ids"].shape[1])
     ids, lengths = inputs["input_ids"], _lengths_of_rows(inputs)
     return (ids.shape[0] if lengths is None else len(lengths)), ids.numel()
 
@@ -75,6 +84,17 @@ def _boundaries(lengths: list[int], inputs: Mapping[str, Any]) -> dict[str, Any]
         for name, value in known.items()
         if inputs.get(name) is not None
     }
+
+
+def _of_completions(inputs: Mapping[str, Any], parts: int) -> list[dict[str, Any]]:
+    """Return consecutive rows of completions, as padded as they were; what isn't a tensor of rows is in every part."""
+    rows = inputs[WRITTEN].shape[0]
+    size = -(-rows // parts)
+    by_row = {name for name, value in inputs.items() if getattr(value, "shape", ())[:1] == (rows,)}
+    return [
+        {name: value[start : start + size] if name in by_row else value for name, value in inputs.items()}
+        for start in range(0, rows, size)
+    ]
 
 
 def _padded(inputs: Mapping[str, Any], parts: int) -> list[dict[str, Any]]:

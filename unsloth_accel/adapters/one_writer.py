@@ -31,9 +31,10 @@ from weakref import WeakKeyDictionary, ref
 
 from ..errors import first_line
 from ..files import why_unwritten
+from ..hardware.ranks import of_every_rank
 from . import environment, fsdp1, rank_checks
 from .fsdp2.units import let_go
-from .saving import SaveError, gathered, of_every_rank, raise_on_every_rank, unwrapped
+from .saving import SaveError, gathered, raise_on_every_rank, unwrapped
 
 if TYPE_CHECKING:
     import torch

@@ -34,8 +34,10 @@ from .fsdp2.units import units_of
 from .generating import writes_completions
 from .hook_types import Arguments, Control, State, TrainerCallback
 from .kept_activations import count_anew, keep, kept
+from .lack_of_memory import is_lack_of_memory
 from .micro_batches import parts_add_up, rows_and_tokens, split
 from .rank_checks import distributed_type, is_sharded, trainable
+from .written_steps import WrittenSteps, why_whole
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +58,8 @@ BUFFERS = {
     "unsloth.kernels.utils": ("WEIGHT_BUFFERS", "ABSMAX_BUFFERS"),
 }
 """Tensors that Unsloth keeps and lets grow, by module: lists with one for each GPU, or None."""
+_FIGURES = ("gather_for_metrics", "gather", "reduce")
+"""Methods of accelerate's Accelerator by which losses of TRL and Unsloth gather figures for the log."""
 MEETING = "where weights are gathered every forward pass meets the other ranks, so none can repeat it alone"
 ADVICE = "shorter rows, the base model in 4 bit, or more GPUs that divide it (fsdp2)"
 
@@ -114,7 +118,8 @@ class StepHalving:
         self._trainer = trainer
         self._advice = advice
         self._done: list[Mapping[str, Any]] = []
-        self._plain = trainer.training_step
+        self._written = WrittenSteps(trainer) if writes_completions(trainer) else None
+        self._plain = self._written.part if self._written else trainer.training_step
         self._first = True
         self._kept_at_first: int | None = None
         self._needed: StageNeeded | None = None
@@ -133,6 +138,8 @@ class StepHalving:
     def forget(self) -> None:
         """Drop the micro-batches of the step that was begun."""
         self._done.clear()
+        if self._written:
+            self._written.forget()
 
     def can_go_on(self, model: torch.nn.Module) -> bool:
         """Return whether a lack of memory ends nothing, which is known once `model` is prepared."""
@@ -173,11 +180,17 @@ class StepHalving:
             if self._needed is not None and self._needed.arrived():
                 self._lower(self._needed.stage)
                 self._needed = None
+        if self._written:
+            inputs = self._written.written(model, inputs)
         with self._alone(model):
             loss = self._compute(model, inputs, num_items_in_batch, rest)
         self._done.append(inputs)
+        if self._written:
+            self._written.end()
         if self._trainer.accelerator.sync_gradients:
             self._done.clear()
+            if self._written:
+                self._written.share()
             if several:
                 self._time("ready")
                 self._needed = average([p for p in model.parameters() if p.requires_grad], self.stage)
@@ -196,7 +209,7 @@ class StepHalving:
                     self._plain(model, part, items, *rest)
                 losses = [self._plain(model, part, items, *rest) for part in self._parts_of([inputs])]
             except RuntimeError as error:
-                if not is_lack_of_memory(error) or items is None:
+                if not is_lack_of_memory(error) or (items is None and not self._written):
                     raise
                 message = str(error).splitlines()[0]
             else:
@@ -303,11 +316,13 @@ class StepHalving:
 @contextmanager
 def own_figures(accelerator: Any) -> Iterator[None]:
     """Inside, the figures that a loss gathers for the log are this rank's own: it may fail, or repeat, alone."""
-    accelerator.gather_for_metrics = lambda value, *_, **__: value
+    for name in _FIGURES:
+        setattr(accelerator, name, lambda value, *_, **__: value)
     try:
         yield
     finally:
-        del accelerator.gather_for_metrics
+        for name in _FIGURES:
+            delattr(accelerator, name)
 
 
 class StepBegins(TrainerCallback):
@@ -335,7 +350,10 @@ def halve_on_out_of_memory(trainer: Trainer, advice: str = ADVICE) -> StepHalvin
         if getattr(trainer.args, name, None) or getattr(trainer.accelerator.ddp_handler, name, None):
             return f"{name} is a setting of DDP's own averaging, which this replaces"
     if writes_completions(trainer):
-        return "a step's completions are written once, and its micro-batches are taken from them"
+        if several and not distributed_type().startswith("MULTI_"):
+            return "completions are written with weights that are gathered, so none can repeat a step alone"
+        if why := why_whole(trainer):
+            return why
     if not parts_add_up(trainer):
         return "the loss of a micro-batch is a mean over its rows, so those of its parts don't add up to it"
     if os.environ.get("UNSLOTH_TOKEN_BUDGET"):
@@ -424,14 +442,3 @@ def _empty_half_grown() -> None:
             for buffer in getattr(sys.modules.get(module), name, None) or ():
                 if buffer is not None and buffer.numel() * buffer.element_size() > buffer.untyped_storage().nbytes():
                     buffer.resize_(0)
-
-
-def is_lack_of_memory(error: BaseException) -> bool:
-    """Whether `error` is a GPU's or the allocator's word that there is no memory left."""
-    if not isinstance(error, RuntimeError):
-        return False
-    from accelerate.utils.memory import should_reduce_batch_size
-
-    # cuBLAS and cuDNN, which take memory of their own, have another word for it.
-    said = any(word in str(error).lower() for word in ("out of memory", "status_alloc_failed"))
-    return said or bool(should_reduce_batch_size(error))

@@ -13,8 +13,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..errors import counted, shortened
+from ..hardware.ranks import of_every_rank
 from .rank_checks import GuardError
-from .saving import of_every_rank
 
 if TYPE_CHECKING:
     from transformers import Trainer

@@ -19,10 +19,10 @@ from functools import cache
 from typing import Any
 
 from ..capabilities.probe import available
+from ..hardware.ranks import of_every_rank
 from .random_numbers import random_numbers_kept
 from .rank_agreement import UNKNOWN
 from .rank_checks import GuardError
-from .saving import of_every_rank
 
 PROBED = 4
 """Rows of a data set that are collated to be compared."""

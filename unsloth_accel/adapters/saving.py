@@ -24,6 +24,7 @@ from ..config.run_config import RunConfig
 from ..config.start_adapter import ADAPTER_WEIGHTS
 from ..errors import UnslothAccelError, first_line
 from ..files import why_unwritten, write_atomically
+from ..hardware.ranks import of_every_rank
 from ..models.safetensors_header import read_header
 from . import fsdp1, rank_checks
 from .fsdp2.units import let_go
@@ -117,14 +118,6 @@ def _elsewhere(model: Any, tokenizer: Any, sources: dict[str, Path], tensors: An
             except Exception:
                 shutil.rmtree(target.parent, ignore_errors=True)
     return None
-
-
-def of_every_rank(value: Any) -> list[Any]:
-    """Return what every rank gives, by rank; a collective, so that all have arrived when it returns."""
-    from accelerate.utils import gather_object
-
-    everyone: list[Any] = gather_object([value])
-    return everyone
 
 
 def raise_on_every_rank(fault: str | None, elsewhere: Path | None = None) -> None:

@@ -16,6 +16,7 @@ from ..artifacts.log_file import LogFile
 from ..artifacts.run_directory import RunDirectory
 from ..capabilities.probe import available
 from ..config.run_config import RunConfig
+from ..errors import counted
 from ..rewards.functions import GuardedReward
 from .order import add_figures
 from .rank_log import RankLog
@@ -116,9 +117,9 @@ class Completions(TrainerCallback):
         """Warn, on rank 0, of what has taught nothing for some logs in a row, once each."""
         if args.process_index:
             return
-        limit = getattr(args, "max_completion_length", None)
+        limit = counted(getattr(args, "max_completion_length", None) or 0, "token")
         told = {
-            "completions/clipped_ratio": f"all completions of {PATIENCE} logs in a row were cut at {limit} tokens, so "
+            "completions/clipped_ratio": f"all completions of {PATIENCE} logs in a row were cut at {limit}, so "
             "none shows its end to a reward. Fix: a larger training.max_completion_length, a prompt that asks for "
             "shorter answers, or a reward for them (soft_overlong_punishment)",
             "frac_reward_zero_std": f"for {PATIENCE} logs in a row all completions of each prompt had the same reward: "

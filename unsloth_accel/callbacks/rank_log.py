@@ -72,7 +72,7 @@ class RankLog:
 
     def tell(self) -> None:
         """Show on rank 0's console what all ranks have not told yet; every rank must call it."""
-        from ..adapters.saving import of_every_rank
+        from ..hardware.ranks import of_every_rank
 
         for rank, messages in enumerate(of_every_rank(self.untold)):
             self._show(rank, messages)

@@ -105,7 +105,7 @@ class RunLog(TrainerCallback):
 
     def _summary(self, args: Arguments, state: State, seconds: float) -> dict[str, Any]:
         """Summarise this process's part of the run, if it was resumed; a collective."""
-        from ..adapters.saving import of_every_rank
+        from ..hardware.ranks import of_every_rank
 
         total, memory = self._throughput.total, memory_now()
         own = {

@@ -166,7 +166,7 @@ class StepAgreement(TrainerCallback):
         return given if self.saves is None else self.saves
 
     def _in_words(self, args: Arguments, state: State) -> str:
-        from ..adapters.saving import of_every_rank
+        from ..hardware.ranks import of_every_rank
 
         asked = [rank for rank, number in enumerate(of_every_rank(self._request.number)) if number == self._stop]
         only = len(asked) < args.world_size and self._stop != GONE

@@ -171,7 +171,7 @@ class Stragglers(TrainerCallback):
         return [asdict(episode) for episode in self._episodes]
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        from ..adapters.saving import of_every_rank
+        from ..hardware.ranks import of_every_rank
 
         if self._owned:
             self.throughput.on_train_begin(args, state, control, **kwargs)

@@ -181,6 +181,12 @@ PATCHES = (
           place="trl/trainer/grpo_trainer.py: GRPOTrainer._generate_single_turn",
           adapter="adapters.recorded_completions", missing="refuse",
           cost="`verify` would compare GRPO's runs on different completions"),
+    Patch(what="completions of a step in parts",
+          place="trl/trainer/grpo_trainer.py: GRPOTrainer._prepare_inputs, _generate_single_turn, _step, _metrics, "
+                "_entropy_bonus_enabled, aux_loss_enabled",
+          adapter="adapters.written_steps", cost="a step of GRPO that runs out of memory ends the run"),
+    Patch(what="scaled rewards as asked", place="trl/trainer/grpo_config.py: GRPOConfig.scale_rewards",
+          adapter="training.grpo", cost="Unsloth's config leaves rewards unscaled for dr_grpo, on GPUs alone"),
     Patch(what="completions that are kept", place="trl/trainer/grpo_trainer.py: GRPOTrainer._logs",
           adapter="callbacks.completions", cost="no completions of GRPO are kept for the report"),
     Patch(what="precision that a model asks of Unsloth's trainers",

@@ -28,7 +28,8 @@ def server_problems_of(fields: Mapping[str, Any], model: str) -> list[Problem]:
     """Return the problems of the server that a GRPOConfig of these `fields` asks for completions of `model`, a
     directory or hub id; none where it asks none.
 
-    TRL's client asks the same (trl/generation/vllm_client.py): GET /health, /v1/models, /get_world_size.
+    TRL's client asks the same (trl/generation/vllm_client.py): GET /health, /v1/models, /get_world_size. From TRL 1.16
+    on it asks /server_info, too, by which flags are known that a server can be without.
     """
     if not fields.get("use_vllm") or fields.get("vllm_mode") != "server":
         return []
@@ -55,7 +56,26 @@ def server_problems_of(fields: Mapping[str, Any], model: str) -> list[Problem]:
             "model as it was before training."
         )
         return [problem(consequence=consequence, fix=f"start it with every flag: {start}")]
-    return []
+    fix = f"start it with every flag: {start}"
+    return [problem(consequence=lacks, fix=fix) for lacks in _lacking_flags(address)]
+
+
+def _lacking_flags(address: str) -> list[str]:
+    """Return what the server at `address` was not started with; nothing where it doesn't say, as older ones don't
+    (vllm/entrypoints/serve/dev/server_info/api_router.py)."""
+    try:
+        config = json.loads(_get(f"{address}/server_info?config_format=json"))["vllm_config"]
+        transfers, noted = config["weight_transfer_config"], config["model_config"]["logprobs_mode"]
+    except (*_UNUSABLE, KeyError, TypeError):
+        return []
+    found = []
+    if not transfers:
+        lacks = "was started without --weight-transfer-config: it would answer with the model as it was before training"
+        found.append(f"the server at {address} {lacks}.")
+    if noted != "processed_logprobs":
+        lacks = f"has --logprobs-mode {noted}: TRL corrects by probabilities that are not those it drew tokens by"
+        found.append(f"the server at {address} {lacks}.")
+    return found
 
 
 def _get(url: str) -> str:

@@ -104,7 +104,7 @@ def prepare(run: RunConfig, tokenizer: Any) -> Prepared:
 def _batch_notes(run: RunConfig, count: int) -> tuple[str, ...]:
     """What a set smaller than one global batch means; raises `ConfigError` where there would be no step at all."""
     size = run.batch.rows(run.model.max_seq_length)
-    if not size or count >= size:
+    if not size or count >= size or METHODS[run.method].generates:  # whose batch is of completions (training.grpo)
         return ()
     if run.training.get("dataloader_drop_last"):
         raise ConfigError(no_step(count, size))

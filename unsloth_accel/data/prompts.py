@@ -9,6 +9,9 @@ from .chat_messages import FormatError, check_texts, for_chat_template
 
 SOLUTION = "solution"
 """Column that holds what a chat's assistant said last: the name that TRL's and open-r1's rewards read."""
+COMPLETION = "completion"
+"""Column that TRL gives to no reward, since completions are what the model writes (trl/trainer/grpo_trainer.py:
+`_calculate_rewards`); here it is `solution`, unless there is one."""
 NESTED = "columns"
 """Field of a canonical row that holds its other columns, whatever their names."""
 TAKEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
@@ -34,7 +37,17 @@ def prompt_row(prompt: Any, columns: Mapping[str, Any]) -> dict[str, Any]:
     if taken is not None:
         consequence = f"has a column {taken!r}, which TRL gives to rewards itself: every process would fail."
         raise FormatError(consequence, f"data.columns={{reference: {taken}}}, or leave it out")
-    return made | {NESTED: dict(columns)}
+    others = {name: value for name, value in columns.items() if name != COMPLETION}
+    if COMPLETION in columns and SOLUTION not in others:
+        others[SOLUTION] = _said(columns[COMPLETION])
+    return made | {NESTED: others}
+
+
+def _said(answer: Any) -> Any:
+    """Return the text of an answer that is a chat's last messages; anything else as it is."""
+    if isinstance(answer, list) and answer and isinstance(answer[-1], Mapping):
+        return answer[-1].get("content") or ""
+    return answer
 
 
 def prompt_of_chat(row: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..adapters import environment
-from ..adapters.out_of_memory import ADVICE, OutOfMemory, is_lack_of_memory
+from ..adapters.lack_of_memory import is_lack_of_memory
+from ..adapters.out_of_memory import ADVICE, OutOfMemory
 from ..callbacks.memory_reading import machine, torch_memory
 from ..callbacks.memory_watch import MemoryShares, memory_shares
 from ..errors import ConfigError, Problem, first_line

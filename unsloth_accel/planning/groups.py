@@ -132,6 +132,22 @@ def written_at_once(run: RunConfig, rows: int, per_device: int, count: int) -> i
     return int(asked) // count if asked else per_device * int(steps) if steps else rows
 
 
+def written_together(run: RunConfig) -> tuple[str, int] | None:
+    """Return the completions that all processes write at a time, and the key that says so; None where `run` leaves it
+    to the plan."""
+    asked, steps = run.training.get(AT_ONCE[9:]), run.training.get(STEPS[9:])
+    rows = run.batch.rows(run.model.max_seq_length)
+    if asked:
+        return AT_ONCE, int(asked)
+    if not steps:
+        return ("batch.global_size", rows) if rows else None
+    each, count = run.training.get(PER_DEVICE[9:]), run.distributed.num_processes
+    accumulation = run.training.get(ACCUMULATION[9:])
+    if each and isinstance(count, int):
+        return STEPS, int(each) * count * int(steps)
+    return (STEPS, rows // int(accumulation) * int(steps)) if rows and accumulation else None
+
+
 def eval_rows(run: RunConfig, count: int) -> int | None:
     """Return the completions that each of `count` processes writes at once in an evaluation: those that are asked for,
     or about twice those of training, in whole groups; None where nothing is evaluated.

@@ -12,9 +12,10 @@ from typing import Any
 
 from ..config.rewards_config import FUNCTIONS, RewardsConfig
 from ..errors import ConfigError, Problem, first_line
+from ..hardware.ranks import of_every_rank
 from .faults import Fault, RewardError, Tally, numbers, raised, too_slow
 from .known import REWARDS
-from .own_function import is_own, label, own_function
+from .own_function import is_own, labels, own_function
 from .reward import Function, texts
 from .time_limit import TooSlow, at_most, awaited
 
@@ -25,10 +26,11 @@ def reward_functions(rewards: RewardsConfig, tokenizer: Any = None) -> tuple[lis
 
     Raises `ConfigError` for a name that is unknown, a file that doesn't import, or arguments that a function refuses.
     """
+    names = labels(one.name for one in rewards.functions)
     made: list[Callable[..., Any]] = [
         GuardedReward(
             _function(place, rewards),
-            label(one.name),
+            names[place],
             timeout=rewards.timeout,
             stops=rewards.on_error == "stop",
             given={"tokenizer": tokenizer},
@@ -161,18 +163,6 @@ def _names(function: Function) -> frozenset[str] | None:
 
 def _digest(prompt: Any) -> str:
     return hashlib.sha256(repr(prompt).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def of_every_rank(value: Any) -> list[Any]:
-    """Return what every rank gives, by rank; every rank must call it."""
-    import torch
-
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    from accelerate.utils import gather_object
-
-    everyone: list[Any] = gather_object([value])
-    return everyone
 
 
 def _tell(message: str) -> None:

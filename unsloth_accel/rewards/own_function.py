@@ -12,6 +12,8 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +34,17 @@ def label(name: str) -> str:
     """Return the name in logs: of a file without its folders and ending, since TRL's names of figures have slashes."""
     module, _, function = name.rpartition(":")
     return f"{Path(module).stem}:{function}" if module.endswith(".py") else name
+
+
+def labels(names: Iterable[str]) -> list[str]:
+    """Return a name in logs for each: `label`, with a number from the second of its kind on, by which TRL keeps their
+    figures apart."""
+    seen: Counter[str] = Counter()
+    found = []
+    for one in map(label, names):
+        seen[one] += 1
+        found.append(one if seen[one] == 1 else f"{one}-{seen[one]}")
+    return found
 
 
 def own_function(asked: RewardFunction) -> Function:

@@ -134,7 +134,8 @@ def _claim(run: RunConfig, held: ExitStack) -> None:
 
 def _plainly(error: BaseException, run: RunConfig) -> BaseException:
     """`error`, or in its place what helps where memory is out, or a file holds code."""
-    from ..adapters.out_of_memory import OutOfMemory, is_lack_of_memory
+    from ..adapters.lack_of_memory import is_lack_of_memory
+    from ..adapters.out_of_memory import OutOfMemory
     from .memory_advice import advice
 
     if isinstance(error, UnslothAccelError):
@@ -185,9 +186,10 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     from ..adapters.checkpointing import weights_kept
     from ..adapters.pushing import pushes_of
     from ..adapters.real_batch import batch_of
-    from ..adapters.saving import SaveError, of_every_rank, save_run, versions
+    from ..adapters.saving import SaveError, save_run, versions
     from ..callbacks.early_stopping import EarlyStopping
     from ..callbacks.peak_memory import PeakMemory
+    from ..hardware.ranks import of_every_rank
     from .evaluation import AsTrainingBegins, HeldOut, evaluate
     from .rehearsal import Rehearsal
     from .save_first import SaveFirst

@@ -2,8 +2,10 @@
 
 Rows have all lengths, so a run that fits in its first step may be out of memory in hour five. Here each rank's longest
 micro-batch of all epochs, and its longest evaluation batch, go through the Trainer's own forward and backward pass
-before training begins, with the optimizer's state reserved. What runs out of memory does so in the first minute, where
-fewer blocks keep their activations, and micro-batches are halved, as in any step (`adapters.out_of_memory`).
+before training begins, with the optimizer's state reserved. (Where the model writes what it is trained on, that is its
+longest prompts, with completions as long as they may be, which aren't written for it.) What runs out of memory does so
+in the first minute, where fewer blocks keep their activations, and micro-batches are halved, as in any step
+(`adapters.out_of_memory`).
 
 Nothing of it is left but what was corrected, so that the losses are the same to the bit: gradients are dropped, random
 numbers, counts and figures are as they were, and memory that torch keeps is given back, since by what is free Unsloth
@@ -28,25 +30,27 @@ from ..adapters.fsdp2.units import let_go
 from ..adapters.generating import writes_completions
 from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
 from ..adapters.kept_activations import keep, kept
+from ..adapters.lack_of_memory import is_lack_of_memory
 from ..adapters.longest_batch import longest_in_evaluation, longest_in_training
 from ..adapters.micro_batches import rows_and_tokens
 from ..adapters.optimizer_state import reserved
-from ..adapters.out_of_memory import OutOfMemory, is_lack_of_memory, own_figures
+from ..adapters.out_of_memory import OutOfMemory, own_figures
 from ..adapters.random_numbers import random_numbers_kept
 from ..adapters.rank_loaders import collated
-from ..adapters.saving import of_every_rank
 from ..adapters.token_balance import lengths_of_rows
+from ..adapters.written_steps import as_written, longest_written
 from ..callbacks.phases import phase
 from ..callbacks.rank_log import RankLog
 from ..capabilities.probe import available
 from ..errors import counted, first_line
+from ..hardware.ranks import of_every_rank
 from .rehearsed import Rehearsed
 
 if TYPE_CHECKING:
     import torch
     from transformers import Trainer
 
-COUNTS = ("_metrics", "_total_train_tokens")
+COUNTS = ("_metrics", "_total_train_tokens", "_step", "_current_train_step_time")
 """Attributes of TRL's trainers that their loss adds to."""
 STEPS_IN_BACKWARD = ("lomo", "layerwise")
 """Parts of the names of optimizers that step inside of the backward pass, so that no gradient can be dropped."""
@@ -94,11 +98,12 @@ class Rehearsal(TrainerCallback):
         reason = self._obstacle(loader)
         if reason is not None and args.process_index == 0:
             print(f"the longest step is not rehearsed: {reason}", flush=True)
-        differ = _is_stream(loader) or len({*self._lengths, *self._held_out}) > 1
+        differ = self._writes or _is_stream(loader) or len({*self._lengths, *self._held_out}) > 1
         if reason is not None or not (self._always or differ):
             return
         started = time.perf_counter()
-        with phase("rehearsing", self._log, about="the longest step"), self._unseen():
+        written = as_written(self._trainer) if self._writes else nullcontext()
+        with phase("rehearsing", self._log, about="the longest step"), self._unseen(), written:
             found = self._rehearse(loader)
         self._tell(replace(found, seconds=round(time.perf_counter() - started, 2)))
         self.seconds = time.perf_counter() - started
@@ -110,14 +115,15 @@ class Rehearsal(TrainerCallback):
         args = self._trainer.args
         if not available("a rehearsed step"):
             return "the installed packages lack a name that it needs"
-        if writes_completions(self._trainer):
-            return "completions have the length that the model gives them, so none is known to be the longest"
         if any(name in str(args.optim) for name in STEPS_IN_BACKWARD):
             return f"{args.optim} steps inside of the backward pass"
         if buffers_change(self._trainer.model):
             return "the model has running means, which every forward pass changes"
         if not isinstance(loader, DataLoaderShard) or self._trainer.accelerator.split_batches:
             return "accelerate is set to divide batches itself (dispatch_batches or split_batches)"
+        if self._writes:
+            bounded = self._limit or hasattr(self._trainer.train_dataset, "__len__")
+            return None if bounded else "the rows are streamed, and nothing says how long they may be"
         if _is_stream(loader):
             tokenised = "input_ids" in (getattr(self._trainer.train_dataset, "column_names", None) or ())
             known = tokenised and self._limit
@@ -142,6 +148,8 @@ class Rehearsal(TrainerCallback):
         from accelerate.utils import send_to_device
 
         trainer, step = self._trainer, None
+        if self._writes:
+            return longest_written(trainer, self._limit), None
         if _is_stream(loader):
             row = dict.fromkeys(trainer.train_dataset.column_names, [1] * (self._limit or 0))
             batch = loader.collate_fn([copy.deepcopy(row) for _ in range(trainer.args.train_batch_size)])
@@ -149,6 +157,11 @@ class Rehearsal(TrainerCallback):
             longest = longest_in_training(trainer, loader, self._lengths, padded=self._padded)
             batch, step = collated(loader, longest.rows), longest.step
         return dict(send_to_device(batch, trainer.accelerator.device)), step
+
+    @property
+    def _writes(self) -> bool:
+        """Whether rows are prompts, whose completions are not known beforehand but by the most that they may have."""
+        return writes_completions(self._trainer)
 
     @property
     def _halving(self) -> Any:

@@ -30,7 +30,7 @@ from ..models.hub_access import Kind, answers, hub_is_off
 from ..models.known_names import copy_loaded
 from ..models.locate import find_model, is_cached, may_be_hub_id, unreachable
 from ..models.spec import ModelSpec
-from ..planning.groups import group_size
+from ..planning.groups import group_size, written_together
 from .model_fit import model_fit_problems
 from .reward_checks import reward_problems
 from .vocabulary import vocabulary_problems
@@ -138,22 +138,24 @@ def _epoch_problems(run: RunConfig, count: int) -> list[Problem]:
 
 def _prompt_problems(run: RunConfig, count: int) -> list[Problem]:
     """Return an error where `count` prompts don't fill a batch, and a warning where some are left out each epoch."""
-    each = group_size(run)
-    size = run.training.get("generation_batch_size") or run.batch.rows(run.model.max_seq_length) or 0
-    prompts = size // each
-    if each < 2:  # told by a rule
+    each, written = group_size(run), written_together(run)
+    if each < 2 or written is None:  # told by a rule; told by the processes, which know their number
         return []
+    key, size = written
+    prompts = size // each
     if not prompts or count % prompts == 0:
         return []
-    key = "batch.global_size" if not run.training.get("generation_batch_size") else "training.generation_batch_size"
+    value = run.training.get(key.removeprefix("training."), size)
     needed = f"{counted(size, 'completion')} are {each} to each of {counted(prompts, 'prompt')}"
     if count < prompts:
         consequence = f"{needed}, and there are {count}: incomplete batches are left out, so there is no step."
-        fix = f"{key}={count * each}, or a larger training.num_generations, or more prompts"
-        return [Problem(key=key, value=size, consequence=consequence, fix=fix)]
+        fix = f"{counted(prompts, 'prompt')} or more, a larger training.num_generations, or fewer completions at a time"
+        if value == size:
+            fix = f"{key}={count * each}, or a larger training.num_generations, or more prompts"
+        return [Problem(key=key, value=value, consequence=consequence, fix=fix)]
     consequence = f"{needed}: of {count} prompts the last {count % prompts} of each epoch are left out."
     fix = "nothing, other ones are left out in each epoch; or a number of prompts that the batch divides"
-    return [Problem(key=key, value=size, consequence=consequence, fix=fix, severity="warning")]
+    return [Problem(key=key, value=value, consequence=consequence, fix=fix, severity="warning")]
 
 
 def _model_problems(run: RunConfig) -> list[Problem]:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from ..config.rewards_config import FUNCTIONS, RewardFunction
 from ..config.run_config import RunConfig
-from ..data.prompts import NESTED
+from ..data.prompts import COMPLETION, NESTED, SOLUTION
 from ..data.rows import Rows
 from ..errors import Problem, counted, first_line, nearest
 from ..methods import METHODS
@@ -89,4 +89,6 @@ def _column_problems(key: str, name: str, columns: tuple[str, ...], rows: Mappin
             known = ", ".join(there) or "none"
             consequence = f"{name} reads the column {column}, which {where}{at}; columns of {place}: {known}."
             fix = f"give the rows a column {column}, or name yours: data.columns.{column}"
+            if column == COMPLETION:
+                fix = f"read {SOLUTION}: TRL gives rewards no column {COMPLETION}, so it has that name here"
             yield Problem(key=key, value=name, consequence=consequence, fix=fix)

@@ -41,6 +41,28 @@ def run_loss_of_ranks(config: Document) -> Iterator[Finding]:
         yield config.problem(f"training.{name}", why, f"remove training.{name}, or keep to one number of GPUs")
 
 
+@rule("run-scaled-rewards", "warning", on=("run",))
+def run_scaled_rewards(config: Document) -> Iterator[Finding]:
+    """`dr_grpo` leaves out two divisions of GRPO, by a completion's length and by the rewards' standard deviation; TRL
+    divides by the second all the same, unless it is told not to. (Unsloth's config would turn that off on GPUs alone.)
+
+    Reference: Liu et al., Understanding R1-Zero-Like Training (arXiv 2503.20783); unsloth/models/rl.py:
+    `check_dr_grpo`.
+    """
+    values = settings_of(config)
+    if not method_of(config).generates or values.get("loss_type") != "dr_grpo":
+        return
+    scale = values.get("scale_rewards")
+    if scale in (None, False, "none"):
+        return
+    said = "training.scale_rewards" if "scale_rewards" in given(config) else "training.loss_type"
+    consequence = (
+        f"with scale_rewards={'group' if scale is True else scale} advantages are divided by a standard deviation, "
+        "which dr_grpo is meant to leave out."
+    )
+    yield config.problem(said, consequence, "training.scale_rewards: none, or loss_type: dapo")
+
+
 @rule("run-generation-server", on=("run",))
 def run_generation_server(config: Document) -> Iterator[Finding]:
     """A server gets whole weights in 16 bit, into which TRL merges the adapter: a base in 4 bit or one that the
@@ -69,7 +91,7 @@ def run_generation_server(config: Document) -> Iterator[Finding]:
     elif strategy is not None and strategy.shards_weights:
         consequence = f"sends whole weights to the server, and {strategy.name} divides them: every process fails."
         yield config.problem(key, consequence, f"distributed.strategy: ddp, or {own}")
-    else:
+    elif not (isinstance(model, dict) and model.get("dtype") == "float32"):
         consequence = (
             "merges the adapter into the base before each sending and takes it out again, which in 16 bit leaves the "
             "base a little changed: of SmolLM2-135M in bfloat16 3 % of the weights after one, 27 % after 50."

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
 from ...config.rewards_config import FUNCTIONS, RewardFunction, read_functions
-from ...rewards.own_function import label
 from ..reward_checks import named_problems
 from .document import Document, Finding
 from .rule_registry import rule
@@ -50,17 +48,3 @@ def run_without_rewards(config: Document) -> Iterator[Finding]:
     if functions and not method.generates:
         consequence = f"{method.name} scores no completions: they would have no effect."
         yield config.problem(FUNCTIONS, consequence, "method: grpo, or remove them")
-
-
-@rule("run-reward-twice", "warning", on=("run",))
-def run_reward_twice(config: Document) -> Iterator[Finding]:
-    """A reward that is there twice, or functions of one name in files of one name: both are logged under one name, as
-    the mean of the two.
-
-    Reference: trl/trainer/grpo_trainer.py: `self._metrics[mode][f"rewards/{reward_func_name}/mean"]`.
-    """
-    for name, count in Counter(label(one.name) for one in _functions(config) or ()).items():
-        if count > 1:
-            consequence = f"{name} is there {count} times, and its figures in the log are of all of them."
-            fix = "name it once, with the sum of the weights; functions of two files need two names"
-            yield config.problem(FUNCTIONS, consequence, fix)
