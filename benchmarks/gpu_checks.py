@@ -179,7 +179,8 @@ def prepare(work: Path, checks: Iterable[str], on_cpu: bool) -> None:
     names = list(checks)
     wanted = [[name, name, *(["--small"] if on_cpu else [])] for name in models_of(names)]
     if set(names) - set(FAMILY_CHECKS):
-        families = ("llama", "mistral", "qwen3", "gemma3", "qwen3_moe")
+        named = ("mistral", "qwen3", "gemma3", "qwen3_moe")
+        families = ["llama", *(family for family in named if any(family in name for name in names))]
         wanted += [["tiny", "tiny"]] if on_cpu else [["125M", name, "--family", name] for name in families]
     large = {"limited": "8B", "grpo-run": "1.5B"}
     shapes = {shape for check, shape in large.items() if any(name.startswith(check) for name in names)}

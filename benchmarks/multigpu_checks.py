@@ -1,13 +1,18 @@
-"""Checks of the interface of unsloth-multigpu: its examples as a new user runs them."""
+"""Checks of the interface of unsloth-multigpu: its examples as a new user runs them.
+
+Each starts its example by plain python, and then by the commands that this printed. Most of a launch is the import of
+unsloth, so that what doesn't wait for another runs at once: the models are small, and share the two GPUs.
+"""
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
 from typing import Any
 
-from benchmarks.checks import CLI, LAUNCH, LOSS, ROOT, Place, adapter, apart, expect, relative
+from benchmarks.checks import CLI, LAUNCH, LOSS, ROOT, Place, adapter, apart, at_once, expect, relative
 from unsloth_accel.hardware.hardware import Hardware
 
 IN_STEP = re.compile(
@@ -16,82 +21,104 @@ IN_STEP = re.compile(
 STEPS = 4
 
 
-def printed_commands(said: str, place: Place) -> list[list[str]]:
-    """The words of the commands that a script printed by plain python, with their file in the check's own directory."""
-    lines = [line.strip() for line in said.splitlines() if re.match(r"\s+(unsloth-accel|accelerate) ", line)]
-    expect(len(lines) == 3, f"three commands were to be printed: {lines}")
-    file = re.search(r"--out (\S+)", lines[0])
-    assert file is not None
-    programs = {"unsloth-accel": CLI, "accelerate": LAUNCH}
-    found = []
-    for line in lines:
-        program, *words = shlex.split(line)
-        words = words[1:] if program == "accelerate" else words
-        own = [str(place.directory / word) if word == file[1] else word for word in words]
-        found.append([*programs[program], *own])
-    return found
-
-
 def quick_start(place: Place) -> dict[str, Any]:
     """examples/quick_start.py by plain python, which prints the commands; by each of them; and on one GPU."""
-    script, words = ROOT / "examples" / "quick_start.py", _words(place, "--accumulation", "1")
-    said = place.run("printed", script, *words, "--output", place.directory / "out", status=_plain_status(place))
-    config, *launches = printed_commands(said, place)
-    place.run("config", *config)
-    figures: dict[str, Any] = {}
-    adapters: list[dict[str, Any]] = []
-    alone = place.directory / "alone"
-    one = _words(place, "--accumulation", "2", "--gpus", "1", "--output", str(alone))
-    losses = {"one GPU": _losses(place.run("alone", script, *one, variables=_one_gpu(place)))}
-    for label, command in zip(("unsloth-accel launch", "accelerate launch"), launches, strict=True):
-        told = place.run(label.replace(" ", "-"), *command)
-        found = IN_STEP.search(told)
-        expect(found is not None, f"{label}: the ranks were not said to be in step")
-        assert found is not None
-        losses[label] = _losses(told)
-        adapters.append(adapter(place.directory / "out" / "adapter"))
-        figures[label] = {"tensors in step": int(found[1]), "loss": relative(losses["one GPU"], losses[label])}
-        expect(figures[label]["loss"] <= LOSS, f"losses differ: {losses}")
-    figures["adapter"] = [apart(adapter(alone / "adapter"), one) for one in adapters]
-    expect(max(figures["adapter"]) <= 0.1, f"adapters end apart: {figures['adapter']}")
+    said: dict[str, str] = {}
+
+    def plain(label: str) -> None:
+        if label == "printed":
+            said[label] = _printed(place, "quick_start", "--accumulation", "1")
+        else:
+            words = _words(place, label, "--accumulation", "2", "--gpus", "1")
+            said[label] = place.run(label, _script("quick_start"), *words, variables=_one_gpu(place))
+
+    at_once(plain, ("printed", "one GPU"))
+    commands = _commands(said["printed"], place)
+
+    def launched(label: str) -> None:
+        # A directory of its own, since both run at once; the words else are those that were printed.
+        said[label] = place.run(label, *commands[label], "--output", place.directory / _directory(label))
+
+    at_once(launched, tuple(commands))
+    losses = {label: _numbers("loss", said[label]) for label in ("one GPU", *commands)}
+    figures: dict[str, Any] = {"losses": losses}
+    alone = adapter(place.directory / "one-gpu" / "adapter")
+    for label in commands:
+        found = _in_step(said[label], label)
+        own = adapter(place.directory / _directory(label) / "adapter")
+        found |= {"loss": relative(losses["one GPU"], losses[label]), "adapter": apart(alone, own)}
+        expect(found["loss"] <= LOSS, f"{label}: losses differ from one GPU's: {losses}")
+        expect(found["adapter"] <= 0.1, f"{label}: the adapter ends apart from one GPU's: {found['adapter']}")
+        figures[label] = found
     return figures
 
 
 def grpo_multi_gpu(place: Place) -> dict[str, Any]:
     """examples/grpo_multi_gpu.py by plain python, and by the command that it printed."""
-    out = place.directory / "out"
-    words = ["--model", str(_model(place)), "--output", str(out), "--max-steps", str(STEPS), "--max-new-tokens", "24"]
-    script = ROOT / "examples" / "grpo_multi_gpu.py"
-    said = place.run("printed", script, *words, status=_plain_status(place))
-    config, launch, _ = printed_commands(said, place)
-    place.run("config", *config)
-    told = place.run("launched", *launch)
-    found = IN_STEP.search(told)
-    expect(found is not None, "the ranks were not said to be in step")
+    label = "unsloth-accel launch"
+    commands = _commands(_printed(place, "grpo_multi_gpu", "--max-new-tokens", "24"), place)
+    told = place.run(label, *commands[label])
+    norms = _numbers("grad_norm", told)
+    expect(all(0 <= norm < 100 for norm in norms) and any(norms), f"gradient norms {norms}")
+    tensors = len(adapter(place.directory / "printed" / "adapter"))
+    return {**_in_step(told, label), "tensors": tensors, "grad_norm": norms, "reward": _numbers("reward", told)}
+
+
+def _printed(place: Place, name: str, *more: str) -> str:
+    """What the example says by plain python: with two GPUs it ends with status 2, with none it trains."""
+    status = 0 if place.device == "cpu" else 2
+    return place.run("printed", _script(name), *_words(place, "printed", *more), status=status)
+
+
+def _commands(said: str, place: Place) -> dict[str, list[str]]:
+    """The words of the launches that a script printed by plain python, by their programs; the config that they name is
+    written before, by the command for it that was printed, to the check's own directory."""
+    lines = [line.strip() for line in said.splitlines() if re.match(r"\s+(unsloth-accel|accelerate) ", line)]
+    programs = {"unsloth-accel config": CLI, "unsloth-accel launch": CLI, "accelerate launch": LAUNCH}
+    expect([" ".join(line.split()[:2]) for line in lines] == [*programs], f"three commands, but it printed {lines}")
+    file = re.search(r"--out (\S+)", lines[0])
+    assert file is not None
+    found = {}
+    for (label, program), line in zip(programs.items(), lines, strict=True):
+        words = shlex.split(line)[2 if program is LAUNCH else 1 :]
+        found[label] = [*program, *(str(place.directory / word) if word == file[1] else word for word in words)]
+    place.run("config", *found.pop("unsloth-accel config"))
+    return found
+
+
+def _in_step(said: str, label: str) -> dict[str, Any]:
+    """What a launch said of its ranks, and the example of what is in force: both processes, and its trainer adapted."""
+    found = IN_STEP.search(said)
+    expect(found is not None, f"{label}: the ranks were not said to be in step")
     assert found is not None
-    norms = [float(norm) for norm in re.findall(r"'grad_norm': '?([0-9.e+-]+)", told)]
-    expect(len(norms) == STEPS and all(0 <= norm < 100 for norm in norms) and any(norms), f"gradient norms {norms}")
-    return {"tensors in step": int(found[1]), "tensors": len(adapter(out / "adapter")), "grad_norm": norms}
+    line = re.search(r"\{'enabled': .*\}", said)  # a progress bar may stand before it
+    expect(line is not None, f"{label}: get_multi_gpu_status was not printed")
+    assert line is not None
+    status = ast.literal_eval(line[0])
+    seen = {name: status[name] for name in ("num_processes", "strategy", "adapted_trainers")}
+    expect(seen == {"num_processes": 2, "strategy": "ddp", "adapted_trainers": 1}, f"{label}: {status}")
+    return {"tensors in step": int(found[1]), **seen}
 
 
-def _model(place: Place) -> Path:
-    return place.work / ("tiny" if place.device == "cpu" else "llama")
+def _numbers(name: str, said: str) -> list[float]:
+    found = [float(number) for number in re.findall(rf"'{name}': '?(-?[0-9.]+(?:e[+-]?[0-9]+)?)", said)]
+    expect(len(found) == STEPS, f"{name} of {STEPS} steps: {found}")
+    return found
 
 
-def _words(place: Place, *more: str) -> list[str]:
-    return ["--model", str(_model(place)), "--max-steps", str(STEPS), *more]
+def _script(name: str) -> Path:
+    return ROOT / "examples" / f"{name}.py"
 
 
-def _plain_status(place: Place) -> int:
-    """The status of a plain python with two GPUs, and with none."""
-    return 0 if place.device == "cpu" else 2
+def _words(place: Place, label: str, *more: str) -> list[str]:
+    model = place.work / ("tiny" if place.device == "cpu" else "llama")
+    out = place.directory / _directory(label)
+    return ["--model", str(model), "--max-steps", str(STEPS), "--output", str(out), *more]
+
+
+def _directory(label: str) -> str:
+    return label.replace(" ", "-").lower()
 
 
 def _one_gpu(place: Place) -> dict[str, str]:
     return {} if place.device == "cpu" else {"CUDA_VISIBLE_DEVICES": Hardware.detect().devices[0].uuid}
-
-
-def _losses(said: str) -> list[float]:
-    found = [float(loss) for loss in re.findall(r"'loss': '?([0-9.]+)", said)]
-    expect(len(found) == STEPS, f"losses {found}")
-    return found

@@ -23,6 +23,7 @@ parser.add_argument("--gpus", type=int, default=2)
 parser.add_argument("--max-steps", type=int, default=10)
 parser.add_argument("--per-device", type=int, default=4, help="rows per process and micro-batch")
 parser.add_argument("--accumulation", type=int, default=1, help="micro-batches per optimizer step")
+parser.add_argument("--strategy", help="of the launch, such as fsdp2 for a model larger than a GPU; default: ddp")
 parser.add_argument("--launch", action="store_true", help="launch it from here, in place of printing how")
 options = parser.parse_args()
 
@@ -31,6 +32,7 @@ ump.enable_multi_gpu(
     batch_size_per_gpu=options.per_device,
     gradient_accumulation_steps=options.accumulation,
     enable_memory_optimization=True,
+    strategy=options.strategy,
     launch=options.launch,
 )
 model, tokenizer = FastLanguageModel.from_pretrained(options.model, max_seq_length=256, load_in_4bit=False)

@@ -32,6 +32,7 @@ class Gpu:
     bus: str = "0"
     pcie: tuple[int, int] | None = (4, 16)
     lost: bool = False
+    busy: int | None = None
 
 
 def fake_nvml(gpus: list[Gpu], joined: Iterable[frozenset[int]] | None = (), *, broken: str = "") -> ModuleType:
@@ -71,6 +72,7 @@ def fake_nvml(gpus: list[Gpu], joined: Iterable[frozenset[int]] | None = (), *, 
         "nvmlDeviceGetMemoryInfo": memory,
         "nvmlDeviceGetCudaComputeCapability": lambda gpu: given(gpu.capability),
         "nvmlDeviceGetUUID": lambda gpu: gpu.uuid,
+        "nvmlDeviceGetUtilizationRates": lambda gpu: SimpleNamespace(gpu=given(gpu.busy)),
         "nvmlDeviceGetMigMode": lambda gpu: given(None if gpu.instances is None else [1, 1]),
         "nvmlDeviceGetMaxMigDeviceCount": lambda gpu: len(gpu.instances or ()),
         "nvmlDeviceGetMigDeviceHandleByIndex": lambda gpu, number: given((gpu.instances or ())[number]),

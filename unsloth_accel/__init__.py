@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from . import callbacks as callbacks
     from .adapters.fsdp2.generation import generating as generating
     from .adapters.fsdp2.loading import sharded_loading as sharded_loading
+    from .adapters.fsdp2.loading import whole_loading as whole_loading
     from .adapters.merging import merge as merge
     from .adapters.saving import save as save
     from .adapters.token_balance import balance_tokens as balance_tokens
@@ -87,6 +88,7 @@ _HOME = {
     "save": "adapters.saving",
     "shard_batch": "multigpu.sharding",
     "sharded_loading": "adapters.fsdp2.loading",
+    "whole_loading": "adapters.fsdp2.loading",
 }
 __all__ = [*_HOME, "callbacks", "plan"]
 

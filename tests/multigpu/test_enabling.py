@@ -148,22 +148,31 @@ def test_a_steps_rows_are_whole_groups(per_device: int, accumulation: int, ranks
 
 
 PROGRAM = """
-import json, os, sys, warnings
+import json, logging, os, sys, warnings
 import unsloth_accel as ump
 from unsloth import FastLanguageModel
+import transformers
 from transformers import Trainer, TrainingArguments
 import trl
-names = [(TrainingArguments, "__post_init__"), *((Trainer, n) for n in ("train", "evaluate", "predict"))]
-names += [(FastLanguageModel, "from_pretrained"), (trl.GRPOTrainer, "__init__")]
+import accelerate, peft, torch, unsloth
+trainers = [trl.SFTTrainer, trl.GRPOTrainer, trl.RLOOTrainer, trl.SFTConfig, trl.GRPOConfig]
+def below(kind):
+    return {kind}.union(*map(below, kind.__subclasses__()))
+kinds = below(Trainer) | below(TrainingArguments) | {accelerate.Accelerator, accelerate.PartialState, peft.PeftModel}
+kinds |= {unsloth.FastLanguageModel, unsloth.FastModel, unsloth.FastVisionModel}
+kinds |= {torch.nn.parallel.DistributedDataParallel, torch.nn.Module, torch.utils.data.DataLoader}
+modules = [transformers, transformers.trainer, trl, unsloth, accelerate, torch.distributed, sys, os, logging, warnings]
 def now():
-    return [vars(o).get(n) for o, n in names], dict(os.environ), sys.excepthook
+    names = {f"{o.__name__}.{n}": v for o in kinds | {*modules} for n, v in vars(o).items() if not n.startswith("_abc")}
+    return names | {f"environment {n}": v for n, v in os.environ.items()}
+def differ(one, other):
+    return sorted(n for n in one | other if one.get(n) is not other.get(n) and one.get(n) != other.get(n))
 before = now()
 asked = dict(num_gpus=2, batch_size_per_gpu=3, gradient_accumulation_steps=2, find_unused_parameters=True, debug=True)
 ump.enable_grpo_support()
 ump.enable_multi_gpu(**asked)
 ump.enable_multi_gpu(**asked)
-found = {"replaced": sum(a is not b for a, b in zip(before[0], now()[0]))}
-import torch
+found = {"replaced": differ(before, now())}
 found["debug"] = [os.environ["TORCH_DISTRIBUTED_DEBUG"], torch.distributed.get_debug_level().name]
 args = TrainingArguments(output_dir=sys.argv[1], per_device_train_batch_size=8)
 found["args"] = [args.per_device_train_batch_size, args.gradient_accumulation_steps, args.ddp_find_unused_parameters]
@@ -173,8 +182,7 @@ try:
 except ump.ConfigError as error:
     found["again"] = sorted(problem.key for problem in error.problems)
 ump.disable_multi_gpu()
-after = now()
-found["restored"] = [a is b for a, b in zip(before[0], after[0])] + [before[1] == after[1], before[2] == after[2]]
+found["left"] = differ(before, now())
 found["debug off"] = torch.distributed.get_debug_level().name
 found["off"] = [ump.is_multi_gpu_enabled(), ump.get_active_config(), ump.get_grpo_status()["enabled"]]
 # A model that isn't Unsloth's, and a Trainer that was made before.
@@ -197,6 +205,7 @@ found["callbacks"] = sorted(type(one).__name__ for one in new.callback_handler.c
 old.train()
 found["made before"] = old.args.per_device_train_batch_size
 ump.disable_multi_gpu()
+found["left after a training"] = differ(before, now())
 ump.enable_multi_gpu(enable_gradient_checkpointing=True, enable_memory_optimization=False)
 other = trainer()
 try:
@@ -207,6 +216,10 @@ print("FOUND " + json.dumps(found))
 """
 
 
+REPLACED = {"Trainer.train", "Trainer.evaluate", "Trainer.predict", "TrainingArguments.__post_init__"}
+REPLACED |= {"FastLanguageModel.from_pretrained", "FastLanguageModel.get_peft_model", "GRPOTrainer.__init__"}
+
+
 @pytest.mark.slow
 def test_it_acts_and_goes_without_a_trace(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
@@ -214,14 +227,15 @@ def test_it_acts_and_goes_without_a_trace(tmp_path: Path) -> None:
     done = fork_server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("FOUND "))[6:])
-    assert found["replaced"] == 6
+    assert {*found["replaced"]} > REPLACED
     assert found["debug"] == ["INFO", "INFO"], "torch has read its variable before, when it was imported"
     assert found["debug off"] == "OFF"
     assert found["args"] == [3, 2, True]
     assert found["status"]["enabled"]
     assert found["status"]["config"]["batch_size_per_gpu"] == 3
     assert {"num_gpus", "batch_size_per_gpu", "debug"} <= {*found["again"]}
-    assert all(found["restored"]), found["restored"]
+    assert found["left"] == [], "of what enable_multi_gpu had put in place"
+    assert found["left after a training"] == []
     assert found["off"] == [False, None, False]
     assert found["rows"] == found["made before"] == 2
     assert {"Guard", "MemoryWatch", "RankSync", "Throughput"} <= {*found["callbacks"]}

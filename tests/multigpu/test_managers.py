@@ -1,16 +1,19 @@
 """ConfigManager, DeviceManager, MemoryManager and the logging of rank 0."""
 
 import logging
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from made_gpus import Gpu, fake_nvml
 
 import unsloth_accel as ump
 from unsloth_accel.callbacks.memory_watch import MemoryShares
 from unsloth_accel.errors import ConfigError
 from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.multigpu import patched
 from unsloth_accel.multigpu.config_manager import TEMPLATES
 from unsloth_accel.multigpu.ddp_logging import info_all_ranks, info_rank0, warning_rank0_once
 
@@ -33,9 +36,19 @@ def test_each_argument_of_the_optimal_config_counts() -> None:
     assert two["num_gpus"] * two["batch_size_per_gpu"] * two["gradient_accumulation_steps"] == 32
     assert optimal(num_gpus=2)["strategy"] == "ddp"
     assert optimal(num_gpus=2, model_size="70B", available_memory="96GB")["strategy"] != "ddp"
-    for changes in ({"model_size": "70B"}, {"available_memory": "10GB"}, {"max_seq_length": 2**21}):
-        with pytest.raises(ConfigError, match="needs more memory"):
+    ways: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
+        ({"model_size": "70B"}, "load_in_4bit=True (single), or num_gpus=4 (fsdp2)", {"num_gpus": 4}),
+        ({"available_memory": "10GB"}, "load_in_4bit=True (single), or num_gpus=4", {"load_in_4bit": True}),
+        ({"max_seq_length": 2**21}, "max_seq_length=262144 (single)", {"max_seq_length": 262144}),
+        ({"num_gpus": 2, "target_batch_size": 7}, "target_batch_size=6, or", {"target_batch_size": 6}),
+    ]
+    for changes, fix, way in ways:
+        with pytest.raises(ConfigError, match=re.escape(fix)) as error:
             optimal(**changes)
+        assert not re.search(r"(model|batch|distributed)\.", str(error.value)), (
+            "keys of a run.yaml, which there is none"
+        )
+        assert optimal(**changes | way)
     assert optimal(available_memory="16GB", load_in_4bit=True)["num_gpus"] == 1
     with pytest.raises(ConfigError, match="no amount of memory"):
         optimal(available_memory="plenty")
@@ -46,7 +59,13 @@ def test_each_argument_of_the_optimal_config_counts() -> None:
     [
         ({"num_gpus": "2"}, "num_gpus"),
         ({"num_gpus": 0}, "num_gpus"),
+        ({"num_gpus": 100_000}, "num_gpus"),
+        ({"target_batch_size": 0}, "target_batch_size"),
+        ({"max_seq_length": 0}, "max_seq_length"),
         ({"model_size": 7}, "model_size"),
+        ({"model_size": [7]}, "model_size"),
+        ({"model_size": "0B"}, "model_size"),
+        ({"model_size": "nowhere/at-all"}, "model_size"),
         ({"available_memory": 32 * 2**30}, "available_memory"),
         ({"available_memory": 0}, "available_memory"),
     ],
@@ -55,6 +74,15 @@ def test_a_wrong_size_is_told_by_its_own_name(changes: dict[str, Any], key: str)
     with pytest.raises(ConfigError) as error:
         ump.ConfigManager().get_optimal_config(**{"model_size": "7B", "available_memory": "80GB", **changes})
     assert [problem.key for problem in error.value.problems] == [key]
+
+
+def test_a_size_that_no_known_model_has_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    manager = ump.ConfigManager()
+    manager.get_optimal_config("7B", "80GB")
+    assert "warning" not in capsys.readouterr().out
+    manager.get_optimal_config("500B", "640GB", num_gpus=8)
+    assert "model_size=500B: no known model is near it" in capsys.readouterr().out
+    patched.STATE.told.clear()
 
 
 def test_configs_are_saved_loaded_listed_and_compared(tmp_path: Path) -> None:
@@ -116,6 +144,19 @@ def test_devices_are_those_of_the_machine() -> None:
     assert ump.DeviceManager(Hardware.parse("cpu")).get_available_devices() == []
 
 
+def test_what_gpus_do_now_is_read_of_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU in MIG mode doesn't say how busy it is, and nothing at all is known without NVML."""
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml([Gpu(busy=35), Gpu(memory=40)]))
+    manager = ump.DeviceManager(TWO)
+    first, second = manager.get_device_stats()
+    assert first == {"index": 0, "memory_used_gib": 40, "memory_gib": 80, "utilization": 0.35}
+    assert second == {"index": 1, "memory_used_gib": 20, "memory_gib": 40, "utilization": None}
+    assert manager.get_device_stats(1) == [second]
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    unknown = {"index": 1, "memory_used_gib": None, "memory_gib": None, "utilization": None}
+    assert manager.get_device_stats(1) == [unknown]
+
+
 @pytest.mark.parametrize(("used", "level"), [(0.5, "ok"), (0.9, "warning"), (0.97, "critical")])
 def test_memory_is_safe_or_not(used: float, level: str) -> None:
     manager = ump.MemoryManager(read=lambda: MemoryShares(gpu=used, host=0.1, retries=0))
@@ -151,10 +192,3 @@ def test_rank_zero_alone_is_heard(monkeypatch: pytest.MonkeyPatch, caplog: pytes
             info_all_ranks(logger, "each")
             warning_rank0_once(logger, f"said by {rank}")
     assert caplog.messages == ["loss 2.0", "once", "[rank 0] each", "said by 0", "[rank 1] each"]
-
-
-def test_the_shipped_templates_are_the_managers() -> None:
-    manager = ump.ConfigManager(ROOT / "examples" / "configs" / "multi_gpu")
-    assert manager.list_configs() == sorted(TEMPLATES)
-    for name in TEMPLATES:
-        assert manager.load_config(name) == ump.MultiGPUConfig(**TEMPLATES[name]).to_dict()

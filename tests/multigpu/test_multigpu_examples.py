@@ -54,8 +54,12 @@ def test_an_example_trains_alone_and_by_the_command_that_it_prints(
 
 
 def test_the_installation_is_verified(tiny: Path) -> None:
-    command = [sys.executable, "examples/verify_installation.py", "--skip-doctor", "--model", str(tiny)]
+    """The training is launched by `launch=True` of enable_multi_gpu, here with weights that are divided."""
+    words = ["--skip-doctor", "--model", str(tiny), "--strategy", "fsdp2_native"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "examples/verify_installation.py", *words]
     done = fork_server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "ranks in step after the first step: each of 2 trains its own part of the weights" in done.stdout
+    assert "'num_processes': 2, 'rank': 0, 'strategy': 'fsdp2_native', 'adapted_trainers': 1" in done.stdout
     assert "all is well: two processes trained" in done.stdout

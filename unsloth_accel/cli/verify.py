@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..artifacts.own_files import in_the_way
 from ..errors import ConfigError, Problem, raise_errors
-from ..files import write_atomically
+from ..files import unwritable, write_atomically
 from ..secret import shown_word
 from .options import add_run, command_parser, count
 from .tables import console, print_lines, show, tables
@@ -142,12 +142,9 @@ def _directory(asked: str | None) -> Iterator[tuple[Path, Callable[[], None]]]:
 
 def _must_be_writable(option: str, directory: Path) -> None:
     existing = next(path for path in (directory, *directory.parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            return
-    except OSError as error:
-        consequence, fix = f"can't be written: {error.strerror}.", "choose a place that you may write"
-        raise ConfigError(Problem(key=option, value=str(directory), consequence=consequence, fix=fix)) from None
+    if fault := unwritable(existing):
+        consequence, fix = f"can't be written: {fault.strerror}.", "choose a place that you may write"
+        raise ConfigError(Problem(key=option, value=str(directory), consequence=consequence, fix=fix))
 
 
 def _progress() -> Callable[[str, int, int, float], None]:

@@ -88,6 +88,6 @@ def given_to_peft(lora: LoraConfig) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value != getattr(usual, name)}
 
 
-def reads_the_base(lora: LoraConfig) -> bool:
-    """Return whether the adapter's first weights are made of the base's, which must be whole then."""
-    return lora.use_dora or lora.init_lora_weights not in OWN_START
+def reads_the_base(*, use_dora: bool, init_lora_weights: Any) -> bool:
+    """Return whether first weights of an adapter made so are computed from the base's, which must be whole then."""
+    return use_dora or init_lora_weights not in OWN_START

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from .card import pcie_gbs
 from .device import Device
 from .gpu_table import card_of
 
+Answers = TypeVar("Answers")
 _NVLINK_GBS = {1: 20.0, 2: 25.0, 3: 25.0, 4: 25.0, 5: 25.0, 6: 25.0, 7: 50.0}
 """GB/s per link and direction by `nvmlNvlinkVersion_t` (1.0, 2.0, 2.2, 3.0, 3.1, 4.0, 5.0): NVIDIA states P100 4 × 20,
 V100 6 × 25, A100 12 × 25, H100 18 × 25, B200 18 × 50. https://www.nvidia.com/en-us/data-center/nvlink/"""
@@ -40,18 +41,39 @@ class NvmlAnswers:
 
 def ask_nvml(host_memory_gib: float) -> NvmlAnswers:
     """Ask NVML; without it, no devices and the reason. GPUs without memory of their own get `host_memory_gib`."""
+    answers = _opened(lambda pynvml: _machine(pynvml, host_memory_gib))
+    return NvmlAnswers(reason=answers) if isinstance(answers, str) else answers
+
+
+def utilization() -> dict[int, float]:
+    """Return the share of NVML's last sample period (at most a second) in which something ran on each GPU, from 0 to
+    1, by index; a GPU of which NVML doesn't say it, as one in MIG mode, is left out."""
+
+    def asked(pynvml: Any) -> dict[int, float]:
+        handles = {
+            index: _ask(pynvml, "nvmlDeviceGetHandleByIndex", index) for index in range(pynvml.nvmlDeviceGetCount())
+        }
+        rates = {index: _ask(pynvml, "nvmlDeviceGetUtilizationRates", one) for index, one in handles.items() if one}
+        return {index: rate.gpu / 100 for index, rate in rates.items() if rate is not None}
+
+    answers = _opened(asked)
+    return {} if isinstance(answers, str) else answers
+
+
+def _opened(asked: Callable[[Any], Answers]) -> Answers | str:
+    """Return what `asked` has of NVML, or in a sentence why nothing can be had."""
     try:
         import pynvml
     except ImportError:
-        return NvmlAnswers(reason="nvidia-ml-py is not installed, so no GPU can be seen")
+        return "nvidia-ml-py is not installed, so no GPU can be seen"
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        return NvmlAnswers(reason=f"NVML: {error}")
+        return f"NVML: {error}"
     try:
-        return _machine(pynvml, host_memory_gib)
+        return asked(pynvml)
     except pynvml.NVMLError as error:
-        return NvmlAnswers(reason=f"NVML: {error}")
+        return f"NVML: {error}"
     finally:
         with contextlib.suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()

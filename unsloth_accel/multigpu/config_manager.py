@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from ..hardware.device import Device
 from ..hardware.hardware import Hardware
 from ..models.known_names import known_models
 from .asked import MultiGPUConfig, unknown, value_problems
+from .patched import say
 
 TEMPLATES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -30,6 +34,18 @@ TEMPLATES: dict[str, dict[str, Any]] = {
 """Arguments that differ from the defaults of `MultiGPUConfig`. `high_performance` has 8 rows at once and recomputes no
 activations, `memory_efficient` the same rows per step one by one, recomputing them; in `debug` DDP names the
 parameters without a gradient."""
+FAR = 0.25
+"""Share by which a known model's parameters may differ from those asked for, without a word."""
+MOST_GPUS = 1024
+"""GPUs of one machine that are planned for at most."""
+ARGUMENTS = {
+    "model.name": "model_size",
+    "model.max_seq_length": "max_seq_length",
+    "model.load_in_4bit": "load_in_4bit",
+    "batch.global_size": "target_batch_size",
+    "distributed.num_processes": "num_gpus",
+}
+"""Arguments of `get_optimal_config`, by the keys of the run that it has planned."""
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([bm])(?:illion)?\s*", re.IGNORECASE)
 _MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(gi?b?|mi?b)?\s*", re.IGNORECASE)
 
@@ -57,7 +73,7 @@ class ConfigManager:
         what this machine's GPUs have. `num_gpus`: by default those that are seen here, 1 without any.
         `target_batch_size`: rows per optimizer step over all GPUs, kept exactly; 8 per GPU by default.
         Without `model_size` the smallest known model stands for it. The plan estimates memory as `unsloth-accel plan`
-        does. Raises `ConfigError` where the model doesn't fit, with what would.
+        does. Raises `ConfigError` where the model doesn't fit, with what would, by the names of these arguments.
         """
         from ..models.spec import ModelSpec, from_config
         from ..planning.planner import plan
@@ -65,25 +81,31 @@ class ConfigManager:
         raise_errors(value_problems({"num_gpus": num_gpus}))
         seen = Hardware.detect()
         count = num_gpus or max(len(seen.devices), 1)
+        if count > MOST_GPUS:
+            consequence, fix = "is more than a machine has.", f"num_gpus={max(len(seen.devices), 1)}"
+            raise ConfigError(Problem(key="num_gpus", value=count, consequence=consequence, fix=fix))
         hardware = _hardware(seen, count, available_memory)
-        spec = None
-        name = model_size
-        if isinstance(model_size, str) and not _SIZE.fullmatch(model_size):
-            spec = ModelSpec.load(model_size)
-        else:
-            wanted = _parameters(model_size)
-            nearest = min(known_models().values(), key=lambda one: abs(one["num_parameters"] - wanted))
-            name = nearest["hub_ids"][0]
-            spec = from_config(nearest["config"], name=str(name))
-        run = from_dict(
-            {
-                "model": {"name": str(name), "max_seq_length": max_seq_length, "load_in_4bit": load_in_4bit},
-                "batch": {"global_size": target_batch_size or 8 * count},
-                "distributed": {"num_processes": count},
-            },
-            to_plan=True,
-        )
-        decided = plan(run, hardware, spec, elsewhere=True)
+        wanted = _parameters(model_size)
+        try:
+            if wanted is None:
+                spec = ModelSpec.load(str(model_size))
+            else:
+                nearest = min(known_models().values(), key=lambda one: abs(one["num_parameters"] - wanted))
+                spec = from_config(nearest["config"], name=str(nearest["hub_ids"][0]))
+                if wanted and abs(nearest["num_parameters"] / wanted - 1) > FAR:
+                    stands = f"{spec.name}, of {nearest['num_parameters'] / 1e9:.1f}B, is planned for"
+                    say(f"warning: model_size={model_size}: no known model is near it; {stands}. Fix: name yours")
+            run = from_dict(
+                {
+                    "model": {"name": spec.name, "max_seq_length": max_seq_length, "load_in_4bit": load_in_4bit},
+                    "batch": {"global_size": 8 * count if target_batch_size is None else target_batch_size},
+                    "distributed": {"num_processes": count},
+                },
+                to_plan=True,
+            )
+            decided = plan(run, hardware, spec, elsewhere=True)
+        except ConfigError as error:
+            raise _in_arguments(error, hardware, model_size, seen=available_memory is None) from None
         keeps_all = decided.keep_activations is not None and decided.keep_activations >= spec.num_layers
         return {
             "num_gpus": count,
@@ -171,19 +193,51 @@ def _values(config: MultiGPUConfig | Mapping[str, Any]) -> dict[str, Any]:
     return dict(config)
 
 
-def _parameters(size: str | float | None) -> float:
-    """Return the number of parameters that `size` says; 0 for None."""
+def _parameters(size: str | float | None) -> float | None:
+    """Return the number of parameters that `size` says, 0 for None; None where it names a model."""
     if size is None:
         return 0.0
-    if isinstance(size, int | float):
-        if size < 1e6:
-            consequence = f"is a model of {size} parameters, and there is none."
-            fix = f'model_size="{size}B", or the number of parameters'
-            raise ConfigError(Problem(key="model_size", value=size, consequence=consequence, fix=fix))
-        return float(size)
-    match = _SIZE.fullmatch(size)
-    assert match is not None
-    return float(match[1]) * {"b": 1e9, "m": 1e6}[match[2].lower()]
+    match = _SIZE.fullmatch(size) if isinstance(size, str) else None
+    if isinstance(size, str) and match is None and size.strip():
+        return None
+    number = float(match[1]) * {"b": 1e9, "m": 1e6}[match[2].lower()] if match else size
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 1e6 <= number < math.inf:
+        consequence = "is no model's number of parameters."
+        small = isinstance(size, int | float) and not isinstance(size, bool) and 0 < size < 1e4
+        fix = f'model_size="{size if small else 7}B", or a model\'s hub id or directory'
+        raise ConfigError(Problem(key="model_size", value=size, consequence=consequence, fix=fix))
+    return float(number)
+
+
+def _in_arguments(error: ConfigError, hardware: Hardware, model_size: Any, *, seen: bool) -> ConfigError:
+    """Return what the planner, or the check of its run, refused, in the words of `get_optimal_config`'s arguments.
+
+    `seen`: whether the GPUs of `hardware` are this machine's, so that others need their memory said.
+    """
+    from ..planning.ways import Refused
+
+    def told(way: Any) -> str:
+        values = {ARGUMENTS[key]: value for key, value in way.changes.items()}
+        if way.gpus:
+            values["num_gpus"] = way.gpus
+            values |= {"available_memory": f"{hardware.devices[0].memory_gib:g}GB"} if seen else {}
+        words = ", ".join(
+            f"{name}={json.dumps(value) if isinstance(value, str) else value}" for name, value in values.items()
+        )
+        return words + (f" ({way.result})" if way.result else "")
+
+    problems = [replace(problem, key=ARGUMENTS.get(problem.key, problem.key)) for problem in error.problems]
+    problems = [
+        replace(problem, value=model_size or problem.value) if problem.key == "model_size" else problem
+        for problem in problems
+    ]
+    if isinstance(error, Refused):
+        ways = [way for group in error.groups for way in group if ARGUMENTS.keys() >= way.changes.keys()]
+        fix = ", or ".join(map(told, ways)) or error.instead
+        problems = [replace(problem, fix=fix) for problem in problems]
+    elif any(problem.key == "model_size" for problem in problems):
+        problems = [replace(problem, fix=f'{problem.fix}, or a size such as "7B"') for problem in problems]
+    return ConfigError(problems)
 
 
 def _hardware(seen: Hardware, count: int, memory: str | float | None) -> Hardware:

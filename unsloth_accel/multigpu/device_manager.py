@@ -93,8 +93,9 @@ class DeviceManager:
             consequence = "no such GPU can be seen here."
             fix = f"one of: {', '.join(map(str, known))}" if known else "leave it out: there is no GPU"
             raise ConfigError(Problem(key="device_id", value=device_id, consequence=consequence, fix=fix))
-        from ..hardware.nvml import ask_nvml
+        from ..hardware.nvml import ask_nvml, utilization
 
+        busy = utilization() if known else {}
         now = {device.index: device for device in ask_nvml(self.hardware.host_memory_gib).devices} if known else {}
         found = []
         for index in known if device_id is None else [device_id]:
@@ -102,23 +103,10 @@ class DeviceManager:
             free = device.memory_free_gib if device else None
             used = device.memory_gib - free if device and free is not None else None
             total = device.memory_gib if device else None
-            found.append(
-                {"index": index, "memory_used_gib": used, "memory_gib": total, "utilization": _utilization(index)}
-            )
+            found.append({"index": index, "memory_used_gib": used, "memory_gib": total, "utilization": busy.get(index)})
         return found
 
     def _monitor(self, interval: float) -> None:
         while not self._stop.is_set():
             self._readings.append({"time": time.time(), "devices": self.get_device_stats()})
             self._stop.wait(interval)
-
-
-def _utilization(index: int) -> float | None:
-    """Return the share of the last second in which a kernel ran on a GPU, by NVML; None where it doesn't say."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        return float(pynvml.nvmlDeviceGetUtilizationRates(pynvml.nvmlDeviceGetHandleByIndex(index)).gpu) / 100
-    except Exception:  # a reading that fails is no reason to end a training
-        return None

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from ..adapters import environment
+from ..config.lora_fields import reads_the_base
 from ..errors import ConfigError, Problem
 from .asked import MultiGPUConfig
 from .whole_groups import whole_groups, without_vllm
@@ -241,7 +242,8 @@ def keep_or_recompute(model: torch.nn.Module, checkpointing: bool | None) -> Non
 
 
 def _load_shards(owner: Any) -> None:
-    """Let `owner.from_pretrained` load on each GPU what it keeps, and onto this process's own GPU."""
+    """Let `owner.from_pretrained` load on each GPU what it keeps, and onto this process's own GPU; and have its
+    `get_peft_model` refuse an adapter for which that is too little."""
     original = getattr(owner, "from_pretrained", None)
     if original is None:
         return
@@ -250,7 +252,6 @@ def _load_shards(owner: Any) -> None:
     @functools.wraps(original)
     def from_pretrained(*arguments: Any, **named: Any) -> Any:
         from ..adapters.ddp_settings import device_map
-        from ..adapters.fsdp2.loading import sharded_loading
 
         if STATE.config is None or STATE.loading:
             return original(*arguments, **named)
@@ -262,10 +263,56 @@ def _load_shards(owner: Any) -> None:
         with ExitStack() as stack:
             STATE.loading = True
             stack.callback(setattr, STATE, "loading", False)
-            stack.enter_context(sharded_loading(bool(bound.arguments.get("load_in_4bit", True))))
+            stack.enter_context(_loading(bound.arguments))
             loaded = original(*arguments, **named)
         STATE.loaded += 1
         wrap_trainers()
         return loaded
 
     replace(owner, "from_pretrained", staticmethod(from_pretrained))
+    make_adapter: Callable[..., Any] | None = getattr(owner, "get_peft_model", None)
+    if make_adapter is None:  # what Unsloth has in a class's place on a CPU
+        return
+
+    @functools.wraps(make_adapter)
+    def get_peft_model(model: torch.nn.Module, *arguments: Any, **named: Any) -> Any:
+        _check_start(model, named)
+        return make_adapter(model, *arguments, **named)
+
+    replace(owner, "get_peft_model", staticmethod(get_peft_model))
+
+
+def _loading(arguments: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Return the context in which `arguments` of Unsloth's loader load a model: decided as a run.yaml's is."""
+    from peft import PeftConfig
+
+    from ..adapters.fsdp2.loading import loading_of, loads_rows
+    from ..training.model_kind import kind_of
+
+    name, mixture, reads_base = str(arguments.get("model_name")), False, False
+    hub = {key: arguments[key] for key in ("token", "revision") if arguments.get(key)}
+    if loads_rows():
+        with suppress(OSError, ValueError):  # it is no adapter
+            start: Any = PeftConfig.from_pretrained(name, **hub)
+            name, hub = start.base_model_name_or_path, {key: hub[key] for key in hub if key != "revision"}
+            reads_base = _reads_the_base(vars(start))
+        with suppress(OSError, ValueError):  # it is no model, which the loader itself tells
+            mixture = kind_of(name, remote_code=bool(arguments.get("trust_remote_code")), **hub).mixture
+    in_4bit = bool(arguments.get("load_in_4bit", True))
+    return loading_of(load_in_4bit=in_4bit, mixture=mixture, reads_base=reads_base)
+
+
+def _check_start(model: torch.nn.Module, named: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for an adapter whose first weights need all of the base, of which this GPU holds rows."""
+    from ..adapters.fsdp2.loading import holds_rows
+
+    if STATE.config is None or not _reads_the_base(named) or not holds_rows(model):
+        return
+    key = "use_dora" if named.get("use_dora") else "init_lora_weights"
+    consequence = "is computed from whole weights of the base, of which each GPU has loaded its rows only."
+    fix = 'load the model inside "with unsloth_accel.whole_loading():"'
+    raise ConfigError(Problem(key=key, value=named[key], consequence=consequence, fix=fix))
+
+
+def _reads_the_base(said: Mapping[str, Any]) -> bool:
+    return reads_the_base(use_dora=bool(said.get("use_dora")), init_lora_weights=said.get("init_lora_weights", True))

@@ -393,7 +393,7 @@ def workload(
         dtype_bytes=4 if full else 2,
         optim=str(run.training.get("optim", "adamw_torch")),
         on_cpu=on_cpu,
-        loads_whole=reads_the_base(run.lora),
+        loads_whole=reads_the_base(use_dora=run.lora.use_dora, init_lora_weights=run.lora.init_lora_weights),
     )
 
 

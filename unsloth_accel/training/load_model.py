@@ -27,7 +27,7 @@ def load_model(run: RunConfig) -> tuple[Any, Any]:
     from transformers import set_seed
 
     from ..adapters.ddp_settings import device_map
-    from ..adapters.fsdp2.loading import sharded_loading, whole_loading
+    from ..adapters.fsdp2.loading import loading_of
     from ..adapters.towers import tokenizer_only
 
     adapter = find_adapter(run.model.name)
@@ -45,7 +45,8 @@ def load_model(run: RunConfig) -> tuple[Any, Any]:
         return load_on_cpu(name, adapter.tokenizer if adapter else name, **plain)
     loader = unsloth.FastModel if kind.tower else unsloth.FastLanguageModel
     placed = device_map() if run.distributed.device != "cpu" else None
-    loading = whole_loading() if kind.mixture or reads_the_base(run.lora) else sharded_loading(run.model.load_in_4bit)
+    reads = reads_the_base(use_dora=run.lora.use_dora, init_lora_weights=run.lora.init_lora_weights)
+    loading = loading_of(load_in_4bit=run.model.load_in_4bit, mixture=kind.mixture, reads_base=reads)
     with loading, tokenizer_only() if kind.tower else nullcontext():
         model, tokenizer = loader.from_pretrained(
             model_name=name,

@@ -23,11 +23,11 @@ class Kind(NamedTuple):
     """Whether it is a mixture of experts."""
 
 
-def kind_of(name: str, *, remote_code: bool) -> Kind:
-    """Return the kind of the model `name`, by its config.json."""
+def kind_of(name: str, *, remote_code: bool, **hub: Any) -> Kind:
+    """Return the kind of the model `name`, by its config.json; `hub` may have a `token` and a `revision`."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(name, trust_remote_code=remote_code)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=remote_code, **hub)
     text = config.get_text_config()
     return Kind(
         tower=text is not config and not config.is_encoder_decoder,

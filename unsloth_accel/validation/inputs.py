@@ -24,7 +24,7 @@ from ..data.rows import Rows, no_step, read_checked_rows, trained_rows
 from ..data.sources import locate
 from ..data.tokenise import COMPARED, answers_are_compared, responses_need_turns
 from ..errors import ConfigError, Problem, counted
-from ..files import existing
+from ..files import FULL, existing, unwritable
 from ..methods import METHODS
 from ..models.hub_access import Kind, answers, hub_is_off
 from ..models.known_names import copy_loaded
@@ -250,7 +250,8 @@ def output_problems(run: RunConfig) -> list[Problem]:
             return [link_problem(there, directory)]
     if not there.is_dir():
         return [problem(consequence=f"{there} is a file.", fix="choose a directory")]
-    if not _writable(there) or not _possible(directory):
+    fault = unwritable(there)
+    if (fault and fault.errno not in FULL) or not _possible(directory):  # the room for checkpoints is another rule's
         consequence = f"can't be made or written below {there}, so the adapter could not be saved."
         return [problem(consequence=consequence, fix="choose a directory that you may write")]
     whole, broken = newest(directory)
@@ -318,16 +319,5 @@ def _possible(path: Path) -> bool:
     except FileNotFoundError:
         return True
     except (OSError, ValueError):
-        return False
-    return True
-
-
-def _writable(directory: Path) -> bool:
-    """Return whether a file can be made there; asks the file system, since access bits don't bind root."""
-    probe = directory / f".unsloth-accel-{os.getpid()}"
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError:
         return False
     return True

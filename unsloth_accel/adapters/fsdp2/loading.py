@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ...capabilities.probe import available
@@ -46,17 +46,27 @@ def loads_rows(environ: Mapping[str, str] = os.environ) -> bool:
     return not other
 
 
+def loading_of(*, load_in_4bit: bool, mixture: bool, reads_base: bool) -> AbstractContextManager[None]:
+    """Return the context in which a model is loaded: its rows on each rank of an FSDP2 launch, or all of it.
+
+    `mixture`: whether it is a mixture of experts. `reads_base`: whether first weights of its adapter are computed from
+    the base's (`config.lora_fields.reads_the_base`).
+    """
+    return whole_loading() if mixture or reads_base else sharded_loading(load_in_4bit)
+
+
 @contextmanager
 def sharded_loading(load_in_4bit: bool) -> Iterator[None]:
     """Let `FastLanguageModel.from_pretrained` keep this rank's rows of the linear weights only.
 
     Does nothing outside an FSDP2 launch, nor on a CPU, nor where the config offloads weights, has rank 0 load them, or
-    divides the ranks into groups. Embedding and head are loaded whole and cut when the model is prepared. The model
-    can't run before that: `adapt` the Trainer, or `unsloth_accel.prepare`.
+    divides the ranks into groups, nor inside `whole_loading`. Embedding and head are loaded whole and cut when the
+    model is prepared. The model can't run before that: `adapt` the Trainer, or `unsloth_accel.prepare`.
     """
     import torch
 
-    if not loads_rows() or not torch.cuda.is_available() or not available("rows that Unsloth loads"):
+    whole = os.environ.get(_LOAD_SHARDS) == "0" or not loads_rows() or not torch.cuda.is_available()
+    if whole or not available("rows that Unsloth loads"):
         yield
         return
     from accelerate import PartialState
@@ -72,10 +82,11 @@ def sharded_loading(load_in_4bit: bool) -> Iterator[None]:
 
 @contextmanager
 def whole_loading() -> Iterator[None]:
-    """Let Unsloth load the whole model on every rank, also where a variable of the launch says otherwise.
+    """Let Unsloth load the whole model on every rank, also where the launch, or `enable_multi_gpu`, says otherwise.
 
     For mixtures of experts: transformers puts their weights together from several tensors of the checkpoint, of which
-    Unsloth's sharded loading can't read the rows (seen with Qwen3's).
+    Unsloth's sharded loading can't read the rows (seen with Qwen3's). And for adapters whose first weights are computed
+    from the base's, such as DoRA's.
     """
     asked = os.environ.get(_LOAD_SHARDS)
     os.environ[_LOAD_SHARDS] = "0"
@@ -143,17 +154,24 @@ def _cut(weight: Any) -> None:
     weight.__dict__[fsdp2_load._PRELOAD] = mark
 
 
+def holds_rows(model: torch.nn.Module) -> bool:
+    """Return whether `model` was loaded as this rank's rows, and isn't sharded yet."""
+    if not available("rows that Unsloth loads", needed=False):  # said when they weren't loaded
+        return False
+    from unsloth.models.fsdp2_load import has_preloaded_shards
+
+    return bool(has_preloaded_shards(model))
+
+
 def set_aside_rows(model: torch.nn.Module, accelerator: Accelerator) -> dict[Any, Any]:
     """Put stand-ins of the whole shape, which `fully_shard` can divide, in place of loaded rows; returns the rows."""
-    if not available("rows that Unsloth loads", needed=False):  # said when they weren't loaded
+    if not holds_rows(model):
         return {}
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from unsloth.models import fsdp2_load
     from unsloth.models.fsdp2_native import FSDP2Config
 
-    if not fsdp2_load.has_preloaded_shards(model):
-        return {}
     in_4bit = []
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
