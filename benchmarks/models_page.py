@@ -80,8 +80,8 @@ _ABOUT = """Written by `python -m benchmarks.models_page docs/models.md`. *Exact
 *Counted*: transformers builds the model without weights and it is counted there; its activations are taken as large as
 its weights allow. Any other config.json that the installed transformers knows is counted, too. *CPU*: strategies by
 which a test trains a small model, saves it and loads it again. GPU columns: whether a run on two GPUs was that of one
-([gpu-checks.md](gpu-checks.md)); empty where none was made. Models with a tower for images or sound are trained on
-text: the tower stays as it is. 4 bit was checked with Llama's shape only."""
+([gpu-checks.md](gpu-checks.md)); empty where none was made. *4 bit*: the strategies by which a run on two GPUs with the
+base in 4 bit was that of one. Models with a tower for images or sound are trained on text: the tower stays as it is."""
 
 
 def family_of(name: str) -> str:
@@ -116,21 +116,37 @@ def on_gpus(report: dict[str, Any]) -> dict[str, dict[str, str]]:
     return found
 
 
+def in_4_bit(report: dict[str, Any]) -> dict[str, str]:
+    """Return what the checks of a base in 4 bit showed, by model_type: `verify-4bit`, whose model is Llama's, and those
+    of a family."""
+    kinds = {name: values["model_type"] for name, values in (*FAMILIES.items(), *PUBLISHED.items())}
+    found: dict[str, str] = {}
+    for name, check in report["checks"].items():
+        match = re.fullmatch(r"verify-4bit|family-(\w+?)-4bit", name)
+        if match:
+            kind = kinds.get(match[1], str(match[1])) if match[1] else "llama"
+            card = re.search(r"[A-Z]+\d+", check["gpu"])
+            strategies = ", ".join(check.get("figures", {})) if check["ok"] else "failed"
+            found[kind] = f"{strategies}: {card[0] if card else check['gpu']}"
+    return found
+
+
 def page(report: dict[str, Any]) -> str:
     """Return docs/models.md."""
-    gpus = on_gpus(report)
+    gpus, in_4 = on_gpus(report), in_4_bit(report)
     families = dict.fromkeys([*ARCHITECTURES.names, *(kind for _, kind in NAMES if kind), *ON_CPU, *gpus])
     lines = [
         "# Models",
         "",
         textwrap.fill(_ABOUT, 118),
         "",
-        "| model_type | plan | CPU | ddp | fsdp2 | fsdp2_native |",
-        "|---|---|---|---|---|---|",
+        "| model_type | plan | CPU | ddp | fsdp2 | fsdp2_native | 4 bit |",
+        "|---|---|---|---|---|---|---|",
     ]
     for kind in families:
         seen = [gpus.get(kind, {}).get(strategy, "") for strategy in ("ddp", "fsdp2", "fsdp2_native")]
-        lines.append(f"| {' | '.join([kind, planned(kind), ', '.join(ON_CPU.get(kind, ())), *seen])} |")
+        told = [kind, planned(kind), ", ".join(ON_CPU.get(kind, ())), *seen, in_4.get(kind, "")]
+        lines.append(f"| {' | '.join(told)} |")
     return "\n".join(lines) + "\n"
 
 

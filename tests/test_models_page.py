@@ -56,4 +56,14 @@ def test_a_check_without_compiling_does_not_hide_one_that_failed() -> None:
 def test_the_page_is_what_the_results_say() -> None:
     report = json.loads((ROOT / models_page.RESULTS).read_text(encoding="utf-8"))
     assert (ROOT / "docs" / "models.md").read_text(encoding="utf-8") == models_page.page(report)
-    assert "| gemma3_text | exact | single, ddp | yes, H100 | yes, H100 | yes, H100 |" in models_page.page(report)
+    assert "| gemma3_text | exact | single, ddp | yes, H100 | yes, H100 | yes, H100 |  |" in models_page.page(report)
+
+
+def test_the_column_of_4_bit_is_of_the_checks() -> None:
+    figures = {"ddp": {}, "fsdp2": {}}
+    checks = {
+        "verify-4bit": {"ok": True, "gpu": "NVIDIA H200", "figures": figures},
+        "family-qwen3-4bit": {"ok": False, "gpu": "NVIDIA H100", "figures": figures},
+        "saving-fsdp2-4bit": {"ok": True, "gpu": "NVIDIA H200", "figures": {"equal": []}},
+    }
+    assert models_page.in_4_bit({"checks": checks}) == {"llama": "ddp, fsdp2: H200", "qwen3": "failed: H100"}

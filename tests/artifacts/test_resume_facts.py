@@ -239,7 +239,13 @@ TOKENS = [
     ("truncation_mode", "keep_end"),
     ("shuffle_dataset", True),
     ("eos_token", "</s>"),
-    ("chat_template_path", "template.jinja"),
+]
+TEMPLATES = [
+    ("model.chat_template", "chatml"),
+    ("model.chat_template", "template.jinja"),
+    ("model.added_tokens", ["<think>"]),
+    ("data.chat_template_kwargs", {"enable_thinking": False}),
+    ("data.response_marker", "### Answer:"),
 ]
 
 
@@ -248,6 +254,31 @@ def test_other_rows_or_tokens(key: str, value: Any, at: Callable[..., None], pla
     at(8, steps_per_epoch=4)
     planned.training[key] = value
     assert told(planned) == [(f"training.{key}", "error")]
+
+
+@pytest.mark.parametrize(("key", "value"), TEMPLATES)
+def test_another_template_or_other_tokens_of_it(
+    key: str, value: Any, at: Callable[..., None], planned: RunConfig
+) -> None:
+    at(8, steps_per_epoch=4)
+    section, name = key.split(".")
+    setattr(getattr(planned, section), name, value)
+    assert told(planned) == [(key, "error")]
+
+
+def test_a_template_of_an_older_checkpoint_is_compared(
+    at: Callable[..., None], planned: RunConfig, tmp_path: Path
+) -> None:
+    planned.model.chat_template = "chatml"
+    at(2)
+    (record,) = (tmp_path / "out").glob(f"checkpoint-*/{RECORD}")
+    values = json.loads(record.read_text(encoding="utf-8"))
+    facts = values["made_with"]
+    facts["training.chat_template_path"] = facts.pop("model.chat_template")
+    record.write_text(json.dumps(values), encoding="utf-8")
+    assert told(planned) == []
+    planned.model.chat_template = None
+    assert told(planned) == [("model.chat_template", "error")]
 
 
 def test_a_packing_strategy_counts_where_rows_are_packed(at: Callable[..., None], planned: RunConfig) -> None:
@@ -263,13 +294,13 @@ def test_a_packing_strategy_counts_where_rows_are_packed(at: Callable[..., None]
 def test_a_template_is_known_by_its_text(at: Callable[..., None], planned: RunConfig, tmp_path: Path) -> None:
     file, moved = tmp_path / "a.jinja", tmp_path / "b.jinja"
     file.write_text("{{ messages }}", encoding="utf-8")
-    planned.training["chat_template_path"] = str(file)
+    planned.model.chat_template = str(file)
     at(2)
     file.rename(moved)
-    planned.training["chat_template_path"] = str(moved)
+    planned.model.chat_template = str(moved)
     assert told(planned) == []
     moved.write_text("{{ messages[0] }}", encoding="utf-8")
-    assert told(planned) == [("training.chat_template_path", "error")]
+    assert told(planned) == [("model.chat_template", "error")]
     assert resume_problems(planned)[0].fix.startswith("give the template that it was made with")
 
 

@@ -63,7 +63,7 @@ def test_another_tools_file_becomes_a_run_that_starts(
     for key in (key for key, value in values.items() if value not in (None, "")):
         assert f"{key}=" in said
     assert main(["validate", "run.yaml"]) == 0
-    template = yaml.safe_load(text)["training"].pop("chat_template_path", None)
+    template = yaml.safe_load(text)["model"].pop("chat_template", None)
     assert template is None or Path(template).read_text(encoding="utf-8") == TRL["chat_template"]
     assert main(["launch", "run.yaml", "--dry-run"]) == 0
     for line in text.splitlines():  # what is not translated stands at the head

@@ -218,6 +218,39 @@ def test_axolotls_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("template", "model"),
+    [
+        ({"chat_template": "chatml"}, {"chat_template": "chatml"}),
+        ({"chat_template": "tokenizer_default"}, {}),
+        ({"chat_template": "jinja", "chat_template_jinja": "{{ messages }}"}, {"chat_template": "{{ messages }}"}),
+        ({"chat_template": "jinja", "chat_template_jinja": "own.jinja"}, {"chat_template": "own.jinja"}),
+        ({"chat_template": "jinja", "chat_template_jinja": "none.jinja"}, None),
+        ({"chat_template": "llama3"}, None),
+        ({"chat_template_kwargs": {"enable_thinking": False}, "tokens": ["<a>"]}, {"added_tokens": ["<a>"]}),
+    ],
+)
+def test_axolotls_templates_and_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: dict[str, Any], model: dict[str, Any] | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.jinja").write_text("{{ messages }}", encoding="utf-8")
+    values = {key: value for key, value in AXOLOTL.items() if key not in ("chat_template", "special_tokens")}
+    found = made(tmp_path, values | template)
+    run = nested(found.settings)
+    named = {line.key for line in found.of_kind("named")}
+    assert ("chat_template" in named) is (model is None)
+    assert {key: run["model"][key] for key in ("chat_template", "added_tokens") if key in run["model"]} == (model or {})
+    assert run["data"].get("chat_template_kwargs") == template.get("chat_template_kwargs")
+
+
+def test_llama_factorys_template_that_is_unsloths(tmp_path: Path) -> None:
+    found = made(tmp_path, LLAMA_FACTORY | {"template": "chatml", "add_tokens": "<a>,<b>", "resize_vocab": True})
+    model = nested(found.settings)["model"]
+    assert (model["chat_template"], model["added_tokens"]) == ("chatml", ["<a>", "<b>"])
+    assert "template" not in {line.key for line in found.of_kind("named")}
+
+
+@pytest.mark.parametrize(
     ("dataset", "settings", "said"),
     [
         ({"type": "alpaca"}, {"format": "alpaca", "train_on": "responses"}, "Alpaca prompt"),
@@ -252,10 +285,10 @@ def test_axolotls_data_sets(
 def test_trls_keys(tmp_path: Path) -> None:
     found = made(tmp_path, TRL)
     run = nested(found.settings)
+    assert run["model"].pop("chat_template") == TRL["chat_template"]
     assert run["model"] == {"name": "org/model", "dtype": "bfloat16", "load_in_4bit": True, "max_seq_length": 512}
     assert run["lora"] == {"r": 16, "alpha": 32, "dropout": 0.05}
     assert run["data"] == {"path": "org/rows", "subset": "part"}
-    assert run["training"]["chat_template_path"] == TRL["chat_template"]
     assert run["training"]["eval_strategy"] == "no"
     assert run["training"]["packing_strategy"] == "bfd"
     assert found.of_kind("named") == []

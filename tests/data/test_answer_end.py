@@ -15,7 +15,7 @@ from row_files import CHAT, write
 from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.config.run_config import RunConfig
 from unsloth_accel.data.answer_end import unending_answers
-from unsloth_accel.data.tokenise import choose_template
+from unsloth_accel.data.chat_template import choose_template
 from unsloth_accel.errors import ConfigError
 
 
@@ -44,8 +44,7 @@ def found(run: RunConfig) -> str:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(run.model.name)
-    choose_template(tokenizer, run)
-    return str(unending_answers(run, tokenizer) or "")
+    return str(unending_answers(run, choose_template(tokenizer, run)) or "")
 
 
 def test_the_warning_and_its_fix(model: Path) -> None:

@@ -53,5 +53,5 @@ def test_a_preview_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="may loop for ever"):
         preview_rows(from_dict(values), 1, 1)
     template.write_bytes(b"caf\xe9")
-    with pytest.raises(ConfigError, match=r"chat_template_path=.*can't be read: .*Fix: name a \.jinja file in UTF-8"):
+    with pytest.raises(ConfigError, match=r"model.chat_template=.*can't be read: .*Fix: name a \.jinja file in UTF-8"):
         preview_rows(from_dict(values), 1, 1)

@@ -106,9 +106,10 @@ def described(tmp_path: Path) -> Any:
 
 def texts_of(run: RunConfig, tokenizer: Any) -> list[str]:
     """The rows as the trainer gets them, decoded."""
+    from unsloth_accel.data.chat_template import choose_template
     from unsloth_accel.data.prepare import prepare
 
-    return [tokenizer.decode(row["input_ids"]) for row in prepare(run, tokenizer).train]
+    return [tokenizer.decode(row["input_ids"]) for row in prepare(run, choose_template(tokenizer, run)).train]
 
 
 def meant(row: dict[str, Any], tokenizer: Any) -> list[int]:
@@ -135,6 +136,7 @@ def meant(row: dict[str, Any], tokenizer: Any) -> list[int]:
 def test_preview_stream_and_training_are_what_the_rows_mean(
     form: str, data: st.DataObject, described: Any, tokenizer: Any
 ) -> None:
+    from unsloth_accel.data.chat_template import choose_template
     from unsloth_accel.data.prepare import prepare
     from unsloth_accel.data.preview import preview_rows
     from unsloth_accel.data.streaming import streamed
@@ -143,7 +145,7 @@ def test_preview_stream_and_training_are_what_the_rows_mean(
     run = described(rows)
     shown = [list(row.ids) for row in preview_rows(run, 12, 12).rows]
     assert shown == [meant(row, tokenizer) for row in rows]
-    assert [list(row["input_ids"]) for row in prepare(run, tokenizer).train] == shown
+    assert [list(row["input_ids"]) for row in prepare(run, choose_template(tokenizer, run)).train] == shown
     passes, _ = streamed(run, tokenizer)
     assert sorted(row["input_ids"] for row in islice(passes, len(rows))) == sorted(shown)
 
@@ -186,6 +188,7 @@ def test_tools_that_are_only_equal_are_not_the_same(described: Any, tokenizer: A
 
 
 def test_messages_with_weight_0_are_not_trained(described: Any, tokenizer: Any) -> None:
+    from unsloth_accel.data.chat_template import choose_template
     from unsloth_accel.data.prepare import prepare
     from unsloth_accel.data.preview import preview_rows
 
@@ -199,19 +202,20 @@ def test_messages_with_weight_0_are_not_trained(described: Any, tokenizer: Any) 
         run = described(rows)
         run.data.train_on = train_on  # type: ignore[misc]
         trained = []
-        for row in prepare(run, tokenizer).train:
+        for row in prepare(run, choose_template(tokenizer, run)).train:
             trained.append(tokenizer.decode([label for label in row["labels"] if label != -100]))
         for said, (first, second) in zip(trained, [(False, True), (True, False), (True, True)], strict=True):
             assert ("one" in said) == first
             assert ("two" in said) == second
             assert asked in said
-        shown = [tuple(row["labels"]) for row in prepare(run, tokenizer).train]
+        shown = [tuple(row["labels"]) for row in prepare(run, choose_template(tokenizer, run)).train]
         assert [row.labels for row in preview_rows(run, 9, 9).rows] == shown
 
 
 @pytest.mark.parametrize("train_on", ["auto", "all", "responses"])
 def test_another_role_that_is_not_to_be_trained(train_on: str, described: Any, tokenizer: Any) -> None:
     """As axolotl has it: a row that leaves out a user's message trains answers only."""
+    from unsloth_accel.data.chat_template import choose_template
     from unsloth_accel.data.prepare import prepare
 
     asked, answer = ASKED_ONCE, {"role": "assistant", "content": "one"}
@@ -223,20 +227,21 @@ def test_another_role_that_is_not_to_be_trained(train_on: str, described: Any, t
     ]
     run = described(rows)
     run.data.train_on = train_on  # type: ignore[misc]
-    made = prepare(run, tokenizer).train
+    made = prepare(run, choose_template(tokenizer, run)).train
     said = [tokenizer.decode([label for label in row["labels"] if label != -100]) for row in made]
     assert [text.count("one") for text in said] == [1, 1, 1, 1]
     assert ["user" in text for text in said] == [False, False, False, train_on != "responses"]
 
 
 def test_what_is_left_out_is_named_with_its_count(described: Any, tokenizer: Any) -> None:
+    from unsloth_accel.data.chat_template import choose_template
     from unsloth_accel.data.prepare import prepare
     from unsloth_accel.data.preview import preview_rows
 
     row = {"messages": [ASKED_ONCE, {"role": "assistant", "content": "b"}]}
     rows = [{**row, "id": 1, "tools": [{"name": "f"}], "chat_template_kwargs": {"mod": "x"}}, {**row, "id": 2, "of": 3}]
     run = described(rows)
-    notes = prepare(run, tokenizer).notes
+    notes = prepare(run, choose_template(tokenizer, run)).notes
     assert notes[0] == "columns that say nothing here are left out: id (2 rows), of (1 row)."
     assert notes[1] == "1 row with 'mod', which the chat template does not use: it is not in their text."
     assert len(notes) == 2
@@ -247,6 +252,6 @@ def test_a_call_that_the_template_leaves_out_is_refused(described: Any) -> None:
     from unsloth_accel.data.preview import preview_rows
 
     run = described([{"messages": [ASKED_ONCE, call(a=1)]}])
-    del run.training["chat_template_path"]
+    run.model.chat_template = None
     with pytest.raises(ConfigError, match="calls of tools"):
         preview_rows(run, 1, 1)

@@ -10,6 +10,7 @@ directory "a fine-tuned version of [None]".
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from ..capabilities.probe import available
 from ..config.push_target import PushTarget
 from ..config.run_config import RunConfig
 from ..config.start_adapter import model_of
+from ..config.template_fields import is_template_name
 from ..files import is_directory
 from ..strategies import STRATEGIES
 from . import environment
@@ -148,6 +150,9 @@ def own_cards(model: Any, facts: Callable[[], Facts] = Facts) -> bool:
     return True
 
 
+_MOST_TOKENS = 8
+
+
 def complete(file: Path, facts: Facts, lora: LoraConfig) -> None:
     """Put our text into the card that PEFT wrote to `file`, and leave no path of this machine there."""
     from huggingface_hub import ModelCard, ModelCardData
@@ -205,7 +210,7 @@ def facts_of(trainer: Trainer, run: RunConfig | None) -> Facts:
         method=f"{method.upper()} of a LoRA adapter",
         length=run.model.max_seq_length if run else int(length),
         in_4bit=run.model.load_in_4bit if run else bool(getattr(model, "is_loaded_in_4bit", False)),
-        told={"Data": _data(trainer, run), "Plan": _plan(trainer, run)},
+        told={"Data": _data(trainer, run), **_template(run), "Plan": _plan(trainer, run)},
     )
 
 
@@ -216,6 +221,22 @@ def _data(trainer: Trainer, run: RunConfig | None) -> str:
         return counted
     held = f"; held out: {_source(run.data.eval_path)}" if run.data.eval_path else ""
     return f"{_source(run.data.path)}, {counted}, trained on {run.data.train_on}{held}"
+
+
+def _template(run: RunConfig | None) -> dict[str, str]:
+    """The chat template and the tokens that the run gave the tokenizer, where it did."""
+    if run is None:
+        return {}
+    own, added, given = run.model.chat_template, run.model.added_tokens, run.data.chat_template_kwargs
+    told = {}
+    if own or given:
+        named = own if own and is_template_name(own) else "the run's own" if own else "the model's"
+        told["Chat template"] = ", ".join([named, *(f"{name}={json.dumps(value)}" for name, value in given.items())])
+    if added:
+        shown = ", ".join(f"`{token}`" for token in added[:_MOST_TOKENS])
+        more = len(added) - _MOST_TOKENS
+        told["Added tokens"] = f"{shown} and {more} more" if more > 0 else shown
+    return told
 
 
 def _source(path: str) -> str:

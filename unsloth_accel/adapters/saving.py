@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..artifacts.own_files import filling
 from ..artifacts.run_directory import RunDirectory
+from ..config.lora_fields import WHOLE
 from ..config.run_config import RunConfig
 from ..config.start_adapter import ADAPTER_WEIGHTS
 from ..errors import UnslothAccelError, first_line
@@ -167,7 +168,12 @@ def _what_peft_saves(model: Any, parameters: dict[str, Any]) -> list[str]:
     """Return the names of the parameters that PEFT writes for the active adapter, and of all that train."""
     from peft import get_peft_model_state_dict
 
-    chosen = get_peft_model_state_dict(model, state_dict=parameters, adapter_name=model.active_adapter)
+    # As `training.load_model` has the model save them: embeddings that are trained whole are there once.
+    whole = {*WHOLE} & {*(model.peft_config[model.active_adapter].modules_to_save or ())}
+    embeddings = False if whole else "auto"
+    chosen = get_peft_model_state_dict(
+        model, state_dict=parameters, adapter_name=model.active_adapter, save_embedding_layers=embeddings
+    )
     identities = {id(tensor) for tensor in chosen.values()}
     return [name for name, tensor in parameters.items() if id(tensor) in identities or tensor.requires_grad]
 

@@ -19,6 +19,7 @@ from ..config.start_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_beside,
 from ..errors import ConfigError, Problem, UnslothAccelError, first_line, raise_errors
 from ..files import load_json
 from ..hardware.cpu_and_memory import memory_gib
+from ..models.added_tokens import trained_rows
 from ..models.known_names import unquantized
 from ..models.safetensors_header import read_checkpoint, read_header
 from ..models.spec import ModelSpec
@@ -96,6 +97,8 @@ def write_merged(merge: Merge) -> list[Path]:
     try:
         model = kind.from_pretrained(merge.base, dtype=getattr(torch, merge.dtype), device_map="cpu")
         _untie(model, merge)
+        if (rows := trained_rows(merge.adapter)) > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(rows, mean_resizing=False)
         adapted = PeftModel.from_pretrained(model, str(merge.adapter), torch_device="cpu")
         model = adapted.merge_and_unload(safe_merge=True)
         has_own = (merge.adapter / "tokenizer_config.json").is_file()

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..config.run_config import RunConfig
 from ..config.start_adapter import ADAPTER_CONFIG, Adapter, model_of
+from ..config.template_fields import MARKERS, is_template_name
 from ..config.written import described
 from ..data.sources import fingerprint
 from ..errors import Problem, counted
@@ -51,7 +52,10 @@ _MUST_AGREE = {
     "training.truncation_mode": "rows would be cut at another end.",
     "training.shuffle_dataset": ROWS,
     "training.eos_token": _TOKENS,
-    "training.chat_template_path": _TOKENS,
+    "model.chat_template": _TOKENS,
+    "model.added_tokens": _WEIGHTS,
+    "data.chat_template_kwargs": _TOKENS,
+    **dict.fromkeys(MARKERS, "the loss would count other tokens."),
     "tokenizer": _TOKENS,
     "training.optim": "its state is of another optimizer.",
     "model.name": _WEIGHTS,
@@ -65,17 +69,20 @@ _ORDER = ("training.seed", "training.data_seed", "training.train_sampling_strate
 """Facts that the order of an epoch's rows follows: in mid-epoch they must agree."""
 _INSTEAD = {
     **dict.fromkeys(("data.path", "train_dataset"), "give the file that it was made with"),
-    "training.chat_template_path": "give the template that it was made with",
+    "model.chat_template": "give the template that it was made with",
     "tokenizer": "give the tokenizer that it was made with",
     "steps_per_epoch": "the number of processes, rows per device, batch.balance and dataloader_drop_last of its run",
     "accelerator_config": "give the accelerator_config that it was made with",
 }
 """Fixes of facts that can't be given as `key=value`."""
+_RENAMED = {"training.chat_template_path": "model.chat_template"}
+"""Facts that older checkpoints have under another key."""
 _KEPT = {
     "training.learning_rate": "the checkpoint's own is kept: the Trainer restores it with the optimizer.",
     "training.weight_decay": "the checkpoint's own is kept: the Trainer restores it with the optimizer.",
 }
 _AS_DESCRIBED = (
+    *("data.chat_template_kwargs", "model.added_tokens", *MARKERS),
     *("data.train_on", "data.format", "data.columns", "data.too_long", "data.streaming", "data.split", "data.subset"),
     *("model.max_seq_length", "lora.r", "lora.alpha", "lora.use_rslora", *_ADAPTER),
 )
@@ -116,7 +123,7 @@ def made_with(run: RunConfig) -> dict[str, Any]:
         "training.train_sampling_strategy": training.get("train_sampling_strategy")
         or (_GROUPED if training.get(_GROUPED) else "random"),
         **({"training.packing_strategy": training.get("packing_strategy", "bfd")} if training.get("packing") else {}),
-        "training.chat_template_path": _text_of(training.get("chat_template_path")),
+        "model.chat_template": _text_of(run.model.chat_template),
         **{f"training.{key}": training[key] for key in said if key in training},
     }
 
@@ -179,7 +186,7 @@ def resume_problems(run: RunConfig) -> list[Problem]:
 
 def difference(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> list[Problem]:
     """Return a problem for each fact that `checkpoint` and `facts` give differently; skip keys that either lacks."""
-    before = checkpoint.made_with
+    before = {_RENAMED.get(key, key): value for key, value in checkpoint.made_with.items()}
     problems = []
     for key, consequence in (_MUST_AGREE | _KEPT).items():
         if key not in before or key not in facts or before[key] == facts[key]:
@@ -246,14 +253,14 @@ def steps_problem(checkpoint: Checkpoint, now: int | None) -> Problem | None:
     return _problem(checkpoint, "steps_per_epoch", now, before, consequence, "error")
 
 
-def _text_of(path: Any) -> str | None:
-    """Return a digest of a template's file; its path where it can't be read."""
-    if not isinstance(path, str):
-        return None
+def _text_of(template: str | None) -> str | None:
+    """Return a digest of a template's file; a template's name, or the path of a file that can't be read, as it is."""
+    if template is None or is_template_name(template):
+        return template
     try:
-        return hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(Path(template).expanduser().read_bytes()).hexdigest()[:16]
     except OSError:
-        return path
+        return template
 
 
 def _problem(checkpoint: Checkpoint, key: str, now: Any, before: Any, consequence: str, severity: Any) -> Problem:
@@ -279,6 +286,8 @@ def _adapter_problems(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Itera
     }
     for key, (name, form) in pairs.items():
         value, ours = config.get(name), facts.get(key)
+        if key == "lora.target_modules" and isinstance(ours, list):
+            ours = sorted({*ours, *(facts.get("lora.modules_to_save") or ())})
         if value is None or key not in facts or isinstance(value, str) != isinstance(ours, str):
             continue
         if key in recorded and (key == "model.name" or recorded[key] != ours):

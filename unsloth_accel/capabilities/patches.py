@@ -326,6 +326,8 @@ PATCHES = (
     Patch(what="what the Hub's rows are known by", place="datasets/arrow_dataset.py: Dataset._fingerprint",
           adapter="data.prepare",
           cost="rows that were tokenised before their files on the Hub changed would be trained", missing="refuse"),
+    Patch(what="embeddings saved once", place="peft/peft_model.py: PeftModel.save_pretrained",
+          adapter="training.load_model", cost="embeddings that are trained whole and resized are saved three times"),
     Patch(what="processes to tokenise with", place="unsloth_zoo/dataset_num_proc.py: get_dataset_num_proc",
           adapter="data.prepare", cost="rows are tokenised by one process"),
     Patch(what="failures that accelerate tells", place="accelerate/commands/launch.py: is_rich_available",

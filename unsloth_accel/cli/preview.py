@@ -121,6 +121,9 @@ def _print_figures(console: Console, found: Preview) -> None:
             + (f"; {counted(found.empty, 'row')} with nothing to learn, dropped" if found.empty else ""),
             f"padding   {figures.padding:.1%} of a batch of {counted(found.batch, 'row')}, where batches are padded",
         ]
+    if found.markers:
+        question, answer = (json.dumps(text, ensure_ascii=False) for text in found.markers)
+        lines.append(f"markers   an answer is what stands between {answer} and the next {question}")
     if found.kind not in COMPARED and not found.answered:
         packed = f"{counted(figures.rows, 'row')} into {figures.packed:,} of {found.limit:,} tokens"
         lines.append(f"packing   {packed} ({figures.rows_each:.1f} each)")

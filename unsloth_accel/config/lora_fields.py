@@ -1,19 +1,14 @@
-"""Values of the `lora` section: names that Unsloth has for its keys, and what Unsloth and PEFT would refuse."""
+"""Values of the `lora` section: what Unsloth and PEFT would refuse of them."""
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator
 from typing import Any
 
-from omegaconf import DictConfig
-
 from ..errors import Problem
 from .run_config import LoraConfig
 
-SPELT = {"lora_alpha": "alpha", "lora_dropout": "dropout"}
-"""Keys of the section as `get_peft_model` spells them, and as they are here."""
 WHOLE = ("embed_tokens", "lm_head")
 """Modules that Unsloth trains whole where they are targets (unsloth/models/_utils.py:
 `_redirect_embedding_targets`), and the only ones in `modules_to_save`."""
@@ -21,24 +16,6 @@ OWN_START = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of PEFT's init_lora_weights that leave the base as it is; the others (pissa, olora, …) change its weights."""
 _STARTS = (True, False, "gaussian", "orthogonal", "pissa", "olora", "loftq")
 _BIASES = ("none", "all", "lora_only")
-
-
-def spelt_here(values: DictConfig) -> DictConfig:
-    """Return `values`, a run's keys, with Unsloth's names in the `lora` section replaced by those that they have here.
-
-    Where both are given nothing is replaced: one of them is told as unknown.
-    """
-    section = values._get_node("lora") if "lora" in values else None
-    if not isinstance(section, DictConfig) or section._is_none() or section._is_missing():
-        return values
-    meant = [theirs for theirs, own in SPELT.items() if theirs in section and own not in section]
-    if not meant:
-        return values
-    values = copy.deepcopy(values)
-    for theirs in meant:
-        values.lora._set_item_impl(SPELT[theirs], values.lora._get_node(theirs))
-        del values.lora[theirs]
-    return values
 
 
 def lora_problems(lora: LoraConfig) -> Iterator[Problem]:

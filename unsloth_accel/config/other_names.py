@@ -1,10 +1,14 @@
-"""Where a key belongs that stands in a wrong section, or has the name that it has elsewhere or had before."""
+"""Where a key belongs that stands in a wrong section, or has the name that it has elsewhere or had before; names of
+others' that are taken as they are."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
+
+from omegaconf import DictConfig
 
 from .run_config import RunConfig
 
@@ -68,6 +72,43 @@ _GONE = {
     "ref_model_init_kwargs": "remove it: with LoRA the base model itself is the reference",
 }
 """Fields that transformers or TRL had, by what is to be done now; `{value}` is the one given."""
+
+
+SPELT = {
+    "lora.lora_alpha": "lora.alpha",
+    "lora.lora_dropout": "lora.dropout",
+    "training.chat_template_path": "model.chat_template",
+    "training.chat_template_kwargs": "data.chat_template_kwargs",
+}
+"""Keys as `get_peft_model` and TRL's configs spell them, and as they are here."""
+
+
+def spelt_here(values: DictConfig) -> DictConfig:
+    """Return `values`, a run's keys, with the names of Unsloth and TRL replaced by those that they have here.
+
+    Where both are given nothing is replaced: one of them is told as unknown, or as set elsewhere.
+    """
+    for theirs, own in SPELT.items():
+        section, _, name = theirs.partition(".")
+        target, _, key = own.partition(".")
+        given = _section(values, section)
+        if given is None or name not in given or (target in values and _section(values, target) is None):
+            continue
+        if key in (_section(values, target) or ()):
+            continue
+        values = copy.deepcopy(values)
+        node = values[section]._get_node(name)
+        del values[section][name]
+        if target not in values:
+            values[target] = {}
+        values[target]._set_item_impl(key, node)
+    return values
+
+
+def _section(values: DictConfig, name: str) -> DictConfig | None:
+    node = values._get_node(name) if name in values else None
+    sound = isinstance(node, DictConfig) and not node._is_none() and not node._is_missing()
+    return node if sound and isinstance(node, DictConfig) else None
 
 
 def gone(key: str, value: Any) -> str | None:

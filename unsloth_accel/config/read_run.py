@@ -18,13 +18,14 @@ from ..errors import ConfigError, Problem, close_match, first_line, nearest, rai
 from ..methods import METHODS, USUAL_METHOD, Method
 from ..secret import marked, plain, shown, shown_word
 from ..strategies import STRATEGIES
-from .lora_fields import lora_problems, spelt_here
-from .other_names import belongs, gone
+from .lora_fields import WHOLE, lora_problems
+from .other_names import belongs, gone, spelt_here
 from .rewards_config import FUNCTIONS, ON_ERROR, name_files_beside, read_functions
 from .row_formats import FIELDS, FORMATS, OPTIONAL
 from .run_config import IF_ANY, OWN_TRAINING_KEYS, RunConfig
 from .safe_reader import override_problems, read_yaml
 from .start_adapter import Adapter, find_adapter
+from .template_fields import template_problems
 from .trainer_fields import CHECKPOINTING_FIELDS, accepts, missing_class, training_fields, type_name
 from .written import references
 
@@ -42,6 +43,8 @@ _ELSEWHERE = {
     "accelerator_config": "distributed.strategy",
     "parallelism_config": "distributed.strategy",
     "trust_remote_code": "model.trust_remote_code",
+    "chat_template_path": "model.chat_template",
+    "chat_template_kwargs": "data.chat_template_kwargs",
 }
 _REFUSED = {
     "auto_find_batch_size": (
@@ -86,7 +89,7 @@ _KEPT = "model.keep_activations"
 _PATIENCE = "training.early_stopping_patience"
 _EVALUATE = ("training.eval_strategy", "training.do_eval", "training.eval_on_start")
 _REQUIRED = ("model.name", "data.path", "output_dir")
-_MAPPINGS = ("training", "data.columns", "lora.loftq_config")
+_MAPPINGS = ("training", "data.columns", "data.chat_template_kwargs", "lora.loftq_config")
 """Sections whose keys are not fixed."""
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=")
 
@@ -133,6 +136,8 @@ def from_dict(given: DictConfig | dict[str, Any], *, to_plan: bool = False) -> R
     OmegaConf.set_readonly(schema.rewards, None)  # as OmegaConf takes a frozen dataclass
     problems: list[Problem] = []
     _fill(schema, values, "", problems)
+    if schema.model.added_tokens:  # which LoRA can't train
+        schema.lora.modules_to_save = list(dict.fromkeys([*schema.lora.modules_to_save, *WHOLE]))
     adapter = _begin_with_adapter(schema, values, problems)
     for key in ("data.path", "output_dir") if to_plan else ():
         if OmegaConf.select(schema, key, default=None, throw_on_missing=False) is None:
@@ -143,7 +148,8 @@ def from_dict(given: DictConfig | dict[str, Any], *, to_plan: bool = False) -> R
     problems += training
     named = {problem.key for problem in problems}
     of_lora = lora_problems(OmegaConf.to_object(schema.lora))
-    problems += [one for one in (*_check_values(schema, adapter), *of_lora) if one.key not in named]
+    others = (*_check_values(schema, adapter), *of_lora, *template_problems(schema))
+    problems += [one for one in others if one.key not in named]
     raise_errors(problems)
     config = OmegaConf.to_object(schema)
     assert isinstance(config, RunConfig)
@@ -412,10 +418,6 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
     if isinstance(epochs, int | float) and epochs <= 0 and not (isinstance(steps, int) and steps > 0):
         consequence = "no step would be made, and an untrained adapter saved."
         wrong("training.num_train_epochs", epochs, consequence, "remove it, give more than 0, or training.max_steps=…")
-    template = given("training.chat_template_path")
-    if isinstance(template, str) and not os.path.isfile(os.path.expanduser(template)):
-        consequence = "is not a file; another model's template would come with tokens that this model lacks."
-        wrong("training.chat_template_path", template, consequence, "name a .jinja file")
     tokens = given("batch.global_tokens")
     if tokens is not None and given("batch.global_size") is not None:
         wrong("batch.global_tokens", tokens, "batch.global_size gives the same in rows.", "give one of them")

@@ -17,6 +17,21 @@ FIELDS: dict[str, tuple[str, ...]] = {
 FORMATS = ("auto", *FIELDS)
 FOR_TEMPLATE = ("tools", "chat_template_kwargs")
 """Columns that a chat brings for its chat template, as TRL reads them."""
+DECIDED = (
+    "conversation",
+    "messages",
+    "tokenize",
+    "return_dict",
+    "return_tensors",
+    "padding",
+    "truncation",
+    "max_length",
+    "add_generation_prompt",
+    "continue_final_message",
+    "return_assistant_tokens_mask",
+    "tokenizer_kwargs",
+)
+"""Arguments of `apply_chat_template` that say what is made of the text, and not what the text is."""
 OPTIONAL: dict[str, tuple[str, ...]] = {
     "chat": ("system", *FOR_TEMPLATE),
     "preference": ("prompt", "margin", *FOR_TEMPLATE),

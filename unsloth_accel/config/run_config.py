@@ -50,6 +50,12 @@ class ModelConfig:
     and takes memory: a number, `all`, or `auto`, the fastest that fits. Only with gradient_checkpointing."""
     trust_remote_code: bool = False
     """Run Python code from the model's repository."""
+    chat_template: str | None = None
+    """Chat template by which chats become text: a name of Unsloth's `get_chat_template` (`chatml`, `llama-3.1`,
+    `qwen3-thinking`, …), or a file of Jinja; null for the tokenizer's own."""
+    added_tokens: list[str] = field(default_factory=list)
+    """Tokens to add to the tokenizer: the embeddings get rows for them, and embed_tokens and lm_head are trained
+    whole."""
 
 
 @dataclass
@@ -108,6 +114,14 @@ class DataConfig:
     train_on: str = "auto"
     """Tokens to train on: `all`; `responses`, the assistant's messages or the completions; or `auto`: completions and
     answers where rows have them, otherwise all."""
+    instruction_marker: str | None = None
+    """Text that a user's message begins with in a row's text, for training on responses where the chat template
+    doesn't tell it; with `response_marker`."""
+    response_marker: str | None = None
+    """Text that an answer begins with; the next `instruction_marker` ends it. `preview` shows both."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the chat template for all chats, such as {enable_thinking: false}; those that a row brings itself go
+    before."""
     too_long: str = "cut"
     """Treatment of rows longer than model.max_seq_length: `cut` truncates them, `drop` leaves them out."""
     streaming: bool = False

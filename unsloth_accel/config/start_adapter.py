@@ -80,7 +80,7 @@ class Adapter:
             given = getattr(lora, key)
             if keys is not None and key not in keys:
                 continue
-            if self.trains(given) if key == "target_modules" else given == own:
+            if self.trains(_with_whole(lora)) if key == "target_modules" else given == own:
                 continue
             yield Problem(
                 key=f"lora.{key}",
@@ -94,6 +94,13 @@ class Adapter:
     @property
     def merge_first(self) -> str:
         return f"unsloth-accel merge {self.directory} MERGED, and model.name=MERGED"
+
+
+def _with_whole(lora: LoraConfig) -> Any:
+    """Return the modules that `lora` names, those of modules_to_save too; a pattern as it is."""
+    modules, whole = lora.target_modules, lora.modules_to_save
+    named = PROJECTIONS if whole and modules == "all-linear" else modules
+    return named if isinstance(named, str) else [*named, *(name for name in whole if name not in named)]
 
 
 def find_adapter(name: str) -> Adapter | None:

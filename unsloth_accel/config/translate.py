@@ -17,7 +17,7 @@ from .foreign.keys import Becomes, Outcome, Theirs, Tool
 from .foreign.trl import TRL
 from .read_run import _read_yaml, from_dict
 
-TEMPLATE = "training.chat_template_path"
+TEMPLATE = "model.chat_template"
 """The one setting whose value, a template's text in a file of TRL's, is written to a file of its own."""
 _STAYS = ("method", "model.name", "data.path", "output_dir", TEMPLATE)
 """Settings that stay although they are wrong as they are: without them there is no run, and launch says what is."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _ANSWER = "Yes, it is."
 _CHAT = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": _ANSWER}]
-_TEMPLATE = "a template that ends answers with {{ eos_token }}, as training.chat_template_path=FILE.jinja"
+_TEMPLATE = "a template that ends answers with {{ eos_token }}, as model.chat_template=FILE.jinja"
 _CONFIGS = ("generation_config.json", "config.json")
 
 

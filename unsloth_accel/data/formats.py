@@ -10,13 +10,16 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..config.row_formats import FIELDS, FOR_TEMPLATE, OPTIONAL, kind_of_format
+from ..config.row_formats import DECIDED, FIELDS, FOR_TEMPLATE, OPTIONAL, kind_of_format
 from ..methods import METHODS, USUAL_METHOD, Method
 from .chat_messages import WEIGHTS, FormatError, check_texts, checked_messages, for_chat_template, is_left_out
 from .preferences import SIDES, labelled, paired
 from .prompts import prompt_of_chat, prompt_row
+
+if TYPE_CHECKING:
+    from ..config.run_config import DataConfig
 
 Kind = Literal["messages", "prompt-completion", "text", "preference", "unpaired-preference", "prompt"]
 _COLUMNS = {
@@ -38,21 +41,6 @@ _ROLES = {
 """Roles in chat templates of the speakers in ShareGPT rows."""
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 """Columns of pictures and sound, in rows for vision-language models."""
-_OURS = (
-    "conversation",
-    "messages",
-    "tokenize",
-    "return_dict",
-    "return_tensors",
-    "padding",
-    "truncation",
-    "max_length",
-    "add_generation_prompt",
-    "continue_final_message",
-    "return_assistant_tokens_mask",
-    "tokenizer_kwargs",
-)
-"""Arguments of `apply_chat_template` that say what is made of the text, and not what the text is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +186,13 @@ def template_arguments(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**tools, **row.get("chat_template_kwargs", {})}
 
 
+def with_template_arguments(row: dict[str, Any], data: DataConfig | None) -> dict[str, Any]:
+    """Return a canonical row with the arguments that `data` gives the chat template of every chat, beside its own."""
+    if data is None or not data.chat_template_kwargs or not is_conversational(row):
+        return row
+    return row | {"chat_template_kwargs": {**data.chat_template_kwargs, **row.get("chat_template_kwargs", {})}}
+
+
 def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     for ours, theirs in columns.items():
         if theirs not in row and any(ours in names for names in FIELDS.values()):
@@ -309,7 +304,7 @@ def _for_template(row: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(value, kind) or (kind is list and not all(isinstance(one, dict) for one in value)):
             raise FormatError(f"field {field!r} is {type(value).__name__}, not a {name}.", f"give a {name}")
         made[field] = value
-    taken = [name for name in made.get("chat_template_kwargs", {}) if name in _OURS]
+    taken = [name for name in made.get("chat_template_kwargs", {}) if name in DECIDED]
     if taken:
         consequence = f"field 'chat_template_kwargs' names {taken[0]!r}, which is decided for all rows."
         raise FormatError(consequence, f"leave {taken[0]} out")

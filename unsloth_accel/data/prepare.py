@@ -25,7 +25,7 @@ from .preference_rows import as_row, columns_of, unpaired
 from .rows import Rows, no_step, read_checked_rows
 from .sources import cache_directory, fingerprint, locate
 from .stored_rows import stored
-from .tokenise import Recipe, Tokenise, choose_template, fingerprint_of, notes_on
+from .tokenise import Recipe, Tokenise, fingerprint_of, notes_on
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -80,9 +80,10 @@ class Prepared:
 def prepare(run: RunConfig, tokenizer: Any) -> Prepared:
     """The rows of `run`, ready for the trainer; every process calls it, and one per machine does the work.
 
+    `tokenizer` has the run's chat template already (`choose_template`).
+
     Raises `ConfigError`, the same on every process, for bad rows and where nothing is left to learn.
     """
-    choose_template(tokenizer, run)
     held_out = _split(run, tokenizer, run.data.eval_path, "data.eval_path") if run.data.eval_path else None
     if run.data.streaming:
         from .streaming import streamed
@@ -152,6 +153,7 @@ def _name(run: RunConfig, tokenizer: Any, path: str, key: str) -> str:
         available("what the Hub's rows are known by")
         hub = load(path, key, data)._fingerprint  # the downloaded files', where the name may have got new ones
     said = [VERSION, versions, fingerprint(path), hub, data.format, dict(data.columns), data.train_on, data.too_long]
+    said += [dict(data.chat_template_kwargs)]
     said += [data.subset, data.split, data.eval_split, fingerprint_of(tokenizer, Recipe.of(run, "messages"))]
     said += [run.training.get("shuffle_dataset"), run.training.get("seed"), run.method]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]

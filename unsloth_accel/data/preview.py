@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.run_config import DEFAULT_PER_DEVICE
 from ..config.start_adapter import tokenizer_of_model
+from ..config.template_fields import is_template_name
 from ..errors import ConfigError, Problem, as_word, first_line, raise_errors
 from ..models.hub_access import HUB_TIMEOUT
 from ..models.locate import is_cached, may_be_hub_id, unreachable
 from .answer_end import unending_answers
+from .chat_template import choose_template, tokens_to_add
 from .hub import access_problems
 from .length_statistics import Lengths, lengths_of
 from .prompts import NESTED
 from .rows import read_checked_rows
 from .sources import locate
-from .tokenise import IGNORED, Recipe, Side, Tokenise, choose_template, notes_on
+from .tokenise import IGNORED, Recipe, Side, Tokenise, notes_on
 
 if TYPE_CHECKING:
     from ..config.run_config import RunConfig
@@ -59,6 +61,8 @@ class Preview:
     """Whether all rows were looked at."""
     notes: tuple[str, ...] = ()
     """Sentences on what of the rows is left out."""
+    markers: tuple[str, str] | None = None
+    """Texts that a question and an answer begin with, by which answers are found; None where none is looked for."""
     warnings: tuple[str, ...] = ()
     answered: bool = False
     """Whether rows are prompts, to which the model writes the answers."""
@@ -120,6 +124,7 @@ def preview_rows(run: RunConfig, shown: int, most: int) -> Preview:
         batch=size,
         whole=whole,
         notes=notes_on(rows, tokenizer),
+        markers=tokenise.markers if recipe.finds_responses else None,
         warnings=() if unending is None else (str(unending),),
     )
 
@@ -140,7 +145,9 @@ def _is_local(name: str) -> bool:
 
 
 def tokenizer_of(run: RunConfig) -> Any:
-    """The tokenizer of the run's model; raises `ConfigError` with why it can't be loaded."""
+    """The tokenizer of the run's model, as the run asks for it; raises `ConfigError` with why it can't be had."""
+    if run.model.chat_template and is_template_name(run.model.chat_template):
+        import unsloth  # noqa: F401  (before transformers, which it patches)
     name = tokenizer_of_model(run.model.name)
     local = _is_local(name)
     from transformers import AutoTokenizer
@@ -154,8 +161,8 @@ def tokenizer_of(run: RunConfig) -> Any:
         consequence = f"its tokenizer can't be loaded: {type(error).__name__}: {first_line(error)[:300]}."
         fix = "give a directory or hub id that has tokenizer files"
         raise ConfigError(Problem(key="model.name", value=run.model.name, consequence=consequence, fix=fix)) from None
-    choose_template(tokenizer, run)
-    return tokenizer
+    tokenizer.add_tokens(tokens_to_add(tokenizer, run))
+    return choose_template(tokenizer, run)
 
 
 def _shown(side: Side, name: str, place: str, tokenizer: Any) -> PreviewedRow:

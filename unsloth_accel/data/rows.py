@@ -15,7 +15,7 @@ from ..errors import ConfigError, Problem, counted, first_line, raise_errors
 from ..methods import METHODS, USUAL_METHOD, Method
 from .chat_messages import FormatError, is_left_out
 from .file_readers import Fault, rows_of_file, rows_of_table
-from .formats import canonical, form_in_words, kind_of, needed, unused_columns
+from .formats import canonical, form_in_words, kind_of, needed, unused_columns, with_template_arguments
 from .prompts import NESTED
 from .sources import Source, locate
 
@@ -156,7 +156,7 @@ def _checked(
             yield name, number, Fault("is not a JSON object.", f"give every row {needed(method)}")
             continue
         try:
-            made = canonical(row, form, columns, method)
+            made = with_template_arguments(canonical(row, form, columns, method), data)
             text = _as_text(made)
         except FormatError as error:
             yield name, number, Fault(str(error), error.fix or f"give every row {needed(method)}{hint}")

@@ -41,8 +41,8 @@ def check_template(template: object) -> None:
     """Raise `ConfigError` where a short chat keeps `template`, a chat template's text, busy for `SECONDS`."""
     if isinstance(template, str) and not _ends(template, SECONDS):
         consequence = f"the chat template takes more than {SECONDS:g} s for two short messages: it may loop for ever."
-        fix = "another one, training.chat_template_path=FILE.jinja, or look for nested loops over range(…) in it"
-        raise ConfigError(Problem(key="training.chat_template_path", consequence=consequence, fix=fix))
+        fix = "another one, model.chat_template=FILE.jinja, or look for nested loops over range(…) in it"
+        raise ConfigError(Problem(key="model.chat_template", consequence=consequence, fix=fix))
 
 
 @functools.lru_cache(maxsize=8)

@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.trainer_settings import settings
 from ..errors import ConfigError, Problem, counted, first_line
-from ..files import read_bytes
 from ..methods import METHODS
 from .chat_messages import for_chat_template, is_left_out
+from .chat_template import found_markers, response_labels
 from .formats import template_arguments
 from .pack import DIVIDING
 from .preferences import SIDES, shared_length
@@ -36,8 +35,6 @@ Batch = dict[str, list[Any]]
 Row = dict[str, Any]
 COMPARED = ("preference", "unpaired-preference")
 """Kinds of rows whose answers are compared; TRL's trainers tokenise them themselves."""
-_MOST_TEMPLATE = 2**20
-"""Largest file of a chat template, in bytes: one has a few kilobytes."""
 _QUIET = {"verbose": False}
 """Arguments that silence the tokenizer's warning about rows longer than the model takes: they are counted and cut."""
 
@@ -75,6 +72,8 @@ class Recipe:
     """Whether longer rows are dropped."""
     weighted: bool = False
     """Whether rows may have messages that are not to be trained."""
+    markers: tuple[str, str] | None = None
+    """Texts that a question and an answer begin with, as the run tells them; None where the chat template does."""
 
     @property
     def compares(self) -> bool:
@@ -98,14 +97,15 @@ class Recipe:
 
     @property
     def finds_responses(self) -> bool:
-        """Whether Unsloth is asked where a chat's responses are."""
-        return self.kind == "messages" and self.labels
+        """Whether Unsloth is asked where responses are: in a chat, or in text that has the marks of one."""
+        return self.kind in ("messages", "text") and self.labels
 
     @classmethod
     def of(cls, run: RunConfig, kind: str, *, weighted: bool = False) -> Recipe:
         """The recipe of a run for rows of `kind`; raises `ConfigError` where they have no responses to train on."""
-        train_on = run.data.train_on
-        if kind == "text" and train_on == "responses":
+        train_on, told = run.data.train_on, (run.data.instruction_marker, run.data.response_marker)
+        markers = (told[0], told[1]) if told[0] is not None and told[1] is not None else None
+        if kind == "text" and train_on == "responses" and not markers:
             raise ConfigError(responses_need_turns())
         if kind in COMPARED and train_on == "all":
             raise ConfigError(answers_are_compared())
@@ -123,6 +123,7 @@ class Recipe:
             cut=run.data.too_long == "cut" and not packing and not scored,
             drop=run.data.too_long == "drop" or scored,
             weighted=weighted,
+            markers=markers,
         )
 
 
@@ -134,7 +135,8 @@ def prompt_limit(run: RunConfig) -> int:
 def responses_need_turns() -> Problem:
     """Return the problem of `data.train_on: responses` with rows of plain text."""
     consequence = "needs rows of chats or of prompts with completions to know what a response is; these are text."
-    fix = "data.train_on=all, or give rows with messages, or with prompt and completion"
+    fix = "data.train_on=all; rows with messages, or with prompt and completion; or, where the text has the marks of "
+    fix += "messages, data.instruction_marker and data.response_marker"
     return Problem(key="data.train_on", value="responses", consequence=consequence, fix=fix)
 
 
@@ -156,18 +158,23 @@ class Tokenise:
     def __init__(self, tokenizer: Any, recipe: Recipe) -> None:
         if recipe.kind == "messages" and not tokenizer.chat_template:
             consequence = "the model's tokenizer has no chat template, so nobody knows how chats become text."
-            fix = "an instruct model, training.chat_template_path=FILE.jinja, or rows of text"
+            fix = "an instruct model, model.chat_template=chatml (or another's name, or a file), or rows of text"
             raise ConfigError(Problem(key="data.path", consequence=consequence, fix=fix))
         if recipe.kind != "text":
             check_template(tokenizer.chat_template)
         self.tokenizer = tokenizer
         self.recipe = recipe
-        if recipe.kind == "messages" and recipe.responses:
+        if recipe.finds_responses and recipe.responses:
             _ = self.response_labels  # raises now what it would raise with the first row
 
     @cached_property
+    def markers(self) -> tuple[str, str]:
+        """Texts that a question and an answer begin with."""
+        return self.recipe.markers or found_markers(self.tokenizer)
+
+    @cached_property
     def response_labels(self) -> Callable[[Batch], Batch]:
-        return response_labels(self.tokenizer)
+        return response_labels(self.tokenizer, *self.markers)
 
     def __call__(self, texts: Sequence[str]) -> Batch:
         if self.recipe.prompts:  # nothing of them is trained, and all of them are answered
@@ -223,7 +230,7 @@ class Tokenise:
 
     def _text(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
         ids = self._texts([self._ended(row["text"]) for row in rows])
-        return ids, ids
+        return ids, _lists(self.response_labels({"input_ids": ids})["labels"]) if self.recipe.responses else ids
 
     def _prompt_completion(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
         whole = self._answered(rows, "completion")
@@ -294,7 +301,7 @@ class Tokenise:
         """The chat for its template; raises `ConfigError` where that would leave a call of a tool out of the text."""
         if any(message.get("tool_calls") for message in chat) and not _has_place("tool_calls", self.tokenizer, given):
             consequence = "has calls of tools (`tool_calls`), which the model's chat template leaves out of the text."
-            fix = "training.chat_template_path=FILE.jinja with a template that has them, or calls as text in `content`"
+            fix = "model.chat_template=FILE.jinja with a template that has them, or calls as text in `content`"
             raise ConfigError(Problem(key="data.path", consequence=consequence, fix=fix))
         return for_chat_template(chat)
 
@@ -340,44 +347,6 @@ def _left_out(answers: list[int], messages: list[Row]) -> set[int]:
         fix = "a chat template that marks each answer, or rows that end before such a message"
         raise ConfigError(Problem(key="data.path", consequence=consequence, fix=fix))
     return {position for run, message in zip(runs, said, strict=True) if is_left_out(message) for position in run}
-
-
-def response_labels(tokenizer: Any) -> Callable[[Batch], Batch]:
-    """Unsloth's function from `input_ids` to `labels` of which only the assistant's tokens are not `IGNORED`.
-
-    Raises `ConfigError` where it finds no beginning of a response in the chat template. Imports unsloth.
-    """
-    import unsloth  # noqa: F401  isort: skip  (unsloth_zoo can't be imported before)
-    from unsloth_zoo.dataset_utils import train_on_responses_only
-
-    try:
-        found: Callable[[Batch], Batch] = train_on_responses_only(None, tokenizer=tokenizer, return_function=True)
-    except Exception as error:  # it raises several kinds, all about the template
-        consequence = f"the chat template does not tell where a response begins: {first_line(error)}."
-        fix = "data.train_on=all and no message with weight 0, or a chat template that marks user and assistant"
-        problem = Problem(key="data.train_on", value="responses", consequence=consequence, fix=fix)
-        raise ConfigError(problem) from None
-    return found
-
-
-def choose_template(tokenizer: Any, run: RunConfig) -> None:
-    """Give `tokenizer` the chat template and the end-of-sequence token that the run names, if it does; raises
-    `ConfigError` for one that it has not."""
-    path, end = run.training.get("chat_template_path"), run.training.get("eos_token")
-    for name in ("eos_token", "pad_token"):
-        token = run.training.get(name)
-        if token and token not in tokenizer.get_vocab():
-            consequence, fix = "is no token of the model's tokenizer.", "name one of its special tokens, or remove it"
-            raise ConfigError(Problem(key=f"training.{name}", value=token, consequence=consequence, fix=fix))
-    if path:
-        try:
-            tokenizer.chat_template = read_bytes(Path(path).expanduser(), _MOST_TEMPLATE).decode("utf-8")
-        except (OSError, ValueError) as error:
-            consequence, fix = f"can't be read: {first_line(error)}.", "name a .jinja file in UTF-8"
-            key = "training.chat_template_path"
-            raise ConfigError(Problem(key=key, value=path, consequence=consequence, fix=fix)) from None
-    if end:
-        tokenizer.eos_token = end
 
 
 def fingerprint_of(tokenizer: Any, recipe: Recipe) -> str:

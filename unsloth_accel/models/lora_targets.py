@@ -8,8 +8,9 @@ from math import prod
 
 from ..config.lora_fields import WHOLE
 from ..config.run_config import PROJECTIONS, RunConfig
-from ..errors import ConfigError, Problem, nearest
+from ..errors import ConfigError, Problem, nearest, raise_errors
 from ..methods import METHODS
+from .added_tokens import added_tokens_problems
 from .spec import ModelSpec, Tensor
 
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -34,6 +35,7 @@ def targets(run: RunConfig, spec: ModelSpec) -> Targets:
     seven projections. Raises `ConfigError` for names that match nothing, and where nothing is left to get LoRA.
     """
     lora, asked = run.lora, run.lora.target_modules
+    raise_errors([*added_tokens_problems(run)])
     if isinstance(asked, str) and asked != "all-linear":
         return Targets(modules=asked, parameters=spec.lora_parameters(asked, lora.r, use_dora=lora.use_dora))
     names = _all_linear(spec) if asked == "all-linear" else [str(name) for name in asked]

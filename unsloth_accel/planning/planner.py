@@ -18,6 +18,7 @@ from ..data.length_estimate import RowLengths, row_lengths
 from ..errors import ConfigError, Problem, counted, raise_errors
 from ..hardware.hardware import Hardware
 from ..methods import METHODS
+from ..models.added_tokens import with_added_tokens
 from ..models.locate import may_be_hub_id
 from ..models.lora_targets import Targets, targets
 from ..models.spec import ModelSpec
@@ -106,7 +107,8 @@ class _Facts:
         """The model's shapes, or what keeps them unknown."""
         try:
             model = self._run.model
-            return self._spec or ModelSpec.load(model.name, trust_remote_code=model.trust_remote_code)
+            base = self._spec or ModelSpec.load(model.name, trust_remote_code=model.trust_remote_code)
+            return with_added_tokens(self._run, base)
         except ConfigError as error:
             return error
 
@@ -399,6 +401,9 @@ def workload(
 
 def _spelt_out(run: RunConfig, spec: ModelSpec, trained: Targets, reasons: list[str]) -> RunConfig:
     """`run` with the modules that get LoRA by name, and 4 bit where the checkpoint is; adds to `reasons`."""
+    if run.model.added_tokens:
+        count = counted(len(run.model.added_tokens), "added token")
+        reasons.append(f"{count}: the embeddings have {spec.vocab_size:,} rows, and learn them.")
     if trained.whole:
         reasons.append(f"{' and '.join(trained.whole)}: trained whole, not with LoRA, as Unsloth does.")
     if spec.num_experts:

@@ -45,6 +45,8 @@ def data(run: Recorded) -> list[tuple[str, str]]:
     """The rows that it trained on and was examined with, and what became of them."""
     told = [(name, text(at(run.run, "data", key))) for name, key in (("rows", "path"), ("held-out rows", "eval_path"))]
     told.append(("trained on", text(at(run.run, "data", "train_on"))))
+    told.append(("chat template", text(at(run.run, "model", "chat_template"))))
+    told.append(("added tokens", " ".join(map(text, rows(at(run.run, "model", "added_tokens"))[:8]))))
     counts = table(at(run.results, "data")).items()
     told += [
         (name.replace("_", " "), numbers.figure(found))

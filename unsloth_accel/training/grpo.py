@@ -39,6 +39,7 @@ def config_fields(run: RunConfig) -> dict[str, Any]:
     return {
         **({"epsilon_high": values["epsilon"]} if clipped else {}),
         "remove_unused_columns": False,  # rewards read the other columns
+        **({"chat_template_kwargs": run.data.chat_template_kwargs} if run.data.chat_template_kwargs else {}),
         "reward_weights": [one.weight for one in run.rewards.functions],
         **({"per_device_eval_batch_size": held_out} if held_out else {}),
     }

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..config.lora_fields import given_to_peft, reads_the_base
+from ..capabilities.probe import available
+from ..config.lora_fields import WHOLE, given_to_peft, reads_the_base
 from ..config.run_config import PROJECTIONS, RunConfig
 from ..config.start_adapter import Adapter, find_adapter, model_of
-from ..errors import ConfigError, Problem, first_line
+from ..data.chat_template import choose_template, tokens_to_add
+from ..errors import ConfigError, Problem, first_line, raise_errors
 from ..methods import METHODS
+from ..models.added_tokens import added_tokens_problems, trained_rows
 from .model_kind import kind_of, load_on_cpu
 from .score_model import add_score_adapter, load_score_model
 
@@ -21,7 +25,15 @@ CHECKPOINTING: dict[str, str | bool] = {"unsloth": "unsloth", "true": True, "fal
 
 
 def load_model(run: RunConfig) -> tuple[Any, Any]:
-    """Load model and tokenizer; where the strategy divides the weights each process loads its part."""
+    """Load model and tokenizer, with the run's added tokens and chat template; where the strategy divides the weights
+    each process loads its part. Raises `ConfigError` for tokens or a template that don't fit them."""
+    adapter = find_adapter(run.model.name)
+    model, tokenizer = _load(run, adapter)
+    _add_tokens(model, tokenizer, run, adapter)
+    return model, choose_template(tokenizer, run)
+
+
+def _load(run: RunConfig, adapter: Adapter | None) -> tuple[Any, Any]:
     import torch
     import unsloth
     from transformers import set_seed
@@ -30,7 +42,6 @@ def load_model(run: RunConfig) -> tuple[Any, Any]:
     from ..adapters.fsdp2.loading import loading_of
     from ..adapters.towers import tokenizer_only
 
-    adapter = find_adapter(run.model.name)
     name = model_of(run.model.name)
     # Absolute, so that the saved adapter finds its base model from any directory.
     name = str(Path(name).resolve()) if Path(name).is_dir() else name
@@ -61,6 +72,21 @@ def load_model(run: RunConfig) -> tuple[Any, Any]:
     return model, getattr(tokenizer, "tokenizer", tokenizer) if kind.tower else tokenizer
 
 
+def _add_tokens(model: Any, tokenizer: Any, run: RunConfig, adapter: Adapter | None) -> None:
+    """Give `model` embeddings of the tokens that `run` adds to `tokenizer`, or that its adapter was trained with.
+
+    New ones begin as the mean of the others, the same on every rank. Raises `ConfigError` where the run can't train
+    them.
+    """
+    raise_errors([*added_tokens_problems(run)])
+    if adapter and (rows := trained_rows(adapter.directory)) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    if new := tokens_to_add(tokenizer, run):
+        from unsloth_zoo.tokenizer_utils import add_new_tokens
+
+        add_new_tokens(model, tokenizer, new_tokens=new)
+
+
 def add_adapter(model: Any, run: RunConfig) -> Any:
     """Return `model` with the run's LoRA adapter: a new one, or the one that the run begins with.
 
@@ -72,13 +98,15 @@ def add_adapter(model: Any, run: RunConfig) -> Any:
     from ..adapters.towers import towers_of
 
     adapter = find_adapter(run.model.name)
-    modules = run.lora.target_modules
+    modules, whole = run.lora.target_modules, run.lora.modules_to_save
     said = {
         "r": run.lora.r,
         "lora_alpha": run.lora.alpha,
-        "target_modules": PROJECTIONS if modules == "all-linear" else list(modules),
+        # Of modules_to_save Unsloth forgets, where tokens were added, that embedding and head are tied
+        # (unsloth/models/llama.py: `_need_to_train_embeddings`); as targets it trains the same whole.
+        "target_modules": [*(PROJECTIONS if modules == "all-linear" else modules), *whole],
         "use_rslora": run.lora.use_rslora,
-        **given_to_peft(run.lora),
+        **given_to_peft(replace(run.lora, modules_to_save=[])),
     }
     made: dict[str, Any] = (said if adapter is None else _made_as(adapter)) | {"lora_dropout": run.lora.dropout}
     if (towers := towers_of(model)) and _on_cpu():  # on a GPU Unsloth goes by finetune_vision_layers
@@ -90,6 +118,7 @@ def add_adapter(model: Any, run: RunConfig) -> Any:
         model = unsloth.FastLanguageModel.get_peft_model(
             model, **made, use_gradient_checkpointing=checkpointing, random_state=seed
         )
+    _save_embeddings_once(model)
     for path in towers_of(model):  # PEFT's bias=all would train a tower's biases, which text gives no gradient
         model.get_submodule(path).requires_grad_(False)
     asked = run.model.keep_activations
@@ -99,6 +128,14 @@ def add_adapter(model: Any, run: RunConfig) -> Any:
     if adapter:
         _load_weights(model, adapter)
     return model
+
+
+def _save_embeddings_once(model: Any) -> None:
+    """Let `model` save embeddings that are trained whole as they are trained, and no more: where they were resized PEFT
+    adds the base's own, and both once more, which is three times the size."""
+    whole = model.peft_config["default"].modules_to_save or ()
+    if {*WHOLE} & {*whole} and available("embeddings saved once"):
+        model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
 
 
 def _on_cpu() -> bool:

@@ -61,7 +61,7 @@ def input_problems(run: RunConfig) -> list[Problem]:
         problems.append(answers_are_compared())
     if run.data.train_on == "responses":
         for found in rows.values():
-            problems += _responses_problems(found)
+            problems += _responses_problems(run, found)
     if METHODS[run.method].generates:
         problems += server_problems_of(settings(run), run.model.name)
     if run.evaluation.exact_match and "data.eval_path" in rows:
@@ -84,9 +84,9 @@ def place_problems(run: RunConfig) -> list[Problem]:
     return problems
 
 
-def _responses_problems(found: Rows) -> list[Problem]:
+def _responses_problems(run: RunConfig, found: Rows) -> list[Problem]:
     if found.kind == "text":
-        return [responses_need_turns()]
+        return [] if run.data.response_marker else [responses_need_turns()]
     if found.kind != "messages":
         return []
     problem = partial(Problem, key="data.train_on", value="responses")

@@ -9,6 +9,7 @@ from ..config.run_config import RunConfig
 from ..config.start_adapter import model_of, tokenizer_of_model
 from ..errors import ConfigError, Problem, close_match
 from ..files import is_directory
+from ..models.added_tokens import known_tokens
 from ..models.known_names import known_config
 from ..models.lora_targets import targets
 from ..models.spec import ModelSpec
@@ -18,7 +19,7 @@ from ..models.tokenizer_files import read_tokens, special_token
 def model_fit_problems(run: RunConfig) -> list[Problem]:
     """Return problems of modules and tokens that `run` names and its model hasn't; says nothing about a model whose
     files are not here and whose shapes the library doesn't know."""
-    return [*_module_problems(run), *_token_problems(run)]
+    return [*_module_problems(run), *_token_problems(run), *_added_problems(run)]
 
 
 def _module_problems(run: RunConfig) -> list[Problem]:
@@ -36,6 +37,16 @@ def _module_problems(run: RunConfig) -> list[Problem]:
     return []
 
 
+def _added_problems(run: RunConfig) -> list[Problem]:
+    """Return a warning of added tokens that are there already."""
+    if not (known := known_tokens(run)):
+        return []
+    consequence = "is a token of the model's tokenizer already" if len(known) == 1 else "are tokens of its tokenizer"
+    fix = "leave it out; lora.modules_to_save: [embed_tokens, lm_head] trains the embeddings too"
+    told = f"{', '.join(known)} {consequence}: nothing is added for it."
+    return [Problem(key="model.added_tokens", consequence=told, fix=fix, severity="warning")]
+
+
 def _token_problems(run: RunConfig) -> list[Problem]:
     """Return problems of tokens that the tokenizer hasn't: TRL and `data.tokenise` refuse them in every process."""
     asked = {key: run.training.get(key) for key in ("eos_token", "pad_token") if run.training.get(key)}
@@ -45,6 +56,7 @@ def _token_problems(run: RunConfig) -> list[Problem]:
         return []
     tokens = read_tokens(directory)
     known = {*tokens.model, *tokens.added}
+    known |= {*run.model.added_tokens} if known else set()
     problems = []
     for key, token in asked.items():
         if not known or token in known:

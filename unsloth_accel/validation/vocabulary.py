@@ -35,7 +35,7 @@ def vocabulary_problems(run: RunConfig, rows: Mapping[str, Rows]) -> list[Proble
     if spec is None or not (size := _embeddings(spec)):
         return []
     count = max([*tokens.model.values(), *tokens.added.values()]) + 1
-    if count <= size:
+    if count <= size or run.model.added_tokens:  # with which the embedding gets a row for every token
         return []
     problem = partial(Problem, key="model.name", value=run.model.name)
     own = "the model's own tokenizer files"
@@ -63,8 +63,8 @@ def _embeddings(spec: ModelSpec) -> int:
 
 def _used(beyond: re.Pattern[str], run: RunConfig, directory: Path, rows: Mapping[str, Rows]) -> str | None:
     """Return a token that stands in the rows, in the template that chats go through, or at the end of every text."""
-    own = run.training.get("chat_template_path")
-    template = _text(Path(own).expanduser()) if own else _template(directory)
+    own = run.model.chat_template
+    template = _text(Path(own).expanduser()) if own else _template(directory)  # of a name nothing: it is not at hand
     end = run.training.get("eos_token") or special_token(directory, "eos_token")
     chats = any(found.kind != "text" for found in rows.values())
     always = [end or "", special_token(directory, "bos_token") or "", template if chats else ""]

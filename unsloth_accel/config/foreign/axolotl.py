@@ -7,6 +7,7 @@ from typing import Any
 
 from .keys import Becomes, Chooses, Computed, Covered, Entry, Outcome, Theirs, Tool, Untranslated
 from .shared import (
+    ADDED_TOKENS,
     ATTENTION,
     DTYPE,
     FP8,
@@ -16,6 +17,7 @@ from .shared import (
     ONE_RATE,
     ONLY_LORA,
     OTHER_BASE,
+    OTHER_TEMPLATE,
     OWN_TOKENIZER,
     REVISION,
     SHARDED,
@@ -23,6 +25,7 @@ from .shared import (
     SWANLAB,
     SYSTEM_PROMPT,
     TARGETS,
+    TEMPLATE_KWARGS,
     TEXT_ONLY,
     TRAINER,
     UNSLOTHS,
@@ -35,6 +38,7 @@ from .shared import (
     rows_per_step,
     several,
     sft_beside,
+    template_file,
 )
 
 _OWN = "is axolotl's own; training.{} takes transformers'."
@@ -170,6 +174,15 @@ def _each_epoch(what: str) -> Entry:
         return Outcome({f"training.{what}_strategy": "steps", f"training.{what}_steps": share}, "a share of all steps")
 
     return Computed(read, f"`training.{what}_strategy: steps`, `training.{what}_steps`: a share of all steps")
+
+
+def _template(value: Any, theirs: Theirs) -> Outcome:
+    if value == "jinja":
+        return template_file(theirs.values.get("chat_template_jinja"), theirs)
+    if value == "chatml":
+        note = "the same text; where <|im_end|> is no token, Unsloth renames the one that ends a text to it"
+        return Outcome({"model.chat_template": value}, note)
+    return Outcome() if value == "tokenizer_default" else Outcome(note=OTHER_TEMPLATE, translated=False)
 
 
 def _special_tokens(value: Any, theirs: Theirs) -> Outcome:
@@ -389,16 +402,15 @@ _KEYS: Mapping[str, Entry] = {
         Covered("says how rows are packed; packed rows here are full ones of model.max_seq_length"),
     ),
     "pad_to_sequence_len": Covered("rows are padded to the longest of their micro-batch; padding is never trained"),
-    "chat_template": Chooses(
-        {"tokenizer_default": {}},
-        "the model's own chat template is taken: write this one to a file, training.chat_template_path=FILE.jinja.",
+    "chat_template": Computed(
+        _template, "`chatml`: `model.chat_template`; `jinja`: as chat_template_jinja; `tokenizer_default`: nothing"
     ),
-    "chat_template_kwargs": Untranslated("say it in each row: chat_template_kwargs."),
+    "chat_template_jinja": Covered("is chat_template's, where that says jinja"),
+    "chat_template_path": Computed(template_file, "`model.chat_template`, for a file"),
+    "chat_template_kwargs": TEMPLATE_KWARGS,
     "default_system_message": SYSTEM_PROMPT,
     "special_tokens": Computed(_special_tokens, "pad_token: nothing to write; others are the tokenizer's own"),
-    "tokens": Untranslated(
-        "no tokens are added: only LoRA's own weights are trained, and new ones would have none.", off=()
-    ),
+    "tokens": ADDED_TOKENS,
     "added_tokens_overrides": Untranslated("save a tokenizer that has them beside the model.", off=()),
     "resize_token_embeddings_to_32x": Untranslated("embeddings keep the model's size."),
     "eot_tokens": Covered("an answer is trained up to the token with which the chat template ends it"),

@@ -10,6 +10,7 @@ from typing import Any
 from ...files import read_json
 from .keys import Becomes, Chooses, Computed, Covered, Entry, Outcome, Theirs, Tool, Untranslated
 from .shared import (
+    ADDED_TOKENS,
     ATTENTION,
     BASE_SERVES,
     DOUBLE,
@@ -19,6 +20,7 @@ from .shared import (
     NO_SECRET,
     ONE_RATE,
     ONLY_LORA,
+    OTHER_TEMPLATE,
     REVISION,
     SMOOTHED,
     SWANLAB,
@@ -246,10 +248,9 @@ _KEYS: Mapping[str, Entry] = {
     ),
     "eval_dataset": Computed(lambda value, theirs: _dataset(value, theirs, "data.eval_path"), "`data.eval_path`"),
     "dataset_dir": Covered("read to find dataset_info.json"),
-    "template": Untranslated(
-        "the model's own chat template is taken, which may write rows otherwise: see them with unsloth-accel preview "
-        "run.yaml; training.chat_template_path=FILE.jinja takes another."
-    ),
+    "template": Chooses({"chatml": {"model.chat_template": "chatml"}}, OTHER_TEMPLATE),
+    "add_tokens": ADDED_TOKENS,
+    "resize_vocab": Covered("the embeddings get a row for every token that is added"),
     "train_on_prompt": Computed(_trained, "false: `data.train_on: responses`; true: `all`"),
     "mask_history": Untranslated("every answer of a chat is trained: give the earlier ones weight: 0 in the rows."),
     "streaming": Becomes("data.streaming"),
@@ -267,7 +268,9 @@ _KEYS: Mapping[str, Entry] = {
     "tool_format": Covered("tools are written by the model's own chat template"),
     "ignore_pad_token_for_loss": Chooses({True: {}}, "padding is never trained here."),
     "default_system": SYSTEM_PROMPT,
-    "enable_thinking": Untranslated("say it in each row: chat_template_kwargs: {enable_thinking: false}.", off=(True,)),
+    "enable_thinking": Untranslated(
+        "a template of its own decides what it does: data.chat_template_kwargs={enable_thinking: false}.", off=(True,)
+    ),
     "media_dir": TEXT_ONLY,
     **dict.fromkeys(
         ("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_min_pixels", "video_fps", "video_maxlen"),

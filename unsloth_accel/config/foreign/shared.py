@@ -3,8 +3,10 @@ Trainer's fields were called, and rows per step."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ...errors import counted
@@ -96,6 +98,44 @@ def whole(value: Any) -> Any:
     return names
 
 
+def template_file(value: Any, theirs: Theirs) -> Outcome:
+    """Return model.chat_template of a template's text, which is written to a file, or of a file's name."""
+    if isinstance(value, str) and "{" in value:
+        return Outcome({"model.chat_template": value}, "written to a file beside run.yaml")
+    if isinstance(value, str) and any(path.is_file() for path in (Path(value), theirs.place / value)):
+        return Outcome({"model.chat_template": value if Path(value).is_file() else str(theirs.place / value)})
+    return Outcome(note="name a file: model.chat_template=FILE.jinja.", translated=False)
+
+
+def template_arguments(value: Any) -> Any:
+    """Return data.chat_template_kwargs of a mapping, or of one as JSON; raises `ValueError` for another value."""
+    found = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(found, Mapping):
+        raise ValueError
+    return dict(found)
+
+
+def names(value: Any) -> Any:
+    """Return a list of names, or of those between commas; raises `ValueError` for another value."""
+    found = value.split(",") if isinstance(value, str) else value
+    if not isinstance(found, list) or not all(isinstance(one, str) and one.strip() for one in found):
+        raise ValueError
+    return [one.strip() for one in found]
+
+
+TEMPLATE_KWARGS = Becomes(
+    "data.chat_template_kwargs", how=template_arguments, otherwise="is no mapping: say it in data.chat_template_kwargs."
+)
+ADDED_TOKENS = Becomes(
+    "model.added_tokens",
+    "they begin as the mean of the others, and embed_tokens and lm_head are trained whole",
+    how=names,
+    otherwise="is no list of tokens.",
+)
+OTHER_TEMPLATE = (
+    "the model's own chat template is taken, which may write rows otherwise: see them with unsloth-accel preview "
+    "run.yaml; model.chat_template takes another, one of Unsloth's by its name or a file."
+)
 TARGETS = Becomes("lora.target_modules", how=modules, otherwise=_PROJECTIONS)
 
 
@@ -204,6 +244,8 @@ SYSTEM_PROMPT = Untranslated("write a system message into the rows that have non
 NEW_ORDER = "rows are drawn in a new order each epoch; the order can't be kept."
 
 TRAINER: Mapping[str, Entry] = {
+    "chat_template_path": Computed(template_file, "`model.chat_template`, for a file"),
+    "chat_template_kwargs": TEMPLATE_KWARGS,
     "output_dir": Becomes("output_dir"),
     "report_to": Becomes(
         "logging.report_to",

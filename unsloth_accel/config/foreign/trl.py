@@ -32,6 +32,7 @@ from .shared import (
     rows_per_step,
     several,
     sft_beside,
+    template_file,
 )
 from .trl_grpo import KEYS as GRPO
 from .trl_grpo import MARKS, length
@@ -113,12 +114,6 @@ def _dataset(value: Any, theirs: Theirs) -> Outcome:
     return Outcome(found)
 
 
-def _template(value: Any, theirs: Theirs) -> Outcome:
-    if isinstance(value, str) and "{" in value:
-        return Outcome({"training.chat_template_path": value}, "written to a file beside run.yaml")
-    return Outcome(note="name a file: training.chat_template_path=FILE.jinja.", translated=False)
-
-
 _BATCH = rows_per_step("per_device_train_batch_size", "gradient_accumulation_steps", 8)
 _OTHER = Covered("belongs to another training method")
 _KEYS: Mapping[str, Entry] = {
@@ -176,7 +171,7 @@ _KEYS: Mapping[str, Entry] = {
     "packing_strategy": Becomes(
         "training.packing_strategy", "ffd is bfd by now", how=lambda value: {"ffd": "bfd"}.get(value, value)
     ),
-    "chat_template": Computed(_template, "`training.chat_template_path`: written to a file beside run.yaml"),
+    "chat_template": Computed(template_file, "`model.chat_template`: written to a file beside run.yaml"),
     "eos_token": Untranslated(
         "an answer ends with the token that the chat template writes; the tokenizer's own is kept."
     ),
