@@ -78,10 +78,12 @@ ON_CPU: dict[str, tuple[str, ...]] = {
 
 _ABOUT = """Written by `python -m benchmarks.models_page docs/models.md`. *Exact*: the library knows a family's shapes.
 *Counted*: transformers builds the model without weights and it is counted there; its activations are taken as large as
-its weights allow. Any other config.json that the installed transformers knows is counted, too. *CPU*: strategies by
-which a test trains a small model, saves it and loads it again. GPU columns: whether a run on two GPUs was that of one
-([gpu-checks.md](gpu-checks.md)); empty where none was made. *4 bit*: the strategies by which a run on two GPUs with the
-base in 4 bit was that of one. Models with a tower for images or sound are trained on text: the tower stays as it is."""
+its weights allow. Any other config.json that the installed transformers knows is counted, too; of one that it doesn't
+know, the class that it names is counted, or its fields are read off, which is an estimate: planned with a warning, and
+refused by launch. *CPU*: strategies by which a test trains a small model, saves it and loads it again. GPU columns:
+whether a run on two GPUs was that of one ([gpu-checks.md](gpu-checks.md)); empty where none was made. *4 bit*: the
+strategies by which a run on two GPUs with the base in 4 bit was that of one. Models with a tower for images or sound
+are trained on text: the tower stays as it is."""
 
 
 def family_of(name: str) -> str:

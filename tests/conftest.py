@@ -160,6 +160,7 @@ def write_checkpoint(path: Path, run: Any, *, ranks: int = 2, record: bool = Tru
     config = {"r": run.lora.r, "lora_alpha": run.lora.alpha, "base_model_name_or_path": run.model.name}
     modules = run.lora.target_modules
     config["target_modules"] = modules if isinstance(modules, str) else list(modules)
+    config["modules_to_save"] = list(run.lora.modules_to_save) or None
     (path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     for name in ("optimizer.pt", "scheduler.pt", *(f"rng_state_{rank}.pth" for rank in range(ranks))):
         with zipfile.ZipFile(path / name, "w") as file:

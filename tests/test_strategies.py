@@ -34,7 +34,7 @@ def test_what_a_plan_may_take() -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda one: one.name)
 def test_a_record_names_what_there_is(strategy: Strategy) -> None:
     assert set(strategy.needs) <= {one.what for one in PATCHES}
-    assert set(strategy.cannot) <= {"4bit", "bitsandbytes", "generate"}
+    assert set(strategy.cannot) <= {"4bit", "bitsandbytes", "embeddings", "generate"}
     assert set(strategy.reads) <= {one.optimizer_state for one in STRATEGIES} | {"whole"}
     assert strategy.about
     assert not strategy.adapter or callable(imported(strategy.adapter))

@@ -62,7 +62,8 @@ class Strategy:
     needs: tuple[str, ...] = ("CPU backend",)
     """Capabilities that the installed packages must have, by the names in `capabilities.patches`."""
     cannot: Mapping[str, str] = field(default_factory=dict)
-    """Features that fail under it, with a sentence each: `4bit`, `bitsandbytes` (optimizers), `generate`."""
+    """Features that fail under it, with a sentence each: `4bit`, `bitsandbytes` (optimizers), `embeddings` (with a
+    learning rate of their own), `generate`."""
     steps_bitsandbytes: bool = True
     """Whether bitsandbytes' optimizers can step its parameters; otherwise torch's fused AdamW takes their place."""
     saves_fused: bool = True
@@ -217,6 +218,7 @@ STRATEGIES: Registry[Strategy] = Registry(
             cannot={
                 "4bit": "FSDP1 can't flatten weights in 4 bit; every process fails.",
                 "bitsandbytes": "whether FSDP1 can put its state together was never tried.",
+                "embeddings": "FSDP1's flat weights have no names by which embeddings could get a rate of their own.",
                 "generate": "answers can't be generated from FSDP1's flat shards; the run fails once it has trained.",
             },
             saves_fused=False,

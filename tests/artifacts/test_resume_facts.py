@@ -46,6 +46,64 @@ def test_a_run_must_fit_its_checkpoint(
     assert f"checkpoint-2 was made with {before}" in problems[0].consequence or before in problems[0].consequence
 
 
+def test_a_changed_mix_is_told_once(description: dict[str, Any], planned: RunConfig, tmp_path: Path) -> None:
+    def told(given: dict[str, Any], **changes: Any) -> list[str]:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        write_checkpoint(tmp_path / "out" / "checkpoint-2", decided(given))
+        changed = {section: {**given.get(section, {}), **values} for section, values in changes.items()}
+        return [f"{one.severity} {one.key}" for one in resume_problems(decided({**given, **changed}))]
+
+    rows = description["data"]["path"]
+    mix = {**description, "data": {"mix": [{"path": rows, "weight": 1}]}}
+    assert told(mix) == []
+    moved = str(shutil.copy(rows, tmp_path / "moved.jsonl"))
+    assert told(mix, data={"mix": [{"path": moved, "weight": 1}]}) == []
+    assert told(mix, data={"mix": [{"path": rows, "weight": 2}]}) == ["error data.mix"]
+    assert told(mix, data={"mix": [], "path": rows}) == ["error data.mix"]
+    assert told(description, data={"mix": [rows], "path": ""}) == ["error data.mix"]
+    assert told(mix, data={"eval_fraction": 0.5}) == ["error data.eval_fraction"]
+    assert told(mix, data={"max_rows": 1}) == ["error data.max_rows"]
+    assert told(mix, data={"stopping_strategy": "all_exhausted"}) == ["error data.stopping_strategy"]
+    assert told(mix, training={"seed": 1}) == ["error training.seed"], "at an epoch's end, too"
+
+
+@pytest.mark.parametrize("record", [True, False], ids=["recorded", "not recorded"])
+def test_modules_that_are_trained_whole_beside_others_are_the_same(
+    record: bool, description: dict[str, Any], tmp_path: Path
+) -> None:
+    """PEFT's config and run.yaml have them in a list of their own."""
+    lora = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
+    run = decided({**description, "lora": lora})
+    write_checkpoint(tmp_path / "out" / "checkpoint-2", run, record=record)
+    assert resume_problems(run) == []
+    fewer = decided({**description, "lora": lora | {"modules_to_save": ["lm_head"]}})
+    assert {problem.key for problem in resume_problems(fewer)} >= {
+        "lora.modules_to_save" if record else "lora.target_modules"
+    }
+
+
+def test_another_rate_for_embeddings_is_told(description: dict[str, Any], tmp_path: Path) -> None:
+    def problems(before: float | None, now: float | None) -> list[str]:
+        runs = [
+            decided(
+                {
+                    **description,
+                    "lora": {"modules_to_save": ["lm_head"]},
+                    "training": {**description.get("training", {}), "embedding_learning_rate": rate},
+                }
+            )
+            for rate in (before, now)
+        ]
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        write_checkpoint(tmp_path / "out" / "checkpoint-2", runs[0])
+        return [f"{one.severity} {one.key}" for one in resume_problems(runs[1])]
+
+    key = "training.embedding_learning_rate"
+    assert problems(1e-5, 1e-5) == []
+    assert problems(1e-5, 2e-5) == [f"warning {key}"]
+    assert problems(None, 2e-5) == problems(2e-5, None) == [f"error {key}"]
+
+
 @pytest.mark.parametrize("record", [True, False], ids=["recorded", "not recorded"])
 def test_another_base_is_refused(record: bool, description: dict[str, Any], planned: RunConfig, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "out" / "checkpoint-2", planned, record=record)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from config.test_foreign import ACCELERATE, AXOLOTL, LLAMA_FACTORY, TRL
-from conftest import CONFIG, ROOT, TRAIN, write_weights
+from conftest import CONFIG, EVAL, ROOT, TRAIN, write_weights
 
 from unsloth_accel.cli.main import main
 from unsloth_accel.config.field_help import field_help
@@ -47,6 +47,13 @@ def test_without_a_file_every_field_is_there_with_its_help(model: str, capsys: p
     assert load("bare.yaml") == run
 
 
+def test_several_data_sets_become_a_mix(model: str) -> None:
+    assert main(["init", "--model", model, "--data", str(TRAIN), "--data", str(EVAL)]) == 0
+    run = load("run.yaml")
+    assert [one["path"] for one in run.data.mix] == [str(TRAIN), str(EVAL)]
+    assert run.data.path == ""
+
+
 @pytest.mark.parametrize("values", [LLAMA_FACTORY, AXOLOTL, TRL])
 def test_another_tools_file_becomes_a_run_that_starts(
     values: dict[str, object], model: str, capsys: pytest.CaptureFixture[str]
@@ -74,10 +81,10 @@ def test_what_is_not_translated_stands_in_the_file_and_is_listed(capsys: pytest.
     Path("theirs.yaml").write_text(yaml.safe_dump(LLAMA_FACTORY), encoding="utf-8")
     assert main(["init", "--from", "theirs.yaml", "--gpus", "4"]) == 0
     said = capsys.readouterr().out
-    assert "read theirs.yaml (LLaMA-Factory): 12 of 15 keys translated" in said
+    assert "read theirs.yaml (LLaMA-Factory): 13 of 15 keys translated" in said
     assert "lora_rank=4 → lora.r: 4, lora.alpha: 8 (lora_alpha is left out: twice the rank)" in said
     text = Path("run.yaml").read_text(encoding="utf-8")
-    assert "# Not translated: max_samples=10: " in text
+    assert "# Not translated: template=llama3: " in text
     assert "  r: 4  # lora_rank\n" in text
     assert "  global_size: 32  # " in text
 

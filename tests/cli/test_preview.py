@@ -29,6 +29,11 @@ def test_preview_marks_what_is_trained(tmp_path: Path, capsys: pytest.CaptureFix
     assert found["whole"] is False
     assert found["lengths"]["rows"] == 10
     assert found["rows"][0]["labels"][:3] == [-100] * 3
+    mix = f"data.mix=[{{path: {path}, max_rows: 6}},{write(tmp_path / 'more.csv', rows[:2])}]"
+    assert main(["preview", words[0], mix, "data.eval_fraction=0.1"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"share 83.3% of the rows, 5, are of {path}" in told
+    assert "1 row held out (data.eval_fraction=0.1)" in told
     assert main(["preview", *words, "data.train_on=responses", f"data.path={tmp_path / 'no.csv'}"]) == 2
 
 

@@ -153,13 +153,13 @@ def test_llama_factorys_keys(tmp_path: Path) -> None:
     run = nested(found.settings)
     assert run["model"] == {"name": "org/model"}
     assert run["lora"] == {"r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
-    assert run["data"] == {"path": "mine", "train_on": "responses"}
+    assert run["data"] == {"path": "mine", "train_on": "responses", "max_rows": 10}
     assert run["batch"] == {"global_size": 16}
     assert run["training"]["learning_rate"] == 5e-5
     assert run["logging"] == {"report_to": "wandb"}
-    assert {line.key for line in found.of_kind("named")} == {"dataset", "max_samples", "template"}
+    assert {line.key for line in found.of_kind("named")} == {"dataset", "template"}
     assert {line.key for line in found.of_kind("covered")} >= {"do_train", "plot_loss"}
-    assert found.counts == (12, 15)  # run_name is blank
+    assert found.counts == (13, 15)  # run_name is blank
 
 
 def test_a_data_set_is_looked_up_in_dataset_info(tmp_path: Path) -> None:
@@ -177,21 +177,30 @@ def test_a_data_set_is_looked_up_in_dataset_info(tmp_path: Path) -> None:
     def data(name: str) -> dict[str, Any]:
         return dict(nested(made(tmp_path, LLAMA_FACTORY | {"dataset": name}).settings)["data"])
 
+    first = {"max_rows": 10, "train_on": "responses"}
     mine = {"path": str(tmp_path / "data" / "mine.json"), "format": "sharegpt", "columns": {"conversations": "talk"}}
-    assert data("mine") == mine | {"train_on": "responses"}
-    assert data("far") == {
-        "path": "org/rows",
-        "format": "alpaca",
-        "columns": {"instruction": "ask"},
-        "subset": "s",
-        "train_on": "responses",
-    }
-    for name, said in (("pairs", "pairs of answers"), ("odd", "tags of its own"), ("mine,far", "2 data sets")):
+    far = {"path": "org/rows", "format": "alpaca", "columns": {"instruction": "ask"}, "subset": "s"}
+    assert data("mine") == mine | first
+    assert data("far") == far | first
+    for name, said in (("pairs", "pairs of answers"), ("odd", "tags of its own"), ("mine,odd", "tags of its own")):
         assert said in note(made(tmp_path, LLAMA_FACTORY | {"dataset": name}), "dataset")
-    assert data("mine,far")["path"] == "mine, far"  # which launch refuses
-    assert data("mine,one")["path"] == "mine, one", "whose rows are read otherwise"
-    both = {"path": f"{tmp_path}/data/{{one.json,two.json}}", "format": "alpaca", "train_on": "responses"}
-    assert data("one,two") == both
+    mix = [mine | {"max_rows": 10}, far | {"max_rows": 10}]
+    assert data("mine,far") == {"mix": mix, "train_on": "responses"}
+    one, two = ({"path": f"{tmp_path}/data/{name}.json", "max_rows": 10} for name in ("one", "two"))
+    assert data("one,two") == {"mix": [one, two], "format": "alpaca", "train_on": "responses"}
+    interleaved = {"mix_strategy": "interleave_over", "interleave_probs": "0.7, 0.3", "val_size": 0.1}
+    found = made(tmp_path, LLAMA_FACTORY | {"dataset": "one,two"} | interleaved)
+    assert nested(found.settings)["data"] == {
+        "mix": [one | {"weight": 0.7}, two | {"weight": 0.3}],
+        "stopping_strategy": "all_exhausted",
+        "format": "alpaca",
+        "train_on": "responses",
+        "eval_fraction": 0.1,
+    }
+    once = made(tmp_path, LLAMA_FACTORY | {"dataset": "one,two", "mix_strategy": "interleave_once"})
+    assert "first_exhausted or all_exhausted" in note(once, "mix_strategy")
+    both = made(tmp_path, LLAMA_FACTORY | {"dataset": "mine", "eval_dataset": "one,two"})
+    assert both.settings["data.eval_path"] == f"{tmp_path}/data/{{one.json,two.json}}"
 
 
 def test_axolotls_keys(tmp_path: Path) -> None:
@@ -203,9 +212,7 @@ def test_axolotls_keys(tmp_path: Path) -> None:
         "format": "chat",
         "columns": {"messages": "conversations"},
         "train_on": "responses",
-        "split": "train[:95%]",
-        "eval_path": "org/rows",
-        "eval_split": "train[-5%:]",
+        "eval_fraction": 0.05,
     }
     assert run["batch"] == {"global_size": 8}
     assert "one GPU is assumed" in note(found, "micro_batch_size")
@@ -282,6 +289,28 @@ def test_axolotls_data_sets(
     assert "evals_per_epoch" in [line.key for line in found.of_kind("covered")]
 
 
+def test_axolotls_data_sets_are_mixed(tmp_path: Path) -> None:
+    chats = {"path": "org/rows", "type": "chat_template", "split": "a"}
+    files = {"path": "json", "data_files": ["x.jsonl", "y.jsonl"], "type": "alpaca"}
+    found = made(tmp_path, AXOLOTL | {"datasets": [chats, files], "embedding_lr": 1e-5})
+    assert nested(found.settings)["data"] == {
+        "mix": [
+            {"path": "org/rows", "split": "a", "format": "chat"},
+            {"path": "x.jsonl", "format": "alpaca"},
+            {"path": "y.jsonl", "format": "alpaca"},
+        ],
+        "train_on": "responses",
+        "eval_fraction": 0.05,
+    }
+    assert "neither embed_tokens nor lm_head" in note(found, "embedding_lr")
+    trained = {"lora_modules_to_save": ["embed_tokens"], "lora_target_linear": False, "embedding_lr": 1e-5}
+    assert made(tmp_path, AXOLOTL | trained).settings["training.embedding_learning_rate"] == 1e-5
+    texts = {"path": "z.jsonl", "type": "completion"}
+    found = made(tmp_path, AXOLOTL | {"datasets": [chats, texts]})
+    assert "differ in data.train_on" in note(found, "datasets")
+    assert found.settings["data.mix"] == ["org/rows", "z.jsonl"]
+
+
 def test_trls_keys(tmp_path: Path) -> None:
     found = made(tmp_path, TRL)
     run = nested(found.settings)
@@ -311,15 +340,23 @@ def test_trls_keys(tmp_path: Path) -> None:
             {"datasets": [{"id": "org/rows", "split": "a"}, {"id": "org/rows", "split": "b", "weight": 1.0}]},
             {"path": "org/rows", "split": "a+b"},
         ),
-        ({"datasets": [{"id": "org/rows", "split": "a"}, {"id": "x/y"}]}, {"path": "org/rows:a, x/y:train"}),
-        ({"datasets": [{"id": "org/rows", "weight": 0.5}]}, {"path": "org/rows:train"}),
+        (
+            {"datasets": [{"id": "org/rows", "split": "a"}, {"id": "x/y", "weight": 0.5}], "test_split_size": 0.1},
+            {
+                "mix": [{"path": "org/rows", "split": "a"}, {"path": "x/y", "split": "train[:50%]"}],
+                "eval_fraction": 0.1,
+            },
+        ),
+        ({"datasets": [{"id": "org/rows", "weight": 0.5}]}, {"path": "org/rows", "split": "train[:50%]"}),
+        ({"datasets": [{"id": "rows.jsonl", "weight": 0.5}]}, {"path": "rows.jsonl", "split": "train"}),
     ],
 )
-def test_a_mixture_of_one_data_set_is_translated(tmp_path: Path, mixture: dict[str, Any], data: dict[str, Any]) -> None:
+def test_a_mixture_of_data_sets_is_translated(tmp_path: Path, mixture: dict[str, Any], data: dict[str, Any]) -> None:
     values = {key: value for key, value in TRL.items() if not key.startswith("dataset_")}
     found = made(tmp_path, values | {"dataset_mixture": mixture})
     assert nested(found.settings)["data"] == data
-    assert ("dataset_mixture" in [line.key for line in found.of_kind("named")]) == (":" in data["path"])
+    named = [line.key for line in found.of_kind("named")]
+    assert ("dataset_mixture" in named) == (data.get("path") == "rows.jsonl"), "of a file there is no part"
 
 
 @pytest.mark.parametrize(
@@ -468,21 +505,29 @@ def test_training_all_weights_is_named(tmp_path: Path, values: dict[str, Any]) -
     assert any("all weights were trained" in line.outcome.note for line in made(tmp_path, values).of_kind("named"))
 
 
-def test_a_file_of_rows_is_no_data_set_of_the_hub(tmp_path: Path) -> None:
+def test_a_number_of_a_files_rows_is_held_out_as_a_share(tmp_path: Path) -> None:
     """Its held-out rows are not its last ones: data.split means nothing of a file."""
-    found = made(tmp_path, AXOLOTL | {"datasets": [{"path": "data/rows.jsonl", "type": "alpaca"}]})
-    assert "rows are not drawn here" in note(found, "val_set_size")
+    rows = {"datasets": [{"path": "data/rows.jsonl", "type": "alpaca"}], "val_set_size": 50}
+    found = made(tmp_path, AXOLOTL | rows)
+    assert "as a share of all" in note(found, "val_set_size")
     assert not {"data.split", "data.eval_path"} & {*found.settings}
 
 
 def test_rows_in_place_of_the_files_own_come_without_its_split_form_and_held_out_rows(tmp_path: Path) -> None:
-    found = made(tmp_path, AXOLOTL, "data.path=mine.jsonl")
+    theirs = AXOLOTL | {"val_set_size": 50}
+    found = made(tmp_path, theirs, "data.path=mine.jsonl")
     assert nested(found.settings)["data"] == {"path": "mine.jsonl", "train_on": "responses"}
     assert "in whose place mine.jsonl is given" in note(found, "val_set_size")
     assert "needs held-out rows" in note(found, "evals_per_epoch")
-    with_rows = made(tmp_path, AXOLOTL, "data.path=mine.jsonl", "data.eval_path=held.jsonl")
+    with_rows = made(tmp_path, theirs, "data.path=mine.jsonl", "data.eval_path=held.jsonl")
     assert nested(with_rows.settings)["data"]["eval_path"] == "held.jsonl"
     assert with_rows.settings["training.eval_strategy"] == "steps"
+    several = made(tmp_path, AXOLOTL, "data.mix=[a.jsonl,b.jsonl]")
+    assert nested(several.settings)["data"] == {
+        "mix": ["a.jsonl", "b.jsonl"],
+        "train_on": "responses",
+        "eval_fraction": 0.05,
+    }
 
 
 def test_what_is_given_to_init_is_listed_as_it_is_written(tmp_path: Path) -> None:

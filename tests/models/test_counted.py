@@ -214,10 +214,12 @@ def test_a_models_own_code_runs_only_where_it_is_trusted(tmp_path: Path, monkeyp
     names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
     described = _dense("own", 96, 64, 96, 2, 4, 2) | {"auto_map": names}
     (directory / "config.json").write_text(json.dumps(described), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"it brings its own code\. Fix: model\.trust_remote_code=true"):
-        ModelSpec.load(directory)
+    guessed = ModelSpec.load(directory)
+    assert "it brings its own code. Fix: model.trust_remote_code=true" in " ".join(map(str, guessed.unloadable))
+    assert guessed.source == "config.json's fields"
     assert not ran.exists()
     found = ModelSpec.load(directory, trust_remote_code=True)
     assert ran.exists()
+    assert not found.unloadable
     assert (found.decoder_layer_class, found.num_layers) == ("LlamaDecoderLayer", 2)
     assert found.num_parameters == from_config({**described, "model_type": "llama"}, name="x").num_parameters

@@ -223,8 +223,9 @@ def test_an_unknown_architecture_is_counted_from_its_weights(tmp_path: Path) -> 
     assert [problem.severity for problem in found.problems] == ["warning"]
     assert "counted from its weights only" in str(found.problems[0])
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"'brand_new': is no model that the installed transformers"):
-        ModelSpec.load(tmp_path)
+    named = ModelSpec.load(tmp_path)  # by the class that it names, and for plans only
+    assert named.num_parameters == model.num_parameters()
+    assert "'brand_new': is no model that the installed transformers" in str(named.unloadable[0])
 
 
 def test_weights_that_are_not_the_configs(tmp_path: Path) -> None:

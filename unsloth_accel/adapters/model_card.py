@@ -220,7 +220,9 @@ def _data(trainer: Trainer, run: RunConfig | None) -> str:
     if run is None:
         return counted
     held = f"; held out: {_source(run.data.eval_path)}" if run.data.eval_path else ""
-    return f"{_source(run.data.path)}, {counted}, trained on {run.data.train_on}{held}"
+    held = f"; held out: {run.data.eval_fraction:g} of the rows" if run.data.eval_fraction else held
+    rows = ", ".join(dict.fromkeys(_source(one.path) for one in run.data.sources.values()))
+    return f"{rows}, {counted}, trained on {run.data.train_on}{held}"
 
 
 def _template(run: RunConfig | None) -> dict[str, str]:

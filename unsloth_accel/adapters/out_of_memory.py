@@ -83,7 +83,8 @@ class Halving:
     """Tokens of the micro-batch, or the part of one, that was too large; padding included."""
 
     def __str__(self) -> str:
-        what = f"out of memory in {named(self.step)}, with {self.rows} rows ({self.tokens:,} tokens) at once. The step is"
+        rows = f"{self.rows} rows ({self.tokens:,} tokens)"
+        what = f"out of memory in {named(self.step)}, with {rows} at once. The step is"
         if self.parts == 1:
             fewer = counted(self.keep_activations, "decoder block")
             return f"{what} done again, and from here on every rank keeps the activations of {fewer} only; rows stay."

@@ -19,6 +19,7 @@ from ..config.run_config import RunConfig
 from ..config.start_adapter import ADAPTER_CONFIG, Adapter, model_of
 from ..config.template_fields import MARKERS, is_template_name
 from ..config.written import described
+from ..data.mix import mix_facts
 from ..data.sources import fingerprint
 from ..errors import Problem, counted
 from ..files import read_json
@@ -37,6 +38,7 @@ _TOKENS = "rows would be made into other tokens."
 _MUST_AGREE = {
     "method": "another method trains other steps.",
     "batch.global_size": f"the Trainer skips batches by steps, so {ROWS}",
+    "data.mix": ROWS,
     "data.path": ROWS,
     "train_dataset": ROWS,
     "data.train_on": "the loss would count other tokens.",
@@ -46,6 +48,9 @@ _MUST_AGREE = {
     "data.streaming": f"a stream has another order, so {ROWS}",
     "data.split": ROWS,
     "data.subset": ROWS,
+    "data.stopping_strategy": ROWS,
+    "data.max_rows": ROWS,
+    "data.eval_fraction": ROWS,
     "model.max_seq_length": "rows would be cut at another length.",
     "training.packing": ROWS,
     "training.packing_strategy": ROWS,
@@ -70,6 +75,7 @@ _ORDER = ("training.seed", "training.data_seed", "training.train_sampling_strate
 _INSTEAD = {
     **dict.fromkeys(("data.path", "train_dataset"), "give the file that it was made with"),
     "model.chat_template": "give the template that it was made with",
+    "data.mix": "give the sources and weights that it was made with",
     "tokenizer": "give the tokenizer that it was made with",
     "steps_per_epoch": "the number of processes, rows per device, batch.balance and dataloader_drop_last of its run",
     "accelerator_config": "give the accelerator_config that it was made with",
@@ -77,13 +83,16 @@ _INSTEAD = {
 """Fixes of facts that can't be given as `key=value`."""
 _RENAMED = {"training.chat_template_path": "model.chat_template"}
 """Facts that older checkpoints have under another key."""
+_EMBEDDING_RATE = "training.embedding_learning_rate"
 _KEPT = {
+    _EMBEDDING_RATE: "the checkpoint's own is kept: the Trainer restores it with the optimizer.",
     "training.learning_rate": "the checkpoint's own is kept: the Trainer restores it with the optimizer.",
     "training.weight_decay": "the checkpoint's own is kept: the Trainer restores it with the optimizer.",
 }
 _AS_DESCRIBED = (
     *("data.chat_template_kwargs", "model.added_tokens", *MARKERS),
     *("data.train_on", "data.format", "data.columns", "data.too_long", "data.streaming", "data.split", "data.subset"),
+    *("data.stopping_strategy", "data.max_rows", "data.eval_fraction"),
     *("model.max_seq_length", "lora.r", "lora.alpha", "lora.use_rslora", *_ADAPTER),
 )
 """Facts that are taken from run.yaml."""
@@ -105,7 +114,8 @@ _DECIDE_ROWS = {
 def made_with(run: RunConfig) -> dict[str, Any]:
     """Return the facts of a planned run (every `auto` decided) on which resuming its checkpoints depends, by its keys.
 
-    `data.path` is the file's fingerprint, so that it may move. JSON keeps them as they are.
+    `data.path` is the file's fingerprint, so that it may move, as in `data.mix`; empty where that is given. JSON keeps
+    them as they are.
     """
     training = run.training
     modules = run.lora.target_modules
@@ -116,7 +126,8 @@ def made_with(run: RunConfig) -> dict[str, Any]:
         "distributed.num_processes": run.distributed.num_processes,
         "batch.global_size": run.batch.rows(run.model.max_seq_length),
         "model.name": _resolved(model_of(run.model.name)),
-        "data.path": fingerprint(run.data.path),
+        "data.path": "" if run.data.mix else fingerprint(run.data.path),
+        "data.mix": mix_facts(run.data),
         **{key: attrgetter(key)(run) for key in _AS_DESCRIBED},
         "lora.target_modules": modules if isinstance(modules, str) else sorted(modules),
         **{f"training.{key}": training.get(key, usual) for key, usual in _DECIDE_ROWS.items()},
@@ -125,6 +136,7 @@ def made_with(run: RunConfig) -> dict[str, Any]:
         **({"training.packing_strategy": training.get("packing_strategy", "bfd")} if training.get("packing") else {}),
         "model.chat_template": _text_of(run.model.chat_template),
         **{f"training.{key}": training[key] for key in said if key in training},
+        _EMBEDDING_RATE: training.get("embedding_learning_rate"),
     }
 
 
@@ -133,6 +145,7 @@ def facts_of_run(run: RunConfig) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for section, values in described(run).items():
         facts |= {f"{section}.{key}": value for key, value in values.items()} if isinstance(values, dict) else {}
+    facts["data.mix"] = mix_facts(run.data)
     for key, path in (("data.path", run.data.path), ("data.eval_path", run.data.eval_path)):
         if path:  # which may lie elsewhere on another machine
             facts[key] = f"rows with fingerprint {fingerprint(path)}"
@@ -191,9 +204,13 @@ def difference(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> list[Problem
     for key, consequence in (_MUST_AGREE | _KEPT).items():
         if key not in before or key not in facts or before[key] == facts[key]:
             continue
+        if key == "data.path" and before.get("data.mix", []) != facts.get("data.mix", []) and "data.mix" in before:
+            continue  # told already
         if isinstance(before[key], list) != isinstance(facts[key], list):
             continue  # modules by name and by pattern: the loader sees whether they fit
         severity: Any = "error" if key in _MUST_AGREE else "warning"
+        if key == _EMBEDDING_RATE and None in (before[key], facts[key]):
+            severity, consequence = "error", "its optimizer has other groups of weights, and can't be read."
         problems.append(_problem(checkpoint, key, facts[key], before[key], consequence, severity))
     problems += [*_order_problems(checkpoint, facts), *_epoch_problems(checkpoint, facts)]
     ours, theirs = facts.get("distributed.strategy"), before.get("distributed.strategy")
@@ -212,7 +229,9 @@ def _order_problems(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Iterato
             continue
         consequence = f"the order of rows follows it, so {ROWS}"
         severity: Any = "error"
-        if name == "training.seed" and facts.get("training.shuffle_dataset"):  # by which the rows were shuffled before
+        drawn = any(facts.get(key) for key in ("training.shuffle_dataset", "data.eval_fraction"))
+        drawn = drawn or any("weight" in source for source in facts.get("data.mix") or ())
+        if name == "training.seed" and drawn:  # rows were shuffled, drawn or held out by it before
             yield _problem(checkpoint, name, facts[name], before[name], consequence, severity)
             continue
         if not checkpoint.in_mid_epoch:
@@ -265,6 +284,8 @@ def _text_of(template: str | None) -> str | None:
 
 def _problem(checkpoint: Checkpoint, key: str, now: Any, before: Any, consequence: str, severity: Any) -> Problem:
     said, instead = str(before), _INSTEAD.get(key, f"{key}={'null' if before is None else before}")
+    if key == "data.mix":
+        said, now = f"data.mix={before or 'none'}", now or "none"
     if key == "data.path":
         said, now = f"other rows, fingerprint {before}", f"rows with fingerprint {now}"
     fix = f"{'nothing' if severity == 'warning' else instead}, or start a new run in another output_dir"
@@ -292,8 +313,10 @@ def _adapter_problems(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Itera
             continue
         if key in recorded and (key == "model.name" or recorded[key] != ours):
             continue  # Unsloth may train another copy of a model than the one named; or it has been told
-        # PEFT has lists of their own for what is trained whole, and for experts.
-        same = adapter.trains(ours) if key == "lora.target_modules" else form(value) == form(ours)
+        # PEFT has lists of their own for what is trained whole, and for experts; a script's facts don't tell the first.
+        whole = facts.get("lora.modules_to_save", config.get("modules_to_save")) or ()
+        given = sorted({*ours, *whole}) if key == "lora.target_modules" and isinstance(ours, list) else ours
+        same = adapter.trains(given) if key == "lora.target_modules" else form(value) == form(ours)
         if not same:
             yield _problem(checkpoint, key, ours, form(value), _MUST_AGREE[key], "error")
 

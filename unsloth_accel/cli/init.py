@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -45,7 +46,8 @@ def parser() -> argparse.ArgumentParser:
     source = "another tool's YAML, an accelerate config (also beside one), or a script or notebook"
     made.add_argument("--from", dest="source", nargs="+", metavar="FILE", help=source)
     made.add_argument("--model", metavar="MODEL", help="a directory with a config.json, or a hub id")
-    made.add_argument("--data", metavar="DATA", help="rows to train on: a file, directory, glob or hub id")
+    rows = "rows to train on: a file, directory, glob or hub id; given several times, a mix of them"
+    made.add_argument("--data", metavar="DATA", action="append", help=rows)
     made.add_argument("--method", metavar="METHOD", help="training method; default sft")
     made.add_argument("--gpus", type=count, metavar="N", help="GPUs that the other tool used, a factor of the batch")
     made.add_argument("--out", metavar="RUN.yaml", default="run.yaml", help="file to write; default run.yaml")
@@ -65,7 +67,10 @@ def run(words: Sequence[str]) -> int:
     _check(asked, source, overrides, arguments)
     if source and Path(source[0]).suffix in _SCRIPTS:
         return _read_script(source[0])
-    for key, value in (("model.name", asked.model), ("data.path", asked.data), ("method", asked.method)):
+    data = asked.data or [None]
+    several = [("data.mix", f"[{', '.join(map(json.dumps, data))}]")]
+    rows = several if len(data) > 1 else [("data.path", data[0])]
+    for key, value in (("model.name", asked.model), *rows, ("method", asked.method)):
         overrides += [f"{key}={value}"] if value is not None else []
     if source or arguments:
         return _translate(asked, source, overrides, arguments)
@@ -180,7 +185,7 @@ def _begin(asked: argparse.Namespace, overrides: list[str]) -> int:
                 ("--model", "model.name", "which model is fine-tuned", "unsloth/Llama-3.2-1B-Instruct"),
                 ("--data", "data.path", "which rows are trained", "data/train.jsonl"),
             )
-            if key not in given
+            if key not in given and not (key == "data.path" and given.get("data.mix"))
         ]
     )
     hardware = Hardware.detect()

@@ -92,7 +92,7 @@ def _warn(problems: Sequence[Problem], told: Collection[tuple[str, str]] = ()) -
 
 
 def _written(made: Plan, directory: str) -> str:
-    needed = {"data.path": made.run.data.path, "output_dir": made.run.output_dir}
+    needed = {"data.path": made.run.data.names, "output_dir": made.run.output_dir}
     missing = [key for key, value in needed.items() if not value]
     without = f" (without {' and '.join(missing)}: add them before you launch it)" if missing else ""
     return f"{directory}/accelerate.yaml and {directory}/{PLANNED_YAML}{without}"

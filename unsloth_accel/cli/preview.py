@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
 def run(words: Sequence[str]) -> int:
     asked = parser().parse_intermixed_args(words)
     description = run_from_words(asked.words)
-    if not description.data.path:
+    if not description.data.names:
         fix = "name the rows, data.path=…"
         raise ConfigError(Problem(key="data.path", consequence="is missing: there is nothing to show.", fix=fix))
     from ..data.preview import preview_rows
@@ -127,5 +127,8 @@ def _print_figures(console: Console, found: Preview) -> None:
     if found.kind not in COMPARED and not found.answered:
         packed = f"{counted(figures.rows, 'row')} into {figures.packed:,} of {found.limit:,} tokens"
         lines.append(f"packing   {packed} ({figures.rows_each:.1f} each)")
+    total = sum(found.sources.values())
+    for name, rows_of_it in found.sources.items():
+        lines.append(f"share     {rows_of_it / total:.1%} of the rows, {rows_of_it:,}, are of {name}")
     lines += [f"note      {note}" for note in found.notes]
     console.print("\n".join(lines), highlight=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..errors import ConfigError, Problem, close_match, first_line, nearest, rai
 from ..methods import METHODS, USUAL_METHOD, Method
 from ..secret import marked, plain, shown, shown_word
 from ..strategies import STRATEGIES
+from .data_mix import MIX, UNTIL, read_mix
 from .lora_fields import WHOLE, lora_problems
 from .other_names import belongs, gone, spelt_here
 from .rewards_config import FUNCTIONS, ON_ERROR, name_files_beside, read_functions
@@ -69,6 +70,7 @@ _CHOICES = {
     "data.format": FORMATS,
     "data.train_on": ("auto", "all", "responses"),
     "data.too_long": ("cut", "drop"),
+    "data.stopping_strategy": UNTIL,
     "rewards.on_error": ON_ERROR,
     "model.gradient_checkpointing": ("unsloth", "true", "false"),
     "model.dtype": (None, "float32", "float16", "bfloat16"),
@@ -78,6 +80,7 @@ _POSITIVE = (
     "lora.r",
     "batch.global_size",
     "batch.global_tokens",
+    "data.max_rows",
     "evaluation.max_rows",
     "evaluation.max_new_tokens",
     "training.per_device_train_batch_size",
@@ -87,6 +90,9 @@ _POSITIVE = (
 MOST = 2**31
 _KEPT = "model.keep_activations"
 _PATIENCE = "training.early_stopping_patience"
+_LISTS = {FUNCTIONS: read_functions, MIX: read_mix}
+"""Keys whose value is a list of mappings, and what reads it."""
+_EMBEDDING_RATE = "training.embedding_learning_rate"
 _EVALUATE = ("training.eval_strategy", "training.do_eval", "training.eval_on_start")
 _REQUIRED = ("model.name", "data.path", "output_dir")
 _MAPPINGS = ("training", "data.columns", "data.chat_template_kwargs", "lora.loftq_config")
@@ -139,12 +145,15 @@ def from_dict(given: DictConfig | dict[str, Any], *, to_plan: bool = False) -> R
     if schema.model.added_tokens:  # which LoRA can't train
         schema.lora.modules_to_save = list(dict.fromkeys([*schema.lora.modules_to_save, *WHOLE]))
     adapter = _begin_with_adapter(schema, values, problems)
-    for key in ("data.path", "output_dir") if to_plan else ():
+    mixed = bool(OmegaConf.select(values, MIX, default=None, throw_on_missing=False))
+    problems += _of_a_mix(schema) if mixed else []
+    for key in ("data.path", "output_dir") if to_plan else ("data.path",) if mixed else ():
         if OmegaConf.select(schema, key, default=None, throw_on_missing=False) is None:
             OmegaConf.update(schema, key, "")
     training = _check_training(schema)
     _move(schema, values, [*problems, *training])
-    problems += _missing(schema, ("model.name",) if to_plan else _REQUIRED)
+    required = ("model.name",) if to_plan else [key for key in _REQUIRED if not (mixed and key == "data.path")]
+    problems += _missing(schema, required)
     problems += training
     named = {problem.key for problem in problems}
     of_lora = lora_problems(OmegaConf.to_object(schema.lora))
@@ -223,7 +232,7 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
             continue
         try:
             value = values[key]
-            if name == FUNCTIONS and OmegaConf.is_config(value):
+            if name in _LISTS and OmegaConf.is_config(value):
                 value = OmegaConf.to_container(value, resolve=True)
         except OmegaConfBaseException as error:
             tell(None, f"{first_line(error)}.", _reference_fix(values, key), "run-reference")
@@ -238,8 +247,8 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
             continue
         if isinstance(value, bool) and "true" in (_CHOICES.get(name) or ()):
             value = str(value).lower()  # YAML reads true and false as booleans
-        if name == FUNCTIONS:
-            value, wrong = read_functions(value)
+        if name in _LISTS:
+            value, wrong = _LISTS[name](value)
             for found in wrong:
                 _tell(problems, *found)
         kind = _field_type(name)
@@ -372,11 +381,13 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
     if modules != "all-linear" and not names and not (adapter and adapter.trains(modules)):  # whose may be a pattern
         fix = "lora.target_modules=all-linear, or a list such as [q_proj, v_proj]"
         wrong("lora.target_modules", modules, "unknown value.", fix)
-    if given("data.eval_path") is None:
+    problems += _held_out_problems(given)
+    if given("data.eval_path") is None and given("data.eval_fraction") is None:
         for key in ("evaluation.exact_match", *_EVALUATE, _PATIENCE):
             if given(key) not in (None, False, "no"):
                 consequence = "needs held-out rows, and data.eval_path names none."
-                wrong(key, given(key), consequence, "set data.eval_path", "run-needs-eval-rows")
+                fix = "set data.eval_path, or data.eval_fraction"
+                wrong(key, given(key), consequence, fix, "run-needs-eval-rows")
     patience, threshold = given(_PATIENCE), given("training.early_stopping_threshold")
     if patience is not None and given("training.eval_strategy") in (None, False, "no"):
         consequence = "counts evaluations, and there is none while the run trains."
@@ -389,6 +400,13 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
     limit = given("rewards.timeout")
     if not 0 < limit <= MOST:
         wrong("rewards.timeout", limit, "is no time in which a function could score.", "give seconds, more than 0")
+    rate = given(_EMBEDDING_RATE)
+    if rate is not None and not _trains_embeddings(tree):
+        consequence = "has nothing to act on: the run trains neither embed_tokens nor lm_head."
+        fix = "remove it, or lora.modules_to_save=[embed_tokens, lm_head]"
+        wrong(_EMBEDDING_RATE, rate, consequence, fix)
+    elif isinstance(rate, int | float) and not 0 < rate < 1:
+        wrong(_EMBEDDING_RATE, rate, "is no learning rate.", "give more than 0 and less than 1, such as 1.0e-5")
     minutes = given("training.save_minutes")
     if isinstance(minutes, int | float) and not minutes >= 0:
         wrong(
@@ -408,6 +426,9 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
         if not (isinstance(steps := given("training.max_steps"), int) and steps > 0):
             consequence = "a stream has no known length, so the run needs a number of steps."
             wrong("data.streaming", True, consequence, "data.streaming=false, or training.max_steps=…")
+        if given(MIX) and not any(one.get("weight") for one in given(MIX)):
+            consequence = "a stream is shuffled within 1,000 rows: one source would be trained after another."
+            wrong(MIX, None, consequence, "a weight for each source, or data.streaming=false")
         if given("training.packing") is True:
             fix = "training.packing=false, or data.streaming=false"
             wrong("data.streaming", True, "packing needs all rows beforehand.", fix)
@@ -428,6 +449,38 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
         consequence = "resume keeps the earlier run, overwrite deletes it."
         wrong("training.resume", resume, consequence, "training.overwrite=false", "run-resume-and-overwrite")
     return problems
+
+
+def _of_a_mix(schema: DictConfig) -> list[Problem]:
+    """Return the problem of rows that both data.path and data.mix name."""
+    path = OmegaConf.select(schema, "data.path", default=None, throw_on_missing=False)
+    problems: list[Problem] = []
+    if path:
+        _tell(problems, "data.path", path, "data.mix names the rows already.", "make it one more source of data.mix")
+    return problems
+
+
+def _held_out_problems(given: Callable[[str], Any]) -> list[Problem]:
+    """Return why a share of the rows can't be held out."""
+    key, share = "data.eval_fraction", given("data.eval_fraction")
+    problems: list[Problem] = []
+    if share is None:
+        return problems
+    if not 0 < share < 1:
+        consequence = "is no share that leaves rows on both sides."
+        _tell(problems, key, share, consequence, "give more than 0 and less than 1, such as 0.05")
+    if given("data.eval_path") is not None:
+        _tell(problems, key, share, "data.eval_path names the held-out rows already.", "give one of them")
+    if given("data.streaming") is True:
+        consequence = "rows of a stream aren't known before, so none can be drawn of them."
+        _tell(problems, key, share, consequence, "data.eval_path=…, or data.streaming=false")
+    return problems
+
+
+def _trains_embeddings(tree: DictConfig) -> bool:
+    """Return whether the adapter trains embeddings or the head whole: Unsloth does so where they are targets, too."""
+    named = [OmegaConf.select(tree, key) for key in ("lora.modules_to_save", "lora.target_modules")]
+    return any(name in WHOLE for one in named if isinstance(one, ListConfig) for name in one)
 
 
 def _field_type(name: str) -> str:

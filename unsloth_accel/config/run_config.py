@@ -5,7 +5,7 @@ The sections are OmegaConf structured configs. `read_run` makes one of a YAML fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from omegaconf import MISSING
@@ -20,6 +20,7 @@ OWN_TRAINING_KEYS: dict[str, Any] = {
     "early_stopping_patience": int,
     "early_stopping_threshold": float,
     "save_minutes": float | None,
+    "embedding_learning_rate": float | None,
 }
 """Keys of `training` that are no fields of the method's config, and their types."""
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -99,6 +100,18 @@ class DataConfig:
     is two files), or a hub id."""
     eval_path: str | None = None
     """Held-out rows for evaluation: files or a hub id, as for `data.path`."""
+    mix: list[Any] = field(default_factory=list)
+    """Several sources in the place of `data.path`, each a path, or {path: …, weight: …} with `split`, `subset`,
+    `format`, `columns` and `max_rows` of its own where they differ. Weights are the shares in which rows are drawn;
+    without them all rows of all sources are trained."""
+    stopping_strategy: str = "first_exhausted"
+    """End of a mix with weights: `first_exhausted`, where a source has no more rows, or `all_exhausted`, where every
+    row has been drawn at least once, and those of smaller sources several times."""
+    max_rows: int | None = None
+    """Most rows that are taken of `data.path` or of the mix, the first ones; null for all."""
+    eval_fraction: float | None = None
+    """Share of these rows that is held out for evaluation, above 0 and below 1, drawn by training.seed: the same rows
+    on every rank and when a run is resumed. In the place of `data.eval_path`."""
     split: str = "train"
     """Split of the Hub dataset to train on."""
     eval_split: str = "test"
@@ -126,6 +139,26 @@ class DataConfig:
     """Treatment of rows longer than model.max_seq_length: `cut` truncates them, `drop` leaves them out."""
     streaming: bool = False
     """Read training rows as they are needed, for datasets that don't fit in memory; needs training.max_steps."""
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are rows to evaluate on."""
+        return bool(self.eval_path or self.eval_fraction)
+
+    @property
+    def sources(self) -> dict[str, DataConfig]:
+        """Description of each source of training rows, by the key that names its path; each has only what it says of
+        one: no mix, and no share that is held out."""
+        alone = replace(self, mix=[], eval_fraction=None)
+        if not self.mix:
+            return {"data.path": alone}
+        own = [{key: value for key, value in one.items() if key != "weight" and value is not None} for one in self.mix]
+        return {f"data.mix.{place}.path": replace(alone, **{"max_rows": None, **one}) for place, one in enumerate(own)}
+
+    @property
+    def names(self) -> str:
+        """Paths of the training rows, in words."""
+        return " and ".join(dict.fromkeys(one.path for one in self.sources.values()))
 
 
 @dataclass
@@ -210,7 +243,8 @@ class RunConfig:
     """Fields of the method's config (TRL's SFTConfig, DPOConfig, …); `resume` (true, false or `if_any`), `overwrite`;
     `early_stopping_patience`, the evaluations in a row without a better `metric_for_best_model` (by default the
     held-out loss) after which training stops, and `early_stopping_threshold`, what counts as better; `save_minutes`,
-    the minutes between checkpoints: 15 where neither `save_strategy` nor `save_steps` is given, 0 or null for none."""
+    the minutes between checkpoints: 15 where neither `save_strategy` nor `save_steps` is given, 0 or null for none;
+    `embedding_learning_rate`, the learning rate of embed_tokens and lm_head where they are trained whole."""
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

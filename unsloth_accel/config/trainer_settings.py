@@ -30,7 +30,7 @@ def given_fields(run: RunConfig) -> dict[str, Any]:
         for name, value in run.trainer_fields().items()
     }
     fields = _OWN | kept_defaults(run) | _saving(run) | asked
-    if run.data.eval_path and "per_device_train_batch_size" in fields:
+    if run.data.holds_out and "per_device_train_batch_size" in fields:
         fields.setdefault("per_device_eval_batch_size", 2 * fields["per_device_train_batch_size"])
     return fields
 

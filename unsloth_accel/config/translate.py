@@ -21,7 +21,10 @@ TEMPLATE = "model.chat_template"
 """The one setting whose value, a template's text in a file of TRL's, is written to a file of its own."""
 _STAYS = ("method", "model.name", "data.path", "output_dir", TEMPLATE)
 """Settings that stay although they are wrong as they are: without them there is no run, and launch says what is."""
-_OF_A_DATA_SET = ("data.split", "data.subset", "data.format", "data.columns", "data.eval_path", "data.eval_split")
+_OF_A_DATA_SET = (
+    *("data.path", "data.mix", "data.stopping_strategy", "data.split", "data.subset", "data.format", "data.columns"),
+    *("data.eval_path", "data.eval_split"),
+)
 _PRECISION = ("training.bf16", "training.fp16")
 Kind = Literal["translated", "covered", "named"]
 
@@ -183,7 +186,8 @@ def _line(tool: Tool, key: str, value: Any, theirs: Theirs, assumed: bool = Fals
 def _settle(made: Translation, overrides: Sequence[str], stem: str) -> None:
     """Apply `overrides`, name what is missing, and take back, with the reason, what this run may not say."""
     given = dict(map(setting, overrides))
-    if given.get("data.path") not in (None, made.settings.get("data.path")):
+    rows = given.get("data.path") or given.get("data.mix")
+    if rows and rows not in (made.settings.get("data.path"), made.settings.get("data.mix")):
         _forget_data_set(made, given)
     made.settings |= given
     for place, line in enumerate(made.lines):
@@ -197,7 +201,7 @@ def _settle(made: Translation, overrides: Sequence[str], stem: str) -> None:
             ("model.name", "the files name no model", "--model"),
             ("data.path", "the files name no rows to train on", "--data"),
         )
-        if key not in made.settings
+        if key not in made.settings and not (key == "data.path" and "data.mix" in made.settings)
     ]
     if missing:
         raise ConfigError(missing)
@@ -214,14 +218,15 @@ def _settle(made: Translation, overrides: Sequence[str], stem: str) -> None:
 def _forget_data_set(made: Translation, given: Mapping[str, Any]) -> None:
     """Take back what was said of the data set in whose place `given` names another: form, part and held-out rows."""
     gone = {key for key in _OF_A_DATA_SET if key in made.settings and key not in given}
-    if made.settings.get("data.eval_path") != made.settings.get("data.path"):
+    if made.settings.get("data.eval_path") != made.settings.get("data.path") or "data.path" not in made.settings:
         gone -= {"data.eval_path", "data.eval_split"}  # another data set, that a key of its own names
     for key in gone:
         del made.settings[key]
     for place, line in enumerate(made.lines):
         rest = {key: value for key, value in line.outcome.settings.items() if key not in gone}
         if len(rest) < len(line.outcome.settings):
-            reason = f"is of the rows in whose place {given['data.path']} is given: set data.eval_path."
+            instead = given.get("data.path") or "a mix"
+            reason = f"is of the rows in whose place {instead} is given: set data.eval_path."
             outcome = replace(line.outcome, settings=rest) if rest else Outcome(note=reason, translated=False)
             made.lines[place] = replace(line, outcome=outcome)
 

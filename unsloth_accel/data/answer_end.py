@@ -27,7 +27,8 @@ def unending_answers(run: RunConfig, tokenizer: Any) -> Problem | None:
     generation stops: not in its eos_token, nor in another one of the model's generation_config."""
     # A hub's rows that are not streamed are in its cache, perhaps without a network.
     streaming, method = run.data.streaming, run.method
-    row = next(iter(read_checked_rows(run.data.path, "data.path", run.data, 1, streaming=streaming, method=method)))
+    key, source = next(iter(run.data.sources.items()))
+    row = next(iter(read_checked_rows(source.path, key, source, 1, streaming=streaming, method=method)))
     scored = kind_of(row) == "preference" and not METHODS[method].needs_prompt  # by a model that writes no answer
     if scored or not is_conversational(row):
         return None

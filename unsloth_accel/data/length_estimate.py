@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config.data_mix import UNTIL, weights_of
 from ..errors import ConfigError
 from ..methods import USUAL_METHOD
 from .file_readers import rows_of_file
@@ -55,19 +56,59 @@ class RowLengths:
 
 
 def row_lengths(data: DataConfig, model: str | Path, limit: int, method: str = USUAL_METHOD) -> RowLengths | None:
-    """Lengths of up to the first `ROWS` rows of `data.path`, none counted above `limit` tokens; with `data.too_long` as
-    `drop` longer ones are left out. A pair has two, of its prompt with either answer.
+    """Lengths of up to the first `ROWS` training rows of each source, in the shares of a mix, none counted above
+    `limit` tokens; with `data.too_long` as `drop` longer ones are left out. A pair has two, of its prompt with either
+    answer.
 
     None for a hub id, which a plan doesn't download, and for rows that can't be read, which other checks report.
     """
+    each = [_of_source(source, model, limit, method) for source in data.sources.values()]
+    found = [one for one in each if one is not None]
+    if len(found) < len(each):
+        return None
+    made = _mixed(found, data) if data.mix else found[0]
+    total = made.total if made.total is None or data.max_rows is None else min(made.total, data.max_rows)
+    return replace(made, total=total and total - round(total * (data.eval_fraction or 0)))
+
+
+def _mixed(found: list[RowLengths], data: DataConfig) -> RowLengths:
+    """Return the lengths of a mix of sources with these lengths."""
+    counts = [one.total for one in found]
+    whole = None if None in counts else [count or 0 for count in counts]
+    shares = weights_of(data.mix)
+    if shares:
+        ends = [count / share for count, share in zip(whole or (), shares, strict=False)]
+        total = round((min if data.stopping_strategy == UNTIL[0] else max)(ends)) if ends else None
+    else:
+        total = sum(whole) if whole else None
+        shares = [count / total for count in whole] if whole and total else [1 / len(found)] * len(found)
+    drawn = [round(ROWS * share) or 1 for share in shares]
+    ordered = sorted(
+        one.ordered[(2 * place + 1) * len(one.ordered) // (2 * number)]
+        for one, number in zip(found, drawn, strict=True)
+        for place in range(number if one.ordered else 0)
+    )
+    return RowLengths(
+        mean=sum(share * one.mean for share, one in zip(shares, found, strict=True)),
+        rows=sum(one.rows for one in found),
+        counted=all(one.counted for one in found),
+        total=total,
+        total_known=all(one.total_known for one in found) and not weights_of(data.mix),
+        ordered=tuple(ordered),
+    )
+
+
+def _of_source(data: DataConfig, model: str | Path, limit: int, method: str) -> RowLengths | None:
+    """Return the lengths of one source."""
     try:
         source = locate(data.path)
         if source.hub:
             return None
-        found = read_checked_rows(data.path, data=data, most=ROWS, method=method)
+        found = read_checked_rows(data.path, data=data, most=min(ROWS, data.max_rows or ROWS), method=method)
         total = len(found) if len(found) < ROWS else _total(source, found)
     except (ConfigError, OSError):
         return None
+    total = total if total is None or data.max_rows is None else min(total, data.max_rows)
     texts = ["\n".join(texts_of(sequence)) for row in found for sequence in sequences_of(row)]
     counts = _counted(texts, Path(model) / "tokenizer.json")
     lengths = counts or [len(text) / CHARACTERS for text in texts]

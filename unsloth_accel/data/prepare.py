@@ -11,18 +11,20 @@ import functools
 import hashlib
 import json
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..capabilities.probe import available
+from ..config.data_mix import weights_of
 from ..errors import ConfigError, Problem, counted
 from ..files import why_unwritten
 from ..methods import METHODS
+from .mix import HELD_OUT, TRAIN, all_sources, run_rows
 from .preference_rows import as_row, columns_of, unpaired
-from .rows import Rows, no_step, read_checked_rows
+from .rows import Rows, no_step
 from .sources import cache_directory, fingerprint, locate
 from .stored_rows import stored
 from .tokenise import Recipe, Tokenise, fingerprint_of, notes_on
@@ -53,12 +55,14 @@ class DataReport:
     """Number of rows that are trained, before they are packed."""
     tokens: int = 0
     trained_tokens: int = 0
+    sources: dict[str, int] = field(default_factory=dict)
+    """Number of rows from each source of a mix."""
     notes: tuple[str, ...] = ()
     """Sentences on the figures, with row numbers."""
 
     def figures(self) -> dict[str, Any]:
-        """Return the figures without the sentences."""
-        return {name: value for name, value in asdict(self).items() if name != "notes"}
+        """Return the figures without the sentences, and without sources where there is no mix."""
+        return {name: value for name, value in asdict(self).items() if name != "notes" and value != {}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +88,14 @@ def prepare(run: RunConfig, tokenizer: Any) -> Prepared:
 
     Raises `ConfigError`, the same on every process, for bad rows and where nothing is left to learn.
     """
-    held_out = _split(run, tokenizer, run.data.eval_path, "data.eval_path") if run.data.eval_path else None
+    held_out = _split(run, tokenizer, HELD_OUT) if run.data.holds_out else None
     if run.data.streaming:
         from .streaming import streamed
 
         rows, notes = streamed(run, tokenizer)
         made = Prepared(train=rows, report={"streaming": True}, notes=notes)
     else:
-        train, found, directory = _split(run, tokenizer, run.data.path, "data.path")
+        train, found, directory = _split(run, tokenizer, TRAIN)
         notes = (*found.notes, *_batch_notes(run, len(train)))
         made = Prepared(train=train, train_directory=directory, report=found.figures(), notes=notes)
     if held_out is None:
@@ -113,8 +117,10 @@ def _batch_notes(run: RunConfig, count: int) -> tuple[str, ...]:
     return (f"{few}: every step is an epoch of {counted(count, 'row')}.",)
 
 
-def _split(run: RunConfig, tokenizer: Any, path: str, key: str) -> tuple[Dataset, DataReport, Path]:
-    name, told = _name(run, tokenizer, path, key), []
+def _split(run: RunConfig, tokenizer: Any, key: str) -> tuple[Dataset, DataReport, Path]:
+    """Return the prepared rows of a part of `run`, the one of `key`."""
+    path = run.data.eval_path if key == HELD_OUT and run.data.eval_path else run.data.names
+    name, told = _name(run, tokenizer, key), []
     make = functools.cache(partial(_make, run, tokenizer, path, key, name))
     # The cache of `datasets`, or the run's own directory where that can't be written.
     for cache in (cache_directory(), Path(run.output_dir, "data")):
@@ -141,20 +147,25 @@ def _split(run: RunConfig, tokenizer: Any, path: str, key: str) -> tuple[Dataset
     return dataset, report, cache / name
 
 
-def _name(run: RunConfig, tokenizer: Any, path: str, key: str) -> str:
+def _name(run: RunConfig, tokenizer: Any, key: str) -> str:
     """Return the name of the prepared rows: a digest of everything that decides what they are."""
     packages = [distributions(name=package) for package in ("trl", "transformers", "tokenizers", "unsloth_zoo")]
     versions = [next((one.version for one in installed), "") for installed in packages]
-    data = run.data
-    hub = ""
-    if locate(path, key).hub:
-        from .hub import load
+    data, own = run.data, key == HELD_OUT and bool(run.data.eval_path)  # otherwise a part of the same rows
+    drawn = [key, weights_of(data.mix), data.stopping_strategy, data.max_rows, data.eval_fraction]
+    sources = {one: found for one, found in all_sources(data).items() if (one == HELD_OUT) == own}
+    said: list[Any] = [VERSION, versions, drawn]
+    for place, source in sources.items():
+        hub = ""
+        if locate(source.path, place).hub:
+            from .hub import load
 
-        available("what the Hub's rows are known by")
-        hub = load(path, key, data)._fingerprint  # the downloaded files', where the name may have got new ones
-    said = [VERSION, versions, fingerprint(path), hub, data.format, dict(data.columns), data.train_on, data.too_long]
-    said += [dict(data.chat_template_kwargs)]
-    said += [data.subset, data.split, data.eval_split, fingerprint_of(tokenizer, Recipe.of(run, "messages"))]
+            available("what the Hub's rows are known by")
+            hub = load(source.path, place, source)._fingerprint  # the files', where the name may have got new ones
+        said += [fingerprint(source.path), hub, source.format, dict(source.columns), source.subset, source.split]
+        said += [source.eval_split, source.max_rows]
+    said += [dict(data.chat_template_kwargs), data.train_on, data.too_long]
+    said += [fingerprint_of(tokenizer, Recipe.of(run, "messages"))]
     said += [run.training.get("shuffle_dataset"), run.training.get("seed"), run.method]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 
@@ -163,7 +174,7 @@ def _make(run: RunConfig, tokenizer: Any, path: str, key: str, name: str) -> tup
     """Return the prepared rows, which get this `name`, and their report."""
     from datasets import Dataset, Features, Value
 
-    rows = read_checked_rows(path, key, run.data, method=run.method)
+    rows = run_rows(run, key)
     recipe = Recipe.of(run, rows.kind, weighted=bool(rows.weighted))
     tokenise = Tokenise(tokenizer, recipe)
     print(f"tokenising {counted(len(rows), 'row')} of {path}", flush=True)
@@ -241,6 +252,7 @@ def _examine(tokens: Dataset, rows: Rows, recipe: Recipe, key: str) -> tuple[lis
         dropped=len(lengths) - len(kept),
         tokens=sum(computed[index] for index in kept),
         trained_tokens=sum(trained[index] for index in kept),
+        sources=rows.sources,
         notes=tuple(notes),
     )
 

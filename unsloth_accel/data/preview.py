@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..config.run_config import DEFAULT_PER_DEVICE
@@ -17,8 +17,8 @@ from .answer_end import unending_answers
 from .chat_template import choose_template, tokens_to_add
 from .hub import access_problems
 from .length_statistics import Lengths, lengths_of
+from .mix import ratio_problems, run_rows
 from .prompts import NESTED
-from .rows import read_checked_rows
 from .sources import locate
 from .tokenise import IGNORED, Recipe, Side, Tokenise, notes_on
 
@@ -63,6 +63,8 @@ class Preview:
     """Sentences on what of the rows is left out."""
     markers: tuple[str, str] | None = None
     """Texts that a question and an answer begin with, by which answers are found; None where none is looked for."""
+    sources: dict[str, int] = field(default_factory=dict)
+    """Number of rows from each source of a mix."""
     warnings: tuple[str, ...] = ()
     answered: bool = False
     """Whether rows are prompts, to which the model writes the answers."""
@@ -84,9 +86,8 @@ def preview_rows(run: RunConfig, shown: int, most: int) -> Preview:
     except ConfigError as error:
         problems = [*error.problems, *problems]
     raise_errors(problems)
-    rows = read_checked_rows(
-        run.data.path, "data.path", run.data, most + 1, streaming=run.data.streaming, method=run.method
-    )
+    streaming = run.data.streaming
+    rows = run_rows(run, most=None if run.data.mix and not streaming else most + 1, streaming=streaming)
     whole = len(rows) <= most
     recipe = Recipe.of(run, rows.kind, weighted=bool(rows.weighted))
     if recipe.finds_responses:
@@ -125,13 +126,14 @@ def preview_rows(run: RunConfig, shown: int, most: int) -> Preview:
         whole=whole,
         notes=notes_on(rows, tokenizer),
         markers=tokenise.markers if recipe.finds_responses else None,
-        warnings=() if unending is None else (str(unending),),
+        sources=rows.sources,
+        warnings=tuple(str(one) for one in (*ratio_problems(run.data), unending) if one),
     )
 
 
 def _data_problems(run: RunConfig) -> list[Problem]:
-    hub = locate(run.data.path).hub
-    return access_problems(hub, "data.path", run.data) if hub else []
+    hubs = [(key, source, locate(source.path, key).hub) for key, source in run.data.sources.items()]
+    return [problem for key, source, hub in hubs if hub for problem in access_problems(hub, key, source)]
 
 
 def _is_local(name: str) -> bool:

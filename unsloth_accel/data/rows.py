@@ -6,8 +6,9 @@ import itertools
 import json
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,12 @@ class Rows:
     """Columns that no part of a canonical row comes from, and how many rows have each."""
     weighted: list[int] = field(default_factory=list)
     """Indices of the rows with a message that says that it is not to be trained."""
+    starts: list[int] = field(default_factory=list)
+    """The index of the first row of each source of a mix."""
+    notes: tuple[str, ...] = ()
+    """Sentences on how these rows were chosen."""
+    sources: dict[str, int] = field(default_factory=dict)
+    """Number of rows from each source of a mix, by its path; empty without a mix."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -63,8 +70,45 @@ class Rows:
         """Return a row's number, with its file where there are several."""
         if len(self.files) < 2:
             return str(self.numbers[index])
-        starts = [start for start, _ in self.files]
-        return f"{self.files[bisect_right(starts, index) - 1][1]}:{self.numbers[index]}"
+        return f"{self._file(index)}:{self.numbers[index]}"
+
+    def _file(self, index: int) -> str:
+        return self.files[bisect_right(self.files, index, key=itemgetter(0)) - 1][1]
+
+    def source(self, index: int) -> int:
+        """Return the number of the source of a mix that a row comes from."""
+        return bisect_right(self.starts, index) - 1
+
+    @classmethod
+    def joined(cls, parts: Iterable[Rows]) -> Rows:
+        """Return the rows of several sources, one source after another."""
+        each = list(parts)
+        starts = [*itertools.accumulate(map(len, each), initial=0)][:-1]
+        placed = list(zip(starts, each, strict=True))
+        return cls(
+            texts=[text for rows in each for text in rows.texts],
+            numbers=[number for rows in each for number in rows.numbers],
+            files=[(start + index, name) for start, rows in placed for index, name in rows.files],
+            unused=sum((rows.unused for rows in each), Counter()),
+            weighted=[start + index for start, rows in placed for index in rows.weighted],
+            starts=starts,
+        )
+
+    def selected(
+        self, indices: Sequence[int], notes: Sequence[str] = (), sources: Mapping[str, int] | None = None
+    ) -> Rows:
+        """Return these of the rows, in this order, each with its place; `notes` say how they were chosen, `sources` how
+        many come from which source."""
+        made = Rows(notes=tuple(notes), unused=self.unused, sources=dict(sources or {}))
+        weighted = {*self.weighted}
+        for index in indices:
+            name = self._file(index)
+            if not made.files or made.files[-1][1] != name:
+                made.files.append((len(made), name))
+            made.weighted.extend([len(made)] * (index in weighted))
+            made.texts.append(self.texts[index])
+            made.numbers.append(self.numbers[index])
+        return made
 
     def places(self, indices: Sequence[int]) -> str:
         """Return `row 3` or `rows 3, 5`: the first 20, then how many more."""

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from ..capabilities.probe import available
 from ..errors import ConfigError, Problem
 from ..methods import METHODS
+from .mix import run_rows, run_stream
 from .preference_rows import as_row, columns_of, unpaired
-from .rows import read_checked_rows, stream
 from .tokenise import Recipe, Tokenise, notes_on
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def streamed(run: RunConfig, tokenizer: Any) -> tuple[IterableDataset, tuple[str
     """
     from datasets import Features, IterableDataset, Sequence, Value
 
-    first = read_checked_rows(run.data.path, "data.path", run.data, BUFFER, streaming=True, method=run.method)
+    first = run_rows(run, most=BUFFER, streaming=True)
     # Whether there are messages that are not to be trained shows only at the end.
     recipe = Recipe.of(run, first.kind, weighted=first.kind == "messages")
     tokenise = Tokenise(tokenizer, recipe)
@@ -62,7 +62,7 @@ def _rows(run: RunConfig, tokenise: Tokenise, columns: list[str]) -> Iterator[di
     chance = random.Random(training.get("data_seed") or training.get("seed", 42))
     while True:
         some = False
-        rows = _shuffled(stream(run.data.path, "data.path", run.data, run.method), chance)
+        rows = _shuffled(run_stream(run), chance)
         while batch := list(islice(rows, _BATCH)):
             made = tokenise(batch)
             for index, length in enumerate(made["length"]):
@@ -74,7 +74,7 @@ def _rows(run: RunConfig, tokenise: Tokenise, columns: list[str]) -> Iterator[di
         if not some:
             consequence = "no row is left to train on: none has a token to learn within the limit."
             fix = "look at `unsloth-accel preview RUN.yaml`; a larger model.max_seq_length, or data.train_on=all"
-            raise ConfigError(Problem(key="data.path", value=run.data.path, consequence=consequence, fix=fix))
+            raise ConfigError(Problem(key="data.path", value=run.data.names, consequence=consequence, fix=fix))
 
 
 def _shuffled(rows: Iterator[str], chance: random.Random) -> Iterator[str]:

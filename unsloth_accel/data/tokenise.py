@@ -315,7 +315,7 @@ def notes_on(rows: Rows, tokenizer: Any) -> tuple[str, ...]:
         f"{counted(count, 'row')} with {name!r}, which the chat template does not use: it is not in their text."
         for name, count in lost.items()
     ]
-    return tuple(note for note in (rows.unused_in_words(), *absent) if note)
+    return tuple(note for note in (*rows.notes, rows.unused_in_words(), *absent) if note)
 
 
 def _has_place(name: str, tokenizer: Any, given: Row) -> bool:

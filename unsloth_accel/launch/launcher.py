@@ -89,7 +89,8 @@ def plan_problems(decided: Plan) -> list[Problem]:
     """What would be lost by running a plan that was asked for."""
     resuming = resume_problems(from_dict(decided.resolved())) if decided.run.resume else []
     room = room_problems(decided.run, decided.checkpoint_gib)
-    impossible = [*lacking(decided.strategy, decided.device), *_strategy_problems(decided)]
+    unloadable = decided.spec.unloadable if decided.spec else ()
+    impossible = [*unloadable, *lacking(decided.strategy, decided.device), *_strategy_problems(decided)]
     return [*impossible, *resuming, *room]
 
 
@@ -99,9 +100,11 @@ def _strategy_problems(decided: Plan) -> list[Problem]:
     others = (one for one in choosable(decided.num_processes) if one.shards_weights)
     instead = next((f"distributed.strategy={one.name}, or auto" for one in others), "distributed.strategy=auto")
     optim = str(run.training.get("optim"))
-    examines = run.data.eval_path and run.evaluation.exact_match
+    rate = run.training.get("embedding_learning_rate")
+    examines = run.data.holds_out and run.evaluation.exact_match
     asked = {
         "bitsandbytes": (optim in BITSANDBYTES_ADAMW, "training.optim", optim, f"adamw_torch, or {instead}"),
+        "embeddings": (rate is not None, "training.embedding_learning_rate", rate, f"remove it, or {instead}"),
         "generate": (examines, "evaluation.exact_match", True, f"false, or {instead}"),
     }
     return [

@@ -31,6 +31,8 @@ KNOWN = "transformers/models/auto/modeling_auto.py"
 _SECONDS = 600.0
 """Patience with the process, which takes five seconds; a busy machine takes a minute."""
 _NEEDED = ("torch", "transformers")
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+"""Names that nearly all classes have for the sizes without which there is no shape."""
 _PACKAGES = re.compile(r"requires the (\S+) library|not found in your environment: ([^.\s]+)|No module named '([^'.]+)")
 """How transformers names a package that a model needs (utils/import_utils.py, dynamic_module_utils.py), and Python."""
 
@@ -46,6 +48,10 @@ class Shape(NamedTuple):
     name: str
     shape: tuple[int, ...]
     part: Part
+
+
+class UnknownModel(ConfigError):
+    """A model_type that the installed transformers doesn't know."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +94,19 @@ def count(config: Mapping[str, Any], where: str, directory: Path | None, *, trus
             with suppress(OSError):  # a home that can't be written to costs the seconds again
                 write_atomically(kept, json.dumps(told))
     return Counted.of(told)
+
+
+def of_named_class(config: Mapping[str, Any]) -> str | None:
+    """Return the model_type of which transformers builds the class that `config` names as its architecture; None where
+    there is none, or `config` has other names for its sizes, for which that class would take its own."""
+    named = config.get("architectures")
+    name = named[0] if isinstance(named, list) and named else None
+    if not isinstance(name, str) or not name.endswith("ForCausalLM"):
+        return None
+    if any(type(config.get(key)) is not int for key in _SIZES):
+        return None
+    found = re.search(rf'\("(\w+)", "{re.escape(name)}"\)', source_text(KNOWN))
+    return found[1] if found else None
 
 
 def _cache_file(values: Mapping[str, Any]) -> Path | None:
@@ -149,11 +168,11 @@ def _refusal(kind: str, text: str, config: Mapping[str, Any], where: str) -> Con
     if kind == "KeyError" and "auto_map" in config:
         consequence = f"is no model of the installed transformers {version('transformers')}; it brings its own code."
         fix = "model.trust_remote_code=true, where you trust that code: it runs on this machine, and in every process"
-        return _problem(config, where, consequence, fix)
+        return UnknownModel(_problem(config, where, consequence, fix).problems)
     if kind == "KeyError":
         consequence = f"is no model that the installed transformers {version('transformers')} knows."
         fix = "pip install -U transformers, if it is newer than that; otherwise another model"
-        return _problem(config, where, consequence, fix)
+        return UnknownModel(_problem(config, where, consequence, fix).problems)
     if kind == "NoLanguageModel":
         consequence = f"predicts no next token: transformers builds no causal language model of a {text}."
         return _problem(config, where, consequence, "another model")

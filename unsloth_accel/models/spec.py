@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import ceil, prod
 from pathlib import Path
@@ -16,10 +16,11 @@ from ..errors import ConfigError, Problem
 from . import lora_size
 from .architectures import ARCHITECTURES, Sizes, architecture_of, parameters, read_dimensions
 from .build_without_weights import ROUTED, ROUTERS
-from .counted import Counted, Part, count
+from .counted import Counted, Part, UnknownModel, count, of_named_class
+from .read_off import read_off
 from .safetensors_header import DTYPES, Stored, read_checkpoint
 
-Source = Literal["safetensors headers", "config.json", "known shapes", "transformers' class"]
+Source = Literal["safetensors headers", "config.json", "known shapes", "transformers' class", "config.json's fields"]
 ITEM_SIZES = dict(DTYPES.values())
 """Bytes of one element, by torch's name of the dtype."""
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
@@ -84,6 +85,8 @@ class ModelSpec(Sizes):
     """Bytes of all tensors in the checkpoint, quantization states included; None where no headers were read."""
     problems: tuple[Problem, ...] = ()
     """Warnings met on the way, such as an architecture that was counted from its weights only."""
+    unloadable: tuple[Problem, ...] = ()
+    """Reasons why no process here can load it, although it can be planned."""
 
     @classmethod
     def load(cls, name: str | Path, revision: str | None = None, *, trust_remote_code: bool = False) -> ModelSpec:
@@ -93,6 +96,9 @@ class ModelSpec(Sizes):
         An adapter's is that of its base. A hub id is looked for in the local hub cache, among the library's known
         shapes (for the main revision), and then, unless HF_HUB_OFFLINE is set, on the hub, from where only config.json
         is fetched.
+
+        A model_type that transformers doesn't know is counted by the class that config.json names, or read off its
+        fields (`models.read_off`); `unloadable` says so.
 
         Raises `ConfigError`: a config.json that is missing, unreadable, senseless, or that transformers can't build a
         model of; weights that are missing, cut short or of other shapes than config.json says; a hub id that can't be
@@ -108,9 +114,13 @@ class ModelSpec(Sizes):
         if found.config["model_type"] not in ARCHITECTURES:
             try:
                 counted = count(found.config, found.where, found.directory, trust_remote_code=trust_remote_code)
-            except ConfigError:
+            except ConfigError as error:
                 if not stored or found.config.get("quantization_config"):
-                    raise
+                    unknown = isinstance(error, UnknownModel)
+                    spec = _estimated(found.config, name, found.where, stored, error) if unknown else None
+                    if spec is None:
+                        raise
+                    return spec
         return from_config(found.config, name=name, where=found.where, stored=stored, source=source, counted=counted)
 
     # Summing over all tensors takes a millisecond or more, and the planner asks often.
@@ -382,6 +392,43 @@ def _from_class(
         measured=False,
         stored_bytes=sum(tensor.bytes for tensor in stored) if stored else None,
         problems=tuple(problems),
+    )
+
+
+def _estimated(
+    config: Mapping[str, Any], name: str, where: str, stored: list[Stored], error: ConfigError
+) -> ModelSpec | None:
+    """The spec of a model that transformers doesn't know, which `error` says, by what its config.json tells; None where
+    that isn't enough."""
+    dtype, (quantization, kept) = _dtype(config, stored, where), _quantization(config, where)
+    warning = partial(Problem, key=f"{where}: model_type", value=config["model_type"], severity="warning")
+    fix = "; ".join(dict.fromkeys(problem.fix for problem in error.problems))
+    why = f"{error.problems[0].consequence} To plan by, it is "
+    if same := of_named_class(config):
+        counted = count({**config, "model_type": same}, where, None)
+        made = _from_class(config, counted, name, where, [], dtype, quantization, kept)
+        words = f"{why}counted as {counted.model_class}, which it names as its architecture and transformers has."
+        problems = (warning(consequence=words, fix=fix), *made.problems)
+        return replace(made, problems=problems, unloadable=tuple(error.problems))
+    found = read_off(config)
+    if found is None:
+        return None
+    words = f"{why}read off its fields: an estimate, as of a Llama-like model with biases and a gate in every MLP. "
+    words += "Parts of its blocks that the fields don't tell aren't counted."
+    return ModelSpec(
+        name=name,
+        model_type=config["model_type"],
+        source="config.json's fields",
+        **found.sizes,
+        dtype=dtype,
+        quantization=quantization,
+        unquantized_modules=kept,
+        decoder_layer_class="",
+        tensors=tuple(_tensor(key, shape, dtype) for key, shape in found.shapes.items()),
+        measured=False,
+        stored_bytes=sum(tensor.bytes for tensor in stored) if stored else None,
+        problems=(warning(consequence=words, fix=fix),),
+        unloadable=tuple(error.problems),
     )
 
 

@@ -154,7 +154,7 @@ def eval_rows(run: RunConfig, count: int) -> int | None:
 
     Raises `Refused` where what is asked for would cut groups.
     """
-    if not run.data.eval_path:
+    if not run.data.holds_out:
         return None
     given = _of(run)
     size = int(given.get("num_generations_eval") or group_size(run))

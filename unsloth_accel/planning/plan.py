@@ -128,7 +128,7 @@ class Plan:
             del values["method"]
         values["batch"] |= {"global_size": self.batch.global_size}
         del values["batch"]["global_tokens"]  # the same, said twice
-        if not self.run.data.path:  # planned from overrides alone
+        if not self.run.data.path:  # planned from overrides alone, or of a mix
             del values["data"]["path"]
         if not self.run.output_dir:
             del values["output_dir"]

@@ -116,7 +116,7 @@ class _Facts:
     def lengths(self) -> Callable[[int], RowLengths | None]:
         """The lengths of the rows, cut to a number of tokens."""
         data, method, tokenizer = self._run.data, self._run.method, tokenizer_of_model(self._run.model.name)
-        return functools.cache(lambda limit: row_lengths(data, tokenizer, limit, method) if data.path else None)
+        return functools.cache(lambda limit: row_lengths(data, tokenizer, limit, method) if data.names else None)
 
 
 def _decide(
@@ -389,7 +389,7 @@ def workload(
         logits="whole" if smoothed else method.logits,
         pads=method.pads and not run.training.get("padding_free"),
         length=run.model.max_seq_length,
-        eval_rows=run.training.get("per_device_eval_batch_size") if run.data.eval_path else 0,
+        eval_rows=run.training.get("per_device_eval_batch_size") if run.data.holds_out else 0,
         checkpointing=run.model.gradient_checkpointing,  # type: ignore[arg-type]
         load_in_4bit=run.model.load_in_4bit,
         dtype_bytes=4 if full else 2,

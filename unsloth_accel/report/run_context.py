@@ -44,6 +44,11 @@ def batch(run: Recorded) -> list[tuple[str, str]]:
 def data(run: Recorded) -> list[tuple[str, str]]:
     """The rows that it trained on and was examined with, and what became of them."""
     told = [(name, text(at(run.run, "data", key))) for name, key in (("rows", "path"), ("held-out rows", "eval_path"))]
+    share = number(at(run.run, "data", "eval_fraction"))
+    told += [("held-out rows", f"{share:.3%} of them".replace(".000", ""))] if share else []
+    sources = table(at(run.results, "data", "sources"))
+    total = sum(number(count) or 0 for count in sources.values())
+    told += [(f"of {name}", f"{numbers.figure(count)} rows, {count / total:.1%}") for name, count in sources.items()]
     told.append(("trained on", text(at(run.run, "data", "train_on"))))
     told.append(("chat template", text(at(run.run, "model", "chat_template"))))
     told.append(("added tokens", " ".join(map(text, rows(at(run.run, "model", "added_tokens"))[:8]))))

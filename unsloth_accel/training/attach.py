@@ -28,6 +28,7 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
 
     from ..adapters.checkpointing import describe
     from ..adapters.ddp_settings import gradients_in_buckets
+    from ..adapters.embedding_rate import embeddings_learn_at
     from ..adapters.model_card import write_our_cards
     from ..adapters.out_of_memory import StepHalving, halve_on_out_of_memory
     from ..adapters.pushing import Pushes
@@ -53,6 +54,8 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     trainer.add_callback(RowsPerStep(run.batch.rows(run.model.max_seq_length)))
     estimate = promised.memory_gib if promised else None
     trainer.add_callback(MemoryWatch(advice=advice(run), log=log, planned_gib=estimate))
+    if rate := run.training.get("embedding_learning_rate"):
+        embeddings_learn_at(trainer, rate)
     if run.distributed.gradient_as_bucket_view:
         gradients_in_buckets(trainer.accelerator)
     halves = run.batch.on_out_of_memory == "halve"

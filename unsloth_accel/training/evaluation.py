@@ -11,7 +11,7 @@ from ..adapters.fsdp2.generation import generating
 from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
 from ..config.run_config import RunConfig
 from ..data.formats import Question, question_of
-from ..data.rows import read_checked_rows
+from ..data.mix import HELD_OUT, run_rows
 from ..errors import raise_errors
 from ..validation.inputs import exact_match_problems
 
@@ -39,11 +39,11 @@ class HeldOut:
 
         Raises `ConfigError` where exact match has nothing to ask: a plan doesn't look into a hub's rows.
         """
-        if run.data.eval_path is None or not (run.evaluation.loss or run.evaluation.exact_match):
+        if not run.data.holds_out or not (run.evaluation.loss or run.evaluation.exact_match):
             return None
         asked: list[Question] = []
         if run.evaluation.exact_match:
-            rows = read_checked_rows(run.data.eval_path, "data.eval_path", run.data, method=run.method)
+            rows = run_rows(run, HELD_OUT)
             raise_errors(exact_match_problems(rows))
             asked = [found for row in rows if (found := question_of(row))]
         return cls(

@@ -347,7 +347,7 @@ def build_trainer(run: RunConfig, log: RankLog | None = None) -> Trainer:
     with phase("loading", log, about=run.model.name):
         model, tokenizer = load_model(run)
     model = add_adapter(model, run)
-    with phase("tokenising", log, about=run.data.path):
+    with phase("tokenising", log, about=run.data.names):
         rows = steps.prepare_data(run, tokenizer)
         if environment.rank() == 0 and (unending := unending_answers(run, tokenizer)):
             log.warn("data", str(unending).removeprefix("warning: "), 0)

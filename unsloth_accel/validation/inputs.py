@@ -14,12 +14,13 @@ from ..artifacts.checkpoints import Checkpoint, is_finished, newest
 from ..artifacts.own_files import is_of_a_run, link_problem, made_in, taken
 from ..artifacts.run_directory import RunDirectory
 from ..config.push_target import PushTarget
-from ..config.run_config import RunConfig
+from ..config.run_config import DataConfig, RunConfig
 from ..config.start_adapter import model_of
 from ..config.trainer_settings import settings, shared_out_by_tokens
 from ..data.formats import has_response, question_of, roles
 from ..data.generation_server import server_problems_of
 from ..data.hub import access_problems, has_rows
+from ..data.mix import HELD_OUT, TRAIN, all_sources, parts_of, ratio_problems
 from ..data.rows import Rows, no_step, read_checked_rows, trained_rows
 from ..data.sources import locate
 from ..data.tokenise import COMPARED, answers_are_compared, responses_need_turns
@@ -47,16 +48,8 @@ def input_problems(run: RunConfig) -> list[Problem]:
         consequence = "needs the package liger-kernel, which is not installed: every process fails."
         fix = "remove it, Unsloth has kernels of its own; or pip install liger-kernel"
         problems.append(Problem(key="training.use_liger_kernel", value=True, consequence=consequence, fix=fix))
-    rows: dict[str, Rows] = {}
-    for key, path in (("data.path", run.data.path), ("data.eval_path", run.data.eval_path)):
-        try:
-            if path is not None and (hub := locate(path, key).hub):
-                problems += access_problems(hub, key, run.data)
-            elif path is not None:
-                most = STREAM_CHECKED if run.data.streaming and key == "data.path" else None
-                rows[key] = read_checked_rows(path, key, run.data, most, method=run.method)
-        except ConfigError as error:
-            problems += error.problems
+    rows, of_rows = _rows(run)
+    problems += [*of_rows, *ratio_problems(run.data)]
     if run.data.train_on == "all" and any(found.kind in COMPARED for found in rows.values()):
         problems.append(answers_are_compared())
     if run.data.train_on == "responses":
@@ -64,21 +57,49 @@ def input_problems(run: RunConfig) -> list[Problem]:
             problems += _responses_problems(run, found)
     if METHODS[run.method].generates:
         problems += server_problems_of(settings(run), run.model.name)
-    if run.evaluation.exact_match and "data.eval_path" in rows:
-        problems += exact_match_problems(rows["data.eval_path"])
+    if run.evaluation.exact_match and HELD_OUT in rows:
+        problems += exact_match_problems(rows[HELD_OUT])
     problems += [*model_fit_problems(run), *vocabulary_problems(run, rows), *reward_problems(run, rows)]
-    if "data.path" not in rows or run.data.streaming:
+    if TRAIN not in rows or run.data.streaming:
         return problems
-    found = rows["data.path"]
-    return problems + _epoch_problems(run, trained_rows(len(found), found, run.method))
+    return problems + _epoch_problems(run, trained_rows(len(rows[TRAIN]), rows[TRAIN], run.method))
+
+
+def _rows(run: RunConfig) -> tuple[dict[str, Rows], list[Problem]]:
+    """Return the rows of `run` that lie in files here, by their part, and what is wrong with them and with the rest."""
+    most = STREAM_CHECKED if run.data.streaming else None
+    problems: list[Problem] = []
+    hubs, files = dict[str, DataConfig](), dict[str, DataConfig]()
+    for key, source in all_sources(run.data).items():
+        try:
+            hub = locate(source.path, key).hub
+            problems += access_problems(hub, key, source) if hub else []
+            (hubs if hub else files)[key] = source
+        except ConfigError as error:
+            problems += error.problems
+    if problems or hubs:  # what is there is looked at all the same, each by itself
+        read: dict[str, Rows] = {}
+        for key, source in files.items():
+            try:
+                read[key] = read_checked_rows(
+                    source.path, key, source, None if key == HELD_OUT else most or source.max_rows, method=run.method
+                )
+            except ConfigError as error:
+                problems += error.problems
+        whole = {key: rows for key, rows in read.items() if not (key == TRAIN and run.data.eval_fraction)}
+        return {key: rows for key, rows in whole.items() if key in (TRAIN, HELD_OUT)}, problems
+    try:
+        return parts_of(run, most, streaming=run.data.streaming), problems
+    except ConfigError as error:
+        return {}, list(error.problems)
 
 
 def place_problems(run: RunConfig) -> list[Problem]:
     """Return the problems of `input_problems` for which no row is read: what isn't there, or lacks what is named."""
     problems = [*_model_problems(run), *model_fit_problems(run), *reward_problems(run, {})]
-    for key, path in (("data.path", run.data.path), ("data.eval_path", run.data.eval_path)):
+    for key, source in all_sources(run.data).items():
         try:
-            locate(path, key) if path else None
+            locate(source.path, key)
         except ConfigError as error:
             problems += error.problems
     return problems
@@ -216,10 +237,10 @@ def _all_cached(run: RunConfig, device: str) -> list[tuple[str, Kind]]:
         if not is_cached(loaded):
             return []
         found.append((loaded, "model"))
-    for key, path in (("data.path", run.data.path), ("data.eval_path", run.data.eval_path)):
-        if path is None or not (hub := locate(path, key).hub):
+    for key, source in all_sources(run.data).items():
+        if not (hub := locate(source.path, key).hub):
             continue
-        if run.data.streaming or not has_rows(hub, run.data.subset):
+        if run.data.streaming or not has_rows(hub, source.subset):
             return []
         found.append((hub, "dataset"))
     return found

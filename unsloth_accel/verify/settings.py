@@ -13,7 +13,7 @@ from ..config.run_config import BatchConfig, DataConfig, RunConfig
 from ..config.trainer_settings import settings as settings_of_trainer
 from ..config.trainer_settings import shared_out_by_tokens
 from ..data.length_estimate import texts_of
-from ..data.rows import read_rows, stream
+from ..data.mix import run_rows, run_stream
 from ..errors import ConfigError, Problem, counted, errors, nearest, raise_errors
 from ..hardware.hardware import Hardware
 from ..launch.launcher import plan_problems
@@ -130,12 +130,8 @@ def settings(
         notes.append(f"{made} per step instead of {given.global_size}: it is quicker and shows the same")
     short.training[_PER_DEVICE] = per_device
     short.training.pop(_ACCUMULATION, None)
-    path, method = short.data.path, short.method
-    rows: Iterable[dict[str, Any]] = (
-        map(json.loads, stream(path, "data.path", short.data, method))  # no further than `_enough` asks
-        if short.data.streaming
-        else read_rows(path, data=short.data, method=method)
-    )
+    # Of a stream no further than `_enough` asks.
+    rows: Iterable[dict[str, Any]] = map(json.loads, run_stream(short)) if short.data.streaming else run_rows(short)
     # The rows, as they are trained, in one file.
     data = DataConfig(path=str(directory / "rows.jsonl"), train_on=short.data.train_on, too_long=short.data.too_long)
     short = replace(short, batch=_rows(short, size), data=data)
@@ -219,7 +215,7 @@ def _shortened(run: RunConfig, steps: int) -> tuple[RunConfig, list[str]]:
         run,
         lora=lora,
         training=training,
-        data=replace(run.data, eval_path=None),
+        data=replace(run.data, eval_path=None, eval_fraction=None),
         evaluation=replace(run.evaluation, exact_match=False),
         logging=replace(run.logging, progress=False, report_to="none"),
     ), notes

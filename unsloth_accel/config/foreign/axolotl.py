@@ -10,6 +10,7 @@ from .shared import (
     ADDED_TOKENS,
     ATTENTION,
     DTYPE,
+    EMBEDDING_RATE,
     FP8,
     KERNELS,
     MODEL_PARALLEL,
@@ -34,6 +35,7 @@ from .shared import (
     WITHOUT_RAY,
     held_out,
     method,
+    mixed,
     modules,
     rows_per_step,
     several,
@@ -83,23 +85,39 @@ _AS_HERE = {
     "chat_template": "tokenizer_default",
 }
 """Keys of a data set with the value that says what is done here."""
+_BUILDERS = ("json", "csv", "parquet", "text")
+"""Paths that say how data_files are read."""
 _INSTRUCTIONS = "rows become chats in the model's own template, without the Alpaca prompt's words"
 
 
 def _datasets(value: Any, theirs: Theirs, key: str = "data.path") -> Outcome:
-    """The first of a list of data sets; its keys have entries of their own (`_DATASET`)."""
+    """A list of data sets; their keys have entries of their own (`_DATASET`). Of several files each is one."""
     sets = [one if isinstance(one, Mapping) else {"path": one} for one in value] if isinstance(value, list) else []
-    if len(sets) != 1:
+    each = [part for one in sets for part in _files(one)]
+    if len(each) == 1:
+        return _one(each[0], theirs, key)
+    if key != "data.path" or not each:
         return several([str(one.get("path")) for one in sets], key)
-    first = sets[0]
+    return mixed([_one(one, theirs, key) for one in each])
+
+
+def _files(dataset: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a data set, or several where it names several files here."""
+    files = dataset.get("data_files")
+    if isinstance(files, list) and files and dataset.get("path") in _BUILDERS:
+        return [{**dataset, "data_files": file} for file in files]
+    return [dict(dataset)]
+
+
+def _one(first: Mapping[str, Any], theirs: Theirs, key: str) -> Outcome:
     split = "data.split" if key == "data.path" else "data.eval_split"
     files, path = first.get("data_files"), str(first.get("path"))
-    local = files[0] if isinstance(files, list) and len(files) == 1 else files if isinstance(files, str) else None
-    settings: dict[str, Any] = {key: local if local and path in ("json", "csv", "parquet", "text") else path}
+    local = files if isinstance(files, str) and path in _BUILDERS else None
+    settings: dict[str, Any] = {key: local or path}
     settings |= {split: first["split"]} if first.get("split") else {}
     settings |= {"data.subset": first["name"]} if first.get("name") else {}
     if files and not local:
-        return Outcome(settings, "several data_files: name their directory, or a glob.", translated=False)
+        return Outcome(settings, "data_files of a hub's data set: download them, and name the files.", translated=False)
     others = [name for name, one in first.items() if name not in _USED and one and one != _AS_HERE.get(str(name))]
     if key != "data.path":
         return Outcome(settings)
@@ -236,7 +254,9 @@ def _rl(value: Any, theirs: Theirs) -> Outcome:
     return Outcome({**found.settings, "training.loss_type": ["ipo"]}) if value == "ipo" else found
 
 
-_DATASETS = "`data.path`, `data.split`, `data.subset`, `data.format`, `data.columns`, `data.train_on`; of one data set"
+_DATASETS = (
+    "`data.path`, `data.split`, `data.subset`, `data.format`, `data.columns`, `data.train_on`; of several `data.mix`"
+)
 _KEYS: Mapping[str, Entry] = {
     **{key: TRAINER[key] for key in _AS_THE_TRAINER},
     # model
@@ -359,6 +379,8 @@ _KEYS: Mapping[str, Entry] = {
     "relora": Untranslated("ReLoRA merges the adapter while it trains; here one adapter is trained."),
     **dict.fromkeys(("relora_prune_ratio", "relora_cpu_offload", "relora_steps"), Covered("belongs to ReLoRA")),
     "loraplus_lr_ratio": ONE_RATE,
+    "embedding_lr": EMBEDDING_RATE,
+    "embedding_lr_scale": Untranslated("training.embedding_learning_rate takes the rate itself."),
     "unfrozen_parameters": Untranslated(ONLY_LORA),
     "full_finetune": Untranslated(ONLY_LORA),
     "merge_lora": Covered("unsloth-accel merge OUTPUT_DIR does it afterwards"),
@@ -370,7 +392,7 @@ _KEYS: Mapping[str, Entry] = {
     ),
     "pretraining_dataset": Computed(_pretraining, "`data.path`, `data.format: text`, `data.streaming: true`"),
     "streaming": Becomes("data.streaming"),
-    "val_set_size": Computed(_val_set_size, "the last rows, of a hub data set; else `data.eval_path`"),
+    "val_set_size": Computed(_val_set_size, "below 1 `data.eval_fraction`; else the last rows, of a hub data set"),
     "train_on_inputs": Computed(
         lambda value, theirs: Outcome(note="in data.train_on"), "false: `data.train_on: responses`; true: `all`"
     ),

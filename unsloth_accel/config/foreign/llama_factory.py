@@ -34,6 +34,7 @@ from .shared import (
     held_out,
     is_hub_id,
     method,
+    mixed,
     rows_per_step,
     several,
     sft_beside,
@@ -78,6 +79,8 @@ _BEGINS_AT_ZERO = "an adapter begins at zero here; leave it out."
 _MEGATRON = "is Megatron's, which divides models otherwise; here the plan decides (distributed.strategy)."
 _STAGES = {"rm": "reward"}
 """Names of stages that are other ones here."""
+_STRATEGIES = {"interleave_under": "first_exhausted", "interleave_over": "all_exhausted"}
+"""Values of mix_strategy, as `datasets` calls them."""
 _LOSSES = ("sigmoid", "hinge", "ipo")
 """Losses of preferences that have TRL's names."""
 
@@ -133,16 +136,42 @@ def _dataset(value: Any, theirs: Theirs, key: str = "data.path") -> Outcome:
 
 
 def _together(names: Sequence[str], theirs: Theirs, key: str) -> Outcome:
-    """Return the outcome of several data sets: one path with braces where all are files that are read alike."""
+    """Return the outcome of several data sets: a mix, or one path with braces of held-out files that are read alike."""
     outcomes = [_dataset(name, theirs, key) for name in names]
+    if key == "data.path":
+        strategy, most = str(theirs.values.get("mix_strategy", "concat")), theirs.values.get("max_samples")
+        weights = _probabilities(theirs, len(names)) if strategy.startswith("interleave") else []
+        found = mixed(outcomes, weights, most if type(most) is int else None)
+        until = {"data.stopping_strategy": _STRATEGIES[strategy]} if weights and strategy in _STRATEGIES else {}
+        return Outcome({**found.settings, **until}, found.note, found.translated)
     places = [str(one.settings[key]) for one in outcomes]
-    ways = [{name: value for name, value in one.settings.items() if name != key} for one in outcomes]
     folders = {os.path.dirname(place) for place in places}
-    files = len(folders) == 1 and not any(map(is_hub_id, places))
-    if not files or any(way != ways[0] for way in ways) or not all(one.translated for one in outcomes):
+    if len(folders) > 1 or any(map(is_hub_id, places)) or not all(one.translated for one in outcomes):
         return several(names, key)
-    together = ",".join(map(os.path.basename, places))
-    return Outcome({key: f"{folders.pop()}/{{{together}}}"} | ways[0], outcomes[0].note)
+    return Outcome({key: f"{folders.pop()}/{{{','.join(map(os.path.basename, places))}}}"}, outcomes[0].note)
+
+
+def _probabilities(theirs: Theirs, count: int) -> list[float]:
+    """Return interleave_probs, numbers between commas; alike for each of `count` data sets where there are none."""
+    said = theirs.values.get("interleave_probs")
+    given = said.split(",") if isinstance(said, str) else said if isinstance(said, list) else []
+    return [float(one) for one in given] or [round(1 / count, 4)] * count
+
+
+def _mix_strategy(value: Any, theirs: Theirs) -> Outcome:
+    if not isinstance(theirs.values.get("dataset"), list) and "," not in str(theirs.values.get("dataset")):
+        return Outcome(note="there is one data set")
+    if value == "concat":
+        return Outcome(note="all rows of data.mix, as here")
+    if value not in _STRATEGIES:
+        return Outcome(note="a mix with weights ends at first_exhausted or all_exhausted.", translated=False)
+    turns = "" if theirs.has("interleave_probs") else "; drawn in equal shares, where they came in turn"
+    return Outcome(note=f"in data.mix and data.stopping_strategy{turns}")
+
+
+def _max_samples(value: Any, theirs: Theirs) -> Outcome:
+    several_sets = isinstance(theirs.values.get("dataset"), list) or "," in str(theirs.values.get("dataset"))
+    return Outcome(note="in data.mix, of each source") if several_sets else Outcome({"data.max_rows": value})
 
 
 def _record(name: str, theirs: Theirs) -> tuple[Path, Mapping[str, Any] | None]:
@@ -244,7 +273,7 @@ _KEYS: Mapping[str, Entry] = {
     # data
     "dataset": Computed(
         _dataset,
-        "`data.path`, `data.format`, `data.columns`, as dataset_info.json says",
+        "`data.path`, `data.format`, `data.columns`, as dataset_info.json says; of several `data.mix`",
     ),
     "eval_dataset": Computed(lambda value, theirs: _dataset(value, theirs, "data.eval_path"), "`data.eval_path`"),
     "dataset_dir": Covered("read to find dataset_info.json"),
@@ -254,8 +283,10 @@ _KEYS: Mapping[str, Entry] = {
     "train_on_prompt": Computed(_trained, "false: `data.train_on: responses`; true: `all`"),
     "mask_history": Untranslated("every answer of a chat is trained: give the earlier ones weight: 0 in the rows."),
     "streaming": Becomes("data.streaming"),
-    "max_samples": Untranslated("all rows of data.path are trained: write as many of them to a file of their own."),
-    "val_size": Computed(_held_out, "the last rows, of a hub data set; else `data.eval_path`"),
+    "mix_strategy": Computed(_mix_strategy, "`data.mix`, with weights where it interleaves; `data.stopping_strategy`"),
+    "interleave_probs": Covered("in data.mix, as weights"),
+    "max_samples": Computed(_max_samples, "`data.max_rows`; of several data sets `max_rows` of each in `data.mix`"),
+    "val_size": Computed(_held_out, "below 1 `data.eval_fraction`; else the last rows, of a hub data set"),
     "packing": Becomes("training.packing"),
     "neat_packing": Chooses(
         {True: {"training.packing": True}, False: {}}, "true or false.", "packed rows don't attend to one another"

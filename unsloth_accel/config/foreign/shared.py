@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import counted
 from ...methods import METHODS
+from ..data_mix import OWN, WEIGHT
 from ..lora_fields import WHOLE
 from .keys import Becomes, Chooses, Computed, Covered, Entry, Field, Outcome, Theirs, Untranslated
 
@@ -152,32 +153,61 @@ def word(value: Any) -> Any:
     return "no" if value is False else value
 
 
-def several(names: Sequence[str], key: str = "data.path") -> Outcome:
+def several(names: Sequence[str], key: str = "data.eval_path") -> Outcome:
     """Return the outcome of several data sets for `key`, which takes one, or several files whose rows are alike."""
     reason = (
         f"{len(names)} data sets; {key} takes one hub id, or files of one kind whose rows are alike: a "
-        "directory, or data/{{a,b}}.json. Write them so, and name them there (init --data)."
+        "directory, or data/{{a,b}}.json. Write them so, and name them there; or data.eval_fraction holds out a share."
     )
     return Outcome({key: ", ".join(names)}, reason, translated=False)
 
 
+def mixed(outcomes: Sequence[Outcome], weights: Sequence[float] = (), most: int | None = None) -> Outcome:
+    """Return the outcome of several data sets to train on, of which each has one of `outcomes`: a mix of them, drawn
+    by `weights` where there are any; of each the first `most` rows."""
+    each = [dict(one.settings) for one in outcomes]
+    first = each[0]
+    alike = {key: value for key, value in first.items() if all(one.get(key) == value for one in each[1:])}
+    alike.pop("data.path", None)
+    sources = []
+    for place, one in enumerate(each):
+        source = {key.removeprefix("data."): value for key, value in one.items() if key not in alike}
+        source |= {"max_rows": most} if most else {}
+        sources.append(source | ({"weight": weights[place]} if weights else {}))
+    notes = dict.fromkeys(one.note for one in outcomes if one.note)
+    asked = {key for source in sources for key in source} - {*OWN, WEIGHT}
+    if asked:  # of the whole run
+        why = f"they differ in {', '.join(f'data.{key}' for key in sorted(asked))}, which one run has only one of."
+        return Outcome({"data.mix": [one.get("data.path") for one in each]}, why, translated=False)
+    translated = all(one.translated for one in outcomes)
+    return Outcome(alike | {"data.mix": sources}, " ".join(notes), translated)
+
+
+def part_of(settings: Mapping[str, Any], share: float) -> Outcome:
+    """Return the outcome of a `share` of the rows, at most 1, of the data set in `settings`: a part of its split."""
+    if share == 1:
+        return Outcome(settings)
+    split, percent = str(settings.get("data.split", "train")), round(share * 100, 6)
+    if is_hub_id(settings.get("data.path")) and split.replace("_", "").isalnum() and percent == int(percent):
+        said = {**settings, "data.split": f"{split}[:{int(percent)}%]"}
+        return Outcome(said, "the first rows, where as many were drawn at random")
+    return Outcome(settings, f"{share:g} of the rows were taken: data.max_rows takes so many.", translated=False)
+
+
 def held_out(values: Mapping[str, Any], size: float) -> Outcome:
-    """Return the settings that hold out `size` of the rows, below 1 a share, of the data set in `values`: the last
-    rows of a split of the hub, since run.yaml names held-out rows rather than draw them."""
-    split = str(values.get("data.split", "train"))
-    share, simple = round(size * 100, 6), split.replace("_", "").isalnum()
-    by_hand = "rows are not drawn here: write some of them to a file of their own, and name it in data.eval_path."
-    path = values.get("data.path")
-    if not is_hub_id(path) or not simple or (size < 1 and share != int(share)):
-        return Outcome(note=by_hand, translated=False)
-    last = f"{int(share)}%" if size < 1 else str(int(size))
-    first = f"{100 - int(share)}%" if size < 1 else f"-{last}"
+    """Return the settings that hold out `size` of the rows: below 1 a share of any, else a number of rows, the last
+    ones of a split of the data set of the hub in `values`."""
+    if size < 1:
+        return Outcome({"data.eval_fraction": size}, "drawn at random, by training.seed; not the rows that were")
+    split, path = str(values.get("data.split", "train")), values.get("data.path")
+    if not is_hub_id(path) or not split.replace("_", "").isalnum():
+        return Outcome(note="a number of rows: give it as a share of all, data.eval_fraction.", translated=False)
     settings = {
-        "data.split": f"{split}[:{first}]",
+        "data.split": f"{split}[:-{int(size)}]",
         "data.eval_path": path,
-        "data.eval_split": f"{split}[-{last}:]",
+        "data.eval_split": f"{split}[-{int(size)}:]",
     }
-    return Outcome(settings, f"the last {last.replace('%', ' %')} of the rows, where as many were drawn at random")
+    return Outcome(settings, f"the last {int(size)} of the rows, where as many were drawn at random")
 
 
 def is_hub_id(path: Any) -> bool:
@@ -237,6 +267,7 @@ REVISION = Chooses({"main": {}}, "a model is taken at its newest: download the r
 NF4 = Chooses({"nf4": {}}, "Unsloth loads 4-bit bases as nf4.")
 DOUBLE = Covered("Unsloth loads 4-bit bases with double quantization")
 ONE_RATE = Untranslated("both matrices of LoRA learn at one rate; raise training.learning_rate.", off=())
+EMBEDDING_RATE = Becomes("training.embedding_learning_rate")
 WHOLE_MODULES = Becomes(
     "lora.modules_to_save", how=whole, otherwise="Unsloth trains only embed_tokens and lm_head whole."
 )
@@ -281,6 +312,7 @@ TRAINER: Mapping[str, Entry] = {
         "ranks would draw other orders; each step's rows are shared out by tokens here (batch.balance)."
     ),
     "save_safetensors": Chooses({True: {}}, "adapters are written as safetensors."),
+    "embedding_learning_rate": EMBEDDING_RATE,
     "push_to_hub_model_id": field("hub_model_id"),
     "hub_token": Untranslated(NO_SECRET),
     "push_to_hub_token": Untranslated(NO_SECRET),

@@ -28,9 +28,10 @@ from .shared import (
     held_out,
     is_hub_id,
     method,
+    mixed,
     modules,
+    part_of,
     rows_per_step,
-    several,
     sft_beside,
     template_file,
 )
@@ -72,38 +73,45 @@ def _loss_type(value: Any, theirs: Theirs) -> Outcome:
 
 
 def _mixer(value: Any, theirs: Theirs) -> Outcome:
-    """The alignment handbook's earlier `dataset_mixer`: names and the share of each."""
+    """The alignment handbook's earlier `dataset_mixer`: names and the share of each that is taken."""
     shares = dict(value) if isinstance(value, Mapping) else {}
-    if len(shares) != 1:
-        return several(list(map(str, shares)))
-    (name, share), splits = next(iter(shares.items())), theirs.values.get("dataset_splits")
-    found: dict[str, Any] = {"data.path": name}
-    for key, split in zip(("data.split", "data.eval_split"), splits if isinstance(splits, list) else (), strict=False):
-        found[key] = split
-    if "data.eval_split" in found:
-        found["data.eval_path"] = name
-    if share != 1:
-        return Outcome(found, f"{share} of the rows were taken: name a part, data.split=train[:10%].", translated=False)
-    return Outcome(found)
+    given = theirs.values.get("dataset_splits")
+    train, *test = given if isinstance(given, list) and given else ["train"]
+    parts = [part_of({"data.path": name, "data.split": train}, share) for name, share in shares.items()]
+    if len(parts) != 1:
+        found = mixed(parts)
+        if not test:
+            return found
+        return Outcome(found.settings, f"{found.note} Held-out rows: data.eval_fraction.".strip(), translated=False)
+    held = {"data.eval_split": test[0], "data.eval_path": next(iter(shares))} if test else {}
+    return Outcome({**parts[0].settings, **held}, parts[0].note, parts[0].translated)
 
 
 def _mixture(value: Any, theirs: Theirs) -> Outcome:
-    """The mixture of TRL's scripts and the alignment handbook: a list of data sets, of which some are held out."""
+    """The mixture of TRL's scripts and the alignment handbook: a list of data sets, of which a share may be held out;
+    `weight` is the handbook's, the share of its rows that are taken."""
     sets = (
         [one for one in value.get("datasets") or () if isinstance(one, Mapping)] if isinstance(value, Mapping) else []
     )
-    names = [str(one.get("id") or one.get("path")) for one in sets]
-    parts = {(name, one.get("config") or one.get("name")) for name, one in zip(names, sets, strict=True)}
-    whole = all(one.get("weight", one.get("fraction")) in (None, 1) for one in sets)
-    if len(parts) != 1 or not whole:
-        return several([f"{name}:{one.get('split', 'train')}" for name, one in zip(names, sets, strict=True)])
-    name, config = parts.pop()
-    found: dict[str, Any] = {"data.path": name, "data.split": "+".join(str(one.get("split", "train")) for one in sets)}
-    found |= {"data.subset": config} if config not in (None, "default") else {}
+    parts = []
+    for one in sets:
+        found: dict[str, Any] = {"data.path": str(one.get("id") or one.get("path"))}
+        found["data.split"] = str(one.get("split", "train"))
+        config, share = one.get("config") or one.get("name"), one.get("weight", one.get("fraction"))
+        found |= {"data.subset": config} if config not in (None, "default") else {}
+        parts.append(part_of(found, 1 if share is None else share))
+    said = [{**one.settings, "data.split": ""} for one in parts]
+    whole = not any("[" in str(one.settings["data.split"]) for one in parts)
+    if said and whole and all(one == said[0] for one in said):  # splits of one data set
+        split = "+".join(str(one.settings["data.split"]) for one in parts)
+        made = Outcome({**parts[0].settings, "data.split": split}, parts[0].note, parts[0].translated)
+    else:
+        made = parts[0] if len(parts) == 1 else mixed(parts)
     if not (size := value.get("test_split_size")):
-        return Outcome(found)
-    rest = held_out(found, size)
-    return Outcome(found | dict(rest.settings), rest.note, rest.translated)
+        return made
+    rest = held_out(made.settings, size)
+    notes = " ".join(note for note in (made.note, rest.note) if note)
+    return Outcome({**made.settings, **rest.settings}, notes, made.translated and rest.translated)
 
 
 def _dataset(value: Any, theirs: Theirs) -> Outcome:
@@ -155,9 +163,9 @@ _KEYS: Mapping[str, Entry] = {
     "dataset_train_split": Becomes("data.split"),
     "dataset_test_split": Becomes("data.eval_split"),
     "dataset_streaming": Becomes("data.streaming"),
-    "dataset_mixer": Computed(_mixer, "`data.path`, of one data set"),
+    "dataset_mixer": Computed(_mixer, "`data.path`; of several data sets `data.mix`"),
     "dataset_mixture": Computed(
-        _mixture, "`data.path`, `data.subset`, `data.split`, of one data set; `data.eval_path`"
+        _mixture, "`data.path`, `data.subset`, `data.split`; of several data sets `data.mix`; `data.eval_fraction`"
     ),
     "datasets": Computed(lambda value, theirs: _mixture({"datasets": value}, theirs), "as dataset_mixture"),
     "dataset_splits": Covered("in data.split and data.eval_split"),

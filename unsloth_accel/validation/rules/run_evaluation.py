@@ -108,5 +108,6 @@ def run_plateau_needs_evaluation(config: Document) -> Iterator[Finding]:
     """
     values, key = settings_of(config), "training.lr_scheduler_type"
     if values.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy") and values.get("eval_strategy") == "no":
-        fix = "training.eval_strategy: steps" if config.get("data.eval_path") else "training.lr_scheduler_type: linear"
+        held = config.get("data.eval_path") or config.get("data.eval_fraction")
+        fix = "training.eval_strategy: steps" if held else "training.lr_scheduler_type: linear"
         yield config.problem(key, "needs an evaluation; every process fails.", fix)

@@ -63,8 +63,8 @@ def given(config: Document) -> dict[str, Any]:
 
 def settings_of(config: Document) -> dict[str, Any]:
     """Return the value of every field of the trainer's config that the run's processes will have."""
-    path = config.get("data.eval_path")
-    data = DataConfig(path="", eval_path=path if isinstance(path, str) else None)
+    path, share = config.get("data.eval_path"), number(config.get("data.eval_fraction"))
+    data = DataConfig(path="", eval_path=path if isinstance(path, str) else None, eval_fraction=share)
     return settings(RunConfig(method=method_of(config).name, data=data, training=given(config)))
 
 
