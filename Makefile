@@ -14,6 +14,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed-$(DEVICE)
 MODEL := models/SmolLM2-135M-Instruct
+# Processes that test; 0 for one that does all. A file's tests stay together: they share launches.
+WORKERS ?= 2
 
 # All versions stand in constraints.txt.
 
@@ -51,7 +53,8 @@ quickstart: $(INSTALLED) $(MODEL)/config.json
 	$(BIN)/unsloth-accel launch examples/configs/quickstart.yaml training.overwrite=true
 
 test: $(INSTALLED) $(MODEL)/config.json lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +35,10 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Tokenised rows are kept there: not those of tests, and none of an earlier run of them.
 os.environ["HF_DATASETS_CACHE"] = _CACHE = tempfile.mkdtemp(prefix="unsloth-accel-tests-")
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+
+# Hundreds of processes import the package: each would compile it anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A thread that waits for its peer lets others have the core: more processes than cores would spend them on waiting.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -72,11 +77,43 @@ NATIVE = {
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes test, files with launches come first: what is short fills what is left at the end."""
+    if hasattr(config, "workerinput"):
+        launching = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in launching)
+
+
 @pytest.fixture(autouse=True)
 def _outside_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests don't see the variables of a launch that started them."""
     for name in ("UNSLOTH_ACCEL_PROMISE", "WORLD_SIZE", "RANK", "LOCAL_RANK", "ACCELERATE_USE_CPU"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def _exits() -> Iterator[list[str]]:
+    """Where something of this process, not of a fork, would have ended it by os._exit: its stack."""
+    leave, own, stacks = os._exit, os.getpid(), []
+
+    def leave_alone(status: int) -> None:
+        if os.getpid() != own:
+            leave(status)
+        stacks.append("".join(traceback.format_stack()))
+        raise SystemExit(status)
+
+    os._exit = leave_alone  # type: ignore[assignment]
+    yield stacks
+    os._exit = leave
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_ends_all_tests(_exits: list[str]) -> Iterator[None]:
+    """A watchdog's thread that outlives its test would end pytest, minutes later and without a word."""
+    yield
+    stacks = [*_exits]
+    _exits.clear()
+    assert not stacks, f"os._exit was called, by this test's thread or one that an earlier test left:\n{stacks[0]}"
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,9 @@ environment, session and output. unsloth, trl and this package are not among wha
 so itself, in its own order, with its own variables.
 
 What a fork can't show: what a variable does that one of `IMPORTED` reads at its import (a command with such a variable
-is started as ever, `AT_IMPORT`), an import that comes too early or too late for torch or transformers, and ranks of
-which each orders its sets of strings in its own way. Tests of these start real processes, and each kind of entry has a
+is started as ever, `AT_IMPORT`), an import that comes too early or too late for torch or transformers, ranks of
+which each orders its sets of strings in its own way, and what C++ does after Python's own end (`leave_what_is_shared`).
+Tests of these start real processes, and each kind of entry has a
 test that does. With REAL_PROCESSES=1 every test does, and everywhere but on Linux.
 """
 
@@ -30,8 +31,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from types import ModuleType
 from typing import Any
 
@@ -223,6 +225,25 @@ def _show(*shown: Sequence[str]) -> None:
         ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
 
 
+def leave_what_is_shared() -> None:
+    """Have this process end without taking apart what it shares with its server, which costs half a second of copying.
+
+    Exit functions, threads and modules that it has imported itself end as ever, and Python is finalised; the modules of
+    `IMPORTED` are kept until then, and torch's destructors in C++, which come after it, are left out.
+    """
+    kept = {name: module for name, module in sys.modules.items() if name not in ("__main__", "builtins", "sys")}
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+
+    def leave() -> None:
+        for name, module in kept.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+        libc = ctypes.CDLL(None)
+        libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None)
+
+    LAST.append(leave)
+
+
 def start(words: list[str]) -> None:
     """Run the module, the code or the script as `__main__`."""
     if words[0] == "-m":
@@ -243,11 +264,17 @@ def start(words: list[str]) -> None:
 if __name__ == "__main__":
     given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     PATH = sys.path[1 + len(given) :]
+    LAST: list[Callable[[], None]] = []
+    atexit.register(lambda: [end() for end in LAST])  # the first one registered is the last one called
     noisy = logging.getLogger("bitsandbytes.backends.cpu.ops")
     noisy.setLevel(logging.ERROR)  # it misses a kernel, which no test is about
     for name in IMPORTED:
         importlib.import_module(name)
     noisy.setLevel(logging.NOTSET)
+    # Which distribution has which module: trl asks when it is imported, a fifth of a second, the same for all.
+    metadata.packages_distributions = functools.cache(metadata.packages_distributions)
+    metadata.packages_distributions()
+    leave_what_is_shared()
     gc.collect()
     gc.freeze()
     asked: dict[str, Any] | None = serve(socket.socket(fileno=int(sys.argv[1])))

@@ -7,6 +7,7 @@ from conftest import ROOT
 from unsloth_accel import __version__
 
 
+@pytest.mark.alone
 def test_import_is_light() -> None:
     """Under 0.1 s of a processor, and nothing heavy: neither torch nor accelerate, transformers, unsloth."""
     program = (

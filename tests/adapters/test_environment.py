@@ -117,7 +117,7 @@ def test_a_plain_accelerator_joins_its_peers() -> None:
 @pytest.mark.slow
 def test_two_strangers_are_caught() -> None:
     """The same without what `import unsloth_accel` sets: each process would train alone."""
-    done = accelerate_launch("--config_file", CPU_DDP, SCRIPTS / "plain_accelerator.py", "--forget")
+    done = accelerate_launch("--config_file", CPU_DDP, SCRIPTS / "plain_accelerator.py", "--forget", forked=True)
     assert done.returncode != 0
     assert "2 processes were started but form no group: each would train alone" in done.stderr
     assert done.stderr.count("unsloth_accel: rank 0: ") == done.stderr.count("unsloth_accel: rank 1: ") == 1
@@ -128,7 +128,7 @@ def test_two_strangers_are_caught() -> None:
 def test_one_process_where_two_were_asked_for_is_caught(tmp_path: Path) -> None:
     """MULTI_CPU with the real `accelerate launch`: it starts one process and says nothing; we do."""
     config = write_yaml(tmp_path / "multi_cpu.yaml", MULTI_CPU)
-    done = accelerate_launch("--config_file", config, "examples/sft.py", "--output", tmp_path / "out")
+    done = accelerate_launch("--config_file", config, "examples/sft.py", "--output", tmp_path / "out", forked=True)
     assert done.returncode != 0
     assert f"{config} asks for 2 processes and 1 started" in done.stderr
     assert not (tmp_path / "out").exists()

@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fork_server
 import pytest
 from conftest import ROOT, SCRIPTS
 
@@ -56,7 +56,7 @@ def test_a_sharded_model_answers_like_the_whole_one(tiny: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words = [*command, str(SCRIPTS / "generate_sharded.py"), str(tiny)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=200, env=environment)
+    done = fork_server.run(words, cwd=ROOT, capture_output=True, text=True, timeout=200, env=environment)
     lines = [line for line in done.stdout.splitlines() if line.startswith("seen ")]
     assert len(lines) == 2, done.stderr
     for line in lines:

@@ -5,6 +5,7 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+import fork_server
 import pytest
 from conftest import ROOT
 
@@ -50,7 +51,7 @@ def test_a_trainer_that_was_imported_before_unsloth() -> None:
             "unsloth_accel.adapters.environment.show_own_errors_plainly()\n"
             "check_trainer(Mine.__new__(Mine))"
         )
-        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+        done = fork_server.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == status, done.stderr
         assert ("SFTTrainer was imported from trl before unsloth" in done.stderr) is bool(status)
 

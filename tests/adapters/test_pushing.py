@@ -126,6 +126,7 @@ def test_pushes_at_checkpoints(hub: FakeHub, tmp_path: Path, strategy: str, fold
         assert files["last-checkpoint/optimizer.pt"] == b"checkpoint-4: optimizer.pt"
 
 
+@pytest.mark.alone
 def test_training_does_not_wait_for_a_push(hub: FakeHub, tmp_path: Path) -> None:
     """Nor does a second one begin while the first is on its way, but with hub_always_push."""
     hub.hold.clear()

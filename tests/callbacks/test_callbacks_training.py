@@ -50,6 +50,7 @@ def lines(out: Path, rank: int, event: str) -> list[dict[str, Any]]:
     return [line for line in read_lines(out / "logs" / f"rank-{rank}.jsonl") if line["event"] == event]
 
 
+@pytest.mark.alone
 def test_a_slow_rank_is_named_with_its_cause(tiny: Path, tmp_path: Path) -> None:
     """Slow in its loader up to step 13, then in its forward pass, its optimizer and a callback for ten steps each: the
     other rank waits as long, and each time is told with its share."""

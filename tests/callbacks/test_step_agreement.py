@@ -15,6 +15,7 @@ from conftest import ROOT, SCRIPTS
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_two_ranks_stop_and_save_after_the_same_step(tmp_path: Path) -> None:
     """A step after it was asked for, in the same where steps are long, and in the first; where they are quick, in every
     third."""

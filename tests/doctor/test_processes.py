@@ -110,6 +110,7 @@ def test_gloo_always_and_nccl_only_between_gpus(place: Place, monkeypatch: pytes
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_hang_is_ended_with_all_its_processes(tmp_path: Path) -> None:
     ids = tmp_path / "ids"
     ids.mkdir()

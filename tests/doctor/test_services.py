@@ -85,6 +85,7 @@ def test_a_hub_that_is_not_reached(ask: Ask, answer: Any, said: str) -> None:
     assert "HF_HUB_OFFLINE=1" in found.fix
 
 
+@pytest.mark.alone
 def test_a_hub_that_never_answers_is_waited_for_no_longer_than_said(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(services, "TIME_LIMIT", 0.05)
     start = time.monotonic()

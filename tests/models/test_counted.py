@@ -114,6 +114,7 @@ def test_weights_that_contradict_a_counted_config() -> None:
         counted_spec("granite", stored=stored)
 
 
+@pytest.mark.alone
 def test_a_model_is_built_once_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "config.json").write_text(json.dumps(values("granite")), encoding="utf-8")

@@ -188,6 +188,7 @@ def unreachable(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, how: str) -> sock
 
 
 @pytest.mark.parametrize("how", ["no name", "refused", "silent", "off"])
+@pytest.mark.alone
 def test_a_hub_out_of_reach(
     hub: FakeHub,
     told: Callable[..., list[Problem]],
@@ -302,6 +303,7 @@ def test_the_shape_of_an_unknown_model_is_asked_for_briefly(hub: FakeHub, monkey
         ModelSpec.load("owner/other", revision="v2")
 
 
+@pytest.mark.alone
 def test_a_preview_needs_the_tokenizer_alone(
     hub: FakeHub, description: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

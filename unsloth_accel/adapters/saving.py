@@ -190,6 +190,7 @@ def let_numbered_cpus_load() -> None:
     torch.serialization.register_package(100, lambda storage: None, stay_on_cpu)
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter for a result; those not installed are left out."""
     found = {package: next(iter(metadata.distributions(name=package)), None) for package in PACKAGES}
