@@ -189,10 +189,40 @@ and CUDA's context (0.8 GiB for one process, 2.3 GiB with NCCL on NVLink), and l
 What the allocator held was at worst {_worst_held()} off.
 A strategy that is asked for by name is refused where the estimate less {WORST_ERROR:.0%} is more than the GPU has; in
 between it is planned with a warning that has both figures.
+{_beside_rivals()}
 Other cards were not measured, nor mixtures of experts, nor more than two GPUs; for these the same shares are assumed.
 `fsdp1` was not measured: its run trained and then could not save an adapter (see the file's notes); its estimate is
 that of plain sharding, after the whole model was loaded on every GPU. `fsdp2` is as docs/fsdp2.md describes it.
 """
+
+
+def _beside_rivals() -> str:
+    """Return the errors of the peak in the cells of `benchmarks.regret` on two GPUs, to which no memory was fitted."""
+    errors = {}
+    report = json.loads(RESULTS.with_name("regret-2xH200.json").read_text(encoding="utf-8"))
+    for one in report["settings"].values():
+        for name, found in one["cells"].items():
+            if "memory_gib" not in found:
+                continue
+            given = LoadedCell(**found["cell"])
+            cell = Cell(
+                given.shape,
+                given.strategy,
+                given.per_device,
+                given.length,
+                load_in_4bit=given.load_in_4bit,
+                num_processes=given.processes,
+                kept=given.kept,
+            )
+            work = workload(cell, report["shapes"][cell.shape])
+            predicted = estimate(work, cell.strategy, cell.num_processes, free_gib=given.limit_gib or GPU_GIB)
+            errors[name] = predicted.training / found["memory_gib"]["training"] - 1
+    worst = max(errors, key=lambda name: abs(errors[name]))
+    return f"""In the {len(errors)} cells of `benchmarks/results/regret-2xH200.json` the peak was off by
+{statistics.median(map(abs, errors.values())):.1%} at the median and {abs(errors[worst]):.1%} at worst
+({worst}, in which more was taken). It is the larger, the more blocks of a large batch recompute, and was not there on
+one GPU of another host: taken for activations on their way to the machine's memory, which wait for the link. torch
+gives such memory back where it is needed: that cell ran within its 24 GiB."""
 
 
 _MEMORY_BY_KEPT = """\
@@ -405,9 +435,19 @@ On two GPUs, where the fastest plan by another strategy is a rival, too. {_where
 {regret.table(report)}
 
 The largest regret of {len(report["settings"])} settings is {report["regret"]:.3f}.
-Two constants of fsdp2 were fitted to these cells.
+Two constants of fsdp2 were fitted to these cells. Losses of a setting's cells, which train the same rows, differ by at
+most {_losses_apart(report):.0e} of themselves.
 {_between_hosts(report)}
 """
+
+
+def _losses_apart(report: dict[str, Any]) -> float:
+    """Return the largest difference of two cells' losses in one step of a setting, as a share of the loss."""
+    apart = 0.0
+    for one in report["settings"].values():
+        losses = [cell["loss"] for cell in one["cells"].values() if "loss" in cell]
+        apart = max([apart, *((max(step) - min(step)) / min(step) for step in zip(*losses, strict=True))])
+    return apart
 
 
 def _between_hosts(report: dict[str, Any]) -> str:

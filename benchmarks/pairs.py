@@ -396,7 +396,8 @@ def trained(one: Against, work: Path, hardware: Hardware, gate: Gate, stopped: t
     on_cpu, rows, count = not hardware.devices, PER_DEVICE["dpo"] * GPUS, ROUND_ENDS[-1]
     data, out = work / f"dpo-full-{one.way}.jsonl", work / "against" / one.name
     write_answers(data, "dpo", [one.length] * rows * count)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({"ACCELERATE_USE_CPU": "true"} if on_cpu else {})
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": paths} | ({"ACCELERATE_USE_CPU": "true"} if on_cpu else {})
     try:
         if one.way == "plain":
             found = _plain(one, work, data, out, gate, environment, stopped, on_cpu=on_cpu)

@@ -49,7 +49,7 @@ def shown(run: RunConfig) -> tuple[str, Any]:
     return "".join(f"⟦{text}⟧" if trained else text for text, trained in row.parts), found
 
 
-def test_a_template_by_its_name_is_unsloths(tiny: Path, tmp_path: Path) -> None:
+def test_a_template_by_its_name_is_unsloths(tmp_path: Path) -> None:
     import unsloth  # noqa: F401  isort: skip
     from transformers import AutoTokenizer
     from unsloth.chat_templates import CHAT_TEMPLATES, get_chat_template
@@ -66,8 +66,20 @@ def test_a_template_by_its_name_is_unsloths(tiny: Path, tmp_path: Path) -> None:
     text, found = shown(described(tmp_path, CHAT, model={"chat_template": "qwen3-thinking"}))
     assert "<|im_start|>assistant\n⟦<think>\n\n</think>\n\nYes.<|im_end|>" in text
     assert found.markers[1].strip() == "<|im_start|>assistant"
-    with pytest.raises(ConfigError, match=r"model\.chat_template='gemma_chatml': does not fit the model's tokenizer"):
-        tokenizer_of(described(tmp_path, CHAT, model={"name": str(tiny), "chat_template": "gemma_chatml"}))
+
+
+def test_a_template_that_unsloth_cant_give_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import unsloth  # noqa: F401  isort: skip
+    from unsloth_accel.data.preview import tokenizer_of
+
+    def lacking(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("<start_of_turn> was not part of the tokenizer!")
+
+    monkeypatch.setattr("unsloth.chat_templates.get_chat_template", lacking)
+    with pytest.raises(
+        ConfigError, match=r"model\.chat_template='gemma_chatml': does not fit .*<start_of_turn> was not"
+    ):
+        tokenizer_of(described(tmp_path, CHAT, model={"chat_template": "gemma_chatml"}))
 
 
 def test_a_template_without_marks_is_refused_with_what_mends_it(tmp_path: Path) -> None:

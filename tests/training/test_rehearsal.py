@@ -156,7 +156,8 @@ def test_an_evaluation_that_does_not_fit_takes_fewer_rows(
     assert "2 rows per device in an evaluation instead of 8" in found["told"]
     assert (run / "logs" / "rank-1.log").read_text(encoding="utf-8").count("OUT OF MEMORY") == 2  # 8, 4
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    assert results["evaluations"] and results["before"]["loss"] > 0
+    assert results["evaluations"]
+    assert results["before"]["loss"] > 0
 
 
 def test_what_cannot_be_corrected_ends_the_run_with_what_helps(short_of_memory: Any, tmp_path: Path) -> None:

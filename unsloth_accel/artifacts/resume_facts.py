@@ -307,8 +307,6 @@ def _adapter_problems(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Itera
     }
     for key, (name, form) in pairs.items():
         value, ours = config.get(name), facts.get(key)
-        if key == "lora.target_modules" and isinstance(ours, list):
-            ours = sorted({*ours, *(facts.get("lora.modules_to_save") or ())})
         if value is None or key not in facts or isinstance(value, str) != isinstance(ours, str):
             continue
         if key in recorded and (key == "model.name" or recorded[key] != ours):

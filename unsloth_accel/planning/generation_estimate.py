@@ -1,7 +1,7 @@
 """Memory and time of writing completions, by transformers' `generate` inside of the processes that train.
 
-Sizes follow from the model's shapes. The two constants are assumed and were fitted to no measurement yet; a GPU run of
-benchmarks/gpu_checks.py, `grpo-run-ddp` and `grpo-run-fsdp2`, tells what they should be.
+Sizes follow from the model's shapes. The seconds were fitted to `grpo-run-ddp` and `grpo-run-fsdp2` of
+benchmarks/results/gpu-checks.json: one shape (1.5B), 32 completions of 128 tokens at once on each of two H200.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 CACHE_COPIES = 1.0
 """Copies of one layer's cache that are alive while it grows by a token: transformers' DynamicCache puts the old and
 the new together (transformers/cache_utils.py: `torch.cat`). Assumed."""
-LAYER_TOKEN_SECONDS = 0.0012
-"""Least seconds of a decoder block for one more token of all completions, as Python launches its kernels. Assumed."""
+LAYER_TOKEN_SECONDS, SHARDED_LAYER_TOKEN_SECONDS = 0.0006, 0.00185
+"""Least seconds of a decoder block for one more token of all completions, as Python launches its kernels: where the
+weights are whole, and where FSDP2 has divided them. Fitted; of fsdp2_native the second is assumed."""
 
 
 def cache_bytes(work: Workload) -> float:
@@ -37,10 +38,11 @@ def generation_bytes(work: Workload, strategy: Strategy, shards: int) -> float:
     return cache_bytes(work) + logits + gathered
 
 
-def generation_seconds(work: Workload, device: Device) -> float:
+def generation_seconds(work: Workload, device: Device, *, sharded: bool) -> float:
     """Return the seconds in which a process writes its completions once, all at their full length: each token reads the
-    weights and half of the full cache, or waits for Python."""
+    weights and half of the full cache, or waits for Python, longer where the weights are `sharded`."""
     if not work.generated_rows or not device.bandwidth_gbs:
         return 0.0
     read = (work.weight_bytes + cache_bytes(work) / 2) / (device.bandwidth_gbs * 1e9)
-    return work.generated_tokens * max(read, LAYER_TOKEN_SECONDS * work.spec.num_layers)
+    least = SHARDED_LAYER_TOKEN_SECONDS if sharded else LAYER_TOKEN_SECONDS
+    return work.generated_tokens * max(read, least * work.spec.num_layers)

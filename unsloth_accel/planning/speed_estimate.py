@@ -131,9 +131,10 @@ def estimate_speed(
     computing = (linear / PEAK_SHARE + attention / ATTENTION_SHARE) / (rate * 1e12)
     compute = computing + crossing / (device.bandwidth_gbs * 1e9) + launches
     record = STRATEGIES[strategy]
+    gatherings = 2 + work.reference_passes  # forward, backward, and for each other pass
     launching = launch_seconds(work, various=various)
     if num_processes > 1:
-        launching += record.launch_per_block * spec.num_layers
+        launching += record.launch_per_block * spec.num_layers * gatherings / 2  # fitted to two
     compute = (compute**BLEND + launching**BLEND) ** (1 / BLEND) * record.compute_factor
     communication = 0.0
     if num_processes > 1:
@@ -143,7 +144,6 @@ def estimate_speed(
         # All-reduce of the adapter's gradients: twice around the ring.
         communication += 2 * others * 4 * work.lora_parameters / link
         if record.shards_weights:
-            gatherings = 2 + work.reference_passes  # forward, backward, and for each other pass
             gathered = gatherings * others * work.weight_bytes / link
             if record.hides_gathering and hardware.link == "nvlink" and hardware.num_machines == 1:
                 gathered = max(0.0, gathered - HIDDEN_SHARE * compute)
@@ -154,7 +154,7 @@ def estimate_speed(
     return Speed(
         compute=compute * accumulation,
         communication=communication,
-        generating=generation_seconds(work, device) * share,
+        generating=generation_seconds(work, device, sharded=record.shards_weights and num_processes > 1) * share,
         tokens=work.tokens * accumulation * record.data_parallel(num_processes),
     )
 
