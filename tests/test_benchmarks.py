@@ -15,8 +15,9 @@ import psutil
 import pytest
 from conftest import CONFIG, write_weights
 
-from benchmarks import fault_checks, gpu_checks, pauses, strategies, streams, worker
-from benchmarks.checks import SEVERAL, CheckError, apart
+from benchmarks import family_checks, fault_checks, gpu_checks, pauses, strategies, streams, worker
+from benchmarks.checks import SEVERAL, CheckError, Place, apart
+from benchmarks.family_checks import FAMILY_CHECKS
 from benchmarks.fault_checks import FAULTS
 from benchmarks.strategies import CELLS, Cell, planned
 from benchmarks.strategies_page import page, ratios
@@ -348,3 +349,14 @@ def test_the_kept_blocks_that_are_asked_for() -> None:
     assert strategies.kept_counts("0, plan", 0) == [0]
     with_24 = {replace(cell, kept=24).name for cell in CELLS if not cell.runs_alone}
     assert not with_24 & {cell.name for cell in CELLS}
+
+
+def test_without_compiling_only_the_numbers_are_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory, more than is planned for compiled models, failed checks of runs that were the same."""
+    (tmp_path / "verified.json").write_text(json.dumps({"runs": {}}), encoding="utf-8")
+    monkeypatch.setattr(family_checks, "verified", lambda *_: {"ddp": {"loss": 0.0}})
+    place = Place(tmp_path, "")
+    assert FAMILY_CHECKS["family-lfm2-ddp-eager"](place) == {"ddp": {"loss": 0.0}}
+    monkeypatch.setattr(Place, "planned", lambda *_, **__: (_ for _ in ()).throw(ValueError("asked for the plan")))
+    with pytest.raises(ValueError, match="asked for the plan"):
+        FAMILY_CHECKS["family-lfm2-ddp"](place)

@@ -86,6 +86,9 @@ class Strategy:
     fragmentation: float = 0.03
     """Memory that torch's allocator holds beyond its peak of allocations, as a share of that; medians. Gathers on other
     streams fragment more."""
+    fragmentation_of_kept: float | None = None
+    """The same of what kept blocks hold, which comes and goes in large pieces (benchmarks/results/regret-2xH200.json);
+    None where it wasn't measured, and is taken for the other."""
 
     # Speed (planning.speed_estimate).
     seconds_per_block: float = 0.0
@@ -165,6 +168,7 @@ STRATEGIES: Registry[Strategy] = Registry(
             gathered_blocks=2,
             whole_adapter_share=0.01,
             fragmentation=0.09,
+            fragmentation_of_kept=0.03,
             seconds_per_block=0.0004,
             launch_per_block=0.002,
             hides_gathering=True,

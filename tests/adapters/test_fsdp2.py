@@ -22,7 +22,8 @@ BLOCK = 4 * (64 * 64 * 2 + 32 * 64 * 2 + 64 * 128 * 3)
 def torchrun(script: str, *arguments: str | Path, processes: int = 2, **variables: str) -> str:
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *(several if processes > 1 else []), str(SCRIPTS / script), *map(str, arguments)]
-    paths = os.pathsep.join([str(SCRIPTS / "plain_trl"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ours = map(str, (SCRIPTS / "plain_trl", ROOT, ROOT / "tests"))
+    paths = os.pathsep.join([*ours, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | variables
     done = fork_server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -50,10 +51,11 @@ CASES = {
     "transformers averages": Case(1, {"TRANSFORMERS_AVERAGES": "1"} | UNCOMPILED),
     "out of memory in forward": Case(1, PEERS | {"RANK_1_FAILS": "forward"} | UNCOMPILED),
     "out of memory in backward": Case(1, PEERS | {"RANK_1_FAILS": "backward", "KEPT": "2"} | UNCOMPILED),
+    "tower": Case(1, PEERS | COPIED | {"TOWER": "1"} | UNCOMPILED),
     "disk full": Case(8, {"DISK_FULL": "1"} | UNCOMPILED),
     "blocks kept": Case(1, PEERS | {"BENCHMARK_KEEP": "1"} | UNCOMPILED),
 }
-ALONE = {"1": Case(1), "8": Case(8)}
+ALONE = {"1": Case(1), "8": Case(8), "tower": Case(1, {"TOWER": "1"} | UNCOMPILED)}
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,20 @@ def test_fsdp2_trains_like_one_process(two: Any, alone: Any, case: str, mapped: 
     assert len(first) == 8
     assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-5
     assert max(float(tensor.abs().max()) for tensor in first.values()) > 1e-2  # it has learned
+
+
+@pytest.mark.slow
+def test_a_tower_that_no_row_passes_is_never_gathered(two: Any, alone: Any) -> None:
+    """The end of a backward pass that sums no gradients over the ranks looked for one in the tower's gathered weights:
+    "'FSDPParam' object has no attribute '_unsharded_param'", seen with a Qwen3-VL on two GPUs."""
+    shared, expected = two("tower"), alone("tower")
+    assert_alike(shared, expected)
+    assert shared["eval"] == pytest.approx(expected["eval"], abs=1e-5)
+    assert shared["frozen_sharded"]
+    # Nor is the head: TRL's loss puts that together itself.
+    assert shared["never_gathered"] == ["base_model.model.model.visual", "base_model.model.lm_head"]
+    assert shared["sums"] == pytest.approx(expected["sums"], rel=1e-4)
+    assert sum(".visual." in name for name in shared["sums"]) > 20
 
 
 @pytest.mark.slow

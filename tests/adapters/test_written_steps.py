@@ -27,7 +27,7 @@ def trainer_of(most: int = 99, **settings: Any) -> Any:
     return SimpleNamespace(
         args=args,
         asked=asked,
-        accelerator=SimpleNamespace(process_index=1),
+        accelerator=SimpleNamespace(process_index=1, device=torch.device("cpu")),
         state=SimpleNamespace(global_step=4),
         _generate_single_turn=generate,
         _prepare_inputs=lambda inputs: {"completion_ids": inputs},
@@ -81,6 +81,14 @@ def test_where_the_loss_of_the_parts_is_another_nothing_is_halved(
     vars(trainer).update(attributes)
     found = why_whole(trainer)
     assert found is None if why is None else why in str(found)
+
+
+def test_what_was_tried_on_cpus_only_is_off_elsewhere() -> None:
+    trainer = trainer_of()
+    assert why_whole(trainer) is None
+    for device in ("cuda:1", "xpu"):
+        trainer.accelerator.device = torch.device(device)
+        assert why_whole(trainer) == "with completions it was tried on CPUs only"
 
 
 def test_a_step_counts_once_and_its_figures_are_those_of_all_parts_and_ranks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ SETTINGS = {
 OURS = {
     *("shared_bytes", "mapped_bytes", "mapping", "fetched", "looked_up", "step_halving", "data_report"),
     *("listeners", "steps", "slower_by", "save_now", "hang_after", "advice", "warn"),
+    "rehearses",
     *("seconds", "keep_activations", "parts", "peak_gib", "refused_gib"),
     *("evaluated", "eval_batch_size", "refused_eval_batch_size"),
 }

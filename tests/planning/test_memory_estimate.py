@@ -83,6 +83,16 @@ def test_fsdp2_loads_and_trains_in_two_thirds_of_one_gpu() -> None:
     assert estimate(in_4bit, "fsdp2", 2).allocated < 0.75 * estimate(in_4bit, "ddp", 2).allocated
 
 
+def test_an_embedding_is_sent_where_it_is() -> None:
+    """DDP sends all weights in two buckets of 250 MiB; a head of its own is copied with what is before it."""
+    small = ModelSpec.load("unsloth/Llama-3.2-1B-Instruct")
+    assert small.largest_tensor == small.embedding_parameters
+    assert not small.lm_head_parameters
+    for spec, copied in ((small, 0.5), (LLAMA, 0.5 + 128256 * 4096 * 2 / GIB)):
+        work = replace(WORK, spec=spec)
+        assert estimate(work, "ddp", 2).loading - estimate(work, "single", 1).loading == pytest.approx(copied)
+
+
 def test_much_lora_is_sharded() -> None:
     """Up to 1 % of the model's weights every rank keeps all of it."""
     few, many = (estimate(replace(WORK, lora_parameters=n), "fsdp2", 2).terms for n in (10**7, 10**8))

@@ -25,10 +25,14 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from datasets import Dataset
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from other_models import values
+from peft import LoraConfig, get_peft_model
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers import AutoConfig, Qwen3VLForConditionalGeneration, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from benchmarks.worker import KEEP, keep_blocks
+from unsloth_accel.adapters.fsdp2.units import groups_of, units_of
 from unsloth_accel.adapters.kept_activations import keep, kept
 from unsloth_accel.adapters.out_of_memory import StepHalving, halve_on_out_of_memory
 from unsloth_accel.artifacts.checkpoints import find_checkpoints
@@ -43,7 +47,7 @@ def pretend_fsdp2() -> None:
     AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+        transformer_cls_names_to_wrap=["Qwen3VLTextDecoderLayer" if os.environ.get("TOWER") else "LlamaDecoderLayer"],
         reshard_after_forward=True,
         state_dict_type="FULL_STATE_DICT",
         cpu_ram_efficient_loading=False,
@@ -127,14 +131,32 @@ def count_all_reduced() -> list[int]:
     return sizes
 
 
+def with_tower(words: int) -> Any:
+    """A model with a tower for images, and a LoRA adapter on its text model: by transformers and PEFT, as on a CPU."""
+    described = values("qwen3_vl")
+    described["text_config"] = {**described["text_config"], "vocab_size": words, "dtype": "float32"}
+    set_seed(3407)
+    model = Qwen3VLForConditionalGeneration(AutoConfig.for_model(**described)).float()
+    # Of the tower's weights none is called so.
+    return get_peft_model(model, LoraConfig(r=1, lora_alpha=16, target_modules=["q_proj", "down_proj"]))
+
+
+def weights_of(unit: torch.nn.Module) -> list[Any]:
+    """FSDP2's own records of the weights that it gathers with `unit`."""
+    return [parameter for group in groups_of(unit) for parameter in group.fsdp_params]
+
+
 def main(path: str, out: str, r: str) -> None:
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
         path, max_seq_length=96, load_in_4bit=False, dtype=torch.float32
     )
-    model = unsloth.FastLanguageModel.get_peft_model(
-        model, r=int(r), lora_alpha=16, target_modules=["q_proj", "down_proj"], random_state=3407
-    )
+    if os.environ.get("TOWER"):
+        model = with_tower(len(tokenizer))
+    else:
+        model = unsloth.FastLanguageModel.get_peft_model(
+            model, r=int(r), lora_alpha=16, target_modules=["q_proj", "down_proj"], random_state=3407
+        )
     keep(model, int(os.environ.get("KEPT", "0")))
     arguments = SFTConfig(
         output_dir=out,
@@ -184,23 +206,30 @@ def main(path: str, out: str, r: str) -> None:
     unsloth_accel.save(trainer, Path(out, "adapter"))
     frozen_sharded = all(hasattr(p, "_local_tensor") for p in model.parameters() if not p.requires_grad)
     evaluated = trainer.evaluate()["eval_loss"]
+    units = units_of(model)
+    never_gathered = [
+        name
+        for name, module in model.named_modules()
+        if module in units and all(not hasattr(p, "_unsharded_param") for p in weights_of(module))
+    ]
     with unsloth_accel.generating(trainer.model):  # all blocks at once
         sums = {name: float(p.detach().double().abs().sum()) for name, p in trainer.model.named_parameters()}
     again = trainer.evaluate()["eval_loss"]
-    units = getattr(model, "_unsloth_accel_peer", None)
+    peers = getattr(model, "_unsloth_accel_peer", None)
     if trainer.accelerator.is_main_process:
         found = {
             "log": [(line["loss"], line["grad_norm"]) for line in trainer.state.log_history if "loss" in line],
             "eval": [evaluated, again],
             "averages": averages,
             "sums": sums,
-            "fetched": units.fetched if units else 0,
+            "never_gathered": never_gathered,
+            "fetched": peers.fetched if peers else 0,
             "kept": kept(model),
             "parts": halving.parts if isinstance(halving, StepHalving) else halving,
             "reason": halving.reason if isinstance(halving, StepHalving) else None,
-            "mapped": units.mapped_bytes if units else 0,
-            "looked_up": units.looked_up if units else 0,
-            "units": sum(isinstance(module, FSDPModule) for module in model.modules()),
+            "mapped": peers.mapped_bytes if peers else 0,
+            "looked_up": peers.looked_up if peers else 0,
+            "units": len(units),
             "lora_whole": not any(hasattr(p, "_local_tensor") for p in model.parameters() if p.requires_grad),
             "frozen_sharded": frozen_sharded,
             "checkpoints": {one.path.name: one.fault for one in find_checkpoints(out)},

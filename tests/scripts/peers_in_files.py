@@ -102,6 +102,7 @@ def use(directory: Path) -> None:
     peer_reach.obstacle = peer_reach.trial = lambda: None
     torch.cuda.Stream = torch.cuda.Event = Nothing  # type: ignore[assignment,misc]
     torch.cuda.current_stream = lambda *_: Nothing()  # type: ignore[assignment,return-value]
+    torch.accelerator.current_stream = lambda *_: Nothing()  # type: ignore[assignment,return-value]
     torch.cuda.stream = lambda *_: nullcontext()  # type: ignore[assignment,return-value]
     torch.cuda.synchronize = torch.cuda.empty_cache = lambda *_: None  # type: ignore[assignment]
 

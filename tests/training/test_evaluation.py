@@ -7,7 +7,7 @@ from row_files import CHAT
 from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.data import hub
 from unsloth_accel.errors import ConfigError
-from unsloth_accel.training.evaluation import HeldOut
+from unsloth_accel.training.evaluation import AsTrainingBegins, HeldOut
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,16 @@ def test_rows_of_the_hub_that_ask_nothing(
     found = HeldOut.of(run)
     assert found is not None
     assert [question.answer for question in found.questions] == ["b"]
+
+
+def test_training_begins_with_the_memory_that_an_evaluation_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unsloth takes its buffers by what is free, and what torch keeps for another time isn't."""
+    import torch
+
+    done: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name: done.append(name))
+    given: Any = None
+    AsTrainingBegins(lambda: done.append("evaluated")).on_train_begin(given, given, given)
+    assert done == ["evaluated", "empty_cache", "reset_peak_memory_stats"]

@@ -89,7 +89,7 @@ def test_two_processes_train_watch_save_and_go_on(described: Path, tmp_path: Pat
     same = {**yaml.safe_load(described.read_text(encoding="utf-8")), "output_dir": str(out)}
     run = write_yaml(tmp_path / "same.yaml", same)
     told = command("launch", "--config_file", CPU_DDP, SCRIPTS / "out_of_memory.py", run, "--rows", "2")
-    assert "rank 1: out of memory in step 1, with 4 rows (" in told
+    assert "rank 1: out of memory in the rehearsal, with 4 rows (" in told
     assert "4 rows" in told.partition("rehearsed the longest step with ")[2]
     assert told.count("The step is done again") == 1, "what was learned before step 1 is kept"
     for name in ("loss", "grad_norm", "reward", "entropy", "completions/mean_length"):

@@ -1,11 +1,13 @@
 """The verdict of verify: what it measures, and that it sees runs that are broken."""
 
+import json
 import math
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SCRIPTS
+from conftest import ROOT, SCRIPTS
 from verified_runs import CPU, TWO, made
 
 from unsloth_accel.config.read_run import from_dict
@@ -14,7 +16,7 @@ from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.methods import METHODS
 from unsloth_accel.planning.planner import plan
 from unsloth_accel.verify.runs import Trained
-from unsloth_accel.verify.verdict import TOLERANCES, compare, precision_of, share, tolerance
+from unsloth_accel.verify.verdict import TOLERANCES, compare, largest, precision_of, share, tolerance
 
 FAULTS = SCRIPTS / "faults"
 
@@ -38,6 +40,27 @@ def test_tolerances_can_be_given() -> None:
         assert (of_pairs.moved, of_pairs.adapter) == (2e-3, 0.1)
     assert tolerance("fp32", device="cuda", sums_answers=True) == TOLERANCES["fp32"]
     assert not METHODS["sft"].sums_answers
+
+
+@pytest.mark.parametrize("figure", ["loss", "grad_norm"])
+def test_what_two_gpus_were_seen_to_differ_by_is_tolerated_and_told(figure: str) -> None:
+    """Of two runs of one GPU, either may be the one that two are compared with."""
+    report = json.loads((ROOT / "benchmarks" / "results" / "preferences-2xH200.json").read_text(encoding="utf-8"))
+    runs = report["cells"] | report["yardsticks"]
+
+    def most(method: str, ones: tuple[str, ...], others: tuple[str, ...]) -> float:
+        return max(
+            largest(runs[f"{method}-1.5B-{bits}-{one}"][figure], runs[f"{method}-1.5B-{bits}-{other}"][figure])
+            for bits, one, other in product(("16bit", "4bit"), ones, others)
+        )
+
+    for method in ("dpo", "kto"):
+        depends = METHODS[method].depends_on_ranks
+        allowed = tolerance("bf16", [], "cuda", depends, sums_answers=METHODS[method].sums_answers)
+        assert most(method, ("single", "again"), ("ddp", "fsdp2")) < getattr(allowed, figure)
+        assert "over whole answers" in allowed.reason
+        assert share(most("dpo", ("single", "again"), ("ddp", "fsdp2"))) in allowed.reason
+        assert share(most("dpo", ("single",), ("again",))) in allowed.reason
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,8 @@ def why_whole(trainer: Any) -> str | None:
 
 def untried(trainer: Any) -> str | None:
     """Return why completions that are written beforehand are not given to `trainer`; None where they may be."""
-    on_gpu = trainer.accelerator.device.type == "cuda"
-    return "with completions it was tried on CPUs only" if on_gpu else None
+    on_cpu = trainer.accelerator.device.type == "cpu"
+    return None if on_cpu else "with completions it was tried on CPUs only"
 
 
 class WrittenSteps:

@@ -9,8 +9,9 @@ from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
 
 
 class PeakMemory(TrainerCallback):
-    """Splits torch's peak into loading (everything up to the first step, sharding included) and training.
+    """Splits torch's peak into loading (everything until training begins, sharding included) and training.
 
+    What follows in between, the rehearsal and an evaluation before the first step, is part of neither.
     `figures()` gives GiB per GPU, the largest of all ranks.
     """
 

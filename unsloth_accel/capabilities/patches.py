@@ -277,12 +277,16 @@ PATCHES = (
           place="accelerate/utils/dataclasses.py: FullyShardedDataParallelPlugin.transformer_cls_names_to_wrap",
           adapter="adapters.fsdp2.shard",
           cost="a model's tower for images or sound is gathered in every step, though rows of text don't pass it"),
+    Patch(what="gradients of weights that were gathered",
+          place="torch/distributed/fsdp/_fully_shard/_fsdp_param.py: FSDPParam.to_accumulated_grad_if_needed, "
+                "_unsharded_param", adapter="adapters.fsdp2.shard",
+          cost="a model whose tower no row passes fails in the first step that accumulates gradients in 16 bits"),
     Patch(what="weights fetched from peers",
           place="torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py: FSDPParamGroup._to_sharded, _to_unsharded, "
                 "_all_gather_result, _training_state, _reshard_after_forward, _post_forward_indices, unshard, "
                 "wait_for_unshard; torch/distributed/fsdp/_fully_shard/_fsdp_param.py: FSDPParam._orig_size, "
-                "_sharded_param_data, _module_info, _unsharded_param, init_unsharded_param, all_gather_outputs, "
-                "to_accumulated_grad_if_needed; torch/distributed/fsdp/_fully_shard/_fsdp_state.py: "
+                "_sharded_param_data, _module_info, _unsharded_param, init_unsharded_param, all_gather_outputs; "
+                "torch/distributed/fsdp/_fully_shard/_fsdp_state.py: "
                 "FSDPState._is_root, _training_state, _state_ctx, _comm_ctx, _modules_to_run_forward, "
                 "FSDPStateContext.iter_forward_root, post_backward_final_callback_queued; "
                 "torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py: AllGatherResult; "

@@ -85,8 +85,8 @@ CONTEXT_GIB = 0.82
 NCCL_GIB = 1.47
 """GiB of NCCL's buffers and its own kernels; two processes on NVLink."""
 DDP_BUCKETS_GIB = 0.5
-"""GiB of buckets in which DDP sends all weights from rank 0 when it wraps the model: two of 250 MiB beside the largest
-tensor (torch/nn/parallel/distributed.py: `broadcast_bucket_size`)."""
+"""GiB of buckets in which DDP sends all weights from rank 0 when it wraps the model: two of 250 MiB at once
+(torch/nn/parallel/distributed.py: `broadcast_bucket_size`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,8 +275,8 @@ def estimate(work: Workload, strategy: str, num_processes: int, *, free_gib: flo
     loading = _loading(work, record, num_processes)
     terms["loading_excess"] = max(0.0, loading - training)
     if not work.on_cpu:
-        # What kept blocks hold comes and goes in large pieces, which fragment no more than on one GPU.
-        fragments = record.fragmentation * (training - kept) + usual(1).fragmentation * kept
+        share, of_kept = record.fragmentation, record.fragmentation_of_kept
+        fragments = share * (training - kept) + (share if of_kept is None else of_kept) * kept
         held = max(loading * (1 + usual(1).fragmentation), training + fragments)
         terms["fragmentation"] = held - max(loading, training)
         terms["context"] = (CONTEXT_GIB + (NCCL_GIB if num_processes > 1 else 0.0)) * GIB
@@ -368,7 +368,10 @@ def _loading(work: Workload, strategy: Strategy, num_processes: int) -> float:
     whole = work.weight_bytes + lora
     largest = work.spec.largest_tensor * work.dtype_bytes
     if strategy.loading == "sent":
-        return whole + largest + DDP_BUCKETS_GIB * GIB
+        # A tensor that fills a bucket alone is sent where it is, as the embedding, which comes first, was in every cell
+        # measured. A head of its own comes last, into what is left of a bucket, and is copied with it.
+        head = work.spec.lm_head_parameters * work.dtype_bytes
+        return whole + min(whole, head + DDP_BUCKETS_GIB * GIB)
     if strategy.loading == "cut":
         return whole * (1 + 1 / num_processes)
     in_16_bit = not work.in_4bit and work.spec.quantization is None

@@ -71,6 +71,8 @@ class AsTrainingBegins(TrainerCallback):
         started = time.perf_counter()
         self._examine()
         if torch.cuda.is_available():
+            # As after the rehearsal: by what is free Unsloth takes its buffers, in the first step.
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         self.seconds = time.perf_counter() - started
 

@@ -10,6 +10,9 @@ Mends, beside `loading`, in accelerate 1.15 with torch 2.11 to 2.13 and Unsloth 
   told to ignore). They also stay float32 in the forward pass, as on one GPU.
 - A tower for images or sound would be gathered in every step, though rows of text don't pass it. Here it is a unit of
   its own.
+- A unit that no row has passed yet, as such a tower, ends a backward pass that sums no gradients over the ranks, where
+  they are summed in another dtype than they are computed in: FSDP2 looks for one in the weight that a gather would have
+  made (Unsloth mends that for its own sharding). Here it looks at weights that were gathered only.
 - The frozen weights travel by NCCL kernels, which take multiprocessors from the matrix products. `peer_fetch` has them
   copied by the GPUs' copy engines where the GPUs reach each other's memory.
 """
@@ -17,6 +20,8 @@ Mends, beside `loading`, in accelerate 1.15 with torch 2.11 to 2.13 and Unsloth 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +32,7 @@ from . import whole_gradients
 from .generation import INSIDE
 from .loading import put_back_rows, set_aside_rows
 from .peer_fetch import fetch
-from .units import blocks_of, groups_of
+from .units import blocks_of, groups_of, units_of
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +64,7 @@ def adapt_accelerator(accelerator: Accelerator) -> None:
         _keep_towers_apart(model, accelerator)
         prepared = prepare(*objects, **options)
         put_back_rows(model, pending)
+        _pass_over_what_was_never_gathered(model)
         # On GPUs Unsloth has done so already; then this finds nothing left to do.
         reduce_unsharded_trainable_grads(model)
         whole_gradients.average_once(model)
@@ -103,6 +109,22 @@ def _keep_towers_apart(model: torch.nn.Module, accelerator: Accelerator) -> None
     # Accelerate goes by the class alone: a projector that is a plain Linear would make every Linear a unit.
     own = sorted(kind.__name__ for kind in kinds if not kind.__module__.startswith("torch."))
     plugin.transformer_cls_names_to_wrap = list(dict.fromkeys([*named, *own]))
+
+
+def _pass_over_what_was_never_gathered(model: torch.nn.Module) -> None:
+    """Keep FSDP2 from looking for a gradient in weights that it has not gathered yet: they have none."""
+    if not available("gradients of weights that were gathered"):
+        return
+    for unit in units_of(model):
+        for group in groups_of(unit):
+            for parameter in group.fsdp_params:
+                accumulate = parameter.to_accumulated_grad_if_needed
+                parameter.to_accumulated_grad_if_needed = partial(_if_gathered, parameter, accumulate)
+
+
+def _if_gathered(parameter: Any, accumulate: Callable[[], None]) -> None:
+    if hasattr(parameter, "_unsharded_param"):
+        accumulate()
 
 
 def _count(weight: Any) -> int:

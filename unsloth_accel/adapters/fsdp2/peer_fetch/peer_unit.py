@@ -213,8 +213,6 @@ class Unit:
             return rows_of(tokens, tables, length, parameter.param_dtype)
 
         group.unshard, module.forward = unshard, forward
-        # FSDP2 looks for a gradient in the gathered weight, which may never have been there.
-        parameter.to_accumulated_grad_if_needed = lambda: None
 
     def fetch(self) -> None:
         """Start to copy every rank's rows into place."""
