@@ -77,6 +77,12 @@ NATIVE = {
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Of several testing processes none has a width of its own, by which tables would be folded."""
+    if hasattr(config, "workerinput"):
+        os.environ.pop("COLUMNS", None)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where several processes test, files with launches come first: what is short fills what is left at the end."""
     if hasattr(config, "workerinput"):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import decided, finished_run, write_checkpoint
+from row_files import CHAT, write
 
 from unsloth_accel.artifacts.checkpoints import RECORD, find_checkpoints
 from unsloth_accel.artifacts.resume_facts import made_with, resume_problems, steps_problem
@@ -54,11 +55,16 @@ def test_a_changed_mix_is_told_once(description: dict[str, Any], planned: RunCon
         return [f"{one.severity} {one.key}" for one in resume_problems(decided({**given, **changed}))]
 
     rows = description["data"]["path"]
-    mix = {**description, "data": {"mix": [{"path": rows, "weight": 1}]}}
+    other = str(write(tmp_path / "other.jsonl", [CHAT]))
+
+    def mixed(path: str, *weights: float) -> dict[str, Any]:
+        return {"mix": [{"path": one, "weight": weight} for one, weight in zip((path, other), weights, strict=True)]}
+
+    mix = {**description, "data": mixed(rows, 1, 3)}
     assert told(mix) == []
     moved = str(shutil.copy(rows, tmp_path / "moved.jsonl"))
-    assert told(mix, data={"mix": [{"path": moved, "weight": 1}]}) == []
-    assert told(mix, data={"mix": [{"path": rows, "weight": 2}]}) == ["error data.mix"]
+    assert told(mix, data=mixed(moved, 1, 3)) == told(mix, data=mixed(rows, 0.25, 0.75)) == []
+    assert told(mix, data=mixed(rows, 2, 3)) == ["error data.mix"]
     assert told(mix, data={"mix": [], "path": rows}) == ["error data.mix"]
     assert told(description, data={"mix": [rows], "path": ""}) == ["error data.mix"]
     assert told(mix, data={"eval_fraction": 0.5}) == ["error data.eval_fraction"]
@@ -77,9 +83,17 @@ def test_modules_that_are_trained_whole_beside_others_are_the_same(
     write_checkpoint(tmp_path / "out" / "checkpoint-2", run, record=record)
     assert resume_problems(run) == []
     fewer = decided({**description, "lora": lora | {"modules_to_save": ["lm_head"]}})
-    assert {problem.key for problem in resume_problems(fewer)} >= {
-        "lora.modules_to_save" if record else "lora.target_modules"
-    }
+    (problem,) = resume_problems(fewer)
+    assert problem.key == ("lora.modules_to_save" if record else "lora.target_modules")
+
+
+def test_markers_are_told_as_they_are_written(description: dict[str, Any], tmp_path: Path) -> None:
+    marked = {"train_on": "responses", "instruction_marker": "[user]\n", "response_marker": "[model]\n"}
+    write_checkpoint(tmp_path / "out" / "checkpoint-2", decided({**description, "data": description["data"] | marked}))
+    _, _, problem = resume_problems(decided(description))
+    assert problem.key == "data.response_marker"
+    assert 'was made with "[model]\\n"' in problem.consequence
+    assert problem.fix.startswith("give the marker that it was made with")
 
 
 def test_another_rate_for_embeddings_is_told(description: dict[str, Any], tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def test_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["accelerate_config"]["distributed_type"] == "MULTI_GPU"
 
 
+@pytest.mark.alone
 def test_plan_answers_at_once(cli: Run) -> None:
     """0.6 s is the target; processor time, of the best of three, since tests share their machine.
 

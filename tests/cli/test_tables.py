@@ -125,3 +125,8 @@ def test_verify_on_a_terminal(
     text = as_text(found).splitlines()
     assert all(line == line.rstrip() for line in text)
     assert {figure for figure in figures(text) if "." in figure} <= set(figures(lines))
+
+
+def test_square_brackets_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    tables.console().print("markers [user] and [/assistant]", style="bold")
+    assert capsys.readouterr().out == "markers [user] and [/assistant]\n"

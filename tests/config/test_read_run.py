@@ -76,6 +76,7 @@ def test_an_unknown_key_names_the_nearest(file: Path, override: str, word: str) 
         ("training.num_train_epochs=0", "no step would be made, and an untrained adapter saved"),
         ("training.num_train_epochs=-1", "no step would be made"),
         ("lora.r=${nothing}", "lora.r"),
+        ("data.path=null", "data.path: is missing"),
     ],
 )
 def test_a_wrong_value_says_what_is_needed(file: Path, override: str, words: str) -> None:

@@ -60,6 +60,14 @@ def test_modules_that_are_trained_whole(description: dict[str, Any], adapter: Pa
     assert "lora.target_modules" in refused(description, adapter, target_modules=both)
 
 
+def test_embeddings_that_an_adapter_has_not(description: dict[str, Any], adapter: Path) -> None:
+    assert "lora.modules_to_save=['lm_head']: the adapter" in refused(description, adapter, modules_to_save=["lm_head"])
+    with pytest.raises(ConfigError) as told:
+        from_dict({**description, "model": {"name": str(adapter), "added_tokens": ["<call>"]}, "lora": {}})
+    assert "model.added_tokens=['<call>']: need embeddings that learn them" in str(told.value)
+    assert "lora." not in str(told.value)
+
+
 def test_experts_go_by_the_names_of_their_modules(description: dict[str, Any], adapter: Path) -> None:
     """Unsloth gives LoRA to their fused parameters, where run.yaml names projections."""
     attention, base = ["q_proj", "k_proj", "v_proj", "o_proj"], description["model"]["name"]

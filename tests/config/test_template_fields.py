@@ -57,6 +57,13 @@ def test_what_they_cant_be(
         from_dict(description)
 
 
+def test_a_marker_of_a_wrong_type_is_told_alone(description: dict[str, Any]) -> None:
+    description["data"] |= {"instruction_marker": "[user]", "response_marker": ["assistant"]}
+    with pytest.raises(ConfigError) as told:
+        from_dict(description)
+    assert [problem.key for problem in told.value.problems] == ["data.response_marker"]
+
+
 def test_trls_names_are_taken(description: dict[str, Any], file: Path, tmp_path: Path) -> None:
     template = tmp_path / "t.jinja"
     template.write_text("{{ messages }}", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.config.run_config import RunConfig
 from unsloth_accel.data.length_estimate import row_lengths
-from unsloth_accel.data.mix import HELD_OUT, TRAIN, mix_facts, parts_of, ratio_problems, run_rows, run_stream
+from unsloth_accel.data.mix import HELD_OUT, TRAIN, mix_facts, mix_warnings, parts_of, run_rows, run_stream
 from unsloth_accel.errors import ConfigError
 from unsloth_accel.validation.inputs import _rows
 
@@ -106,21 +107,24 @@ def test_the_first_rows_are_read_and_no_others(tmp_path: Path) -> None:
         run_rows(_run(path=path))
 
 
-def test_every_source_is_checked_and_named(tmp_path: Path, files: dict[str, str]) -> None:
+def test_every_source_is_checked_and_named(
+    tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a long path is told in part
     broken = _write(tmp_path / "broken.jsonl", [{"text": "a"}, {"nothing": 1}])
-    empty = _write(tmp_path / "empty.jsonl", [])
-    said = _problems(mix=[files["a"], broken, empty, "gone.jsonl"])
+    _write(tmp_path / "empty.jsonl", [])
+    said = _problems(mix=[files["a"], broken, "empty.jsonl", "gone.jsonl"])
     for part in (
         f"{broken}:2: has none of the needed",
-        f"data.mix.2.path={empty!r}: the file has no rows",
+        "data.mix.2.path='empty.jsonl': the file has no rows",
         "data.mix.3.path='gone.jsonl': no such file",
     ):
         assert part in said
     problems = [str(one) for one in _rows(_run(mix=[files["a"], broken, "gone.jsonl"]))[1]]
     assert len(problems) == 2, "a file that isn't there keeps no other from being looked at"
-    chats = _write(tmp_path / "chats.jsonl", [{"prompt": "a", "completion": "b"}])
-    said = _problems(mix=[files["a"], chats])
-    assert f"data.mix.1.path={chats!r}: holds rows of prompt-completion, and data.mix.0.path rows of text" in said
+    _write(tmp_path / "chats.jsonl", [{"prompt": "a", "completion": "b"}])
+    said = _problems(mix=[files["a"], "chats.jsonl"])
+    assert "data.mix.1.path='chats.jsonl': holds rows of prompt-completion, and data.mix.0.path rows of text" in said
 
 
 def test_sources_may_be_of_other_formats_and_columns(tmp_path: Path) -> None:
@@ -173,10 +177,39 @@ def test_a_share_that_leaves_no_row_is_told(files: dict[str, str]) -> None:
 
 def test_weights_that_look_like_shares_and_are_none_are_told() -> None:
     def told(*weights: float) -> list[str]:
-        return [str(one) for one in ratio_problems(_run(mix=[{"path": str(w), "weight": w} for w in weights]).data)]
+        return [str(one) for one in mix_warnings(_run(mix=[{"path": str(w), "weight": w} for w in weights]).data)]
 
     assert told(0.5, 0.5) == told(3, 1) == []
     assert "add up to 0.9, not to 1: they are taken as ratios, 77.8%, 22.2%" in told(0.7, 0.2)[0]
+
+
+def test_an_end_of_a_mix_without_weights_is_told() -> None:
+    until = {"stopping_strategy": "all_exhausted"}
+    assert not mix_warnings(_run(mix=[{"path": "a", "weight": 1}], **until).data)
+    for data in ({"mix": ["a", "b"]}, {"path": "a"}):
+        (warning,) = mix_warnings(_run(**data, **until).data)
+        assert (warning.key, warning.severity) == ("data.stopping_strategy", "warning")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"format": "alpacca"}, "data.mix.1.format='alpacca': unknown value. Fix: use one of: auto, chat"),
+        ({"columns": {"mesages": "chat"}}, "data.mix.1.columns.mesages='chat': unknown column. Fix: did you mean"),
+    ],
+)
+def test_a_source_is_read_as_data_would_be(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        _run(mix=["a.jsonl", {"path": "b.jsonl", **wrong}])
+
+
+def test_a_mix_goes_in_the_place_of_a_path() -> None:
+    assert _run(mix=["a.jsonl"], path=None).data.path == ""
+    with pytest.raises(ConfigError, match="or remove it"):
+        _run(mix=["a.jsonl"], path="b.jsonl")
+    with pytest.raises(ConfigError, match=r"data\.mix: Interpolation key 'nothing' not found") as caught:
+        _run(mix="${nothing}")
+    assert len(caught.value.problems) == 1
 
 
 def test_a_mix_is_known_by_its_rows_and_not_by_their_place(tmp_path: Path, files: dict[str, str]) -> None:

@@ -29,14 +29,15 @@ def test_a_directory_of_several_kinds_and_one_of_none(tmp_path: Path) -> None:
             locate(tmp_path / path)
 
 
-def test_braces_name_several_files_in_their_order(tmp_path: Path) -> None:
+def test_braces_name_several_files_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.jsonl", "b.jsonl", "c/d.jsonl"):
         write(tmp_path / name, ALPACA)
     files = locate(tmp_path / "{b,a,c/*}.jsonl").files
     assert files == tuple(tmp_path / name for name in ("b.jsonl", "a.jsonl", "c/d.jsonl"))
     assert locate(tmp_path / "{a,*}.jsonl").files == (tmp_path / "a.jsonl", tmp_path / "b.jsonl"), "each once"
+    monkeypatch.chdir(tmp_path)  # a long path is told in part
     with pytest.raises(ConfigError, match=r"none\.jsonl.*: no file matches it"):
-        locate(tmp_path / "{a,none}.jsonl")
+        locate(Path("{a,none}.jsonl"))
 
 
 def test_a_large_file_is_read_once_per_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -89,6 +89,17 @@ def test_blocks_that_differ_are_counted_each() -> None:
     assert "model.layers.2.mlp.down_proj.weight" not in shapes
 
 
+@pytest.mark.parametrize(
+    "senseless",
+    [{"block_configs": [{"ffn": {"ffn_mult": factor}}] * 2} for factor in (float("inf"), float("nan"), -3, "x")]
+    + [{"vision_config": {"num_hidden_layers": 10**7}}],
+)
+def test_senseless_sizes_are_not_taken(senseless: dict[str, Any]) -> None:
+    given = _config("nobody", 64, 128, 2, 4, 100)
+    usual = read_off({**given, "vision_config": {}} if "vision_config" in senseless else given)
+    assert read_off({**given, **senseless}) == usual
+
+
 @pytest.mark.parametrize("gone", ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"])
 def test_without_a_size_there_is_nothing_to_count(gone: str, tmp_path: Path) -> None:
     config = _config("nobody", 64, 128, 2, 4, 100)

@@ -222,6 +222,7 @@ def test_an_unknown_architecture_is_counted_from_its_weights(tmp_path: Path) -> 
     assert found.lora_parameters("all-linear", 4) == spec("llama-tied").lora_parameters("all-linear", 4)
     assert [problem.severity for problem in found.problems] == ["warning"]
     assert "counted from its weights only" in str(found.problems[0])
+    assert "'brand_new': is no model that the installed transformers" in str(found.unloadable[0])
     (tmp_path / "model.safetensors").unlink()
     named = ModelSpec.load(tmp_path)  # by the class that it names, and for plans only
     assert named.num_parameters == model.num_parameters()

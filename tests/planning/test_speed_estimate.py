@@ -38,7 +38,7 @@ def test_predicted_seconds_hold_by_kept_blocks() -> None:
 
 def test_predicted_seconds_hold_for_pairs() -> None:
     found = [*pairs_report.compared(json.loads(pairs_report.RESULT.read_text(encoding="utf-8")))]
-    assert len(found) == 7
+    assert len(found) == 12
     assert max(abs(time.error) for _, _, time in found) <= 0.10
 
 

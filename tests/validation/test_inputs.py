@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from unsloth_accel.artifacts.checkpoints import checkpoints
 from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.config.run_config import RunConfig
 from unsloth_accel.data.rows import MOST_SHOWN
+from unsloth_accel.errors import Problem
 from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.models.spec import ModelSpec
 from unsloth_accel.validation.inputs import input_problems, output_problems
 
 CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
@@ -261,6 +264,44 @@ def test_rows_that_responses_leave_nothing_of(tmp_path: Path, description: dict[
     warning = input_problems(run)[0]
     assert (warning.severity, warning.key) == ("warning", "data.train_on")
     assert "(row 2)" in str(warning)
+
+
+def test_markers_that_nobody_looks_for(tmp_path: Path, description: dict[str, Any]) -> None:
+    def told(row: dict[str, Any], train_on: str) -> list[str]:
+        path = write(tmp_path / "rows.jsonl", [row])
+        data = {"path": str(path), "train_on": train_on, "instruction_marker": "Q:", "response_marker": "A:"}
+        found = input_problems(from_dict({**description, "data": data}))
+        return [str(one) for one in found if one.key == "data.response_marker"]
+
+    assert told(CHAT, "responses") == told({"text": "Q: Is it? A: Yes."}, "responses") == []
+    unheeded = {**CHAT, "messages": [*CHAT["messages"], {**CHAT["messages"][-1], "weight": 0}]}
+    assert told(unheeded, "all") == [], "by which the message that isn't trained is found"
+    assert "data.train_on=auto trains every token" in told({"text": "Q: Is it? A: Yes."}, "auto")[0]
+    assert "rows of prompt-completion say" in told({"prompt": "Is it?", "completion": " Yes."}, "responses")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{% for m in messages %}{{ m.content }}", "is no template of Jinja: line 1, Unexpected end of template"),
+        (" \n", "is empty"),
+        ("{% for m in messages %}{% generation %}{{ m }}{% endgeneration %}{% continue %}{% endfor %}", ""),
+    ],
+)
+def test_a_file_of_a_chat_template(text: str, told: str, tmp_path: Path, description: dict[str, Any]) -> None:
+    file = tmp_path / "chat.jinja"
+    file.write_text(text, encoding="utf-8")
+    description["model"] |= {"chat_template": str(file)}
+    found = [str(one) for one in input_problems(from_dict(description)) if one.key == "model.chat_template"]
+    assert len(found) == bool(told)
+    assert told in "".join(found)
+
+
+def test_a_model_that_nobody_can_load_is_told(description: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(key="config.json: model_type", value="new", consequence="is no model.", fix="another model")
+    spec = replace(ModelSpec.load(description["model"]["name"]), unloadable=(problem,))
+    monkeypatch.setattr(ModelSpec, "load", lambda *_, **__: spec)
+    assert problem in input_problems(from_dict(description))
 
 
 def test_fewer_rows_than_a_batch(description: dict[str, Any]) -> None:

@@ -9,12 +9,14 @@ them. Accelerate's FSDP has files of its own.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from ..config.lora_fields import WHOLE
 from ..config.run_config import RunConfig
 from ..config.start_adapter import ADAPTER_CONFIG, Adapter, model_of
 from ..config.template_fields import MARKERS, is_template_name
@@ -29,8 +31,9 @@ from .run_directory import RunDirectory
 
 ROWS = "other rows would be trained than in a straight run."
 _WEIGHTS = "the saved weights don't belong to this run's model."
+_MODULES = "lora.modules_to_save"
 _ADAPTER = (
-    *("lora.use_dora", "lora.init_lora_weights", "lora.modules_to_save", "lora.layers_to_transform", "lora.bias"),
+    *("lora.use_dora", "lora.init_lora_weights", _MODULES, "lora.layers_to_transform", "lora.bias"),
     "lora.target_parameters",
 )
 """Keys, beside those that are checked by themselves, that the adapter's weights depend on."""
@@ -75,6 +78,7 @@ _ORDER = ("training.seed", "training.data_seed", "training.train_sampling_strate
 _INSTEAD = {
     **dict.fromkeys(("data.path", "train_dataset"), "give the file that it was made with"),
     "model.chat_template": "give the template that it was made with",
+    **dict.fromkeys(MARKERS, "give the marker that it was made with, or remove it where that is none"),
     "data.mix": "give the sources and weights that it was made with",
     "tokenizer": "give the tokenizer that it was made with",
     "steps_per_epoch": "the number of processes, rows per device, batch.balance and dataloader_drop_last of its run",
@@ -284,10 +288,12 @@ def _text_of(template: str | None) -> str | None:
 
 def _problem(checkpoint: Checkpoint, key: str, now: Any, before: Any, consequence: str, severity: Any) -> Problem:
     said, instead = str(before), _INSTEAD.get(key, f"{key}={'null' if before is None else before}")
+    if key in MARKERS:
+        said = json.dumps(before, ensure_ascii=False) if before else "none"
     if key == "data.mix":
         said, now = f"data.mix={before or 'none'}", now or "none"
     if key == "data.path":
-        said, now = f"other rows, fingerprint {before}", f"rows with fingerprint {now}"
+        said, now = f"other rows, fingerprint {before}", f"rows with fingerprint {now}" if now else "a mix of sources"
     fix = f"{'nothing' if severity == 'warning' else instead}, or start a new run in another output_dir"
     consequence = f"{checkpoint.path.name} was made with {said}: {consequence}"
     return Problem(key=key, value=now, consequence=consequence, fix=fix, severity=severity)
@@ -311,8 +317,10 @@ def _adapter_problems(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Itera
             continue
         if key in recorded and (key == "model.name" or recorded[key] != ours):
             continue  # Unsloth may train another copy of a model than the one named; or it has been told
-        # PEFT has lists of their own for what is trained whole, and for experts; a script's facts don't tell the first.
-        whole = facts.get("lora.modules_to_save", config.get("modules_to_save")) or ()
+        # PEFT has lists of their own for what is trained whole, and for experts; of the first a script's facts don't
+        # tell, and a record has told where they differ.
+        told = _MODULES in recorded or _MODULES not in facts
+        whole = {*((config.get("modules_to_save") if told else facts[_MODULES]) or ())} & {*WHOLE}
         given = sorted({*ours, *whole}) if key == "lora.target_modules" and isinstance(ours, list) else ours
         same = adapter.trains(given) if key == "lora.target_modules" else form(value) == form(ours)
         if not same:

@@ -160,7 +160,7 @@ PATCHES = (
           place="torch/optim/lr_scheduler.py: LRScheduler._last_lr", adapter="adapters.resuming",
           cost="it may be another than the one that the step is made with"),
     Patch(what="a learning rate for embeddings",
-          place="unsloth/trainer.py: UnslothTrainer.create_optimizer, embedding_learning_rate",
+          place="unsloth/trainer.py: UnslothTrainer, create_optimizer, embedding_learning_rate",
           adapter="adapters.embedding_rate", missing="refuse",
           cost="training.embedding_learning_rate would have no effect"),
     Patch(what="tokens counted late",

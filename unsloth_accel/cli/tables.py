@@ -20,11 +20,12 @@ STYLES = {"the same": "bold green", "not the same": "bold red", "verdict": "bold
 
 
 def console() -> Console:
-    """Return a console as wide as the terminal or COLUMNS; elsewhere rich would fold tables at 80 columns."""
+    """Return a console as wide as the terminal or COLUMNS; elsewhere rich would fold tables at 80 columns. Square
+    brackets are text to it: markers of a chat, names of files and columns have them."""
     from rich.console import Console
 
-    terminal = Console()
-    return terminal if terminal.is_terminal or "COLUMNS" in os.environ else Console(width=PIPED)
+    terminal = Console(markup=False)
+    return terminal if terminal.is_terminal or "COLUMNS" in os.environ else Console(width=PIPED, markup=False)
 
 
 def show(*parts: Any) -> None:

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from ..errors import nearest
 from .rewards_config import Wrong
+from .row_formats import FORMATS
 
 MIX, WEIGHT = "data.mix", "weight"
 OWN = ("path", "split", "subset", "format", "columns", "max_rows")
@@ -60,6 +61,8 @@ def _wrong(key: str, source: Any) -> Iterator[Wrong]:
             yield f"{key}.path", value, "is missing: which rows are meant?", form
         elif value is not None and not isinstance(value, str):
             yield f"{key}.{name}", value, "wrong type: text is needed.", "give text"
+        elif name == "format" and value is not None and value not in FORMATS:
+            yield f"{key}.{name}", value, "unknown value.", f"use one of: {', '.join(FORMATS)}."
     columns, rows, weight = source.get("columns"), source.get("max_rows"), source.get(WEIGHT)
     if columns is not None and not (isinstance(columns, Mapping) and all(isinstance(v, str) for v in columns.values())):
         yield f"{key}.columns", columns, "wrong type: a mapping of names is needed.", "such as {messages: my_column}"

@@ -26,7 +26,7 @@ from .row_formats import FIELDS, FORMATS, OPTIONAL
 from .run_config import IF_ANY, OWN_TRAINING_KEYS, RunConfig
 from .safe_reader import override_problems, read_yaml
 from .start_adapter import Adapter, find_adapter
-from .template_fields import template_problems
+from .template_fields import MARKERS, template_problems
 from .trainer_fields import CHECKPOINTING_FIELDS, accepts, missing_class, training_fields, type_name
 from .written import references
 
@@ -145,7 +145,7 @@ def from_dict(given: DictConfig | dict[str, Any], *, to_plan: bool = False) -> R
     if schema.model.added_tokens:  # which LoRA can't train
         schema.lora.modules_to_save = list(dict.fromkeys([*schema.lora.modules_to_save, *WHOLE]))
     adapter = _begin_with_adapter(schema, values, problems)
-    mixed = bool(OmegaConf.select(values, MIX, default=None, throw_on_missing=False))
+    mixed = bool(_section_value(values, MIX))
     problems += _of_a_mix(schema) if mixed else []
     for key in ("data.path", "output_dir") if to_plan else ("data.path",) if mixed else ():
         if OmegaConf.select(schema, key, default=None, throw_on_missing=False) is None:
@@ -157,6 +157,7 @@ def from_dict(given: DictConfig | dict[str, Any], *, to_plan: bool = False) -> R
     problems += training
     named = {problem.key for problem in problems}
     of_lora = lora_problems(OmegaConf.to_object(schema.lora))
+    named |= {*MARKERS} if named & {*MARKERS} else set()  # of which one without the other is told
     others = (*_check_values(schema, adapter), *of_lora, *template_problems(schema))
     problems += [one for one in others if one.key not in named]
     raise_errors(problems)
@@ -197,7 +198,13 @@ def _begin_with_adapter(schema: DictConfig, values: DictConfig, problems: list[P
             OmegaConf.update(schema, f"lora.{key}", value, merge=False)
     if "dropout" not in given:
         schema.lora.dropout = float(adapter.config.get("lora_dropout") or 0)
-    problems += adapter.contradictions(OmegaConf.to_object(schema.lora))
+    tokens = OmegaConf.to_container(schema.model.added_tokens)
+    for found in adapter.contradictions(OmegaConf.to_object(schema.lora)):
+        if tokens and found.key == "lora.modules_to_save" and "modules_to_save" not in given:
+            told = f"need embeddings that learn them; the adapter {adapter.name}, which the run begins with, has none."
+            found = dataclasses.replace(found, key="model.added_tokens", value=tokens, consequence=told)
+            found = dataclasses.replace(found, fix=f"remove it; or {adapter.merge_first}")
+        problems.append(found)
     return adapter
 
 
@@ -236,6 +243,8 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
                 value = OmegaConf.to_container(value, resolve=True)
         except OmegaConfBaseException as error:
             tell(None, f"{first_line(error)}.", _reference_fix(values, key), "run-reference")
+            continue
+        if value is None and name in _REQUIRED:  # told as missing, where it is needed
             continue
         default = schema._get_node(key)
         if isinstance(default, DictConfig) and name not in _MAPPINGS:
@@ -418,10 +427,11 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
     columns = {name for form, fields in FIELDS.items() for name in (*fields, *OPTIONAL.get(form, ()))}
     method = METHODS.get(given("method"))
     rewards_read_any = method is not None and method.generates
-    for name in given("data.columns") or ():
-        if name not in columns and not rewards_read_any:
-            fix = nearest(str(name), columns, "data.columns.")
-            wrong(f"data.columns.{name}", given("data.columns")[name], "unknown column.", fix)
+    own = {f"{MIX}.{place}.columns": source.get("columns") for place, source in enumerate(given(MIX) or ())}
+    for key, named in {"data.columns": given("data.columns"), **own}.items():
+        for name in named or ():
+            if name not in columns and not rewards_read_any:
+                wrong(f"{key}.{name}", named[name], "unknown column.", nearest(str(name), columns, f"{key}."))
     if given("data.streaming") is True:
         if not (isinstance(steps := given("training.max_steps"), int) and steps > 0):
             consequence = "a stream has no known length, so the run needs a number of steps."
@@ -451,12 +461,21 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
     return problems
 
 
+def _section_value(values: DictConfig, key: str) -> Any:
+    """Return what `values` have under a dotted key; a reference as it is written, whatever it refers to."""
+    section, _, name = key.partition(".")
+    given = values._get_node(section) if section in values else None
+    node = given._get_node(name) if isinstance(given, DictConfig) and not given._is_none() else None
+    return node._value() if isinstance(node, Node) else None
+
+
 def _of_a_mix(schema: DictConfig) -> list[Problem]:
     """Return the problem of rows that both data.path and data.mix name."""
     path = OmegaConf.select(schema, "data.path", default=None, throw_on_missing=False)
     problems: list[Problem] = []
     if path:
-        _tell(problems, "data.path", path, "data.mix names the rows already.", "make it one more source of data.mix")
+        fix = "make it one more source of data.mix, or remove it (data.path=null)"
+        _tell(problems, "data.path", path, "data.mix names the rows already.", fix)
     return problems
 
 

@@ -82,6 +82,8 @@ class Adapter:
                 continue
             if self.trains(_with_whole(lora)) if key == "target_modules" else given == own:
                 continue
+            if key == "target_modules" and self.trains(given):
+                key, given, own = "modules_to_save", lora.modules_to_save, self.config.get("modules_to_save") or []
             yield Problem(
                 key=f"lora.{key}",
                 value=given,

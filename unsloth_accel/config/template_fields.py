@@ -76,8 +76,7 @@ def template_problems(tree: DictConfig) -> Iterator[Problem]:
     if taken:
         yield wrong("data.chat_template_kwargs", f"names {taken[0]!r}, which is decided for all rows.", "leave it out")
     tokens = values["model.added_tokens"]
-    empty = [token for token in tokens if not token.strip()]
-    twice = [token for token, count in Counter(tokens).items() if count > 1]
-    if empty or twice:
-        consequence = f"names {twice[0]!r} twice." if twice else "names a token without text."
-        yield wrong("model.added_tokens", consequence, "name each token once")
+    if any(not token.strip() for token in tokens):
+        yield wrong("model.added_tokens", "names a token without text.", "leave it out, or name it")
+    elif twice := [token for token, count in Counter(tokens).items() if count > 1]:
+        yield wrong("model.added_tokens", f"names {twice[0]!r} twice.", "name each token once")

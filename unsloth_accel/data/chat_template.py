@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.template_fields import is_template_name
 from ..errors import ConfigError, Problem, first_line
 from ..files import read_bytes
+from .template_limit import syntax_fault
 
 if TYPE_CHECKING:
     from ..config.run_config import RunConfig
@@ -41,10 +42,7 @@ def choose_template(tokenizer: Any, run: RunConfig) -> Any:
     if template and is_template_name(template):
         tokenizer = _by_name(tokenizer, template)
     elif template:
-        try:
-            tokenizer.chat_template = read_bytes(Path(template).expanduser(), _MOST_TEMPLATE).decode("utf-8")
-        except (OSError, ValueError) as error:
-            raise _refused(template, f"can't be read: {first_line(error)}.", "name a .jinja file in UTF-8") from None
+        tokenizer.chat_template = template_of_file(template)
     for name in ("eos_token", "pad_token"):
         token = run.training.get(name)
         if token and token not in tokenizer.get_vocab():
@@ -53,6 +51,19 @@ def choose_template(tokenizer: Any, run: RunConfig) -> Any:
     if end:
         tokenizer.eos_token = end
     return tokenizer
+
+
+def template_of_file(template: str) -> str:
+    """Return the text of a chat template's file; raises `ConfigError` where it can't be read, or isn't Jinja."""
+    try:
+        text = read_bytes(Path(template).expanduser(), _MOST_TEMPLATE).decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise _refused(template, f"can't be read: {first_line(error)}.", "name a .jinja file in UTF-8") from None
+    if not text.strip():
+        raise _refused(template, "is empty: no chat becomes text by it.", "write the template into it")
+    if fault := syntax_fault(text):
+        raise _refused(template, f"is no template of Jinja: {fault}.", "correct it there, or name another one")
+    return text
 
 
 def _by_name(tokenizer: Any, name: str) -> Any:

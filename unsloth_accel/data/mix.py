@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..config.data_mix import MIX, WEIGHT, weights_of
+from ..config.data_mix import MIX, UNTIL, WEIGHT, weights_of
 from ..errors import ConfigError, Problem, counted, raise_errors
 from .formats import form_in_words
 from .rows import Rows, read_checked_rows, stream
@@ -79,8 +79,11 @@ def run_stream(run: RunConfig) -> Iterator[str]:
 
 
 def mix_facts(data: DataConfig) -> list[dict[str, Any]]:
-    """Return the sources of a mix, each with the fingerprint of its rows in the place of their path."""
-    return [{**one, "path": f"rows with fingerprint {fingerprint(one['path'])}"} for one in data.mix]
+    """Return the sources of a mix, each with the fingerprint of its rows in the place of their path, and its share of
+    all in that of its weight: 7 and 3 draw what 0.7 and 0.3 do."""
+    shares = [{WEIGHT: round(share, 12)} for share in weights_of(data.mix)] or [{}] * len(data.mix)
+    named = [{**one, "path": f"rows with fingerprint {fingerprint(one['path'])}"} for one in data.mix]
+    return [one | share for one, share in zip(named, shares, strict=True)]
 
 
 def _held_out_source(data: DataConfig) -> DataConfig:
@@ -190,9 +193,14 @@ def _first(rows: partial[Iterator[str]], most: int | None) -> Iterator[str]:
     return itertools.islice(rows(), most)
 
 
-def ratio_problems(data: DataConfig) -> list[Problem]:
-    """Return a warning where weights look like shares of one and add up to something else."""
+def mix_warnings(data: DataConfig) -> list[Problem]:
+    """Return a warning where weights look like shares of one and add up to something else, and where a mix without
+    weights is told where to end."""
     weights = [one[WEIGHT] for one in data.mix if one.get(WEIGHT)]
+    if not weights and data.stopping_strategy != UNTIL[0]:
+        key, consequence = "data.stopping_strategy", "acts on a mix with weights only: every row is trained once."
+        fix = f"remove it, or a weight for each source of {MIX}"
+        return [Problem(key=key, value=data.stopping_strategy, consequence=consequence, fix=fix, severity="warning")]
     total = sum(weights)
     if not weights or max(weights) >= 1 or abs(total - 1) < 0.005:
         return []

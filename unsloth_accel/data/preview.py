@@ -17,7 +17,7 @@ from .answer_end import unending_answers
 from .chat_template import choose_template, tokens_to_add
 from .hub import access_problems
 from .length_statistics import Lengths, lengths_of
-from .mix import ratio_problems, run_rows
+from .mix import mix_warnings, run_rows
 from .prompts import NESTED
 from .sources import locate
 from .tokenise import IGNORED, Recipe, Side, Tokenise, notes_on
@@ -127,7 +127,7 @@ def preview_rows(run: RunConfig, shown: int, most: int) -> Preview:
         notes=notes_on(rows, tokenizer),
         markers=tokenise.markers if recipe.finds_responses else None,
         sources=rows.sources,
-        warnings=tuple(str(one) for one in (*ratio_problems(run.data), unending) if one),
+        warnings=tuple(str(one) for one in (*mix_warnings(run.data), unending) if one),
     )
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 
-from ..errors import ConfigError, Problem
+from ..errors import ConfigError, Problem, first_line
 
 SECONDS = 10.0
 """Processor's time for one short chat, which takes a thousandth of it."""
 _PATIENCE = 120.0
 """Seconds after which a process that can't say anything is let be."""
+_GENERATION = re.compile(r"{%-?\s*(end)?generation\s*-?%}")
+"""Marks of an answer that transformers' own extension of Jinja knows (utils/chat_template_utils.py)."""
 _CHAT = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes, it is."}]
 _RENDER = """
-import json, re, signal, sys
+import json, signal, sys
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 def refuse(words):
@@ -27,7 +30,7 @@ given = json.load(sys.stdin)
 made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
 made.filters["tojson"] = lambda value, **how: json.dumps(value)
 made.globals |= {"raise_exception": refuse, "strftime_now": str}
-text = re.sub(r"{%-?\\s*(end)?generation\\s*-?%}", "", given.pop("template"))
+text = given.pop("template")
 signal.setitimer(signal.ITIMER_PROF, given.pop("seconds"))
 for _ in made.from_string(text).generate(**given):
     pass
@@ -45,9 +48,24 @@ def check_template(template: object) -> None:
         raise ConfigError(Problem(key="model.chat_template", consequence=consequence, fix=fix))
 
 
+def syntax_fault(template: str) -> str | None:
+    """Return what Jinja can't read of `template`, a chat template's text, with the line; None where it is sound, or
+    jinja2 is not installed."""
+    try:
+        from jinja2 import Environment, TemplateSyntaxError
+    except ImportError:
+        return None
+    try:
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION.sub("", template))
+    except TemplateSyntaxError as error:
+        return f"line {error.lineno}, {first_line(error).rstrip('.')}"
+    return None
+
+
 @functools.lru_cache(maxsize=8)
 def _ends(template: str, seconds: float) -> bool:
-    given = json.dumps({"template": template, "messages": _CHAT, "bos_token": "", "eos_token": "", "seconds": seconds})
+    text = _GENERATION.sub("", template)
+    given = json.dumps({"template": text, "messages": _CHAT, "bos_token": "", "eos_token": "", "seconds": seconds})
     try:
         ended = subprocess.run(
             [sys.executable, "-c", _RENDER],

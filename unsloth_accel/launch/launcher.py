@@ -54,7 +54,7 @@ def for_run(request: Request, hardware: Hardware) -> tuple[Launch, Plan, list[Pr
     problems += run_problems(run, hardware)
     with told_with(problems):
         decided = plan(run, hardware, capabilities=here())
-    problems += plan_problems(decided)
+    problems += [one for one in plan_problems(decided) if one not in problems]
     command = launch_of(decided, flags)
     if flags:
         parse_arguments(command.arguments)  # refuses a misspelt flag before anything is touched

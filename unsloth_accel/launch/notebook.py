@@ -107,7 +107,8 @@ def _prepare(
         needed = counted(plan.num_processes, "GPU")
         consequence = f"the plan is for other hardware: it needs {needed} and {gpus} are visible."
         problems.append(Problem(key="plan", consequence=consequence, fix="make it here, with ua.plan(…)"))
-    return plan, [*problems, *plan_problems(plan), *run_problems(plan.run)]
+    problems += plan_problems(plan)
+    return plan, [*problems, *(one for one in run_problems(plan.run) if one not in problems)]
 
 
 def _run(command: Launch) -> None:

@@ -30,6 +30,8 @@ _SHARED = ("n_shared_experts", "num_shared_experts")
 _TOWERS = ("vision_config", "img_processor")
 _CLIP_LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_layers": 24}
 """Sizes of the tower that is assumed where none are told: CLIP's ViT-L/14, in most models of pictures."""
+_MOST_FACTOR = 1_000
+"""Largest `ffn_mult`, the width of an MLP over that of the model, that is taken for one: known ones are below 10."""
 _PATCHES = 2**14
 """Values of a patch of pixels, and positions, of a tower: more than any has that is known here."""
 
@@ -83,7 +85,7 @@ def _of_block(sizes: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
     made = dict(sizes)
     if group:
         made["num_kv_heads"] = max(sizes["num_heads"] // group, 1)
-    if isinstance(factor, int | float):
+    if isinstance(factor, int | float) and 0 < factor <= _MOST_FACTOR:
         made["intermediate_size"] = -(-int(2 * factor * sizes["hidden_size"] / 3) // 256) * 256
     made["num_heads"] *= not attention.get("no_op")
     made["intermediate_size"] *= not ffn.get("no_op")
@@ -170,7 +172,8 @@ def _tower(config: Mapping[str, Any], hidden: int) -> Iterator[tuple[str, Shape]
     told = {name: _number(values, *_NAMES[name]) or usual for name, usual in _CLIP_LARGE.items()}
     width, inner = told["hidden_size"], told["intermediate_size"]
     yield "vision.embeddings.weight", (_PATCHES, width)
-    for layer in range(told["num_layers"]):
+    layers = told["num_layers"] if told["num_layers"] <= MAX_LAYERS else _CLIP_LARGE["num_layers"]
+    for layer in range(layers):
         attention = _usual(width, 1, 1, max(width, _number(values, "qkv_hidden_size")))
         for name, shape in (*attention, *_mlp("mlp", width, inner)):
             yield f"vision.layers.{layer}.{name}", shape

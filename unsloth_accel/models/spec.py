@@ -110,18 +110,20 @@ class ModelSpec(Sizes):
         found = find_model(name, revision)
         source: Source = "known shapes" if found.known else "config.json"
         stored = read_checkpoint(found.directory) if found.directory and found.has_weights else []
-        counted = None
+        counted, unloadable = None, tuple[Problem, ...]()
         if found.config["model_type"] not in ARCHITECTURES:
             try:
                 counted = count(found.config, found.where, found.directory, trust_remote_code=trust_remote_code)
             except ConfigError as error:
+                unknown = isinstance(error, UnknownModel)
+                unloadable = tuple(error.problems) if unknown else ()
                 if not stored or found.config.get("quantization_config"):
-                    unknown = isinstance(error, UnknownModel)
                     spec = _estimated(found.config, name, found.where, stored, error) if unknown else None
                     if spec is None:
                         raise
                     return spec
-        return from_config(found.config, name=name, where=found.where, stored=stored, source=source, counted=counted)
+        spec = from_config(found.config, name=name, where=found.where, stored=stored, source=source, counted=counted)
+        return replace(spec, unloadable=unloadable) if unloadable else spec
 
     # Summing over all tensors takes a millisecond or more, and the planner asks often.
     @cached_property

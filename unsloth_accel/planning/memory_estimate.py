@@ -43,10 +43,10 @@ Unsloth's fused MLP (unsloth/kernels/fast_lora.py). Fitted: 1.5B and 8B give 4.0
 BLOCK_HIDDEN, OFFLOAD_HIDDEN = 4.5, 3.75
 """Copies of (tokens × hidden_size) alive then, and those that Unsloth's offloading adds: two GPU buffers and what is in
 flight (unsloth_zoo/gradient_checkpointing.py). Fitted."""
-COMPILED_INTERMEDIATE = 5.5
+COMPILED_INTERMEDIATE = 5.85
 """Copies of (tokens × intermediate_size) more where rows are padded: Unsloth compiles such a block as one region, tries
 it with gradients beside the first pass, and leaves rows laid end to end to its stock forward (unsloth/models/
-_block_compile.py: `_wrap`). Fitted to the middle of the seven cells of preferences-2xH200.json, all of one shape and
+_block_compile.py: `_wrap`). Fitted to the middle of the twelve cells of preferences-2xH200.json, all of one shape and
 8192 tokens; not profiled. Two ranks of one run differed by 0.28 GiB."""
 KEPT_INTERMEDIATE, KEPT_HIDDEN, KEPT_QUERY = 2.0, 4.0, 3.2
 """Copies of (tokens × intermediate_size), of (tokens × hidden_size) and of (tokens × the width of all heads) that a

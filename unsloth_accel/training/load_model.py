@@ -104,7 +104,7 @@ def add_adapter(model: Any, run: RunConfig) -> Any:
         "lora_alpha": run.lora.alpha,
         # Of modules_to_save Unsloth forgets, where tokens were added, that embedding and head are tied
         # (unsloth/models/llama.py: `_need_to_train_embeddings`); as targets it trains the same whole.
-        "target_modules": [*(PROJECTIONS if modules == "all-linear" else modules), *whole],
+        "target_modules": list(dict.fromkeys([*(PROJECTIONS if modules == "all-linear" else modules), *whole])),
         "use_rslora": run.lora.use_rslora,
         **given_to_peft(replace(run.lora, modules_to_save=[])),
     }

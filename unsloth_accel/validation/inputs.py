@@ -16,11 +16,13 @@ from ..artifacts.run_directory import RunDirectory
 from ..config.push_target import PushTarget
 from ..config.run_config import DataConfig, RunConfig
 from ..config.start_adapter import model_of
+from ..config.template_fields import is_template_name
 from ..config.trainer_settings import settings, shared_out_by_tokens
+from ..data.chat_template import template_of_file
 from ..data.formats import has_response, question_of, roles
 from ..data.generation_server import server_problems_of
 from ..data.hub import access_problems, has_rows
-from ..data.mix import HELD_OUT, TRAIN, all_sources, parts_of, ratio_problems
+from ..data.mix import HELD_OUT, TRAIN, all_sources, mix_warnings, parts_of
 from ..data.rows import Rows, no_step, read_checked_rows, trained_rows
 from ..data.sources import locate
 from ..data.tokenise import COMPARED, answers_are_compared, responses_need_turns
@@ -43,18 +45,20 @@ STREAM_CHECKED = 1_000
 def input_problems(run: RunConfig) -> list[Problem]:
     """Return the problems of the model and the data of `run`. The rows of a Hub dataset are looked at once they are
     downloaded; here only whether they can be."""
-    problems = _model_problems(run)
+    problems = [*_model_problems(run), *_template_problems(run)]
     if run.training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
         consequence = "needs the package liger-kernel, which is not installed: every process fails."
         fix = "remove it, Unsloth has kernels of its own; or pip install liger-kernel"
         problems.append(Problem(key="training.use_liger_kernel", value=True, consequence=consequence, fix=fix))
     rows, of_rows = _rows(run)
-    problems += [*of_rows, *ratio_problems(run.data)]
+    problems += [*of_rows, *mix_warnings(run.data)]
     if run.data.train_on == "all" and any(found.kind in COMPARED for found in rows.values()):
         problems.append(answers_are_compared())
     if run.data.train_on == "responses":
         for found in rows.values():
             problems += _responses_problems(run, found)
+    if run.data.response_marker and TRAIN in rows:
+        problems += _marker_problems(run, rows[TRAIN])
     if METHODS[run.method].generates:
         problems += server_problems_of(settings(run), run.model.name)
     if run.evaluation.exact_match and HELD_OUT in rows:
@@ -122,6 +126,30 @@ def _responses_problems(run: RunConfig, found: Rows) -> list[Problem]:
     what = f"{counted(len(late), 'row')} with a last message that is not the assistant's, which is not trained"
     fix = "nothing, or end them with the assistant's answer"
     return [problem(consequence=f"{what} ({found.places(late)}).", fix=fix, severity="warning")]
+
+
+def _marker_problems(run: RunConfig, found: Rows) -> list[Problem]:
+    """Return a warning where nobody looks for the markers of answers in the training rows."""
+    fix = "remove both markers"
+    if found.kind not in ("messages", "text"):
+        consequence = f"is not looked for: rows of {found.kind} say themselves what an answer is."
+    elif run.data.train_on != "responses" and not found.weighted:
+        consequence = f"is not looked for: data.train_on={run.data.train_on} trains every token of these rows."
+        fix = f"data.train_on=responses, or {fix}"
+    else:
+        return []
+    key, value = "data.response_marker", run.data.response_marker
+    return [Problem(key=key, value=value, consequence=consequence, fix=fix, severity="warning")]
+
+
+def _template_problems(run: RunConfig) -> list[Problem]:
+    """Return why the file of the run's chat template is none."""
+    try:
+        if run.model.chat_template and not is_template_name(run.model.chat_template):
+            template_of_file(run.model.chat_template)
+    except ConfigError as error:
+        return list(error.problems)
+    return []
 
 
 def exact_match_problems(rows: Rows) -> list[Problem]:
@@ -196,6 +224,8 @@ def _model_problems(run: RunConfig) -> list[Problem]:
         spec = ModelSpec.load(name, trust_remote_code=run.model.trust_remote_code)
     except ConfigError as error:  # no model, a file cut short, a shard missing, sizes that contradict each other
         return list(error.problems)
+    if spec.unloadable:
+        return list(spec.unloadable)
     return _bitsandbytes_problems("model.name", name) if spec.quantization == "bnb-4bit" else []
 
 

@@ -84,5 +84,5 @@ def _addition(document: Document, repair: Repair) -> Edit | None:
 def _written(value: Any, in_json: bool, spaced: bool = False) -> str:
     if in_json:
         return json.dumps(value)
-    text = yaml.safe_dump(value, width=1000).removesuffix("\n").removesuffix("\n...")
+    text = yaml.safe_dump(value, width=1000, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
     return f" {text}" if spaced and not re.match(r"\s", text) else text
