@@ -89,19 +89,20 @@ def measured(cells: list[Cell]) -> Iterator[Measured]:
 
 def measured_kept(cells: list[LoadedCell]) -> Iterator[Measured]:
     """Those of `cells`, all on as many GPUs, that ran, with the blocks that they keep."""
-    alike = {
-        cell.name: Cell(
-            cell.shape,
-            cell.strategy,
-            cell.per_device,
-            cell.length,
-            load_in_4bit=cell.load_in_4bit,
-            num_processes=cell.processes,
-            kept=cell.kept,
-        )
-        for cell in cells
-    }
-    yield from _measured(KEPT[cells[0].processes], alike).values()
+    yield from _measured(KEPT[cells[0].processes], {cell.name: _alike(cell) for cell in cells}).values()
+
+
+def _alike(cell: LoadedCell) -> Cell:
+    """The same work as a cell of `benchmarks.memory`."""
+    return Cell(
+        cell.shape,
+        cell.strategy,
+        cell.per_device,
+        cell.length,
+        load_in_4bit=cell.load_in_4bit,
+        num_processes=cell.processes,
+        kept=cell.kept,
+    )
 
 
 def _measured(file: Path, cells: dict[str, Cell]) -> dict[str, Measured]:
@@ -205,15 +206,7 @@ def _beside_rivals() -> str:
             if "memory_gib" not in found:
                 continue
             given = LoadedCell(**found["cell"])
-            cell = Cell(
-                given.shape,
-                given.strategy,
-                given.per_device,
-                given.length,
-                load_in_4bit=given.load_in_4bit,
-                num_processes=given.processes,
-                kept=given.kept,
-            )
+            cell = _alike(given)
             work = workload(cell, report["shapes"][cell.shape])
             predicted = estimate(work, cell.strategy, cell.num_processes, free_gib=given.limit_gib or GPU_GIB)
             errors[name] = predicted.training / found["memory_gib"]["training"] - 1
