@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..artifacts.own_files import filling
 from ..artifacts.run_directory import RunDirectory
-from ..config.lora_fields import WHOLE
+from ..config.lora_fields import trained_whole
 from ..config.run_config import RunConfig
 from ..config.start_adapter import ADAPTER_WEIGHTS
 from ..errors import UnslothAccelError, first_line
@@ -169,7 +169,7 @@ def _what_peft_saves(model: Any, parameters: dict[str, Any]) -> list[str]:
     from peft import get_peft_model_state_dict
 
     # As `training.load_model` has the model save them: embeddings that are trained whole are there once.
-    whole = {*WHOLE} & {*(model.peft_config[model.active_adapter].modules_to_save or ())}
+    whole = trained_whole(model.peft_config[model.active_adapter].modules_to_save)
     embeddings = False if whole else "auto"
     chosen = get_peft_model_state_dict(
         model, state_dict=parameters, adapter_name=model.active_adapter, save_embedding_layers=embeddings

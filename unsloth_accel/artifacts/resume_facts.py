@@ -16,7 +16,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from ..config.lora_fields import WHOLE
+from ..config.lora_fields import trained_whole
 from ..config.run_config import RunConfig
 from ..config.start_adapter import ADAPTER_CONFIG, Adapter, model_of
 from ..config.template_fields import MARKERS, is_template_name
@@ -320,7 +320,7 @@ def _adapter_problems(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Itera
         # PEFT has lists of their own for what is trained whole, and for experts; of the first a script's facts don't
         # tell, and a record has told where they differ.
         told = _MODULES in recorded or _MODULES not in facts
-        whole = {*((config.get("modules_to_save") if told else facts[_MODULES]) or ())} & {*WHOLE}
+        whole = trained_whole(config.get("modules_to_save") if told else facts[_MODULES])
         given = sorted({*ours, *whole}) if key == "lora.target_modules" and isinstance(ours, list) else ours
         same = adapter.trains(given) if key == "lora.target_modules" else form(value) == form(ours)
         if not same:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..errors import Problem
@@ -63,6 +63,11 @@ def given_to_peft(lora: LoraConfig) -> dict[str, Any]:
     names = ("use_dora", "init_lora_weights", "loftq_config", "layers_to_transform", "layers_pattern", "bias")
     said = {name: getattr(lora, name) for name in (*names, "modules_to_save", "target_parameters")}
     return {name: value for name, value in said.items() if value != getattr(usual, name)}
+
+
+def trained_whole(modules_to_save: Iterable[str] | None) -> list[str]:
+    """Return those of PEFT's `modules_to_save` that are embeddings or head, as a run.yaml's may be; a score isn't."""
+    return [name for name in modules_to_save or () if name in WHOLE]
 
 
 def reads_the_base(*, use_dora: bool, init_lora_weights: Any) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import ConfigError, Problem, first_line
 from ..files import is_directory, is_file, load_json
 from .hub_cache import hub_snapshot
-from .lora_fields import OWN_START, WHOLE
+from .lora_fields import OWN_START, WHOLE, trained_whole
 from .run_config import PROJECTIONS, LoraConfig
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -52,7 +52,7 @@ class Adapter:
         said = self.config
         modules, layers = said.get("target_modules"), said.get("layers_to_transform")
         if not isinstance(modules, str):
-            whole = [name for name in said.get("modules_to_save") or () if name in WHOLE]
+            whole = trained_whole(said.get("modules_to_save"))
             experts = [_EXPERTS.get(name.rpartition(".")[2], ()) for name in said.get("target_parameters") or ()]
             modules = [*sorted({*(modules or ()), *chain(*experts)}), *sorted(whole)]
         return {

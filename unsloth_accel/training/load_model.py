@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..capabilities.probe import available
-from ..config.lora_fields import WHOLE, given_to_peft, reads_the_base
+from ..config.lora_fields import given_to_peft, reads_the_base, trained_whole
 from ..config.run_config import PROJECTIONS, RunConfig
 from ..config.start_adapter import Adapter, find_adapter, model_of
 from ..data.chat_template import choose_template, tokens_to_add
@@ -133,8 +133,8 @@ def add_adapter(model: Any, run: RunConfig) -> Any:
 def _save_embeddings_once(model: Any) -> None:
     """Let `model` save embeddings that are trained whole as they are trained, and no more: where they were resized PEFT
     adds the base's own, and both once more, which is three times the size."""
-    whole = model.peft_config["default"].modules_to_save or ()
-    if {*WHOLE} & {*whole} and available("embeddings saved once"):
+    whole = trained_whole(model.peft_config["default"].modules_to_save)
+    if whole and available("embeddings saved once"):
         model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
 
 
