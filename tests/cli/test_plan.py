@@ -4,7 +4,7 @@ import json
 import os
 import resource
 import subprocess
-import time
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,10 @@ KEYS = {
 }
 
 
+SECONDS_OF_OTHERS = 0.12
+"""Processor time to start Python and import the other packages, where a plan took 0.35 s."""
+
+
 def test_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     found: dict[str, Any] = json.loads(
         out(capsys, "plan", "--hardware", "8xH100-80GB", "--json", MODEL, "batch.global_size=64")
@@ -46,21 +50,27 @@ def test_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.alone
 def test_plan_answers_at_once(cli: Run) -> None:
-    """0.6 s is the target; processor time, of the best of three, since tests share their machine.
+    """0.6 s is the target; processor time, of the best of five, since tests share their machine.
 
-    On a machine that runs Python more slowly than the one it was set on, as much more; `pace` is 1 there.
+    A busy machine slows what a plan mostly does, importing, by more than arithmetic: `pace` is how long the import of
+    other packages takes, as a multiple of what it took on the machine that the target was set on.
     """
     words = ("plan", "--hardware", "8xH100-80GB", "--json", MODEL, "batch.global_size=64")
+    others = [sys.executable, "-c", "import asyncio, email.message, omegaconf, yaml"]
     seconds, paces = [], []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for _ in range(5):
+        before = _seconds_of_children()
+        subprocess.run(others, check=True)
+        between = _seconds_of_children()
         assert cli(*words).returncode == 0
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        began = time.process_time()
-        sum(number * number for number in range(1_000_000))
-        paces.append((time.process_time() - began) / 0.06)
+        paces.append((between - before) / SECONDS_OF_OTHERS)
+        seconds.append(_seconds_of_children() - between)
     assert min(seconds) < 0.6 * max(1.0, min(paces))
+
+
+def _seconds_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_planning_imports_no_torch() -> None:

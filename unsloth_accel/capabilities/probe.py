@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -124,8 +123,16 @@ def _text(root: Path | None, file: str) -> str | None:
 
 
 def _has(text: str | None, word: str) -> bool:
-    # The word stands first in the pattern, since files of a megabyte are searched so in a tenth of the time.
-    return text is not None and (not word or re.search(rf"{word}\b(?<!\w{word})", text) is not None)
+    """Whether `text` has `word` as a word; a pattern for each would take ten times as long to compile as to search."""
+    if text is None:
+        return False
+    at = text.find(word)
+    while word and at >= 0:
+        around = text[max(at - 1, 0) : at] + text[at + len(word) : at + len(word) + 1]
+        if not any(beside.isalnum() or beside == "_" for beside in around):
+            return True
+        at = text.find(word, at + 1)
+    return not word
 
 
 def _root(name: str, path: Sequence[str] | None) -> Path | None:
