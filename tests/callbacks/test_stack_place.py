@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -105,3 +107,26 @@ def test_a_thread_that_stands_still_and_one_that_moves() -> None:
         done.set()
         done.clear()
         thread.join()
+
+
+def test_a_look_keeps_nothing_of_a_stack() -> None:
+    looked, going = threading.Event(), threading.Event()
+    kept: list[weakref.ref[threading.Event]] = []
+
+    def step() -> None:
+        activations = threading.Event()  # anything that can be referred to weakly
+        kept.append(weakref.ref(activations))
+        going.set()
+        looked.wait(30)
+
+    thread = threading.Thread(target=step)
+    gc.disable()
+    try:
+        thread.start()
+        going.wait(30)
+        look_at(thread.ident or 0)
+        looked.set()
+        thread.join(30)
+        assert kept[0]() is None
+    finally:
+        gc.enable()

@@ -87,6 +87,9 @@ def look_at(thread: int) -> tuple[Place, int]:
     torch runs a backward pass on GPUs in threads of its own: what these do counts while `thread` waits for them.
     """
     frames = sys._current_frames()
+    # With its own frame, which holds `frames`, they were a circle: all of these stacks, and the activations that their
+    # functions held, stayed on the GPU until Python looked for circles.
+    frames.pop(threading.get_ident())
     frame = frames.get(thread)
     place, position = place_of(calls_of(frame)), position_of(frame)
     if frame is None or frame.f_code.co_name != "_engine_run_backward":
