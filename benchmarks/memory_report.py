@@ -213,9 +213,9 @@ def _beside_rivals() -> str:
     worst = max(errors, key=lambda name: abs(errors[name]))
     return f"""In the {len(errors)} cells of `benchmarks/results/regret-2xH200.json` the peak was off by
 {statistics.median(map(abs, errors.values())):.1%} at the median and {abs(errors[worst]):.1%} at worst
-({worst}, in which more was taken). It is the larger, the more blocks of a large batch recompute, and was not there on
-one GPU of another host: taken for activations on their way to the machine's memory, which wait for the link. torch
-gives such memory back where it is needed: that cell ran within its 24 GiB."""
+({worst}, in which more was taken). A fault that was found and mended after they ran adds
+such memory: once a second a rank's heartbeat kept the activations of whatever block was computing until Python looked
+for circles; a process that trains alone has no heartbeat. They were not measured again since."""
 
 
 _MEMORY_BY_KEPT = """\
