@@ -58,6 +58,8 @@ class Place:
     """`cpu` for a trial of the checks themselves, with a model of two layers."""
     timeout: int = TIMEOUT
     """Seconds of one launch."""
+    processes: int = 2
+    """Of what isn't `single`."""
 
     @property
     def directory(self) -> Path:
@@ -96,13 +98,13 @@ class Place:
 
     def values(self, label: str, strategy: str, **changes: Any) -> dict[str, Any]:
         """A run of 6 steps of 8 rows by `strategy`; `changes` are sections with what is otherwise."""
-        several = strategy != "single"
+        processes = self.processes if strategy != "single" else 1
         made: dict[str, Any] = {
             "model": {"name": "llama", "max_seq_length": 512},
             "data": {"path": "rows.jsonl"},
             "batch": {"global_size": 8},
-            "distributed": {"strategy": strategy, "num_processes": 2 if several else 1},
-            "training": {"max_steps": 6, "learning_rate": 1e-3, "per_device_train_batch_size": 4},
+            "distributed": {"strategy": strategy, "num_processes": processes},
+            "training": {"max_steps": 6, "learning_rate": 1e-3, "per_device_train_batch_size": 8 // self.processes},
             "logging": {"progress": False},
             "output_dir": str(self.directory / label),
         }
@@ -283,8 +285,8 @@ def grpo(strategy: str, place: Place) -> dict[str, Any]:
         "--max-new-tokens",
         "24",
     ]
-    config = ROOT / "accelerate_configs" / f"{strategy}.yaml"
-    said = place.run("run", *CLI, "launch", "--config_file", config, ROOT / "benchmarks" / "grpo_lengths.py", *words)
+    script = ROOT / "benchmarks" / "grpo_lengths.py"
+    said = place.run("run", *CLI, "launch", *config_of(strategy, place), script, *words)
     steps = re.findall(r"'grad_norm': '?([0-9.e+-]+)", said)
     norms = [float(norm) for norm in steps]
     expect(len(norms) == 3 and all(0 < norm < 100 for norm in norms), f"gradient norms {norms}")
@@ -300,9 +302,8 @@ def scripts(name: str, place: Place) -> dict[str, Any]:
         out = place.directory / strategy
         words: list[str | Path] = ["--model", place.work / "llama", "--output", out]
         words += ["--steps" if name == "accelerate_loop" else "--max-steps", "4"]
-        config = ROOT / "accelerate_configs" / f"{strategy}.yaml"
-        launched: list[str | Path] = [*LAUNCH, "--config_file", config] if strategy != "single" else []
-        words += ["--accumulation", "2" if launched else "4"]
+        launched = [*LAUNCH, *config_of(strategy, place)] if strategy != "single" else []
+        words += ["--accumulation", str(2 * (1 if launched else place.processes))]
         only = {} if launched else {"CUDA_VISIBLE_DEVICES": Hardware.detect().devices[0].uuid}
         said = place.run(strategy, *launched, ROOT / "examples" / f"{name}.py", *words, variables=only)
         found[strategy] = [float(loss) for loss in re.findall(r"(?:step \d+  loss |'loss': '?)([0-9.]+)", said)]
@@ -373,7 +374,7 @@ def observed(strategy: str, place: Place) -> dict[str, Any]:
     directory = place.directory / "run"
     summary = json.loads((directory / "logs" / "summary.json").read_text(encoding="utf-8"))
     expect(summary["mfu"] is not None and 0 < summary["mfu"] < 1, f"MFU is {summary['mfu']}: {summary['mfu_why']}")
-    expect(len(summary["ranks"]) == 2, f"ranks: {summary['ranks']}")
+    expect(len(summary["ranks"]) == place.processes, f"ranks: {summary['ranks']}")
     expect((directory / "report.html").stat().st_size > 10_000, "the report is empty")
     shares = {name: summary["ranks"][1][name] for name in ("data_share", "compute_share", "wait_share")}
     expect((shares["wait_share"] is not None) == (strategy != "fsdp2_native"), f"of the step: {shares}")
@@ -435,6 +436,12 @@ def diagnosed(place: Place) -> list[dict[str, Any]]:
     said = (place.directory / "doctor.log").read_text(encoding="utf-8")
     results: list[dict[str, Any]] = json.loads(said[said.index("{") :])["results"]
     return results
+
+
+def config_of(strategy: str, place: Place) -> list[str | Path]:
+    """Return the words by which a launcher takes the shipped config of `strategy`, for the processes of `place`."""
+    config = ROOT / "accelerate_configs" / f"{strategy}.yaml"
+    return ["--config_file", config, "--num_processes", str(place.processes)]
 
 
 def at_once(one: Callable[[str], None], names: Sequence[str]) -> None:

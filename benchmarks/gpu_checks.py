@@ -1,10 +1,11 @@
 """What only GPUs can show and needs no clock: each strategy saves, goes on, generates, and trains like one GPU.
 
-    python -m benchmarks.gpu_checks [--out FILE.json] [--checks 'loop,family-*'] [--old NAME=DIRECTORY ...]
+    python -m benchmarks.gpu_checks [--gpus 4] [--out FILE.json] [--checks 'loop,family-*'] [--old NAME=DIRECTORY ...]
     python -m benchmarks.gpu_checks [--out FILE.json] --table docs/gpu-checks.md
 
-A check is a few launches of random models on two GPUs and a verdict on what they left. Checks run side by side, since
-none is timed. `--old` names directories with packages of an older Unsloth, put before the others. Logs are in --work.
+A check is a few launches of random models on two GPUs, or on --gpus of them, and a verdict on what they left. Checks
+run side by side, since none is timed. `--old` names directories with packages of an older Unsloth, put before the
+others. Logs are in --work.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from benchmarks.checks import (
 from benchmarks.family_checks import FAMILY_CHECKS, models_of
 from benchmarks.fault_checks import FAULTS
 from benchmarks.grpo_checks import grpo_run
-from benchmarks.memory_checks import halving, limited, packed_kept, rehearsed
+from benchmarks.memory_checks import halving, limited, of_70b, packed_kept, rehearsed
 from benchmarks.multigpu_checks import grpo_multi_gpu, quick_start
 from unsloth_accel.adapters.fsdp2.peer_fetch.peer_reach import SWITCH as PEER_GATHER
 from unsloth_accel.adapters.saving import versions
@@ -52,8 +53,9 @@ from unsloth_accel.files import write_atomically
 from unsloth_accel.hardware.hardware import Hardware
 
 OUT = "benchmarks/results/gpu-checks.json"
-SIDE_BY_SIDE = 14
-"""Checks at once, if nothing else is said; each has two or four processes of about 2 GiB on a GPU."""
+SIDE_BY_SIDE = 28
+"""Processes of checks at once, if nothing else is said, by which a check is counted with one for each GPU. Some have
+twice as many; each takes about 2 GiB of a GPU and 3 of the machine."""
 
 BITS4 = {"model": {"load_in_4bit": True}}
 FP16 = {"model": {"dtype": "float16"}, "training": {"fp16": True, "bf16": False}}
@@ -61,6 +63,7 @@ Check = Callable[[Place], dict[str, Any]]
 CHECKS: dict[str, Check] = {
     "limited-fsdp2": partial(limited, "fsdp2"),
     "limited-single": partial(limited, "single"),
+    "70B": of_70b,
     "halving": partial(halving, "ddp"),
     "halving-fsdp2": partial(halving, "fsdp2"),
     **{f"rehearsed-{strategy}": partial(rehearsed, strategy) for strategy in ("single", "ddp", "fsdp2")},
@@ -108,15 +111,17 @@ CHECKS: dict[str, Check] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default=OUT, help="JSON; default %(default)s")
+    parser.add_argument("--gpus", type=int, default=2, help="of a launch; default %(default)s")
+    parser.add_argument("--out", help=f"JSON; default {OUT}, on more than two GPUs gpu-checks-GPUS.json")
     parser.add_argument("--checks", default="*", help="names or patterns, comma-separated; all by default")
     parser.add_argument("--old", action="append", default=[], metavar="NAME=DIRECTORY", help="an older Unsloth")
     parser.add_argument("--work", default="runs/gpu-checks", help="where models, data and runs go")
-    parser.add_argument("--side-by-side", type=int, default=SIDE_BY_SIDE, help="checks at once; default %(default)s")
+    parser.add_argument("--side-by-side", type=int, help=f"checks at once; default {SIDE_BY_SIDE} / GPUS")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu tries the checks of faults, ddp")
     parser.add_argument("--table", metavar="FILE", help="write the Markdown page of what --out holds, and run nothing")
     options = parser.parse_args()
-    out, work = Path(options.out), Path(options.work).absolute()
+    gpus = options.gpus
+    out, work = Path(options.out or results(gpus)), Path(options.work).absolute()
     if options.table:
         Path(options.table).write_text(page(json.loads(out.read_text(encoding="utf-8"))), encoding="utf-8")
         return 0
@@ -127,7 +132,7 @@ def main() -> int:
     hardware = Hardware.detect()
     on_cpu = options.device == "cpu"
     of_one = all(name.endswith("-single") for name in wanted)
-    if (len(hardware.devices) < (1 if of_one else 2) and not on_cpu) or not wanted:
+    if (len(hardware.devices) < (1 if of_one else gpus) and not on_cpu) or not wanted:
         print(f"no such checks, or too few GPUs: {hardware}", file=sys.stderr)
         return 2
     started = time.perf_counter()
@@ -135,8 +140,9 @@ def main() -> int:
     prepare(work, wanted, on_cpu)
     print(f"{time.perf_counter() - started:.0f}s models and rows written", flush=True)
     report: dict[str, Any] = {
-        "command": "python -m benchmarks.gpu_checks",
+        "command": command_on(gpus),
         "versions": versions(),
+        **({"gpus": gpus} if gpus != 2 else {}),
         "checks": json.loads(out.read_text(encoding="utf-8"))["checks"] if out.is_file() else {},
     }
 
@@ -144,7 +150,7 @@ def main() -> int:
 
     def one(name: str) -> bool:
         version = name.removeprefix("older-")
-        place = Place(work, name, (paths[version],) if version in paths else (), device=options.device)
+        place = Place(work, name, (paths[version],) if version in paths else (), device=options.device, processes=gpus)
         begun = time.perf_counter()
         try:
             found: dict[str, Any] = {"ok": True, "figures": wanted[name](place)}
@@ -165,10 +171,19 @@ def main() -> int:
         print(f"{time.perf_counter() - started:.0f}s {name} {'ok' if found['ok'] else 'FAILED'} {told}", flush=True)
         return bool(found["ok"])
 
-    with ThreadPoolExecutor(options.side_by_side) as pool:
+    with ThreadPoolExecutor(options.side_by_side or max(1, SIDE_BY_SIDE // gpus)) as pool:
         good = list(pool.map(one, wanted))
     print(f"{sum(good)} of {len(good)} checks passed", flush=True)
     return 0 if all(good) else 1
+
+
+def command_on(gpus: int) -> str:
+    return "python -m benchmarks.gpu_checks" + (f" --gpus {gpus}" if gpus != 2 else "")
+
+
+def results(gpus: int) -> str:
+    """Return the file of what was checked on so many GPUs."""
+    return OUT if gpus == 2 else OUT.replace(".json", f"-{gpus}.json")
 
 
 def prepare(work: Path, checks: Iterable[str], on_cpu: bool) -> None:
@@ -182,7 +197,7 @@ def prepare(work: Path, checks: Iterable[str], on_cpu: bool) -> None:
         named = ("mistral", "qwen3", "gemma3", "qwen3_moe")
         families = ["llama", *(family for family in named if any(family in name for name in names))]
         wanted += [["tiny", "tiny"]] if on_cpu else [["125M", name, "--family", name] for name in families]
-    large = {"limited": "8B", "grpo-run": "1.5B"}
+    large = {"70B": "70B", "limited": "8B", "grpo-run": "1.5B"}
     shapes = {shape for check, shape in large.items() if any(name.startswith(check) for name in names)}
     wanted += [[shape, shape] for shape in sorted(shapes)] if not on_cpu else []
 
@@ -200,11 +215,12 @@ def prepare(work: Path, checks: Iterable[str], on_cpu: bool) -> None:
 def page(report: dict[str, Any]) -> str:
     """docs/gpu-checks.md."""
     known = ", ".join(f"{name} {report['versions'][name]}" for name in ("torch", "unsloth", "accelerate", "trl"))
+    gpus = report.get("gpus", "Two")
     lines = [
         "# What was checked on GPUs",
         "",
-        f"Two GPUs of one kind, {known}. Random models of 125M parameters, but for *limited*; made by",
-        "`python -m benchmarks.gpu_checks`. Differences are relative to one GPU, or to the straight run.",
+        f"{gpus} GPUs of one kind, {known}. Random models of 125M parameters, but for *limited*; made by",
+        f"`{command_on(report.get('gpus', 2))}`. Differences are relative to one GPU, or to the straight run.",
         "",
         *([report["note"], ""] if report.get("note") else []),
         "| check | passed | on | seen |",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -47,7 +46,7 @@ here, since a rank that waits in NCCL keeps its GPU busy.
 
 
 def grpo_run(strategy: str, place: Place) -> dict[str, Any]:
-    """Steps of `method: grpo` at the 1.5B shape, on two ranks: groups whole, ranks equal, where the seconds go, and
+    """Steps of `method: grpo` at the 1.5B shape, on several ranks: groups whole, ranks equal, where the seconds go, and
     memory against the plan. A random model hardly ever ends, so completions are as long as they may be, and prompts
     of one length leave one shape to compile for."""
     on_cpu = place.device == "cpu"
@@ -82,7 +81,7 @@ def grpo_run(strategy: str, place: Place) -> dict[str, Any]:
     lines = [json.loads(line) for line in files.step_log.read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if "loss" in line]
     expect(len(steps) == STEPS, f"{len(steps)} steps")
-    whole = _whole_groups(place.directory, rows)
+    whole = _whole_groups(place, rows)
     plan = json.loads(files.plan.read_text(encoding="utf-8"))
     memory = json.loads(files.results.read_text(encoding="utf-8")).get("memory_gib", {})
     parts = {
@@ -103,11 +102,12 @@ def grpo_run(strategy: str, place: Place) -> dict[str, Any]:
     }
 
 
-def _whole_groups(directory: Path, rows: int) -> int:
+def _whole_groups(place: Place, rows: int) -> int:
     """Return how many groups of one prompt the ranks' prompts make, one rank after the other, in all calls together;
     raises `CheckError` where one is cut."""
-    seen = [path.read_text(encoding="utf-8").splitlines() for path in sorted(directory.glob("seen-*.jsonl"))]
-    expect(len(seen) == 2 and len({len(calls) for calls in seen}) == 1, f"calls by rank: {list(map(len, seen))}")
+    seen = [path.read_text(encoding="utf-8").splitlines() for path in sorted(place.directory.glob("seen-*.jsonl"))]
+    equal = len({len(calls) for calls in seen}) == 1
+    expect(len(seen) == place.processes and equal, f"calls by rank: {list(map(len, seen))}")
     for number, parts in enumerate(zip(*seen, strict=True), start=1):
         prompts = [prompt for part in parts for prompt in json.loads(part)]
         expect(len(prompts) == rows, f"call {number} had {len(prompts)} completions, not {rows}")

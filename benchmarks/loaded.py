@@ -31,7 +31,7 @@ from unsloth_accel.planning.memory_estimate import CONTEXT_GIB, NCCL_GIB
 
 GIB = 2**30
 LEARNING_RATE = 2e-4
-ROWS = 256
+ROWS = 512
 """Rows of each length, of which an epoch is longer than a cell."""
 
 

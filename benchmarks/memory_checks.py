@@ -28,10 +28,10 @@ LIMIT_GIB = 14.0
 
 
 def limited(strategy: str, place: Place) -> dict[str, Any]:
-    """The 8B shape on GPUs that have less memory than its weights take: one GPU can't train it, two that shard can."""
+    """The 8B shape on GPUs that have less memory than its weights take: one can't train it, several that shard can."""
     training = {"max_steps": 3, "per_device_train_batch_size": 1}
     model = {"name": "8B", "max_seq_length": 512, "keep_activations": 0}
-    decided = place.planned("run", strategy, model=model, training=training, batch={"global_size": 2})
+    decided = place.planned("run", strategy, model=model, training=training, batch={"global_size": place.processes})
     words: list[str | Path] = [
         "--config_file",
         place.directory / "run" / "accelerate.yaml",
@@ -57,12 +57,35 @@ def limited(strategy: str, place: Place) -> dict[str, Any]:
             "loss": losses(place.directory / "run")}  # fmt: skip
 
 
+def of_70b(place: Place) -> dict[str, Any]:
+    """The 70B shape in 16 bit, which no GPU of 140 GiB holds: refused for one, trained by several as planned."""
+    changes: dict[str, Any] = {
+        "model": {"name": "70B", "max_seq_length": 2048, "keep_activations": 0},
+        "training": {"max_steps": 3, "per_device_train_batch_size": 1},
+        "batch": {"global_size": place.processes},
+        **FULL_ROWS,
+    }
+    alone = place.description("one", "auto", distributed={"num_processes": 1}, **changes)
+    said = place.run("one", *CLI, "plan", alone, status=2)
+    refused = next((line for line in said.splitlines() if "GiB" in line), "")
+    expect(bool(refused), f"not refused for its memory: {said[-600:]}")
+    predicted = place.planned("run", "fsdp2", **changes).memory
+    place.run("run", *CLI, "launch", place.description("run", "fsdp2", **changes))
+    results = json.loads(RunDirectory(place.directory / "run").results.read_text(encoding="utf-8"))
+    measured = {phase: results["memory_gib"][phase] for phase in ("loading", "training")}
+    assert predicted is not None
+    error = predicted.allocated / max(measured.values()) - 1
+    expect(abs(error) <= 0.1, f"planned {predicted.allocated:.2f} GiB, measured {measured}")
+    return {"refused": refused.strip()[:200], "gib": measured, "error": round(error, 3),
+            "loss": losses(place.directory / "run")}  # fmt: skip
+
+
 def halving(strategy: str, place: Place) -> dict[str, Any]:
-    """One of two GPUs with too little memory for 8 rows of 2048 at once, and enough for fewer: the same run, slower."""
+    """One of the GPUs with too little memory for 8 rows of 2048 at once, and enough for fewer: the same run, slower."""
     model = {"name": "llama", "max_seq_length": 2048, "keep_activations": 0}
 
     def trained(label: str, rows: int, limit: str | None = None) -> dict[str, Any]:
-        changes = {"model": model, "batch": {"global_size": 16}, **FULL_ROWS, **FEW_LORA}
+        changes = {"model": model, "batch": {"global_size": 8 * place.processes}, **FULL_ROWS, **FEW_LORA}
         training = {"max_steps": 4, "per_device_train_batch_size": rows}
         decided = place.planned(label, strategy, training=training, **changes)
         run = place.directory / label
@@ -87,7 +110,7 @@ def rehearsed(strategy: str, place: Place) -> dict[str, Any]:
 
     def trained(label: str, rehearse: bool, limit: str | None = None, **model: Any) -> dict[str, Any]:
         # With an adapter that fsdp2 divides, ranks meet in each pass and none can do it again.
-        changes = {"batch": {"global_size": 16, "rehearse": rehearse}, "model": model, **FEW_LORA}
+        changes = {"batch": {"global_size": 8 * place.processes, "rehearse": rehearse}, "model": model, **FEW_LORA}
         decided = place.planned(label, strategy, training={"per_device_train_batch_size": 8}, **changes)
         run = place.directory / label
         words: list[str | Path] = ["--config_file", run / "accelerate.yaml", "-m", MODULE, run / "run.planned.yaml"]

@@ -1,7 +1,7 @@
 """Checks of the interface of unsloth-multigpu: its examples as a new user runs them.
 
 Each starts its example by plain python, and then by the commands that this printed. Most of a launch is the import of
-unsloth, so that what doesn't wait for another runs at once: the models are small, and share the two GPUs.
+unsloth, so that what doesn't wait for another runs at once: the models are small, and share the GPUs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from benchmarks.checks import CLI, LAUNCH, LOSS, ROOT, Place, adapter, apart, at
 from unsloth_accel.hardware.hardware import Hardware
 
 IN_STEP = re.compile(
-    r"ranks in step after the first step: (\d+) trained tensors and their gradients are the same on all 2"
+    r"ranks in step after the first step: (\d+) trained tensors and their gradients are the same on all (\d+)"
 )
 STEPS = 4
 
@@ -24,12 +24,13 @@ STEPS = 4
 def quick_start(place: Place) -> dict[str, Any]:
     """examples/quick_start.py by plain python, which prints the commands; by each of them; and on one GPU."""
     said: dict[str, str] = {}
+    gpus = ("--gpus", str(place.processes))
 
     def plain(label: str) -> None:
         if label == "printed":
-            said[label] = _printed(place, "quick_start", "--accumulation", "1")
+            said[label] = _printed(place, "quick_start", *gpus, "--accumulation", "1")
         else:
-            words = _words(place, label, "--accumulation", "2", "--gpus", "1")
+            words = _words(place, label, "--accumulation", str(place.processes), "--gpus", "1")
             said[label] = place.run(label, _script("quick_start"), *words, variables=_one_gpu(place))
 
     at_once(plain, ("printed", "one GPU"))
@@ -44,7 +45,7 @@ def quick_start(place: Place) -> dict[str, Any]:
     figures: dict[str, Any] = {"losses": losses}
     alone = adapter(place.directory / "one-gpu" / "adapter")
     for label in commands:
-        found = _in_step(said[label], label)
+        found = _in_step(said[label], label, place)
         own = adapter(place.directory / _directory(label) / "adapter")
         found |= {"loss": relative(losses["one GPU"], losses[label]), "adapter": apart(alone, own)}
         expect(found["loss"] <= LOSS, f"{label}: losses differ from one GPU's: {losses}")
@@ -61,11 +62,11 @@ def grpo_multi_gpu(place: Place) -> dict[str, Any]:
     norms = _numbers("grad_norm", told)
     expect(all(0 <= norm < 100 for norm in norms) and any(norms), f"gradient norms {norms}")
     tensors = len(adapter(place.directory / "printed" / "adapter"))
-    return {**_in_step(told, label), "tensors": tensors, "grad_norm": norms, "reward": _numbers("reward", told)}
+    return {**_in_step(told, label, place), "tensors": tensors, "grad_norm": norms, "reward": _numbers("reward", told)}
 
 
 def _printed(place: Place, name: str, *more: str) -> str:
-    """What the example says by plain python: with two GPUs it ends with status 2, with none it trains."""
+    """What the example says by plain python: with several GPUs it ends with status 2, with none it trains."""
     status = 0 if place.device == "cpu" else 2
     return place.run("printed", _script(name), *_words(place, "printed", *more), status=status)
 
@@ -86,17 +87,18 @@ def _commands(said: str, place: Place) -> dict[str, list[str]]:
     return found
 
 
-def _in_step(said: str, label: str) -> dict[str, Any]:
-    """What a launch said of its ranks, and the example of what is in force: both processes, and its trainer adapted."""
+def _in_step(said: str, label: str, place: Place) -> dict[str, Any]:
+    """What a launch said of its ranks, and the example of what is in force: all processes, and its trainer adapted."""
     found = IN_STEP.search(said)
     expect(found is not None, f"{label}: the ranks were not said to be in step")
     assert found is not None
+    expect(int(found[2]) == place.processes, f"{label}: {found[0]}")
     line = re.search(r"\{'enabled': .*\}", said)  # a progress bar may stand before it
     expect(line is not None, f"{label}: get_multi_gpu_status was not printed")
     assert line is not None
     status = ast.literal_eval(line[0])
     seen = {name: status[name] for name in ("num_processes", "strategy", "adapted_trainers")}
-    expect(seen == {"num_processes": 2, "strategy": "ddp", "adapted_trainers": 1}, f"{label}: {status}")
+    expect(seen == {"num_processes": place.processes, "strategy": "ddp", "adapted_trainers": 1}, f"{label}: {status}")
     return {"tensors in step": int(found[1]), **seen}
 
 

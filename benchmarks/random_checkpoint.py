@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,17 @@ SHAPES: dict[str, dict[str, Any]] = {
         "intermediate_size": 14336,
         "vocab_size": 128256,
     },
+    "70B": {
+        "hidden_size": 8192,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "intermediate_size": 28672,
+        "vocab_size": 128256,
+    },
 }
+LARGE = 40 * 2**30
+"""Bytes of weights from which on a model is never built whole, and its blocks are all alike."""
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
     "mistral": {"model_type": "mistral", "sliding_window": None},
@@ -161,17 +172,56 @@ def write(shape: str, directory: str | Path, seed: int = 0, family: str | None =
     config = transformers.AutoConfig.for_model(**values, **ids)
     dtype = torch.float32 if small or shape == "tiny" else torch.bfloat16
     kind = "AutoModelForImageTextToText" if "vision_config" in values else "AutoModelForCausalLM"
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+
+    def made(device: str) -> Any:
         previous = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
-        model = getattr(transformers, kind).from_config(config)
+        with torch.device(device):
+            model = getattr(transformers, kind).from_config(config)
         torch.set_default_dtype(previous)
-    model.save_pretrained(directory)
+        return model
+
+    shapes = made("meta").state_dict()
+    if sum(tensor.nbytes for tensor in shapes.values()) < LARGE:
+        made("cuda" if torch.cuda.is_available() else "cpu").save_pretrained(directory)
+    else:
+        config.save_pretrained(directory)
+        write_by_block(shapes, Path(directory))
     tokenizer.save_pretrained(directory)
     # transformers 5 writes its own name for it, which 4 doesn't know; both know this one.
     described = Path(directory, "tokenizer_config.json")
     values = json.loads(described.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     described.write_text(json.dumps(values, indent=2), encoding="utf-8")
+
+
+def write_by_block(shapes: Mapping[str, Any], directory: Path) -> None:
+    """Write random weights of these names, shapes and dtypes, a file for each decoder block and one for the others.
+
+    Blocks have the same values, so that the time it takes is that of the disk.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    drawn: dict[str, Any] = {}
+    files: dict[str, dict[str, Any]] = {}
+    for name, tensor in shapes.items():
+        block = next((part for part in name.split(".") if part.isdecimal()), "outer")
+        key = name.replace(f".{block}.", ".")
+        if key not in drawn:
+            values = torch.ones(tensor.shape) if tensor.ndim == 1 else torch.empty(tensor.shape).normal_(std=0.02)
+            drawn[key] = values.to(tensor.dtype)
+        files.setdefault(f"model-{block}.safetensors", {})[name] = drawn[key]
+
+    def save(file: str) -> None:
+        save_file(files[file], directory / file, metadata={"format": "pt"})
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(save, files))
+    index = {
+        "metadata": {"total_size": sum(tensor.nbytes for tensor in shapes.values())},
+        "weight_map": {name: file for file, tensors in files.items() for name in tensors},
+    }
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 def byte_tokenizer() -> Any:

@@ -133,19 +133,23 @@ SETTINGS = [
     Setting(shape="8B", load_in_4bit=True, length=2048, rows=16, gib=24),
     Setting(shape="8B", load_in_4bit=True, length=1024, rows=16, gib=40),
 ]
-ON_TWO = [
-    Setting(shape="8B", length=2048, rows=16, gpus=2),
-    Setting(shape="8B", length=2048, rows=16, gib=40, gpus=2),
-    Setting(shape="8B", length=2048, rows=16, gib=24, gpus=2),
-    Setting(shape="8B", load_in_4bit=True, length=2048, rows=16, gib=24, gpus=2),
-    Setting(shape="1.5B", length=2048, rows=32, gib=16, gpus=2),
-]
+
+
+def on_several(gpus: int) -> list[Setting]:
+    """Return the settings of so many GPUs, with as many rows for each of them."""
+    return [
+        Setting(shape="8B", length=2048, rows=8 * gpus, gpus=gpus),
+        Setting(shape="8B", length=2048, rows=8 * gpus, gib=40, gpus=gpus),
+        Setting(shape="8B", length=2048, rows=8 * gpus, gib=24, gpus=gpus),
+        Setting(shape="8B", load_in_4bit=True, length=2048, rows=8 * gpus, gib=24, gpus=gpus),
+        Setting(shape="1.5B", length=2048, rows=16 * gpus, gib=16, gpus=gpus),
+    ]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="regret.json", help="JSON; settings that it holds are not measured again")
-    parser.add_argument("--gpus", type=int, default=1, choices=(1, 2), help="settings of one GPU (default), or of two")
+    parser.add_argument("--gpus", type=int, default=1, help="settings of one GPU (default), or of several")
     parser.add_argument("--settings", default="*", help="names or patterns, comma-separated; all by default")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no cell after so many seconds")
     parser.add_argument("--work", default="runs/benchmark", help="where checkpoints, data and runs go")
@@ -156,7 +160,7 @@ def main() -> int:
     parsed = options.dry_run or options.anew
     hardware = Hardware.parse(f"{options.gpus}xH200") if parsed else Hardware.detect()
     hardware = replace(hardware, devices=hardware.devices[: options.gpus])
-    settings = SETTINGS if options.gpus == 1 else ON_TWO
+    settings = SETTINGS if options.gpus == 1 else on_several(options.gpus)
     report = opened(out, "regret", {"steps": STEPS, "warm_up_steps": WARM_UP, "shapes": SHAPES, "settings": {}})
     patterns = options.settings.split(",")
     wanted = [

@@ -46,7 +46,7 @@ def test_half_of_the_cells_on_two_gpus_are_held_out() -> None:
 
 def test_rivals_on_two_gpus_are_other_strategies_too() -> None:
     hardware = Hardware.parse("2xH200")
-    cells = {setting: setting.cells(hardware) for setting in regret.ON_TWO}
+    cells = {setting: setting.cells(hardware) for setting in regret.on_several(2)}
     for setting, own in cells.items():
         assert {cell.strategy for cell in own} == {"ddp", "fsdp2"}, setting.name
         assert {cell.per_device * cell.accumulation * 2 for cell in own} == {setting.rows}
