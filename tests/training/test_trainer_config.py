@@ -1,7 +1,11 @@
 """The fields of a run reach TRL's config, and no secret leaves it."""
 
 import pickle
+from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
 
 from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.config.trainer_fields import training_fields
@@ -49,3 +53,20 @@ def test_what_is_checked_is_what_the_processes_have(description: dict[str, Any])
     assert other == {}
     assert made.save_total_limit == settings(run)["save_total_limit"]
     assert len(said) > 100
+
+
+def test_a_run_that_wants_no_watch_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`adapt`, by which a script's ranks are watched, is told what the run says of hangs."""
+    from unsloth_accel.training import adapt, attach
+
+    class ToldError(Exception):
+        pass
+
+    def noted(trainer: object, *, hang_after: float | None = None) -> None:
+        raise ToldError(hang_after)
+
+    monkeypatch.setattr(adapt, "adapt", noted)
+    values = {"model": {"name": "tiny"}, "data": {"path": "rows.jsonl"}, "output_dir": str(tmp_path)}
+    run = from_dict(values | {"batch": {"on_out_of_memory": "stop"}, "logging": {"hang_after": 0}})
+    with pytest.raises(ToldError, match=r"^0"):
+        attach.attach(MagicMock(), run, MagicMock(), METHODS["sft"])

@@ -86,7 +86,7 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     write_our_cards(trainer, run)
     if target := PushTarget.of(run):
         trainer.add_callback(Pushes(target, partial(log.warn, "push")))
-    adapt(trainer)
+    adapt(trainer, hang_after=run.logging.hang_after)
     # First, so that no callback counts or times what is rehearsed.
     first: list[TrainerCallback] = [PeakMemory()]
     if run.batch.rehearse != "false":
