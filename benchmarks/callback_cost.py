@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import unsloth_accel  # noqa: F401  (first: sets what must be set before unsloth is imported)
+from benchmarks.tables import measured_with
 from unsloth_accel.callbacks.heartbeat import own
 from unsloth_accel.files import write_atomically
 
@@ -54,7 +55,6 @@ def main() -> int:
     parser.add_argument("--processes", default="auto")
     parser.add_argument("--work", default="runs/callback-cost")
     options = parser.parse_args()
-    from unsloth_accel.adapters.saving import versions
     from unsloth_accel.config.read_run import from_dict
     from unsloth_accel.hardware.hardware import Hardware
     from unsloth_accel.planning.planner import plan
@@ -88,10 +88,7 @@ def main() -> int:
     command.append(str(directory / "out" / "run.planned.yaml"))
     subprocess.run(command, check=True, env={**os.environ, **decided.accelerate_config.environment})
     report = {
-        "command": " ".join(["python -m benchmarks.callback_cost", *(Path(word).name for word in sys.argv[1:])]),
-        "date": time.strftime("%Y-%m-%d"),
-        "gpu": [device.name for device in hardware.devices],
-        "versions": versions(),
+        **measured_with(hardware, "callback_cost", *(Path(word).name for word in sys.argv[1:])),
         "model": Path(options.model).name,
         "processes": count,
         "rows_per_device": options.rows,

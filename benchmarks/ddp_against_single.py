@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import random_checkpoint
-from unsloth_accel.adapters.saving import versions
+from benchmarks.tables import measured_with
 from unsloth_accel.hardware.hardware import Hardware
 
 LENGTH = 2048
@@ -47,10 +47,7 @@ def main() -> int:
         random_checkpoint.write(options.shape, model)
     report: dict[str, Any] = {
         # Without the directories of the machine it ran on.
-        "command": " ".join(["python -m benchmarks.ddp_against_single", *(Path(w).name for w in sys.argv[1:])]),
-        "date": time.strftime("%Y-%m-%d"),
-        "gpu": [device.name for device in hardware.devices],
-        "versions": versions(),
+        **measured_with(hardware, "ddp_against_single", *(Path(w).name for w in sys.argv[1:])),
         "shape": {"name": options.shape, **random_checkpoint.SHAPES[options.shape]},
         "settings": {"precision": "bf16", "lora_r": 16, "learning_rate": 2e-4, "gradient_checkpointing": "unsloth"},
         "global_batch": options.per_device * gpus,

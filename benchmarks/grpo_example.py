@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.tables import RESULTS, ROOT
 from unsloth_accel.artifacts.run_directory import RunDirectory
 from unsloth_accel.errors import shortened
-from unsloth_accel.files import write_atomically
+from unsloth_accel.files import filled, read_json, write_atomically
 from unsloth_accel.report.run_record import read_lines, read_run_record
 
 RESULT = RESULTS / "grpo-cpu.json"
@@ -97,18 +97,6 @@ def _completions(lines: list[dict[str, Any]]) -> Iterator[str]:
         yield f"| {line['step']} | {question} | {said} | {rewards} |"
 
 
-def filled(text: str, report: dict[str, Any]) -> str:
-    """Return the page's `text` with its figures replaced by those of `report`."""
-    head, _, rest = text.partition(MARKS[0])
-    return f"{head}{MARKS[0]}\n{table(report)}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}"
-
-
-def learned() -> dict[str, Any]:
-    """Return what the file of results holds, by seed."""
-    found: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
@@ -117,9 +105,9 @@ def main() -> None:
     for seed in () if asked.table else asked.seeds:
         with tempfile.TemporaryDirectory() as directory:
             found = train(seed, Path(directory, "run"))
-        write_atomically(RESULT, json.dumps({**learned(), str(seed): found}, indent=1) + "\n")
+        write_atomically(RESULT, json.dumps({**read_json(RESULT), str(seed): found}, indent=1) + "\n")
     if asked.table:
-        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), learned()), encoding="utf-8")
+        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), MARKS, table(read_json(RESULT))), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any
 
 from benchmarks.loaded import Cell, measured, write_shapes
 from benchmarks.random_checkpoint import SHAPES
+from benchmarks.tables import measured_with
 
 STEPS, WARM_UP = 7, 3
 
@@ -121,21 +122,15 @@ def add_round(figures: dict[str, Any], earlier: list[list[float]]) -> None:
 
 def opened(out: Path, module: str, values: dict[str, Any]) -> dict[str, Any]:
     """Return the report that `out` holds, or `values` with what they were measured on."""
-    from unsloth_accel.adapters.saving import versions
     from unsloth_accel.hardware.hardware import Hardware
 
     if out.is_file():
         found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
         return found
-    devices = Hardware.detect().devices
-    return {
-        "command": f"python -m benchmarks.{module} --out {out.name}",
-        "date": time.strftime("%Y-%m-%d"),
-        "gpu": [device.name for device in devices],
-        "gpu_memory_gib": round(devices[0].memory_gib, 2) if devices else None,
-        "versions": versions(),
-        **values,
-    }
+    hardware = Hardware.detect()
+    memory = round(hardware.devices[0].memory_gib, 2) if hardware.devices else None
+    head = measured_with(hardware, module, "--out", out.name)
+    return {**head, "gpu_memory_gib": memory, **values}
 
 
 if __name__ == "__main__":

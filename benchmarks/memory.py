@@ -24,7 +24,7 @@ from queue import Queue
 from typing import Any
 
 from benchmarks.random_checkpoint import SHAPES
-from unsloth_accel.adapters.saving import versions
+from benchmarks.tables import measured_with
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.planning.memory_estimate import Checkpointing
 
@@ -111,18 +111,16 @@ def main() -> int:
     parser.add_argument("--work", default="runs/benchmark", help="where checkpoints, data and runs go")
     options = parser.parse_args()
     started = time.perf_counter()
-    gpus = Hardware.detect().devices
+    hardware = Hardware.detect()
+    gpus = hardware.devices
     names = options.cells.split(",") if options.cells else list(CELLS)
     if len(gpus) < max(CELLS[name].num_processes for name in names):
-        print(f"too few GPUs: {Hardware.detect()}", file=sys.stderr)
+        print(f"too few GPUs: {hardware}", file=sys.stderr)
         return 2
     work, out = Path(options.work), Path(options.out)
     report: dict[str, Any] = {
-        "command": "python -m benchmarks.memory --out memory.json",
-        "date": time.strftime("%Y-%m-%d"),
-        "gpu": [device.name for device in gpus],
+        **measured_with(hardware, "memory", "--out", "memory.json"),
         "gpu_memory_gib": round(gpus[0].memory_gib, 2),
-        "versions": versions(),
         "shapes": SHAPES,
         "steps": STEPS,
         "warm_up_steps": WARM_UP,

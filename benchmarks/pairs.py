@@ -35,8 +35,7 @@ from typing import Any
 from benchmarks.gate import Gate, Job, Wave, in_waves
 from benchmarks.loaded import write_shapes
 from benchmarks.strategies import TIMED, Cell, card_name, gate_of, measure
-from benchmarks.tables import RESULTS, ROOT
-from unsloth_accel.adapters.saving import versions
+from benchmarks.tables import RESULTS, ROOT, measured_with
 from unsloth_accel.artifacts.run_directory import RunDirectory
 from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.files import write_atomically
@@ -228,11 +227,8 @@ def main() -> int:
 def opened(out: Path, hardware: Hardware, shape: str, length: int) -> dict[str, Any]:
     """Return the report in `out`, or an empty one."""
     report: dict[str, Any] = {
-        "command": "python -m benchmarks.pairs",
-        "date": time.strftime("%Y-%m-%d"),
-        "gpu": [device.name for device in hardware.devices] or ["CPU"],
+        **measured_with(hardware, "pairs"),
         "gpu_memory_gib": [round(device.memory_gib, 2) for device in hardware.devices],
-        "versions": versions(),
         "shape": shape,
         "settings": {"lora_r": 16, "learning_rate": LEARNING_RATE, "length": length, "rows_per_device": PER_DEVICE},
         "steps": {"parity": PARITY, "warm_up": WARM_UP, "timed": TIMED},

@@ -9,7 +9,6 @@ before the run, and pair-noise-cpu.json (`python -m benchmarks.pair_noise`).
 from __future__ import annotations
 
 import json
-import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from benchmarks.pairs import AGAIN, CHANCE, against_plain, cells_of, predicted
 from benchmarks.random_checkpoint import SHAPES
 from benchmarks.tables import RESULTS, ROOT
 from unsloth_accel.config.run_config import PROJECTIONS
+from unsloth_accel.files import filled
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.methods import METHODS
 from unsloth_accel.models.spec import from_config
@@ -153,13 +153,12 @@ def _noise(report: dict[str, Any], noise: dict[str, Any]) -> str:
     return textwrap.fill(" ".join(found), 120, break_on_hyphens=False)
 
 
-def filled(text: str, report: dict[str, Any]) -> str:
+def written(text: str, report: dict[str, Any]) -> str:
     """Return the page's `text` with its figures replaced by those of `report`."""
     noise = json.loads(pair_noise.RESULT.read_text(encoding="utf-8"))
-    body = f"{MARKS[0]}\n{section(report, noise)}\n{MARKS[1]}"
-    return re.sub(f"{MARKS[0]}.*?{MARKS[1]}", lambda _: body, text, flags=re.DOTALL)
+    return filled(text, MARKS, section(report, noise))
 
 
 if __name__ == "__main__":
     found: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import RESULTS, ROOT
-from unsloth_accel.files import write_atomically
+from unsloth_accel.files import filled, read_json, write_atomically
 from unsloth_accel.methods import METHODS
 from unsloth_accel.report.run_record import read_run_record
 
@@ -78,12 +78,6 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def filled(text: str, report: dict[str, Any]) -> str:
-    """Return the page's `text` with its figures replaced by those of `report`."""
-    head, _, rest = text.partition(MARKS[0])
-    return f"{head}{MARKS[0]}\n{table(report)}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=EXAMPLES, choices=EXAMPLES)
@@ -92,16 +86,9 @@ def main() -> None:
     for method in () if asked.table else asked.methods:
         with tempfile.TemporaryDirectory() as directory:
             found = train(method, Path(directory, method))
-        write_atomically(RESULT, json.dumps({**learned(), method: found}, indent=1) + "\n")
+        write_atomically(RESULT, json.dumps({**read_json(RESULT), method: found}, indent=1) + "\n")
     if asked.table:
-        text = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(filled(text, learned()), encoding="utf-8")
-
-
-def learned() -> dict[str, Any]:
-    """Return what the file of results holds, by method."""
-    found: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
-    return found
+        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), MARKS, table(read_json(RESULT))), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -32,10 +32,9 @@ from typing import Any
 
 from benchmarks import random_checkpoint, strategies
 from benchmarks.gate import Gate, wait_for_imports
-from benchmarks.tables import RESULTS
-from unsloth_accel.adapters.saving import versions
+from benchmarks.tables import RESULTS, measured_with
 from unsloth_accel.config.read_run import from_dict
-from unsloth_accel.files import write_atomically
+from unsloth_accel.files import filled, write_atomically
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.planning.plan import Plan
 from unsloth_accel.planning.planner import plan
@@ -119,10 +118,7 @@ def main() -> int:
         subprocess.run(command, check=True, capture_output=True)
     lengths = write_rows(work, options.steps, options.rows, count)
     report: dict[str, Any] = {
-        "command": f"python -m benchmarks.row_sharing --rows {options.rows}",
-        "date": time.strftime("%Y-%m-%d"),
-        "gpu": [device.name for device in hardware.devices],
-        "versions": versions(),
+        **measured_with(hardware, "row_sharing", "--rows", str(options.rows)),
         "shape": options.shape,
         "processes": count,
         "rows_per_step": {"skewed": options.rows * count, "full": FULL * count},
@@ -256,15 +252,11 @@ def reference_of(name: str) -> str:
     return f"full-stop-{third}" if kind == "full" else f"skewed-{second}-number"
 
 
-BEGIN, END = "<!-- row sharing -->", "<!-- /row sharing -->"
-
-
 def with_tables(text: str) -> str:
     """`text` with the tables of what was measured between its two marks."""
-    before, _, rest = text.partition(BEGIN)
     reports = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("row-sharing-*.json"))]
     tables = "\n\n".join("\n".join(table(report)) for report in reports)
-    return f"{before}{BEGIN}\n{tables}\n{END}{rest.partition(END)[2]}"
+    return filled(text, ("<!-- row sharing -->", "<!-- /row sharing -->"), tables)
 
 
 def table(report: dict[str, Any]) -> Sequence[str]:

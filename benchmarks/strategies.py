@@ -43,9 +43,9 @@ from typing import Any
 from benchmarks import streams
 from benchmarks.gate import Gate, Job, in_turns
 from benchmarks.random_checkpoint import SHAPES
+from benchmarks.tables import measured_with
 from benchmarks.worker import KEEP, PROFILE
 from unsloth_accel.adapters.fsdp2.peer_fetch.peer_reach import SWITCH
-from unsloth_accel.adapters.saving import versions
 from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.files import write_atomically
 from unsloth_accel.hardware.hardware import Hardware
@@ -240,10 +240,7 @@ def gate_of(cell: Cell, work: Path) -> Gate:
 def opened(out: Path, hardware: Hardware) -> dict[str, Any]:
     """The report in `out`, or an empty one."""
     report: dict[str, Any] = {
-        "command": "python -m benchmarks.strategies",
-        "date": time.strftime("%Y-%m-%d"),
-        "gpu": [device.name for device in hardware.devices],
-        "versions": versions(),
+        **measured_with(hardware, "strategies"),
         "shapes": {cell.shape: SHAPES[cell.shape] for cell in CELLS},
         "settings": {"lora_r": 16, "learning_rate": 2e-4, "gradient_checkpointing": "unsloth", "length": LENGTH},
         "steps": {"parity": PARITY, "warm_up": WARM_UP, "timed": TIMED},

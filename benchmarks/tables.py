@@ -6,9 +6,12 @@ python -m benchmarks.tables
 from __future__ import annotations
 
 import json
-import re
+import time
 from pathlib import Path
 from typing import Any
+
+from unsloth_accel.files import filled
+from unsloth_accel.hardware.hardware import Hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -30,6 +33,15 @@ ROWS = {
 MARKS = ("<!-- measured -->", "<!-- /measured -->")
 
 
+def measured_with(hardware: Hardware, module: str, *words: str) -> dict[str, Any]:
+    """Return the head of a report: the command, the day, and the GPUs and versions that were measured with."""
+    from unsloth_accel.adapters.saving import versions
+
+    gpus = [device.name for device in hardware.devices] or ["CPU"]
+    command = " ".join([f"python -m benchmarks.{module}", *words])
+    return {"command": command, "date": time.strftime("%Y-%m-%d"), "gpu": gpus, "versions": versions()}
+
+
 def table(file: str) -> str:
     """The Markdown table of DDP against one GPU for `file`."""
     report: dict[str, Any] = json.loads((RESULTS / "ddp-2xH200-1.5B.json").read_text(encoding="utf-8"))
@@ -48,13 +60,7 @@ def table(file: str) -> str:
     return "\n".join(lines)
 
 
-def filled(file: str, text: str) -> str:
-    """`text` of `file` with its table replaced by what the results say."""
-    body = f"{MARKS[0]}\n{table(file)}\n{MARKS[1]}"
-    return re.sub(f"{MARKS[0]}.*?{MARKS[1]}", lambda _: body, text, flags=re.DOTALL)
-
-
 if __name__ == "__main__":
     for file in HEADERS:
         path = ROOT / file
-        path.write_text(filled(file, path.read_text(encoding="utf-8")), encoding="utf-8")
+        path.write_text(filled(path.read_text(encoding="utf-8"), MARKS, table(file)), encoding="utf-8")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import random_checkpoint
-from unsloth_accel.adapters.saving import versions
+from benchmarks.tables import measured_with
 from unsloth_accel.files import write_atomically
 from unsloth_accel.hardware.hardware import Hardware
 
@@ -65,10 +65,7 @@ def main() -> int:
     # All rows are seen once, in a random order that every way shares; those of the warm-up are a random part of them.
     tokens = sum(lengths) * (options.steps - WARM_UP) // options.steps
     report: dict[str, Any] = {
-        "command": " ".join(["python -m benchmarks.variable_rows", *(Path(word).name for word in sys.argv[1:])]),
-        "date": time.strftime("%Y-%m-%d"),
-        "gpu": [device.name for device in hardware.devices],
-        "versions": versions(),
+        **measured_with(hardware, "variable_rows", *(Path(word).name for word in sys.argv[1:])),
         "shape": options.shape,
         "processes": count,
         "rows_per_step": PER_DEVICE * count,

@@ -12,3 +12,9 @@ DDP = "distributed_type: MULTI_GPU  # two GPUs\nnum_processes: 2\n"
 
 def rules_of(path: Path) -> set[str]:
     return {problem.rule for report in validate([path]) for problem in report.problems}
+
+
+def fixture(rule: str, name: str) -> Path:
+    """The file of a rule whose name begins so: `bad` or `good`."""
+    (path,) = FILES.joinpath(rule).glob(f"{name}*")
+    return path

@@ -24,11 +24,13 @@ from benchmarks import (
     row_sharing,
     strategies,
     strategies_page,
+    tables,
 )
 from benchmarks.memory import HELD_OUT
 from benchmarks.memory_report import measured, measured_kept, memory_page, speed_page
-from benchmarks.tables import RESULTS, filled
+from benchmarks.tables import RESULTS
 from unsloth_accel.config.read_run import from_dict
+from unsloth_accel.files import filled
 from unsloth_accel.launch.arguments import parse
 
 READMES = ("README.md", "README_CN.md")
@@ -56,7 +58,7 @@ def test_a_readme_is_read_in_five_minutes(file: str) -> None:
 @pytest.mark.parametrize("file", ["docs/measured.md", DETAILS])
 def test_tables_are_what_the_results_say(file: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")
-    assert filled(file, text) == text, "run python -m benchmarks.tables"
+    assert filled(text, tables.MARKS, tables.table(file)) == text, "run python -m benchmarks.tables"
     assert text.count(" s/step") == 4
 
 
@@ -77,7 +79,7 @@ def test_the_quickstarts_figures_are_those_of_its_result(file: str) -> None:
 def test_what_grpo_learned_is_what_is_shown() -> None:
     text = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
     report: dict[str, Any] = json.loads((RESULTS / "grpo-cpu.json").read_text(encoding="utf-8"))
-    assert grpo_example.filled(text, report) == text, "run python -m benchmarks.grpo_example --table"
+    assert filled(text, grpo_example.MARKS, grpo_example.table(report)) == text, "run make docs"
     rewards = [(found["before"]["reward"], found["after"]["reward"]) for found in report.values()]
     assert len(rewards) == len(grpo_example.SEEDS)
     assert max(before for before, _ in rewards) <= 0.4
@@ -89,7 +91,8 @@ def test_what_grpo_learned_is_what_is_shown() -> None:
 def test_what_preferences_learned_is_what_is_shown() -> None:
     text = (ROOT / "docs" / "preferences.md").read_text(encoding="utf-8")
     report: dict[str, Any] = json.loads((RESULTS / "preferences-cpu.json").read_text(encoding="utf-8"))
-    assert preferences.filled(text, report) == text, "run python -m benchmarks.preferences --table"
+    made = filled(text, preferences.MARKS, preferences.table(report))
+    assert made == text, "run python -m benchmarks.preferences --table"
     for found in report.values():
         assert found["after"].get("pair_accuracy", 1) >= 0.9
         assert found["curve"][-1]["loss"] < found["curve"][0]["loss"]
@@ -98,7 +101,7 @@ def test_what_preferences_learned_is_what_is_shown() -> None:
 def test_preferences_on_two_gpus_are_what_is_shown() -> None:
     text = pairs_report.PAGE.read_text(encoding="utf-8")
     report: dict[str, Any] = json.loads(pairs_report.RESULT.read_text(encoding="utf-8"))
-    assert pairs_report.filled(text, report) == text, "run python -m benchmarks.pairs_report"
+    assert pairs_report.written(text, report) == text, "run python -m benchmarks.pairs_report"
     apart = [found["difference"] for found in report["cells"].values() if "difference" in found]
     assert all(one["ranks_equal"] and one["same_rows"] for one in apart)
 

@@ -17,6 +17,7 @@ from benchmarks.faults.trials import EVERYWHERE, trials
 from benchmarks.faults.verdict import verdict
 from unsloth_accel.artifacts.checkpoints import checkpoints
 from unsloth_accel.config.run_config import RunConfig
+from unsloth_accel.files import filled
 
 CHOSEN = (
     *("ddp/launcher-sigkill", "ddp/rank0-sigkill-in-checkpoint", "ddp/full-random-state-once"),
@@ -177,5 +178,5 @@ def test_nothing_is_lost_or_silent_or_left(tmp_path: Path) -> None:
 def test_the_table_is_what_the_results_say() -> None:
     text = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
     report = json.loads((ROOT / page.OUT).read_text(encoding="utf-8"))
-    assert page.filled(text, report) == text, "run python -m benchmarks.faults --table docs/faults.md"
+    assert filled(text, page.MARKS, page.table(report)) == text, "run make docs"
     assert {*report["trials"]} == {trial.name for trial in EVERY}

@@ -33,6 +33,12 @@ _FIXES = {
 }
 
 
+def filled(text: str, marks: tuple[str, str], body: str) -> str:
+    """Return the `text` of a page with what stands between its two `marks`, each a line, replaced by `body`."""
+    between = f"{re.escape(marks[0])}.*?{re.escape(marks[1])}"
+    return re.sub(between, lambda _: f"{marks[0]}\n{body}\n{marks[1]}", text, flags=re.DOTALL)
+
+
 _MOST_DEPTH, _TOO_DEEP = 64, "it is nested too deeply"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 HIDDEN = "(not shown)"
@@ -52,13 +52,9 @@ def marked(values: Any) -> Any:
     long = [text for text in texts if len(text) >= _LONG]
 
     def mark(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: mark(one) for key, one in value.items()}
-        if isinstance(value, list):
-            return [mark(one) for one in value]
         return Secret(value) if isinstance(value, str) and (value in texts or any(map(value.count, long))) else value
 
-    return mark(values)
+    return _mapped(values, mark)
 
 
 def secrets_in(values: Any, key: str = "") -> Iterator[str]:
@@ -96,11 +92,14 @@ def without_logins(text: str) -> str:
 
 def plain(values: Any) -> Any:
     """Return nested `values` with each `Secret` as the text that it is."""
+    return _mapped(values, lambda value: str(value) if isinstance(value, Secret) else value)
+
+
+def _mapped(values: Any, change: Callable[[Any], Any]) -> Any:
+    """Return nested `values` with what `change` makes of each that is neither a mapping nor a list."""
     if isinstance(values, Mapping):
-        return {key: plain(value) for key, value in values.items()}
-    if isinstance(values, list):
-        return [plain(value) for value in values]
-    return str(values) if isinstance(values, Secret) else values
+        return {key: _mapped(value, change) for key, value in values.items()}
+    return [_mapped(value, change) for value in values] if isinstance(values, list) else change(values)
 
 
 def _parsed(values: Any) -> Any:

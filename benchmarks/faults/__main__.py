@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from unsloth_accel.adapters.saving import versions
-from unsloth_accel.files import read_json, write_atomically
+from unsloth_accel.files import filled, read_json, write_atomically
 
 from . import places, watched
 from .described import ROOT, SMOLLM2
 from .one_trial import run_trial
-from .page import OUT, filled
+from .page import MARKS, OUT, table
 from .places import begin_where_mounts_are_allowed
 from .trial import Trial
 from .trials import trials
@@ -59,7 +59,7 @@ def main() -> int:
     out = Path(options.out)
     if options.table:
         page = Path(options.table)
-        page.write_text(filled(page.read_text(encoding="utf-8"), read_json(out)), encoding="utf-8")
+        page.write_text(filled(page.read_text(encoding="utf-8"), MARKS, table(read_json(out))), encoding="utf-8")
         return 0
     strategies = options.strategies or ("ddp,fsdp2_native" if options.device == "cpu" else "ddp,fsdp2,fsdp2_native")
     every = trials(options.seed, strategies.split(","), options.processes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,8 @@ MARKS = ("<!-- injected -->", "<!-- /injected -->")
 HEADER = ("trial", "fault", "struck", "ended with", "told after", "all ended after", "left", "goes on at", "adapter")
 
 
-def filled(text: str, report: dict[str, Any]) -> str:
-    """`text` with what stands between the marks replaced by the table."""
-    body = "\n".join([MARKS[0], *table(report), MARKS[1]])
-    return re.sub(f"{MARKS[0]}.*?{MARKS[1]}", lambda _: body, text, flags=re.DOTALL)
-
-
-def table(report: dict[str, Any]) -> list[str]:
-    """Markdown lines."""
+def table(report: dict[str, Any]) -> str:
+    """Return the Markdown table of the trials, below how many there are."""
     trials: dict[str, dict[str, Any]] = report["trials"]
     verdicts = [seen["verdict"] for seen in trials.values()]
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(sorted(verdicts)))
@@ -27,7 +20,7 @@ def table(report: dict[str, Any]) -> list[str]:
     )
     lines = [f"{len(trials)} trials on a {report['device'].upper()}: {counts}. {known}.", ""]
     lines += ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
-    return lines + [f"| {' | '.join(row(name, seen))} |" for name, seen in trials.items()]
+    return "\n".join(lines + [f"| {' | '.join(row(name, seen))} |" for name, seen in trials.items()])
 
 
 def row(name: str, seen: dict[str, Any]) -> list[str]:

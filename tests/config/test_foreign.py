@@ -1,6 +1,5 @@
 """Other tools' files: each is known by its keys, and every key is translated or named with the reason."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,82 +7,20 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT
+from foreign_files import ACCELERATE, AXOLOTL, LLAMA_FACTORY, TRL, made, note
 from omegaconf import OmegaConf
 
 from unsloth_accel.config import read_run
 from unsloth_accel.config.field_help import field_help
 from unsloth_accel.config.foreign import TOOLS, recognise
-from unsloth_accel.config.foreign.__main__ import filled
+from unsloth_accel.config.foreign.__main__ import MARKS, tables
 from unsloth_accel.config.foreign.keys import Becomes, Chooses, Covered, Entry, Field, Theirs, Untranslated
 from unsloth_accel.config.run_config import OWN_TRAINING_KEYS
 from unsloth_accel.config.trainer_fields import training_fields
-from unsloth_accel.config.translate import Translation, nested, translate
+from unsloth_accel.config.translate import nested, translate
 from unsloth_accel.errors import ConfigError
+from unsloth_accel.files import filled
 from unsloth_accel.methods import METHODS
-
-LLAMA_FACTORY = {
-    "model_name_or_path": "org/model",
-    "stage": "sft",
-    "do_train": True,
-    "finetuning_type": "lora",
-    "lora_rank": 4,
-    "dataset": "mine",
-    "template": "llama3",
-    "max_samples": 10,
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 4,
-    "lora_target": "q_proj, v_proj",
-    "warmup_ratio": 0.1,
-    "plot_loss": True,
-    "output_dir": "saves/x",
-    "report_to": ["wandb"],
-    "run_name": None,
-}
-AXOLOTL = {
-    "base_model": "org/model",
-    "adapter": "qlora",
-    "sequence_len": 1024,
-    "datasets": [{"path": "org/rows", "type": "chat_template", "field_messages": "conversations"}],
-    "val_set_size": 0.05,
-    "micro_batch_size": 2,
-    "gradient_accumulation_steps": 4,
-    "lora_target_linear": True,
-    "evals_per_epoch": 2,
-    "saves_per_epoch": 1,
-    "num_epochs": 2,
-    "sample_packing": True,
-    "optimizer": "adamw_8bit",
-    "bf16": "auto",
-    "wandb_project": "p",
-    "wandb_entity": "",
-    "special_tokens": {"pad_token": "<pad>"},
-}
-TRL = {
-    "model_name_or_path": "org/model",
-    "torch_dtype": "bfloat16",
-    "use_peft": True,
-    "load_in_4bit": True,
-    "dataset_name": "org/rows",
-    "dataset_config": "part",
-    "max_seq_length": 512,
-    "per_device_train_batch_size": 2,
-    "evaluation_strategy": "no",
-    "packing": True,
-    "packing_strategy": "ffd",
-    "chat_template": "{% for message in messages %}{{ message.content }}{% endfor %}",
-}
-ACCELERATE = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "FSDP", "num_processes": 4}
-
-
-def made(tmp_path: Path, values: dict[str, Any], *overrides: str, gpus: int | None = None) -> Translation:
-    """What becomes of a file with these keys."""
-    (tmp_path / "theirs.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    return translate([tmp_path / "theirs.yaml"], overrides=overrides, gpus=gpus)
-
-
-def note(translation: Translation, key: str) -> str:
-    (line,) = (line for line in translation.lines if line.key == key)
-    return line.outcome.note
 
 
 def entries() -> Iterator[tuple[str, str, Entry]]:
@@ -162,47 +99,6 @@ def test_llama_factorys_keys(tmp_path: Path) -> None:
     assert found.counts == (13, 15)  # run_name is blank
 
 
-def test_a_data_set_is_looked_up_in_dataset_info(tmp_path: Path) -> None:
-    known = {
-        "mine": {"file_name": "mine.json", "formatting": "sharegpt", "columns": {"messages": "talk"}},
-        "far": {"hf_hub_url": "org/rows", "subset": "s", "columns": {"prompt": "ask", "response": "output"}},
-        "pairs": {"file_name": "pairs.json", "ranking": True},
-        "one": {"file_name": "one.json"},
-        "two": {"file_name": "two.json"},
-        "odd": {"file_name": "odd.json", "formatting": "sharegpt", "tags": {"role_tag": "who", "content_tag": "what"}},
-    }
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(known), encoding="utf-8")
-
-    def data(name: str) -> dict[str, Any]:
-        return dict(nested(made(tmp_path, LLAMA_FACTORY | {"dataset": name}).settings)["data"])
-
-    first = {"max_rows": 10, "train_on": "responses"}
-    mine = {"path": str(tmp_path / "data" / "mine.json"), "format": "sharegpt", "columns": {"conversations": "talk"}}
-    far = {"path": "org/rows", "format": "alpaca", "columns": {"instruction": "ask"}, "subset": "s"}
-    assert data("mine") == mine | first
-    assert data("far") == far | first
-    for name, said in (("pairs", "pairs of answers"), ("odd", "tags of its own"), ("mine,odd", "tags of its own")):
-        assert said in note(made(tmp_path, LLAMA_FACTORY | {"dataset": name}), "dataset")
-    mix = [mine | {"max_rows": 10}, far | {"max_rows": 10}]
-    assert data("mine,far") == {"mix": mix, "train_on": "responses"}
-    one, two = ({"path": f"{tmp_path}/data/{name}.json", "max_rows": 10} for name in ("one", "two"))
-    assert data("one,two") == {"mix": [one, two], "format": "alpaca", "train_on": "responses"}
-    interleaved = {"mix_strategy": "interleave_over", "interleave_probs": "0.7, 0.3", "val_size": 0.1}
-    found = made(tmp_path, LLAMA_FACTORY | {"dataset": "one,two"} | interleaved)
-    assert nested(found.settings)["data"] == {
-        "mix": [one | {"weight": 0.7}, two | {"weight": 0.3}],
-        "stopping_strategy": "all_exhausted",
-        "format": "alpaca",
-        "train_on": "responses",
-        "eval_fraction": 0.1,
-    }
-    once = made(tmp_path, LLAMA_FACTORY | {"dataset": "one,two", "mix_strategy": "interleave_once"})
-    assert "first_exhausted or all_exhausted" in note(once, "mix_strategy")
-    both = made(tmp_path, LLAMA_FACTORY | {"dataset": "mine", "eval_dataset": "one,two"})
-    assert both.settings["data.eval_path"] == f"{tmp_path}/data/{{one.json,two.json}}"
-
-
 def test_axolotls_keys(tmp_path: Path) -> None:
     found = made(tmp_path, AXOLOTL)
     run = nested(found.settings)
@@ -257,60 +153,6 @@ def test_llama_factorys_template_that_is_unsloths(tmp_path: Path) -> None:
     assert "template" not in {line.key for line in found.of_kind("named")}
 
 
-@pytest.mark.parametrize(
-    ("dataset", "settings", "said"),
-    [
-        ({"type": "alpaca"}, {"format": "alpaca", "train_on": "responses"}, "Alpaca prompt"),
-        (
-            {"type": "completion", "field": "body"},
-            {"format": "text", "columns": {"text": "body"}, "train_on": "all"},
-            "",
-        ),
-        (
-            {"type": "chat_template", "message_property_mappings": {"role": "from", "content": "value"}},
-            {"format": "sharegpt", "columns": {"conversations": "messages"}, "train_on": "responses"},
-            "",
-        ),
-        ({"type": "chat_template", "roles_to_train": ["user"]}, None, "roles_to_train"),
-        ({"type": "input_output"}, None, "input_output is a prompt of axolotl's"),
-        ({"type": "chat_template", "message_field_role": "who"}, None, "who and content"),
-    ],
-)
-def test_axolotls_data_sets(
-    tmp_path: Path, dataset: dict[str, Any], settings: dict[str, Any] | None, said: str
-) -> None:
-    found = made(tmp_path, AXOLOTL | {"datasets": [{"path": "rows.jsonl"} | dataset], "val_set_size": 0})
-    assert said in note(found, "datasets")
-    if settings is None:
-        assert "datasets" in [line.key for line in found.of_kind("named")]
-    else:
-        assert nested(found.settings)["data"] == {"path": "rows.jsonl"} | settings
-    # As axolotl, which evaluates nothing where no rows are held out.
-    assert "evals_per_epoch" in [line.key for line in found.of_kind("covered")]
-
-
-def test_axolotls_data_sets_are_mixed(tmp_path: Path) -> None:
-    chats = {"path": "org/rows", "type": "chat_template", "split": "a"}
-    files = {"path": "json", "data_files": ["x.jsonl", "y.jsonl"], "type": "alpaca"}
-    found = made(tmp_path, AXOLOTL | {"datasets": [chats, files], "embedding_lr": 1e-5})
-    assert nested(found.settings)["data"] == {
-        "mix": [
-            {"path": "org/rows", "split": "a", "format": "chat"},
-            {"path": "x.jsonl", "format": "alpaca"},
-            {"path": "y.jsonl", "format": "alpaca"},
-        ],
-        "train_on": "responses",
-        "eval_fraction": 0.05,
-    }
-    assert "neither embed_tokens nor lm_head" in note(found, "embedding_lr")
-    trained = {"lora_modules_to_save": ["embed_tokens"], "lora_target_linear": False, "embedding_lr": 1e-5}
-    assert made(tmp_path, AXOLOTL | trained).settings["training.embedding_learning_rate"] == 1e-5
-    texts = {"path": "z.jsonl", "type": "completion"}
-    found = made(tmp_path, AXOLOTL | {"datasets": [chats, texts]})
-    assert "differ in data.train_on" in note(found, "datasets")
-    assert found.settings["data.mix"] == ["org/rows", "z.jsonl"]
-
-
 def test_trls_keys(tmp_path: Path) -> None:
     found = made(tmp_path, TRL)
     run = nested(found.settings)
@@ -323,51 +165,9 @@ def test_trls_keys(tmp_path: Path) -> None:
     assert found.of_kind("named") == []
 
 
-@pytest.mark.parametrize(
-    ("mixture", "data"),
-    [
-        (
-            {"datasets": [{"id": "org/rows", "config": "c", "split": "a"}], "test_split_size": 100},
-            {
-                "path": "org/rows",
-                "subset": "c",
-                "split": "a[:-100]",
-                "eval_path": "org/rows",
-                "eval_split": "a[-100:]",
-            },
-        ),
-        (
-            {"datasets": [{"id": "org/rows", "split": "a"}, {"id": "org/rows", "split": "b", "weight": 1.0}]},
-            {"path": "org/rows", "split": "a+b"},
-        ),
-        (
-            {"datasets": [{"id": "org/rows", "split": "a"}, {"id": "x/y", "weight": 0.5}], "test_split_size": 0.1},
-            {
-                "mix": [{"path": "org/rows", "split": "a"}, {"path": "x/y", "split": "train[:50%]"}],
-                "eval_fraction": 0.1,
-            },
-        ),
-        ({"datasets": [{"id": "org/rows", "weight": 0.5}]}, {"path": "org/rows", "split": "train[:50%]"}),
-        ({"datasets": [{"id": "rows.jsonl", "weight": 0.5}]}, {"path": "rows.jsonl", "split": "train"}),
-    ],
-)
-def test_a_mixture_of_data_sets_is_translated(tmp_path: Path, mixture: dict[str, Any], data: dict[str, Any]) -> None:
-    values = {key: value for key, value in TRL.items() if not key.startswith("dataset_")}
-    found = made(tmp_path, values | {"dataset_mixture": mixture})
-    assert nested(found.settings)["data"] == data
-    named = [line.key for line in found.of_kind("named")]
-    assert ("dataset_mixture" in named) == (data.get("path") == "rows.jsonl"), "of a file there is no part"
-
-
-@pytest.mark.parametrize(
-    ("values", "name"),
-    [
-        (LLAMA_FACTORY | {"stage": "ppo"}, "ppo"),
-    ],
-)
-def test_a_method_not_known_here_is_named_and_refused(tmp_path: Path, values: dict[str, Any], name: str) -> None:
-    found = made(tmp_path, values)
-    assert found.settings["method"] == name
+def test_a_method_not_known_here_is_named_and_refused(tmp_path: Path) -> None:
+    found = made(tmp_path, LLAMA_FACTORY | {"stage": "ppo"})
+    assert found.settings["method"] == "ppo"
     assert any("this version trains sft" in line.outcome.note for line in found.of_kind("named"))
     with pytest.raises(ConfigError, match="method="):
         read_run.from_dict(nested({key: value for key, value in found.settings.items() if "template" not in key}))
@@ -505,31 +305,6 @@ def test_training_all_weights_is_named(tmp_path: Path, values: dict[str, Any]) -
     assert any("all weights were trained" in line.outcome.note for line in made(tmp_path, values).of_kind("named"))
 
 
-def test_a_number_of_a_files_rows_is_held_out_as_a_share(tmp_path: Path) -> None:
-    """Its held-out rows are not its last ones: data.split means nothing of a file."""
-    rows = {"datasets": [{"path": "data/rows.jsonl", "type": "alpaca"}], "val_set_size": 50}
-    found = made(tmp_path, AXOLOTL | rows)
-    assert "as a share of all" in note(found, "val_set_size")
-    assert not {"data.split", "data.eval_path"} & {*found.settings}
-
-
-def test_rows_in_place_of_the_files_own_come_without_its_split_form_and_held_out_rows(tmp_path: Path) -> None:
-    theirs = AXOLOTL | {"val_set_size": 50}
-    found = made(tmp_path, theirs, "data.path=mine.jsonl")
-    assert nested(found.settings)["data"] == {"path": "mine.jsonl", "train_on": "responses"}
-    assert "in whose place mine.jsonl is given" in note(found, "val_set_size")
-    assert "needs held-out rows" in note(found, "evals_per_epoch")
-    with_rows = made(tmp_path, theirs, "data.path=mine.jsonl", "data.eval_path=held.jsonl")
-    assert nested(with_rows.settings)["data"]["eval_path"] == "held.jsonl"
-    assert with_rows.settings["training.eval_strategy"] == "steps"
-    several = made(tmp_path, AXOLOTL, "data.mix=[a.jsonl,b.jsonl]")
-    assert nested(several.settings)["data"] == {
-        "mix": ["a.jsonl", "b.jsonl"],
-        "train_on": "responses",
-        "eval_fraction": 0.05,
-    }
-
-
 def test_what_is_given_to_init_is_listed_as_it_is_written(tmp_path: Path) -> None:
     found = made(tmp_path, AXOLOTL, "model.name=my/model")
     (line,) = (line for line in found.lines if line.key == "base_model")
@@ -617,7 +392,7 @@ def test_an_entry_reads_any_value() -> None:
 
 def test_the_page_has_every_key() -> None:
     text = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
-    assert filled(text) == text, "run python -m unsloth_accel.config.foreign"
+    assert filled(text, MARKS, tables()) == text, "run python -m unsloth_accel.config.foreign"
     for tool in TOOLS:
         assert all(f"`{key}`" in text for key in tool.keys)
 

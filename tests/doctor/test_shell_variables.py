@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from doctor_machines import Place, bad, device, machine, only
 
+from unsloth_accel.config.hub_cache import hugging_face_home
 from unsloth_accel.doctor import (
     shell_variables,
 )
@@ -86,4 +87,4 @@ def test_the_default_config_is_where_accelerate_looks(tmp_path: Path) -> None:
             name: str(tmp_path)
         }
         said = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
-        assert Path(said.stdout.strip()) == shell_variables._hugging_face_home(environ) / "accelerate"
+        assert Path(said.stdout.strip()) == hugging_face_home(environ) / "accelerate"

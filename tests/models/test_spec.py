@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 from small_models import CONFIGS, meta_model, problem_of, saved_model, spec
 
 from unsloth_accel.errors import ConfigError
-from unsloth_accel.models.spec import ITEM_SIZES, ModelSpec, from_config, nf4_bytes
+from unsloth_accel.models.model_tensors import nf4_bytes
+from unsloth_accel.models.spec import ModelSpec, from_config
+from unsloth_accel.models.stored_form import ITEM_SIZES
 
 pytestmark = pytest.mark.usefixtures("no_hub")
 
@@ -111,7 +113,7 @@ def test_four_bit_leaves_embeddings_norms_lm_head_and_experts() -> None:
     assert found.weight_bytes(False) == 2 * found.num_parameters
     assert found.weight_bytes(False, dtype_bytes=4) == 4 * found.num_parameters
     assert found.weight_bytes(True) == 2 * (found.num_parameters - sum(linear)) + sum(map(nf4_bytes, linear))
-    experts = sum(tensor.bytes for tensor in spec("mixtral").tensors if ".experts." in tensor.name)
+    experts = sum(2 * tensor.numel for tensor in spec("mixtral").tensors if ".experts." in tensor.name)
     assert spec("mixtral").weight_bytes(True) > experts
     # Unsloth's: half a byte each, a float32 for 64 of them, and the code; two weights in each of the two layers.
     saved = experts - experts // 2 // 2 - 4 * (experts // 2 // 64) - 4 * 64
@@ -154,7 +156,7 @@ def test_a_saved_checkpoint(tmp_path: Path, name: str, size: str) -> None:
     found = ModelSpec.load(tmp_path)
     assert (found.source, found.problems) == ("safetensors headers", ())
     assert {t.name: t.shape for t in found.tensors} == {n: tuple(p.shape) for n, p in model.named_parameters()}
-    assert found.stored_bytes == 2 * found.num_parameters == sum(tensor.bytes for tensor in found.tensors)
+    assert found.stored_bytes == 2 * found.num_parameters
     assert {tensor.dtype for tensor in found.tensors} == {found.dtype} == {"bfloat16"}
 
 
@@ -177,9 +179,9 @@ def test_each_tensor_has_the_dtype_of_its_header(tmp_path: Path) -> None:
     tensors = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
     save_file(tensors, tmp_path / "model.safetensors")
-    dtypes = {tensor.name: (tensor.dtype, tensor.bytes) for tensor in ModelSpec.load(tmp_path).tensors}
-    assert dtypes["model.norm.weight"] == ("float32", 128)
-    assert dtypes["lm_head.weight"] == ("bfloat16", 2 * 96 * 32)
+    dtypes = {tensor.name: tensor.dtype for tensor in ModelSpec.load(tmp_path).tensors}
+    assert dtypes["model.norm.weight"] == "float32"
+    assert dtypes["lm_head.weight"] == "bfloat16"
 
 
 def test_a_quantized_checkpoint_has_logical_shapes_and_stored_bytes(tmp_path: Path) -> None:

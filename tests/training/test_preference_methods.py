@@ -8,7 +8,8 @@ from typing import Any
 
 import fork_server
 import pytest
-from conftest import ROOT, adapter, cli_command, steps, write_yaml
+from conftest import ROOT, cli_command, steps, write_yaml
+from trained_runs import difference
 
 from unsloth_accel.methods import METHODS
 
@@ -91,17 +92,6 @@ def launch(described: Path, *overrides: str) -> str:
     return done.stdout + done.stderr
 
 
-def difference(one: Path, other: Path) -> dict[str, float]:
-    """The largest differences between two runs: logged loss and grad norm, and the saved adapters' tensors."""
-    ours, theirs = steps(one)[-len(steps(other)) :], steps(other)
-    first, second = adapter(one), adapter(other)
-    assert first.keys() == second.keys()
-    return {
-        **{key: max(abs(a[key] - b[key]) for a, b in zip(ours, theirs, strict=True)) for key in ("loss", "grad_norm")},
-        "adapter": max(float((first[name] - second[name]).abs().max()) for name in first),
-    }
-
-
 def test_two_processes_train_as_one_and_go_on_and_are_loaded(described: Path, tmp_path: Path) -> None:
     method, two = METHODS[described.parent.name.rstrip("0123456789")], described.parent / "two"
     # The same rows with one process × accumulation 2.
@@ -120,7 +110,7 @@ def test_two_processes_train_as_one_and_go_on_and_are_loaded(described: Path, tm
     processes = f"distributed.num_processes={2 if run == two else 1}"
     launch(described, f"output_dir={again}", "training.resume=true", processes)
     assert [step["step"] for step in steps(again)] == [3, 4]
-    found = difference(run, again)
+    found = difference(run, again, last=True)
     assert all(value <= TOLERANCE for value in found.values()), found
     results = json.loads((two / "results.json").read_text(encoding="utf-8"))
     assert results["after"]["loss"] < results["before"]["loss"]
@@ -158,7 +148,7 @@ def test_a_run_that_begins_with_an_adapter_goes_on_with_the_trained_one(describe
     assert not [*(tmp_path / "whole").rglob("ref")]
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "again" / "checkpoint-2")
     launch(described, begins, f"output_dir={tmp_path / 'again'}", "training.resume=true")
-    found = difference(tmp_path / "whole", tmp_path / "again")
+    found = difference(tmp_path / "whole", tmp_path / "again", last=True)
     assert all(value <= TOLERANCE for value in found.values()), found
 
 
@@ -171,7 +161,7 @@ def test_a_reference_computed_beforehand_is_the_same(described: Path, tmp_path: 
     told = launch(described, f"output_dir={again}", "training.resume=true", beforehand)
     assert "reading all rows with the reference, before training" in told
     assert "Computing reference log probs" not in told, "nobody watches the bars"
-    found = difference(described.parent / "two", again)
+    found = difference(described.parent / "two", again, last=True)
     assert all(value <= TOLERANCE for value in found.values()), found
     results = json.loads((again / "results.json").read_text(encoding="utf-8"))
     assert results["before"]["pair_accuracy"] == 0.5

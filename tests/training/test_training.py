@@ -30,6 +30,7 @@ from conftest import (
 )
 from fake_hub import TOKEN as HUB_TOKEN
 from fake_hub import fake_hub
+from trained_runs import difference
 
 from unsloth_accel.config.read_run import load
 from unsloth_accel.hardware import cpu_and_memory
@@ -48,18 +49,6 @@ for model in (one, other):
     trained = [tensor for name, tensor in model.named_parameters() if "lora_B" in name]
     print(bool(trained) and all(float(tensor.abs().max()) > 0 for tensor in trained))
 """
-
-
-def difference(one: Path, other: Path) -> dict[str, float]:
-    """The largest differences between two runs: logged loss and grad norm, and the saved adapters' tensors."""
-    ours, theirs = steps(one), steps(other)
-    assert [step["step"] for step in ours] == [step["step"] for step in theirs]
-    first, second = adapter(one), adapter(other)
-    assert first.keys() == second.keys()
-    return {
-        **{key: max(abs(a[key] - b[key]) for a, b in zip(ours, theirs, strict=True)) for key in ("loss", "grad_norm")},
-        "adapter": max(float((first[name] - second[name]).abs().max()) for name in first),
-    }
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checked_configs import FILES, rules_of
+from checked_configs import FILES, fixture, rules_of
 
 from unsloth_accel.cli.validate import run
 from unsloth_accel.validation.rules import RULES, check_document, read_document, read_text, repaired
@@ -86,7 +86,7 @@ def test_fix_in_json(config: Callable[..., Path], capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_repair_mends_its_problem_and_makes_no_other(rule: str) -> None:
-    (path,) = FILES.joinpath(rule).glob("bad*")
+    path = fixture(rule, "bad")
     document = read_document(path)
     if not document.text:
         return

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checked_configs import DDP
+from checked_configs import DDP, FILES, fixture
 from conftest import ROOT
 
 from unsloth_accel.config.accelerate_config import AccelerateConfig
@@ -17,7 +17,6 @@ from unsloth_accel.validation import inputs
 from unsloth_accel.validation.rules import RULES, Context, Finding, check_document, read_text, validate
 from unsloth_accel.validation.rules.__main__ import table
 
-FILES = ROOT / "tests" / "rules"
 GPU = Device(name="GPU", index=0, memory_gib=80, compute_capability=(9, 0))
 TWO = Hardware(devices=(GPU, GPU), cpu_cores=8, host_memory_gib=64)
 BESIDE = {"fsdp1", "deepspeed", "fsdp-size-based-wrap"}
@@ -26,11 +25,6 @@ BESIDE = {"fsdp1", "deepspeed", "fsdp-size-based-wrap"}
 
 def found(path: Path, context: Context | None = None) -> list[Finding]:
     return [problem for report in validate([path], context) for problem in report.problems]
-
-
-def fixture(rule: str, name: str) -> Path:
-    (path,) = FILES.joinpath(rule).glob(f"{name}*")
-    return path
 
 
 def context_for(rule: str) -> Context | None:

@@ -12,14 +12,12 @@ from typing import Any
 
 import fork_server
 import pytest
-from conftest import ROOT
+from checked_configs import fixture
 from random_runs import TRAINING
 
 from unsloth_accel.config.run_config import RunConfig
 from unsloth_accel.config.trainer_settings import given_fields
 from unsloth_accel.validation.rules import Document, check_document, read_text
-
-FILES = ROOT / "tests" / "rules"
 
 
 @dataclass
@@ -30,11 +28,6 @@ class Launched:
     """torchrun would start them; otherwise one process."""
     args: Any
     environment: dict[str, str]
-
-
-def fixture(rule: str, name: str) -> Path:
-    (path,) = FILES.joinpath(rule).glob(f"{name}*")
-    return path
 
 
 def launch(rule: str, name: str) -> Launched:

@@ -23,6 +23,7 @@ from ..config.push_target import PushTarget
 from ..config.run_config import RunConfig
 from ..config.start_adapter import model_of
 from ..config.template_fields import is_template_name
+from ..errors import counted
 from ..files import is_directory
 from ..strategies import STRATEGIES
 from . import environment
@@ -256,11 +257,10 @@ def _plan(trainer: Trainer, run: RunConfig | None) -> str:
     alone = next(one.name for one in STRATEGIES if one.one_process)
     strategy = strategy or (str(accelerator.distributed_type.value) if several else alone)
     kind = "GPU" if accelerator.device.type == "cuda" else "process"
-    where = f"{accelerator.num_processes} {kind}{('s' if kind == 'GPU' else 'es') * several}"
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
     scheduler = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     return (
-        f"{strategy} on {where}, {precision}, {batch_of(trainer)}, "
+        f"{strategy} on {counted(accelerator.num_processes, kind)}, {precision}, {batch_of(trainer)}, "
         f"{trainer.state.global_step} of {trainer.state.max_steps} steps, "
         f"learning rate {args.learning_rate:g} ({scheduler}), seed {args.seed}"
     )

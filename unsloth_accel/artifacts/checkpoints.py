@@ -50,7 +50,12 @@ class Checkpoint:
     @cached_property
     def fault(self) -> str | None:
         """Reason why no run can resume from it, as a clause; None where it is whole."""
-        return _state_fault(self) or _record_fault(self) or _form_fault(self.path) or _missing(self.path)
+        return (
+            _state_fault(self)
+            or _record_fault(self)
+            or next(filter(None, map(_file_fault, sorted(self.path.rglob("*")))), None)
+            or _missing(self.path)
+        )
 
     @property
     def has_adapter(self) -> bool:
@@ -148,10 +153,6 @@ def _record_fault(checkpoint: Checkpoint) -> str | None:
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} of its {size} bytes"
     return None
-
-
-def _form_fault(path: Path) -> str | None:
-    return next((fault for file in sorted(path.rglob("*")) if (fault := _file_fault(file))), None)
 
 
 def _file_fault(file: Path) -> str | None:

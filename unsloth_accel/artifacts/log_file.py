@@ -6,9 +6,12 @@ It is told once, on the console, and what was held back is written as soon as th
 from __future__ import annotations
 
 import io
+import json
+import math
 import os
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,6 +41,10 @@ class LogFile(io.RawIOBase):
             self._held += bytes(data)
             self._write_held()
         return len(data)
+
+    def add(self, rows: Iterable[Any]) -> None:
+        """Write each of `rows` as a line of JSON, all in one write."""
+        self.write("".join(f"{json.dumps(row)}\n" for row in rows).encode())
 
     def _write_held(self) -> None:
         try:
@@ -72,6 +79,11 @@ class LogFile(io.RawIOBase):
         buffer: Any = self if like.write_through else io.BufferedWriter(self)
         by_line, at_once = like.line_buffering, like.write_through
         return io.TextIOWrapper(buffer, like.encoding, like.errors, line_buffering=by_line, write_through=at_once)
+
+
+def finite(value: Any) -> Any:
+    """Return `value`, or None for a NaN or an infinity, which JSON doesn't have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_or_tell(path: Path, text: str) -> None:

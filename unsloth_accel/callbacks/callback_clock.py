@@ -49,10 +49,6 @@ class CallbackClock:
             CallbackHandler.call_event = self._plain
             self._plain = None
 
-    def back_to(self, seconds: float) -> None:
-        """Drop what came after `seconds`."""
-        self.seconds = seconds
-
     def take(self) -> float:
         """Return the seconds since the last call."""
         taken, self.seconds = self.seconds, 0.0

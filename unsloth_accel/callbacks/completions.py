@@ -3,7 +3,6 @@ teaching anything."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapters.generating import text_of, writes_completions
 from ..adapters.hook_types import Arguments, Control, Json, State, TrainerCallback
-from ..artifacts.log_file import LogFile
+from ..artifacts.log_file import LogFile, finite
 from ..artifacts.run_directory import RunDirectory
 from ..capabilities.probe import available
 from ..config.run_config import RunConfig
@@ -111,7 +110,7 @@ class Completions(TrainerCallback):
         self._steps = 0
         self._tell(logs, state.global_step, args)
         if self._file is not None:
-            self._file.write("".join(f"{json.dumps(one)}\n" for one in self._some(state.global_step)).encode())
+            self._file.add(self._some(state.global_step))
 
     def _tell(self, logs: Json, step: int, args: Any) -> None:
         """Warn, on rank 0, of what has taught nothing for some logs in a row, once each."""
@@ -144,8 +143,8 @@ class Completions(TrainerCallback):
                 "step": step,
                 "prompt": text_of(prompts[index]),
                 "completion": text_of(answers[index]),
-                "rewards": {name: _finite(values[index]) for name, values in rewards.items()},
-                "advantage": _finite(advantages[index]),
+                "rewards": {name: finite(round(values[index], 4)) for name, values in rewards.items()},
+                "advantage": finite(round(advantages[index], 4)),
             }
             for index in _chosen(advantages)
         ]
@@ -155,7 +154,3 @@ def _chosen(advantages: Sequence[float]) -> list[int]:
     """Return the positions of the highest and the lowest, and of the first others, up to `KEPT`."""
     order = sorted(range(len(advantages)), key=lambda index: -advantages[index])
     return list(dict.fromkeys([*order[:1], *order[-1:], *range(len(advantages))]))[:KEPT]
-
-
-def _finite(value: float) -> float | None:
-    return round(value, 4) if value == value and abs(value) != float("inf") else None

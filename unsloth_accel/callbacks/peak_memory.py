@@ -6,6 +6,7 @@ from typing import Any
 
 from ..adapters.fsdp2.peer_fetch.fetch import shared_bytes
 from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
+from ..hardware.ranks import of_every_rank
 
 
 class PeakMemory(TrainerCallback):
@@ -36,7 +37,6 @@ class PeakMemory(TrainerCallback):
         `training` and `reserved`, what GPUs share, which isn't that allocator's.
         """
         import torch
-        from accelerate.utils import gather_object
 
         if not torch.cuda.is_available():
             return {}
@@ -48,5 +48,5 @@ class PeakMemory(TrainerCallback):
             "shared": self._shared,
             "context": total - free - torch.cuda.memory_reserved() - self._shared,
         }
-        ranks = gather_object([own])
+        ranks = of_every_rank(own)
         return {name: round(max(rank[name] for rank in ranks) / 2**30, 3) for name in own}

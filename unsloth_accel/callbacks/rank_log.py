@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import sys
 import time
@@ -12,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.log_file import LogFile
+from ..artifacts.log_file import LogFile, finite
 from ..artifacts.run_directory import rank_log
 
 
@@ -54,9 +52,12 @@ class RankLog:
     def write_all(self, event: str, many: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Append a line for each of `many`, in one write."""
         head = {"time": round(time.time(), 3), "rank": self.rank, "event": event}
-        lines = [{**head, **{key: _plain(value) for key, value in fields.items()}} for fields in many]
+        lines = [
+            {**head, **{key: finite(round(one, 6) if isinstance(one, float) else one) for key, one in fields.items()}}
+            for fields in many
+        ]
         if self._file is not None and lines:
-            self._file.write("".join(f"{json.dumps(line)}\n" for line in lines).encode())
+            self._file.add(lines)
         return lines
 
     def warn(self, source: str, message: str, step: int, *, event: str = "warning", **fields: Any) -> None:
@@ -87,13 +88,6 @@ class RankLog:
     def _show(self, rank: int, messages: Sequence[str]) -> None:
         for message in messages if self.rank == 0 else ():
             print(f"unsloth_accel: rank {rank}, {message}", file=sys.stderr, flush=True)
-
-
-def _plain(value: Any) -> Any:
-    """Return a number that any reader of JSON takes: None for NaN and the infinities."""
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    return value
 
 
 def _cut_short(path: Path) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..adapters.hook_types import Arguments, Control, Json, State, TrainerCallback
-from ..artifacts.log_file import LogFile
+from ..artifacts.log_file import LogFile, finite
 from .memory_reading import torch_memory
 
 
@@ -53,7 +52,7 @@ class StepLog(TrainerCallback):
         own = torch_memory()
         if own is not None:
             row["peak_gib"] = round(own.peak / 2**30, 3)
-        self._file.write((json.dumps({key: _finite(value) for key, value in row.items()}) + "\n").encode())
+        self._file.add([{key: finite(value) for key, value in row.items()}])
 
     def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self._start = None
@@ -65,8 +64,3 @@ def _step(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
-
-
-def _finite(value: Any) -> Any:
-    """Return `value`, or None for a NaN or an infinity, which JSON doesn't have: a gap in the curve."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

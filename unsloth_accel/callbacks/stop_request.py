@@ -77,10 +77,7 @@ class StopRequest:
         self._deadline = 0.0
 
     def know(
-        self,
-        directory: str | Path,
-        output: Path | None = None,
-        tell: Callable[[Stopped], object] | None = None,
+        self, directory: str | Path, output: Path | None = None, tell: Callable[[Stopped], object] | None = None
     ) -> None:
         """Let it know a run's output_dir, where the newest checkpoint is looked for; the file for what would be printed
         to a terminal that is gone; and whom to tell, too, why a rank is ended from outside of its main thread."""

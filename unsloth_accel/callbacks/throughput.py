@@ -238,7 +238,7 @@ class Throughput(TrainerCallback):
         self._since += now - self._last
         self._last = now
         self._loader.take()
-        self._callbacks.back_to(self._before_log)
+        self._callbacks.seconds = self._before_log
         self._marks = {name: self._marks[name] for name in ("since", "logged") if name in self._marks}
 
     on_save = on_evaluate

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, Problem, raise_errors
-from .options import add_hardware, chosen_hardware, command_parser, run_from_words
+from .options import add_hardware, chosen_hardware, command_parser, run_from_words, write_out
 
 if TYPE_CHECKING:
     from ..config.accelerate_config import AccelerateConfig
@@ -74,13 +74,7 @@ def run(words: Sequence[str]) -> int:
     if not asked.out:
         print(text, end="")
         return 0
-    from ..files import write_atomically
-
-    try:
-        write_atomically(asked.out, text)
-    except (OSError, ValueError) as error:
-        fix, reason = "choose a file that you may write", getattr(error, "strerror", None) or error
-        raise ConfigError(Problem(key="--out", value=asked.out, consequence=f"{reason}.", fix=fix)) from None
+    write_out(asked.out, text)
     print(f"wrote {asked.out}")
     return 0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, Problem, counted, raise_errors
-from .options import command_parser, count
+from .options import command_parser, count, write_out
 
 if TYPE_CHECKING:
     from ..config.run_config import RunConfig
@@ -101,16 +101,6 @@ def _check_free(path: str, overwrite: bool) -> None:
         raise ConfigError(Problem(key="--out", value=path, consequence="is there already.", fix=fix))
 
 
-def _write(path: str, text: str) -> None:
-    from ..files import write_atomically
-
-    try:
-        write_atomically(path, text)
-    except OSError as error:
-        fix = "choose a file that you may write"
-        raise ConfigError(Problem(key="--out", value=path, consequence=f"{error.strerror}.", fix=fix)) from None
-
-
 def _translate(asked: argparse.Namespace, source: list[str], overrides: list[str], arguments: list[str]) -> int:
     from ..config.commented import commented
     from ..config.translate import TEMPLATE, translate
@@ -120,7 +110,7 @@ def _translate(asked: argparse.Namespace, source: list[str], overrides: list[str
     if isinstance(template, str) and "{" in template:
         file = Path(asked.out).with_suffix(".chat_template.jinja")
         _check_free(str(file), asked.overwrite)
-        _write(str(file), template)
+        write_out(str(file), template)
         made.settings[TEMPLATE] = str(file)
     remarks: dict[str, str] = {}
     for line in made.lines:
@@ -131,7 +121,7 @@ def _translate(asked: argparse.Namespace, source: list[str], overrides: list[str
     files = " and ".join(map(os.path.basename, source)) or "arguments"
     head = [f"Made by unsloth-accel init of {files} ({', '.join(made.tools)})."]
     head += [f"Not translated: {_key(line)}: {line.outcome.note}" for line in made.of_kind("named")]
-    _write(asked.out, commented(made.settings, head, remarks))
+    write_out(asked.out, commented(made.settings, head, remarks))
     print("\n".join(_listing(made, files)))
     print(f"wrote {asked.out}\nnext  unsloth-accel launch {asked.out} --dry-run")
     return 0
@@ -140,11 +130,7 @@ def _translate(asked: argparse.Namespace, source: list[str], overrides: list[str
 def _listing(made: Translation, files: str) -> list[str]:
     translated, all_keys = made.counts
     lines = [f"read {files} ({', '.join(made.tools)}): {translated} of {all_keys} keys translated"]
-    titles = (
-        ("translated", "written"),
-        ("covered", "nothing to write"),
-        ("named", "not translated"),
-    )
+    titles = (("translated", "written"), ("covered", "nothing to write"), ("named", "not translated"))
     for kind, title in titles:
         found = made.of_kind(kind)  # type: ignore[arg-type]
         lines += [f"{title}:"] if found else []
@@ -203,7 +189,7 @@ def _begin(asked: argparse.Namespace, overrides: list[str]) -> int:
         if fits:
             settings["model.load_in_4bit"] = True
             said = f"{said_in_4bit}; in 16 bit: {said}"
-    _write(asked.out, commented(settings, [f"Written by unsloth-accel init for this machine: {hardware}."]))
+    write_out(asked.out, commented(settings, [f"Written by unsloth-accel init for this machine: {hardware}."]))
     print(f"machine  {hardware}\nplan     {said}\nwrote {asked.out}\nnext  unsloth-accel launch {asked.out} --dry-run")
     return 0
 

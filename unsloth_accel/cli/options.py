@@ -82,3 +82,14 @@ def run_from_words(words: Sequence[str]) -> RunConfig:
         fix = "give a RUN.yaml, or model.name=… batch.global_size=…"
         raise ConfigError(Problem(key="RUN.yaml", consequence="there is no run to plan.", fix=fix))
     return read(files[0] if files else None, overrides, to_plan=True)
+
+
+def write_out(path: str, text: str) -> None:
+    """Write what `--out` asked for; raises `ConfigError` where it can't be written."""
+    from ..files import write_atomically
+
+    try:
+        write_atomically(path, text)
+    except (OSError, ValueError) as error:
+        fix, reason = "choose a file that you may write", getattr(error, "strerror", None) or error
+        raise ConfigError(Problem(key="--out", value=path, consequence=f"{reason}.", fix=fix)) from None

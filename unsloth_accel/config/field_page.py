@@ -29,15 +29,11 @@ def page() -> str:
     alone = [one for one in fields if not dataclasses.is_dataclass(one.default_factory)]
     lines = [HEAD, "## At the top", "", *_table([(one.name, one, texts[one.name]) for one in alone])]
     for section in fields:
-        kind = section.default_factory
+        kind: Any = section.default_factory
         if dataclasses.is_dataclass(kind):
-            rows = [(f"{section.name}.{one.name}", one, texts[f"{section.name}.{one.name}"]) for one in _of(kind)]
+            rows = [(key := f"{section.name}.{one.name}", one, texts[key]) for one in dataclasses.fields(kind)]
             lines += ["", f"## {section.name}", "", *_table(rows)]
     return "\n".join(lines) + "\n"
-
-
-def _of(section: Any) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(section)
 
 
 def _table(rows: list[tuple[str, dataclasses.Field[Any], str]]) -> Iterator[str]:

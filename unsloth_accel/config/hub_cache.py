@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..files import is_directory
+
 
 def hugging_face_home(environ: Mapping[str, str] = os.environ) -> Path:
     """The directory of Hugging Face's caches, from the environment (huggingface_hub/constants.py)."""
@@ -34,3 +36,8 @@ def hub_snapshot(name: str, revision: str | None = None) -> Path | None:
         return snapshot if snapshot is not None and snapshot.is_dir() else None
     except (OSError, ValueError):
         return None
+
+
+def directory_of(name: str) -> Path | None:
+    """Return the directory that a model's `name` is, or that has the files of a hub id; None where neither is here."""
+    return Path(name) if is_directory(name) else hub_snapshot(name)

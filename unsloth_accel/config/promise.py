@@ -119,11 +119,7 @@ def promised_in_comment(text: str) -> dict[str, Any]:
     return found
 
 
-_NUMBERS: dict[str, Callable[[str], float]] = {
-    "rows_per_step": int,
-    "memory_gib": float,
-    "keep_activations": int,
-}
+_NUMBERS: dict[str, Callable[[str], float]] = {"rows_per_step": int, "memory_gib": float, "keep_activations": int}
 """The fields of a `Promise` that stand in a config file's comment, and how each is read."""
 
 

@@ -25,7 +25,7 @@ from .rewards_config import FUNCTIONS, ON_ERROR, name_files_beside, read_functio
 from .row_formats import FIELDS, FORMATS, OPTIONAL
 from .run_config import IF_ANY, OWN_TRAINING_KEYS, RunConfig
 from .safe_reader import override_problems, read_yaml
-from .start_adapter import Adapter, find_adapter
+from .start_adapter import Adapter, begin_with_adapter
 from .template_fields import MARKERS, template_problems
 from .trainer_fields import CHECKPOINTING_FIELDS, accepts, missing_class, training_fields, type_name
 from .written import references
@@ -144,9 +144,12 @@ def from_dict(given: DictConfig | dict[str, Any], *, to_plan: bool = False) -> R
     _fill(schema, values, "", problems)
     if schema.model.added_tokens:  # which LoRA can't train
         schema.lora.modules_to_save = list(dict.fromkeys([*schema.lora.modules_to_save, *WHOLE]))
-    adapter = _begin_with_adapter(schema, values, problems)
+    adapter = begin_with_adapter(schema, values, problems)
     mixed = bool(_section_value(values, MIX))
-    problems += _of_a_mix(schema) if mixed else []
+    path = OmegaConf.select(schema, "data.path", default=None, throw_on_missing=False)
+    if mixed and path:
+        fix = "make it one more source of data.mix, or remove it (data.path=null)"
+        _tell(problems, "data.path", path, "data.mix names the rows already.", fix)
     for key in ("data.path", "output_dir") if to_plan else ("data.path",) if mixed else ():
         if OmegaConf.select(schema, key, default=None, throw_on_missing=False) is None:
             OmegaConf.update(schema, key, "")
@@ -179,33 +182,6 @@ def _move(schema: DictConfig, values: DictConfig, problems: Sequence[Problem]) -
                 OmegaConf.update(schema, meant[1], value, force_add=True)
         except (OmegaConfBaseException, ValueError):  # of a wrong type: told once it stands there
             continue
-
-
-def _begin_with_adapter(schema: DictConfig, values: DictConfig, problems: list[Problem]) -> Adapter | None:
-    """Take from the adapter that model.name means, if it means one, what `values` leave out; returns it."""
-    name = OmegaConf.select(schema, "model.name", default=None, throw_on_missing=False)
-    try:
-        adapter = find_adapter(name) if name else None
-    except ConfigError as error:
-        problems += error.problems
-        return None
-    if adapter is None:
-        return None
-    section = OmegaConf.select(values, "lora", default=None)
-    given = {*map(str, section)} if isinstance(section, DictConfig) else {*()}
-    for key, value in adapter.lora.items():
-        if key not in given:
-            OmegaConf.update(schema, f"lora.{key}", value, merge=False)
-    if "dropout" not in given:
-        schema.lora.dropout = float(adapter.config.get("lora_dropout") or 0)
-    tokens = OmegaConf.to_container(schema.model.added_tokens)
-    for found in adapter.contradictions(OmegaConf.to_object(schema.lora)):
-        if tokens and found.key == "lora.modules_to_save" and "modules_to_save" not in given:
-            told = f"need embeddings that learn them; the adapter {adapter.name}, which the run begins with, has none."
-            found = dataclasses.replace(found, key="model.added_tokens", value=tokens, consequence=told)
-            found = dataclasses.replace(found, fix=f"remove it; or {adapter.merge_first}")
-        problems.append(found)
-    return adapter
 
 
 def _expand_home(config: RunConfig) -> None:
@@ -418,12 +394,8 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
         wrong(_EMBEDDING_RATE, rate, "is no learning rate.", "give more than 0 and less than 1, such as 1.0e-5")
     minutes = given("training.save_minutes")
     if isinstance(minutes, int | float) and not minutes >= 0:
-        wrong(
-            "training.save_minutes",
-            minutes,
-            "must be at least 0.",
-            "give minutes, or 0 for no checkpoints by the clock",
-        )
+        fix = "give minutes, or 0 for no checkpoints by the clock"
+        wrong("training.save_minutes", minutes, "must be at least 0.", fix)
     columns = {name for form, fields in FIELDS.items() for name in (*fields, *OPTIONAL.get(form, ()))}
     method = METHODS.get(given("method"))
     rewards_read_any = method is not None and method.generates
@@ -467,16 +439,6 @@ def _section_value(values: DictConfig, key: str) -> Any:
     given = values._get_node(section) if section in values else None
     node = given._get_node(name) if isinstance(given, DictConfig) and not given._is_none() else None
     return node._value() if isinstance(node, Node) else None
-
-
-def _of_a_mix(schema: DictConfig) -> list[Problem]:
-    """Return the problem of rows that both data.path and data.mix name."""
-    path = OmegaConf.select(schema, "data.path", default=None, throw_on_missing=False)
-    problems: list[Problem] = []
-    if path:
-        fix = "make it one more source of data.mix, or remove it (data.path=null)"
-        _tell(problems, "data.path", path, "data.mix names the rows already.", fix)
-    return problems
 
 
 def _held_out_problems(given: Callable[[str], Any]) -> list[Problem]:

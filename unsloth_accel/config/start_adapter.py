@@ -6,11 +6,13 @@ Its base is the model that is loaded, and what `lora:` does not say is taken fro
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from ..errors import ConfigError, Problem, first_line
 from ..files import is_directory, is_file, load_json
@@ -74,12 +76,10 @@ class Adapter:
         tied = dict.fromkeys(WHOLE, WHOLE[0]) if self.config.get("ensure_weight_tying") else {}
         return {tied.get(name, name) for name in modules} == {tied.get(name, name) for name in own}
 
-    def contradictions(self, lora: LoraConfig, keys: Collection[str] | None = None) -> Iterator[Problem]:
-        """Yield a problem for each of `keys` (by default all) that `lora` gives otherwise."""
+    def contradictions(self, lora: LoraConfig) -> Iterator[Problem]:
+        """Yield a problem for each key of `self.lora` that `lora` gives otherwise."""
         for key, own in self.lora.items():
             given = getattr(lora, key)
-            if keys is not None and key not in keys:
-                continue
             if self.trains(_with_whole(lora)) if key == "target_modules" else given == own:
                 continue
             if key == "target_modules" and self.trains(given):
@@ -159,6 +159,33 @@ def _check(adapter: Adapter) -> None:
 
 def _wrong(name: str, consequence: str, fix: str) -> ConfigError:
     return ConfigError(Problem(key="model.name", value=name, consequence=consequence, fix=fix, rule="run-value"))
+
+
+def begin_with_adapter(schema: DictConfig, values: DictConfig, problems: list[Problem]) -> Adapter | None:
+    """Take from the adapter that model.name means, if it means one, what `values` leave out; returns it."""
+    name = OmegaConf.select(schema, "model.name", default=None, throw_on_missing=False)
+    try:
+        adapter = find_adapter(name) if name else None
+    except ConfigError as error:
+        problems += error.problems
+        return None
+    if adapter is None:
+        return None
+    section = OmegaConf.select(values, "lora", default=None)
+    given = {*map(str, section)} if isinstance(section, DictConfig) else {*()}
+    for key, value in adapter.lora.items():
+        if key not in given:
+            OmegaConf.update(schema, f"lora.{key}", value, merge=False)
+    if "dropout" not in given:
+        schema.lora.dropout = float(adapter.config.get("lora_dropout") or 0)
+    tokens = OmegaConf.to_container(schema.model.added_tokens)
+    for found in adapter.contradictions(OmegaConf.to_object(schema.lora)):
+        if tokens and found.key == "lora.modules_to_save" and "modules_to_save" not in given:
+            told = f"need embeddings that learn them; the adapter {adapter.name}, which the run begins with, has none."
+            found = replace(found, key="model.added_tokens", value=tokens, consequence=told)
+            found = replace(found, fix=f"remove it; or {adapter.merge_first}")
+        problems.append(found)
+    return adapter
 
 
 def model_of(name: str) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.hub_cache import hub_snapshot
+from ..config.hub_cache import directory_of
 from ..config.start_adapter import model_of
 from ..errors import Problem
 from ..files import read_json
@@ -57,8 +56,7 @@ def unending_answers(run: RunConfig, tokenizer: Any) -> Problem | None:
 
 def _generation_stops(name: str) -> list[int]:
     """Return the tokens at which the model itself says that generation stops, as transformers reads it."""
-    model = model_of(name)
-    directory = Path(model) if Path(model).is_dir() else hub_snapshot(model)
+    directory = directory_of(model_of(name))
     for path in [directory / file for file in _CONFIGS] if directory else []:
         if values := read_json(path):
             said: Any = values.get("eos_token_id")

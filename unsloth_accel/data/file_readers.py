@@ -177,13 +177,9 @@ def _reader(kind: Any) -> Callable[[Any], Any] | None:
         of_item = _reader(kind.value_type)
         return of_item and (lambda items: items if items is None else [of_item(item) for item in items])
     if types.is_struct(kind):
-        parts = {field.name: _reader(field.type) or _same for field in kind}
+        parts = {field.name: _reader(field.type) or (lambda part: part) for field in kind}
         return lambda value: value and {k: parts[k](v) for k, v in value.items() if v is not None}
     return None
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 def _unreadable(path: Path, key: str, kind: str, error: Exception) -> ConfigError:

@@ -75,10 +75,7 @@ def format_of(row: Mapping[str, Any], method: Method) -> str | None:
 
 
 def canonical(
-    row: Mapping[str, Any],
-    form: str = "auto",
-    columns: Mapping[str, str] | None = None,
-    method: Method | None = None,
+    row: Mapping[str, Any], form: str = "auto", columns: Mapping[str, str] | None = None, method: Method | None = None
 ) -> dict[str, Any]:
     """The row as `method` trains it, with the columns of its kind, and what a chat template is given.
 

@@ -31,7 +31,8 @@ _MOST_REPEATED = 100
 def all_sources(data: DataConfig) -> dict[str, DataConfig]:
     """Return the sources of all rows, by the keys that name their paths."""
     sources = {key: one for key, one in data.sources.items() if one.path}
-    return sources | ({HELD_OUT: _held_out_source(data)} if data.eval_path else {})
+    held_out = replace(data, path=data.eval_path or "", mix=[], max_rows=None, eval_fraction=None)
+    return sources | ({HELD_OUT: held_out} if data.eval_path else {})
 
 
 def run_rows(run: RunConfig, part: str = TRAIN, most: int | None = None, *, streaming: bool = False) -> Rows:
@@ -84,10 +85,6 @@ def mix_facts(data: DataConfig) -> list[dict[str, Any]]:
     shares = [{WEIGHT: round(share, 12)} for share in weights_of(data.mix)] or [{}] * len(data.mix)
     named = [{**one, "path": f"rows with fingerprint {fingerprint(one['path'])}"} for one in data.mix]
     return [one | share for one, share in zip(named, shares, strict=True)]
-
-
-def _held_out_source(data: DataConfig) -> DataConfig:
-    return replace(data, path=data.eval_path or "", mix=[], max_rows=None, eval_fraction=None)
 
 
 def _held_out_rows(run: RunConfig) -> Rows:

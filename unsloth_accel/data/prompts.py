@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..rewards.reward import GIVEN
 from .chat_messages import FormatError, check_texts, for_chat_template
 
 SOLUTION = "solution"
@@ -14,8 +15,6 @@ COMPLETION = "completion"
 `_calculate_rewards`); here it is `solution`, unless there is one."""
 NESTED = "columns"
 """Field of a canonical row that holds its other columns, whatever their names."""
-TAKEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
-"""Names that TRL gives a reward itself (trl/trainer/grpo_trainer.py: `_calculate_rewards`)."""
 
 
 def prompt_row(prompt: Any, columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,7 +32,7 @@ def prompt_row(prompt: Any, columns: Mapping[str, Any]) -> dict[str, Any]:
         raise FormatError(consequence, "end it before the answer; as `messages` the last answer becomes `solution`")
     if columns.keys() == {NESTED} and isinstance(columns[NESTED], Mapping):
         columns = columns[NESTED]
-    taken = next((name for name in columns if name in TAKEN), None)
+    taken = next((name for name in columns if name in GIVEN), None)
     if taken is not None:
         consequence = f"has a column {taken!r}, which TRL gives to rewards itself: every process would fail."
         raise FormatError(consequence, f"data.columns={{reference: {taken}}}, or leave it out")

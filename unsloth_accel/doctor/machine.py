@@ -158,17 +158,16 @@ def read_nvml() -> Nvml:
             driver=_text(_ask(pynvml, "nvmlSystemGetDriverVersion")),
             driver_cuda=(cuda // 1000, cuda % 1000 // 10) if cuda else None,
             uuids=tuple(uuids),
-            processes={uuid: _processes(pynvml, handle) for uuid, handle in by_uuid},
+            processes={
+                uuid: tuple(one.pid for one in _ask(pynvml, "nvmlDeviceGetComputeRunningProcesses", handle) or ())
+                for uuid, handle in by_uuid
+            },
             links={frozenset((a, b)): _link(pynvml, one, two) for (a, one), (b, two) in combinations(by_uuid, 2)},
         )
     except pynvml.NVMLError as error:
         return Nvml(reason=first_line(error))
     finally:
         pynvml.nvmlShutdown()
-
-
-def _processes(pynvml: Any, handle: Any) -> tuple[int, ...]:
-    return tuple(process.pid for process in _ask(pynvml, "nvmlDeviceGetComputeRunningProcesses", handle) or ())
 
 
 P2P_READ = 0

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
+from ..config.hub_cache import hugging_face_home
 from ..config.safe_reader import read_yaml
 from ..errors import counted, errors
+from ..validation.rules.document import TRUE
 from .machine import Machine
 from .result import Result, error, warning
 
-ON = ("1", "true", "yes", "on", "y", "t")
 SET_BY_LAUNCHERS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LEFT_OVER = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")
 HARMLESS = ("ACCELERATE_LOG_LEVEL", "ACCELERATE_DISABLE_RICH", "ACCELERATE_ENABLE_RICH", "ACCELERATE_DEBUG_VERBOSITY")
@@ -96,7 +96,7 @@ def _network(machine: Machine) -> Iterator[Result]:
 
 def default_config(machine: Machine) -> Iterator[Result]:
     """accelerate's default config file, which an `accelerate launch` without --config_file takes."""
-    cache = Path(_hugging_face_home(machine.environ), "accelerate")
+    cache = hugging_face_home(machine.environ) / "accelerate"
     paths = [cache / "default_config.yaml", cache / "default_config.json"]
     found = next((path for path in paths if path.is_file()), None)
     if found is None:
@@ -114,13 +114,8 @@ def default_config(machine: Machine) -> Iterator[Result]:
     yield warning("accelerate config", detail, fix, "accelerate/commands/config/config_args.py: default_config_file")
 
 
-def _hugging_face_home(environ: Mapping[str, str]) -> Path:
-    default = Path(environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
-    return Path(environ.get("HF_HOME") or default).expanduser()
-
-
 def _on(environ: Mapping[str, str], name: str) -> bool:
-    return environ.get(name, "").lower() in ON
+    return environ.get(name, "").lower() in TRUE
 
 
 def _shown(environ: Mapping[str, str], names: list[str]) -> str:

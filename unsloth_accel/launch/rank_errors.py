@@ -61,12 +61,13 @@ def report_error(output_dir: str | Path, rank: int, error: BaseException, cause:
     plain = isinstance(error, UnslothAccelError)
     if cause in (None, error):
         cause = error.__cause__ if plain else error
+    shown = [] if cause is None or isinstance(cause, KeyboardInterrupt) else traceback.format_exception(cause)
     report = {
         "rank": rank,
         "message": message,
         "exit_status": status,
         "every_rank": isinstance(error, UnslothAccelError) and error.on_every_rank,
-        "traceback": "" if cause is None or isinstance(cause, KeyboardInterrupt) else _as_text(cause),
+        "traceback": "".join(shown)[-_LONGEST:],
         "plain": plain,
         "time": time.time(),
     }
@@ -138,7 +139,3 @@ def in_a_line(report: Report) -> str:
     """Return the message of a `report` for the end of a launch: short, where its traceback has all of it."""
     message = str(report["message"])
     return message if report.get("plain", True) else shortened(" ".join(message.split()), _IN_A_LINE)
-
-
-def _as_text(error: BaseException) -> str:
-    return "".join(traceback.format_exception(error))[-_LONGEST:]

@@ -77,11 +77,7 @@ CALLS = (
         happens="all processes merge the whole model",
         do=f"trainer.save_model(DIR), and {_AFTERWARDS} (unsloth-accel merge DIR)",
     ),
-    Call(
-        names=(".upload_folder", ".upload_file"),
-        happens="all processes upload",
-        do=_IF_ZERO,
-    ),
+    Call(names=(".upload_folder", ".upload_file"), happens="all processes upload", do=_IF_ZERO),
     Call(
         names=(".generate", ".fast_generate"),
         happens="every process answers; under fsdp2 a model that is divided can't answer in one process alone",

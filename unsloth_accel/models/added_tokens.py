@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ..config.hub_cache import hub_snapshot
+from ..config.hub_cache import directory_of
 from ..config.run_config import RunConfig
 from ..config.start_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_adapter, tokenizer_of_model
 from ..errors import Problem
-from ..files import is_directory, is_file, read_json
+from ..files import is_file, read_json
 from ..methods import METHODS
 from .safetensors_header import read_header
 from .spec import ModelSpec
@@ -78,8 +78,7 @@ def known_tokens(run: RunConfig) -> list[str]:
 
 
 def _tokens(run: RunConfig) -> Tokens | None:
-    name = tokenizer_of_model(run.model.name)
-    directory = Path(name) if is_directory(name) else hub_snapshot(name)
+    directory = directory_of(tokenizer_of_model(run.model.name))
     found = read_tokens(directory) if directory else None
     return found if found and (found.model or found.added) else None
 

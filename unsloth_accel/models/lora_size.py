@@ -149,11 +149,7 @@ def _targets(
 
 
 def _leaves(
-    spec: ModelSpec,
-    modules: Mapping[str, object],
-    given: str,
-    linear: Iterable[str],
-    old: Mapping[str, str],
+    spec: ModelSpec, modules: Mapping[str, object], given: str, linear: Iterable[str], old: Mapping[str, str]
 ) -> set[str]:
     """The last parts of the names that a string means, with those that experts had before they were fused."""
     if given.lower() == "all-linear":

@@ -11,7 +11,8 @@ from ..config.run_config import PROJECTIONS, RunConfig
 from ..errors import ConfigError, Problem, nearest, raise_errors
 from ..methods import METHODS
 from .added_tokens import added_tokens_problems
-from .spec import ModelSpec, Tensor
+from .model_tensors import Tensor
+from .spec import ModelSpec
 
 MLP = ("gate_proj", "up_proj", "down_proj")
 """Targets for which Unsloth gives every expert of a mixture LoRA of rank r (unsloth/models/llama.py:

@@ -2,63 +2,33 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import ceil, prod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from ..config.start_adapter import model_of
 from ..errors import ConfigError, Problem
 from . import lora_size
 from .architectures import ARCHITECTURES, Sizes, architecture_of, parameters, read_dimensions
-from .build_without_weights import ROUTED, ROUTERS
+from .build_without_weights import ROUTED
 from .counted import Counted, Part, UnknownModel, count, of_named_class
+from .model_tensors import BLOCK, Linear, Tensor, is_kept, nf4_bytes, tensor_of
 from .read_off import read_off
-from .safetensors_header import DTYPES, Stored, read_checkpoint
+from .safetensors_header import Stored, read_checkpoint
+from .stored_form import Form, read_form
 
 Source = Literal["safetensors headers", "config.json", "known shapes", "transformers' class", "config.json's fields"]
-ITEM_SIZES = dict(DTYPES.values())
-"""Bytes of one element, by torch's name of the dtype."""
-_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
-_TOWERS = re.compile(r"vision|visual|audio|speech|image")
-"""Names of towers, in a checkpoint that can't be counted otherwise."""
 _BUFFERS = (".inv_freq", ".masked_bias", ".attn.bias")
 """Ends of names that older checkpoints store and that are no parameters."""
 _BITS = {"bnb-8bit": 8, "fp8": 8, "gptq": 4, "awq": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tensor:
-    """One parameter, with its logical shape even where the checkpoint stores it quantized."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    """Torch's name, such as bfloat16: the checkpoint's, or config.json's where none was read or it is quantized."""
-    bytes: int
-    """Bytes of the parameter in `dtype`, not of its quantized form."""
-    part: Part
-
-    @property
-    def numel(self) -> int:
-        return prod(self.shape)
-
-
-class Linear(NamedTuple):
-    """The weight of one nn.Linear."""
-
-    name: str
-    """Name of the module, without `.weight`."""
-    out_features: int
-    in_features: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec(Sizes):
+class ModelSpec(Sizes, Form):
     """The sizes and parameters of `AutoModelForCausalLM` for one model, as transformers 5.17 builds it.
 
     Lengths are in elements, sizes in bytes.
@@ -68,12 +38,6 @@ class ModelSpec(Sizes):
     model_type: str
     source: Source
     """Source of the counts. Shapes are config.json's; headers confirm them and give dtype and stored bytes."""
-    dtype: str
-    """Dtype of the checkpoint's weights, or of those that were quantized."""
-    quantization: str | None
-    """Quantization of the checkpoint (bnb-4bit, bnb-8bit, mxfp4, gptq, awq, fp8, …), or None."""
-    unquantized_modules: tuple[str, ...] = ()
-    """Patterns of the modules that a quantized checkpoint keeps in `dtype` (llm_int8_skip_modules)."""
     decoder_layer_class: str
     """Class of a decoder block, for FSDP's transformer_layer_cls_to_wrap; empty for an unknown architecture."""
     tensors: tuple[Tensor, ...]
@@ -81,8 +45,6 @@ class ModelSpec(Sizes):
     measured: bool = True
     """Whether activations of such blocks were measured for the estimate of memory; otherwise they are taken as large as
     its weights allow."""
-    stored_bytes: int | None = None
-    """Bytes of all tensors in the checkpoint, quantization states included; None where no headers were read."""
     problems: tuple[Problem, ...] = ()
     """Warnings met on the way, such as an architecture that was counted from its weights only."""
     unloadable: tuple[Problem, ...] = ()
@@ -164,7 +126,7 @@ class ModelSpec(Sizes):
         """The parameters of each decoder block, by its number."""
         blocks: dict[str, list[Tensor]] = {}
         for tensor in self.tensors:
-            if tensor.part != "tower" and (block := _BLOCK.search(tensor.name)):
+            if tensor.part != "tower" and (block := BLOCK.search(tensor.name)):
                 blocks.setdefault(block[1], []).append(tensor)
         return blocks
 
@@ -271,7 +233,7 @@ class ModelSpec(Sizes):
 
     def _expert_weights(self) -> list[int]:
         """Elements of each fused weight of experts that may be quantized."""
-        return [tensor.numel for tensor in self.fused_experts if not _kept(tensor.name, self.unquantized_modules)]
+        return [tensor.numel for tensor in self.fused_experts if not is_kept(tensor.name, self.unquantized_modules)]
 
     @cached_property
     def fused_experts(self) -> list[Tensor]:
@@ -281,22 +243,10 @@ class ModelSpec(Sizes):
     def _mixed_bytes(self, dtype_bytes: int, quantized_bytes: Callable[[int], int]) -> int:
         total = self.num_parameters * dtype_bytes
         for weight in self.linear_weights:
-            if not _kept(weight.name, self.unquantized_modules):
+            if not is_kept(weight.name, self.unquantized_modules):
                 numel = weight.out_features * weight.in_features
                 total += quantized_bytes(numel) - numel * dtype_bytes
         return total
-
-
-def nf4_bytes(numel: int) -> int:
-    """Bytes of a weight of `numel` elements in bitsandbytes' NF4 with double quantization, its state included.
-
-    With blocks = ceil(numel / 64): ceil(numel / 2) for the values, two to a byte, blocks uint8 for absmax,
-    ceil(blocks / 256) float32 for the absmax of absmax, and of each weight's own 16 float32 for the NF4 code, 256
-    float32 for the code of absmax and one float32 offset. Source: bitsandbytes 0.50.2, functional.py, `quantize_4bit`
-    and `quantize_blockwise` (the code is copied into every state).
-    """
-    blocks = -(-numel // 64)
-    return -(-numel // 2) + blocks + 4 * -(-blocks // 256) + 4 * (16 + 256 + 1)
 
 
 def from_config(
@@ -314,19 +264,17 @@ def from_config(
     Raises `ConfigError` as `ModelSpec.load` does.
     """
     stored = list(stored)
-    quantization, kept = _quantization(config, where)
-    dtype = _dtype(config, stored, where)
-    model_type = config["model_type"]
+    form, model_type = read_form(config, stored, where), config["model_type"]
     if counted:
-        return _from_class(config, counted, name, where, stored, dtype, quantization, kept)
-    if model_type not in ARCHITECTURES and stored and quantization is None:
-        return _from_weights(config, name, where, stored, dtype)
+        return _from_class(config, counted, name, where, stored, form)
+    if model_type not in ARCHITECTURES and stored and form.quantization is None:
+        return _from_weights(config, name, where, stored, form)
     architecture = architecture_of(model_type, where)
     dims = read_dimensions(config, architecture.defaults, where)
     shapes = dict(parameters(architecture, dims))
     problems: tuple[Problem, ...] = ()
     dtypes: dict[str, str] = {}
-    if stored and quantization is None:
+    if stored and form.quantization is None:
         dtypes = {tensor.name: tensor.dtype for tensor in stored}
         problems = _compare(shapes, stored, dims.tie_word_embeddings, where)
     return ModelSpec(
@@ -334,30 +282,20 @@ def from_config(
         model_type=model_type,
         source="safetensors headers" if stored else source,
         **dims.sizes(),
-        dtype=dtype,
-        quantization=quantization,
-        unquantized_modules=kept,
+        **vars(form),
         decoder_layer_class=architecture.decoder_layer_class,
-        tensors=tuple(_tensor(key, shape, dtypes.get(key, dtype)) for key, shape in shapes.items()),
-        stored_bytes=sum(tensor.bytes for tensor in stored) if stored else None,
+        tensors=tuple(tensor_of(key, shape, dtypes.get(key, form.dtype)) for key, shape in shapes.items()),
         problems=problems,
     )
 
 
 def _from_class(
-    config: Mapping[str, Any],
-    counted: Counted,
-    name: str,
-    where: str,
-    stored: list[Stored],
-    dtype: str,
-    quantization: str | None,
-    kept: tuple[str, ...],
+    config: Mapping[str, Any], counted: Counted, name: str, where: str, stored: list[Stored], form: Form
 ) -> ModelSpec:
     """The spec of a model that transformers has built without weights."""
     values, model_type = counted.values, config["model_type"]
     dtypes = {tensor.name: tensor.dtype for tensor in stored}
-    tensors = [_tensor(one.name, one.shape, dtypes.get(one.name, dtype), one.part) for one in counted.tensors]
+    tensors = [tensor_of(one.name, one.shape, dtypes.get(one.name, form.dtype), one.part) for one in counted.tensors]
     hidden, heads = values.get("hidden_size", 0), values.get("num_attention_heads", 0)
     experts = max((tensor.shape[0] for tensor in tensors if tensor.part == "experts"), default=0)
     warning = partial(Problem, key=f"{where}: model_type", value=model_type, fix="nothing", severity="warning")
@@ -367,7 +305,7 @@ def _from_class(
     if not counted.reached:
         words = f"Unsloth on a GPU gives LoRA to layers of `model.layers`, and this model's are `{counted.blocks}`: "
         problems.append(warning(consequence=f"{words}it may stop once the model is loaded."))
-    if stored and quantization is None:
+    if stored and form.quantization is None:
         problems += _compare({tensor.name: tensor.shape for tensor in tensors}, stored, counted.tied, where)
     return ModelSpec(
         name=name,
@@ -386,13 +324,10 @@ def _from_class(
         experts_per_token=next((values[key] for key in ROUTED if key in values), experts) if experts else 0,
         moe_intermediate_size=values.get("moe_intermediate_size", 0),
         max_position_embeddings=values.get("max_position_embeddings", 0),
-        dtype=dtype,
-        quantization=quantization,
-        unquantized_modules=kept,
+        **vars(form),
         decoder_layer_class=counted.block_class,
         tensors=tuple(tensors),
         measured=False,
-        stored_bytes=sum(tensor.bytes for tensor in stored) if stored else None,
         problems=tuple(problems),
     )
 
@@ -402,13 +337,13 @@ def _estimated(
 ) -> ModelSpec | None:
     """The spec of a model that transformers doesn't know, which `error` says, by what its config.json tells; None where
     that isn't enough."""
-    dtype, (quantization, kept) = _dtype(config, stored, where), _quantization(config, where)
+    form = read_form(config, stored, where)
     warning = partial(Problem, key=f"{where}: model_type", value=config["model_type"], severity="warning")
     fix = "; ".join(dict.fromkeys(problem.fix for problem in error.problems))
     why = f"{error.problems[0].consequence} To plan by, it is "
     if same := of_named_class(config):
         counted = count({**config, "model_type": same}, where, None)
-        made = _from_class(config, counted, name, where, [], dtype, quantization, kept)
+        made = _from_class(config, counted, name, where, [], replace(form, stored_bytes=None))
         words = f"{why}counted as {counted.model_class}, which it names as its architecture and transformers has."
         problems = (warning(consequence=words, fix=fix), *made.problems)
         return replace(made, problems=problems, unloadable=tuple(error.problems))
@@ -422,19 +357,16 @@ def _estimated(
         model_type=config["model_type"],
         source="config.json's fields",
         **found.sizes,
-        dtype=dtype,
-        quantization=quantization,
-        unquantized_modules=kept,
+        **vars(form),
         decoder_layer_class="",
-        tensors=tuple(_tensor(key, shape, dtype) for key, shape in found.shapes.items()),
+        tensors=tuple(tensor_of(key, shape, form.dtype) for key, shape in found.shapes.items()),
         measured=False,
-        stored_bytes=sum(tensor.bytes for tensor in stored) if stored else None,
         problems=(warning(consequence=words, fix=fix),),
         unloadable=tuple(error.problems),
     )
 
 
-def _from_weights(config: Mapping[str, Any], name: str, where: str, stored: list[Stored], dtype: str) -> ModelSpec:
+def _from_weights(config: Mapping[str, Any], name: str, where: str, stored: list[Stored], form: Form) -> ModelSpec:
     """The spec of an architecture that isn't known: its tensors are the checkpoint's."""
     text = config.get("text_config")
     values = {**config, **text} if isinstance(text, dict) else config
@@ -444,7 +376,7 @@ def _from_weights(config: Mapping[str, Any], name: str, where: str, stored: list
 
     tied = values.get("tie_word_embeddings") is True
     kept = _stored_parameters(stored, tied)
-    blocks = [int(block[1]) for tensor in kept if (block := _BLOCK.search(tensor.name))]
+    blocks = [int(block[1]) for tensor in kept if (block := BLOCK.search(tensor.name))]
     hidden, heads = number("hidden_size", "n_embd"), number("num_attention_heads", "n_head")
     consequence = "unknown architecture: counted from its weights only, so fused or tied ones may differ when loaded."
     fix = f"nothing, if that is all right; known are {', '.join(sorted(ARCHITECTURES.names))}"
@@ -466,11 +398,9 @@ def _from_weights(config: Mapping[str, Any], name: str, where: str, stored: list
         experts_per_token=number("num_experts_per_tok"),
         moe_intermediate_size=number("moe_intermediate_size"),
         max_position_embeddings=number("max_position_embeddings", "n_positions"),
-        dtype=dtype,
-        quantization=None,
+        **vars(form),
         decoder_layer_class="",
-        tensors=tuple(_tensor(tensor.name, tensor.shape, tensor.dtype) for tensor in kept),
-        stored_bytes=sum(tensor.bytes for tensor in stored),
+        tensors=tuple(tensor_of(tensor.name, tensor.shape, tensor.dtype) for tensor in kept),
         problems=(warning,),
     )
 
@@ -497,68 +427,3 @@ def _compare(
     consequence = f"describes {described:,} parameters and the weights hold {held:,}; "
     consequence += "transformers makes up what is missing."
     return (Problem(key=where, consequence=consequence, fix=fix, severity="warning"),)
-
-
-def _tensor(name: str, shape: tuple[int, ...], dtype: str, part: Part | None = None) -> Tensor:
-    size = prod(shape) * ITEM_SIZES.get(dtype, 2)
-    return Tensor(name=name, shape=shape, dtype=dtype, bytes=size, part=part or _part(name, shape))
-
-
-def _part(name: str, shape: tuple[int, ...]) -> Part:
-    """Return the part that a parameter is of, by its name in transformers' models of the families known here."""
-    if _TOWERS.search(name):
-        return "tower"
-    if ".experts." in name:
-        return "experts"
-    if len(shape) == 2 and _BLOCK.search(name) and name.endswith(".weight") and name.split(".")[-2] not in ROUTERS:
-        return "linear"
-    if name.endswith("embed_tokens.weight"):
-        return "embeddings"
-    return "head" if name.startswith("lm_head.") else "other"
-
-
-def _kept(module: str, patterns: Iterable[str]) -> bool:
-    """Return whether bitsandbytes leaves `module` alone (transformers, quantizers_utils.py:
-    `should_convert_module`)."""
-    return any(module.endswith(pattern) or _matches(pattern, module) for pattern in patterns)
-
-
-def _matches(pattern: str, module: str) -> bool:
-    try:
-        return re.match(pattern, module) is not None
-    except re.error:
-        return False
-
-
-def _dtype(config: Mapping[str, Any], stored: list[Stored], where: str) -> str:
-    """Torch's name of the weights' dtype: config.json's, or that of most stored bytes, or transformers' float32."""
-    text = config.get("text_config")
-    values = {**text, **config} if isinstance(text, dict) else config
-    given = values.get("dtype") or values.get("torch_dtype")
-    if given is not None and given != "auto":
-        word = given.removeprefix("torch.") if isinstance(given, str) else ""
-        if word in ITEM_SIZES:
-            return word
-        fix = f"use one of: {', '.join(ITEM_SIZES)}."
-        raise ConfigError(Problem(key=f"{where}: dtype", value=given, consequence="is not a dtype.", fix=fix))
-    floats: Counter[str] = Counter()
-    for tensor in stored:
-        if tensor.dtype in ("float64", "float32", "float16", "bfloat16"):
-            floats[tensor.dtype] += tensor.bytes
-    return max(floats, key=floats.__getitem__, default="float32")
-
-
-def _quantization(config: Mapping[str, Any], where: str) -> tuple[str | None, tuple[str, ...]]:
-    """Return how the checkpoint is quantized, and the modules that aren't."""
-    given = config.get("quantization_config")
-    if given is None:
-        return None, ()
-    if not isinstance(given, dict):
-        key, fix = f"{where}: quantization_config", "restore config.json from the model's source"
-        raise ConfigError(Problem(key=key, value=given, consequence="must be a mapping.", fix=fix))
-    method = given.get("quant_method", "bitsandbytes" if "load_in_4bit" in given or "load_in_8bit" in given else "")
-    if method == "bitsandbytes":
-        method = "bnb-4bit" if given.get("load_in_4bit", given.get("_load_in_4bit")) else "bnb-8bit"
-    skipped = given.get("llm_int8_skip_modules") or ()
-    kept = tuple(word for word in skipped if isinstance(word, str)) if isinstance(skipped, list) else ()
-    return str(method) or "unknown", kept

@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..errors import counted
 from . import numbers
 from .curves import smoothing
 from .figures import Figures, column, figures, median, throughput
@@ -72,7 +73,7 @@ def verdict(a: Recorded, b: Recorded) -> str:
     close = loss_difference(a, b)
     if close:
         steps, level, average, largest = close
-        over = f"Over the {numbers.count(steps, 'logged step')} that both have"
+        over = f"Over the {counted(steps, 'logged step')} that both have"
         higher = "higher" if level > 0 else "lower"
         mean_loss = f"B's mean loss is {_difference(abs(level))} {higher}" if level else "the mean loss is the same"
         single = f"single steps differ by {_difference(average)} on average, {_difference(largest)} at most"

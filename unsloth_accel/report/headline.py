@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import counted
 from .figures import Figures
-from .numbers import count, duration, figure, gib, percent
+from .numbers import duration, figure, gib, percent
 from .run_record import Recorded, at, number, text
 
 Card = tuple[str, str, str]
@@ -32,7 +32,7 @@ def facts(run: Recorded, found: Figures) -> list[str]:
     told += ["4-bit base"] if at(run.run, "model", "load_in_4bit") else []
     kept, blocks = (number(at(run.results, "training", key)) for key in ("keep_activations", "blocks"))
     told += [f"{kept:g} of {blocks:g} blocks keep their activations"] if kept is not None and blocks else []
-    told += [f"trained in {count(run.attempts, 'part')}"] if run.attempts > 1 else []
+    told += [f"trained in {counted(run.attempts, 'part')}"] if run.attempts > 1 else []
     told += [text(at(run.results, "training", "stopped_early"))]
     return [fact for fact in told if fact]
 
@@ -55,13 +55,13 @@ def cards(found: Figures) -> Iterator[Card]:
         yield "held-out pairs", _change(before, after, percent), "the chosen answer wins"
     before, after = found.held_accuracy
     if after is not None:
-        many = f"of {count(found.held_rows, 'held-out answer')}" if found.held_rows else _when(before)
+        many = f"of {counted(found.held_rows, 'held-out answer')}" if found.held_rows else _when(before)
         yield "exact match", _change(before, after, percent), many
     if found.tokens_per_second is not None:
         yield "tokens per second", figure(found.tokens_per_second), _speed(found)
     if found.seconds is not None:
         each = f", {_three(found.step_seconds)} s each" if found.step_seconds is not None else ""
-        steps = " ".join(filter(None, (count(found.steps, "step"), found.parts)))
+        steps = " ".join(filter(None, (counted(found.steps, "step"), found.parts)))
         yield "training time", duration(found.seconds), steps + each
     if found.peak_gib is not None:
         yield "peak memory", gib(found.peak_gib), "allocated by torch, per GPU"

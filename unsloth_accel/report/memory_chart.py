@@ -28,7 +28,7 @@ LIBRARIES_GIB = 0.6
 
 def chart(predicted: Json, measured: Sequence[Measured], *, on_cpu: bool, of_gib: float | None) -> Markup:
     """Bars in GiB; empty where nothing was predicted nor measured. `of_gib` is the memory of the smallest GPU."""
-    rows = [row for row in (_predicted(predicted), *(_measured(one, on_cpu) for one in measured)) if row]
+    rows = [row for row in (_predicted(predicted), *map(_measured, measured)) if row]
     each = "process" if on_cpu else "GPU"
     note = f"GiB per {each}" + (f", of which it has {gib(of_gib)}" if of_gib and not on_cpu else "")
     return bars("Predicted and measured" if len(rows) > 1 else rows[0].name.title() if rows else "", rows, note=note)
@@ -60,17 +60,13 @@ def _predicted(terms: Json) -> Bar | None:
     return _bar("predicted", *parts, ("other", sum(values.values()), "c6"))
 
 
-def _measured(one: Measured, on_cpu: bool) -> Bar | None:
+def _measured(one: Measured) -> Bar | None:
     name = "largest" if one.rank is None else f"rank {one.rank}"
     if one.allocated is None:
         return _bar(name, ("host memory", one.host or 0.0, "c6"))
     held = (one.reserved or 0.0) - one.allocated
-    parts = (
-        ("allocated by torch", one.allocated, "c7"),
-        ("allocator", held, "c4"),
-        ("context", one.context or 0.0, "c5"),
-    )
-    return _bar(name, *parts)
+    context = ("context", one.context or 0.0, "c5")
+    return _bar(name, ("allocated by torch", one.allocated, "c7"), ("allocator", held, "c4"), context)
 
 
 def _bar(name: str, *parts: tuple[str, float, str]) -> Bar | None:

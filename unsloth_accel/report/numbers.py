@@ -73,8 +73,3 @@ def moment(seconds: float | None) -> str:
         return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     except (OverflowError, OSError, ValueError):
         return ""
-
-
-def count(many: int, one: str, more: str = "") -> str:
-    """Return `1 step`, `2,000 steps`."""
-    return f"{many:,} {one if many == 1 else more or one + 's'}"

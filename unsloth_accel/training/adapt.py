@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from ..adapters import environment, import_order
 from ..adapters.checkpointing import keep_checkpoints
@@ -38,17 +38,12 @@ from .rehearsal import Rehearsal
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from transformers import Trainer
 
-AnyTrainer = TypeVar("AnyTrainer", bound="Trainer")
+    from ..callbacks.observed import AnyTrainer
 
 
 def adapt(
-    trainer: AnyTrainer,
-    *,
-    global_batch: int | None = None,
-    hang_after: float | None = None,
-    rehearse: bool = False,
+    trainer: AnyTrainer, *, global_batch: int | None = None, hang_after: float | None = None, rehearse: bool = False
 ) -> AnyTrainer:
     """Make `trainer` safe to evaluate before it trains, to save and to resume, guard it, and return it; once is enough.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from ..adapters import environment
 from ..artifacts.resume_facts import made_with
@@ -19,7 +19,7 @@ from .memory_advice import advice
 if TYPE_CHECKING:
     from transformers import Trainer
 
-AnyTrainer = TypeVar("AnyTrainer", bound="Trainer")
+    from ..callbacks.observed import AnyTrainer
 
 
 def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) -> AnyTrainer:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from ..config.hub_cache import hub_snapshot
+from ..config.hub_cache import directory_of
 from ..config.run_config import RunConfig
 from ..config.start_adapter import model_of, tokenizer_of_model
 from ..errors import ConfigError, Problem, close_match
-from ..files import is_directory
 from ..models.added_tokens import known_tokens
 from ..models.known_names import known_config
 from ..models.lora_targets import targets
@@ -24,7 +21,7 @@ def model_fit_problems(run: RunConfig) -> list[Problem]:
 
 def _module_problems(run: RunConfig) -> list[Problem]:
     name = model_of(run.model.name)
-    if not (is_directory(name) or hub_snapshot(name) or known_config(name)):
+    if not (directory_of(name) or known_config(name)):
         return []
     try:
         spec = ModelSpec.load(name, trust_remote_code=run.model.trust_remote_code)
@@ -50,8 +47,7 @@ def _added_problems(run: RunConfig) -> list[Problem]:
 def _token_problems(run: RunConfig) -> list[Problem]:
     """Return problems of tokens that the tokenizer hasn't: TRL and `data.tokenise` refuse them in every process."""
     asked = {key: run.training.get(key) for key in ("eos_token", "pad_token") if run.training.get(key)}
-    name = tokenizer_of_model(run.model.name)
-    directory = Path(name) if is_directory(name) else hub_snapshot(name)
+    directory = directory_of(tokenizer_of_model(run.model.name))
     if not asked or directory is None:
         return []
     tokens = read_tokens(directory)

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from ..config.hub_cache import hub_snapshot
+from ..config.hub_cache import directory_of
 from ..config.run_config import RunConfig
 from ..config.start_adapter import model_of, tokenizer_of_model
 from ..data.rows import Rows
@@ -21,8 +21,7 @@ from ..models.tokenizer_files import CONFIG, read_tokens, special_token
 def vocabulary_problems(run: RunConfig, rows: Mapping[str, Rows]) -> list[Problem]:
     """Return an error where `run` would look up a token behind the end of the embedding, and a warning where only other
     rows would. Says nothing about files that are not here."""
-    name = tokenizer_of_model(run.model.name)
-    directory = Path(name) if Path(name).is_dir() else hub_snapshot(name)
+    directory = directory_of(tokenizer_of_model(run.model.name))
     if directory is None:
         return []
     tokens = read_tokens(directory)

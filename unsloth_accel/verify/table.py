@@ -45,7 +45,8 @@ def table(found: Verification) -> list[list[str]]:
         rows.append(["blocks that keep activations", *map(str, kept)])
     for label, key in _MEMORY:
         if single.memory(key):
-            rows.append([label, *(_by_rank(run.memory(key)) if run else NOTHING for run in runs)])
+            by_rank = (" ".join(f"{value:.2f}" for value in run.memory(key)) if run else "" for run in runs)
+            rows.append([label, *(one or NOTHING for one in by_rank)])
     return rows
 
 
@@ -91,7 +92,3 @@ def _ranks(outcome: StrategyOutcome) -> str:
     equal = outcome.comparison.ranks_equal if outcome.comparison else None
     sharded = outcome.trained and outcome.trained.ranks[0].get("sharded")
     return NOTHING if equal is None else "no" if not equal else "sharded" if sharded else "yes"
-
-
-def _by_rank(values: list[float]) -> str:
-    return " ".join(f"{value:.2f}" for value in values) or NOTHING

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from ...errors import as_word
+from ...files import filled
 from . import TOOLS
 from .keys import Entry
 from .shared import TRAINER
@@ -28,12 +28,6 @@ def tables() -> str:
     return "\n".join(parts)
 
 
-def filled(text: str) -> str:
-    """Return the page's text with its tables made anew."""
-    body = f"{MARKS[0]}\n{tables()}\n{MARKS[1]}"
-    return re.sub(f"{re.escape(MARKS[0])}.*?{re.escape(MARKS[1])}", lambda _: body, text, flags=re.DOTALL)
-
-
 def _rows(entries: Mapping[str, Entry], elsewhere: Mapping[str, Entry]) -> list[str]:
     """Return the lines of one table: keys with the same entry share a row; those in `elsewhere` have theirs there."""
     rows: dict[str, list[str]] = {}
@@ -45,4 +39,4 @@ def _rows(entries: Mapping[str, Entry], elsewhere: Mapping[str, Entry]) -> list[
 
 if __name__ == "__main__":
     target = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/migrating.md")
-    target.write_text(filled(target.read_text(encoding="utf-8")), encoding="utf-8")
+    target.write_text(filled(target.read_text(encoding="utf-8"), MARKS, tables()), encoding="utf-8")

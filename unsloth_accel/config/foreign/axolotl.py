@@ -5,63 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .keys import Becomes, Chooses, Computed, Covered, Entry, Outcome, Theirs, Tool, Untranslated
-from .shared import (
-    ADDED_TOKENS,
-    ATTENTION,
-    DTYPE,
-    EMBEDDING_RATE,
-    FP8,
-    KERNELS,
-    MODEL_PARALLEL,
-    NEW_ORDER,
-    ONE_RATE,
-    ONLY_LORA,
-    OTHER_BASE,
-    OTHER_TEMPLATE,
-    OWN_TOKENIZER,
-    REVISION,
-    SHARDED,
-    SMOOTHED,
-    SWANLAB,
-    SYSTEM_PROMPT,
-    TARGETS,
-    TEMPLATE_KWARGS,
-    TEXT_ONLY,
-    TRAINER,
-    UNSLOTHS,
-    WANDB,
-    WHOLE_MODULES,
-    WITHOUT_RAY,
-    held_out,
-    method,
-    mixed,
-    modules,
-    rows_per_step,
-    several,
-    sft_beside,
-    template_file,
-)
+from . import shared
+from .keys import Becomes, Chooses, Computed, Covered, Entry, Outcome, Theirs, Tool, Untranslated, alike
 
 _OWN = "is axolotl's own; training.{} takes transformers'."
-_OWN_OPTIMIZERS = (
-    "optimi_adamw",
-    "ao_adamw_4bit",
-    "ao_adamw_8bit",
-    "ao_adamw_fp8",
-    "adopt_adamw",
-    "came_pytorch",
-    "muon",
-    "dion",
-    "sinkgd",
-    "flash_adamw",
-    "flash_adam",
-    "flash_sgd",
-    "flash_sgdw",
-    "flash_lion",
-    "q_galore_adamw8bit",
+_OWN_OPTIMIZERS = alike(
+    "optimi_adamw ao_adamw_4bit ao_adamw_8bit ao_adamw_fp8 adopt_adamw came_pytorch muon dion sinkgd flash_adamw "
+    "flash_adam flash_sgd flash_sgdw flash_lion q_galore_adamw8bit",
+    _OWN.format("optim"),
 )
-_OWN_SCHEDULES = ("one_cycle", "rex", "log_sweep")
 _QUIET_PLUGINS = ("liger", "cut_cross_entropy")
 """Plugins in whose place Unsloth has kernels of its own."""
 _FORMS = {
@@ -97,8 +49,8 @@ def _datasets(value: Any, theirs: Theirs, key: str = "data.path") -> Outcome:
     if len(each) == 1:
         return _one(each[0], theirs, key)
     if key != "data.path" or not each:
-        return several([str(one.get("path")) for one in sets], key)
-    return mixed([_one(one, theirs, key) for one in each])
+        return shared.several([str(one.get("path")) for one in sets], key)
+    return shared.mixed([_one(one, theirs, key) for one in each])
 
 
 def _files(dataset: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -172,7 +124,7 @@ def _pretraining(value: Any, theirs: Theirs) -> Outcome:
 def _val_set_size(value: Any, theirs: Theirs) -> Outcome:
     if not value:
         return Outcome(note="off, as here")
-    return held_out(_datasets(theirs.values.get("datasets") or [], theirs).settings, float(value))
+    return shared.held_out(_datasets(theirs.values.get("datasets") or [], theirs).settings, float(value))
 
 
 def _each_epoch(what: str) -> Entry:
@@ -196,11 +148,11 @@ def _each_epoch(what: str) -> Entry:
 
 def _template(value: Any, theirs: Theirs) -> Outcome:
     if value == "jinja":
-        return template_file(theirs.values.get("chat_template_jinja"), theirs)
+        return shared.template_file(theirs.values.get("chat_template_jinja"), theirs)
     if value == "chatml":
         note = "the same text; where <|im_end|> is no token, Unsloth renames the one that ends a text to it"
         return Outcome({"model.chat_template": value}, note)
-    return Outcome() if value == "tokenizer_default" else Outcome(note=OTHER_TEMPLATE, translated=False)
+    return Outcome() if value == "tokenizer_default" else Outcome(note=shared.OTHER_TEMPLATE, translated=False)
 
 
 def _special_tokens(value: Any, theirs: Theirs) -> Outcome:
@@ -215,7 +167,7 @@ def _plugins(value: Any, theirs: Theirs) -> Outcome:
     names = value if isinstance(value, list) else [value]
     others = [str(name) for name in names if not any(quiet in str(name) for quiet in _QUIET_PLUGINS)]
     if not others:
-        return Outcome(note=KERNELS)
+        return Outcome(note=shared.KERNELS)
     return Outcome(note=f"{', '.join(others)}: plugins of axolotl don't run here.", translated=False)
 
 
@@ -237,7 +189,7 @@ _AS_THE_TRAINER = (
     *("auto_find_batch_size", "gradient_checkpointing", "gradient_checkpointing_kwargs", "resume_from_checkpoint"),
     *("fsdp", "fsdp_config", "deepspeed", "hub_token"),
 )
-_BATCH = rows_per_step("micro_batch_size", "gradient_accumulation_steps", 1)
+_BATCH = shared.rows_per_step("micro_batch_size", "gradient_accumulation_steps", 1)
 _RL = Covered("belongs to another training method, which rl says")
 
 
@@ -250,7 +202,7 @@ def method_of(values: Mapping[str, Any]) -> str:
 
 
 def _rl(value: Any, theirs: Theirs) -> Outcome:
-    found = method(method_of(theirs.values))
+    found = shared.method(method_of(theirs.values))
     return Outcome({**found.settings, "training.loss_type": ["ipo"]}) if value == "ipo" else found
 
 
@@ -258,116 +210,64 @@ _DATASETS = (
     "`data.path`, `data.split`, `data.subset`, `data.format`, `data.columns`, `data.train_on`; of several `data.mix`"
 )
 _KEYS: Mapping[str, Entry] = {
-    **{key: TRAINER[key] for key in _AS_THE_TRAINER},
+    **{key: shared.TRAINER[key] for key in _AS_THE_TRAINER},
     # model
     "base_model": Becomes("model.name"),
     "base_model_config": Covered("the model's own config.json is read"),
-    "tokenizer_config": Untranslated(OWN_TOKENIZER),
-    "revision_of_model": REVISION,
+    "tokenizer_config": Untranslated(shared.OWN_TOKENIZER),
+    "revision_of_model": shared.REVISION,
     "base_model_ignore_patterns": Covered("says what is downloaded"),
-    **dict.fromkeys(
-        ("model_type", "tokenizer_type", "tokenizer_use_fast", "tokenizer_legacy"),
+    **alike(
+        "model_type tokenizer_type tokenizer_use_fast tokenizer_legacy",
         Covered("Unsloth loads model and tokenizer by what their files say"),
     ),
-    **dict.fromkeys(
-        ("is_falcon_derived_model", "is_llama_derived_model", "is_mistral_derived_model", "is_qwen_derived_model"),
+    **alike(
+        "is_falcon_derived_model is_llama_derived_model is_mistral_derived_model is_qwen_derived_model",
         Covered("Unsloth knows the model by its config.json"),
     ),
     "tokenizer_use_mistral_common": Untranslated("the tokenizer of transformers is taken."),
     "trust_remote_code": Becomes("model.trust_remote_code"),
-    "processor_type": TEXT_ONLY,
-    "freeze_mm_modules": TEXT_ONLY,
-    "image_size": TEXT_ONLY,
+    **alike("processor_type freeze_mm_modules image_size", shared.TEXT_ONLY),
     "sequence_len": Becomes("model.max_seq_length"),
     "excess_length_strategy": Chooses(
         {"drop": {"data.too_long": "drop"}, "truncate": {"data.too_long": "cut"}}, "data.too_long is cut or drop."
     ),
     "load_in_4bit": Becomes("model.load_in_4bit"),
-    "load_in_8bit": Untranslated(OTHER_BASE),
-    **dict.fromkeys(("gptq", "gptq_groupsize", "gptq_model_v1", "gptq_disable_exllama"), Untranslated(OTHER_BASE)),
-    **dict.fromkeys(
-        ("model_quantization_config", "model_quantization_config_kwargs", "bnb_config_kwargs", "quantize_moe_experts"),
-        Untranslated(OTHER_BASE),
+    **alike(
+        "load_in_8bit gptq gptq_groupsize gptq_model_v1 gptq_disable_exllama model_quantization_config "
+        "model_quantization_config_kwargs bnb_config_kwargs quantize_moe_experts use_onebitllms",
+        Untranslated(shared.OTHER_BASE),
     ),
-    "use_onebitllms": Untranslated(OTHER_BASE),
-    **dict.fromkeys(
-        ("model_config", "overrides_of_model_config"), Untranslated("change the config.json of the model's directory.")
-    ),
-    **dict.fromkeys(
-        (
-            "device_map",
-            "low_cpu_mem_usage",
-            "max_memory",
-            "gpu_memory_limit",
-            "torchdistx_path",
-            "experimental_skip_move_to_device",
-        ),
+    **alike("model_config overrides_of_model_config", Untranslated("change the config.json of the model's directory.")),
+    **alike(
+        "device_map low_cpu_mem_usage max_memory gpu_memory_limit torchdistx_path experimental_skip_move_to_device",
         Covered("each process loads its model onto its own GPU"),
     ),
-    **dict.fromkeys(
-        (
-            "attn_implementation",
-            "flash_attention",
-            "xformers_attention",
-            "sdp_attention",
-            "flex_attention",
-            "eager_attention",
-            "sage_attention",
-            "flex_attn_compile_kwargs",
-            "flash_optimum",
-            "gemma4_hybrid_attn_impl",
-            "pretrain_multipack_attn",
-        ),
-        Covered(ATTENTION),
+    **alike(
+        "attn_implementation flash_attention xformers_attention sdp_attention flex_attention eager_attention "
+        "sage_attention flex_attn_compile_kwargs flash_optimum gemma4_hybrid_attn_impl pretrain_multipack_attn",
+        Covered(shared.ATTENTION),
     ),
-    **dict.fromkeys(
-        (
-            "lora_mlp_kernel",
-            "lora_qkv_kernel",
-            "lora_o_kernel",
-            "lora_embedding_kernel",
-            "use_kernels",
-            "cut_cross_entropy",
-            "chunked_cross_entropy",
-            "fused_attn_kernel",
-            "flash_attn_cross_entropy",
-            "flash_attn_fuse_mlp",
-            "flash_attn_rms_norm",
-            "unsloth_lora_mlp",
-            "tiled_mlp",
-        ),
-        UNSLOTHS,
-    ),
-    **dict.fromkeys(
-        (
-            "liger_rope",
-            "liger_rms_norm",
-            "liger_layer_norm",
-            "liger_glu_activation",
-            "liger_fused_linear_cross_entropy",
-            "liger_swiglu",
-            "liger_cross_entropy",
-            "liger_rms_norm_gated",
-        ),
-        UNSLOTHS,
-    ),
-    **dict.fromkeys(
-        ("use_scattermoe", "use_sonicmoe", "experts_implementation", "llama4_linearized_experts"), UNSLOTHS
+    **alike(
+        "lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel use_kernels cut_cross_entropy "
+        "chunked_cross_entropy fused_attn_kernel flash_attn_cross_entropy flash_attn_fuse_mlp flash_attn_rms_norm "
+        "unsloth_lora_mlp tiled_mlp liger_rope liger_rms_norm liger_layer_norm liger_glu_activation "
+        "liger_fused_linear_cross_entropy liger_swiglu liger_cross_entropy liger_rms_norm_gated use_scattermoe "
+        "use_sonicmoe experts_implementation llama4_linearized_experts",
+        shared.UNSLOTHS,
     ),
     "plugins": Computed(_plugins, "nothing to write for liger and cut_cross_entropy; other plugins don't run here"),
-    **dict.fromkeys(
-        ("torch_compile", "torch_compile_backend", "torch_compile_mode"), Covered("Unsloth compiles what it replaces")
-    ),
+    **alike("torch_compile torch_compile_backend torch_compile_mode", Covered("Unsloth compiles what it replaces")),
     # adapter
-    "adapter": Chooses({"lora": {}, "qlora": {"model.load_in_4bit": True}}, ONLY_LORA),
+    "adapter": Chooses({"lora": {}, "qlora": {"model.load_in_4bit": True}}, shared.ONLY_LORA),
     "lora_model_dir": Becomes("model.name", "training goes on from this adapter, whose base it names"),
     "lora_r": Becomes("lora.r"),
     "lora_alpha": Becomes("lora.alpha"),
     "lora_dropout": Becomes("lora.dropout"),
-    "lora_target_modules": TARGETS,
+    "lora_target_modules": shared.TARGETS,
     "lora_target_linear": Chooses({True: {"lora.target_modules": "all-linear"}, False: {}}, "true or false."),
-    "lora_target_parameters": Becomes("lora.target_parameters", how=modules, otherwise="a list of names."),
-    "lora_modules_to_save": WHOLE_MODULES,
+    "lora_target_parameters": Becomes("lora.target_parameters", how=shared.modules, otherwise="a list of names."),
+    "lora_modules_to_save": shared.WHOLE_MODULES,
     "lora_fan_in_fan_out": Covered("PEFT finds it out by itself"),
     "lora_on_cpu": Covered("says where an adapter is loaded"),
     "peft_use_rslora": Becomes("lora.use_rslora"),
@@ -377,12 +277,11 @@ _KEYS: Mapping[str, Entry] = {
     "peft_layers_pattern": Becomes("lora.layers_pattern"),
     "peft_init_lora_weights": Becomes("lora.init_lora_weights"),
     "relora": Untranslated("ReLoRA merges the adapter while it trains; here one adapter is trained."),
-    **dict.fromkeys(("relora_prune_ratio", "relora_cpu_offload", "relora_steps"), Covered("belongs to ReLoRA")),
-    "loraplus_lr_ratio": ONE_RATE,
-    "embedding_lr": EMBEDDING_RATE,
+    **alike("relora_prune_ratio relora_cpu_offload relora_steps", Covered("belongs to ReLoRA")),
+    "loraplus_lr_ratio": shared.ONE_RATE,
+    "embedding_lr": shared.EMBEDDING_RATE,
     "embedding_lr_scale": Untranslated("training.embedding_learning_rate takes the rate itself."),
-    "unfrozen_parameters": Untranslated(ONLY_LORA),
-    "full_finetune": Untranslated(ONLY_LORA),
+    **alike("unfrozen_parameters full_finetune", Untranslated(shared.ONLY_LORA)),
     "merge_lora": Covered("unsloth-accel merge OUTPUT_DIR does it afterwards"),
     # data
     "datasets": Computed(_datasets, _DATASETS),
@@ -393,34 +292,22 @@ _KEYS: Mapping[str, Entry] = {
     "pretraining_dataset": Computed(_pretraining, "`data.path`, `data.format: text`, `data.streaming: true`"),
     "streaming": Becomes("data.streaming"),
     "val_set_size": Computed(_val_set_size, "below 1 `data.eval_fraction`; else the last rows, of a hub data set"),
-    "train_on_inputs": Computed(
-        lambda value, theirs: Outcome(note="in data.train_on"), "false: `data.train_on: responses`; true: `all`"
-    ),
+    "train_on_inputs": Covered("in data.train_on", "false: `data.train_on: responses`; true: `all`"),
     "dataset_prepared_path": Covered("tokenised rows are kept in the cache of the library datasets"),
-    "dataset_processes": Becomes("training.dataset_num_proc"),
-    "dataset_num_proc": Becomes("training.dataset_num_proc"),
+    **alike("dataset_processes dataset_num_proc", Becomes("training.dataset_num_proc")),
     "dataset_exact_deduplication": Untranslated("remove equal rows from the file beforehand."),
-    "shuffle_merged_datasets": Chooses({True: {}}, NEW_ORDER),
-    "curriculum_sampling": Untranslated(NEW_ORDER),
+    "shuffle_merged_datasets": Chooses({True: {}}, shared.NEW_ORDER),
+    "curriculum_sampling": Untranslated(shared.NEW_ORDER),
     "min_sample_len": Untranslated("leave short rows out of the file."),
     "push_dataset_to_hub": Untranslated("only adapters are pushed: training.push_to_hub."),
     "hf_use_auth_token": Covered("the hub's client reads HF_TOKEN"),
-    "skip_prepare_dataset": TEXT_ONLY,
+    "skip_prepare_dataset": shared.TEXT_ONLY,
     "sample_packing": Becomes("training.packing"),
     "eval_sample_packing": Becomes("training.eval_packing"),
-    **dict.fromkeys(
-        (
-            "max_packed_sequence_len",
-            "sample_packing_eff_est",
-            "sample_packing_seq_len_multiplier",
-            "sample_packing_group_size",
-            "sample_packing_bin_size",
-            "sample_packing_sequentially",
-            "multipack_real_batches",
-            "batch_flattening",
-            "total_num_tokens",
-            "total_supervised_tokens",
-        ),
+    **alike(
+        "max_packed_sequence_len sample_packing_eff_est sample_packing_seq_len_multiplier sample_packing_group_size "
+        "sample_packing_bin_size sample_packing_sequentially multipack_real_batches batch_flattening total_num_tokens "
+        "total_supervised_tokens",
         Covered("says how rows are packed; packed rows here are full ones of model.max_seq_length"),
     ),
     "pad_to_sequence_len": Covered("rows are padded to the longest of their micro-batch; padding is never trained"),
@@ -428,11 +315,11 @@ _KEYS: Mapping[str, Entry] = {
         _template, "`chatml`: `model.chat_template`; `jinja`: as chat_template_jinja; `tokenizer_default`: nothing"
     ),
     "chat_template_jinja": Covered("is chat_template's, where that says jinja"),
-    "chat_template_path": Computed(template_file, "`model.chat_template`, for a file"),
-    "chat_template_kwargs": TEMPLATE_KWARGS,
-    "default_system_message": SYSTEM_PROMPT,
+    "chat_template_path": Computed(shared.template_file, "`model.chat_template`, for a file"),
+    "chat_template_kwargs": shared.TEMPLATE_KWARGS,
+    "default_system_message": shared.SYSTEM_PROMPT,
     "special_tokens": Computed(_special_tokens, "pad_token: nothing to write; others are the tokenizer's own"),
-    "tokens": ADDED_TOKENS,
+    "tokens": shared.ADDED_TOKENS,
     "added_tokens_overrides": Untranslated("save a tokenizer that has them beside the model.", off=()),
     "resize_token_embeddings_to_32x": Untranslated("embeddings keep the model's size."),
     "eot_tokens": Covered("an answer is trained up to the token with which the chat template ends it"),
@@ -443,16 +330,15 @@ _KEYS: Mapping[str, Entry] = {
     "eval_batch_size": Becomes("training.per_device_eval_batch_size"),
     # training
     "num_epochs": Becomes("training.num_train_epochs"),
-    "optimizer": Becomes("training.optim", refused=dict.fromkeys(_OWN_OPTIMIZERS, _OWN.format("optim"))),
+    "optimizer": Becomes("training.optim", refused=_OWN_OPTIMIZERS),
     "lr_scheduler": Becomes(
-        "training.lr_scheduler_type", refused=dict.fromkeys(_OWN_SCHEDULES, _OWN.format("lr_scheduler_type"))
+        "training.lr_scheduler_type", refused=alike("one_cycle rex log_sweep", _OWN.format("lr_scheduler_type"))
     ),
     "cosine_min_lr_ratio": Computed(
         _least_rate,
         "`training.lr_scheduler_type: cosine_with_min_lr`, `training.lr_scheduler_kwargs: {min_lr_rate: …}`",
     ),
-    "cosine_constant_lr_ratio": Untranslated(_OWN.format("lr_scheduler_type")),
-    "lr_quadratic_warmup": Untranslated(_OWN.format("lr_scheduler_type")),
+    **alike("cosine_constant_lr_ratio lr_quadratic_warmup", Untranslated(_OWN.format("lr_scheduler_type"))),
     "eta_min": Untranslated("is read by no schedule of transformers: training.lr_scheduler_kwargs.", off=()),
     "adam_eps": Becomes("training.adam_epsilon"),
     "bf16": Chooses(
@@ -466,8 +352,8 @@ _KEYS: Mapping[str, Entry] = {
     ),
     "bfloat16": Chooses({True: {"model.dtype": "bfloat16"}, False: {}}, "true or false."),
     "float16": Chooses({True: {"model.dtype": "float16"}, False: {}}, "true or false."),
-    "torch_dtype": DTYPE,
-    "fp8": FP8,
+    "torch_dtype": shared.DTYPE,
+    "fp8": shared.FP8,
     "qat": Untranslated("quantisation-aware training is not done."),
     "activation_offloading": Covered("Unsloth's checkpointing offloads activations itself"),
     "auto_resume_from_checkpoints": Chooses({True: {"training.resume": "if_any"}, False: {}}, "true or false."),
@@ -479,27 +365,18 @@ _KEYS: Mapping[str, Entry] = {
     "eval_table_size": Untranslated("evaluation.samples shows answers at the end.", off=(0,)),
     "eval_max_new_tokens": Becomes("evaluation.max_new_tokens"),
     "rl": Computed(_rl, "`method`, when it is known here; ipo: `method: dpo`, `training.loss_type: [ipo]`"),
-    "rl_beta": Becomes("training.beta"),
-    "dpo_beta": Becomes("training.beta"),
+    **alike("rl_beta dpo_beta", Becomes("training.beta")),
     "orpo_alpha": Becomes("training.beta", "TRL's name of ORPO's alpha"),
-    "rpo_alpha": sft_beside("rpo_alpha"),
+    "rpo_alpha": shared.sft_beside("rpo_alpha"),
     "kto_desirable_weight": Becomes("training.desirable_weight"),
     "kto_undesirable_weight": Becomes("training.undesirable_weight"),
     "dpo_use_weighting": Becomes("training.use_weighting"),
     "dpo_padding_free": Becomes("training.padding_free"),
-    "dpo_label_smoothing": Untranslated(SMOOTHED, off=(0,)),
+    "dpo_label_smoothing": Untranslated(shared.SMOOTHED, off=(0,)),
     "precompute_ref_log_probs": Becomes("training.precompute_ref_log_probs"),
-    "dpo_use_liger_kernel": UNSLOTHS,
+    "dpo_use_liger_kernel": shared.UNSLOTHS,
     "max_prompt_len": Covered("TRL cuts a prompt with its answer: model.max_seq_length"),
-    **dict.fromkeys(
-        (
-            "trl",
-            "vllm",
-            "ebft",
-            "simpo_gamma",
-        ),
-        _RL,
-    ),
+    **alike("trl vllm ebft simpo_gamma", _RL),
     "reward_model": Chooses({True: {"method": "reward"}, False: {}}, "true or false."),
     "center_rewards_coefficient": Becomes("training.center_rewards_coefficient"),
     "process_reward_model": Untranslated("this version trains language models; a script of your own can train others."),
@@ -507,31 +384,23 @@ _KEYS: Mapping[str, Entry] = {
         "this version trains language models; a script of your own can train a classifier.", off=()
     ),
     # processes
-    **dict.fromkeys(
-        (
-            "fsdp_version",
-            "dp_shard_size",
-            "dp_replicate_size",
-            "fsdp_final_state_dict_type",
-        ),
-        SHARDED,
+    **alike("fsdp_version dp_shard_size dp_replicate_size fsdp_final_state_dict_type", shared.SHARDED),
+    **alike(
+        "context_parallel_size tensor_parallel_size expert_parallel_size sequence_parallel_degree",
+        Untranslated(shared.MODEL_PARALLEL, off=(1,)),
     ),
-    **dict.fromkeys(
-        ("context_parallel_size", "tensor_parallel_size", "expert_parallel_size", "sequence_parallel_degree"),
-        Untranslated(MODEL_PARALLEL, off=(1,)),
-    ),
-    "use_ray": Untranslated(WITHOUT_RAY),
-    "ray_num_workers": Untranslated(WITHOUT_RAY, off=(1,)),
+    "use_ray": Untranslated(shared.WITHOUT_RAY),
+    "ray_num_workers": Untranslated(shared.WITHOUT_RAY, off=(1,)),
     # logging
     "wandb_project": Computed(_project, "`logging.report_to: wandb`, and `export WANDB_PROJECT=…`"),
     "wandb_name": Becomes("training.run_name"),
-    "wandb_run_id": Untranslated(WANDB.format("WANDB_RUN_ID"), off=()),
-    "wandb_entity": Untranslated(WANDB.format("WANDB_ENTITY"), off=()),
-    "wandb_watch": Untranslated(WANDB.format("WANDB_WATCH")),
-    "wandb_log_model": Untranslated(WANDB.format("WANDB_LOG_MODEL")),
+    "wandb_run_id": Untranslated(shared.WANDB.format("WANDB_RUN_ID"), off=()),
+    "wandb_entity": Untranslated(shared.WANDB.format("WANDB_ENTITY"), off=()),
+    "wandb_watch": Untranslated(shared.WANDB.format("WANDB_WATCH")),
+    "wandb_log_model": Untranslated(shared.WANDB.format("WANDB_LOG_MODEL")),
     "use_wandb": Chooses({True: {"logging.report_to": "wandb"}, False: {}}, "true or false."),
     "use_tensorboard": Chooses({True: {"logging.report_to": "tensorboard"}, False: {}}, "true or false."),
-    "use_swanlab": SWANLAB,
+    "use_swanlab": shared.SWANLAB,
     "strict": Covered("unknown keys are always refused"),
     "debug": Covered("--dry-run shows what would be started"),
 }
@@ -545,25 +414,18 @@ AXOLOTL = Tool(
     fields=True,
     method=method_of,
     families={
-        "liger_": UNSLOTHS,
-        "flash_attn_": Covered(ATTENTION),
-        "swanlab_": SWANLAB,
+        "liger_": shared.UNSLOTHS,
+        "flash_attn_": Covered(shared.ATTENTION),
+        "swanlab_": shared.SWANLAB,
         "trackio_": Untranslated("logging.report_to: trackio, and its variables: export TRACKIO_PROJECT=…", off=()),
-        "fp8_": FP8,
-        **dict.fromkeys(("eaft_", "use_eaft", "ebft_", "diffusion"), Untranslated(_OWN.format("loss_type"))),
-        **dict.fromkeys(("dsv4_", "use_dsv4", "use_glm", "nvfp4_", "expert_parallel_"), Untranslated(OTHER_BASE)),
-        **dict.fromkeys(("lisa_", "jagged_", "relora_", "reinit_"), Untranslated(ONLY_LORA)),
-        **dict.fromkeys(("use_otel", "otel_"), Untranslated("logs/ and the report have what a run measures.")),
-        "ray_": Untranslated(WITHOUT_RAY, off=()),
+        "fp8_": shared.FP8,
+        **alike("eaft_ use_eaft ebft_ diffusion", Untranslated(_OWN.format("loss_type"))),
+        **alike("dsv4_ use_dsv4 use_glm nvfp4_ expert_parallel_", Untranslated(shared.OTHER_BASE)),
+        **alike("lisa_ jagged_ relora_ reinit_", Untranslated(shared.ONLY_LORA)),
+        **alike("use_otel otel_", Untranslated("logs/ and the report have what a run measures.")),
+        "ray_": Untranslated(shared.WITHOUT_RAY, off=()),
         "sample_packing_": Covered("says how rows are packed"),
-        "dion_": Covered("belongs to an optimizer of axolotl's own"),
-        "qgalore_": Covered("belongs to an optimizer of axolotl's own"),
+        **alike("dion_ qgalore_", Covered("belongs to an optimizer of axolotl's own")),
     },
-    defaults={
-        "adapter": "none",
-        "sequence_len": 512,
-        "micro_batch_size": 1,
-        "num_epochs": 1,
-        "lr_scheduler": "cosine",
-    },
+    defaults={"adapter": "none", "sequence_len": 512, "micro_batch_size": 1, "num_epochs": 1, "lr_scheduler": "cosine"},
 )

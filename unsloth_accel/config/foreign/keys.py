@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ...errors import as_word
 from ...methods import METHODS, USUAL_METHOD
 from ..trainer_fields import accepts, training_fields, type_name
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -144,13 +146,15 @@ class Covered:
     """A key that needs no counterpart: what it asks for is so here, or it changes nothing that is trained."""
 
     note: str
+    said: str = ""
+    """What it is here, where that is another key's."""
 
     def read(self, value: Any, theirs: Theirs) -> Outcome:
         return Outcome(note=self.note)
 
     @property
     def here(self) -> str:
-        return f"nothing to write: {self.note}"
+        return self.said or f"nothing to write: {self.note}"
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,11 @@ class Computed:
 
     def read(self, value: Any, theirs: Theirs) -> Outcome:
         return self.of(value, theirs)
+
+
+def alike(keys: str, entry: _T) -> dict[str, _T]:
+    """Return the one entry of several keys, which stand in `keys` with spaces between."""
+    return dict.fromkeys(keys.split(), entry)
 
 
 @dataclass(frozen=True, kw_only=True)

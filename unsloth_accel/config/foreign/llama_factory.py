@@ -8,37 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...files import read_json
-from .keys import Becomes, Chooses, Computed, Covered, Entry, Outcome, Theirs, Tool, Untranslated
-from .shared import (
-    ADDED_TOKENS,
-    ATTENTION,
-    BASE_SERVES,
-    DOUBLE,
-    FP8,
-    NEW_ORDER,
-    NF4,
-    NO_SECRET,
-    ONE_RATE,
-    ONLY_LORA,
-    OTHER_TEMPLATE,
-    REVISION,
-    SMOOTHED,
-    SWANLAB,
-    SYSTEM_PROMPT,
-    TARGETS,
-    TEXT_ONLY,
-    TRAINER,
-    UNSLOTHS,
-    WHOLE_MODULES,
-    WITHOUT_RAY,
-    held_out,
-    is_hub_id,
-    method,
-    mixed,
-    rows_per_step,
-    several,
-    sft_beside,
-)
+from . import shared
+from .keys import Becomes, Chooses, Computed, Covered, Entry, Outcome, Theirs, Tool, Untranslated, alike
 
 _COLUMNS = {
     "prompt": "instruction",
@@ -97,7 +68,7 @@ def _stage(value: Any, theirs: Theirs) -> Outcome:
     if value == "pt":
         packing = {} if "packing" in theirs.values else {"training.packing": True}
         return Outcome({"method": "sft", "data.format": "text", "data.train_on": "all"} | packing)
-    return method(method_of(theirs.values))
+    return shared.method(method_of(theirs.values))
 
 
 def _loss(value: Any, theirs: Theirs) -> Outcome:
@@ -141,13 +112,13 @@ def _together(names: Sequence[str], theirs: Theirs, key: str) -> Outcome:
     if key == "data.path":
         strategy, most = str(theirs.values.get("mix_strategy", "concat")), theirs.values.get("max_samples")
         weights = _probabilities(theirs, len(names)) if strategy.startswith("interleave") else []
-        found = mixed(outcomes, weights, most if type(most) is int else None)
+        found = shared.mixed(outcomes, weights, most if type(most) is int else None)
         until = {"data.stopping_strategy": _STRATEGIES[strategy]} if weights and strategy in _STRATEGIES else {}
         return Outcome({**found.settings, **until}, found.note, found.translated)
     places = [str(one.settings[key]) for one in outcomes]
     folders = {os.path.dirname(place) for place in places}
-    if len(folders) > 1 or any(map(is_hub_id, places)) or not all(one.translated for one in outcomes):
-        return several(names, key)
+    if len(folders) > 1 or any(map(shared.is_hub_id, places)) or not all(one.translated for one in outcomes):
+        return shared.several(names, key)
     return Outcome({key: f"{folders.pop()}/{{{','.join(map(os.path.basename, places))}}}"}, outcomes[0].note)
 
 
@@ -221,64 +192,62 @@ def _trained(value: Any, theirs: Theirs) -> Outcome:
 
 
 def _held_out(value: Any, theirs: Theirs) -> Outcome:
-    return held_out(_dataset(theirs.values.get("dataset") or "", theirs).settings, float(value))
+    return shared.held_out(_dataset(theirs.values.get("dataset") or "", theirs).settings, float(value))
 
 
-_BATCH = rows_per_step("per_device_train_batch_size", "gradient_accumulation_steps", 8)
+_BATCH = shared.rows_per_step("per_device_train_batch_size", "gradient_accumulation_steps", 8)
 _KEYS: Mapping[str, Entry] = {
-    **TRAINER,
+    **shared.TRAINER,
     # model
     "model_name_or_path": Becomes("model.name"),
     "adapter_name_or_path": Computed(_adapter, "`model.name`: training goes on from this adapter"),
-    "model_revision": REVISION,
+    "model_revision": shared.REVISION,
     "cutoff_len": Becomes("model.max_seq_length"),
     "quantization_bit": Computed(_bits, "4: `model.load_in_4bit: true`; others are not translated"),
     "quantization_method": Chooses({"bnb": {}, "bitsandbytes": {}}, "a base is loaded in bitsandbytes' 4 bit only."),
-    "double_quantization": DOUBLE,
-    "quantization_type": NF4,
-    "flash_attn": Covered(ATTENTION),
+    "double_quantization": shared.DOUBLE,
+    "quantization_type": shared.NF4,
+    "flash_attn": Covered(shared.ATTENTION),
     "use_unsloth": Covered("it is always Unsloth"),
     "use_unsloth_gc": Covered("model.gradient_checkpointing is Unsloth's own"),
-    "use_reentrant_gc": TRAINER["gradient_checkpointing_kwargs"],
+    "use_reentrant_gc": shared.TRAINER["gradient_checkpointing_kwargs"],
     "disable_gradient_checkpointing": Chooses(
         {True: {"model.gradient_checkpointing": "false"}, False: {}}, "true or false."
     ),
-    "enable_liger_kernel": UNSLOTHS,
-    "use_v1_kernels": UNSLOTHS,
+    "enable_liger_kernel": shared.UNSLOTHS,
+    "use_v1_kernels": shared.UNSLOTHS,
     "use_fast_tokenizer": Covered("Unsloth loads the tokenizer"),
     "low_cpu_mem_usage": Covered("Unsloth loads the model"),
-    "hf_hub_token": Untranslated(NO_SECRET),
+    "hf_hub_token": Untranslated(shared.NO_SECRET),
     "rope_scaling": Untranslated("Unsloth scales positions by itself where model.max_seq_length asks for it."),
     # method
     "stage": Computed(
         _stage,
         "sft, dpo, kto: `method`; rm: `method: reward`; pt: `method: sft`, on text; dpo with pref_loss orpo: `orpo`",
     ),
-    "finetuning_type": Chooses({"lora": {}}, ONLY_LORA),
+    "finetuning_type": Chooses({"lora": {}}, shared.ONLY_LORA),
     "lora_rank": Computed(_rank, "`lora.r`; without lora_alpha, `lora.alpha` is twice as much"),
     "lora_alpha": Becomes("lora.alpha"),
     "lora_dropout": Becomes("lora.dropout"),
-    "lora_target": TARGETS,
+    "lora_target": shared.TARGETS,
     "use_rslora": Becomes("lora.use_rslora"),
     "create_new_adapter": Untranslated("training goes on from the adapter that model.name names; merge it first."),
-    "additional_target": WHOLE_MODULES,
+    "additional_target": shared.WHOLE_MODULES,
     "pure_bf16": Chooses({True: {"training.bf16": True}, False: {}}, "true or false."),
     "upcast_layernorm": Covered("Unsloth chooses what it computes in 32 bit"),
-    "use_adam_mini": Untranslated(_OWN_OPTIMIZER),
-    "use_muon": Untranslated(_OWN_OPTIMIZER),
+    **alike("use_adam_mini use_muon", Untranslated(_OWN_OPTIMIZER)),
     "early_stopping_steps": Becomes("training.early_stopping_patience", "evaluations without a better loss"),
     "plot_loss": Covered("report.html draws it"),
-    "disable_shuffling": Untranslated(NEW_ORDER),
+    "disable_shuffling": Untranslated(shared.NEW_ORDER),
     "include_effective_tokens_per_second": Covered("tokens per second are in the log and the report"),
     # data
     "dataset": Computed(
-        _dataset,
-        "`data.path`, `data.format`, `data.columns`, as dataset_info.json says; of several `data.mix`",
+        _dataset, "`data.path`, `data.format`, `data.columns`, as dataset_info.json says; of several `data.mix`"
     ),
     "eval_dataset": Computed(lambda value, theirs: _dataset(value, theirs, "data.eval_path"), "`data.eval_path`"),
     "dataset_dir": Covered("read to find dataset_info.json"),
-    "template": Chooses({"chatml": {"model.chat_template": "chatml"}}, OTHER_TEMPLATE),
-    "add_tokens": ADDED_TOKENS,
+    "template": Chooses({"chatml": {"model.chat_template": "chatml"}}, shared.OTHER_TEMPLATE),
+    "add_tokens": shared.ADDED_TOKENS,
     "resize_vocab": Covered("the embeddings get a row for every token that is added"),
     "train_on_prompt": Computed(_trained, "false: `data.train_on: responses`; true: `all`"),
     "mask_history": Untranslated("every answer of a chat is trained: give the earlier ones weight: 0 in the rows."),
@@ -298,53 +267,47 @@ _KEYS: Mapping[str, Entry] = {
     "tokenized_path": Untranslated("tokenised rows are kept in a cache of this package: name the rows in data.path."),
     "tool_format": Covered("tools are written by the model's own chat template"),
     "ignore_pad_token_for_loss": Chooses({True: {}}, "padding is never trained here."),
-    "default_system": SYSTEM_PROMPT,
+    "default_system": shared.SYSTEM_PROMPT,
     "enable_thinking": Untranslated(
         "a template of its own decides what it does: data.chat_template_kwargs={enable_thinking: false}.", off=(True,)
     ),
-    "media_dir": TEXT_ONLY,
-    **dict.fromkeys(
-        ("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_min_pixels", "video_fps", "video_maxlen"),
-        TEXT_ONLY,
+    **alike(
+        "media_dir image_max_pixels image_min_pixels video_max_pixels video_min_pixels video_fps video_maxlen "
+        "freeze_vision_tower freeze_multi_modal_projector freeze_language_model",
+        shared.TEXT_ONLY,
     ),
-    **dict.fromkeys(("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model"), TEXT_ONLY),
     # batch
     "per_device_train_batch_size": _BATCH,
     "gradient_accumulation_steps": _BATCH,
     # elsewhere
-    "ray_num_workers": Untranslated(WITHOUT_RAY, off=(1,)),
+    "ray_num_workers": Untranslated(shared.WITHOUT_RAY, off=(1,)),
     "predict_with_generate": Untranslated("evaluation.exact_match=true answers held-out rows."),
     "compute_accuracy": Untranslated("evaluation.exact_match=true counts answers equal to the reference."),
-    "use_swanlab": SWANLAB,
+    "use_swanlab": shared.SWANLAB,
     "infer_backend": Covered("is for inference"),
     "pref_loss": Computed(_loss, "`training.loss_type`, for TRL's losses; orpo is a `method`"),
     "pref_beta": Becomes("training.beta"),
-    "pref_ftx": sft_beside("pref_ftx"),
+    "pref_ftx": shared.sft_beside("pref_ftx"),
     "pref_bco_weight": Untranslated("TRL weighs losses by training.loss_weights.", off=(0,)),
-    "dpo_label_smoothing": Untranslated(SMOOTHED, off=(0,)),
+    "dpo_label_smoothing": Untranslated(shared.SMOOTHED, off=(0,)),
     "kto_chosen_weight": Becomes("training.desirable_weight"),
     "kto_rejected_weight": Becomes("training.undesirable_weight"),
     "simpo_gamma": Covered("belongs to SimPO, which pref_loss says"),
-    **dict.fromkeys(("ref_model", "ref_model_adapters", "ref_model_quantization_bit"), Untranslated(BASE_SERVES)),
-    **dict.fromkeys(
-        (
-            "tensor_model_parallel_size",
-            "pipeline_model_parallel_size",
-            "context_parallel_size",
-            "expert_model_parallel_size",
-            "sequence_parallel",
-        ),
+    **alike("ref_model ref_model_adapters ref_model_quantization_bit", Untranslated(shared.BASE_SERVES)),
+    **alike(
+        "tensor_model_parallel_size pipeline_model_parallel_size context_parallel_size expert_model_parallel_size "
+        "sequence_parallel",
         Untranslated(_MEGATRON, off=(1, False)),
     ),
-    "fp8": FP8,
+    "fp8": shared.FP8,
     "use_kt": Untranslated(_KTRANSFORMERS),
-    "use_llama_pro": Untranslated(ONLY_LORA),
+    "use_llama_pro": Untranslated(shared.ONLY_LORA),
     "ddp_timeout": Becomes("training.ddp_timeout"),
     "use_dora": Becomes("lora.use_dora"),
-    "loraplus_lr_ratio": ONE_RATE,
-    **dict.fromkeys(("use_galore", "use_apollo", "use_badam", "mixture_of_depths"), Untranslated(ONLY_LORA)),
-    **dict.fromkeys(
-        ("use_dft_loss", "use_asft_loss", "use_eaft_loss"),
+    "loraplus_lr_ratio": shared.ONE_RATE,
+    **alike("use_galore use_apollo use_badam mixture_of_depths", Untranslated(shared.ONLY_LORA)),
+    **alike(
+        "use_dft_loss use_asft_loss use_eaft_loss",
         Untranslated("is a loss of LLaMA-Factory's own; training.loss_type takes TRL's."),
     ),
 }
@@ -358,18 +321,16 @@ LLAMA_FACTORY = Tool(
     fields=True,
     method=method_of,
     families={
-        **dict.fromkeys(("galore_", "apollo_", "badam_", "freeze_", "oft_"), Untranslated(ONLY_LORA, off=())),
+        **alike("galore_ apollo_ badam_ freeze_ oft_", Untranslated(shared.ONLY_LORA, off=())),
         "kt_": Untranslated(_KTRANSFORMERS, off=()),
         "pissa_": Untranslated(_BEGINS_AT_ZERO),
-        "asft_": Covered("belongs to a loss of LLaMA-Factory's own"),
-        "eaft_": Covered("belongs to a loss of LLaMA-Factory's own"),
-        "fp8_": FP8,
-        "swanlab_": SWANLAB,
+        **alike("asft_ eaft_", Covered("belongs to a loss of LLaMA-Factory's own")),
+        "fp8_": shared.FP8,
+        "swanlab_": shared.SWANLAB,
         "export_": Covered("says what becomes of a finished model: unsloth-accel merge OUTPUT_DIR writes it"),
-        **dict.fromkeys(("infer_", "vllm_", "sglang_"), Covered("is for inference")),
-        **dict.fromkeys(
-            ("use_distributed_optimizer", "overlap_", "recompute_", "moe_", "bias_", "apply_rope", "use_packed"),
-            Untranslated(_MEGATRON),
+        **alike("infer_ vllm_ sglang_", Covered("is for inference")),
+        **alike(
+            "use_distributed_optimizer overlap_ recompute_ moe_ bias_ apply_rope use_packed", Untranslated(_MEGATRON)
         ),
     },
     defaults={

@@ -13,7 +13,7 @@ from ...errors import counted
 from ...methods import METHODS
 from ..data_mix import OWN, WEIGHT
 from ..lora_fields import WHOLE
-from .keys import Becomes, Chooses, Computed, Covered, Entry, Field, Outcome, Theirs, Untranslated
+from .keys import Becomes, Chooses, Computed, Covered, Entry, Field, Outcome, Theirs, Untranslated, alike
 
 ONLY_LORA = (
     "all weights were trained; this version trains LoRA adapters. The run.yaml trains an adapter in their place, which "
@@ -289,8 +289,8 @@ TRAINER: Mapping[str, Entry] = {
     "resume_from_checkpoint": RESUME,
     "trust_remote_code": Becomes("model.trust_remote_code"),
     "disable_tqdm": Chooses({True: {"logging.progress": False}, False: {}}, "logging.progress is true or false."),
-    **dict.fromkeys(("use_cpu", "no_cuda"), ON_CPU),
-    **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "fsdp_transformer_layer_cls_to_wrap"), SHARDED),
+    **alike("use_cpu no_cuda", ON_CPU),
+    **alike("fsdp fsdp_config deepspeed fsdp_transformer_layer_cls_to_wrap", SHARDED),
     "accelerator_config": Untranslated("the plan writes the accelerate config: unsloth-accel config run.yaml."),
     "parallelism_config": Untranslated(MODEL_PARALLEL),
     "auto_find_batch_size": Untranslated(
@@ -303,8 +303,7 @@ TRAINER: Mapping[str, Entry] = {
     "overwrite_output_dir": Computed(
         _overwrite, "true: `training.overwrite: true`, where the file doesn't go on from a checkpoint"
     ),
-    "evaluation_strategy": field("eval_strategy", how=word),
-    "eval_strategy": field("eval_strategy", how=word),
+    **alike("evaluation_strategy eval_strategy", field("eval_strategy", how=word)),
     "save_strategy": field("save_strategy", how=word),
     "logging_strategy": field("logging_strategy", how=word),
     "warmup_ratio": field("warmup_ratio", "warmup_steps", note="below 1 it is a share of all steps"),
@@ -314,8 +313,7 @@ TRAINER: Mapping[str, Entry] = {
     "save_safetensors": Chooses({True: {}}, "adapters are written as safetensors."),
     "embedding_learning_rate": EMBEDDING_RATE,
     "push_to_hub_model_id": field("hub_model_id"),
-    "hub_token": Untranslated(NO_SECRET),
-    "push_to_hub_token": Untranslated(NO_SECRET),
+    **alike("hub_token push_to_hub_token", Untranslated(NO_SECRET)),
     "local_rank": Covered("set in each process when it is launched"),
     "logging_dir": Covered("logs lie in output_dir"),
     "remove_unused_columns": Covered("columns that are not trained are left out, and named"),

@@ -7,34 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...methods import USUAL_METHOD
-from .keys import Becomes, Chooses, Computed, Covered, Entry, Outcome, Theirs, Tool, Untranslated
-from .shared import (
-    ATTENTION,
-    BASE_SERVES,
-    DOUBLE,
-    DTYPE,
-    NF4,
-    NO_SECRET,
-    ONLY_LORA,
-    OTHER_BASE,
-    OWN_TOKENIZER,
-    REVISION,
-    SYSTEM_PROMPT,
-    TARGETS,
-    TRAINER,
-    UNSLOTHS,
-    WANDB,
-    WHOLE_MODULES,
-    held_out,
-    is_hub_id,
-    method,
-    mixed,
-    modules,
-    part_of,
-    rows_per_step,
-    sft_beside,
-    template_file,
-)
+from . import shared
+from .keys import Becomes, Chooses, Computed, Covered, Entry, Outcome, Theirs, Tool, Untranslated, alike
 from .trl_grpo import KEYS as GRPO
 from .trl_grpo import MARKS, length
 
@@ -57,7 +31,7 @@ def method_of(values: Mapping[str, Any]) -> str:
 
 
 def _method(value: Any, theirs: Theirs) -> Outcome:
-    found = method(name := theirs.method)
+    found = shared.method(name := theirs.method)
     if name == USUAL_METHOD:
         return found
     keys = [key for key in _OWN[name] if key in theirs.values]
@@ -77,9 +51,9 @@ def _mixer(value: Any, theirs: Theirs) -> Outcome:
     shares = dict(value) if isinstance(value, Mapping) else {}
     given = theirs.values.get("dataset_splits")
     train, *test = given if isinstance(given, list) and given else ["train"]
-    parts = [part_of({"data.path": name, "data.split": train}, share) for name, share in shares.items()]
+    parts = [shared.part_of({"data.path": name, "data.split": train}, share) for name, share in shares.items()]
     if len(parts) != 1:
-        found = mixed(parts)
+        found = shared.mixed(parts)
         if not test:
             return found
         return Outcome(found.settings, f"{found.note} Held-out rows: data.eval_fraction.".strip(), translated=False)
@@ -99,17 +73,17 @@ def _mixture(value: Any, theirs: Theirs) -> Outcome:
         found["data.split"] = str(one.get("split", "train"))
         config, share = one.get("config") or one.get("name"), one.get("weight", one.get("fraction"))
         found |= {"data.subset": config} if config not in (None, "default") else {}
-        parts.append(part_of(found, 1 if share is None else share))
+        parts.append(shared.part_of(found, 1 if share is None else share))
     said = [{**one.settings, "data.split": ""} for one in parts]
     whole = not any("[" in str(one.settings["data.split"]) for one in parts)
     if said and whole and all(one == said[0] for one in said):  # splits of one data set
         split = "+".join(str(one.settings["data.split"]) for one in parts)
         made = Outcome({**parts[0].settings, "data.split": split}, parts[0].note, parts[0].translated)
     else:
-        made = parts[0] if len(parts) == 1 else mixed(parts)
+        made = parts[0] if len(parts) == 1 else shared.mixed(parts)
     if not (size := value.get("test_split_size")):
         return made
-    rest = held_out(made.settings, size)
+    rest = shared.held_out(made.settings, size)
     notes = " ".join(note for note in (made.note, rest.note) if note)
     return Outcome({**made.settings, **rest.settings}, notes, made.translated and rest.translated)
 
@@ -117,45 +91,43 @@ def _mixture(value: Any, theirs: Theirs) -> Outcome:
 def _dataset(value: Any, theirs: Theirs) -> Outcome:
     found: dict[str, Any] = {"data.path": value}
     evaluates = theirs.values.get("eval_strategy", theirs.values.get("evaluation_strategy")) not in (None, "no", False)
-    if is_hub_id(value) and evaluates:
+    if shared.is_hub_id(value) and evaluates:
         found["data.eval_path"] = value
     return Outcome(found)
 
 
-_BATCH = rows_per_step("per_device_train_batch_size", "gradient_accumulation_steps", 8)
-_OTHER = Covered("belongs to another training method")
+_BATCH = shared.rows_per_step("per_device_train_batch_size", "gradient_accumulation_steps", 8)
 _KEYS: Mapping[str, Entry] = {
-    **TRAINER,
+    **shared.TRAINER,
     "method": Computed(_method, "`sft`; others are known by keys that only their trainers' configs have"),
     # model
-    "model_name_or_path": Becomes("model.name"),
-    "model_name": Becomes("model.name"),
-    "model_revision": REVISION,
-    "torch_dtype": DTYPE,
-    "dtype": DTYPE,
-    "attn_implementation": Covered(ATTENTION),
+    **alike("model_name_or_path model_name", Becomes("model.name")),
+    "model_revision": shared.REVISION,
+    "torch_dtype": shared.DTYPE,
+    "dtype": shared.DTYPE,
+    "attn_implementation": Covered(shared.ATTENTION),
     "load_in_4bit": Becomes("model.load_in_4bit"),
-    "load_in_8bit": Untranslated(OTHER_BASE),
-    "bnb_4bit_quant_type": NF4,
-    "use_bnb_nested_quant": DOUBLE,
+    "load_in_8bit": Untranslated(shared.OTHER_BASE),
+    "bnb_4bit_quant_type": shared.NF4,
+    "use_bnb_nested_quant": shared.DOUBLE,
     "max_seq_length": Becomes("model.max_seq_length"),
     "max_length": Computed(length, "`model.max_seq_length`; of GRPO, prompt and completion together"),
-    "use_liger_kernel": UNSLOTHS,
+    "use_liger_kernel": shared.UNSLOTHS,
     "use_cache": Covered("no cache of keys is kept in training"),
     "model_init_kwargs": Untranslated(
         "Unsloth loads the model: model.dtype, model.load_in_4bit, model.max_seq_length."
     ),
-    "tokenizer_name_or_path": Untranslated(OWN_TOKENIZER),
+    "tokenizer_name_or_path": Untranslated(shared.OWN_TOKENIZER),
     # adapter
-    "use_peft": Chooses({True: {}}, ONLY_LORA),
+    "use_peft": Chooses({True: {}}, shared.ONLY_LORA),
     "lora_r": Becomes("lora.r"),
     "lora_alpha": Becomes("lora.alpha"),
     "lora_dropout": Becomes("lora.dropout"),
-    "lora_target_modules": TARGETS,
+    "lora_target_modules": shared.TARGETS,
     "use_rslora": Becomes("lora.use_rslora"),
     "use_dora": Becomes("lora.use_dora"),
-    "lora_modules_to_save": WHOLE_MODULES,
-    "lora_target_parameters": Becomes("lora.target_parameters", how=modules, otherwise="a list of names."),
+    "lora_modules_to_save": shared.WHOLE_MODULES,
+    "lora_target_parameters": Becomes("lora.target_parameters", how=shared.modules, otherwise="a list of names."),
     "lora_task_type": Chooses({"CAUSAL_LM": {}}, "this version trains language models."),
     # data
     "dataset_name": Computed(_dataset, "`data.path`"),
@@ -179,26 +151,26 @@ _KEYS: Mapping[str, Entry] = {
     "packing_strategy": Becomes(
         "training.packing_strategy", "ffd is bfd by now", how=lambda value: {"ffd": "bfd"}.get(value, value)
     ),
-    "chat_template": Computed(template_file, "`model.chat_template`: written to a file beside run.yaml"),
+    "chat_template": Computed(shared.template_file, "`model.chat_template`: written to a file beside run.yaml"),
     "eos_token": Untranslated(
         "an answer ends with the token that the chat template writes; the tokenizer's own is kept."
     ),
-    "system_prompt": SYSTEM_PROMPT,
+    "system_prompt": shared.SYSTEM_PROMPT,
     # batch
     "per_device_train_batch_size": _BATCH,
     "gradient_accumulation_steps": _BATCH,
     # elsewhere
     "hub_model_revision": Becomes("training.hub_revision"),
-    "hf_hub_token": Untranslated(NO_SECRET),
-    "wandb_project": Untranslated(WANDB.format("WANDB_PROJECT"), off=()),
-    "wandb_entity": Untranslated(WANDB.format("WANDB_ENTITY"), off=()),
+    "hf_hub_token": Untranslated(shared.NO_SECRET),
+    "wandb_project": Untranslated(shared.WANDB.format("WANDB_PROJECT"), off=()),
+    "wandb_entity": Untranslated(shared.WANDB.format("WANDB_ENTITY"), off=()),
     "callbacks": Untranslated("callbacks are added by a script of your own.", off=([],)),
     "benchmarks": Untranslated("a finished model is measured elsewhere: unsloth-accel merge writes it.", off=([],)),
     **GRPO,
     "loss_type": Computed(_loss_type, "`training.loss_type`, of DPO a list"),
     "max_prompt_length": Covered("TRL cuts a prompt with its answer, and leaves out one of GRPO that is too long"),
-    "ref_model_init_kwargs": Untranslated(BASE_SERVES, off=()),
-    "rpo_alpha": sft_beside("rpo_alpha"),
+    "ref_model_init_kwargs": Untranslated(shared.BASE_SERVES, off=()),
+    "rpo_alpha": shared.sft_beside("rpo_alpha"),
 }
 
 TRL = Tool(

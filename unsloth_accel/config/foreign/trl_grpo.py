@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import counted
-from .keys import Becomes, Computed, Covered, Entry, Outcome, Theirs, Untranslated
+from .keys import Becomes, Computed, Covered, Entry, Outcome, Theirs, Untranslated, alike
 
 MARKS = ("reward_funcs", "num_generations", "max_completion_length", "reward_weights")
 """Keys that no other method's config has."""
@@ -31,12 +31,10 @@ _ARGUMENTS: Mapping[str, Mapping[str, str]] = {
     },
     "repetition_penalty": {"repetition_n_grams": "ngram_size", "repetition_max_penalty": "max_penalty"},
     "code_format": {"code_language": "language"},
-    "soft_overlong_punishment": {
-        "max_completion_len": "max_completion_len",
-        "soft_punish_cache": "soft_punish_cache",
-    },
+    "soft_overlong_punishment": {"max_completion_len": "max_completion_len", "soft_punish_cache": "soft_punish_cache"},
 }
 """open-r1's keys for arguments of its rewards (src/open_r1/configs.py: GRPOScriptArguments), by reward."""
+_ARGUMENT = "an argument of its reward, in rewards.functions; nothing where that is not among them"
 _GONE = "TRL has no such field any more"
 USUAL_PROMPT, USUAL_COMPLETION = 512, 256
 """Tokens that TRL gave a prompt, before it left that out, and gives a completion."""
@@ -89,10 +87,6 @@ def _are_weights(value: Any, count: int) -> bool:
     return len(numbers) == count and numbers == value
 
 
-def _argument(value: Any, theirs: Theirs) -> Outcome:
-    return Outcome(note="an argument of its reward, in rewards.functions; nothing where that is not among them")
-
-
 def _prompt_column(value: Any, theirs: Theirs) -> Outcome:
     if theirs.method != "grpo":
         return Outcome(note="belongs to another training method")
@@ -128,17 +122,17 @@ KEYS: Mapping[str, Entry] = {
     "reward_funcs": Computed(_rewards, "`rewards.functions`, with the weights and arguments of other keys"),
     "reward_weights": Computed(_weights, "weights in `rewards.functions`"),
     **{
-        key: Computed(_argument, f"an argument of `{name}` in `rewards.functions`")
+        key: Covered(_ARGUMENT, f"an argument of `{name}` in `rewards.functions`")
         for name, keys in _ARGUMENTS.items()
         for key in keys
     },
     "dataset_prompt_column": Computed(_prompt_column, "`data.columns: {prompt: …}` and `data.format: question`"),
     "use_vllm": Computed(_vllm, "`training.use_vllm`, of a server"),
-    **dict.fromkeys(("vllm_device", "vllm_dtype", "vllm_max_model_len"), Covered(_GONE)),
+    **alike("vllm_device vllm_dtype vllm_max_model_len", Covered(_GONE)),
     "vllm_gpu_memory_utilization": Covered("only where vLLM runs inside of the processes"),
     "vllm_tensor_parallel_size": Covered("only where vLLM runs inside of the processes"),
-    **dict.fromkeys(
-        ("code_eval_test_batch_size", "code_eval_scoring_mode", "parallel_code_exec_per_proc", "code_provider"),
+    **alike(
+        "code_eval_test_batch_size code_eval_scoring_mode parallel_code_exec_per_proc code_provider",
         Untranslated("rewards that run code are functions of your own: rewards.functions=[my_rewards:run_code]."),
     ),
 }

@@ -14,6 +14,9 @@ from ...files import is_directory
 from . import (  # noqa: F401  (each registers its rules)
     file,
     fsdp_section,
+    fsdp_units,
+    fsdp_versions,
+    fsdp_weights,
     machines,
     other_systems,
     pair,

@@ -7,8 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
+from ...config.commented import as_yaml
 from .document import Document, Finding, Repair
 
 Edit = tuple[int, int, str]
@@ -84,5 +83,5 @@ def _addition(document: Document, repair: Repair) -> Edit | None:
 def _written(value: Any, in_json: bool, spaced: bool = False) -> str:
     if in_json:
         return json.dumps(value)
-    text = yaml.safe_dump(value, width=1000, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
+    text = as_yaml(value)
     return f" {text}" if spaced and not re.match(r"\s", text) else text

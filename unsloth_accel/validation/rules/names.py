@@ -94,25 +94,26 @@ NESTED_KEYS = {
     },
 }
 
-DECODER_LAYERS = (
-    *("LlamaDecoderLayer", "Llama4TextDecoderLayer", "MistralDecoderLayer", "Ministral3DecoderLayer"),
-    *("MixtralDecoderLayer", "Qwen2DecoderLayer", "Qwen2MoeDecoderLayer", "Qwen2VLDecoderLayer"),
-    *("Qwen2_5_VLDecoderLayer", "Qwen3DecoderLayer", "Qwen3MoeDecoderLayer", "Qwen3NextDecoderLayer"),
-    "Qwen3VLTextDecoderLayer",
-    *("GemmaDecoderLayer", "Gemma2DecoderLayer", "Gemma3DecoderLayer", "Gemma3nTextDecoderLayer", "PhiDecoderLayer"),
-    *("Phi3DecoderLayer", "CohereDecoderLayer", "Cohere2DecoderLayer", "GraniteDecoderLayer", "GraniteMoeDecoderLayer"),
-    *("FalconDecoderLayer", "FalconH1DecoderLayer", "GptOssDecoderLayer", "GlmDecoderLayer", "Glm4DecoderLayer"),
-    *("OlmoDecoderLayer", "Olmo2DecoderLayer", "Olmo3DecoderLayer", "OlmoeDecoderLayer", "SmolLM3DecoderLayer"),
-    *("DeepseekV2DecoderLayer", "DeepseekV3DecoderLayer", "Starcoder2DecoderLayer", "StableLmDecoderLayer"),
-    *("GPTNeoXLayer", "GPT2Block", "BloomBlock", "OPTDecoderLayer", "MptBlock", "Lfm2DecoderLayer"),
-)
-"""Decoder blocks of common models; any other is looked up in the installed transformers."""
+_OTHER_LAYERS = {
+    *("Llama4TextDecoderLayer", "Ministral3DecoderLayer", "Qwen2MoeDecoderLayer", "Qwen2VLDecoderLayer"),
+    *("Qwen2_5_VLDecoderLayer", "Qwen3NextDecoderLayer", "Qwen3VLTextDecoderLayer", "Gemma3nTextDecoderLayer"),
+    *("CohereDecoderLayer", "Cohere2DecoderLayer", "GraniteDecoderLayer", "GraniteMoeDecoderLayer"),
+    *("FalconDecoderLayer", "FalconH1DecoderLayer", "GlmDecoderLayer", "Glm4DecoderLayer", "OlmoDecoderLayer"),
+    *("Olmo2DecoderLayer", "Olmo3DecoderLayer", "OlmoeDecoderLayer", "SmolLM3DecoderLayer", "DeepseekV2DecoderLayer"),
+    *("DeepseekV3DecoderLayer", "Starcoder2DecoderLayer", "StableLmDecoderLayer", "GPTNeoXLayer", "GPT2Block"),
+    *("BloomBlock", "OPTDecoderLayer", "MptBlock", "Lfm2DecoderLayer"),
+}
+
+
+def decoder_layers() -> set[str]:
+    """Return the decoder blocks of common models; any other is looked up in the installed transformers."""
+    return _OTHER_LAYERS | {family.decoder_layer_class for family in ARCHITECTURES}
 
 
 @functools.cache
 def layer_exists(name: str) -> bool | None:
     """Return whether transformers has a class `name`; None where it is not installed. Imports nothing."""
-    if name in DECODER_LAYERS or any(family.decoder_layer_class == name for family in ARCHITECTURES):
+    if name in decoder_layers():
         return True
     models = _models()
     if models is None:

@@ -49,13 +49,7 @@ def rule(
 
 
 def add_rule(
-    id: str,
-    check: Check,
-    happens: str,
-    reference: str,
-    severity: Severity,
-    on: tuple[Kind, ...],
-    usual: str = "",
+    id: str, check: Check, happens: str, reference: str, severity: Severity, on: tuple[Kind, ...], usual: str = ""
 ) -> None:
     """Register a check without a docstring, one of several that differ only in what they say."""
     if id in RULES or not happens or not reference:

@@ -163,10 +163,7 @@ def run_optimizer_arguments(config: Document) -> Iterator[Finding]:
 
 _FILLED = {"optimizer", "num_warmup_steps", "num_training_steps"}
 """Parameters that `get_scheduler` gives."""
-_NEEDED = {
-    "cosine_with_min_lr": "min_lr_rate: 0.1",
-    "cosine_warmup_with_min_lr": "min_lr_rate: 0.1",
-}
+_NEEDED = {"cosine_with_min_lr": "min_lr_rate: 0.1", "cosine_warmup_with_min_lr": "min_lr_rate: 0.1"}
 """Schedulers that need one of two arguments, and one of them: their functions give both a default, and raise."""
 _EXAMPLES = {"num_decay_steps": 100}
 _PLATEAU = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "min_lr", "eps")

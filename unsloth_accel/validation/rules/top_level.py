@@ -6,17 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...errors import close_match, nearest
+from . import names
 from .document import Document, Finding, Repair, is_whole, truth
-from .names import (
-    DISTRIBUTED_TYPES,
-    ENVIRONMENTS,
-    NESTED_KEYS,
-    OLD_KEYS,
-    PRECISIONS,
-    SAGEMAKER_KEYS,
-    SAGEMAKER_TYPES,
-    TOP_LEVEL_KEYS,
-)
 from .rule_registry import rule
 from .trying import choice, leads_astray
 
@@ -27,9 +18,9 @@ def unknown_key(config: Document) -> Iterator[Finding]:
 
     Reference: accelerate/commands/config/config_args.py: BaseConfig.from_yaml_file; held true by a test.
     """
-    known = TOP_LEVEL_KEYS if config.local else SAGEMAKER_KEYS
+    known = names.TOP_LEVEL_KEYS if config.local else names.SAGEMAKER_KEYS
     told = {finding.key for finding in config.found.get("key-not-text", ())}
-    for key in set(config.values) - known - OLD_KEYS - told:
+    for key in set(config.values) - known - names.OLD_KEYS - told:
         consequence = "unknown key; accelerate refuses the file."
         if key.startswith("fsdp_"):
             yield config.problem(key, consequence, f"move it below fsdp_config as {key}")
@@ -44,9 +35,10 @@ def compute_environment_unknown(config: Document) -> Iterator[Finding]:
     Reference: accelerate/commands/config/config_args.py: load_config_from_file; held true by a test.
     """
     value = config.get("compute_environment", "LOCAL_MACHINE")
-    if value not in ENVIRONMENTS:
+    if value not in names.ENVIRONMENTS:
         consequence = "accelerate takes it for a SageMaker config and refuses the other keys."
-        repair = Repair(kind="set", key="compute_environment", value=close_match(str(value).upper(), ENVIRONMENTS))
+        near = close_match(str(value).upper(), names.ENVIRONMENTS)
+        repair = Repair(kind="set", key="compute_environment", value=near)
         yield config.problem("compute_environment", consequence, "compute_environment: LOCAL_MACHINE", repair)
 
 
@@ -73,7 +65,7 @@ def distributed_type_unknown(config: Document) -> Iterator[Finding]:
 
     Reference: accelerate/commands/config/config_args.py: BaseConfig.__post_init__; held true by a test.
     """
-    known = DISTRIBUTED_TYPES if config.local else SAGEMAKER_TYPES
+    known = names.DISTRIBUTED_TYPES if config.local else names.SAGEMAKER_TYPES
     if config.type is not None and config.type is not False and config.type not in known:
         yield config.unknown_word("distributed_type", known, "accelerate knows no such type.")
 
@@ -108,10 +100,10 @@ def mixed_precision_unknown(config: Document) -> Iterator[Finding]:
     test.
     """
     value = config.get("mixed_precision")
-    if value is None or value is False or str(value).lower() in PRECISIONS:
+    if value is None or value is False or str(value).lower() in names.PRECISIONS:
         return
     near = {"bfloat16": "bf16", "float16": "fp16", "float32": "no", "fp32": "no", "half": "fp16"}.get(str(value))
-    fix = f"mixed_precision: {near!r}" if near else nearest(str(value), PRECISIONS)
+    fix = f"mixed_precision: {near!r}" if near else nearest(str(value), names.PRECISIONS)
     repair = Repair(kind="set", key="mixed_precision", value=near)
     yield config.problem("mixed_precision", "accelerate knows no such precision.", fix, repair)
 
@@ -208,7 +200,7 @@ def section_not_a_mapping(config: Document) -> Iterator[Finding]:
     Reference: accelerate/commands/launch.py: _validate_launch_command, `if isinstance(attr, dict)`; launch_command,
     `defaults.deepspeed_config.keys()`; held true by a test.
     """
-    for key in ("fsdp_config", *NESTED_KEYS):
+    for key in ("fsdp_config", *names.NESTED_KEYS):
         value = config.get(key)
         if value is not None and not isinstance(value, dict):
             consequence = "is not a section with keys, so accelerate drops it silently."

@@ -21,6 +21,8 @@ from ctypes import CDLL, Structure, byref, c_char_p, c_int, c_size_t, c_ubyte, c
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ....hardware.ranks import of_every_rank
+
 if TYPE_CHECKING:
     import torch
 
@@ -216,11 +218,8 @@ def agreeing() -> Iterator[None]:
         yield
     except (MappingError, OSError, RuntimeError) as error:
         own = f"rank {dist.get_rank()}: {error}"
-    everyone: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, own)
-    told = [one for one in everyone if one is not None]
-    if told:
-        raise MappingError(told[0])
+    if told := next(filter(None, of_every_rank(own)), None):
+        raise MappingError(told)
 
 
 class Mapping:

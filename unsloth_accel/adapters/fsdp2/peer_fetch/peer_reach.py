@@ -6,6 +6,7 @@ import os
 import socket
 import warnings
 
+from ....hardware.ranks import of_every_rank
 from ... import environment
 from .mapped_memory import Cuda, Mapping, MappingError, Memory
 
@@ -81,10 +82,4 @@ def cuda_memory() -> Memory:
 
 def agreed(reason: str | None) -> str | None:
     """Return the first rank's obstacle, on every rank; ranks that fetch and ranks that gather would deadlock."""
-    import torch.distributed as dist
-
-    if not dist.is_initialized():
-        return reason
-    everyone: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, reason)
-    return next((other for other in everyone if other is not None), None)
+    return next((other for other in of_every_rank(reason) if other is not None), None)
