@@ -1,49 +1,61 @@
-"""A generation server: found wanting before anything is trained, by a real one in a thread."""
+"""A generation server: found wanting before anything is trained, by a stand-in that answers as a real one did."""
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
 from unsloth_accel.data.generation_server import server_problems_of
 
-MODEL = "org/model"
+RECORDED = json.loads((Path(__file__).parents[1] / "fixtures" / "vllm_server.json").read_text(encoding="utf-8"))
+"""What a server of vLLM 0.32 answered, on a CPU, by how it was started."""
+MODEL: str = RECORDED["model"]
+HERE = os.path.dirname(os.path.abspath(__file__))
+INFO = "/server_info?config_format=json"
+EVERY_FLAG = "vllm serve /models/SmolLM2-135M-Instruct --weight-transfer-config"
 
 
 class Server(BaseHTTPRequestHandler):
     """vLLM's endpoints that TRL's client asks first."""
 
     answers: ClassVar[dict[str, Any]] = {}
+    info_takes = 0.0
 
     def do_GET(self) -> None:
-        answer = self.answers.get(self.path)
-        self.send_response(404 if answer is None else 200)
+        if self.path == INFO:
+            time.sleep(self.info_takes)
+        status, body = self.answers.get(self.path, (404, {"detail": "Not Found"}))
+        self.send_response(status)
         self.end_headers()
-        self.wfile.write(json.dumps(answer).encode())
+        self.wfile.write(json.dumps(body).encode() if body else b"")
 
     def log_message(self, *args: Any) -> None:
         pass
 
 
-def info(transfers: Any = {"backend": "nccl"}, noted: str = "processed_logprobs") -> dict[str, Any]:  # noqa: B006
-    """What vLLM 0.33 says of its flags."""
-    config = {"weight_transfer_config": transfers, "model_config": {"logprobs_mode": noted}}
-    return {"/server_info?config_format=json": {"vllm_config": config}}
+def started(how: str, device: str = "cuda", **answers: Any) -> dict[str, Any]:
+    """Answers of a server that was started so, as it would give them on a GPU, with other `answers` by path."""
+    found: dict[str, Any] = copy.deepcopy(RECORDED["answers"][how]) | answers
+    if found.get(INFO, [404])[0] == 200 and isinstance(found[INFO][1], dict):
+        found[INFO][1]["vllm_config"]["device_config"]["device"] = device
+    return found
 
 
 @pytest.fixture
 def address(request: pytest.FixtureRequest) -> Iterator[str]:
-    answers = {"/health": {}, "/v1/models": {"data": [{"id": MODEL}]}, "/get_world_size": {"world_size": 1}}
-    answers |= getattr(request, "param", {})
-    kind = type("Answering", (Server,), {"answers": answers})
+    kind = type("Answering", (Server,), {"answers": getattr(request, "param", started("every_flag"))})
     server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
@@ -51,12 +63,23 @@ def address(request: pytest.FixtureRequest) -> Iterator[str]:
     server.server_close()
 
 
-def problems(address: str, **more: Any) -> list[str]:
+def problems(address: str, model: str = MODEL, longest: int | None = None, **more: Any) -> list[str]:
     fields = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": address} | more
-    return [str(problem) for problem in server_problems_of(fields, MODEL)]
+    return [str(problem) for problem in server_problems_of(fields, model, longest)]
 
 
-@pytest.mark.parametrize("address", [{}, info(), {"/server_info?config_format=json": ["text"]}], indirect=True)
+@pytest.mark.parametrize(
+    "address",
+    [
+        started("every_flag"),
+        started("without_max_logprobs"),  # GRPO asks for the written token's alone
+        started("without_logprobs_mode"),  # drawn at temperature 1 raw ones are the same
+        started("named"),  # TRL asks by the first name, whatever it is
+        started("every_flag", **{INFO: [404, {"detail": "Not Found"}]}),
+        started("every_flag", **{INFO: [200, ["text"]]}),
+    ],
+    indirect=True,
+)
 def test_a_server_that_can_be_used_is_no_problem(address: str) -> None:
     assert problems(address) == []
     host, _, port = address.removeprefix("http://").partition(":")
@@ -67,19 +90,54 @@ def test_a_server_that_can_be_used_is_no_problem(address: str) -> None:
 @pytest.mark.parametrize(
     ("address", "told"),
     [
-        ({"/health": None}, "no server answers at"),
-        ({"/v1/models": {"data": [{"id": "org/other"}]}}, "serves org/other, and org/model is trained"),
-        ({"/v1/models": {"data": []}}, "serves no model"),
-        ({"/get_world_size": None}, "takes no weights (status 404 at /get_world_size)"),
-        (info(transfers=None), "was started without --weight-transfer-config"),
-        (info(noted="raw_logprobs"), "has --logprobs-mode raw_logprobs"),
+        (started("every_flag", **{"/health": [503, ""]}), "no server answers at"),
+        (started("api_key"), "(status 401 at /v1/models)"),
+        (started("every_flag", **{"/v1/models": [200, {"data": [{"id": "org/other"}]}]}), "serves org/other, and /mod"),
+        (started("every_flag", **{"/v1/models": [200, {"data": []}]}), "serves no model"),
+        (started("every_flag", **{"/v1/models": [200, {"object": "list"}]}), "no server answers at"),
+        (started("without_dev_mode"), "takes no weights (status 404 at /get_world_size)"),
+        (started("without_transfers"), "was started without --weight-transfer-config"),
+        (started("ipc"), "takes weights by ipc, and TRL sends them by nccl"),
+        (started("every_flag", device="cpu"), "runs on a CPU, and TRL sends weights by NCCL"),
     ],
     indirect=["address"],
 )
 def test_a_server_that_can_not_be_used_is_told_with_its_start(address: str, told: str) -> None:
     (problem,) = problems(address)
     assert told in problem
-    assert "vllm serve org/model --weight-transfer-config" in problem
+    assert EVERY_FLAG in problem
+
+
+@pytest.mark.parametrize("address", [started("without_logprobs_mode")], indirect=True)
+def test_raw_probabilities_are_told_where_they_differ_and_are_used(address: str) -> None:
+    (problem,) = problems(address, temperature=0.7)
+    assert "has --logprobs-mode raw_logprobs" in problem
+    assert len(problems(address, generation_kwargs={"frequency_penalty": 0.5})) == 1
+    assert problems(address, temperature=0.7, vllm_importance_sampling_correction=False) == []
+
+
+def test_a_server_with_too_little_room_is_warned_of(address: str) -> None:
+    assert problems(address, longest=512) == []
+    (problem,) = problems(address, longest=2048)
+    assert problem.startswith("warning")
+    assert "has room for 512 tokens" in problem
+    assert "--max-model-len 2048, or train with model.max_seq_length: 512" in problem
+    assert len(problems(address, max_completion_length=512)) == 1
+
+
+@pytest.mark.parametrize(
+    "address", [started("every_flag", **{"/v1/models": [200, {"data": [{"id": HERE}]}]})], indirect=True
+)
+def test_a_directory_is_the_same_by_whichever_path(address: str) -> None:
+    assert problems(address, model=os.path.relpath(HERE)) == []
+    assert len(problems(address, model=os.path.dirname(HERE))) == 1
+
+
+@pytest.mark.parametrize("address", [started("without_transfers")], indirect=True)
+def test_a_server_may_take_its_time_to_say_how_it_was_started(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Server, "info_takes", 0.6)
+    monkeypatch.setattr("unsloth_accel.data.generation_server.PATIENCE", 0.3)
+    assert len(problems(address)) == 1
 
 
 def test_where_nothing_listens_that_is_told() -> None:

@@ -150,6 +150,13 @@ def test_weights_that_are_divided_are_not_sent_to_a_server(prompts: dict[str, An
     assert all("whole weights" in one.reason for one in decided.rejected if one.strategy.startswith("fsdp2"))
 
 
+def test_weights_are_not_sent_to_a_server_from_a_cpu(prompts: dict[str, Any]) -> None:
+    served = {"use_vllm": True, "vllm_mode": "server"}
+    with pytest.raises(ConfigError, match=r"use_vllm=True: sends.*by NCCL, from a GPU.*training\.use_vllm=false"):
+        make(prompts, Hardware.parse("cpu"), training=served)
+    make(prompts, Hardware.parse("cpu"), training={"use_vllm": True, "vllm_mode": "colocate"})
+
+
 def test_completions_take_memory_and_seconds(prompts: dict[str, Any]) -> None:
     cards = Hardware.parse("2xH100-80GB")
     one = {"per_device_train_batch_size": 1}  # so that training takes less than the cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from dataclasses import replace
@@ -203,6 +204,20 @@ def test_liger_kernels_need_their_package(description: dict[str, Any], monkeypat
     assert "liger-kernel, which is not installed" in str(found)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     assert input_problems(run) == []
+
+
+def test_a_server_needs_vllm_where_it_trains_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
+    nobody = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": "http://127.0.0.1:9"}
+    values = {"model": {"name": str(tmp_path)}, "data": {"path": str(tmp_path / "rows.jsonl")}, "training": nobody}
+    more = {"method": "grpo", "rewards": {"functions": ["format"]}, "output_dir": str(tmp_path / "out")}
+    run = from_dict(values | more)
+    told = [str(one) for one in input_problems(run) if one.key.startswith("training.")]
+    assert any("package vllm where it trains, too" in one for one in told)
+    assert any("no server answers at http://127.0.0.1:9" in one for one in told)
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "vllm" else found(name))
+    assert not any("package vllm" in str(one) for one in input_problems(run))
 
 
 def test_four_bit_needs_bitsandbytes(description: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

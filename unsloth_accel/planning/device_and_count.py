@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 from ..config.run_config import RunConfig
+from ..config.trainer_settings import settings
 from ..errors import Problem, counted
 from ..hardware.device import Device
 from ..hardware.hardware import Hardware
 from ..hardware.parse import MOST_GPUS
+from ..methods import METHODS
 from ..strategies import STRATEGIES, usual
 from .options import free_gib
 from .ways import Refused, Way
@@ -24,14 +26,23 @@ def device_of(run: RunConfig, hardware: Hardware, reasons: list[str]) -> Literal
         problem = Problem(key="distributed.device", value=asked, consequence=consequence, fix="")
         raise Refused(problem, [[Way(changes={"distributed.device": "cpu"})]], "make a GPU visible")
     if asked == "cpu" or not hardware.devices:
-        if run.training.get("activation_offloading"):
-            consequence = "moves activations from a GPU to the host, and there is no GPU: every process fails."
-            key = "training.activation_offloading"
-            raise Refused(Problem(key=key, value=True, consequence=consequence, fix=""), [[Way(changes={key: False})]])
+        for name, consequence in _needs_gpu(run).items():
+            if run.training.get(name):
+                problem = Problem(key=f"training.{name}", value=True, consequence=consequence, fix="")
+                raise Refused(problem, [[Way(changes={f"training.{name}": False})]])
         why = "distributed.device is cpu" if asked == "cpu" else f"no GPU is visible ({hardware.reason})"
         reasons.append(f"device cpu: {why}.")
         return "cpu"
     return "cuda"
+
+
+def _needs_gpu(run: RunConfig) -> dict[str, str]:
+    """Return what each field that is refused without a GPU would do there."""
+    moves = "moves activations from a GPU to the host, and there is no GPU: every process fails."
+    found = {"activation_offloading": moves}
+    if METHODS[run.method].generates and settings(run).get("vllm_mode") == "server":
+        found["use_vllm"] = "sends weights to the server by NCCL, from a GPU, and there is none: TRL's client stops."
+    return found
 
 
 def count_of(run: RunConfig, hardware: Hardware, device: str, reasons: list[str]) -> int:

@@ -60,7 +60,7 @@ def input_problems(run: RunConfig) -> list[Problem]:
     if run.data.response_marker and TRAIN in rows:
         problems += _marker_problems(run, rows[TRAIN])
     if METHODS[run.method].generates:
-        problems += server_problems_of(settings(run), run.model.name)
+        problems += [*_vllm_problems(run), *server_problems_of(settings(run), run.model.name, run.model.max_seq_length)]
     if run.evaluation.exact_match and HELD_OUT in rows:
         problems += exact_match_problems(rows[HELD_OUT])
     problems += [*model_fit_problems(run), *vocabulary_problems(run, rows), *reward_problems(run, rows)]
@@ -279,6 +279,16 @@ def _all_cached(run: RunConfig, device: str) -> list[tuple[str, Kind]]:
 def _copy_loaded(name: str, run: RunConfig, device: str) -> str | None:
     """Return the hub id that Unsloth loads in the place of `name`; None where it loads `name` itself."""
     return None if device == "cpu" else copy_loaded(name, in_4bit=run.model.load_in_4bit)
+
+
+def _vllm_problems(run: RunConfig) -> list[Problem]:
+    if not run.training.get("use_vllm") or importlib.util.find_spec("vllm") is not None:
+        return []
+    consequence = (
+        "needs the package vllm where it trains, too, by which TRL's client sends weights; it is not installed."
+    )
+    fix = "pip install 'trl[vllm]', or training.use_vllm=false"
+    return [Problem(key="training.use_vllm", value=True, consequence=consequence, fix=fix)]
 
 
 def _bitsandbytes_problems(key: str, value: Any) -> list[Problem]:
