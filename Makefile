@@ -29,7 +29,7 @@ TORCH_CPU := torch
 # both would have nothing to run. They need no more than torch, which is there.
 SHARDING_CPU := triton bitsandbytes
 
-.PHONY: quickstart test lint configs docs install
+.PHONY: quickstart test pytest lint configs docs install
 install: $(INSTALLED)
 
 $(INSTALLED): setup.cfg constraints.txt Makefile
@@ -52,9 +52,10 @@ $(MODEL)/config.json: | $(INSTALLED)
 quickstart: $(INSTALLED) $(MODEL)/config.json
 	$(BIN)/unsloth-accel launch examples/configs/quickstart.yaml training.overwrite=true
 
-test: $(INSTALLED) $(MODEL)/config.json lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not alone"
-	$(BIN)/python -m pytest -m alone
+test: lint pytest
+
+pytest: $(INSTALLED) $(MODEL)/config.json
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

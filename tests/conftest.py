@@ -373,6 +373,17 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def uncompiled(tiny: Path) -> Iterator[None]:
+    """Launches of this file go without what costs most of their time and isn't tested there: compiling, and what
+    scripts/plain_trl leaves out. The server of forks, which `tiny` starts, is none of them."""
+    paths = [str(SCRIPTS / "plain_trl"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        patch.setenv("TORCH_COMPILE_DISABLE", "1")
+        yield
+
+
 @pytest.fixture
 def cli() -> Run:
     """Run `unsloth-accel` in a process of its own, in the project's directory; with `forked`, one of `fork_server`."""

@@ -274,6 +274,8 @@ if __name__ == "__main__":
     # Which distribution has which module: trl asks when it is imported, a fifth of a second, the same for all.
     metadata.packages_distributions = functools.cache(metadata.packages_distributions)
     metadata.packages_distributions()
+    # And transformers which tensors of a checkpoint have other names in its models: of a rank's second a tenth.
+    importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")
     leave_what_is_shared()
     gc.collect()
     gc.freeze()

@@ -107,7 +107,7 @@ def test_a_worker_waits_at_its_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     time.sleep(0.3)
     assert not trained
     gate.touch()
-    thread.join(timeout=10)
+    thread.join(timeout=60)
     assert trained == [("run.yaml",)]
     assert (tmp_path / "gate.ready-0").is_file()
 
@@ -142,13 +142,13 @@ def test_what_a_check_started_is_found_and_ended(tmp_path: Path) -> None:
     try:
         when = fault_checks.strike(tmp_path / "out", 1, signal.SIGSTOP)
         stopped = psutil.Process(started[1].pid)
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while stopped.status() != psutil.STATUS_STOPPED and time.monotonic() < until:
             time.sleep(0.01)
         assert stopped.status() == psutil.STATUS_STOPPED
-        assert abs(when() - time.time()) < 20
+        assert abs(when() - time.time()) < 60
         assert len(fault_checks.end(tmp_path / "out")) == 2
-        assert [one.wait(20) for one in started] == [-signal.SIGKILL] * 2
+        assert [one.wait(60) for one in started] == [-signal.SIGKILL] * 2
         assert fault_checks.end(tmp_path / "out") == []
         assert other.poll() is None
     finally:

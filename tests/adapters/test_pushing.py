@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,16 +126,17 @@ def test_pushes_at_checkpoints(hub: FakeHub, tmp_path: Path, strategy: str, fold
         assert files["last-checkpoint/optimizer.pt"] == b"checkpoint-4: optimizer.pt"
 
 
-@pytest.mark.alone
 def test_training_does_not_wait_for_a_push(hub: FakeHub, tmp_path: Path) -> None:
     """Nor does a second one begin while the first is on its way, but with hub_always_push."""
     hub.hold.clear()
+    later = threading.Timer(60, hub.hold.set)
+    later.start()
     often, always = pushes_to(), pushes_to(hub_model_id="someone/other", hub_always_push=True)
-    started = time.perf_counter()
     for pushes in (often, always):
         saved(pushes, tmp_path, 2)
         saved(pushes, tmp_path, 4)
-    assert time.perf_counter() - started < 1
+    assert not hub.hold.is_set(), "it waited until the Hub took them"
+    later.cancel()
     hub.hold.set()
     adapter = written(tmp_path / "adapter")
     assert all("error" not in one.finish(adapter, 6) for one in (often, always))
@@ -247,7 +248,7 @@ def test_an_upload_that_hangs_holds_no_process(tmp_path: Path) -> None:
     place = Path(__file__).resolve().parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (place, place.parent, ROOT)))}
     words = [sys.executable, "-c", HANGING, str(tmp_path / "adapter")]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "the Hub has not answered for 1 s" in done.stdout
     assert done.stdout.endswith("True\n"), "it goes on"

@@ -13,7 +13,7 @@ import fork_server
 import pytest
 from conftest import ROOT, SCRIPTS, Run, adapter, cli_command, steps, variable_rows, write_small_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("uncompiled")]
 STRATEGIES = ["ddp", *(["fsdp2_native"] if importlib.util.find_spec("triton") else [])]
 """Unsloth's sharding imports triton, also on a CPU."""
 

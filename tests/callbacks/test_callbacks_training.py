@@ -15,7 +15,7 @@ from conftest import ROOT, SCRIPTS, cli_command, variable_rows, write_yaml
 from unsloth_accel.report.run_record import read_lines
 
 pytestmark = pytest.mark.slow
-SLEEP = 0.15
+SLEEP = 0.4
 """Seconds per step, as in train_with_fault.py."""
 
 
@@ -50,7 +50,6 @@ def lines(out: Path, rank: int, event: str) -> list[dict[str, Any]]:
     return [line for line in read_lines(out / "logs" / f"rank-{rank}.jsonl") if line["event"] == event]
 
 
-@pytest.mark.alone
 def test_a_slow_rank_is_named_with_its_cause(tiny: Path, tmp_path: Path) -> None:
     """Slow in its loader up to step 13, then in its forward pass, its optimizer and a callback for ten steps each: the
     other rank waits as long, and each time is told with its share."""
@@ -89,7 +88,7 @@ def test_a_slow_rank_is_named_with_its_cause(tiny: Path, tmp_path: Path) -> None
     assert summary["tokens"] == logged[-1]["num_input_tokens_seen"]
     reported = [json.loads(text) for text in (tmp_path / "reported.jsonl").read_text().splitlines()]
     compared = [line for line in reported if "tokens_per_second" in line]
-    assert 2 <= len(compared) < 44  # steps of a tenth of a second share an exchange
+    assert 2 <= len(compared) < 44  # steps of less than half a second share an exchange
     assert all({"data_share", "callbacks_share", "wait_share", "host_gib", "loss"} <= line.keys() for line in compared)
     assert lines(tmp_path, 1, "start")[0]["world_size"] == 2
     assert lines(tmp_path, 1, "end")[0]["status"] == "finished"

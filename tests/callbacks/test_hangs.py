@@ -16,7 +16,7 @@ from conftest import CPU_DDP, ROOT, SCRIPTS, accelerate_launch, cli_command, var
 
 from unsloth_accel.report.run_record import read_lines
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 
 def test_a_stopped_rank_is_named_and_a_slow_one_is_not(tiny: Path, tmp_path: Path) -> None:

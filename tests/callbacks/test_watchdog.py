@@ -287,7 +287,7 @@ def test_a_rank_that_is_stopped_from_outside_leaves_no_heartbeat(
     monkeypatch.setattr(heartbeat, "_own", None)
     monkeypatch.setattr(REQUEST, "_tell", [])
     watch_ranks._begin(files, RankLog(None, 0), 2, None, str, whole_run=True, aloud=False)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not files.heartbeat(0).exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)

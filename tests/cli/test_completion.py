@@ -46,7 +46,7 @@ def complete(script: Path, *words: str, directory: Path | None = None) -> list[s
     "${{registered[1]}}" unsloth-accel {shlex.quote(words[-1])} {shlex.quote(["unsloth-accel", *words][-2])}
     printf '%s\\n' "${{COMPREPLY[@]}}"
     """
-    said = subprocess.run(["bash", "--norc", "-c", code], cwd=directory, capture_output=True, text=True, timeout=30)
+    said = subprocess.run(["bash", "--norc", "-c", code], cwd=directory, capture_output=True, text=True, timeout=300)
     assert said.stderr == ""
     return said.stdout.split()
 
@@ -58,7 +58,7 @@ def options(command: str) -> set[str]:
 
 
 def test_bash_accepts_the_script(script: Path) -> None:
-    said = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, timeout=30)
+    said = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, timeout=300)
     assert (said.returncode, said.stderr) == (0, "")
 
 

@@ -107,7 +107,7 @@ def test_a_script_that_fails(config: str, failing: str, tmp_path: Path) -> None:
     words = ["launch", "--config_file", file, "--num_cpu_threads_per_process", "1", SCRIPTS / "failing_ranks.py"]
     variables = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = cli_command(*words, *failing.split())
-    done = fork_server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=variables)
+    done = fork_server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=variables)
     assert done.returncode == 1
     told, besides = parts(done.stderr)
     rank = besides[-1].removeprefix("unsloth-accel: rank ").partition(" ")[0]

@@ -246,7 +246,7 @@ def test_ranks_that_outlive_their_launcher_keep_it(
 def test_a_rank_may_be_quicker_than_its_launch(tmp_path: Path) -> None:
     """Where nothing of ours launched them: rank 0 takes the lock and the others wait for it."""
     left(tmp_path)
-    rank = threading.Thread(target=Lock(tmp_path, "of process 7").join, args=(5.0,))
+    rank = threading.Thread(target=Lock(tmp_path, "of process 7").join, args=(60.0,))
     rank.start()
     time.sleep(0.3)
     with locked(tmp_path, "of process 7"):
@@ -405,10 +405,10 @@ def end_all(file: Path, *suspended: psutil.Process) -> None:
     for process in (*suspended, *left):
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs([*suspended, *left], timeout=20)
+    psutil.wait_procs([*suspended, *left], timeout=60)
 
 
-def until_a_checkpoint(out: Path, launcher: subprocess.Popen[bytes], seconds: float = 120) -> None:
+def until_a_checkpoint(out: Path, launcher: subprocess.Popen[bytes], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not newest(out)[0]:
         assert launcher.poll() is None, launcher.returncode
@@ -438,7 +438,7 @@ def test_two_launches_into_one_directory(tiny: Path, tmp_path: Path) -> None:
     command = cli_command("launch", file)
 
     def launched(*overrides: str) -> subprocess.CompletedProcess[str]:
-        return fork_server.run([*command, *overrides], capture_output=True, text=True, timeout=100, **place)
+        return fork_server.run([*command, *overrides], capture_output=True, text=True, timeout=400, **place)
 
     with fork_server.forked():
         first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, **place)

@@ -6,6 +6,7 @@ The direct block asks for four GPUs, and runs in as many processes.
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,13 +59,25 @@ def migrated(block: str, model: Path) -> str:
     return block
 
 
+def ends_soon(model: Path, place: Path) -> Path:
+    """The model with an end of its answer as likely as not at each token: else the block's 256 take half a minute."""
+    from safetensors.torch import load_file, save_file
+
+    made = Path(shutil.copytree(model, place / "model"))
+    weights = load_file(made / "model.safetensors")
+    weights["lm_head.weight"][2] *= 500  # <|im_end|>
+    save_file(weights, made / "model.safetensors", {"format": "pt"})
+    return made
+
+
 @pytest.mark.parametrize(
     ("block", "processes", "steps"), [(HOOK, 2, 6), (GRPO, 2, None), (DIRECT, 4, 2)], ids=["hook", "grpo", "direct"]
 )
 def test_a_readmes_block_trains(
     block: str, processes: int, steps: int | None, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, _, rest = migrated(block, tiny).partition("\n")
+    model = ends_soon(tiny, tmp_path) if block is GRPO else tiny
+    first, _, rest = migrated(block, model).partition("\n")
     second, _, rest = rest.partition("\n")
     script = tmp_path / "script.py"
     script.write_text("\n".join([first, second, BEFORE[block], rest, AFTER]), encoding="utf-8")

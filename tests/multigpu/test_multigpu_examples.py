@@ -1,6 +1,5 @@
 """The examples of the interface as a new user runs them: by plain python, then by the command that it prints."""
 
-import os
 import re
 import shlex
 import sys
@@ -10,7 +9,7 @@ import fork_server
 import pytest
 from conftest import ROOT, Run, accelerate_launch
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("uncompiled")]
 OPTIONS = {
     "quick_start": ["--max-steps", "2", "--per-device", "1"],
     "advanced_config": ["--max-steps", "2", "--global-batch", "2"],
@@ -31,10 +30,7 @@ def test_an_example_trains_alone_and_by_the_command_that_it_prints(
 ) -> None:
     script = f"examples/{name}.py"
     words = [script, "--model", str(tiny), "--output", str(tmp_path), *OPTIONS[name]]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    alone = fork_server.run(
-        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment
-    )
+    alone = fork_server.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert alone.returncode == 0, alone.stdout + alone.stderr
     adapter = tmp_path / "adapter" / "adapter_model.safetensors"
     adapter.unlink()
@@ -56,9 +52,8 @@ def test_an_example_trains_alone_and_by_the_command_that_it_prints(
 def test_the_installation_is_verified(tiny: Path) -> None:
     """The training is launched by `launch=True` of enable_multi_gpu, here with weights that are divided."""
     words = ["--skip-doctor", "--model", str(tiny), "--strategy", "fsdp2_native"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "examples/verify_installation.py", *words]
-    done = fork_server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
+    done = fork_server.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ranks in step after the first step: each of 2 trains its own part of the weights" in done.stdout
     assert "'num_processes': 2, 'rank': 0, 'strategy': 'fsdp2_native', 'adapted_trainers': 1" in done.stdout

@@ -117,26 +117,34 @@ def test_a_fault_stops_the_run_where_it_is_to() -> None:
     assert guarded.tally.faults == {"raised": 1}
 
 
+ENDED: list[str] = []
+"""What was not interrupted but came to its own end."""
+
+
 def asleep(completions: Any) -> None:
     time.sleep(30)
+    ENDED.append("asleep")
 
 
 def busy(completions: Any) -> None:
     end = time.monotonic() + 30
     while time.monotonic() < end:
         pass
+    ENDED.append("busy")
 
 
 def deaf(completions: Any) -> None:
     for _ in range(3):
         try:
-            time.sleep(10)
+            time.sleep(30)
+            ENDED.append("deaf")
         except BaseException:
             continue
 
 
 async def awaiting(completions: Any) -> None:
     await asyncio.sleep(30)
+    ENDED.append("awaiting")
 
 
 def leaving(completions: Any) -> None:
@@ -151,18 +159,17 @@ def test_a_function_that_ends_the_process_does_not() -> None:
 
 @pytest.mark.parametrize("function", [asleep, busy, awaiting])
 def test_what_takes_too_long_is_interrupted(function: Any) -> None:
-    before, started = signal.getsignal(signal.SIGALRM), time.monotonic()
+    before = signal.getsignal(signal.SIGALRM)
     guarded = guard(function, timeout=0.2)
     assert called(guarded) == [None] * 3
-    assert time.monotonic() - started < 10
+    assert ENDED == []
     assert kinds(guarded) == {"too slow": 1}
     assert signal.getsignal(signal.SIGALRM) is before
 
 
 def test_a_function_that_catches_everything_is_interrupted_again() -> None:
-    started = time.monotonic()
     called(guard(deaf, timeout=0.2))
-    assert time.monotonic() - started < 20
+    assert ENDED == []
 
 
 def test_the_limit_holds_around_one_of_math_verifys_kind() -> None:
@@ -170,17 +177,19 @@ def test_the_limit_holds_around_one_of_math_verifys_kind() -> None:
     from math_verify.errors import TimeoutException
     from math_verify.utils import timeout
 
+    ended: list[int] = []
+
     def work() -> None:
         for _ in range(5):
             try:
-                timeout(20)(time.sleep)(10)
+                timeout(60)(time.sleep)(30)
+                ended.append(1)
             except TimeoutException:  # as math-verify does
                 continue
 
-    started = time.monotonic()
     with pytest.raises(TooSlow):
         at_most(0.5, work)
-    assert time.monotonic() - started < 20
+    assert ended == []
 
 
 def test_what_ends_in_time_is_not_interrupted_later() -> None:

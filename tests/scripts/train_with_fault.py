@@ -14,7 +14,7 @@ from unsloth_accel.callbacks import RankLog
 from unsloth_accel.config.read_run import load
 from unsloth_accel.training import process
 
-SLEEP = 0.15
+SLEEP = 0.4
 fault, step = os.environ["FAULT"].split("@")
 first = int(step)
 environment.show_own_errors_plainly()

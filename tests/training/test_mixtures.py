@@ -22,6 +22,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("family", FUSED)
 def test_a_mixture_is_trained_by_two_processes_as_by_one(
     family: str, checkpoints: Path, cli: Run, tmp_path: Path

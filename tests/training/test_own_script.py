@@ -17,7 +17,9 @@ STRATEGIES = ["ddp", *(["fsdp2_native"] if find_spec("triton") else [])]
 
 
 @pytest.fixture(scope="module", params=STRATEGIES)
-def script(request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def script(
+    request: pytest.FixtureRequest, tiny: Path, uncompiled: None, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """Strategy, directory, output and what each rank found."""
     out = tmp_path_factory.mktemp("script")
     config = AccelerateConfig(strategy=request.param, num_processes=2, device="cpu")

@@ -153,12 +153,12 @@ def test_interrupting_leaves_nothing(described: Path, tmp_path: Path) -> None:
     command = cli_command("verify", described, "--strategy", "ddp")
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     started: list[psutil.Process] = []
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(started) < 2 and time.monotonic() < deadline:  # the launch and its rank
         started = psutil.Process(process.pid).children(recursive=True)
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == 130, told
     assert "stopped" in told
     assert len(started) >= 2
