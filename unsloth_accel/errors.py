@@ -114,7 +114,7 @@ def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
         return f"did you mean {prefix}{close}?"
     if len(known) > 20:
         return "remove it, or look its name up in the config of TRL's trainer."
-    return f"remove it, or use one of: {', '.join(known)}."
+    return f"remove it, or use one of: {', '.join(known)}." if known else "remove it."
 
 
 def counted(count: int, thing: str) -> str:

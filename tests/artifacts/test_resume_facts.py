@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import decided, finished_run, write_checkpoint
+from conftest import decided, finished_run, write_checkpoint, write_yaml
 from row_files import CHAT, write
 
 from unsloth_accel.artifacts.checkpoints import RECORD, find_checkpoints
 from unsloth_accel.artifacts.resume_facts import made_with, resume_problems, steps_problem
+from unsloth_accel.config.read_run import load
 from unsloth_accel.config.run_config import RunConfig
 
 CHANGES: dict[str, tuple[dict[str, Any], str, str, str]] = {
@@ -85,6 +86,32 @@ def test_modules_that_are_trained_whole_beside_others_are_the_same(
     fewer = decided({**description, "lora": lora | {"modules_to_save": ["lm_head"]}})
     (problem,) = resume_problems(fewer)
     assert problem.key == ("lora.modules_to_save" if record else "lora.target_modules")
+
+
+@pytest.mark.parametrize("record", [True, False], ids=["recorded", "not recorded"])
+def test_lists_without_order_are_the_same_in_any(record: bool, description: dict[str, Any], tmp_path: Path) -> None:
+    lora: dict[str, Any] = {
+        "target_modules": ["v_proj", "q_proj"],
+        "modules_to_save": ["lm_head", "embed_tokens"],
+        "layers_to_transform": [1, 0],
+    }
+    run = decided({**description, "lora": lora})
+    write_checkpoint(tmp_path / "out" / "checkpoint-2", run, record=record)
+    turned = {key: value[::-1] for key, value in lora.items()}
+    assert resume_problems(decided({**description, "lora": turned})) == []
+    fewer = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "layers_to_transform": [0]}
+    for key, other in fewer.items():
+        told = resume_problems(decided({**description, "lora": turned | {key: other}}))
+        assert not record or [one.key for one in told] == [f"lora.{key}"]
+
+
+def test_a_mapping_that_was_empty_is_taken_back_by_its_fix(description: dict[str, Any], tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "out" / "checkpoint-2", decided(description))
+    given = {**description, "data": {**description["data"], "chat_template_kwargs": {"a": 1}}}
+    (problem,) = resume_problems(decided(given))
+    fix = problem.fix.partition(",")[0]
+    assert fix == "data.chat_template_kwargs=null"
+    assert load(write_yaml(tmp_path / "run.yaml", given), [fix]).data.chat_template_kwargs == {}
 
 
 def test_markers_are_told_as_they_are_written(description: dict[str, Any], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from conftest import finished_run, write_checkpoint
 
 from unsloth_accel.artifacts.resume_if_any import decided, is_done, left_out
 from unsloth_accel.config.read_run import from_dict
-from unsloth_accel.config.run_config import RunConfig
+from unsloth_accel.config.run_config import PROJECTIONS, RunConfig
 
 
 @pytest.fixture
@@ -101,6 +101,8 @@ def test_an_adapter_alone_is_no_finished_run(run: RunConfig, description: dict[s
 
 def test_a_finished_run_says_what_it_is_not(run: RunConfig, description: dict[str, Any], adapter_of: Path) -> None:
     assert left_out(run) == [], "a plan's own decisions are no difference"
+    turned = replace(run.lora, target_modules=PROJECTIONS[::-1])
+    assert left_out(replace(run, lora=turned)) == []
     told = {"learning_rate": 0.5, "seed": 7, "hub_token": "hf_other", "save_steps": 5}
     other = replace(run, training={**run.training, **told})
     assert is_done(other)

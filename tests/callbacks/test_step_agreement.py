@@ -47,7 +47,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     PartialState(cpu=True)
     made = SimpleNamespace(seconds=0.0, control=TrainerControl())
     made.args = SimpleNamespace(world_size=1, output_dir=str(tmp_path), save_strategy="steps")
-    made.request = SimpleNamespace(number=0, agreed=lambda: None, know=lambda directory: None)
+    made.request = SimpleNamespace(number=0, agreed=lambda: None, begin=lambda: None, know=lambda directory: None)
     made.state = lambda step: TrainerState(global_step=step, max_steps=10)
     monkeypatch.setattr(step_agreement, "time", SimpleNamespace(monotonic=lambda: made.seconds))
     return made

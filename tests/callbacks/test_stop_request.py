@@ -40,6 +40,7 @@ def test_a_signal_is_noted_and_all_is_as_before_afterwards() -> None:
     ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         REQUEST.hold()
+        REQUEST.begin()
         with REQUEST.listening():
             os.kill(os.getpid(), signal.SIGHUP)
             os.kill(os.getpid(), signal.SIGQUIT)
@@ -73,8 +74,9 @@ def test_a_signal_is_noted_and_all_is_as_before_afterwards() -> None:
     ("code", "words"),
     [
         ("", "ended by SIGTERM before it trained."),
-        ("REQUEST.hold(); REQUEST.release('after its adapter was saved')", "SIGTERM after its adapter was saved."),
-        ("REQUEST.hold()", "as no step ended within 0 s; there is no whole checkpoint."),
+        ("REQUEST.hold()", "ended by SIGTERM before it trained."),
+        ("REQUEST.hold(); REQUEST.begin(); REQUEST.release('after it was saved')", "SIGTERM after it was saved."),
+        ("REQUEST.hold(); REQUEST.begin()", "as no step ended within 0 s; there is no whole checkpoint."),
     ],
 )
 def test_a_rank_that_cannot_or_need_not_save_ends_by_itself(code: str, words: str, tmp_path: Path) -> None:

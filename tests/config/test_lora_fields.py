@@ -34,6 +34,8 @@ def test_unsloth_spells_two_of_them_otherwise(tmp_path: Path) -> None:
         ({"init_lora_weights": "orthogonal", "r": 3}, r"an even rank.*lora\.r=4"),
         ({"bias": "some"}, "one of: none, all, lora_only"),
         ({"loftq_config": {"loftq_bits": 4}}, "would be ignored"),
+        ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bit": 4}}, "has no loftq_bit.*did you mean loftq_bits"),
+        ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": "4"}}, "loftq_bits: 4"),
         ({"modules_to_save": ["norm"]}, "names norm; Unsloth trains no others whole"),
         ({"target_parameters": "mlp.experts.down_proj"}, "a list of names"),
         ({"layers_to_transform": 3}, "a list of blocks' numbers"),

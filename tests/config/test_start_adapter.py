@@ -47,6 +47,9 @@ def test_what_contradicts_is_refused_each_with_its_fix(description: dict[str, An
     assert told[0].endswith(f"for another one unsloth-accel merge {adapter} MERGED, and model.name=MERGED")
     write_adapter(adapter, base_model_name_or_path=description["model"]["name"], target_modules=PROJECTIONS[::-1])
     assert begun(description, adapter, target_modules="all-linear").lora.r == 8
+    write_adapter(adapter, base_model_name_or_path=description["model"]["name"], layers_to_transform=[0, 1])
+    assert begun(description, adapter, layers_to_transform=[1, 0]).lora.layers_to_transform == [1, 0]
+    assert "lora.layers_to_transform=[[0]]" in refused(description, adapter, layers_to_transform=[[0]])
 
 
 def test_modules_that_are_trained_whole(description: dict[str, Any], adapter: Path) -> None:

@@ -45,7 +45,10 @@ def test_reading_a_run_imports_no_unsloth(description: dict[str, Any]) -> None:
         ({}, {"chat_template_kwargs": {"tokenize": False}}, "decided for all rows"),
         ({"added_tokens": ["<a>", "<a>"]}, {}, "names '<a>' twice"),
         ({"added_tokens": [" "]}, {}, "names a token without text"),
+        ({}, {"chat_template_kwargs": {"chat_template": "{{ messages }}"}}, "model.chat_template=FILE.jinja"),
         ({"added_tokens": "<a>"}, {}, "list[str] is needed"),
+        ({"added_tokens": [{"a": 1}]}, {}, "list[str] is needed"),
+        ({"added_tokens": [["a"]]}, {}, "list[str] is needed"),
     ],
 )
 def test_what_they_cant_be(

@@ -143,6 +143,9 @@ def test_sources_may_be_of_other_formats_and_columns(tmp_path: Path) -> None:
         ({"mix": [{"path": "a", "weight": -1}, "b"]}, "data.mix.0.weight=-1: must be more than 0"),
         ({"mix": [{"path": "a", "weight": 0}]}, "data.mix.0.weight=0: must be more than 0"),
         ({"mix": [{"path": "a", "weight": float("nan")}]}, "a finite number is needed"),
+        ({"mix": [{"path": "a", "weight": 1e308}, {"path": "b", "weight": 1e308}]}, "weight=1e+308: is beyond"),
+        ({"mix": [{"path": "a", "weight": 10**400}]}, "is beyond what could be weighed"),
+        ({"mix": [{"path": "a", "weight": 1e-320}]}, "is beyond what could be weighed"),
         ({"mix": [{"path": "a", "weight": "much"}]}, "data.mix.0.weight='much': wrong type"),
         ({"mix": [{"path": "a", "weight": 1}, "b"]}, "data.mix.1='b': has no weight, and other sources have one"),
         ({"mix": [{"path": "a", "wieght": 1}]}, "data.mix.0.wieght: unknown key"),
@@ -151,6 +154,7 @@ def test_sources_may_be_of_other_formats_and_columns(tmp_path: Path) -> None:
         ({"mix": [{"path": "a", "max_rows": 0}]}, "data.mix.0.max_rows=0: must be a whole number of at least 1"),
         ({"mix": ["a"], "path": "b"}, "data.path='b': data.mix names the rows already"),
         ({"mix": ["a", "b"], "streaming": True}, "one source would be trained after another"),
+        ({"path": "a", "columns": {"messages": {"a": "b"}}}, "dict[str, str] is needed"),
         ({"path": "a", "max_rows": 0}, "data.max_rows=0: must be at least 1"),
         ({"path": "a", "eval_fraction": 1}, "data.eval_fraction=1.0: is no share"),
         ({"path": "a", "eval_fraction": 0}, "data.eval_fraction=0.0: is no share"),
@@ -215,5 +219,5 @@ def test_a_mix_goes_in_the_place_of_a_path() -> None:
 def test_a_mix_is_known_by_its_rows_and_not_by_their_place(tmp_path: Path, files: dict[str, str]) -> None:
     moved = tmp_path / "elsewhere.jsonl"
     moved.write_bytes(Path(files["a"]).read_bytes())
-    facts = [mix_facts(_run(mix=[{"path": path, "weight": 1}]).data) for path in (files["a"], str(moved), files["b"])]
+    facts = [mix_facts([{"path": path, "weight": 1}]) for path in (files["a"], str(moved), files["b"])]
     assert facts[0] == facts[1] != facts[2]

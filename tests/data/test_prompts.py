@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from row_files import write
 
 from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.data.chat_messages import FormatError
 from unsloth_accel.data.formats import canonical, form_in_words, kind_of
 from unsloth_accel.data.preference_rows import as_row, columns_of
 from unsloth_accel.data.preview import preview_rows
+from unsloth_accel.data.rows import read_checked_rows
 from unsloth_accel.methods import METHODS
 
 ASKED = [{"role": "user", "content": "6 × 7?"}]
@@ -43,6 +45,14 @@ def test_rows_become_prompts_and_all_else_stays_for_rewards(row: dict[str, Any],
     assert made(row) == expected
     assert made(expected) == expected
     assert kind_of(made(row)) == "prompt"
+
+
+@pytest.mark.parametrize("lone", [True, False])
+def test_a_completion_beside_a_solution_is_said_to_be_left_out(lone: bool, tmp_path: Path) -> None:
+    row = {"prompt": "6 × 7?", "completion": "41", **({} if lone else {"solution": "42"})}
+    rows = read_checked_rows(write(tmp_path / "rows.jsonl", [row] * 2), method="grpo")
+    said = "" if lone else "columns that say nothing here are left out: completion (2 rows)."
+    assert rows.unused_in_words() == said
 
 
 def test_a_question_becomes_a_chat() -> None:

@@ -67,7 +67,7 @@ def test_an_answer_that_a_container_withholds_costs_only_itself(monkeypatch: pyt
 
 
 def test_no_driver_is_a_reason_and_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert nvml(monkeypatch, nvmlInit=None).reason == "Not Supported"
+    assert nvml(monkeypatch, nvmlInit=None).reason == "NVML: Not Supported"
 
 
 def test_this_machine_is_read_whole() -> None:

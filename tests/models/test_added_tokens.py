@@ -52,8 +52,9 @@ def test_rows_and_trained_parameters(
     assert spec.vocab_size == rows
     assert spec.num_parameters - base.num_parameters == (rows - ROWS) * WIDTH
     plain = from_dict({**description, "model": {"name": str(model)}})
-    more = targets(run, spec).parameters - targets(plain, base).parameters
-    assert more == (2 * rows * WIDTH if added else 0)
+    more = [targets(run, spec, on_cpu=cpu).parameters - targets(plain, base).parameters for cpu in (True, False)]
+    assert more == ([2 * rows * WIDTH, rows * WIDTH] if added else [0, 0]), "on a GPU Unsloth keeps the two tied"
+    assert targets(run, spec).saved_twice == (rows * WIDTH if added else 0)
     assert targets(run, spec).whole == (("embed_tokens", "lm_head") if added else ())
 
 
@@ -79,6 +80,32 @@ def test_tokens_that_are_there_already_are_told(description: dict[str, Any]) -> 
     assert "w3 is a token of the model's tokenizer already" in str(problem)
     description["training"] = {"eos_token": "<a>"}
     assert [one.severity for one in model_fit_problems(from_dict(description))] == ["warning"]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_goes_on_with_as_many_tables_as_it_has(
+    tied: bool, description: dict[str, Any], tmp_path: Path
+) -> None:
+    base, both = description["model"]["name"], ["embed_tokens", "lm_head"]
+    said = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True} if tied else {"modules_to_save": both}
+    adapter = write_adapter(tmp_path / "adapter", base_model_name_or_path=base, **said)
+    lora = {"target_modules": ["q_proj", "v_proj", *both]}
+    run = from_dict({**description, "model": {"name": str(adapter)}, "lora": lora})
+    spec = ModelSpec.load(base)
+    plain = spec.lora_parameters(["q_proj", "v_proj"], run.lora.r)
+    for on_cpu in (True, False):
+        assert targets(run, spec, on_cpu=on_cpu).parameters - plain == (1 if tied else 2) * ROWS * WIDTH
+
+
+def test_embeddings_beside_experts_alone_are_counted(tmp_path: Path) -> None:
+    spec = ModelSpec.load("Qwen/Qwen3-30B-A3B")
+    names = ["gate_proj", "up_proj", "down_proj"]
+    given = {"model": {"name": spec.name}, "data": {"path": "x"}, "output_dir": str(tmp_path)}
+    plain, more = (
+        targets(from_dict({**given, "lora": {"target_modules": names, "modules_to_save": whole}}), spec).parameters
+        for whole in ([], ["embed_tokens", "lm_head"])
+    )
+    assert more - plain == 2 * spec.vocab_size * spec.hidden_size
 
 
 def test_an_adapter_brings_its_rows_and_no_others(description: dict[str, Any], tmp_path: Path) -> None:

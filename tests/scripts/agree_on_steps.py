@@ -16,7 +16,7 @@ from unsloth_accel.callbacks.stop_request import Stopped
 
 state = PartialState(cpu=True)
 rank = state.process_index
-asked = SimpleNamespace(number=0, agreed=lambda: None, know=lambda directory: None)
+asked = SimpleNamespace(number=0, agreed=lambda: None, begin=lambda: None, know=lambda directory: None)
 args = SimpleNamespace(world_size=2, output_dir=sys.argv[1], save_strategy="no")
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import write_adapter
 
 from unsloth_accel.config.read_run import from_dict
+from unsloth_accel.config.start_adapter import find_adapter
 from unsloth_accel.errors import ConfigError
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -73,6 +75,18 @@ def test_the_model_is_base_plus_adapter(tiny: Path, tmp_path: Path) -> None:
         add_adapter(model, run)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_embeddings_stay_as_many_tables_as_they_were(tied: bool, tmp_path: Path) -> None:
+    """Unsloth decides by the model where it isn't told, on a GPU otherwise than on a CPU."""
+    from unsloth_accel.training.load_model import _made_as
+
+    said = {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": tied}
+    write_adapter(tmp_path, base_model_name_or_path="owner/base", **said)
+    found = find_adapter(str(tmp_path))
+    assert found is not None
+    assert _made_as(found)["ensure_weight_tying"] is tied
+
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "as usual": {},
     "Unsloth's names": {"lora_alpha": 8, "lora_dropout": 0.5},
@@ -111,7 +125,7 @@ def test_each_setting_of_lora_is_planned_and_reaches_peft(tiny: Path, tmp_path: 
         run = from_dict({"model": model, "lora": {"r": 4, "target_modules": ATTENTION, **lora}, **rest})
         adapted = add_adapter(load_model(run)[0], run)
         trained = sum(value.numel() for value in adapted.parameters() if value.requires_grad)
-        assert trained == targets(run, spec).parameters, name
+        assert trained == targets(run, spec, on_cpu=True).parameters, name
         config = adapted.peft_config["default"]
         for key, value in lora.items():
             kept = getattr(config, key)

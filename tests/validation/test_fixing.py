@@ -103,3 +103,26 @@ def test_enough_rules_can_be_repaired() -> None:
         document = read_document(path)
         mended |= {problem.rule for problem in repaired(document, check_document(document))[1]}
     assert len(mended) >= 30
+
+
+def test_a_key_inside_a_list_has_its_own_value_line_and_repair() -> None:
+    document = read_text(
+        "model: {name: m}\n"
+        "data:\n"
+        "  mix:\n"
+        "    - {path: a.jsonl, weight: -3}\n"
+        "    - path: b.jsonl\n"
+        "      weigth: 7\n"
+        "output_dir: out\n"
+    )
+    told = check_document(document)
+    assert {(one.key, one.value, one.line, one.rule) for one in told} == {
+        ("data.mix.0.weight", -3, 4, "run-value"),
+        ("data.mix.1.weigth", 7, 6, "run-unknown-key"),
+    }
+    text, mended, left = repaired(document, told)
+    assert (len(mended), len(left)) == (1, 1)
+    assert "      weight: 7\n" in text
+    without = document.text.replace("weight: -3", "weight: 3").replace("      weigth: 7\n", "")
+    (problem,) = check_document(read_text(without))
+    assert (problem.key, problem.value, problem.line) == ("data.mix.1", {"path": "b.jsonl"}, 5)

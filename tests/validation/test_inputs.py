@@ -295,6 +295,23 @@ def test_markers_that_nobody_looks_for(tmp_path: Path, description: dict[str, An
     assert "rows of prompt-completion say" in told({"prompt": "Is it?", "completion": " Yes."}, "responses")[0]
 
 
+def test_arguments_of_a_template_that_no_row_passes_through(tmp_path: Path, description: dict[str, Any]) -> None:
+    def told(row: dict[str, Any], **changes: Any) -> list[str]:
+        path = write(tmp_path / "rows.jsonl", [row] * 8)
+        data = {"path": str(path), "chat_template_kwargs": {"enable_thinking": False}}
+        found = input_problems(from_dict({**description, "data": data, **changes}))
+        return [str(one) for one in found if one.key == "data.chat_template_kwargs"]
+
+    question, answer = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
+    pair = {"prompt": question, "chosen": answer, "rejected": answer}
+    assert told(CHAT) == told({"prompt": question, "completion": answer}) == told(pair, method="dpo") == []
+    (word,) = told({"text": "a"})
+    assert word.startswith("warning: data.chat_template_kwargs={'enable_thinking': False}: changes nothing")
+    assert len(told({"prompt": "a", "completion": "b"})) == 1
+    assert len(told({"prompt": "a", "chosen": "b", "rejected": "c"}, method="dpo")) == 1
+    assert len(told({"prompt": "a"}, method="grpo", rewards={"functions": ["format"]})) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -93,7 +93,7 @@ def test_what_is_shipped_has_no_errors_and_only_warnings_that_its_comment_says()
     }
     for path in sorted((ROOT / "accelerate_configs").iterdir()):
         assert {problem.rule for problem in found(path)} == said.get(path.name, set()), path
-    for path in sorted((ROOT / "examples" / "configs").glob("*.yaml")):  # those below are enable_multi_gpu's arguments
+    for path in sorted((ROOT / "examples" / "configs").glob("*.yaml")):
         assert found(path) == [], path
 
 

@@ -10,7 +10,16 @@ from checked_configs import DDP, rules_of
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from unsloth_accel.validation.rules import RULES, Finding, check_document, read_document, read_text, repaired, validate
+from unsloth_accel.validation.rules import (
+    RULES,
+    Context,
+    Finding,
+    check_document,
+    read_document,
+    read_text,
+    repaired,
+    validate,
+)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +188,15 @@ def test_no_name_makes_it_crash(name: str, odd: str) -> None:
     for path in (name, odd):
         for report in validate([path] if path not in ("", ".", "/", "..") else []):
             assert all(problem.rule in RULES and str(problem) for problem in report.problems)
+
+
+@pytest.mark.parametrize(
+    "section", ["training: {learning_rate: N}", "rewards: {functions: [{name: format, weight: N}]}"]
+)
+def test_a_number_that_no_float_holds_is_told_once(section: str) -> None:
+    text = f"model: {{name: m}}\ndata: {{path: a.jsonl}}\noutput_dir: out\n{section}".replace("N", "1" + "0" * 400)
+    told = check_document(read_text(text, context=Context(here=True)))
+    assert [one.rule for one in told if one.severity == "error" and one.rule != "run-reward"] == ["yaml-value"]
 
 
 def test_a_json_file_that_holds_null_is_no_config() -> None:

@@ -13,10 +13,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from operator import attrgetter
+from os.path import normpath
 from pathlib import Path
 from typing import Any
 
-from ..config.lora_fields import trained_whole
+from ..config.data_mix import read_mix
+from ..config.lora_fields import as_meant, trained_whole
 from ..config.run_config import RunConfig
 from ..config.start_adapter import ADAPTER_CONFIG, Adapter, model_of
 from ..config.template_fields import MARKERS, is_template_name
@@ -31,20 +33,20 @@ from .run_directory import RunDirectory
 
 ROWS = "other rows would be trained than in a straight run."
 _WEIGHTS = "the saved weights don't belong to this run's model."
+LENGTH = "model.max_seq_length"
 _MODULES = "lora.modules_to_save"
 _ADAPTER = (
     *("lora.use_dora", "lora.init_lora_weights", _MODULES, "lora.layers_to_transform", "lora.bias"),
-    "lora.target_parameters",
+    *("lora.target_parameters", "lora.target_modules"),
 )
 """Keys, beside those that are checked by themselves, that the adapter's weights depend on."""
 _TOKENS = "rows would be made into other tokens."
-_MUST_AGREE = {
-    "method": "another method trains other steps.",
-    "batch.global_size": f"the Trainer skips batches by steps, so {ROWS}",
+_ANSWERS = "the loss would count other tokens."
+_ROWS_FOLLOW = {
     "data.mix": ROWS,
     "data.path": ROWS,
     "train_dataset": ROWS,
-    "data.train_on": "the loss would count other tokens.",
+    "data.train_on": _ANSWERS,
     "data.format": ROWS,
     "data.columns": ROWS,
     "data.too_long": ROWS,
@@ -54,7 +56,7 @@ _MUST_AGREE = {
     "data.stopping_strategy": ROWS,
     "data.max_rows": ROWS,
     "data.eval_fraction": ROWS,
-    "model.max_seq_length": "rows would be cut at another length.",
+    LENGTH: "rows would be cut at another length.",
     "training.packing": ROWS,
     "training.packing_strategy": ROWS,
     "training.truncation_mode": "rows would be cut at another end.",
@@ -63,14 +65,19 @@ _MUST_AGREE = {
     "model.chat_template": _TOKENS,
     "model.added_tokens": _WEIGHTS,
     "data.chat_template_kwargs": _TOKENS,
-    **dict.fromkeys(MARKERS, "the loss would count other tokens."),
+    **dict.fromkeys(MARKERS, _ANSWERS),
     "tokenizer": _TOKENS,
+}
+"""Facts that decide which rows and tokens are trained."""
+_MUST_AGREE = {
+    "method": "another method trains other steps.",
+    "batch.global_size": f"the Trainer skips batches by steps, so {ROWS}",
+    **_ROWS_FOLLOW,
     "training.optim": "its state is of another optimizer.",
     "model.name": _WEIGHTS,
     "lora.r": _WEIGHTS,
     "lora.alpha": "the saved weights would be scaled differently.",
     "lora.use_rslora": "the saved weights would be scaled differently.",
-    "lora.target_modules": _WEIGHTS,
     **dict.fromkeys(_ADAPTER, _WEIGHTS),
 }
 _ORDER = ("training.seed", "training.data_seed", "training.train_sampling_strategy", "accelerator_config")
@@ -97,7 +104,7 @@ _AS_DESCRIBED = (
     *("data.chat_template_kwargs", "model.added_tokens", *MARKERS),
     *("data.train_on", "data.format", "data.columns", "data.too_long", "data.streaming", "data.split", "data.subset"),
     *("data.stopping_strategy", "data.max_rows", "data.eval_fraction"),
-    *("model.max_seq_length", "lora.r", "lora.alpha", "lora.use_rslora", *_ADAPTER),
+    *(LENGTH, "lora.r", "lora.alpha", "lora.use_rslora", *_ADAPTER),
 )
 """Facts that are taken from run.yaml."""
 USUAL_EPOCHS = 3.0
@@ -122,7 +129,6 @@ def made_with(run: RunConfig) -> dict[str, Any]:
     them as they are.
     """
     training = run.training
-    modules = run.lora.target_modules
     said = ("optim", "learning_rate", "weight_decay")
     return {
         "method": run.method,
@@ -131,9 +137,8 @@ def made_with(run: RunConfig) -> dict[str, Any]:
         "batch.global_size": run.batch.rows(run.model.max_seq_length),
         "model.name": _resolved(model_of(run.model.name)),
         "data.path": "" if run.data.mix else fingerprint(run.data.path),
-        "data.mix": mix_facts(run.data),
+        "data.mix": mix_facts(run.data.mix),
         **{key: attrgetter(key)(run) for key in _AS_DESCRIBED},
-        "lora.target_modules": modules if isinstance(modules, str) else sorted(modules),
         **{f"training.{key}": training.get(key, usual) for key, usual in _DECIDE_ROWS.items()},
         "training.train_sampling_strategy": training.get("train_sampling_strategy")
         or (_GROUPED if training.get(_GROUPED) else "random"),
@@ -144,12 +149,33 @@ def made_with(run: RunConfig) -> dict[str, Any]:
     }
 
 
+def rows_as_written(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts that a run's rows and tokens follow as the `values` of its run.planned.yaml have them: paths in
+    the place of fingerprints, and what its version didn't know yet as it is usual."""
+    facts = {}
+    usual = described(RunConfig(training={**_DECIDE_ROWS}))
+    for key in _ROWS_FOLLOW:
+        section, _, name = key.partition(".")
+        for given in (usual.get(section), values.get(section)):
+            if isinstance(given, Mapping) and name in given:
+                facts[key] = given[name]
+    for key in ("data.path", "model.chat_template"):
+        facts[key] = normpath(facts[key]) if isinstance(facts[key], str) and facts[key] else None
+    mix, _ = read_mix(facts["data.mix"])
+    return facts | {"data.mix": mix_facts(mix, normpath)}
+
+
+def other_rows(facts: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    """Return the keys of the facts by which two runs train other rows or tokens; skip those that either lacks."""
+    return [key for key in _ROWS_FOLLOW if key in facts and key in others and facts[key] != others[key]]
+
+
 def facts_of_run(run: RunConfig) -> dict[str, Any]:
     """Return all values of a run's description, by dotted keys, and fingerprints of its rows: what all ranks share."""
     facts: dict[str, Any] = {}
     for section, values in described(run).items():
         facts |= {f"{section}.{key}": value for key, value in values.items()} if isinstance(values, dict) else {}
-    facts["data.mix"] = mix_facts(run.data)
+    facts["data.mix"] = mix_facts(run.data.mix)
     for key, path in (("data.path", run.data.path), ("data.eval_path", run.data.eval_path)):
         if path:  # which may lie elsewhere on another machine
             facts[key] = f"rows with fingerprint {fingerprint(path)}"
@@ -206,7 +232,7 @@ def difference(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> list[Problem
     before = {_RENAMED.get(key, key): value for key, value in checkpoint.made_with.items()}
     problems = []
     for key, consequence in (_MUST_AGREE | _KEPT).items():
-        if key not in before or key not in facts or before[key] == facts[key]:
+        if key not in before or key not in facts or as_meant(key, before[key]) == as_meant(key, facts[key]):
             continue
         if key == "data.path" and before.get("data.mix", []) != facts.get("data.mix", []) and "data.mix" in before:
             continue  # told already
@@ -287,7 +313,8 @@ def _text_of(template: str | None) -> str | None:
 
 
 def _problem(checkpoint: Checkpoint, key: str, now: Any, before: Any, consequence: str, severity: Any) -> Problem:
-    said, instead = str(before), _INSTEAD.get(key, f"{key}={'null' if before is None else before}")
+    # On a command line an empty mapping would leave what the file gives.
+    said, instead = str(before), _INSTEAD.get(key, f"{key}={'null' if before in (None, {}) else before}")
     if key in MARKERS:
         said = json.dumps(before, ensure_ascii=False) if before else "none"
     if key == "data.mix":
@@ -315,7 +342,7 @@ def _adapter_problems(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Itera
         value, ours = config.get(name), facts.get(key)
         if value is None or key not in facts or isinstance(value, str) != isinstance(ours, str):
             continue
-        if key in recorded and (key == "model.name" or recorded[key] != ours):
+        if key in recorded and (key == "model.name" or as_meant(key, recorded[key]) != as_meant(key, ours)):
             continue  # Unsloth may train another copy of a model than the one named; or it has been told
         # PEFT has lists of their own for what is trained whole, and for experts; of the first a script's facts don't
         # tell, and a record has told where they differ.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..config.lora_fields import as_meant
 from ..config.read_run import load
 from ..config.run_config import IF_ANY, RunConfig
 from ..errors import ConfigError, Problem
@@ -65,7 +66,7 @@ def left_out(run: RunConfig) -> list[Problem]:
         key
         for key, value in facts_of_run(run).items()
         if key.startswith(_COMPARED) and not key.startswith(_NO_MATTER)
-        if value not in (None, "auto") and made.get(key) != value
+        if value not in (None, "auto") and as_meant(key, made.get(key)) != as_meant(key, value)
         if not (key == "lora.target_modules" and isinstance(value, str))  # which the plan made a list of
     ]
     if others:

@@ -82,6 +82,9 @@ class StepAgreement(TrainerCallback):
         self._trained = self._wanted = False
         self._request.know(args.output_dir)
 
+    def on_step_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        self._request.begin()
+
     def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:  # it ends, and its adapter is saved
             return
@@ -152,6 +155,7 @@ class StepAgreement(TrainerCallback):
 
     def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self._trained = False
+        self._request.begin()  # also of a run that had no step left: its adapter is saved
         if self._told is not None:  # of the last step: a collective isn't left behind
             self._told.numbers()
 

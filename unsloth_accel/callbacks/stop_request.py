@@ -1,7 +1,7 @@
 """Stop request: a signal to this process, or the end of its launcher, that asks a rank to save and end.
 
 While it trains, ranks agree on the step after which they stop (`step_agreement`); a thread ends the process at once
-where there is nothing to save, and where no step ends in time.
+where there is nothing to save, as before the first step, and where no step ends in time.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class StopRequest:
         self._output: Path | None = None
         self._tell: list[Callable[[Stopped], object]] = []
         self._held = 0
-        self._agreed = self._listens = False
+        self._agreed = self._listens = self._begun = False
         self._deadline = 0.0
 
     def know(
@@ -126,12 +126,18 @@ class StopRequest:
             os.close(reader)
 
     def hold(self) -> None:
-        """Let a stop wait for a step's end from now on: there is something to save."""
+        """Let a stop wait for a step's end, once the first begins."""
         self._held += 1
+
+    def begin(self) -> None:
+        """Take it that the first step begins, or that none is left: there is something to save. Rows that are rehearsed
+        or evaluated before are nothing that a stop would wait for."""
+        self._begun = True
 
     def release(self, when: str = "") -> None:
         """End what one `hold` began; since `when`, in words, there is nothing to save any more."""
         self._held -= 1
+        self._begun = self._begun and self._held > 0
         self._when = when or self._when
 
     def agreed(self) -> None:
@@ -158,7 +164,7 @@ class StopRequest:
             leave_broken_streams(self._output)
             if not self._agreed and _a_peer_is_gone(parent):  # no step will end, and its fall is what has to be told
                 os._exit(Stopped("", self.number).exit_status)
-            if not self._agreed and not self._held:
+            if not self._agreed and not (self._held and self._begun):
                 self._leave(f"ended by {cause(self.number)} {self._when}.")
             if time.monotonic() > self._deadline:
                 left = f"; {to_go_on(self._directory)}" if self._directory else ""

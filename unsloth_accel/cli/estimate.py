@@ -40,6 +40,7 @@ def run(words: Sequence[str]) -> int:
     asked = parser().parse_intermixed_args(words)
     from dataclasses import replace
 
+    from ..models.added_tokens import with_added_tokens
     from ..models.lora_targets import targets
     from ..models.spec import ModelSpec
     from ..planning.kept_blocks import may_keep
@@ -51,7 +52,7 @@ def run(words: Sequence[str]) -> int:
     description = run_from_words(asked.words)
     raise_errors(setting_problems(description))
     model = description.model
-    spec = ModelSpec.load(model.name, trust_remote_code=model.trust_remote_code)
+    spec = with_added_tokens(description, ModelSpec.load(model.name, trust_remote_code=model.trust_remote_code))
     rows = asked.rows or description.training.get("per_device_train_batch_size") or 2
     full = description.model.dtype == "float32"
     work = workload(description, spec, targets(description, spec), rows, full=full)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,8 @@ OWN = ("path", "split", "subset", "format", "columns", "max_rows")
 """Keys of a source that say of its rows what the same keys of `data` say of all."""
 UNTIL = ("first_exhausted", "all_exhausted")
 """Where a mix with weights ends, by the names of `datasets.interleave_datasets`."""
+MOST_WEIGHT = 1e12
+"""The greatest weight of a source; the least is as far below 1."""
 _TEXTS = ("path", "split", "subset", "format")
 
 
@@ -54,7 +55,7 @@ def _wrong(key: str, source: Any) -> Iterator[Wrong]:
     known = (*OWN, WEIGHT)
     for name in source:
         if name not in known:
-            yield f"{key}.{name}", None, "unknown key.", nearest(str(name), known, f"{key}.")
+            yield f"{key}.{name}", None, "unknown key.", nearest(str(name), known, f"{key}."), "run-unknown-key"
     for name in _TEXTS:
         value = source.get(name)
         if name == "path" and not value:
@@ -70,11 +71,13 @@ def _wrong(key: str, source: Any) -> Iterator[Wrong]:
         yield f"{key}.max_rows", rows, "must be a whole number of at least 1.", "remove it, or give 1 or more"
     if weight is None:
         return
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or weight != weight:
         yield f"{key}.{WEIGHT}", weight, "wrong type: a finite number is needed.", "such as 0.7"
     elif weight <= 0:
         consequence = "must be more than 0: no row of this source would be trained."
         yield f"{key}.{WEIGHT}", weight, consequence, "remove the source, or give more than 0"
+    elif not 1 / MOST_WEIGHT <= weight <= MOST_WEIGHT:
+        yield f"{key}.{WEIGHT}", weight, "is beyond what could be weighed against others.", "such as 0.7"
 
 
 def _without_weight(sources: Sequence[Mapping[str, Any]]) -> Iterator[Wrong]:

@@ -72,31 +72,58 @@ def _text(node: ast.expr) -> str:
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ast.unparse(node)
 
 
+def _arguments(place: str) -> ast.arguments | None:
+    """Return the arguments of the function `package/file.py:function`, or of the method `package/file.py:Class.method`
+    without its self."""
+    file, _, name = place.partition(":")
+    owner, _, method = name.rpartition(".")
+    body = class_body(f"{file}:{owner}") if owner else _tree(file).body
+    found = (node.args for node in body if isinstance(node, ast.FunctionDef) and node.name == method)
+    return next(found, None)
+
+
 @functools.cache
 def parameters(place: str) -> Mapping[str, bool]:
-    """Return the parameters of the function `package/file.py:function`, and of each whether it must be given; `**` for
-    a function that takes any."""
-    file, _, name = place.partition(":")
-    for node in _tree(file).body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            names = [one.arg for one in (*node.args.posonlyargs, *node.args.args)]
-            without = len(names) - len(node.args.defaults)
-            found = {one: place < without for place, one in enumerate(names)}
-            pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
-            found |= {one.arg: default is None for one, default in pairs}
-            return found | ({"**": False} if node.args.kwarg else {})
-    return {}
+    """Return the parameters of a function (`_arguments`), and of each whether it must be given; `**` for a function
+    that takes any."""
+    if (args := _arguments(place)) is None:
+        return {}
+    names = [one.arg for one in (*args.posonlyargs, *args.args)]
+    without = len(names) - len(args.defaults)
+    found = {one: place < without for place, one in enumerate(names)}
+    pairs = zip(args.kwonlyargs, args.kw_defaults, strict=True)
+    found |= {one.arg: default is None for one, default in pairs}
+    found.pop("self", None)
+    return found | ({"**": False} if args.kwarg else {})
+
+
+@functools.cache
+def annotated(place: str) -> Mapping[str, ast.expr]:
+    """Return the annotations of a function's parameters (`_arguments`), of those that have one."""
+    args = _arguments(place)
+    listed = (*args.posonlyargs, *args.args, *args.kwonlyargs) if args else ()
+    return {one.arg: one.annotation for one in listed if one.annotation}
 
 
 @functools.cache
 def defaults(place: str) -> Mapping[str, str]:
-    """Return the defaults of the function `package/file.py:function` as source text, by parameter."""
-    file, _, name = place.partition(":")
-    for node in _tree(file).body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            given = node.args.args[len(node.args.args) - len(node.args.defaults) :]
-            return {one.arg: ast.unparse(value) for one, value in zip(given, node.args.defaults, strict=True)}
-    return {}
+    """Return the defaults of a function (`_arguments`) as source text, by parameter."""
+    if (args := _arguments(place)) is None:
+        return {}
+    given = args.args[len(args.args) - len(args.defaults) :]
+    return {one.arg: ast.unparse(value) for one, value in zip(given, args.defaults, strict=True)}
+
+
+@functools.cache
+def popped(place: str) -> tuple[str, ...]:
+    """Return the names that a class's `__init__` takes out of its `**kwargs`; the class is `package/file.py:Class`."""
+    calls = [one for node in class_body(place) if getattr(node, "name", "") == "__init__" for one in ast.walk(node)]
+    return tuple(
+        node.args[0].value
+        for node in calls
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "kwargs.pop" and node.args
+        if isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str)
+    )
 
 
 @functools.cache

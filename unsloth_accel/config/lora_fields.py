@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ..errors import Problem
+from ..errors import Problem, nearest
 from .run_config import LoraConfig
 
 WHOLE = ("embed_tokens", "lm_head")
@@ -15,6 +15,10 @@ WHOLE = ("embed_tokens", "lm_head")
 OWN_START = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of PEFT's init_lora_weights that leave the base as it is; the others (pissa, olora, …) change its weights."""
 _STARTS = (True, False, "gaussian", "orthogonal", "pissa", "olora", "loftq")
+_LOFTQ = {"loftq_bits": (4, 8), "loftq_iter": range(1, 1001)}
+"""Fields of PEFT's LoftQConfig, and what they may be (peft/utils/loftq_utils.py: `loftq_init`)."""
+_SETS = ("target_modules", "modules_to_save", "layers_to_transform", "target_parameters")
+"""Lists that PEFT only looks up modules, blocks and weights in."""
 _BIASES = ("none", "all", "lora_only")
 
 
@@ -38,8 +42,14 @@ def lora_problems(lora: LoraConfig) -> Iterator[Problem]:
         yield wrong("bias", "unknown value.", f"one of: {', '.join(_BIASES)}")
     if lora.loftq_config and start != "loftq":
         yield wrong("loftq_config", "is for init_lora_weights=loftq alone, and would be ignored.", "remove it")
+    elif other := [name for name in lora.loftq_config if name not in _LOFTQ]:
+        yield wrong("loftq_config", f"has no {other[0]}; every process fails.", nearest(str(other[0]), _LOFTQ))
+    for name, value in lora.loftq_config.items():
+        if name in _LOFTQ and (type(value) is not int or value not in _LOFTQ[name]):
+            fix = f"lora.loftq_config.{name}: {_LOFTQ[name][0]}"
+            yield wrong("loftq_config", f"has {name}={value}, which PEFT doesn't take; every process fails.", fix)
     for key in ("modules_to_save", "target_parameters"):
-        value: Any = getattr(lora, key)
+        value = getattr(lora, key)
         if value is not None and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
             yield wrong(key, "must be a list of names.", f"lora.{key}=[…]")
         elif key == "modules_to_save" and (other := [one for one in value or () if one not in WHOLE]):
@@ -68,6 +78,11 @@ def given_to_peft(lora: LoraConfig) -> dict[str, Any]:
 def trained_whole(modules_to_save: Iterable[str] | None) -> list[str]:
     """Return those of PEFT's `modules_to_save` that are embeddings or head, as a run.yaml's may be; a score isn't."""
     return [name for name in modules_to_save or () if name in WHOLE]
+
+
+def as_meant(key: str, value: Any) -> Any:
+    """Return a value of lora.`key` as it is to be compared with another: without order where that means nothing."""
+    return {*map(repr, value)} if key.removeprefix("lora.") in _SETS and isinstance(value, list) else value
 
 
 def reads_the_base(*, use_dora: bool, init_lora_weights: Any) -> bool:

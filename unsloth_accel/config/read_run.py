@@ -244,11 +244,19 @@ def _fill(schema: DictConfig, values: DictConfig, prefix: str, problems: list[Pr
                 _tell_wrong_type(problems, name, value, kind)
                 continue
             value = str(value)
+        if kind.endswith(("list[str]", "dict[str, str]")) and any(map(OmegaConf.is_config, _items(value))):
+            _tell_wrong_type(problems, name, value, kind)  # OmegaConf takes a mapping in a text's place
+            continue
         try:
             # An assignment warns of every text that becomes a number.
             OmegaConf.update(schema, str(key), {} if name in _MAPPINGS and value is None else value, merge=False)
         except OmegaConfBaseException:
             _tell_wrong_type(problems, name, value, kind)
+
+
+def _items(value: Any) -> Iterable[Any]:
+    """Return what a list or a mapping holds; nothing of anything else."""
+    return value.values() if isinstance(value, DictConfig) else value if isinstance(value, ListConfig) else ()
 
 
 def _unknown_fix(key: str, value: Any, known: Iterable[str], prefix: str, method: Method | None = None) -> str:

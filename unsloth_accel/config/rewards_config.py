@@ -41,8 +41,8 @@ class RewardsConfig:
     """Seconds that one call of a function, which scores the completions of one process, may take."""
 
 
-Wrong = tuple[str, Any, str, str]
-"""Key, value, consequence and fix of a mistake."""
+Wrong = tuple[str, Any, str, str] | tuple[str, Any, str, str, str]
+"""Key, value, consequence and fix of a mistake, and the rule that tells it where that isn't `run-value`."""
 
 
 def read_functions(given: Any) -> tuple[tuple[RewardFunction, ...], list[Wrong]]:
@@ -82,11 +82,11 @@ def _wrong(key: str, entry: Any) -> Iterator[Wrong]:
     known = [one.name for one in dataclasses.fields(RewardFunction)]
     for name in entry:
         if name not in known:
-            yield f"{key}.{name}", None, "unknown key.", nearest(str(name), known, f"{key}.")
+            yield f"{key}.{name}", None, "unknown key.", nearest(str(name), known, f"{key}."), "run-unknown-key"
     name, weight, arguments = entry.get("name"), entry.get("weight", 1.0), entry.get("arguments", {})
     if not isinstance(name, str) or not name:
         yield f"{key}.name", name, "is missing: which function is meant?", form
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) < math.inf:
         yield f"{key}.weight", weight, "wrong type: a finite number is needed.", "remove it, or give a number"
     if not isinstance(arguments, Mapping):
         fix = "remove it, or write {argument: value}"

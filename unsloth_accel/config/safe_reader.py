@@ -387,7 +387,9 @@ def _value(reader: _Reader, node: yaml.Node, key: str, own: bool) -> Any:
     if isinstance(node, yaml.MappingNode):
         return _mapping(reader, node, f"{key}.", own)
     if isinstance(node, yaml.SequenceNode):
-        return [_value(reader, item, key, own) for item in node.value]
+        for place, item in enumerate(node.value):
+            reader.places[f"{key}.{place}"] = _place(reader, node, item, item, own=False)
+        return [_value(reader, item, f"{key}.{place}", own) for place, item in enumerate(node.value)]
     if node.tag == f"{_TAG}timestamp" and not reader.dates:
         return node.value
     if node.tag == f"{_TAG}int" and len(node.value) > _MOST_DIGITS:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..errors import ConfigError, Problem, first_line
 from ..files import is_directory, is_file, load_json
 from .hub_cache import hub_snapshot
-from .lora_fields import OWN_START, WHOLE, trained_whole
+from .lora_fields import OWN_START, WHOLE, as_meant, trained_whole
 from .run_config import PROJECTIONS, LoraConfig
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -80,7 +80,8 @@ class Adapter:
         """Yield a problem for each key of `self.lora` that `lora` gives otherwise."""
         for key, own in self.lora.items():
             given = getattr(lora, key)
-            if self.trains(_with_whole(lora)) if key == "target_modules" else given == own:
+            same = as_meant(key, given) == as_meant(key, own)
+            if self.trains(_with_whole(lora)) if key == "target_modules" else same:
                 continue
             if key == "target_modules" and self.trains(given):
                 key, given, own = "modules_to_save", lora.modules_to_save, self.config.get("modules_to_save") or []

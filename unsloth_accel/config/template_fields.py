@@ -73,7 +73,10 @@ def template_problems(tree: DictConfig) -> Iterator[Problem]:
     if instruction is not None and instruction == response:
         yield wrong(MARKERS[1], "is the instruction_marker, too: nothing tells answers from questions.", "another text")
     taken = [name for name in values["data.chat_template_kwargs"] if name in DECIDED]
-    if taken:
+    if "chat_template" in values["data.chat_template_kwargs"]:
+        consequence = "names 'chat_template': rows would be made by a template that the saved tokenizer hasn't."
+        yield wrong("data.chat_template_kwargs", consequence, "model.chat_template=FILE.jinja, and leave it out here")
+    elif taken:
         yield wrong("data.chat_template_kwargs", f"names {taken[0]!r}, which is decided for all rows.", "leave it out")
     tokens = values["model.added_tokens"]
     if any(not token.strip() for token in tokens):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
-from .installed_source import class_body, literals, source_file
+from .installed_source import annotated, class_body, defaults, literals, source_file
 
 CHECKPOINTING_FIELDS = ("gradient_checkpointing", "activation_checkpointing")
 """Name of the gradient-checkpointing field, and its new name from transformers 5.23 on. The old one stays until 6, and
@@ -37,6 +38,16 @@ def training_fields(sources: tuple[str, ...]) -> dict[str, Any]:
                 if "ClassVar" not in ast.unparse(node.annotation):
                     fields[node.target.id] = _simple_type(node.annotation)
     return {name: kind for name, kind in fields.items() if not name.startswith("_")}
+
+
+@functools.cache
+def parameter_types(place: str) -> Mapping[str, Any]:
+    """Return the type of each parameter of a function (`installed_source.parameters`) that is made of simple types; of
+    one without an annotation that of its default."""
+    found = {name: _simple_type(kind) for name, kind in annotated(place).items()}
+    for name, text in defaults(place).items():
+        found.setdefault(name, float if re.fullmatch(r"[\d.e+-]+", text) else None)
+    return {name: kind for name, kind in found.items() if kind is not None}
 
 
 def missing_class(sources: tuple[str, ...]) -> str | None:

@@ -16,7 +16,7 @@ from ..config.row_formats import DECIDED, FIELDS, FOR_TEMPLATE, OPTIONAL, kind_o
 from ..methods import METHODS, USUAL_METHOD, Method
 from .chat_messages import WEIGHTS, FormatError, check_texts, checked_messages, for_chat_template, is_left_out
 from .preferences import SIDES, labelled, paired
-from .prompts import prompt_of_chat, prompt_row
+from .prompts import COMPLETION, SOLUTION, prompt_of_chat, prompt_row
 
 if TYPE_CHECKING:
     from ..config.run_config import DataConfig
@@ -115,8 +115,8 @@ def unused_columns(
     row: Mapping[str, Any], made: Mapping[str, Any], form: str, columns: Mapping[str, str], method: Method
 ) -> list[str]:
     """Return the columns of `row` that say nothing of `made`, its canonical row."""
-    if "columns" in made:  # rewards may read any
-        return []
+    if "columns" in made:  # rewards may read any, under this name none
+        return [COMPLETION] if {COMPLETION, SOLUTION} <= _renamed(row, columns).keys() else []
     found = (format_of(_renamed(row, columns), method) if form == "auto" else form) or ""
     optional = [name for name in OPTIONAL.get(found, ()) if name not in FOR_TEMPLATE or is_conversational(made)]
     used = {columns.get(name, name) for name in (*FIELDS[found], *optional)}

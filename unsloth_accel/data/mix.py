@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -79,12 +79,15 @@ def run_stream(run: RunConfig) -> Iterator[str]:
     return itertools.islice(each[0]() if len(each) == 1 else _drawn_together(each, data, _seed(run)), data.max_rows)
 
 
-def mix_facts(data: DataConfig) -> list[dict[str, Any]]:
-    """Return the sources of a mix, each with the fingerprint of its rows in the place of their path, and its share of
-    all in that of its weight: 7 and 3 draw what 0.7 and 0.3 do."""
-    shares = [{WEIGHT: round(share, 12)} for share in weights_of(data.mix)] or [{}] * len(data.mix)
-    named = [{**one, "path": f"rows with fingerprint {fingerprint(one['path'])}"} for one in data.mix]
-    return [one | share for one, share in zip(named, shares, strict=True)]
+def _by_their_rows(path: str) -> str:
+    return f"rows with fingerprint {fingerprint(path)}"
+
+
+def mix_facts(mix: Sequence[Mapping[str, Any]], named: Callable[[str], str] = _by_their_rows) -> list[dict[str, Any]]:
+    """Return the sources of a mix, each with what `named` makes of its path, the fingerprint of its rows, and its share
+    of all in the place of its weight: 7 and 3 draw what 0.7 and 0.3 do."""
+    shares = [{WEIGHT: round(share, 12)} for share in weights_of(mix)] or [{}] * len(mix)
+    return [{**one, "path": named(one["path"])} | share for one, share in zip(mix, shares, strict=True)]
 
 
 def _held_out_rows(run: RunConfig) -> Rows:

@@ -293,6 +293,7 @@ class Tokenise:
             except Exception as error:  # templates raise what they like: "Conversation roles must alternate"
                 consequence = f"the chat template refuses a row: {first_line(error)}."
                 fix = "correct the rows (roles in turn, a system message only first), or give another chat template"
+                fix = f"other values of {', '.join(given)} (data.chat_template_kwargs); or {fix}" if given else fix
                 raise ConfigError(Problem(key="data.path", consequence=consequence, fix=fix)) from None
             made += _lists(together["input_ids"])
         return made

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..errors import first_line
 from ..hardware.hardware import Hardware
-from ..hardware.nvml import _ask, _text
+from ..hardware.nvml import as_text, ask, opened
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -141,33 +141,26 @@ class Nvml:
 
 def read_nvml() -> Nvml:
     """Ask the driver; a machine without one gives an `Nvml` with only a reason."""
-    try:
-        import pynvml
-    except ImportError:
-        return Nvml(reason="nvidia-ml-py is not installed")
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        return Nvml(reason=first_line(error))
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        uuids = [_text(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
-        by_uuid = list(zip(uuids, handles, strict=True))
-        cuda = _ask(pynvml, "nvmlSystemGetCudaDriverVersion_v2")  # 1000 × major + 10 × minor
-        return Nvml(
-            driver=_text(_ask(pynvml, "nvmlSystemGetDriverVersion")),
-            driver_cuda=(cuda // 1000, cuda % 1000 // 10) if cuda else None,
-            uuids=tuple(uuids),
-            processes={
-                uuid: tuple(one.pid for one in _ask(pynvml, "nvmlDeviceGetComputeRunningProcesses", handle) or ())
-                for uuid, handle in by_uuid
-            },
-            links={frozenset((a, b)): _link(pynvml, one, two) for (a, one), (b, two) in combinations(by_uuid, 2)},
-        )
-    except pynvml.NVMLError as error:
-        return Nvml(reason=first_line(error))
-    finally:
-        pynvml.nvmlShutdown()
+    answers = opened(_answers)
+    return Nvml(reason=answers) if isinstance(answers, str) else answers
+
+
+def _answers(pynvml: Any) -> Nvml:
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    uuids = [as_text(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+    by_uuid = list(zip(uuids, handles, strict=True))
+    cuda = ask(pynvml, "nvmlSystemGetCudaDriverVersion_v2")  # 1000 × major + 10 × minor
+    return Nvml(
+        driver=as_text(ask(pynvml, "nvmlSystemGetDriverVersion")),
+        driver_cuda=(cuda // 1000, cuda % 1000 // 10) if cuda else None,
+        uuids=tuple(uuids),
+        processes={uuid: _processes(pynvml, handle) for uuid, handle in by_uuid},
+        links={frozenset((a, b)): _link(pynvml, one, two) for (a, one), (b, two) in combinations(by_uuid, 2)},
+    )
+
+
+def _processes(pynvml: Any, handle: Any) -> tuple[int, ...]:
+    return tuple(process.pid for process in ask(pynvml, "nvmlDeviceGetComputeRunningProcesses", handle) or ())
 
 
 P2P_READ = 0
@@ -176,8 +169,8 @@ P2P_READ = 0
 
 def _link(pynvml: Any, one: Any, other: Any) -> Link:
     """NVML tells of each way whether it works between two GPUs; NVLink through a switch counts as NVLink."""
-    nvlink = _ask(pynvml, "nvmlDeviceGetP2PStatus", one, other, pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
-    pcie = _ask(pynvml, "nvmlDeviceGetP2PStatus", one, other, P2P_READ)
+    nvlink = ask(pynvml, "nvmlDeviceGetP2PStatus", one, other, pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
+    pcie = ask(pynvml, "nvmlDeviceGetP2PStatus", one, other, P2P_READ)
     if nvlink == pynvml.NVML_P2P_STATUS_OK:
         return "NVLink"
     if pcie == pynvml.NVML_P2P_STATUS_OK:

@@ -41,7 +41,7 @@ class NvmlAnswers:
 
 def ask_nvml(host_memory_gib: float) -> NvmlAnswers:
     """Ask NVML; without it, no devices and the reason. GPUs without memory of their own get `host_memory_gib`."""
-    answers = _opened(lambda pynvml: _machine(pynvml, host_memory_gib))
+    answers = opened(lambda pynvml: _machine(pynvml, host_memory_gib))
     return NvmlAnswers(reason=answers) if isinstance(answers, str) else answers
 
 
@@ -51,16 +51,16 @@ def utilization() -> dict[int, float]:
 
     def asked(pynvml: Any) -> dict[int, float]:
         handles = {
-            index: _ask(pynvml, "nvmlDeviceGetHandleByIndex", index) for index in range(pynvml.nvmlDeviceGetCount())
+            index: ask(pynvml, "nvmlDeviceGetHandleByIndex", index) for index in range(pynvml.nvmlDeviceGetCount())
         }
-        rates = {index: _ask(pynvml, "nvmlDeviceGetUtilizationRates", one) for index, one in handles.items() if one}
+        rates = {index: ask(pynvml, "nvmlDeviceGetUtilizationRates", one) for index, one in handles.items() if one}
         return {index: rate.gpu / 100 for index, rate in rates.items() if rate is not None}
 
-    answers = _opened(asked)
+    answers = opened(asked)
     return {} if isinstance(answers, str) else answers
 
 
-def _opened(asked: Callable[[Any], Answers]) -> Answers | str:
+def opened(asked: Callable[[Any], Answers]) -> Answers | str:
     """Return what `asked` has of NVML, or in a sentence why nothing can be had."""
     try:
         import pynvml
@@ -84,7 +84,7 @@ def _machine(pynvml: Any, host_memory_gib: float) -> NvmlAnswers:
     devices: list[Device] = []
     notes: list[str] = []
     for index in range(pynvml.nvmlDeviceGetCount()):
-        handle = _ask(pynvml, "nvmlDeviceGetHandleByIndex", index)
+        handle = ask(pynvml, "nvmlDeviceGetHandleByIndex", index)
         if handle is None:
             notes.append(f"GPU {index} is left out: NVML can't open it.")
             continue
@@ -113,14 +113,14 @@ def _machine(pynvml: Any, host_memory_gib: float) -> NvmlAnswers:
 
 
 def _device(pynvml: Any, handle: Any, index: int, host_memory_gib: float, notes: list[str]) -> Device:
-    name = _text(_ask(pynvml, "nvmlDeviceGetName", handle)) or "unknown GPU"
-    memory = _ask(pynvml, "nvmlDeviceGetMemoryInfo", handle)
+    name = as_text(ask(pynvml, "nvmlDeviceGetName", handle)) or "unknown GPU"
+    memory = ask(pynvml, "nvmlDeviceGetMemoryInfo", handle)
     card = card_of(name, memory.total / 2**30 if memory else 0)
     own = card.memory_gib if card and not card.shared else None
     if memory is None:
         where = "the card table's" if own else "the host's, which GPUs without memory of their own share"
         notes.append(f"GPU {index}: NVML states no memory; it is {where}.")
-    capability = _ask(pynvml, "nvmlDeviceGetCudaComputeCapability", handle)
+    capability = ask(pynvml, "nvmlDeviceGetCudaComputeCapability", handle)
     if capability is None:
         capability = card.capability if card else (0, 0)
         notes.append(f"GPU {index}: NVML states no compute capability; {'.'.join(map(str, capability))} is assumed.")
@@ -130,31 +130,31 @@ def _device(pynvml: Any, handle: Any, index: int, host_memory_gib: float, notes:
         memory_gib=memory.total / 2**30 if memory else own or host_memory_gib,
         memory_free_gib=memory.free / 2**30 if memory else None,
         compute_capability=(capability[0], capability[1]),
-        uuid=_text(_ask(pynvml, "nvmlDeviceGetUUID", handle)),
+        uuid=as_text(ask(pynvml, "nvmlDeviceGetUUID", handle)),
     )
 
 
 def _in_mig_mode(pynvml: Any, handle: Any) -> bool:
-    modes = _ask(pynvml, "nvmlDeviceGetMigMode", handle)
+    modes = ask(pynvml, "nvmlDeviceGetMigMode", handle)
     return modes is not None and modes[0] == pynvml.NVML_DEVICE_MIG_ENABLE
 
 
 def _instances(pynvml: Any, parent: Any, whole: Device) -> list[Device]:
     """The MIG instances of one GPU, each with its own memory."""
     found = []
-    for number in range(_ask(pynvml, "nvmlDeviceGetMaxMigDeviceCount", parent) or 0):
-        handle = _ask(pynvml, "nvmlDeviceGetMigDeviceHandleByIndex", parent, number)
-        memory = None if handle is None else _ask(pynvml, "nvmlDeviceGetMemoryInfo", handle)
+    for number in range(ask(pynvml, "nvmlDeviceGetMaxMigDeviceCount", parent) or 0):
+        handle = ask(pynvml, "nvmlDeviceGetMigDeviceHandleByIndex", parent, number)
+        memory = None if handle is None else ask(pynvml, "nvmlDeviceGetMemoryInfo", handle)
         if memory is None:
             continue
-        ids = [_ask(pynvml, f"nvmlDeviceGet{kind}InstanceId", handle) for kind in ("Gpu", "Compute")]
+        ids = [ask(pynvml, f"nvmlDeviceGet{kind}InstanceId", handle) for kind in ("Gpu", "Compute")]
         device = Device(
-            name=_text(_ask(pynvml, "nvmlDeviceGetName", handle)) or f"{whole.name} MIG",
+            name=as_text(ask(pynvml, "nvmlDeviceGetName", handle)) or f"{whole.name} MIG",
             index=whole.index,
             memory_gib=memory.total / 2**30,
             memory_free_gib=memory.free / 2**30,
             compute_capability=whole.compute_capability,
-            uuid=_text(_ask(pynvml, "nvmlDeviceGetUUID", handle)),
+            uuid=as_text(ask(pynvml, "nvmlDeviceGetUUID", handle)),
             parent=whole.uuid or f"GPU {whole.index}",
             instance=None if None in ids else (ids[0], ids[1]),
         )
@@ -164,23 +164,23 @@ def _instances(pynvml: Any, parent: Any, whole: Device) -> list[Device]:
 
 def _links(pynvml: Any, handle: Any) -> float:
     """GB/s of one direction over all active NVLinks of a GPU; 0 when there are none or their version is unknown."""
-    versions = [_ask(pynvml, "nvmlDeviceGetNvLinkVersion", handle, link) for link in _active(pynvml, handle)]
+    versions = [ask(pynvml, "nvmlDeviceGetNvLinkVersion", handle, link) for link in _active(pynvml, handle)]
     return sum(_NVLINK_GBS.get(version, 0.0) for version in versions)
 
 
 def _active(pynvml: Any, handle: Any) -> list[int]:
     links = range(getattr(pynvml, "NVML_NVLINK_MAX_LINKS", 18))
-    return [link for link in links if _ask(pynvml, "nvmlDeviceGetNvLinkState", handle, link) == 1]
+    return [link for link in links if ask(pynvml, "nvmlDeviceGetNvLinkState", handle, link) == 1]
 
 
 def _joined(pynvml: Any, one: Any, other: Any) -> bool:
-    status = _ask(pynvml, "nvmlDeviceGetP2PStatus", one, other, pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
+    status = ask(pynvml, "nvmlDeviceGetP2PStatus", one, other, pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
     if status is not None:
         return bool(status == pynvml.NVML_P2P_STATUS_OK)
     # Drivers before P2P status: a link to the other GPU itself, or of both to the same switch.
-    ends = [_bus_id(_ask(pynvml, "nvmlDeviceGetPciInfo", handle)) for handle in (one, other)]
+    ends = [_bus_id(ask(pynvml, "nvmlDeviceGetPciInfo", handle)) for handle in (one, other)]
     remote = [
-        {_bus_id(_ask(pynvml, "nvmlDeviceGetNvLinkRemotePciInfo", handle, link)) for link in _active(pynvml, handle)}
+        {_bus_id(ask(pynvml, "nvmlDeviceGetNvLinkRemotePciInfo", handle, link)) for link in _active(pynvml, handle)}
         for handle in (one, other)
     ]
     return bool((remote[0] & {*remote[1], ends[1]}) - {""})
@@ -188,12 +188,12 @@ def _joined(pynvml: Any, one: Any, other: Any) -> bool:
 
 def _pcie(pynvml: Any, handle: Any) -> float:
     """Return GB/s in one direction at the most that card and slot can do: an idle link reports less than it runs at."""
-    generation = _ask(pynvml, "nvmlDeviceGetMaxPcieLinkGeneration", handle)
-    lanes = _ask(pynvml, "nvmlDeviceGetMaxPcieLinkWidth", handle)
+    generation = ask(pynvml, "nvmlDeviceGetMaxPcieLinkGeneration", handle)
+    lanes = ask(pynvml, "nvmlDeviceGetMaxPcieLinkWidth", handle)
     return pcie_gbs(generation, lanes) if generation and lanes else 0.0
 
 
-def _ask(pynvml: Any, query: str, *arguments: Any) -> Any:
+def ask(pynvml: Any, query: str, *arguments: Any) -> Any:
     """Return the answer, or None where the driver, the GPU or this nvidia-ml-py has none."""
     function = getattr(pynvml, query, None)
     if function is None:
@@ -205,10 +205,10 @@ def _ask(pynvml: Any, query: str, *arguments: Any) -> Any:
 
 
 def _bus_id(info: Any) -> str:
-    return _text(info.busId).lower() if info is not None else ""
+    return as_text(info.busId).lower() if info is not None else ""
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
     if value is None:
         return ""
     return value.decode() if isinstance(value, bytes) else str(value)

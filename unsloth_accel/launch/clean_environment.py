@@ -11,8 +11,10 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import Problem
+from ..hardware.nvml import ask, opened
 
 LAUNCH = re.compile(
     r"RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK|GROUP_WORLD_SIZE|NODE_RANK|ROLE_.*|MASTER_ADDR|MASTER_PORT"
@@ -84,22 +86,19 @@ def memory_problems() -> list[Problem]:
 
 def _held_by_nvml() -> dict[int, float]:
     """Return the GiB by GPU (NVML's index) that this process holds, CUDA context included; {} where NVML has none."""
-    try:
-        import pynvml
 
-        pynvml.nvmlInit()
-    except Exception:  # no driver, no package: no GPU memory to speak of
-        return {}
-    held: dict[int, float] = {}
-    try:
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            processes = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(index))
-            held[index] = sum(one.usedGpuMemory or 0 for one in processes if one.pid == os.getpid()) / 2**30
-    except pynvml.NVMLError:
-        return {}
-    finally:
-        pynvml.nvmlShutdown()
-    return {index: gib for index, gib in held.items() if gib}
+    def asked(pynvml: Any) -> dict[int, float]:
+        count = pynvml.nvmlDeviceGetCount()
+        handles = {index: ask(pynvml, "nvmlDeviceGetHandleByIndex", index) for index in range(count)}
+        return {index: _held_on(pynvml, one) for index, one in handles.items() if one is not None}
+
+    found = opened(asked)
+    return {} if isinstance(found, str) else {index: gib for index, gib in found.items() if gib}
+
+
+def _held_on(pynvml: Any, handle: Any) -> float:
+    processes = ask(pynvml, "nvmlDeviceGetComputeRunningProcesses", handle) or ()
+    return sum(one.usedGpuMemory or 0 for one in processes if one.pid == os.getpid()) / 2**30
 
 
 def _held_by_torch() -> dict[int, float]:

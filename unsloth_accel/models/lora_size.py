@@ -62,7 +62,7 @@ def lora_parameters(
     if isinstance(r, bool) or not isinstance(r, int) or r < 1:
         raise ConfigError(Problem(key="lora.r", value=r, consequence="must be at least 1.", fix="give 1 or more"))
     modules = _modules(spec)
-    saved = _saved(modules, modules_to_save)
+    whole = whole_parameters(spec, modules_to_save)
     targets = _targets(spec, modules, target_modules, layers)
     if use_dora and targets.parameters:
         consequence = "PEFT has no DoRA for experts that are fused into one parameter."
@@ -78,7 +78,14 @@ def lora_parameters(
         total += sum(modules[name]["weight"][1 if name.endswith("embed_tokens") else 0] for name in kept)
     shapes = {tensor.name: tensor.shape for tensor in spec.tensors}
     total += sum(_pair(shapes[name], r * ranks) for name, ranks in targets.parameters.items())
-    return total + sum(prod(shape) for name in saved for shape in modules[name].values())
+    return total + whole
+
+
+def whole_parameters(spec: ModelSpec, modules_to_save: Collection[str]) -> int:
+    """Trainable parameters of PEFT's modules_to_save: a full copy of each, of a tied lm_head too. Raises `ConfigError`
+    where a name matches nothing."""
+    modules = _modules(spec)
+    return sum(prod(shape) for name in _saved(modules, modules_to_save) for shape in modules[name].values())
 
 
 def _pair(shape: Shape, r: int) -> int:

@@ -8,9 +8,11 @@ from math import prod
 
 from ..config.lora_fields import WHOLE
 from ..config.run_config import PROJECTIONS, RunConfig
+from ..config.start_adapter import find_adapter
 from ..errors import ConfigError, Problem, nearest, raise_errors
 from ..methods import METHODS
 from .added_tokens import added_tokens_problems
+from .lora_size import whole_parameters
 from .model_tensors import Tensor
 from .spec import ModelSpec
 
@@ -27,10 +29,16 @@ class Targets:
     """Number of trained parameters, over all modules."""
     whole: tuple[str, ...] = ()
     """Modules among `modules` that are trained whole."""
+    saved_twice: int = 0
+    """Number of parameters that stand in the adapter's file twice: a head's that is the embedding's table."""
 
 
-def targets(run: RunConfig, spec: ModelSpec) -> Targets:
+def targets(run: RunConfig, spec: ModelSpec, *, on_cpu: bool = False) -> Targets:
     """Return what `run` trains of the model `spec`.
+
+    Of an embedding and a head that are tied and both trained whole there is one table on a GPU
+    (unsloth/models/_utils.py: `_effective_weight_tying`), and two on a CPU, where Unsloth's loader ties none; an
+    adapter goes on as it was made.
 
     `all-linear` is every nn.Linear in the decoder blocks, and the experts of a mixture: for Llama-style models the
     seven projections. Raises `ConfigError` for names that match nothing, and where nothing is left to get LoRA.
@@ -66,8 +74,12 @@ def targets(run: RunConfig, spec: ModelSpec) -> Targets:
         raise ConfigError(Problem(key="lora.use_dora", value=True, consequence=consequence, fix=fix))
     total = _factors([one for one in parameters or () if _is_within(one.name, within)], lora.r)
     if adapted:
-        total += spec.lora_parameters(adapted, lora.r, use_dora=lora.use_dora, modules_to_save=whole, layers=within)
-    return Targets(modules=tuple(names), parameters=total + _biases(run, spec, adapted, within), whole=whole)
+        total += spec.lora_parameters(adapted, lora.r, use_dora=lora.use_dora, layers=within)
+    adapter = find_adapter(run.model.name)
+    tied = spec.tie_word_embeddings and (adapter.config.get("ensure_weight_tying") if adapter else not on_cpu)
+    twice = whole_parameters(spec, whole[1:]) if tied else 0
+    total += whole_parameters(spec, whole) - twice + _biases(run, spec, adapted, within)
+    return Targets(modules=tuple(names), parameters=total, whole=whole, saved_twice=twice)
 
 
 def _layers(run: RunConfig, spec: ModelSpec) -> list[int] | None:

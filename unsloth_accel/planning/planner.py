@@ -181,7 +181,7 @@ def _decide(
     lengths = facts.lengths(run.model.max_seq_length)
     run = with_packing(run, device, lengths, why_packed)
     if spec is not None:
-        trained = targets(run, spec)
+        trained = targets(run, spec, on_cpu=device == "cpu")
         run = _spelt_out(run, spec, trained, reasons)
         free, gpus = replace(hardware, devices=used), len(hardware.devices) * hardware.num_machines
         keep = may_keep(run, spec.num_layers, count, on_cpu=device == "cpu", reasons=reasons)
@@ -241,7 +241,7 @@ def _decide(
         rejected=rejected,
         memory=chosen.memory if chosen else None,
         keep_activations=keep_activations,
-        checkpoint_gib=_checkpoint_gib(run, trained.parameters) if spec else None,
+        checkpoint_gib=_checkpoint_gib(run, trained) if spec else None,
         speed=speed,
         lengths=lengths,
         time=run_time(run, batch, speed, lengths, all_gpus, price),
@@ -293,10 +293,10 @@ def _check_least(run: RunConfig, batch: Batch) -> None:
     raise Refused(problem, ways, instead="fewer processes, or shorter rows")
 
 
-def _checkpoint_gib(run: RunConfig, trained: int) -> float:
-    """Return the size of a checkpoint, in GiB: `trained` parameters as Unsloth keeps them, and their optimizer."""
+def _checkpoint_gib(run: RunConfig, trained: Targets) -> float:
+    """Return the size of a checkpoint, in GiB: trained parameters as Unsloth keeps them, and their optimizer."""
     state = 0 if run.training.get("save_only_model") else OPTIMIZER_BYTES.get(str(run.training.get("optim")), 8)
-    return trained * (4 + state) / GIB
+    return (trained.parameters * (4 + state) + trained.saved_twice * 4) / GIB
 
 
 def _spec(
@@ -405,7 +405,8 @@ def _spelt_out(run: RunConfig, spec: ModelSpec, trained: Targets, reasons: list[
         count = counted(len(run.model.added_tokens), "added token")
         reasons.append(f"{count}: the embeddings have {spec.vocab_size:,} rows, and learn them.")
     if trained.whole:
-        reasons.append(f"{' and '.join(trained.whole)}: trained whole, not with LoRA, as Unsloth does.")
+        one = ", as the one table that they share" if trained.saved_twice else ""
+        reasons.append(f"{' and '.join(trained.whole)}: trained whole, not with LoRA, as Unsloth does{one}.")
     if spec.num_experts:
         reasons.append("a mixture of experts: its memory is counted from its shapes and was never measured here.")
     length, most = run.model.max_seq_length, spec.max_position_embeddings

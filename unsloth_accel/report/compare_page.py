@@ -11,6 +11,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..artifacts.checkpoints import Checkpoint
+from ..artifacts.resume_facts import LENGTH, other_rows, rows_as_written
 from ..errors import counted
 from . import numbers
 from .curves import smoothing
@@ -18,13 +20,13 @@ from .figures import Figures, column, figures, median, throughput
 from .headline import facts, short_name
 from .rendering import rendered
 from .run_context import versions
-from .run_record import Recorded, at, table, text, values
+from .run_record import Recorded, at, text, values
 from .svg import line_chart
 
 NOT_SETTINGS = ("output_dir",)
 """Keys of run.yaml that always differ between two runs."""
-PLACES = ("model.name", "data.path", "data.eval_path")
-"""Keys of run.yaml that may hold a path, which has several spellings."""
+PLACES = ("model.name", "path", "chat_template")
+"""Ends of keys of run.yaml that may hold a path, which has several spellings."""
 WARM_UP = 0.1
 """The part of a run that its speed leaves out: compilation and first allocations."""
 
@@ -109,7 +111,7 @@ def not_comparable(a: Recorded, b: Recorded) -> list[str]:
     names = [_place(at(run.run, "model", "name")) for run in (a, b)]
     if names[0] != names[1]:
         found.append("Other models: neither loss, speed nor memory can be compared.")
-    lengths = [at(run.run, "model", "max_seq_length") for run in (a, b)]
+    lengths = [at(run.run, *LENGTH.split(".")) for run in (a, b)]
     if lengths[0] != lengths[1]:
         found.append(
             f"Rows of up to {lengths[0]} tokens against {lengths[1]}: other tokens are trained, at another speed."
@@ -125,11 +127,12 @@ def not_comparable(a: Recorded, b: Recorded) -> list[str]:
 def _batch_reasons(a: Recorded, b: Recorded) -> list[str]:
     """Why a step of one is not a step of the other."""
     found = []
-    # Held-out rows change nothing of what is trained.
-    first, second = ({**table(at(run.run, "data")), "eval_path": None} for run in (a, b))
-    first, second = ({**data, "path": _place(data.get("path"))} for data in (first, second))
-    if any(first.get(key) != second.get(key) for key in first.keys() | second.keys()):
-        found.append("Other data: losses can't be compared.")
+    written = [rows_as_written(run.run) for run in (a, b)]
+    recorded = [Checkpoint(run.checkpoint).made_with if run.checkpoint else {} for run in (a, b)]
+    both = recorded[0].keys() & recorded[1].keys()  # which tell files of one name apart, and know one by its contents
+    first, second = (one | {key: told[key] for key in both} for one, told in zip(written, recorded, strict=True))
+    if others := [key for key in other_rows(first, second) if key != LENGTH]:  # which is told with what it means
+        found.append(f"Other rows or tokens, by {', '.join(others)}: losses can't be compared.")
     sizes = [run.batch.get("global_size") for run in (a, b)]
     if sizes[0] != sizes[1]:
         found.append(f"{sizes[0]} rows per step against {sizes[1]}: curves over steps don't show the same rows.")
@@ -192,7 +195,8 @@ def differing(a: Recorded, b: Recorded) -> list[Row]:
 
 
 def _settings(run: Recorded) -> dict[str, str]:
-    found = {key: _place(value) if key in PLACES else value for key, value in _flat(run.run) if key not in NOT_SETTINGS}
+    flat = {key: value for key, value in _flat(run.run) if key not in NOT_SETTINGS}
+    found = {key: _place(value) if key.endswith(PLACES) else value for key, value in flat.items()}
     found["precision"] = text(at(run.plan, "mixed_precision"))
     found["hardware"] = figures(run).where
     return found
@@ -211,6 +215,8 @@ def _place(value: Any) -> Any:
 
 def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in values.items():
+        if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+            value = dict(enumerate(value))
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
         else:

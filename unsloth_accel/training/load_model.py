@@ -167,6 +167,8 @@ def _made_as(adapter: Adapter) -> dict[str, Any]:
     changed = {name: value for name, value in said.items() if value != getattr(usual, name)}
     modules = config.target_modules
     whole = {"target_modules": modules if isinstance(modules, str) else sorted(modules or ())}
+    if "ensure_weight_tying" in said:  # left out, Unsloth ties on a GPU what was trained as two tables on a CPU
+        whole["ensure_weight_tying"] = said["ensure_weight_tying"]
     return changed | whole | {"r": config.r, "lora_alpha": config.lora_alpha}
 
 

@@ -19,7 +19,7 @@ from ..config.start_adapter import model_of
 from ..config.template_fields import is_template_name
 from ..config.trainer_settings import settings, shared_out_by_tokens
 from ..data.chat_template import template_of_file
-from ..data.formats import has_response, question_of, roles
+from ..data.formats import has_response, is_conversational, question_of, roles
 from ..data.generation_server import server_problems_of
 from ..data.hub import access_problems, has_rows
 from ..data.mix import HELD_OUT, TRAIN, all_sources, mix_warnings, parts_of
@@ -57,8 +57,8 @@ def input_problems(run: RunConfig) -> list[Problem]:
     if run.data.train_on == "responses":
         for found in rows.values():
             problems += _responses_problems(run, found)
-    if run.data.response_marker and TRAIN in rows:
-        problems += _marker_problems(run, rows[TRAIN])
+    if TRAIN in rows:
+        problems += _unheeded(run, rows[TRAIN])
     if METHODS[run.method].generates:
         problems += [*_vllm_problems(run), *server_problems_of(settings(run), run.model.name, run.model.max_seq_length)]
     if run.evaluation.exact_match and HELD_OUT in rows:
@@ -128,18 +128,28 @@ def _responses_problems(run: RunConfig, found: Rows) -> list[Problem]:
     return [problem(consequence=f"{what} ({found.places(late)}).", fix=fix, severity="warning")]
 
 
-def _marker_problems(run: RunConfig, found: Rows) -> list[Problem]:
-    """Return a warning where nobody looks for the markers of answers in the training rows."""
+def _unheeded(run: RunConfig, found: Rows) -> list[Problem]:
+    """Return a warning for each setting that nothing of the training rows heeds: markers of answers that nobody looks
+    for, and arguments of the chat template for rows that aren't chats."""
+    problem = partial(Problem, severity="warning")
+    problems, data = [], run.data
+    if data.chat_template_kwargs and not is_conversational(next(iter(found))):
+        consequence = f"changes nothing: rows of {found.kind} as text don't pass through the chat template."
+        fix = "remove it, or rows of messages"
+        given = data.chat_template_kwargs
+        problems.append(problem(key="data.chat_template_kwargs", value=given, consequence=consequence, fix=fix))
     fix = "remove both markers"
     if found.kind not in ("messages", "text"):
         consequence = f"is not looked for: rows of {found.kind} say themselves what an answer is."
-    elif run.data.train_on != "responses" and not found.weighted:
-        consequence = f"is not looked for: data.train_on={run.data.train_on} trains every token of these rows."
+    elif data.train_on != "responses" and not found.weighted:
+        consequence = f"is not looked for: data.train_on={data.train_on} trains every token of these rows."
         fix = f"data.train_on=responses, or {fix}"
     else:
-        return []
-    key, value = "data.response_marker", run.data.response_marker
-    return [Problem(key=key, value=value, consequence=consequence, fix=fix, severity="warning")]
+        return problems
+    if data.response_marker:
+        marker = data.response_marker
+        problems.append(problem(key="data.response_marker", value=marker, consequence=consequence, fix=fix))
+    return problems
 
 
 def _template_problems(run: RunConfig) -> list[Problem]:

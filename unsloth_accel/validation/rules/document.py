@@ -52,9 +52,11 @@ class Document:
     """Dotted keys whose value is the command line's, and the flag that gave it."""
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a dotted key."""
+        """The value of a dotted key, in which a number counts the items of a list from 0."""
         values: Any = self.values
         for part in key.split("."):
+            if isinstance(values, list):
+                values = dict(zip(map(str, range(len(values))), values, strict=True))
             if not isinstance(values, dict) or part not in values:
                 return default
             values = values[part]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ...config.rewards_config import name_files_beside
@@ -32,7 +33,14 @@ def _refused(config: Document, rule_id: str) -> Iterator[Finding]:
             near = meant[1] if meant and meant[1].rpartition(".")[0] == section else None
             taken = near is None or near in config.places
             repair = Repair(kind="rename", key=problem.key, value=None if taken else str(near).split(".")[-1])
-            yield config.problem(problem.key, problem.consequence, problem.fix, repair)
+            yield _found(config, problem, repair)
+
+
+def _found(config: Document, problem: Problem, *repairs: Repair) -> Finding:
+    """Return the finding that `problem` of the run is in its file, with the value that it has where the file gives
+    none: a default, or the path that a source of data.mix is written as."""
+    finding = config.problem(problem.key, problem.consequence, problem.fix, *repairs)
+    return finding if finding.value is not None else replace(finding, value=problem.value)
 
 
 @functools.lru_cache(maxsize=8)
@@ -62,10 +70,11 @@ def _inputs(config: Document, severity: Severity) -> Iterator[Finding]:
     """Yield what is wrong with the model and the rows that a run names, where it is to be launched here."""
     from ..inputs import input_problems
 
-    run = _read(config.text, config.file)[0] if config.context.here and config.text else None
+    readable = config.context.here and config.text and not config.found
+    run = _read(config.text, config.file)[0] if readable else None
     for problem in input_problems(run) if run else ():
         if problem.severity == severity:
-            yield config.problem(problem.key, problem.consequence, problem.fix)
+            yield _found(config, problem)
 
 
 add_rule(

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ...config.installed_source import popped
 from ...config.run_config import DataConfig, RunConfig
+from ...config.trainer_fields import training_fields
 from ...config.trainer_settings import depends_on_ranks
+from ...errors import nearest
 from ...strategies import STRATEGIES
 from .document import Document, Finding
 from .rule_registry import rule
-from .run_settings import given, method_of, number, settings_of, values_of
+from .run_settings import given, mapping, method_of, number, settings_of, values_of
+
+_GENERATION_CONFIG = "transformers/generation/configuration_utils.py:GenerationConfig"
 
 
 @rule("run-prompt-room", on=("run",))
@@ -61,6 +66,33 @@ def run_scaled_rewards(config: Document) -> Iterator[Finding]:
         "which dr_grpo is meant to leave out."
     )
     yield config.problem(said, consequence, "training.scale_rewards: none, or loss_type: dapo")
+
+
+_LENGTH = {"max_new_tokens": "max_completion_length", "max_length": "max_completion_length"}
+"""Fields of the trainer's config that say what these arguments of generating do."""
+
+
+@rule("run-generation-arguments", on=("run",))
+def run_generation_arguments(config: Document) -> Iterator[Finding]:
+    """generation_kwargs go into transformers' GenerationConfig, which keeps a name that it doesn't know and never looks
+    at it. What has a field of the trainer's own goes past it: completions are written at the temperature of
+    generation_kwargs, and the loss is that of the field's.
+
+    Reference: trl/trainer/grpo_trainer.py: `generation_kwargs.update(args.generation_kwargs)`;
+    transformers/generation/configuration_utils.py: `self.temperature = kwargs.pop("temperature", None)`.
+    """
+    values, key = settings_of(config), "training.generation_kwargs"
+    arguments, known = mapping(values.get("generation_kwargs")), popped(_GENERATION_CONFIG)
+    if arguments is None:
+        yield config.problem(key, "is no mapping of names to values; every process fails.", "remove it")
+    for name, value in (arguments or {}).items() if method_of(config).generates else ():
+        field = _LENGTH.get(name, name)
+        if field in training_fields(method_of(config).config_sources):
+            consequence = f"goes past training.{field}, which the trainer reckons with: it would train something else."
+            yield config.problem(f"{key}.{name}", consequence, f"training.{field}: {value}")
+        elif known and name not in known and not values.get("use_vllm"):
+            fix = nearest(name, known, f"{key}.")
+            yield config.problem(f"{key}.{name}", "unknown name: nothing would look at it.", fix)
 
 
 @rule("run-generation-server", on=("run",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from typing import Any
 
 import yaml
@@ -49,7 +50,8 @@ def _parsed(text: str) -> dict[str, Any]:
 
 def values_of(config: Document) -> dict[str, Any]:
     """Return the values of a run as its reader takes them: 1e-4 is a number to OmegaConf, and text to PyYAML."""
-    return _parsed(config.text) if config.text else config.values
+    readable = config.text and not config.found  # else the values are those that could be read
+    return _parsed(config.text) if readable else config.values
 
 
 def given(config: Document) -> dict[str, Any]:
@@ -71,6 +73,16 @@ def settings_of(config: Document) -> dict[str, Any]:
 def number(value: Any) -> float | None:
     """Return `value` if it is a number."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def mapping(value: Any) -> dict[str, Any] | None:
+    """Return a field that is a mapping, or one as JSON text; None for anything else."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    return {} if value is None else {str(key): one for key, one in value.items()} if isinstance(value, dict) else None
 
 
 def alone(config: Document) -> bool:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from ...config.installed_source import enum_words, parameters, table
-from ...config.trainer_fields import field_options
+from ...config.trainer_fields import accepts, field_options, parameter_types, type_name
 from ...errors import close_match
 from .document import Document, Finding, Repair
 from .rule_registry import RULES, rule
-from .run_settings import alone, given, method_of, number, settings_of
+from .run_settings import alone, given, mapping, method_of, number, settings_of
 from .trying import changed
 
 _ENUMS = {
@@ -166,13 +165,18 @@ _FILLED = {"optimizer", "num_warmup_steps", "num_training_steps"}
 _NEEDED = {"cosine_with_min_lr": "min_lr_rate: 0.1", "cosine_warmup_with_min_lr": "min_lr_rate: 0.1"}
 """Schedulers that need one of two arguments, and one of them: their functions give both a default, and raise."""
 _EXAMPLES = {"num_decay_steps": 100}
-_PLATEAU = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "min_lr", "eps")
+_CLASSES = {
+    "reduce_lr_on_plateau": "torch/optim/lr_scheduler.py:ReduceLROnPlateau.__init__",
+    "greedy": "transformers/optimization.py:GreedyLR.__init__",
+}
+"""Schedulers whose functions hand any argument on, and to what."""
 
 
 @rule("run-scheduler-arguments", on=("run",))
 def run_scheduler_arguments(config: Document) -> Iterator[Finding]:
-    """lr_scheduler_kwargs are arguments of the scheduler's function: one that it lacks, or doesn't know, ends every
-    process with a TypeError or ValueError as training begins.
+    """lr_scheduler_kwargs are arguments of the scheduler's function: one that it lacks, or doesn't know, or takes
+    another type for, ends every process with a TypeError or ValueError as training begins. A constant rate is given
+    none (warned).
 
     Reference: transformers/optimization.py: get_scheduler, "Mismatched scheduler types and scheduler parameters",
     "One of min_lr or min_lr_rate should be set".
@@ -180,24 +184,32 @@ def run_scheduler_arguments(config: Document) -> Iterator[Finding]:
     values = settings_of(config)
     if not {"lr_scheduler_type", "lr_scheduler_kwargs"} & {*given(config)}:
         return
-    word, arguments = values.get("lr_scheduler_type"), _mapping(values.get("lr_scheduler_kwargs"))
+    word, arguments = values.get("lr_scheduler_type"), mapping(values.get("lr_scheduler_kwargs"))
     key = "training.lr_scheduler_kwargs"
     members = {word: name for name, word in enum_words(_ENUMS["lr_scheduler_type"]).items()}
     functions = table("transformers/optimization.py:TYPE_TO_SCHEDULER_FUNCTION")
     function = functions.get(f"SchedulerType.{members.get(word)}") if isinstance(word, str) else None
-    taken = parameters(f"transformers/optimization.py:{function}") if function else {}
-    if not taken or word in ("constant", "constant_with_warmup"):  # which are given none
+    place = _CLASSES.get(str(word), f"transformers/optimization.py:{function}")
+    taken = parameters(place) if function else {}
+    if taken and word in ("constant", "constant_with_warmup"):
+        if values.get("lr_scheduler_kwargs"):
+            yield config.problem(key, f"{word} is given none of them.", "remove it, or another scheduler", mild=True)
+        return
+    if not taken:
         return
     if arguments is None:
         yield config.problem(key, "is no mapping of names to values; every process fails.", "remove it")
         return
-    if word == "reduce_lr_on_plateau":
-        taken = dict.fromkeys(_PLATEAU, False)
     names = {name: needed for name, needed in taken.items() if name not in (*_FILLED, "last_epoch")}
     for name in arguments if "**" not in names else ():
         if name not in names:
             fix, _ = word_fix(name, names)
             yield config.problem(key, f"{word} takes no {name}; every process fails.", fix if names else "remove it")
+    kinds = parameter_types(place)
+    for name, value in arguments.items():
+        if name in names and name in kinds and not accepts(kinds[name], 1 if type(value) is float else value):
+            kind = type_name(kinds[name])  # any number will do for a whole one
+            yield config.problem(f"{key}.{name}", f"{word} takes {kind} for it; every process fails.", f"give {kind}")
     for name, needed in names.items():
         if needed and name not in arguments:
             example = f"{{{name}: {_EXAMPLES.get(name, '…')}}}"
@@ -210,13 +222,3 @@ def run_scheduler_arguments(config: Document) -> Iterator[Finding]:
     if word == "polynomial" and end is not None and start is not None and 0 <= start <= end:
         consequence = f"decays to lr_end={end:g}, which must be below learning_rate={start:g}; every process fails."
         yield config.problem("training.lr_scheduler_type", consequence, "training.lr_scheduler_type: linear")
-
-
-def _mapping(value: Any) -> dict[str, Any] | None:
-    """Return a field that is a mapping, or one as JSON text; None for anything else."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return None
-    return {} if value is None else {str(key): one for key, one in value.items()} if isinstance(value, dict) else None
