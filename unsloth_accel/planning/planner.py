@@ -39,7 +39,8 @@ from .groups import Groups, eval_rows, groups, keeps_whole, whole_groups, writte
 from .idle_memory import uses
 from .kept_blocks import may_keep, planned_blocks, why_kept
 from .memory_estimate import GIB, Workload, estimate
-from .optimizers import OPTIMIZER, OPTIMIZER_BYTES, needs_gpu, optimizer_for
+from .optimizer_choice import with_optimizer
+from .optimizers import OPTIMIZER_BYTES
 from .options import USUAL_CARD, Choice, Option, free_gib
 from .packing_choice import with_packing
 from .plan import Plan
@@ -47,7 +48,7 @@ from .precision import choose_precision
 from .reference_pass import FIELD, told_of_reference
 from .run_time import run_time
 from .speed_estimate import Speed
-from .strategy_choice import Rejected, choose, shorter
+from .strategy_choice import Rejected, check_host, choose
 from .ways import Refused, Way, tried
 
 DECISIVE = ("taken as", "link ", "network ", "MIG")
@@ -196,7 +197,7 @@ def _decide(
             idle = uses(run, chosen, choice, lengths, only_lora=only_lora)
         else:
             chosen = choice.option(unsized)
-            _check_host(chosen, choice)
+            check_host(chosen, choice)
         reasons += why_kept(run, chosen, choice)
     keep_activations = planned_blocks(run, chosen, count, reasons)
     strategy = chosen.strategy if chosen else unsized
@@ -215,7 +216,7 @@ def _decide(
     _check_least(run, batch)
     written = groups(run, batch)
     run = _with_generation(run, written, data_parallel, chosen.speed if chosen and device == "cuda" else None, reasons)
-    run = _with_optimizer(run, strategy, device, reasons)
+    run = with_optimizer(run, strategy, device, reasons)
     if device == "cpu" and run.batch.rehearse == "auto":
         reasons.append(f"batch.rehearse=false: {NOT_REHEARSED}")
         run = replace(run, batch=replace(run.batch, rehearse="false"))
@@ -446,32 +447,6 @@ def _untried(spec: ModelSpec | None) -> dict[str, str]:
     return dict.fromkeys((one.name for one in STRATEGIES if one.loads_shards), reason)
 
 
-def _with_optimizer(run: RunConfig, strategy: str, device: str, reasons: list[str]) -> RunConfig:
-    """`run` with its optimizer by name, the same one under every strategy where nothing is said."""
-    asked = run.training.get("optim")
-    if device == "cpu":
-        return _with_cpu_optimizer(run, asked, reasons) if asked and needs_gpu(asked) else run
-    taken = optimizer_for(strategy, asked)
-    if taken == asked:
-        return run
-    why = "the same steps under every strategy"
-    if asked:
-        cannot = "save the state" if STRATEGIES[strategy].steps_bitsandbytes else "step the shards"
-        why = f"{strategy} can't {cannot} of {asked}"
-    reasons.append(f"training.optim={taken}: {why}.")
-    return replace(run, training=run.training | {"optim": taken})
-
-
-def _with_cpu_optimizer(run: RunConfig, asked: str, reasons: list[str]) -> RunConfig:
-    if not asked.removeprefix("paged_").startswith("adamw_"):
-        consequence = "needs a GPU: on a CPU Unsloth would take AdamW in its place, which is another optimizer and "
-        consequence += "takes another learning rate."
-        problem = Problem(key="training.optim", value=asked, consequence=consequence, fix="")
-        raise Refused(problem, [[Way(changes={"training.optim": OPTIMIZER})]])
-    reasons.append(f"training.optim={OPTIMIZER}: {asked} needs a GPU, and Unsloth takes this AdamW on a CPU.")
-    return replace(run, training=run.training | {"optim": OPTIMIZER})
-
-
 def _with_defaults(run: RunConfig, reasons: list[str]) -> RunConfig:
     """`run` with those defaults of its trainer that Unsloth would change on GPUs."""
     defaults = kept_defaults(run)
@@ -488,21 +463,6 @@ def _stopping_early(run: RunConfig) -> str:
     if run.training.get("load_best_model_at_end"):
         return told
     return f"{told} The last weights are saved; training.load_best_model_at_end=true takes the best checkpoint's."
-
-
-def _check_host(chosen: Option, choice: Choice) -> None:
-    """Raise `ConfigError` when the processes need more than the machine has, by more than the estimate may be wrong."""
-    need, has = chosen.memory.total, choice.capacity_gib
-    if not choice.hardware.host_known or chosen.memory.least <= has:
-        return
-    count = choice.num_processes
-    consequence = (
-        f"needs {need:.1f} GiB in each of {count} processes, and the machine has {has * count:.1f} GiB in all."
-    )
-    problem = Problem(key="model.name", value=choice.work.spec.name, consequence=consequence, fix="")
-    lengths = [Way(changes={"model.max_seq_length": size}) for size in shorter(choice.work.length)]
-    fewer = [[Way(changes={PROCESSES: 1})]] if count > 1 else []
-    raise Refused(problem, [*fewer, lengths], instead="a smaller model")
 
 
 def _batch(

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import Problem, counted
 from ..strategies import STRATEGIES, usual
 from .batch import divisors
+from .device_and_count import PROCESSES
 from .kept_blocks import VARIABLE, variable
 from .memory_estimate import WORST_ERROR, Workload
 from .options import Choice, Option, free_gib
@@ -259,3 +260,18 @@ def _has(choice: Choice) -> str:
 def _pace(option: Option) -> str:
     assert option.speed is not None
     return f"{option.speed.tokens_per_second:,.0f} tokens/s"
+
+
+def check_host(chosen: Option, choice: Choice) -> None:
+    """Raise `ConfigError` when the processes need more than the machine has, by more than the estimate may be wrong."""
+    need, has = chosen.memory.total, choice.capacity_gib
+    if not choice.hardware.host_known or chosen.memory.least <= has:
+        return
+    count = choice.num_processes
+    consequence = (
+        f"needs {need:.1f} GiB in each of {count} processes, and the machine has {has * count:.1f} GiB in all."
+    )
+    problem = Problem(key="model.name", value=choice.work.spec.name, consequence=consequence, fix="")
+    lengths = [Way(changes={"model.max_seq_length": size}) for size in shorter(choice.work.length)]
+    fewer = [[Way(changes={PROCESSES: 1})]] if count > 1 else []
+    raise Refused(problem, [*fewer, lengths], instead="a smaller model")
