@@ -111,7 +111,7 @@ CHECKS: dict[str, Check] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpus", type=int, default=2, help="of a launch; default %(default)s")
+    parser.add_argument("--gpus", type=int, default=2, choices=(2, 4, 8), help="of a launch; default %(default)s")
     parser.add_argument("--out", help=f"JSON; default {OUT}, on more than two GPUs gpu-checks-GPUS.json")
     parser.add_argument("--checks", default="*", help="names or patterns, comma-separated; all by default")
     parser.add_argument("--old", action="append", default=[], metavar="NAME=DIRECTORY", help="an older Unsloth")

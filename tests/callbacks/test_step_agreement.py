@@ -74,6 +74,21 @@ def test_checkpoints_by_the_clock(alone: Any) -> None:
     assert not alone.control.should_training_stop
 
 
+@pytest.mark.parametrize("steps", [1, 0], ids=["a step", "no step left"])
+def test_a_stop_waits_from_the_first_step_on(alone: Any, steps: int) -> None:
+    """Not for rows that are evaluated before; and where no step is left, for the adapter that is saved."""
+    from unsloth_accel.callbacks import StepAgreement
+
+    begun: list[bool] = []
+    alone.request.begin = lambda: begun.append(True)
+    one, state = StepAgreement(request=alone.request), alone.state(0)
+    one.on_train_begin(alone.args, state, alone.control)
+    one.on_prediction_step(alone.args, state, alone.control)
+    assert not begun
+    (one.on_step_begin if steps else one.on_train_end)(alone.args, state, alone.control)
+    assert begun
+
+
 @pytest.mark.parametrize(
     ("strategy", "saves", "saved"),
     [("steps", None, True), ("no", None, False), ("no", True, True), ("steps", False, False)],

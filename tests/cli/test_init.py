@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from config.test_foreign import ACCELERATE, AXOLOTL, LLAMA_FACTORY, TRL
 from conftest import CONFIG, EVAL, ROOT, TRAIN, write_weights
+from foreign_files import ACCELERATE, AXOLOTL, LLAMA_FACTORY, TRL
 
 from unsloth_accel.cli.main import main
 from unsloth_accel.config.field_help import field_help

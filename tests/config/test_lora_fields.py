@@ -51,7 +51,8 @@ def test_what_would_fail_is_told(values: dict[str, Any], fault: str) -> None:
 def test_what_is_as_usual_is_not_given() -> None:
     assert given_to_peft(lora(r=8, alpha=4)) == {}
     said = {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}, "layers_to_transform": [0, 1]}
-    assert given_to_peft(lora(**said)) == said
+    assert given_to_peft(lora(**said)) == {**said, "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}
+    assert given_to_peft(lora(init_lora_weights="loftq"))["loftq_config"] == {"loftq_bits": 4, "loftq_iter": 1}
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ def test_without_functions_there_are_none(read: Read, nothing: Any) -> None:
         ({"functions": [{"weight": 2}]}, "rewards.functions.0.name: is missing"),
         ({"functions": ["a", {"name": "a", "weight": True}]}, "rewards.functions.1.weight=True: wrong type"),
         ({"functions": [{"name": "a", "weight": float("inf")}]}, "rewards.functions.0.weight=inf: wrong type"),
+        ({"functions": [{"name": "a", "weight": 10**400}]}, "wrong type: a finite number is needed"),
         ({"functions": [{"name": "a", "arguments": [1]}]}, "rewards.functions.0.arguments=[1]: wrong type"),
         ({"functions": [{"name": "a", "arguments": {"b": "${nothing}"}}]}, "rewards.functions: "),
         ({"on_error": "go on"}, "use one of: stop, skip."),

@@ -32,9 +32,10 @@ class Server(BaseHTTPRequestHandler):
     info_takes = 0.0
 
     def do_GET(self) -> None:
-        if self.path == INFO:
+        path = self.requestline.split()[1]  # in `self.path` two slashes are one, and for a server of vLLM they are two
+        if path == INFO:
             time.sleep(self.info_takes)
-        status, body = self.answers.get(self.path, (404, {"detail": "Not Found"}))
+        status, body = self.answers.get(path, (404, {"detail": "Not Found"}))
         self.send_response(status)
         self.end_headers()
         self.wfile.write(json.dumps(body).encode() if body else b"")
@@ -113,6 +114,8 @@ def test_raw_probabilities_are_told_where_they_differ_and_are_used(address: str)
     (problem,) = problems(address, temperature=0.7)
     assert "has --logprobs-mode raw_logprobs" in problem
     assert len(problems(address, generation_kwargs={"frequency_penalty": 0.5})) == 1
+    assert problems(address, generation_kwargs={"seed": 1}) == []
+    assert problems(address, temperature=0.7, generation_kwargs={"temperature": 1.0}) == []
     assert problems(address, temperature=0.7, vllm_importance_sampling_correction=False) == []
 
 
@@ -131,6 +134,42 @@ def test_a_server_with_too_little_room_is_warned_of(address: str) -> None:
 def test_a_directory_is_the_same_by_whichever_path(address: str) -> None:
     assert problems(address, model=os.path.relpath(HERE)) == []
     assert len(problems(address, model=os.path.dirname(HERE))) == 1
+
+
+@pytest.mark.parametrize(
+    "address", [started("every_flag", **{"/v1/models": [200, {"data": [{"id": "/srv/SmolLM2-135M"}]}]})], indirect=True
+)
+def test_a_model_may_lie_elsewhere_on_the_servers_machine(address: str) -> None:
+    assert problems(address, model="HuggingFaceTB/SmolLM2-135M") == []
+    assert problems(address, model="models/smollm2-135m/") == []
+    assert len(problems(address, model="HuggingFaceTB/SmolLM2-360M")) == 1
+
+
+@pytest.mark.parametrize("end", ["/", "/v1", "/v1/"])
+def test_an_address_is_asked_as_trl_asks_it(address: str, end: str) -> None:
+    """With a slash at its end TRL's client asks a real server for //health, gets 404, and asks without end."""
+    (problem,) = problems(address + end)
+    assert f"no server answers at {address}{end} (status 404 at /health)" in problem
+    assert "Fix: training.vllm_server_base_url: http://HOST:PORT, with nothing behind it; or start it" in problem
+    assert problems(address + "?what=ever") == []
+    assert problems(address.removeprefix("http://")) == []
+
+
+def test_a_server_in_a_network_that_no_proxy_names_is_asked_directly(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    for name, value in {"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.0/8"}.items():
+        monkeypatch.setenv(name, value)
+    assert problems(address) == []
+
+
+def test_an_address_that_is_none_is_told() -> None:
+    for none in ("", "localhost:9"):
+        (problem,) = problems(none)
+        assert "http://HOST:PORT" in problem
+    (problem,) = problems("http://[::1")
+    assert "is not a valid host" in problem
 
 
 @pytest.mark.parametrize("address", [started("without_transfers")], indirect=True)

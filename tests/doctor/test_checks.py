@@ -1,8 +1,11 @@
 """All checks of unsloth-accel doctor together: silent about a machine where all is well."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
+from conftest import ROOT
 from doctor_machines import Place, device, machine
 
 from unsloth_accel.doctor import (
@@ -53,3 +56,9 @@ def test_warnings_alone_leave_with_0() -> None:
     warned = Result(name="a", status="warning", detail="b", fix="c")
     assert exit_status([warned, Result(name="a", detail="b")]) == 0
     assert exit_status([warned, replace(warned, status="error")]) == 1
+
+
+def test_it_needs_no_omegaconf() -> None:
+    """A machine whose packages are broken is what it is run on."""
+    code = "import sys; sys.modules['omegaconf'] = None; import unsloth_accel.cli.doctor"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -38,7 +38,8 @@ def described(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "rewards": {"functions": [f"{place / 'my_rewards.py'}:evens"]},
         "batch": {"global_size": 16},
         "training": {
-            "learning_rate": 1e-2,
+            # AdamW's first steps go as far for the smallest gradient, whose sign may be a processor's rounding.
+            "learning_rate": 1e-3,
             "bf16": False,
             "num_generations": 4,
             "max_completion_length": 16,
@@ -93,7 +94,9 @@ def test_two_processes_train_watch_save_and_go_on(described: Path, tmp_path: Pat
     assert "4 rows" in told.partition("rehearsed the longest step with ")[2]
     assert told.count("The step is done again") == 1, "what was learned before step 1 is kept"
     for name in ("loss", "grad_norm", "reward", "entropy", "completions/mean_length"):
-        assert max(abs(a[name] - b[name]) for a, b in zip(steps(out), logged, strict=True)) <= TOLERANCE
+        pairs = [(a[name], b[name]) for a, b in zip(steps(out), logged, strict=True)]
+        # Entropy is near 6, and float32's rounding with it; loss and gradient norm are below 1.
+        assert max(abs(a - b) / max(1, abs(b)) for a, b in pairs) <= TOLERANCE
 
 
 def test_verify_trains_both_on_the_same_completions(described: Path, tmp_path: Path) -> None:

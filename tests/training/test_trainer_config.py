@@ -2,7 +2,7 @@
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 from unittest.mock import MagicMock
 
 import pytest
@@ -70,3 +70,11 @@ def test_a_run_that_wants_no_watch_has_none(tmp_path: Path, monkeypatch: pytest.
     run = from_dict(values | {"batch": {"on_out_of_memory": "stop"}, "logging": {"hang_after": 0}})
     with pytest.raises(ToldError, match=r"^0"):
         attach.attach(MagicMock(), run, MagicMock(), METHODS["sft"])
+
+
+def test_the_types_of_adapt_can_be_read() -> None:
+    """Documentation tools and checks at runtime read those of a public function."""
+    from unsloth_accel.training.adapt import adapt
+
+    hints = get_type_hints(adapt)
+    assert hints["return"] is hints["trainer"]

@@ -156,6 +156,32 @@ def test_what_a_setting_needs(training: dict[str, Any], fixes: list[str]) -> Non
         assert problem.fix.startswith(fix)
 
 
+@pytest.mark.parametrize(
+    ("training", "told"),
+    [
+        ({"top_p": 0.9, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1, "cache_implementation": "static"}, {}),
+        ({"suppress_tokens": [1], "use_cache": False}, {}),
+        ({"temperature": 0.5}, {"temperature": "training.temperature: 0.5"}),
+        ({"max_new_tokens": 64}, {"max_new_tokens": "training.max_completion_length: 64"}),
+        ({"seed": 3}, {"seed": "remove it, or a name of transformers' GenerationConfig"}),
+        ({"typical_q": 0.9}, {"typical_q": "did you mean training.generation_kwargs.typical_p?"}),
+        ({"disable_compile": True}, {"disable_compile": "remove it"}),
+    ],
+)
+def test_arguments_of_generating(training: dict[str, Any], told: dict[str, str]) -> None:
+    """TRL says that names which have a field of its own override it; a seed is vLLM's."""
+
+    def found(**more: Any) -> dict[str, str]:
+        values = {"method": "grpo", "training": {"generation_kwargs": training, **more}}
+        problems = check_document(Document(file="", kind="run", values=values))
+        return {one.key.rpartition(".")[2]: one.fix for one in problems if "generation_kwargs" in one.key}
+
+    plain, server = found(), found(use_vllm=True, vllm_mode="server")
+    assert plain.keys() == told.keys()
+    assert all(plain[name].startswith(fix) for name, fix in told.items())
+    assert server.keys() == told.keys() - {"seed", "typical_q", "disable_compile"}
+
+
 def test_a_small_number_without_a_point_is_one_to_every_command(
     tmp_path: Path, description: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -199,5 +199,19 @@ def test_a_number_that_no_float_holds_is_told_once(section: str) -> None:
     assert [one.rule for one in told if one.severity == "error" and one.rule != "run-reward"] == ["yaml-value"]
 
 
+@pytest.mark.parametrize(("number", "rule"), [("010", "yaml-number"), ("1" + "0" * 400, "yaml-value")])
+def test_what_the_reader_finds_changes_nothing_of_the_rest(number: str, rule: str) -> None:
+    """PyYAML reads 1e-6 as text, and rows are looked for all the same where they can be."""
+    text = (
+        "model: {name: m}\ndata: {path: a.jsonl}\noutput_dir: out\n"
+        "training: {lr_scheduler_type: cosine_with_min_lr, lr_scheduler_kwargs: {min_lr: 1e-6}, learning_rate: 1e-4}\n"
+    )
+    plain = read_text(text, context=Context(here=True))
+    odd = read_text(text.replace("1e-4}", f"1e-4, seed: {number}}}"), context=Context(here=True))
+    usual = [one.key for one in check_document(plain)] if rule == "yaml-number" else []
+    assert [one.key for one in check_document(odd) if one.rule != rule] == usual
+    assert rule in {one.rule for one in check_document(odd)}
+
+
 def test_a_json_file_that_holds_null_is_no_config() -> None:
     assert {finding.rule for finding in check_document(read_text("null", "x.json"))} == {"not-a-mapping"}

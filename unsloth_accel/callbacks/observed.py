@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
+from ..adapters.hook_types import AnyTrainer, Arguments, Control, State, TrainerCallback
 from ..artifacts.own_files import is_of_a_run
 from ..artifacts.run_directory import RunDirectory, rank_log
 from ..errors import ConfigError, Problem
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
     from ..adapters.out_of_memory import Halving, StepHalving
-
-AnyTrainer = TypeVar("AnyTrainer", bound="Trainer")
 
 
 def observe(

@@ -42,10 +42,10 @@ def lora_problems(lora: LoraConfig) -> Iterator[Problem]:
         yield wrong("bias", "unknown value.", f"one of: {', '.join(_BIASES)}")
     if lora.loftq_config and start != "loftq":
         yield wrong("loftq_config", "is for init_lora_weights=loftq alone, and would be ignored.", "remove it")
-    elif other := [name for name in lora.loftq_config if name not in _LOFTQ]:
-        yield wrong("loftq_config", f"has no {other[0]}; every process fails.", nearest(str(other[0]), _LOFTQ))
-    for name, value in lora.loftq_config.items():
-        if name in _LOFTQ and (type(value) is not int or value not in _LOFTQ[name]):
+    for name, value in lora.loftq_config.items() if start == "loftq" else ():
+        if name not in _LOFTQ:
+            yield wrong("loftq_config", f"has no {name}: nothing would look at it.", nearest(str(name), _LOFTQ))
+        elif type(value) is not int or value not in _LOFTQ[name]:
             fix = f"lora.loftq_config.{name}: {_LOFTQ[name][0]}"
             yield wrong("loftq_config", f"has {name}={value}, which PEFT doesn't take; every process fails.", fix)
     for key in ("modules_to_save", "target_parameters"):
@@ -72,6 +72,8 @@ def given_to_peft(lora: LoraConfig) -> dict[str, Any]:
     usual = LoraConfig()
     names = ("use_dora", "init_lora_weights", "loftq_config", "layers_to_transform", "layers_pattern", "bias")
     said = {name: getattr(lora, name) for name in (*names, "modules_to_save", "target_parameters")}
+    if lora.init_lora_weights == "loftq":  # PEFT looks up both, and fills in neither (`LoraLayer.loftq_init`)
+        said["loftq_config"] = {name: allowed[0] for name, allowed in _LOFTQ.items()} | lora.loftq_config
     return {name: value for name, value in said.items() if value != getattr(usual, name)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +86,7 @@ def _wrong(key: str, entry: Any) -> Iterator[Wrong]:
     name, weight, arguments = entry.get("name"), entry.get("weight", 1.0), entry.get("arguments", {})
     if not isinstance(name, str) or not name:
         yield f"{key}.name", name, "is missing: which function is meant?", form
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) < math.inf:
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) <= sys.float_info.max:
         yield f"{key}.weight", weight, "wrong type: a finite number is needed.", "remove it, or give a number"
     if not isinstance(arguments, Mapping):
         fix = "remove it, or write {argument: value}"

@@ -45,6 +45,8 @@ _BOMS = (
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
+TRUE, FALSE = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", "off", "0")
+"""Words of accelerate's `str_to_bool` (accelerate/utils/environment.py), in small letters."""
 _WARNINGS = ("yaml-number",)
 """Rules that tell of what is read, and perhaps not meant; the others of what can't be."""
 

@@ -3,14 +3,14 @@ to take weights, before anything is trained."""
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
-import urllib.error
-import urllib.request
+import re
 from collections.abc import Mapping
 from functools import partial
+from pathlib import PurePath
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..errors import Problem, first_line
 
@@ -24,12 +24,28 @@ PATIENCE = 10.0
 PATIENCE_OF_INFO = 120.0
 """Seconds that it may take to say how it was started: at the first time it looks through its machine and its packages
 (2 to 11 s on two busy CPU cores)."""
-_UNUSABLE = (OSError, ValueError, http.client.HTTPException)
+_UNUSABLE = (OSError, ValueError)
 """What is raised where nobody answers, by what is no text, and by what speaks no HTTP or an address that is none."""
 _OTHER_ANSWER = (AttributeError, KeyError, TypeError, IndexError)
 """What is raised by JSON of another shape than vLLM's."""
-_PLAIN: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-"""Fields with whose values tokens are drawn by the model's own probabilities: raw and processed ones are the same."""
+_PLAIN_ADDRESS = re.compile(r"https?://[^/?#]+")
+"""Address behind which a server of vLLM listens. Where one ends in a slash, TRL asks for //health, gets status 404, and
+asks again without end."""
+_PLAIN: dict[str, Any] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+    "min_tokens": 0,
+    "logit_bias": None,
+    "bad_words": None,
+    "allowed_token_ids": None,
+}
+"""Fields, and keys of generation_kwargs, with whose values tokens are drawn by the model's own probabilities: raw and
+processed ones are the same."""
 
 
 def server_problems_of(fields: Mapping[str, Any], model: str, longest: int | None = None) -> list[Problem]:
@@ -43,9 +59,9 @@ def server_problems_of(fields: Mapping[str, Any], model: str, longest: int | Non
         return []
     base = fields.get("vllm_server_base_url")
     host, port = fields.get("vllm_server_host") or "0.0.0.0", fields.get("vllm_server_port") or 8000
-    address = str(base or f"http://{host}:{port}").rstrip("/")
-    key = "training.vllm_server_base_url" if base else "training.vllm_server_host"
-    problem = partial(Problem, key=key, value=base or host)
+    address = f"http://{host}:{port}" if base is None else _as_trl_asks(str(base))
+    key = "training.vllm_server_host" if base is None else "training.vllm_server_base_url"
+    problem = partial(Problem, key=key, value=host if base is None else base)
     start = START.format(model=model)
     path = "/health"
     try:
@@ -56,8 +72,11 @@ def server_problems_of(fields: Mapping[str, Any], model: str, longest: int | Non
         room = served[0].get("max_model_len") if served else None
     except (*_UNUSABLE, *_OTHER_ANSWER) as error:
         consequence = f"no server answers at {address} ({_why(error)} at {path}): no completion could be written."
-        return [problem(consequence=consequence, fix=f"start it without a key, and wait until it has loaded: {start}")]
-    if not any(name == model or _is_same_directory(name, model) for name in names):
+        fix = f"start it without a key (--api-key, VLLM_API_KEY), and wait until it has loaded: {start}"
+        if base is not None and not _PLAIN_ADDRESS.fullmatch(str(base)):
+            fix = f"{key}: http://HOST:PORT, with nothing behind it; or {fix}"
+        return [problem(consequence=consequence, fix=fix)]
+    if not any(_is_same(name, model) for name in names):
         consequence = (
             f"the server at {address} serves {', '.join(dict.fromkeys(names)) or 'no model'}, and {model} is trained."
         )
@@ -103,24 +122,43 @@ def _lacking(address: str, fields: Mapping[str, Any]) -> list[str]:
     if device == "cpu":
         found.append("runs on a CPU, and TRL sends weights by NCCL, from GPU to GPU: the training fails as it begins")
     corrected = fields.get("vllm_importance_sampling_correction", True)
-    shaped = fields.get("generation_kwargs") or any(
-        (fields.get(name) or plain) != plain for name, plain in _PLAIN.items()
-    )
+    drawn_by = {**fields, **(fields.get("generation_kwargs") or {})}
+    shaped = any((drawn_by.get(name) or plain) != plain for name, plain in _PLAIN.items())
     if noted != "processed_logprobs" and corrected and shaped:
         found.append(f"has --logprobs-mode {noted}: TRL corrects by probabilities that are not those it drew tokens by")
     return found
 
 
-def _is_same_directory(one: str, other: str) -> bool:
-    return os.path.isdir(one) and os.path.realpath(one) == os.path.realpath(other)
+def _as_trl_asks(base: str) -> str:
+    """Return what TRL's client puts its paths behind."""
+    try:
+        parts = urlsplit(base)
+    except ValueError:  # which TRL's raises, too, and whoever asks there
+        return base
+    return f"{parts.scheme or 'http'}://{parts.netloc}{parts.path}"
+
+
+def _is_same(served: str, model: str) -> bool:
+    """Return whether `served` may be `model` by another path, or from another machine or owner. It gets every weight
+    before it answers: one of other shapes fails there, and none answers as it was."""
+    if os.path.isdir(served) and os.path.realpath(served) == os.path.realpath(model):
+        return True
+    return PurePath(served).name.lower() == PurePath(model).name.lower()
 
 
 def _get(url: str, patience: float | None = None) -> str:
-    with urllib.request.urlopen(url, timeout=patience or PATIENCE) as answer:
-        return str(answer.read().decode("utf-8"))
+    # As TRL's client does: Python's own goes through a proxy to networks that no_proxy names (10.0.0.0/8), and doesn't
+    # know REQUESTS_CA_BUNDLE.
+    import requests
+
+    answer = requests.get(url, timeout=patience or PATIENCE)
+    if answer.status_code != 200:
+        raise ValueError(f"status {answer.status_code}")
+    return answer.text
 
 
-def _why(error: Exception) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        return f"status {error.code}"
-    return first_line(getattr(error, "reason", error)) or type(error).__name__
+def _why(error: BaseException) -> str:
+    """Return what was at the bottom of `error`, around which requests and urllib3 put their own."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return first_line(error) or type(error).__name__

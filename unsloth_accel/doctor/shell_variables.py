@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ..config.hub_cache import hugging_face_home
-from ..config.safe_reader import read_yaml
+from ..config.safe_reader import TRUE, read_yaml
 from ..errors import counted, errors
-from ..validation.rules.document import TRUE
 from .machine import Machine
 from .result import Result, error, warning
 

@@ -13,6 +13,7 @@ from ..adapters.fsdp2.generation import gather_in_generate
 from ..adapters.generating import refuse_asynchronous
 from ..adapters.gloo_timeout import heed_timeout
 from ..adapters.held_out_loss import weigh_held_out
+from ..adapters.hook_types import AnyTrainer
 from ..adapters.kept_activations import keep_as_planned
 from ..adapters.model_card import write_our_cards
 from ..adapters.one_writer import let_one_write
@@ -38,8 +39,6 @@ from .rehearsal import Rehearsal
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from ..callbacks.observed import AnyTrainer
 
 
 def adapt(

@@ -19,7 +19,7 @@ from .memory_advice import advice
 if TYPE_CHECKING:
     from transformers import Trainer
 
-    from ..callbacks.observed import AnyTrainer
+    from ..adapters.hook_types import AnyTrainer
 
 
 def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) -> AnyTrainer:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import Any, Literal, TypeGuard
 
-from ...config.safe_reader import Finding, Place, Repair
+from ...config.safe_reader import FALSE, TRUE, Finding, Place, Repair
 from ...errors import close_match
 from ...hardware.hardware import Hardware
 
-__all__ = ["FALSE", "TRUE", "Context", "Document", "Finding", "Kind", "Place", "Repair", "is_whole", "truth"]
+__all__ = ["Context", "Document", "Finding", "Kind", "Place", "Repair", "is_whole", "truth"]
 
 Kind = Literal[
     "accelerate", "run", "pair", "deepspeed", "transformers-fsdp", "training-script", "unknown", "unreadable"
@@ -185,10 +185,7 @@ def is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-TRUE, FALSE = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", "off", "0")
-
-
 def truth(value: Any) -> bool | None:
-    """A truth value as accelerate's `str_to_bool` reads it (accelerate/utils/environment.py); None when it is none."""
+    """A truth value as accelerate's `str_to_bool` reads it; None when it is none."""
     word = str(value).lower()
     return True if word in TRUE else False if word in FALSE else None

@@ -70,7 +70,7 @@ def _inputs(config: Document, severity: Severity) -> Iterator[Finding]:
     """Yield what is wrong with the model and the rows that a run names, where it is to be launched here."""
     from ..inputs import input_problems
 
-    readable = config.context.here and config.text and not config.found
+    readable = config.context.here and config.text and "yaml-value" not in config.found
     run = _read(config.text, config.file)[0] if readable else None
     for problem in input_problems(run) if run else ():
         if problem.severity == severity:

@@ -50,8 +50,10 @@ def _parsed(text: str) -> dict[str, Any]:
 
 def values_of(config: Document) -> dict[str, Any]:
     """Return the values of a run as its reader takes them: 1e-4 is a number to OmegaConf, and text to PyYAML."""
-    readable = config.text and not config.found  # else the values are those that could be read
-    return _parsed(config.text) if readable else config.values
+    if not config.text:
+        return config.values
+    # A number that no float holds is left out, as the reader left it out.
+    return _parsed(yaml.safe_dump(config.values) if "yaml-value" in config.found else config.text)
 
 
 def given(config: Document) -> dict[str, Any]:
