@@ -215,12 +215,13 @@ def prepare(work: Path, checks: Iterable[str], on_cpu: bool) -> None:
 def page(report: dict[str, Any]) -> str:
     """docs/gpu-checks.md."""
     known = ", ".join(f"{name} {report['versions'][name]}" for name in ("torch", "unsloth", "accelerate", "trl"))
-    gpus = report.get("gpus", "Two")
+    gpus = report.get("gpus", 2)
+    machine = f"{'Two' if gpus == 2 else gpus} GPUs of one kind, {known}"
     lines = [
         "# What was checked on GPUs",
         "",
-        f"{gpus} GPUs of one kind, {known}. Random models of 125M parameters, but for *limited*; made by",
-        f"`{command_on(report.get('gpus', 2))}`. Differences are relative to one GPU, or to the straight run.",
+        f"{machine}. Random models of 125M parameters, but for *limited*; made by",
+        f"`{command_on(gpus)}`. Differences are relative to one GPU, or to the straight run.",
         "",
         *([report["note"], ""] if report.get("note") else []),
         "| check | passed | on | seen |",

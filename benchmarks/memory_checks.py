@@ -21,26 +21,16 @@ def limited(strategy: str, place: checks.Place) -> dict[str, Any]:
     training = {"max_steps": 3, "per_device_train_batch_size": 1}
     model = {"name": "8B", "max_seq_length": 512, "keep_activations": 0}
     decided = place.planned("run", strategy, model=model, training=training, batch={"global_size": place.processes})
-    words: list[str | Path] = [
-        "--config_file",
-        place.directory / "run" / "accelerate.yaml",
-        "-m",
-        MODULE,
-        place.directory / "run" / "run.planned.yaml",
-    ]
-    variables = {**decided.environment, GIB: str(LIMIT_GIB)}
     if strategy == "single":
         try:
-            place.run("run", *checks.LAUNCH, *words, variables=variables)
+            _results(place, "run", decided, str(LIMIT_GIB))
         except checks.CheckError as error:
             # The rank leaves its word for a launcher of ours; accelerate's own, here, doesn't read it.
             told = RunDirectory(place.directory / "run").rank_error(0)
             checks.expect(told.is_file() and "out of memory" in told.read_text(encoding="utf-8"), str(error))
             return {"gib": LIMIT_GIB, "ended": "out of memory, as it should"}
         raise checks.CheckError(f"one GPU trained it in {LIMIT_GIB} GiB")
-    place.run("run", *checks.LAUNCH, *words, variables=variables)
-    results = json.loads((place.directory / "run" / "results.json").read_text(encoding="utf-8"))
-    memory = results["memory_gib"]
+    memory = _results(place, "run", decided, str(LIMIT_GIB))["memory_gib"]
     checks.expect(max(memory["loading"], memory["training"]) < LIMIT_GIB, f"it took more: {memory}")
     return {"gib": LIMIT_GIB, "loading": memory["loading"], "training": memory["training"],
             "loss": checks.losses(place.directory / "run")}  # fmt: skip
@@ -58,13 +48,12 @@ def of_70b(place: checks.Place) -> dict[str, Any]:
     said = place.run("one", *checks.CLI, "plan", alone, status=2)
     refused = next((line for line in said.splitlines() if "GiB" in line), "")
     checks.expect(bool(refused), f"not refused for its memory: {said[-600:]}")
-    predicted = place.planned("run", "fsdp2", **changes).memory
-    place.run("run", *checks.CLI, "launch", place.description("run", "fsdp2", **changes))
-    results = json.loads(RunDirectory(place.directory / "run").results.read_text(encoding="utf-8"))
-    measured = {phase: results["memory_gib"][phase] for phase in ("loading", "training")}
-    assert predicted is not None
-    error = predicted.allocated / max(measured.values()) - 1
-    checks.expect(abs(error) <= 0.1, f"planned {predicted.allocated:.2f} GiB, measured {measured}")
+    decided = place.planned("run", "fsdp2", **changes)
+    memory = _results(place, "run", decided)["memory_gib"]
+    measured = {phase: memory[phase] for phase in ("loading", "training")}
+    assert decided.memory is not None
+    error = decided.memory.allocated / max(measured.values()) - 1
+    checks.expect(abs(error) <= 0.1, f"planned {decided.memory.allocated:.2f} GiB, measured {measured}")
     return {"refused": refused.strip()[:200], "gib": measured, "error": round(error, 3),
             "loss": checks.losses(place.directory / "run")}  # fmt: skip
 
@@ -89,7 +78,7 @@ def halving(strategy: str, place: checks.Place) -> dict[str, Any]:
     return {"gib": [round(whole, 2), limit, round(fewer, 2)], "out_of_memory": told, "loss": off}
 
 
-def _results(place: checks.Place, label: str, decided: Plan, limit: str | None) -> dict[str, Any]:
+def _results(place: checks.Place, label: str, decided: Plan, limit: str | None = None) -> dict[str, Any]:
     """Launch a planned run, with `limit` GiB where that is given, and return its results."""
     run = place.directory / label
     words: list[str | Path] = ["--config_file", run / "accelerate.yaml", "-m", MODULE, run / "run.planned.yaml"]

@@ -18,6 +18,7 @@ from unsloth_accel.config.installed_source import enum_words, parameters, source
 from unsloth_accel.errors import ConfigError
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.launch.launcher import launch
+from unsloth_accel.validation import inputs
 from unsloth_accel.validation.rules import Context, Document, check_document, validate
 from unsloth_accel.validation.run_checks import read
 
@@ -202,6 +203,17 @@ def test_what_is_there_is_looked_at_unless_it_is_for_other_hardware(
     assert "data.path='nowhere.jsonl': no such file" in said
     assert "did you mean q_proj?" in said
     assert main(["validate", "--hardware", "cpu", str(file)]) == 0
+
+
+def test_what_a_run_names_is_looked_at_once_for_each_reading(
+    tmp_path: Path, description: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(inputs, "input_problems", lambda run: seen.append(run) or [])
+    file = write_yaml(tmp_path / "run.yaml", description)
+    for readings in (1, 2):  # what it names may have changed
+        validate([file], Context(here=True))
+        assert len(seen) == readings
 
 
 def test_what_is_not_installed_is_empty() -> None:

@@ -35,7 +35,7 @@ class Context:
     """Whether `unsloth-accel launch` starts the processes, and sets what accelerate leaves out."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Document:
     file: str
     kind: Kind

@@ -68,13 +68,20 @@ def _read(text: str, file: str) -> tuple[RunConfig | None, tuple[Problem, ...]]:
 
 def _inputs(config: Document, severity: Severity) -> Iterator[Finding]:
     """Yield what is wrong with the model and the rows that a run names, where it is to be launched here."""
+    for problem in _input_problems(config):
+        if problem.severity == severity:
+            yield _found(config, problem)
+
+
+@functools.lru_cache(maxsize=1)
+def _input_problems(config: Document) -> list[Problem]:
+    """Read rows, and ask servers, once for both rules that tell of them; a file that is read again is another
+    document."""
     from ..inputs import input_problems
 
     readable = config.context.here and config.text and "yaml-value" not in config.found
     run = _read(config.text, config.file)[0] if readable else None
-    for problem in input_problems(run) if run else ():
-        if problem.severity == severity:
-            yield _found(config, problem)
+    return input_problems(run) if run else []
 
 
 add_rule(
