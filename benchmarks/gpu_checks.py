@@ -44,7 +44,7 @@ from benchmarks.checks import (
 )
 from benchmarks.family_checks import FAMILY_CHECKS, models_of
 from benchmarks.fault_checks import FAULTS
-from benchmarks.grpo_checks import grpo_run
+from benchmarks.grpo_checks import grpo_in_parts, grpo_rehearsed, grpo_run
 from benchmarks.memory_checks import halving, limited, of_70b, packed_kept, rehearsed
 from benchmarks.multigpu_checks import grpo_multi_gpu, quick_start
 from unsloth_accel.adapters.fsdp2.peer_fetch.peer_reach import SWITCH as PEER_GATHER
@@ -95,6 +95,8 @@ CHECKS: dict[str, Check] = {
     "saving-fsdp2-whole": partial(saving, "fsdp2", FEW_LORA, "FULL_STATE_DICT"),
     **{f"grpo-{strategy}": partial(grpo, strategy) for strategy in SEVERAL},
     **{f"grpo-run-{strategy}": partial(grpo_run, strategy) for strategy in ("ddp", "fsdp2")},
+    "grpo-in-parts": grpo_in_parts,
+    **{f"grpo-rehearsed-{strategy}": partial(grpo_rehearsed, strategy) for strategy in ("ddp", "fsdp2")},
     "going-on": partial(going_on, ("single", *SEVERAL), {}),
     "going-on-4bit": partial(going_on, ("single", *SEVERAL), BITS4),
     "held-out": held_out,
@@ -139,11 +141,11 @@ def main() -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     prepare(work, wanted, on_cpu)
     print(f"{time.perf_counter() - started:.0f}s models and rows written", flush=True)
-    report: dict[str, Any] = {
+    earlier = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {"checks": {}}
+    report: dict[str, Any] = earlier | {
         "command": command_on(gpus),
         "versions": versions(),
         **({"gpus": gpus} if gpus != 2 else {}),
-        "checks": json.loads(out.read_text(encoding="utf-8"))["checks"] if out.is_file() else {},
     }
 
     writing = threading.Lock()

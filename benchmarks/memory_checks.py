@@ -23,14 +23,14 @@ def limited(strategy: str, place: checks.Place) -> dict[str, Any]:
     decided = place.planned("run", strategy, model=model, training=training, batch={"global_size": place.processes})
     if strategy == "single":
         try:
-            _results(place, "run", decided, str(LIMIT_GIB))
+            results_of(place, "run", decided, str(LIMIT_GIB))
         except checks.CheckError as error:
             # The rank leaves its word for a launcher of ours; accelerate's own, here, doesn't read it.
             told = RunDirectory(place.directory / "run").rank_error(0)
             checks.expect(told.is_file() and "out of memory" in told.read_text(encoding="utf-8"), str(error))
             return {"gib": LIMIT_GIB, "ended": "out of memory, as it should"}
         raise checks.CheckError(f"one GPU trained it in {LIMIT_GIB} GiB")
-    memory = _results(place, "run", decided, str(LIMIT_GIB))["memory_gib"]
+    memory = results_of(place, "run", decided, str(LIMIT_GIB))["memory_gib"]
     checks.expect(max(memory["loading"], memory["training"]) < LIMIT_GIB, f"it took more: {memory}")
     return {"gib": LIMIT_GIB, "loading": memory["loading"], "training": memory["training"],
             "loss": checks.losses(place.directory / "run")}  # fmt: skip
@@ -49,7 +49,7 @@ def of_70b(place: checks.Place) -> dict[str, Any]:
     refused = next((line for line in said.splitlines() if "GiB" in line), "")
     checks.expect(bool(refused), f"not refused for its memory: {said[-600:]}")
     decided = place.planned("run", "fsdp2", **changes)
-    memory = _results(place, "run", decided)["memory_gib"]
+    memory = results_of(place, "run", decided)["memory_gib"]
     measured = {phase: memory[phase] for phase in ("loading", "training")}
     assert decided.memory is not None
     error = decided.memory.allocated / max(measured.values()) - 1
@@ -65,7 +65,7 @@ def halving(strategy: str, place: checks.Place) -> dict[str, Any]:
     def trained(label: str, rows: int, limit: str | None = None) -> dict[str, Any]:
         changes = {"model": model, "batch": {"global_size": 8 * place.processes}, **checks.FULL_ROWS, **checks.FEW_LORA}
         training = {"max_steps": 4, "per_device_train_batch_size": rows}
-        return _results(place, label, place.planned(label, strategy, training=training, **changes), limit)
+        return results_of(place, label, place.planned(label, strategy, training=training, **changes), limit)
 
     peaks = [trained(label, rows)["memory_gib"] for label, rows in (("whole", 8), ("fewer", 2))]
     whole, fewer = (peak["reserved"] - peak["shared"] for peak in peaks)  # the limit is the allocator's
@@ -78,7 +78,7 @@ def halving(strategy: str, place: checks.Place) -> dict[str, Any]:
     return {"gib": [round(whole, 2), limit, round(fewer, 2)], "out_of_memory": told, "loss": off}
 
 
-def _results(place: checks.Place, label: str, decided: Plan, limit: str | None = None) -> dict[str, Any]:
+def results_of(place: checks.Place, label: str, decided: Plan, limit: str | None = None) -> dict[str, Any]:
     """Launch a planned run, with `limit` GiB where that is given, and return its results."""
     run = place.directory / label
     words: list[str | Path] = ["--config_file", run / "accelerate.yaml", "-m", MODULE, run / "run.planned.yaml"]
@@ -95,7 +95,7 @@ def rehearsed(strategy: str, place: checks.Place) -> dict[str, Any]:
         batch = {"global_size": 8 * place.processes, "rehearse": rehearse}
         changes = {"batch": batch, "model": model, **checks.FEW_LORA}
         decided = place.planned(label, strategy, training={"per_device_train_batch_size": 8}, **changes)
-        return _results(place, label, decided, limit)
+        return results_of(place, label, decided, limit)
 
     ways: dict[str, tuple[bool, Any]] = {"off": (False, 0), "off-again": (False, 0), "on": (True, 0)}
     ways["all"] = (False, "all")

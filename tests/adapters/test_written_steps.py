@@ -83,14 +83,6 @@ def test_where_the_loss_of_the_parts_is_another_nothing_is_halved(
     assert found is None if why is None else why in str(found)
 
 
-def test_what_was_tried_on_cpus_only_is_off_elsewhere() -> None:
-    trainer = trainer_of()
-    assert why_whole(trainer) is None
-    for device in ("cuda:1", "xpu"):
-        trainer.accelerator.device = torch.device(device)
-        assert why_whole(trainer) == "with completions it was tried on CPUs only"
-
-
 def test_a_step_counts_once_and_its_figures_are_those_of_all_parts_and_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of()
 

@@ -42,8 +42,6 @@ _TRIED = 64
 def why_whole(trainer: Any) -> str | None:
     """Return why the micro-batches of `trainer`, one that writes completions, can't be computed in parts; None where
     they can."""
-    if why := untried(trainer):
-        return why
     args = trainer.args
     loss = getattr(args, "loss_type", None)
     if loss not in SUMS:
@@ -55,12 +53,6 @@ def why_whole(trainer: Any) -> str | None:
     if args.use_vllm:
         return "vLLM writes, and what it takes of a GPU beside the training can't be halved"
     return None if available("completions of a step in parts") else "the installed TRL lacks a name that it needs"
-
-
-def untried(trainer: Any) -> str | None:
-    """Return why completions that are written beforehand are not given to `trainer`; None where they may be."""
-    on_cpu = trainer.accelerator.device.type == "cpu"
-    return None if on_cpu else "with completions it was tried on CPUs only"
 
 
 class WrittenSteps:

@@ -38,7 +38,7 @@ from ..adapters.out_of_memory import OutOfMemory, own_figures
 from ..adapters.random_numbers import random_numbers_kept
 from ..adapters.rank_loaders import collated
 from ..adapters.token_balance import lengths_of_rows
-from ..adapters.written_steps import as_written, longest_written, untried
+from ..adapters.written_steps import as_written, longest_written
 from ..callbacks.phases import phase
 from ..callbacks.rank_log import RankLog
 from ..capabilities.probe import available
@@ -122,8 +122,6 @@ class Rehearsal(TrainerCallback):
         if not isinstance(loader, DataLoaderShard) or self._trainer.accelerator.split_batches:
             return "accelerate is set to divide batches itself (dispatch_batches or split_batches)"
         if self._writes:
-            if why := untried(self._trainer):
-                return why
             bounded = self._limit or hasattr(self._trainer.train_dataset, "__len__")
             return None if bounded else "the rows are streamed, and nothing says how long they may be"
         if _is_stream(loader):
