@@ -49,6 +49,7 @@ class Measured:
     seconds: float
     work: Workload
     predicted: MemoryEstimate
+    accumulation: int = 1
 
     @property
     def allocated(self) -> float:
@@ -63,7 +64,8 @@ class Measured:
     @property
     def predicted_seconds(self) -> float:
         cell = self.cell
-        speed = estimate_speed(self.work, cell.strategy, cell.num_processes, 1, Hardware.parse(HARDWARE), "bf16")
+        given = (self.work, cell.strategy, cell.num_processes, self.accumulation)
+        speed = estimate_speed(*given, Hardware.parse(HARDWARE), "bf16")
         assert speed is not None
         return speed.step_seconds
 
@@ -74,7 +76,7 @@ class Measured:
     @property
     def launch_bound(self) -> bool:
         """Whether its step takes hardly longer than Python takes to launch its kernels."""
-        return self.predicted_seconds < LAUNCH_BOUND * launch_seconds(self.work)
+        return self.predicted_seconds < LAUNCH_BOUND * launch_seconds(self.work) * self.accumulation
 
     @property
     def held_error(self) -> float:
@@ -197,10 +199,10 @@ that of plain sharding, after the whole model was loaded on every GPU. `fsdp2` i
 """
 
 
-def _beside_rivals() -> str:
-    """Return the errors of the peak in the cells of `benchmarks.regret` on two GPUs, to which no memory was fitted."""
-    errors = {}
+def by_rivals() -> dict[str, Measured]:
+    """Return the cells of `benchmarks.regret` on two GPUs, to which no memory was fitted, by their names."""
     report = json.loads(RESULTS.with_name("regret-2xH200.json").read_text(encoding="utf-8"))
+    measured = {}
     for one in report["settings"].values():
         for name, found in one["cells"].items():
             if "memory_gib" not in found:
@@ -209,13 +211,17 @@ def _beside_rivals() -> str:
             cell = _alike(given)
             work = workload(cell, report["shapes"][cell.shape])
             predicted = estimate(work, cell.strategy, cell.num_processes, free_gib=given.limit_gib or GPU_GIB)
-            errors[name] = predicted.training / found["memory_gib"]["training"] - 1
+            seconds = found["median_step_seconds"]
+            measured[name] = Measured(cell, found["memory_gib"], seconds, work, predicted, given.accumulation)
+    return measured
+
+
+def _beside_rivals() -> str:
+    found = by_rivals()
+    errors = {name: one.error for name, one in found.items()}
     worst = max(errors, key=lambda name: abs(errors[name]))
     return f"""In the {len(errors)} cells of `benchmarks/results/regret-2xH200.json` the peak was off by
-{statistics.median(map(abs, errors.values())):.1%} at the median and {abs(errors[worst]):.1%} at worst
-({worst}, in which more was taken). A fault that was found and mended after they ran adds
-such memory: once a second a rank's heartbeat kept the activations of whatever block was computing until Python looked
-for circles; a process that trains alone has no heartbeat. They were not measured again since."""
+{statistics.median(map(abs, errors.values())):.1%} at the median and {abs(errors[worst]):.1%} at worst ({worst})."""
 
 
 _MEMORY_BY_KEPT = """\
@@ -427,9 +433,9 @@ On two GPUs, where the fastest plan by another strategy is a rival, too. {_where
 
 {regret.table(report)}
 
-The largest regret of {len(report["settings"])} settings is {report["regret"]:.3f}.
-Two constants of fsdp2 were fitted to these cells. Losses of a setting's cells, which train the same rows, differ by at
-most {_losses_apart(report):.0e} of themselves.
+The largest regret of {len(report["settings"])} settings is {report["regret"]:.3f}. {report["note"]}
+One constant of launching was fitted to these cells, two of fsdp2 to those of the second host. Losses of a setting's
+cells, which train the same rows, differ by at most {_losses_apart(report):.0e} of themselves.
 {_between_hosts(report)}
 """
 
@@ -444,20 +450,24 @@ def _losses_apart(report: dict[str, Any]) -> float:
 
 
 def _between_hosts(report: dict[str, Any]) -> str:
-    """Return by how much cells of `report` differ from themselves on another host."""
-    other = json.loads(RESULTS.with_name("regret-2xH200-other-host.json").read_text(encoding="utf-8"))
-    here, there = (
-        {name: cell["median_step_seconds"] for one in each["settings"].values() for name, cell in one["cells"].items()
-         if "median_step_seconds" in cell}
-        for each in (report, other)
-    )  # fmt: skip
-    ratios = sorted((max(here[name] / there[name], there[name] / here[name]), name) for name in here.keys() & there)
+    """Return by how much cells of `report` differ from themselves on other hosts."""
+    reports = [report]
+    for path in sorted(RESULTS.parent.glob("regret-2xH200-*-host.json")):
+        reports.append(json.loads(path.read_text(encoding="utf-8")))
+    found: dict[str, list[float]] = {}
+    for each in reports:
+        for one in each["settings"].values():
+            for name, cell in one["cells"].items():
+                if "median_step_seconds" in cell:
+                    found.setdefault(name, []).append(cell["median_step_seconds"])
+    ratios = sorted((max(own) / min(own), name) for name, own in found.items() if len(own) > 1)
     ratio, worst = ratios[-1]
+    times = ", ".join(f"{seconds:.2f} s" for seconds in found[worst])
     return (
-        f"Which of two close plans is faster depends on the host: of {len(ratios)} cells that another machine of the "
-        f"same kind trained, too, one took {ratio:.2f} times as long on one of them ({worst}: {here[worst]:.2f} s, "
-        f"{there[worst]:.2f} s), the middle one {statistics.median(one for one, _ in ratios):.2f} times. Small batches "
-        "wait for Python, and its speed is the host's."
+        f"Which of two close plans is faster depends on the host: of {len(ratios)} cells that machines of the same "
+        f"kind trained in {len(reports)} calls, one took {ratio:.2f} times as long on one of them ({worst}: {times}), "
+        f"the middle one {statistics.median(one for one, _ in ratios):.2f} times. Small batches wait for Python, and "
+        "its speed is the host's."
     )
 
 

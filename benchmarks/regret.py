@@ -151,6 +151,7 @@ def main() -> int:
     parser.add_argument("--out", default="regret.json", help="JSON; settings that it holds are not measured again")
     parser.add_argument("--gpus", type=int, default=1, help="settings of one GPU (default), or of several")
     parser.add_argument("--settings", default="*", help="names or patterns, comma-separated; all by default")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"steps of a cell, {WARM_UP} to warm up")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no cell after so many seconds")
     parser.add_argument("--work", default="runs/benchmark", help="where checkpoints, data and runs go")
     parser.add_argument("--anew", action="store_true", help="judge what was measured by what the plan chooses now")
@@ -161,7 +162,7 @@ def main() -> int:
     hardware = Hardware.parse(f"{options.gpus}xH200") if parsed else Hardware.detect()
     hardware = replace(hardware, devices=hardware.devices[: options.gpus])
     settings = SETTINGS if options.gpus == 1 else on_several(options.gpus)
-    report = opened(out, "regret", {"steps": STEPS, "warm_up_steps": WARM_UP, "shapes": SHAPES, "settings": {}})
+    report = opened(out, "regret", {"steps": options.steps, "warm_up_steps": WARM_UP, "shapes": SHAPES, "settings": {}})
     patterns = options.settings.split(",")
     wanted = [
         setting
@@ -183,7 +184,7 @@ def main() -> int:
 
     found: dict[str, dict[str, Any]] = {}
     ordered = in_order(cells)
-    for cell, figures in measured(ordered, work, steps=STEPS, warm_up=WARM_UP, may_go_on=may_go_on):
+    for cell, figures in measured(ordered, work, steps=options.steps, warm_up=WARM_UP, may_go_on=may_go_on):
         found[cell.name] = figures
         shown = {key: figures.get(key) for key in ("memory_gib", "median_step_seconds", "wall_seconds", "error")}
         print(f"{time.perf_counter() - started:.0f}s {cell.name} {json.dumps(shown)}", flush=True)

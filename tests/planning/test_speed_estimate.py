@@ -5,7 +5,7 @@ import pytest
 from plans import LARGE, planned
 
 from benchmarks import kept, pairs_report
-from benchmarks.memory_report import RESULTS, measured_kept
+from benchmarks.memory_report import RESULTS, by_rivals, measured_kept
 from unsloth_accel.config.run_config import PROJECTIONS
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.models.spec import from_config
@@ -34,6 +34,18 @@ def test_predicted_seconds_hold_by_kept_blocks() -> None:
     assert statistics.median(abs(one.time_error) for one in found) <= 0.05
     assert max(abs(one.time_error) for one in found if one.work.tokens > 2048) <= 0.15
     assert max(abs(one.time_error) for one in found) <= 0.25
+
+
+def test_memory_and_seconds_of_two_gpus_hold() -> None:
+    """Cells with accumulation, limited memory, and several numbers of kept blocks; most were not fitted to."""
+    found = [*by_rivals().values(), *measured_kept([cell for cells in kept.ON_TWO for cell in cells])]
+    assert len(found) >= 24
+    for errors, median, worst in (
+        ([abs(one.error) for one in found], 0.03, 0.08),
+        ([abs(one.time_error) for one in found], 0.05, 0.15),
+    ):
+        assert statistics.median(errors) <= median
+        assert max(errors) <= worst
 
 
 def test_predicted_seconds_hold_for_pairs() -> None:

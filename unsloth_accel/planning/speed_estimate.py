@@ -26,6 +26,9 @@ LAYER_SECONDS = 0.0008
 LEAST_LAYER_SECONDS, IN_4BIT = 0.0105, 1.15
 """Least seconds per decoder block and device batch, with forward, recomputation and backward: a small batch is as slow
 as Python launches its kernels, and 4 bit has more of them. Fitted; hosts of the same kind differ by a quarter."""
+TOGETHER = 1.25
+"""How many times as long that is in one of several processes, which all wait for the slowest of them. Fitted to the
+cells of regret-2xH200.json; on three hosts of the same kind it was 1.0 to 1.4."""
 BLEND = 11
 """Exponent by which the times of computing and of launching become one: now the GPU waits for Python, now Python for
 the GPU, and neither is the same all the time. Fitted."""
@@ -86,15 +89,17 @@ def flops(work: Workload) -> tuple[float, float]:
     return float(work.tokens * per_token), float(work.tokens * attention * (forward + 2.5))
 
 
-def launch_seconds(work: Workload, *, various: bool = False) -> float:
+def launch_seconds(work: Workload, *, various: bool = False, several: bool = False) -> float:
     """Return the seconds that one device batch takes at least, however few its tokens: as Python launches its kernels.
 
-    With `various`, every batch has another shape; where rows are padded that makes no difference.
+    With `various`, every batch has another shape; where rows are padded that makes no difference. `several`: in one of
+    several processes; the constants of rows that are padded or of various shapes were fitted to such.
     """
     if work.pads:
         trained = PADDED_SECONDS * (2 + work.recomputed) / 3
         return (trained + NO_GRADIENT_SECONDS * work.reference_passes) * work.spec.num_layers
-    least = (LEAST_VARIOUS_SECONDS if various else LEAST_LAYER_SECONDS) * (IN_4BIT if work.in_4bit else 1.0)
+    alike = LEAST_LAYER_SECONDS * (TOGETHER if several else 1.0)
+    least = (LEAST_VARIOUS_SECONDS if various else alike) * (IN_4BIT if work.in_4bit else 1.0)
     return least * work.spec.num_layers * (2 + work.recomputed + work.reference_passes) / 3
 
 
@@ -134,7 +139,9 @@ def estimate_speed(
     gatherings = 2 + work.reference_passes  # forward, backward, and for each other pass
     launching = launch_seconds(work, various=various)
     if num_processes > 1:
-        launching += record.launch_per_block * spec.num_layers * gatherings / 2  # fitted to two
+        hooks = record.launch_per_block * spec.num_layers * gatherings / 2  # fitted to two
+        # Whoever waits for the slowest process launches its own hooks meanwhile.
+        launching = max(launching + hooks, launch_seconds(work, various=various, several=True))
     compute = (compute**BLEND + launching**BLEND) ** (1 / BLEND) * record.compute_factor
     communication = 0.0
     if num_processes > 1:
