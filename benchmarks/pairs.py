@@ -429,6 +429,8 @@ def _plain(
         "max_steps": ROUND_ENDS[-1],
         "per_device_train_batch_size": PER_DEVICE["dpo"],
         "gradient_accumulation_steps": 1,
+        # Without it DDP ends the first step under Unsloth's checkpointing: «marked as ready twice».
+        "ddp_find_unused_parameters": False,
         **({"use_cpu": True, "bf16": False} if on_cpu else {"bf16": True}),
     }
     settings = out.with_suffix(".settings.json")
