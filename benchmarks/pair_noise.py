@@ -14,7 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pairs import shared_fields, write_answers
+from benchmarks.pair_rows import write_answers
+from benchmarks.pairs import shared_fields
 from benchmarks.random_checkpoint import byte_tokenizer, config_values
 from benchmarks.tables import RESULTS
 from unsloth_accel.adapters.saving import versions

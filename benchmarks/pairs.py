@@ -34,6 +34,7 @@ from typing import Any
 
 from benchmarks.gate import Gate, Job, Wave, in_waves
 from benchmarks.loaded import write_shapes
+from benchmarks.pair_rows import write_answers
 from benchmarks.strategies import TIMED, Cell, card_name, gate_of, measure
 from benchmarks.tables import RESULTS, ROOT, measured_with
 from unsloth_accel.artifacts.run_directory import RunDirectory
@@ -62,12 +63,6 @@ METHODS_HERE = tuple(PER_DEVICE)
 LEARNING_RATE = 1e-5
 WAYS = ("plain", "ours")
 AGAIN, CHANCE = "again", "chance"
-LETTERS = {
-    "prompt": "abcdefghijklmnopqrstuvwxyz     ",
-    "chosen": "abcdefghijklmnopqr    ",
-    "rejected": "jklmnopqrstuvwxyz    ",
-}
-"""Letters of random words; answers differ in theirs, so that a preference can be learned."""
 
 
 @dataclass(frozen=True)
@@ -354,36 +349,6 @@ def planned(cell: Cell, work: Path, hardware: Hardware) -> Plan:
         "num_processes": 1 if cell.runs_alone else cell.processes,
     }
     return plan(from_dict(values), hardware)
-
-
-def write_answers(path: Path, method: str, sizes: list[int], *, mixed: int = 0) -> None:
-    """Write a row for each of `sizes`, the tokens of its longer side: a character is a token, and the end is one.
-
-    `mixed` is the size of a micro-batch, of which half the rows change places with half of the next one's: every two of
-    four, so that good and bad answers stay as many.
-    """
-    chance = random.Random(0)
-
-    def text(name: str, size: int) -> str:
-        return "".join(chance.choices(LETTERS[name], k=size))
-
-    rows = []
-    for number, size in enumerate(sizes):
-        prompt, answer = text("prompt", size // 4), size - size // 4 - 1
-        if method == "kto":
-            good = number % 2 == 0
-            side = text("chosen" if good else "rejected", answer)
-            rows.append({"prompt": prompt, "completion": side, "label": good})
-            continue
-        # Full pairs hold no padding; others have a shorter rejected side.
-        other = answer if size == max(sizes) else chance.randint(answer // 2, answer)
-        rows.append({"prompt": prompt, "chosen": text("chosen", answer), "rejected": text("rejected", other)})
-    if mixed:
-        steps_of_two = [rows[first : first + 2 * mixed] for first in range(0, len(rows), 2 * mixed)]
-        rows = [row for step in steps_of_two for turn in (0, 1) for index, row in enumerate(step)
-                if index // 2 % 2 == turn]  # fmt: skip
-    # Cells share it, and begin side by side.
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def trained(one: Against, work: Path, hardware: Hardware, gate: Gate, stopped: threading.Event) -> dict[str, Any]:

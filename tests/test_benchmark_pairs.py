@@ -14,6 +14,7 @@ from conftest import CONFIG, write_weights
 
 from benchmarks import gate, pairs, pauses
 from benchmarks.gate import Gate, Job, Wave, in_turns, in_waves
+from benchmarks.pair_rows import write_answers
 from unsloth_accel.hardware.device import Device
 from unsloth_accel.hardware.hardware import Hardware
 
@@ -76,7 +77,7 @@ def test_chance_has_the_rows_of_each_step_in_other_micro_batches(method: str, tm
     size = pairs.PER_DEVICE[method]
     read = []
     for mixed in (0, size):
-        pairs.write_answers(tmp_path / "rows.jsonl", method, [*range(20, 20 + 4 * size)], mixed=mixed)
+        write_answers(tmp_path / "rows.jsonl", method, [*range(20, 20 + 4 * size)], mixed=mixed)
         read.append((tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines())
     plain, mixed_rows = read
     for first in range(0, len(plain), 2 * size):
