@@ -17,6 +17,8 @@ MEMORY = 0.15
 SECONDS = 570
 """Seconds of `verify`: the first run of a mixture or a hybrid compiles for minutes."""
 EAGER = {"UNSLOTH_COMPILE_DISABLE": "1"}
+HANG_AFTER = 20
+"""Seconds without progress after which ranks say where they hang, within `SECONDS`; compiling has ten times as many."""
 
 
 def family(strategy: str, name: str, variables: Mapping[str, str], place: Place) -> dict[str, Any]:
@@ -25,7 +27,7 @@ def family(strategy: str, name: str, variables: Mapping[str, str], place: Place)
     With Unsloth's compiling off, by `variables`, only that it is the same run: eager mode takes more than is planned.
     """
     # No blocks keep their activations, so that the plan's number of them is the run's.
-    changes = {"model": {"name": name, "keep_activations": 0}, **FULL_ROWS}
+    changes = {"model": {"name": name, "keep_activations": 0}, "logging": {"hang_after": HANG_AFTER}, **FULL_ROWS}
     figures = verified(strategy, changes, dict(variables), replace(place, timeout=SECONDS))
     said = json.loads((place.directory / "verified.json").read_text(encoding="utf-8"))
     if place.device == "cpu" or variables == EAGER:
