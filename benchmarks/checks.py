@@ -28,6 +28,10 @@ from unsloth_accel.verify.verdict import largest
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 450
 """Seconds of one launch; many share the processor."""
+STEPS, KEPT = 6, "kept"
+"""Steps of `verify`, and the directory in which it trains."""
+COMPARED = ("loss", "grad_norm", "moved", "adapter")
+"""Differences that figures have of `verify`."""
 SHARDING = ("fsdp2", "fsdp2_native")
 SEVERAL = ("ddp", *SHARDING)
 LOSS = 0.02
@@ -317,19 +321,22 @@ def scripts(name: str, place: Place) -> dict[str, Any]:
     return figures
 
 
-def verified(strategies: str, changes: dict[str, Any], variables: dict[str, str], place: Place) -> dict[str, Any]:
-    """`unsloth-accel verify`: is it the run of one GPU?"""
+def verified(
+    strategies: str, changes: dict[str, Any], variables: dict[str, str], place: Place, *more: str
+) -> dict[str, Any]:
+    """`unsloth-accel verify`, with `more` words: is it the run of one GPU?"""
     out = place.directory / "verified.json"
     run = place.description("run", "auto", **changes)
     words: list[str | Path] = [
         "--strategy",
         strategies,
         "--steps",
-        "6",
+        str(STEPS),
         "--json",
         out,
         "--keep",
-        place.directory / "kept",
+        place.directory / KEPT,
+        *more,
     ]
     try:
         place.run("verify", *CLI, "verify", run, *words, variables=variables)
@@ -338,7 +345,7 @@ def verified(strategies: str, changes: dict[str, Any], variables: dict[str, str]
             raise
     said = json.loads(out.read_text(encoding="utf-8"))
     runs = {name: one for name, one in said["runs"].items() if name != "single"}
-    figures = {name: {k: one.get("difference", {}).get(k) for k in ("loss", "grad_norm", "moved", "adapter")}
+    figures = {name: {k: one.get("difference", {}).get(k) for k in COMPARED}
                for name, one in runs.items()}  # fmt: skip
     faults = {name: one["faults"] for name, one in runs.items() if one["faults"]}
     expect(not faults, f"{faults}; {figures}")

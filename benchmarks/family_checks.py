@@ -9,8 +9,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from benchmarks.checks import FULL_ROWS, SEVERAL, Place, expect, verified
+from benchmarks.checks import CLI, COMPARED, FULL_ROWS, KEPT, SEVERAL, STEPS, Place, at_once, expect, verified
+from benchmarks.pairs import CHANCE
 from benchmarks.published_shapes import PUBLISHED
+from unsloth_accel.artifacts.run_directory import RunDirectory
+from unsloth_accel.config.read_run import from_dict
+from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.verify.runs import read_trained
+from unsloth_accel.verify.settings import settings
+from unsloth_accel.verify.verdict import TOLERANCES, compare
 
 MEMORY = 0.15
 """Share by which the memory that is planned may differ from what is measured."""
@@ -28,7 +35,9 @@ def family(strategy: str, name: str, variables: Mapping[str, str], place: Place)
     """
     # No blocks keep their activations, so that the plan's number of them is the run's.
     changes = {"model": {"name": name, "keep_activations": 0}, "logging": {"hang_after": HANG_AFTER}, **FULL_ROWS}
-    figures = verified(strategy, changes, dict(variables), replace(place, timeout=SECONDS))
+    mixture = any(key.endswith("experts") for key in PUBLISHED[name])
+    verify = beside_chance if mixture else verified
+    figures = verify(strategy, changes, dict(variables), replace(place, timeout=SECONDS))
     said = json.loads((place.directory / "verified.json").read_text(encoding="utf-8"))
     if place.device == "cpu" or variables == EAGER:
         return figures
@@ -47,6 +56,39 @@ def family(strategy: str, name: str, variables: Mapping[str, str], place: Place)
     figures["memory"] = memory
     far = {one: found for one, found in memory.items() if abs(found["error"]) > MEMORY}
     expect(not far, f"the same run; its memory is not what was planned: {figures}")
+    return figures
+
+
+def beside_chance(strategy: str, changes: dict[str, Any], variables: dict[str, str], place: Place) -> dict[str, Any]:
+    """`verified`, but for how far apart the adapters end: at most twice as far as by chance.
+
+    A sum that rounds otherwise sends a token to other experts, so a mixture in bf16 doesn't train twice alike. Chance
+    is one process with half as many rows at once, and so twice the accumulation: the same rows in each step. (In
+    float32 that ends 1e-4 apart on a CPU, with the auxiliary loss, a mean over a micro-batch.)
+    """
+    figures: dict[str, Any] = {}
+    run = from_dict(place.values("run", strategy, **changes))
+    chosen = settings(run, Hardware.detect(), place.directory / CHANCE, strategies=[strategy], steps=STEPS)
+    single = chosen.single
+
+    def one(label: str) -> None:
+        if label == strategy:
+            figures.update(verified(strategy, changes, variables, place, "--tolerance", "adapter=1"))
+            return
+        chosen.write_rows()
+        single.write(single.run.output_dir)
+        fewer = f"training.per_device_train_batch_size={single.batch.per_device // 2}"
+        again = f"training.gradient_accumulation_steps={single.batch.accumulation * 2}"
+        planned = RunDirectory(single.run.output_dir).planned_yaml
+        place.run(CHANCE, *CLI, "launch", planned, fewer, again, variables=variables)
+
+    at_once(one, (strategy, CHANCE))
+    alone, other = (read_trained(single, place.directory / where / "single") for where in (KEPT, CHANCE))
+    found = compare(alone, other, TOLERANCES["bf16"])
+    expect(found.same_rows, f"{CHANCE}: other rows in a step")
+    figures[CHANCE] = {name: getattr(found, name) for name in COMPARED}
+    apart = figures[strategy]["adapter"]
+    expect(apart <= 2 * found.adapter, f"the adapters end apart by more than twice what chance does: {figures}")
     return figures
 
 

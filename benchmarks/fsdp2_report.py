@@ -169,6 +169,8 @@ of all strategies but *one GPU* are the same, and so should the losses be.
    they are copied, too.
 5. **The input embedding is not gathered at all**: its lookup reads the rows that a batch names from the GPUs that hold
    them. Without the adapter every forward pass begins with gathering the whole table, with nothing to hide it behind.
+   Where the output head is the same table, neither this nor 2. is done: the plugin makes one unit of both and the last
+   norm, which stays gathered until the backward pass is over.
 
 {SINCE.format(**newest())}
 

@@ -351,6 +351,40 @@ def test_the_kept_blocks_that_are_asked_for() -> None:
     assert not with_24 & {cell.name for cell in CELLS}
 
 
+@pytest.mark.parametrize(("by_chance", "passes"), [(0.07, True), (0.05, False)])
+def test_a_mixture_may_end_twice_as_far_apart_as_by_chance(
+    by_chance: float, passes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "verified.json").write_text("{}", encoding="utf-8")
+    words: list[Any] = []
+    plan = SimpleNamespace(
+        batch=SimpleNamespace(per_device=4, accumulation=2),
+        run=SimpleNamespace(output_dir=str(tmp_path / "chance" / "single")),
+        write=words.append,
+    )
+    chosen = SimpleNamespace(single=plan, write_rows=lambda: words.append("rows"))
+    apart = SimpleNamespace(loss=0.0, grad_norm=0.0, moved=0.0, adapter=by_chance, same_rows=True)
+    monkeypatch.setattr(family_checks, "verified", lambda *given: words.append(given[4:]) or {"ddp": {"adapter": 0.12}})
+    monkeypatch.setattr(family_checks, "settings", lambda *_, **__: chosen)
+    monkeypatch.setattr(family_checks, "read_trained", lambda _, directory: directory)
+    monkeypatch.setattr(family_checks, "compare", lambda alone, other, _: words.append((alone, other)) or apart)
+    monkeypatch.setattr(Place, "run", lambda *given, **_: words.append(given[-2:]))
+    place = Place(tmp_path, "", device="cpu")
+    if passes:
+        figures = FAMILY_CHECKS["family-gpt_oss-ddp"](place)
+        assert figures["ddp"]["adapter"] == 0.12
+        assert figures["chance"]["adapter"] == by_chance
+    else:
+        with pytest.raises(CheckError, match="more than twice what chance does"):
+            FAMILY_CHECKS["family-gpt_oss-ddp"](place)
+    assert ("--tolerance", "adapter=1") in words
+    assert (
+        "training.per_device_train_batch_size=2",
+        "training.gradient_accumulation_steps=4",
+    ) in words, "as many rows in a step"
+    assert words[-1] == (tmp_path / "kept" / "single", tmp_path / "chance" / "single")
+
+
 def test_without_compiling_only_the_numbers_are_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its memory, more than is planned for compiled models, failed checks of runs that were the same."""
     (tmp_path / "verified.json").write_text(json.dumps({"runs": {}}), encoding="utf-8")

@@ -12,9 +12,10 @@ from typing import Literal
 
 from .registry import Registry
 
-Logits = Literal["fused", "tiled", "whole"]
-"""What a loss has of the vocabulary's logits at once: a chunk of Unsloth's fused cross entropy, a tile from which the
-answers' log-probabilities are summed up (TRL's `fused_lm_head`, with Unsloth's kernel), or those of all tokens."""
+Logits = Literal["fused", "scored", "tiled", "whole"]
+"""What a loss has of the vocabulary's logits at once: a chunk of Unsloth's fused cross entropy, or of its GRPO loss,
+which scores completions; a tile from which the answers' log-probabilities are summed up (TRL's `fused_lm_head`, with
+Unsloth's kernel); or those of all tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +254,7 @@ METHODS: Registry[Method] = Registry(
                 "micro-batch, which depends on the number of GPUs and rows per device.",
             },
             charts=_COMPLETIONS,
+            logits="scored",
             score="reward",
             watch="unsloth_accel.callbacks.completions.watch_completions",
         ),

@@ -93,6 +93,28 @@ def test_an_embedding_is_sent_where_it_is() -> None:
         assert estimate(work, "ddp", 2).loading - estimate(work, "single", 1).loading == pytest.approx(copied)
 
 
+def test_what_divided_embeddings_take_beside_their_shard() -> None:
+    """fsdp2 gathers a head for the loss, which GRPO's keeps, and tied embeddings for the whole step; Unsloth's own
+    sharding gathers both for the whole step, and as it begins it has them twice."""
+
+    def gathered(work: Workload, strategy: str = "fsdp2") -> float:
+        return estimate(work, strategy, 2).terms["unsharded_units"] * GIB
+
+    block, head = LLAMA.layer_parameters * 2, LLAMA.lm_head_parameters * 2
+    long, short = (replace(WORK, per_device=rows) for rows in (64, 1))
+    scored = replace(long, logits="scored", generated_tokens=1)
+    assert gathered(long) == 2 * block
+    assert gathered(scored) == 2 * block + head
+    assert gathered(long, "fsdp2_native") == 3 * block + 2 * head
+    without = replace(short, lora_parameters=0)
+    begins = estimate(without, "fsdp2_native", 2)
+    assert begins.training * GIB == pytest.approx(without.weight_bytes / 2 + 4 * head + block, rel=0.01)
+    small = ModelSpec.load("unsloth/Llama-3.2-1B-Instruct")
+    tied, table = replace(long, spec=small), small.embedding_parameters * 2
+    assert gathered(tied) == 2 * small.layer_parameters * 2 + table
+    assert gathered(replace(tied, has_score=True)) == 2 * small.layer_parameters * 2
+
+
 def test_much_lora_is_sharded() -> None:
     """Up to 1 % of the model's weights every rank keeps all of it."""
     few, many = (estimate(replace(WORK, lora_parameters=n), "fsdp2", 2).terms for n in (10**7, 10**8))
@@ -172,6 +194,18 @@ def test_the_logits_of_a_loss_are_counted_as_it_has_them() -> None:
     assert more < 2 * peaks["tiled"] + 0.1
     on_cpu = replace(pairs, on_cpu=True, dtype_bytes=4)
     assert estimate(replace(on_cpu, logits="tiled"), "single", 1).training < estimate(on_cpu, "single", 1).training
+
+
+@pytest.mark.parametrize(("rows", "chunk"), [(2, 512), (8, 1024), (64, 2**31 / (8 * LLAMA.vocab_size))])
+def test_completions_are_scored_in_chunks(rows: int, chunk: float) -> None:
+    """A chunk has 512 tokens of completions, or an eighth of all, and at most 2 GiB at 8 bytes per logit."""
+    work = replace(WORK, logits="scored", per_device=rows, length=1024, generated_tokens=1024, checkpointing="false")
+    kept = estimate(work, "ddp", 2).terms
+    inside = work.tokens * (LLAMA.intermediate_size + 3 * LLAMA.hidden_size) * 2
+    expected = chunk * LLAMA.vocab_size * 6 + 4 * work.tokens * LLAMA.hidden_size * 2 - inside
+    assert kept["logits"] * GIB == pytest.approx(expected)
+    on_cpu = replace(work, on_cpu=True, dtype_bytes=4)
+    assert estimate(on_cpu, "single", 1) == estimate(replace(on_cpu, logits="fused"), "single", 1)
 
 
 def test_predictions_hold_for_pairs() -> None:

@@ -71,7 +71,7 @@ def test_the_environment_says_what_the_yaml_cannot(description: dict[str, Any]) 
     promised = {"num_processes": 2, "strategy": "ddp", "device": "cpu", "made_by": "the plan", "environment": {}}
     assert promise == promised | {"rows_per_step": 8, "memory_gib": None, "keep_activations": 0}
     estimate = make(description, gpus(2))
-    assert json.loads(estimate.environment["UNSLOTH_ACCEL_PROMISE"])["memory_gib"] == round(estimate.memory.total, 2)
+    assert json.loads(estimate.environment["UNSLOTH_ACCEL_PROMISE"])["memory_gib"] == round(estimate.memory.training, 2)
 
 
 def test_the_freest_gpus_are_taken(description: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from plans import SMALL, planned
 
 from unsloth_accel.training.rehearsed import Rehearsed
 
@@ -94,3 +95,11 @@ def test_where_all_lengths_are_the_same_only_what_is_asked_for_is_rehearsed(
 def test_how_far_the_plan_was_off(figures: dict[str, Any], told: str) -> None:
     found = Rehearsed(rows=4, tokens=8192, step=7, seconds=1.0, **figures)
     assert found.told(60.0) == f"rehearsed step 7, the longest, with 4 rows (8,192 tokens) at once{told}"
+
+
+def test_the_plan_counts_as_the_rehearsal_does() -> None:
+    """A run that takes what was planned is neither less nor more, though CUDA takes GiB beside torch's."""
+    made = planned("2xH100-80GB", SMALL)
+    assert made.memory is not None
+    found = Rehearsed(rows=4, tokens=8192, step=7, peak_gib=made.memory.training)
+    assert ", 0% " in found.told(made.promise.memory_gib)

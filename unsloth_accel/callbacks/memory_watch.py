@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..adapters.fsdp2.peer_fetch.fetch import shared_bytes
 from ..adapters.hook_types import Arguments, Control, State, TrainerCallback
 from ..planning.memory_estimate import MEMORY_LIMIT, WORST_ERROR
 from .memory_reading import machine, torch_memory
@@ -41,7 +42,7 @@ class MemoryWatch(TrainerCallback):
     torch's allocator that had to start over, a host nearly full (its system then kills a process without a word).
 
     `most`: share of a GPU's memory from which on it warns, by default what a plan fills; `most_host`: likewise of the
-    host's. `planned_gib`: GiB per GPU that the plan reckoned with. `advice` says what would help. `listener` gets each
+    host's. `planned_gib`: GiB that by the plan torch allocates. `advice` says what would help. `listener` gets each
     warning, or `log`, which lets rank 0 tell it; by default it goes to stderr.
     """
 
@@ -66,9 +67,12 @@ class MemoryWatch(TrainerCallback):
         self.warnings: list[str] = []
         self._told: set[str] = set()
         self._retries = 0
+        self._shared_gib = 0.0
+        """GiB of weights in memory that the GPUs share, which torch's allocator doesn't count and the plan does."""
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self._retries = self.read().retries  # loading may have cost some
+        self._shared_gib = shared_bytes(kwargs.get("model")) / 2**30
 
     def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         for kind, message in self._shortages(self.read()):
@@ -86,11 +90,12 @@ class MemoryWatch(TrainerCallback):
                 print(f"unsloth_accel: {text}", file=sys.stderr, flush=True)
 
     def _shortages(self, now: MemoryShares) -> Iterator[tuple[str, str]]:
-        planned = f" (the plan reckoned with {self.planned_gib:.1f} GiB)" if self.planned_gib else ""
+        own = now.own_gib + self._shared_gib
+        planned = f" (the plan reckoned with {self.planned_gib:.1f} GiB for torch)" if self.planned_gib else ""
         if now.gpu is not None and now.gpu >= self.most:
             yield "gpu", f"{now.gpu:.0%} of the GPU's memory was in use{planned}; a step with longer rows may not fit"
-        elif self.planned_gib and now.own_gib > (1 + WORST_ERROR) * self.planned_gib:
-            yield "plan", f"torch allocated {now.own_gib:.1f} GiB on the GPU{planned}; longer rows may not fit"
+        elif self.planned_gib and own > (1 + WORST_ERROR) * self.planned_gib:
+            yield "plan", f"torch allocated {own:.1f} GiB on the GPU{planned}; longer rows may not fit"
         if now.retries > self._retries:
             yield "retries", "torch had to free all that it held ready to go on; the next larger step may not fit"
         if now.host >= self.most_host:

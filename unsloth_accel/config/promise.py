@@ -33,7 +33,8 @@ class Promise:
     rows_per_step: int | None = None
     """Rows per optimizer step over all processes; None where they are not promised."""
     memory_gib: float | None = None
-    """Estimated GiB per GPU; None where the plan has no estimate."""
+    """Estimated GiB that torch allocates on each GPU at the peak of a step, less than it and CUDA hold; None where the
+    plan has no estimate."""
     keep_activations: int | None = None
     """Decoder blocks that keep their activations; None where that is left to Unsloth."""
     made_by: str = PLANNED

@@ -26,7 +26,7 @@ Checkpointing = Literal["unsloth", "true", "false"]
 MEMORY_LIMIT, LEAST_IDLE_GIB = 0.95, 1.0
 """Share of the free memory that a plan may fill, and from which on a run warns: the estimate was within 8 % where it
 was fitted, mostly within 1 %. On a small card it leaves at least so much: a desktop's windows come and go."""
-WORST_ERROR = 0.12
+WORST_ERROR = 0.11
 """The estimate's worst error, as a share of what a run took: what torch's allocator held in the cells of
 benchmarks/results/memory-2xH200.json (docs/memory.md), rounded up. What is asked for by name is refused where the
 estimate less that is too large for the GPU, and a run that takes that much more than was planned says so."""
@@ -74,6 +74,10 @@ gradient, which that kernel writes as it goes forward, and the gradient as it is
 cell that was measured, so they are counted from that code."""
 CPU_TILE_ROWS = 512
 """Tokens whose logits a CPU has at once then (same file: `fused_linear_rows`)."""
+SCORED_LOGIT_BYTES, SCORED_GIB, SCORED_ROWS, SCORED_PARTS = 6.0, 2.0, 512, 8
+"""Bytes per logit of one chunk of Unsloth's GRPO loss: in float32, with the gradient in bf16; GiB that one chunk may
+take at 8 bytes per logit, or half of what is free; tokens that it has at least, and chunks otherwise, of the
+completions' tokens (unsloth_zoo/fused_losses/chunked_logprob.py: `chunked_logprob_rows`, `backward`)."""
 WHOLE_LOGIT_BYTES = 16.0
 """Bytes per logit of a loss that has all of them: in float32, as accelerate hands them out, with the copy of the chosen
 side and its log-softmax, and the gradients of both (trl/experimental/orpo/orpo_trainer.py: `concatenated_forward`);
@@ -179,6 +183,11 @@ class Workload:
         return (self.spec.lm_head_parameters or self.spec.embedding_parameters) * self.dtype_bytes
 
     @property
+    def is_tied(self) -> bool:
+        """Whether the output head is the input embeddings."""
+        return not self.spec.lm_head_parameters and not self.has_score
+
+    @property
     def in_4bit(self) -> bool:
         """Whether the base weights are in 4 bit."""
         return self.load_in_4bit or self.spec.quantization == "bnb-4bit"
@@ -246,21 +255,31 @@ def estimate(work: Workload, strategy: str, num_processes: int, *, free_gib: flo
         terms["gradient_buckets"] = lora
     kept, block = _activations(work)
     logits = _logits(work, free_gib)
-    if shards > 1 and record.gathers_outer:
-        terms["unsharded_units"] = work.outer_bytes + record.gathered_blocks * work.block_bytes
+    # One weight in use and the next one's buffer (unsloth/kernels/utils.py: WEIGHT_BUFFERS); fitted, 1.7 to 2.4.
+    dequantized = 2.0 * work.spec.largest_linear * work.dtype_bytes if work.in_4bit else 0.0
+    gathered = record.gathered_blocks * work.block_bytes
+    if shards > 1 and (record.gathers_outer or work.is_tied):
+        # Accelerate's plugin makes of tied embeddings and the last norm one unit, which it never gives back within a
+        # step (accelerate/utils/fsdp_utils.py: `fsdp2_prepare_model`).
+        terms["unsharded_units"] = work.outer_bytes + gathered
+        if record.gathers_outer and not record.flattens:
+            # The forward pass begins with both twice: FSDP2 lets go of what NCCL gathered when it has gathered the next
+            # unit (torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py: `wait_for_unshard`).
+            first = 2 * work.outer_bytes + work.block_bytes
+            first -= kept + max(block, logits) + terms["gradients"] + dequantized
+            terms["unsharded_units"] = max(terms["unsharded_units"], first)
     elif shards > 1:
-        # Beside the loss one block's buffers less, and the output head.
-        gathered = record.gathered_blocks * work.block_bytes
-        peak = max(block + gathered, logits + gathered - work.block_bytes + work.head_bytes)
+        # Beside the loss one block's buffers less, and the output head; GRPO's, which reads the head after the model
+        # has returned, lets it stay (adapters/fsdp2/shard.py).
+        head = work.head_bytes if work.logits == "scored" else 0
+        peak = max(block + gathered + head, logits + gathered - work.block_bytes + work.head_bytes)
         terms["unsharded_units"] = peak - max(block, logits)
         if work.logits == "tiled":
             # TRL gathers the head for itself (trl/trainer/utils.py: `weight.full_tensor()`), and the loss keeps that
             # copy for an entropy's gradient (unsloth_zoo/fused_losses/fused_linear.py: `ent_lazy`). That it is still
             # there beside a block's backward is taken from the one cell that was measured.
             terms["unsharded_units"] += work.head_bytes
-    if work.in_4bit:
-        # One weight in use and the next one's buffer (unsloth/kernels/utils.py: WEIGHT_BUFFERS); fitted, 1.7 to 2.4.
-        terms["dequantized"] = 2.0 * work.spec.largest_linear * work.dtype_bytes
+    terms["dequantized"] = dequantized
     terms["activations"] = kept + block
     terms["logits"] = max(0.0, logits - block)
     terms["other"] = OTHER_GIB * GIB
@@ -334,7 +353,7 @@ def _evaluation(work: Workload, free_gib: float) -> float:
     where only the loss is asked for (unsloth/models/rl.py: prediction_step)."""
     rows = 2 * work.per_device if work.eval_rows is None else work.eval_rows
     evaluated = replace(work, per_device=rows)
-    if work.on_cpu and work.logits == "fused":
+    if work.on_cpu and work.logits in ("fused", "scored"):
         return evaluated.tokens * work.logits_per_token * (work.dtype_bytes + 4.0)
     width = EVAL_INTERMEDIATE * work.intermediate + EVAL_HIDDEN * work.spec.hidden_size
     return max(_one_copy(evaluated, width), _logits(evaluated, free_gib))
@@ -345,11 +364,16 @@ def _logits(work: Workload, free_gib: float) -> float:
 
     Of the fused cross entropy on a GPU one chunk: the chunks are counted as `get_chunk_size` counts them
     (unsloth_zoo/fused_losses/cross_entropy_loss.py). On a CPU transformers' own loss, with all logits in the model's
-    dtype, in float32 and their gradient.
+    dtype, in float32 and their gradient; so counts GRPO's there, which isn't Unsloth's.
     """
     logits = work.tokens * work.logits_per_token
     if work.logits == "whole":
         return logits * WHOLE_LOGIT_BYTES
+    if work.logits == "scored" and not work.on_cpu:
+        scored = work.per_device * (work.generated_tokens or work.length)
+        fitting = min(SCORED_GIB, free_gib / 2) * GIB / (8 * work.logits_per_token)
+        rows = min(fitting, max(SCORED_ROWS, scored / SCORED_PARTS), scored)
+        return rows * work.logits_per_token * SCORED_LOGIT_BYTES + TILE_HIDDEN * _one_copy(work, work.spec.hidden_size)
     if work.logits == "tiled":
         tile = min(work.tokens, CPU_TILE_ROWS) * work.logits_per_token * (work.dtype_bytes + 8.0)
         tile = tile if work.on_cpu else min(logits * 4, TILE_GIB * GIB)

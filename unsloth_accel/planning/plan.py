@@ -87,7 +87,7 @@ class Plan:
             strategy=self.strategy,
             device=self.device,
             rows_per_step=self.batch.global_size,
-            memory_gib=round(self.memory.total, 2) if self.memory and self.device == "cuda" else None,
+            memory_gib=round(self.memory.training, 2) if self.memory and self.device == "cuda" else None,
             keep_activations=self.keep_activations,
         )
 

@@ -62,7 +62,7 @@ class Rehearsal(TrainerCallback):
     `always`: also where all rows have one length, and the first step is as long as any. `limit`: the most tokens of a
     row, which rows that are streamed are taken to have. `evaluates`: whether held-out losses will be asked for, so that
     the longest evaluation batch must fit, too. `advice` says what helps where it doesn't fit, `planned_gib`
-    what the plan reckoned with. `figures` is what results.json holds of it, `seconds` how long it took.
+    what by the plan torch allocates. `figures` is what results.json holds of it, `seconds` how long it took.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ class Rehearsed:
     seconds: float = 0.0
 
     def told(self, planned_gib: float | None) -> str:
-        """Say it in a sentence, with what the plan reckoned with."""
+        """Say it in a sentence, with what by the plan torch allocates, as `peak_gib` counts it."""
         which = "the longest step" if self.step is None else f"step {self.step:,}, the longest,"
         text = f"rehearsed {which} with {counted(self.rows, 'row')} ({self.tokens:,} tokens) at once"
         if self.peak_gib is not None:
