@@ -35,6 +35,8 @@ ump.enable_multi_gpu(num_gpus=options.gpus, batch_size_per_gpu=options.per_devic
 rows = [json.loads(line) for line in Path(options.data).read_text(encoding="utf-8").splitlines()]
 questions = Dataset.from_list([{"prompt": row["messages"][:-1]} for row in rows])
 model, tokenizer = FastLanguageModel.from_pretrained(options.model, max_seq_length=512, load_in_4bit=False)
+if tokenizer.pad_token == tokenizer.eos_token and tokenizer.unk_token:
+    tokenizer.pad_token = tokenizer.unk_token  # on GPUs Unsloth leaves what pads completions out, so their end as well
 model = FastLanguageModel.get_peft_model(
     model,
     r=16,

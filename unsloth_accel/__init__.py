@@ -127,7 +127,7 @@ def __getattr__(name: str) -> Any:
     if name == "callbacks":
         return importlib.import_module(".callbacks", __name__)
     if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise importlib.import_module(".multigpu.gone", __name__).missing(__name__, name)
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
 
 

@@ -130,6 +130,34 @@ def test_a_plain_trainer_must_fit_its_checkpoint(trainer: Any) -> None:
     assert trainer.resumed == []
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_resumed_run_saves_and_evaluates_as_it_says_now(ours: bool, tmp_path: Path) -> None:
+    """transformers takes the checkpoint's steps, and tells only that they differ: `ours` False shows it."""
+    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+    config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    ids = torch.arange(4)
+    held = [{"input_ids": ids, "labels": ids}] * 8
+
+    def trained(steps: int, **asked: Any) -> Trainer:
+        args = TrainingArguments(
+            output_dir=str(tmp_path), max_steps=steps, per_device_train_batch_size=1, report_to="none", use_cpu=True,
+            disable_tqdm=True, save_strategy="steps", eval_strategy="steps", **asked,
+        )  # fmt: skip
+        made = Trainer(LlamaForCausalLM(config), args, train_dataset=held, eval_dataset=held)
+        if ours:
+            made.add_callback(resuming.StepsAsAsked())
+        made.train(resume_from_checkpoint=steps > 2)
+        return made
+
+    trained(2, save_steps=2, eval_steps=0.5, logging_steps=2)
+    state = trained(5, save_steps=1, eval_steps=1, logging_steps=1).state
+    logs, evaluations = ([line["step"] for line in state.log_history if key in line] for key in ("loss", "eval_loss"))
+    assert (logs == [2, 3, 4, 5]) is ours
+    assert (state.save_steps, state.logging_steps) == ((1, 1) if ours else (2, 2))
+    assert evaluations == [1, 2, 3, 4, 5]
+
+
 def test_no_step_is_made_beyond_the_last(trainer: Any) -> None:
     """The Trainer itself makes one: it compares with max_steps after a step."""
     epochs: list[int] = []

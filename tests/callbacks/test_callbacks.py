@@ -22,6 +22,23 @@ def own_accelerator() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def test_progress_tells_rewards(capsys: pytest.CaptureFixture[str]) -> None:
+    """A loss of GRPO passes through 0, and tells nothing alone."""
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from unsloth_accel.callbacks import Progress
+
+    state = TrainerState(max_steps=20, global_step=2)
+    told = (TrainingArguments(report_to="none"), state, TrainerControl())
+    progress = Progress()
+    progress.on_train_begin(*told)
+    progress.on_log(*told, logs={"loss": -1e-9, "reward": 0.125})
+    progress.on_log(*told, logs={"eval_loss": 0.0, "eval_reward": 0.25})
+    progress.on_log(*told, logs={"eval_loss": 0.5, "eval_reward": None})
+    figures = ("reward 0.1250  loss -0.0000", "held-out reward 0.2500", "held-out loss 0.5000")
+    assert capsys.readouterr().out.splitlines() == [f"step 2/20  {one}" for one in figures]
+
+
 @pytest.mark.usefixtures("own_accelerator")
 def test_each_callback_alone_in_a_plain_trainer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No unsloth, no launcher: figures reach what the Trainer reports, and the loader's time is the loader's.

@@ -37,7 +37,7 @@ class Trainer:
     def _calculate_rewards(self) -> None: ...
 
 
-def logged(callback: Completions, steps: int, **figures: float) -> list[dict[str, Any]]:
+def logged(callback: Completions, steps: int, **figures: float | None) -> list[dict[str, Any]]:
     state = SimpleNamespace(global_step=0, is_world_process_zero=True, log_history=[])
     args = SimpleNamespace(process_index=0, max_completion_length=64)
     callback.on_train_begin(args, state, None)  # type: ignore[arg-type]
@@ -72,6 +72,19 @@ def test_what_teaches_nothing_is_told_once_with_what_helps(tmp_path: Path, name:
     assert re.search(told, line["message"])
     logged(callback, 3 * PATIENCE, **{name: 0.99})
     assert len(log.warnings) == 1
+
+
+def test_completions_without_any_reward_are_told(tmp_path: Path) -> None:
+    _, log, callback = made(tmp_path)
+    logged(callback, 3 * PATIENCE)
+    logged(callback, 3 * PATIENCE, reward=0.0)
+    logged(callback, 3 * PATIENCE, reward=1.0)
+    assert log.warnings == []
+    for none in (None, float("nan")):
+        logged(callback, PATIENCE, reward=none, frac_reward_zero_std=0.0)
+    messages = [line["message"] for line in log.warnings]
+    assert len(messages) == 2
+    assert all(re.search(r"no completion had a reward: nothing is learned.*on_error=stop", one) for one in messages)
 
 
 def test_best_and_worst_are_kept_of_every_log(tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ def test_exit_status(cli: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["nowhere.yaml"]) == 1
     assert "no such file" in capsys.readouterr().out
     assert cli("validate").returncode == 2
+    changed = "unsloth-accel launch RUN.yaml 'rewards.functions=[a]' --dry-run, which checks a run with changed keys"
+    assert f"no such file. Fix: {changed}" in cli("validate", "rewards.functions=[a]").stdout
     assert "examples:" in cli("validate", "--help").stdout
 
 

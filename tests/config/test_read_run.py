@@ -50,6 +50,13 @@ def test_an_unknown_key_names_the_nearest(file: Path, override: str, word: str) 
     assert word in only
 
 
+def test_an_unknown_method_is_told_alone(file: Path) -> None:
+    """Its fields may be those of the method that is meant."""
+    (only,) = problems(file, "method=grop", "training.num_generations=8", "rewards.functions=[format]")
+    assert "method='grop': unknown value. Fix: did you mean grpo? use one of: sft, dpo" in only
+    assert len(problems(file, "method=grop", "training.num_generation=8")) == 2
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -178,6 +185,11 @@ def test_early_stopping_needs_something_to_stop_by(file: Path, description: dict
     assert run.early_stopping == {"early_stopping_patience": 2, "early_stopping_threshold": 0.01}
     assert run.trainer_fields() == {"eval_strategy": "epoch", "metric_for_best_model": "eval_loss"}
     assert load(file).early_stopping == {}
+    scored = ["method=grpo", "rewards.functions=[format]", rows, fixed[1]]
+    best = load(file, [*scored, "training.load_best_model_at_end=true"])
+    for run in (best, load(file, [*scored, patience])):
+        assert run.trainer_fields()["metric_for_best_model"] == "eval_reward", "GRPO's loss passes through 0"
+    assert "metric_for_best_model" not in load(file, scored).trainer_fields()
     for wrong, words in (
         ("training.early_stopping_patience=0", "must be at least 1"),
         ("training.early_stopping_patience=a", "int is needed"),

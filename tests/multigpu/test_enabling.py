@@ -15,6 +15,7 @@ import unsloth_accel as ump
 from unsloth_accel.errors import ConfigError, LaunchError
 from unsloth_accel.hardware.hardware import Hardware
 from unsloth_accel.multigpu import launched_count
+from unsloth_accel.multigpu.gone import GONE
 from unsloth_accel.multigpu.launched_count import launch_commands, settled_count
 from unsloth_accel.multigpu.whole_groups import whole_groups
 
@@ -30,7 +31,7 @@ def no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "key", "fix"),
     [
-        ({"num_gpus": 0}, "num_gpus", "2"),
+        ({"num_gpus": 0}, "num_gpus", "num_gpus=2, or leave it out"),
         ({"num_gpus": "two"}, "num_gpus", "2"),
         ({"batch_size_per_gpu": True}, "batch_size_per_gpu", "2"),
         ({"gradient_accumulation_steps": -1}, "gradient_accumulation_steps", "2"),
@@ -39,6 +40,7 @@ def no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"enable_gradient_checkpointing": "unsloth"}, "enable_gradient_checkpointing", "True"),
         ({"find_unused_parameters": 1}, "find_unused_parameters", "True"),
         ({"strategy": "zero3"}, "strategy", "fsdp2"),
+        ({"strategy": "ddpp"}, "strategy", "did you mean ddp?"),
         ({"debug": None}, "debug", "False"),
         ({"launch": "now"}, "launch", "False"),
         ({"device_ids": [0, 1]}, "device_ids", "CUDA_VISIBLE_DEVICES"),
@@ -94,6 +96,17 @@ def test_a_strategy_of_one_process_is_said_to_do_nothing(capsys: pytest.CaptureF
 def test_a_cpu_trains_and_says_how_two_of_them_would(capsys: pytest.CaptureFixture[str]) -> None:
     assert settled_count(2, hardware=CPU) == 1
     assert "--gpus 2 --cpu --out ddp.yaml" in capsys.readouterr().out
+    for launch in (False, True):  # a command that the config it names would refuse is no help
+        with pytest.raises(ConfigError, match=r"has no FSDP on a CPU.* Fix: strategy=ddp, or num_gpus=1"):
+            settled_count(2, strategy="fsdp2", launch=launch, hardware=CPU)
+    assert settled_count(2, strategy="fsdp2_native", hardware=CPU) == 1
+
+
+def test_the_status_tells_of_one_process() -> None:
+    assert ump.get_multi_gpu_status()["strategy"] is None
+    ump.enable_multi_gpu(num_gpus=1)
+    assert ump.get_multi_gpu_status()["strategy"] == "single"
+    ump.disable_multi_gpu()
 
 
 def test_a_launch_is_made_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,3 +255,18 @@ def test_it_acts_and_goes_without_a_trace(tmp_path: Path) -> None:
     assert "the model isn't Unsloth's" in done.stdout
     assert "was made before enable_multi_gpu" in done.stdout
     assert "Unsloth finds no decoder blocks in this model" in found["checkpointing"]
+
+
+def test_a_name_that_is_not_carried_over_says_what_does_its_work() -> None:
+    for line in (
+        "from unsloth_accel import enable_selekt",
+        "from unsloth_accel.multigpu.core import DDPManager",
+        "from unsloth_accel.multigpu.utils import MultiGPULogger",
+    ):
+        with pytest.raises(ImportError, match=r"of unsloth-multigpu is not carried over\. Fix: "):
+            exec(line)
+    assert not hasattr(ump, "nothing")
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        exec("from unsloth_accel.multigpu.core import nothing")
+    page = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
+    assert all(f"`{name}" in page for name in GONE)

@@ -268,6 +268,13 @@ def _(patch: pytest.MonkeyPatch, place: Path) -> None:
     assert trainer.accelerator.mixed_precision == "bf16"
     trainer.cleanup()
     AcceleratorState._reset_state()
+    told: list[str] = []
+    patch.setattr(direct_trainer, "say", told.append)
+    trainer = ump.MultiGPUTrainer(Model(), 1, mixed_precision="fp16")  # which accelerate leaves out without a word
+    trainer.setup()
+    assert [line.partition(":")[0] for line in told] == ["mixed_precision=fp16 is for GPUs"]
+    trainer.cleanup()
+    AcceleratorState._reset_state()
 
 
 @case(

@@ -119,6 +119,19 @@ def test_a_template_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
         ump.ConfigManager(tmp_path).load_config("broken")
 
 
+def test_a_folder_that_is_a_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "here").write_text("a file")
+    with pytest.raises(ConfigError, match=r"default.yaml: can't be written: .*Fix: ConfigManager\(…\) with a folder"):
+        ump.ConfigManager(tmp_path / "here").create_default_configs()
+
+
+def test_a_cpu_has_no_device_to_assign() -> None:
+    manager = ump.DeviceManager(Hardware.parse("cpu"))
+    with pytest.raises(ConfigError, match=r"num_gpus=1: 0 GPUs can be seen here. Fix: leave it out"):
+        manager.get_optimal_device_assignment(1)
+    assert manager.get_optimal_device_assignment() == {}
+
+
 def test_devices_are_those_of_the_machine() -> None:
     manager = ump.DeviceManager(TWO)
     assert [device["index"] for device in manager.get_available_devices()] == [0, 1]
@@ -163,6 +176,12 @@ def test_memory_is_safe_or_not(used: float, level: str) -> None:
     assert manager.check_memory_safety()["level"] == level
     assert "rank 0" in manager.get_memory_report()
     assert 0 < manager.get_cpu_memory_info()["used"] <= 1
+
+
+def test_thresholds_are_shares() -> None:
+    for wrong in ({"warning_threshold": "85%"}, {"warning_threshold": 0.96}, {"critical_threshold": 95}):
+        with pytest.raises(ConfigError, match="are not shares of memory"):
+            ump.MemoryManager(**wrong)  # type: ignore[arg-type]
 
 
 def test_the_guard_tells_a_lack_of_memory_and_leaves_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:

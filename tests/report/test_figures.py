@@ -78,6 +78,28 @@ def test_evaluations_while_it_trained_are_shown(tmp_path: Path) -> None:
     assert "held-out loss 5.12 → 4.88 at steps 30 and 90" in text
 
 
+def test_a_run_whose_completions_are_scored_leads_with_rewards(tmp_path: Path) -> None:
+    directory = made.on_a_cpu(tmp_path)
+    for name, method in (("plan.json", {"method": "grpo"}), ("results.json", {})):
+        told = json.loads((directory / name).read_text(encoding="utf-8")) | method
+        for when, reward in (("before", 0.25), ("after", 0.75)):
+            if when in told:
+                told[when]["reward"] = reward
+        (directory / name).write_text(json.dumps(told), encoding="utf-8")
+    path = directory / "logs" / "steps.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line | {"reward": 0.125} if "loss" in line else line for line in lines]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    text = " ".join(Tags(html_of(directory)).text.split())
+    assert "training reward 0.125 → 0.125" in text
+    assert "held-out reward 0.250 → 0.750 before and after training" in text
+    assert "training loss" not in text
+    assert text.index(" Reward ") < text.index(" Loss "), "the curve of what is learned comes first"
+    (directory / "plan.json").unlink()
+    of_a_script = " ".join(Tags(html_of(directory)).text.split())
+    assert of_a_script.index(" Reward ") < of_a_script.index(" Loss "), "a script has no plan that names its method"
+
+
 def test_without_a_summary_the_logs_give_the_same_figures(two: Path) -> None:
     whole = figures(read_run_record(two))
     parts = shares(read_run_record(two))

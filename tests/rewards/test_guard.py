@@ -225,6 +225,15 @@ def test_an_async_function_is_awaited_in_a_loop_that_stays() -> None:
     assert loops[0] is loops[1]
 
 
+def test_a_run_that_stops_for_a_slow_function_names_the_timeout() -> None:
+    def slow(completions: list[str]) -> list[float]:
+        time.sleep(30)
+        return []
+
+    with pytest.raises(RewardError, match=r"took more than 0.2 s.* Fix: give it more seconds by rewards.timeout=…, or"):
+        called(guard(slow, stops=True, timeout=0.2))
+
+
 def test_a_timeout_of_its_own_is_an_error_of_its_own() -> None:
     async def mine(completions: Any) -> None:
         raise TimeoutError("the judge is away")

@@ -80,10 +80,19 @@ def test_two_processes_train_watch_save_and_go_on(described: Path, tmp_path: Pat
     assert all("times two?" in line["prompt"] and line["rewards"] for line in kept)
     assert "Completions that were trained on" in (two / "report.html").read_text(encoding="utf-8")
     results = json.loads((two / "results.json").read_text(encoding="utf-8"))
-    assert 0 <= results["before"]["reward"] <= 1
+    before, after = (results[when]["reward"] for when in ("before", "after"))
+    assert 0 <= before <= 1
+    assert f"held-out reward    {before:.4f} before → {after:.4f} after" in told
+    assert f"step 4/4  reward {logged[-1]['reward']:.4f}  loss " in told
+    assert "held-out loss" not in told
+    assert "trained_tokens" not in results["data"]
     again = tmp_path / "again"
     shutil.copytree(two / "checkpoint-2", again / "checkpoint-2")
-    command("launch", described, f"output_dir={again}", "training.resume=true", "evaluation.loss=false")
+    words = ["training.resume=true", "evaluation.loss=false", "training.eval_strategy=epoch"]
+    told = command("launch", described, f"output_dir={again}", *words, "training.early_stopping_patience=5")
+    assert "stops early: when eval_reward is no better" in told
+    results = json.loads((again / "results.json").read_text(encoding="utf-8"))
+    assert [(one["step"], 0 <= one["reward"] <= 1) for one in results["evaluations"]] == [(4, True)]
     assert [line["step"] for line in steps(again)] == [3, 4]
     # Out of memory with more than two rows on one rank: the longest step shows it, and the steps are the same.
     out = tmp_path / "out-of-memory"

@@ -23,6 +23,23 @@ def test_a_run_that_shards_tells_its_answers() -> None:
     assert "held-out pairs     50.0% before → 96.0% after" in summary({**results, **pairs}, Path("adapter"))
 
 
+def test_completions_are_told_by_their_reward() -> None:
+    """The loss of GRPO passes through 0, whatever is learned; the best evaluation is that with the highest reward."""
+    from unsloth_accel.training.summary import summary
+
+    between = [{"step": 2, "loss": 0.1, "reward": 0.75}, {"step": 4, "loss": -0.1, "reward": 0.5}]
+    results = {"training": {"steps": 4, "seconds": 1.0, "tokens": 5}, "evaluations": between}
+    ends = {"before": {"loss": -0.0, "reward": 0.25}, "after": {"loss": 0.0, "reward": 0.5}}
+    told = summary({**results, **ends}, Path("adapter"))
+    assert "held-out reward    0.5000 at step 4, most at step 2: 0.7500" in told
+    assert "held-out reward    0.2500 before → 0.5000 after" in told
+    assert "held-out loss" not in told
+    same = {**results, "evaluations": [between[1], {**between[1], "step": 6}]}
+    assert "held-out reward    0.5000 at step 6\n" in summary(same, Path("adapter")) + "\n"
+    scored = {**results, **ends, "after": {"loss": 0.0, "reward": None}, "evaluations": []}
+    assert "held-out" not in summary(scored, Path("adapter"))
+
+
 def test_a_reward_models_adapter_is_loaded_with_its_head(tmp_path: Path) -> None:
     from unsloth_accel.training.summary import summary
 

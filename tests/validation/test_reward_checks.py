@@ -97,6 +97,7 @@ def test_completions_need_a_reward_and_rewards_need_completions(file: Any) -> No
     assert "grpo needs a function that scores completions" in only
     (only,) = told(file("format", method="sft"))
     assert "sft scores no completions: they would have no effect. Fix: method: grpo" in only
+    assert told(file("format", method="grop")) == [], "nothing is known of a method that there isn't"
 
 
 def rewards_of(path: Path) -> list[Problem]:
@@ -119,8 +120,9 @@ def rewards_of(path: Path) -> list[Problem]:
     ],
 )
 def test_a_function_of_ones_own_is_imported_elsewhere(file: Any, function: Any, words: str) -> None:
-    (only,) = rewards_of(file(function))
+    first, only = rewards_of(file("my_rewards:none", function))
     assert words in str(only)
+    assert (first.key, only.key) == ("rewards.functions.0", "rewards.functions.1"), "each is told at its own place"
 
 
 def test_rows_without_a_column_are_named(file: Any) -> None:

@@ -5,6 +5,8 @@ Mends, in transformers 5.17:
   since the Trainer restores the rate with the optimizer and the schedule sets it only after a step. Here before it.
 - Going on from a checkpoint with max_steps behind it makes one step more, as the Trainer looks after a step only. Here
   it makes none, so that a run whose final save failed gets the adapter that it had.
+- logging_steps, eval_steps and save_steps of a run that goes on are the checkpoint's, whatever the run says now. Here
+  they are the run's.
 - An evaluation that a stop left out (`callbacks.StepAgreement`) is never made: another checkpoint may be the best
   one, and early stopping count otherwise. Here it is made before the first step.
 """
@@ -44,6 +46,7 @@ def check_before_training(trainer: Trainer) -> None:
     if available("no step past the end"):
         _stop_at_the_end(trainer)
     trainer.add_callback(RateOfSchedule())
+    trainer.add_callback(StepsAsAsked())
 
 
 def _stop_at_the_end(trainer: Trainer) -> None:
@@ -116,6 +119,13 @@ class RateOfSchedule(TrainerCallback):
             group["lr"] = base * factor(schedule.last_epoch)
         if available("the learning rate of a resumed run's first log"):
             schedule._last_lr = [group["lr"] for group in groups]
+
+
+class StepsAsAsked(TrainerCallback):
+    """Has a resumed run log, evaluate and save as its arguments say: the Trainer takes the checkpoint's steps."""
+
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        state.compute_steps(args, state.max_steps)
 
 
 def _resumable(trainer: Trainer, asked: str | bool) -> Checkpoint:

@@ -48,7 +48,7 @@ class Completions(TrainerCallback):
 
     Rank 0 writes to `path` a line of JSON for some completions of each log, best and worst first: `step`, `prompt`,
     `completion`, `rewards` by function, `advantage`. `log` is warned where for five logs in a row no completion ended
-    by itself, or no group had a signal: those that are compared had all one reward.
+    by itself, or no group had a signal: those that are compared had all one reward, or none.
     """
 
     adds_figures = True
@@ -124,10 +124,16 @@ class Completions(TrainerCallback):
             "frac_reward_zero_std": f"for {PATIENCE} logs in a row all completions of each prompt had the same reward: "
             "nothing is learned from them. Fix: prompts that the model answers rightly now and then, a reward with "
             "steps between right and wrong, a larger training.num_generations or training.temperature",
+            "reward": f"for {PATIENCE} logs in a row no completion had a reward: nothing is learned. Fix: correct the "
+            "reward functions, which failed (that was told) or returned None for each; rewards.on_error=stop ends a "
+            "run where one fails",
         }
         for name, message in told.items():
             share = logs.get(name)
-            self._in_a_row[name] = self._in_a_row[name] + 1 if share is not None and share >= 1 else 0
+            nothing = share is not None and share >= 1
+            if name == "reward":  # without any, TRL counts no group as one without a signal
+                nothing = name in logs and finite(share) is None
+            self._in_a_row[name] = self._in_a_row[name] + 1 if nothing else 0
             if self._in_a_row[name] == PATIENCE:
                 self._log.warn("completions", message, step)
 

@@ -45,7 +45,8 @@ class Progress(TrainerCallback):
             return
         if self._trains and "eval_loss" in logs:
             tell = self._bar.write if self._bar is not None else print
-            tell(f"step {state.global_step}/{state.max_steps}  held-out loss {float(logs['eval_loss']):.4f}")
+            held = _reward(logs, "eval_") or f"loss {float(logs['eval_loss']):.4f}"
+            tell(f"step {state.global_step}/{state.max_steps}  held-out {held}")
             sys.stdout.flush()
         if "loss" not in logs:
             return
@@ -53,7 +54,7 @@ class Progress(TrainerCallback):
         before, before_tokens = self._last
         self._last = (now, tokens)
         rate = f"  {(tokens - before_tokens) / (now - before):,.0f} tokens/s" if tokens > before_tokens else ""
-        figures = f"loss {float(logs['loss']):.4f}{rate}"
+        figures = "  ".join(filter(None, (_reward(logs), f"loss {float(logs['loss']):.4f}"))) + rate
         if self._bar is not None:
             self._bar.set_postfix_str(figures)
             return
@@ -73,6 +74,12 @@ class Progress(TrainerCallback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _reward(logs: Json, prefix: str = "") -> str:
+    """Return the mean reward of completions, which tells more than a loss that passes through 0; empty elsewhere."""
+    reward = logs.get(f"{prefix}reward")
+    return "" if reward is None else f"reward {float(reward):.4f}"
 
 
 def duration(seconds: float) -> str:

@@ -70,7 +70,7 @@ def _print_row(console: Console, row: PreviewedRow, found: Preview) -> None:
     limit = found.limit
     if found.answered:
         over = f", over {limit}: it is dropped" if row.length > limit else ""
-        beside = f"; rewards read {', '.join(row.columns)}" if row.columns else ""
+        beside = f"; columns for rewards: {', '.join(row.columns)}" if row.columns else ""
         console.print(f"row {row.place}: a prompt of {row.length} tokens{over}{beside}", style="bold")
         console.print(_marked(row, colours=console.is_terminal), highlight=False)
         console.print()

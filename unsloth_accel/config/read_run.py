@@ -299,13 +299,16 @@ def _check_training(schema: DictConfig) -> list[Problem]:
     training = schema._get_node("training")
     if not isinstance(training, DictConfig) or training._is_missing():
         return []
-    # An unknown method is told elsewhere.
-    method = METHODS.get(OmegaConf.select(schema, "method")) or METHODS[USUAL_METHOD]
+    named = METHODS.get(OmegaConf.select(schema, "method"))
+    method = named or METHODS[USUAL_METHOD]
     problems: list[Problem] = []
     if missing := missing_class(method.config_sources):
         consequence = f"the installed TRL has no {missing}, so every process would fail."
         _tell(problems, "method", method.name, consequence, "pip install --upgrade trl, or another method")
-    known = {**training_fields(method.config_sources), **OWN_TRAINING_KEYS}
+    # An unknown method is told elsewhere; its fields may be any method's.
+    known = {**OWN_TRAINING_KEYS}
+    for one in METHODS if named is None else [method]:
+        known |= training_fields(one.config_sources)
     elsewhere = _ELSEWHERE | dict(method.elsewhere)
     for key in map(str, training):
         tell = partial(_tell, problems, f"training.{key}")
@@ -341,8 +344,10 @@ def _check_values(tree: DictConfig, adapter: Adapter | None) -> list[Problem]:
     records = {"method": METHODS.names, "distributed.strategy": ("auto", *STRATEGIES.names)}
     for key, choices in (records | _CHOICES).items():
         if given(key) not in choices:
-            words = ", ".join("null" if choice is None else choice for choice in choices)
-            wrong(key, given(key), "unknown value.", f"use one of: {words}.")
+            words = [choice for choice in choices if choice is not None]
+            near = close_match(str(given(key)), words)
+            every = ", ".join("null" if choice is None else choice for choice in choices)
+            wrong(key, given(key), "unknown value.", f"{f'did you mean {near}? ' if near else ''}use one of: {every}.")
     for key in _POSITIVE:
         value = given(key)
         if isinstance(value, int) and value > MOST:

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from ..methods import USUAL_METHOD
+from ..methods import METHODS, USUAL_METHOD
 from ..strategies import STRATEGIES, Strategy
 from .rewards_config import RewardsConfig
 
@@ -242,9 +242,10 @@ class RunConfig:
     training: dict[str, Any] = field(default_factory=dict)
     """Fields of the method's config (TRL's SFTConfig, DPOConfig, …); `resume` (true, false or `if_any`), `overwrite`;
     `early_stopping_patience`, the evaluations in a row without a better `metric_for_best_model` (by default the
-    held-out loss) after which training stops, and `early_stopping_threshold`, what counts as better; `save_minutes`,
-    the minutes between checkpoints: 15 where neither `save_strategy` nor `save_steps` is given, 0 or null for none;
-    `embedding_learning_rate`, the learning rate of embed_tokens and lm_head where they are trained whole."""
+    held-out loss, of GRPO and RLOO the held-out reward) after which training stops, and `early_stopping_threshold`,
+    what counts as better; `save_minutes`, the minutes between checkpoints: 15 where neither `save_strategy` nor
+    `save_steps` is given, 0 or null for none; `embedding_learning_rate`, the learning rate of embed_tokens and
+    lm_head where they are trained whole."""
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
@@ -285,8 +286,9 @@ class RunConfig:
     def trainer_fields(self) -> dict[str, Any]:
         """Return `training` without `OWN_TRAINING_KEYS`: the arguments of the method's config class."""
         fields = {key: value for key, value in self.training.items() if key not in OWN_TRAINING_KEYS}
-        if self.early_stopping:
-            fields.setdefault("metric_for_best_model", "eval_loss")
+        score = (METHODS.get(self.method) or METHODS[USUAL_METHOD]).score
+        if self.early_stopping or (score and fields.get("load_best_model_at_end")):
+            fields.setdefault("metric_for_best_model", f"eval_{score or 'loss'}")
         # YAML 1.1 reads an unquoted `no` as false; these fields mean the word.
         return {key: "no" if key.endswith("_strategy") and value is False else value for key, value in fields.items()}
 

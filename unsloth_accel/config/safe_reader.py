@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -192,6 +193,9 @@ def _values(reader: _Reader, path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or error
         fix = "check the path; unsloth-accel init writes a run.yaml, unsloth-accel config an accelerate config"
+        if "=" in path.name:
+            changed = shlex.quote(str(path))
+            fix = f"unsloth-accel launch RUN.yaml {changed} --dry-run, which checks a run with changed keys"
         raise _Unreadable("nothing-to-read", f"{reason}.", fix) from None
     reader.text = _decoded(reader, data, json_file=path.suffix == ".json").replace("\r\n", "\n")
     return _parsed(reader)

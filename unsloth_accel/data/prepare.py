@@ -54,15 +54,16 @@ class DataReport:
     trained: int = 0
     """Number of rows that are trained, before they are packed."""
     tokens: int = 0
-    trained_tokens: int = 0
+    trained_tokens: int | None = 0
+    """None where the model writes what is trained."""
     sources: dict[str, int] = field(default_factory=dict)
     """Number of rows from each source of a mix."""
     notes: tuple[str, ...] = ()
     """Sentences on the figures, with row numbers."""
 
     def figures(self) -> dict[str, Any]:
-        """Return the figures without the sentences, and without sources where there is no mix."""
-        return {name: value for name, value in asdict(self).items() if name != "notes" and value != {}}
+        """Return the figures without the sentences, and without those that there are not."""
+        return {name: value for name, value in asdict(self).items() if name != "notes" and value not in ({}, None)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +252,7 @@ def _examine(tokens: Dataset, rows: Rows, recipe: Recipe, key: str) -> tuple[lis
         cut=len(cut),
         dropped=len(lengths) - len(kept),
         tokens=sum(computed[index] for index in kept),
-        trained_tokens=sum(trained[index] for index in kept),
+        trained_tokens=None if recipe.prompts else sum(trained[index] for index in kept),
         sources=rows.sources,
         notes=tuple(notes),
     )

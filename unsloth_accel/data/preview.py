@@ -41,7 +41,7 @@ class PreviewedRow:
     """Length in tokens, before truncation."""
     trained: int
     columns: tuple[str, ...] = ()
-    """Columns beside a prompt, which rewards read."""
+    """Columns beside a prompt, which rewards may read."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,17 +74,18 @@ def unknown(names: Iterable[str], *, file: str = "") -> list[Problem]:
 
 def value_problems(values: Mapping[str, Any], *, file: str = "") -> list[Problem]:
     """Return what is wrong with each value by itself; names that are unknown are left to `unknown`."""
+    is_ = ": " if file else "="
     kinds: dict[str, tuple[Callable[[Any], bool], str, str]] = {
         **dict.fromkeys(
             ("num_gpus", "batch_size_per_gpu", "gradient_accumulation_steps"),
-            (_is_count, "is no whole number from 1.", "2, or leave it out"),
+            (_is_count, "is no whole number from 1.", "{is_}2, or leave it out"),
         ),
         **dict.fromkeys(
-            ("enable_memory_optimization", "debug", "launch"), (_is_bool, "is not a bool.", "True, or False")
+            ("enable_memory_optimization", "debug", "launch"), (_is_bool, "is not a bool.", "{is_}True, or False")
         ),
         **dict.fromkeys(
             ("enable_gradient_checkpointing", "find_unused_parameters"),
-            (lambda value: value is None or _is_bool(value), "is not a bool.", "True, False, or leave it out"),
+            (lambda value: value is None or _is_bool(value), "is not a bool.", "{is_}True, False, or leave it out"),
         ),
         "ddp_backend": (
             lambda value: value is None or value in BACKENDS,
@@ -94,11 +95,11 @@ def value_problems(values: Mapping[str, Any], *, file: str = "") -> list[Problem
         "strategy": (
             lambda value: value is None or value in STRATEGIES.names,
             "is no strategy.",
-            f"one of: {', '.join(STRATEGIES.names)}",
+            nearest(str(values.get("strategy")), STRATEGIES.names),
         ),
     }
     return [
-        Problem(key=name, value=values[name], consequence=consequence, fix=f"{name}: {fix}", file=file)
+        Problem(key=name, value=values[name], consequence=consequence, fix=fix.format(is_=f"{name}{is_}"), file=file)
         for name, (fits, consequence, fix) in kinds.items()
         if name in values and not fits(values[name])
     ]

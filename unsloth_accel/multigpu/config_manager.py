@@ -117,12 +117,16 @@ class ConfigManager:
         }
 
     def save_config(self, config: MultiGPUConfig | Mapping[str, Any], filename: str = "multi_gpu_config") -> Path:
-        """Write `config` to a YAML file and return its path; raises `ConfigError` for one that is wrong."""
+        """Write `config` to a YAML file and return its path; raises `ConfigError` for one that is wrong, and where no
+        file can be written."""
         values = _values(config)
         raise_errors(self.validate_config(values))
         path = self._path(filename)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, yaml.safe_dump(values, sort_keys=False))
+        try:
+            write_atomically(path, yaml.safe_dump(values, sort_keys=False))
+        except OSError as error:
+            consequence, fix = f"can't be written: {error.strerror}.", "ConfigManager(…) with a folder of yours"
+            raise ConfigError(Problem(key=str(path), consequence=consequence, fix=fix)) from None
         return path
 
     def load_config(self, filename: str = "multi_gpu_config") -> dict[str, Any]:

@@ -53,7 +53,8 @@ class DeviceManager:
         devices = self.hardware.devices
         wanted = num_gpus or len(devices)
         if wanted > len(devices):
-            consequence, fix = f"{counted(len(devices), 'GPU')} can be seen here.", f"num_gpus={max(len(devices), 1)}"
+            consequence = f"{counted(len(devices), 'GPU')} can be seen here."
+            fix = f"num_gpus={len(devices)}" if devices else "leave it out: processes of a CPU are assigned no device"
             raise ConfigError(Problem(key="num_gpus", value=num_gpus, consequence=consequence, fix=fix))
         if environment.world_size() > 1:
             chosen = list(devices[: environment.local_world_size()])

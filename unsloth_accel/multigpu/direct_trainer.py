@@ -18,6 +18,7 @@ from ..errors import ConfigError, Problem, first_line, raise_errors
 from ..training.accelerator_loop import prepare
 from .aggregation import AggregationMethod, StepTokens, hook_of
 from .launched_count import settled_count
+from .patched import say
 from .sharding import shard_batch
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ class MultiGPUTrainer:
         except ValueError as error:  # one that was made before has another precision, or the device hasn't this one
             key, value, fix = "mixed_precision", self._mixed_precision, "leave it out: the launch's"
             raise ConfigError(Problem(key=key, value=value, consequence=first_line(error), fix=fix)) from None
+        if self._mixed_precision == "fp16" and accelerator.device.type == "cpu":
+            say("mixed_precision=fp16 is for GPUs: this CPU computes in the precision in which the model was loaded")
         self._check_aggregation()
         config = self._optimizer_config
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..adapters import environment, rank_checks
 from ..errors import ConfigError, Problem, raise_errors
+from ..strategies import usual
 from .asked import MultiGPUConfig, unknown, value_problems
 from .grpo_support import disable_grpo_support
 from .launched_count import PlainErrors, settled_count
@@ -112,16 +113,20 @@ def get_active_config() -> MultiGPUConfig | None:
 
 
 def get_multi_gpu_status() -> dict[str, Any]:
-    """Return what is in force: `enabled`, `num_processes`, `rank`, `strategy` as it really runs (None before a process
-    group is there), `adapted_trainers` (their number), `grpo`, and the `config` as a dict or None."""
+    """Return what is in force: `enabled`, `num_processes`, `rank`, `strategy` as it really runs, `adapted_trainers`
+    (their number), `grpo`, and the `config` as a dict or None.
+
+    `strategy` is None before several processes have a group, and in one process that nothing was enabled in.
+    """
     import torch
 
     grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+    alone = usual(1).name if STATE.config is not None and STATE.num_processes == 1 else None
     return {
         "enabled": STATE.config is not None,
         "num_processes": STATE.num_processes,
         "rank": environment.rank(),
-        "strategy": rank_checks.running() if grouped else None,
+        "strategy": rank_checks.running() if grouped else alone,
         "adapted_trainers": len(STATE.adapted),
         "grpo": STATE.grpo,
         "config": STATE.asked.to_dict() if STATE.asked else None,

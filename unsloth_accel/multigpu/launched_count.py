@@ -16,7 +16,7 @@ from ..config.accelerate_config import AccelerateConfig
 from ..errors import ConfigError, LaunchError, Problem, UnslothAccelError, counted, raise_errors
 from ..hardware.hardware import Hardware
 from ..launch.clean_environment import environment_for_launch
-from ..strategies import usual
+from ..strategies import STRATEGIES, usual
 from .asked import value_problems
 
 
@@ -51,6 +51,10 @@ def settled_count(
     if strategy == usual(1).name:
         consequence = f"is one process, and num_gpus={wanted} are {wanted} of them."
         fix = f"num_gpus=1, or strategy={usual(wanted).name}"
+        raise ConfigError(Problem(key="strategy", value=strategy, consequence=consequence, fix=fix))
+    if strategy and not gpus and not STRATEGIES[strategy].runs_on_cpu:
+        consequence = "there is no GPU here, and accelerate has no FSDP on a CPU: each process would train alone."
+        fix = f"strategy={usual(wanted).name}, or num_gpus=1"
         raise ConfigError(Problem(key="strategy", value=strategy, consequence=consequence, fix=fix))
     config = config_for(wanted, strategy, found)
     if launch:

@@ -34,7 +34,8 @@ class MemoryManager:
         *,
         read: Callable[[], MemoryShares] = memory_shares,
     ) -> None:
-        if not 0 < warning_threshold <= critical_threshold <= 1:
+        shares = all(isinstance(one, int | float) for one in (warning_threshold, critical_threshold))
+        if not shares or not 0 < warning_threshold <= critical_threshold <= 1:
             value = f"{warning_threshold}, {critical_threshold}"
             consequence = "are not shares of memory, the first the smaller one."
             fix = "warning_threshold=0.85, critical_threshold=0.95"

@@ -160,6 +160,8 @@ def charts(a: Recorded, b: Recorded) -> list[Markup]:
         for title, key, zero in wanted
     ]
     made.insert(1, line_chart("Held-out loss", [], dots=held, x_name=x))
+    rewards = [column(run.steps, "reward", letter, x) for letter, run in sides]
+    made.insert(0, line_chart("Reward", rewards, mean_of=over, x_name=x, tall=True))
     rates = [replace(throughput(run), name=letter) for letter, run in sides]
     note = "All ranks together, padding left out."
     made.append(line_chart("Tokens per second", rates, note=note, from_zero=True, mean_of=over))
@@ -171,6 +173,8 @@ def rows_of(a: Recorded, b: Recorded, first: Figures, second: Figures) -> list[R
     pairs: list[tuple[str, float | None, float | None, Callable[[float | None], str]]] = [
         ("training loss at the end", first.loss_last, second.loss_last, numbers.figure),
         ("held-out loss", first.held_loss[1], second.held_loss[1], numbers.figure),
+        ("training reward at the end", first.reward_last, second.reward_last, numbers.figure),
+        ("held-out reward", first.held_reward[1], second.held_reward[1], numbers.figure),
         ("exact match", first.held_accuracy[1], second.held_accuracy[1], numbers.percent),
         ("tokens/s, median once warm", speed(a), speed(b), numbers.figure),
         ("tokens/s, whole run", first.tokens_per_second, second.tokens_per_second, numbers.figure),

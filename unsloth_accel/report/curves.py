@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from ..methods import METHODS, USUAL_METHOD
+from ..methods import METHODS
 from .figures import PARTS, Series, column, evaluated, shares, throughput
 from .numbers import figure, percent
 from .run_record import Recorded, at, number, text
@@ -14,15 +14,21 @@ _COLOURS = {"compute": "c1", "data": "c2", "callbacks": "c3", "wait": "c5"}
 
 
 def training(run: Recorded) -> list[Markup]:
-    """Loss first, then what explains it; those of which nothing was logged are left out."""
+    """What is learned first, then what explains it; those of which nothing was logged are left out."""
     loss = column(run.steps, "loss", "training")
-    held = _held_out(run)
+    held = _held_out(run, "loss")
     over = smoothing(len(loss.xs))
-    method = METHODS.get(text(at(run.plan, "method"))) or METHODS[USUAL_METHOD]
+    planned = METHODS.get(text(at(run.plan, "method")))
+    methods = [planned] if planned else [*METHODS]  # a script has no plan: what it logs tells its method
+    titles = {name: title for method in methods for name, title in method.charts.items()}
+    first = next((method.score for method in methods if method.score), "")
     note = f"Every logged step, and the running mean of {over}." if over > 1 else ""
+    drawn = {name: _of_method(run, title, name, over, tall=name == first) for name, title in titles.items()}
+    score = drawn.pop(first, Markup())
     made = [
-        line_chart("Loss", [loss], dots=[held], note=note, mean_of=over, tall=True),
-        *(_of_method(run, title, name, over) for name, title in method.charts.items()),
+        score,
+        line_chart("Loss", [loss], dots=[held], note=note, mean_of=over, tall=not score),
+        *drawn.values(),
         _by_function(run, over),
         _seconds(run, over),
         line_chart("Learning rate", [column(run.steps, "learning_rate", "learning rate")], from_zero=True),
@@ -31,10 +37,10 @@ def training(run: Recorded) -> list[Markup]:
     return [chart for chart in made if chart]
 
 
-def _of_method(run: Recorded, title: str, name: str, over: int) -> Markup:
+def _of_method(run: Recorded, title: str, name: str, over: int, *, tall: bool) -> Markup:
     """Return the chart of one of the method's own figures; empty where it wasn't logged."""
-    held = column(run.evaluations, f"eval_{name}", "held-out")
-    return line_chart(title, [column(run.steps, name, "training")], dots=[held], mean_of=over)
+    drawn = [column(run.steps, name, "training")]
+    return line_chart(title, drawn, dots=[_held_out(run, name)], mean_of=over, tall=tall)
 
 
 def _by_function(run: Recorded, over: int) -> Markup:
@@ -59,12 +65,12 @@ def smoothing(points: int) -> int:
     return points // 20 if points >= 100 else 0
 
 
-def _held_out(run: Recorded) -> Series:
-    """Held-out loss at every evaluation, before and after training included."""
-    before, after = (number(at(run.results, when, "loss")) for when in ("before", "after"))
-    lines: list[tuple[float, float | None]] = [(0.0, before), *evaluated(run)]
+def _held_out(run: Recorded, name: str) -> Series:
+    """Held-out figure at every evaluation, before and after training included."""
+    before, after = (number(at(run.results, when, name)) for when in ("before", "after"))
+    lines: list[tuple[float, float | None]] = [(0.0, before), *evaluated(run, name)]
     lines += [(float(line["step"]), after) for line in run.steps[-1:]]
-    known = {step: loss for step, loss in lines if loss is not None}
+    known = {step: figure for step, figure in lines if figure is not None}
     return Series.of("held-out", known.items())
 
 

@@ -86,9 +86,14 @@ class Figures:
     loss_last: float | None
     loss_over: int
     """Number of logged steps that each of the two is the mean of."""
+    reward_first: float | None
+    """Mean reward of the completions of the first logged steps; None where a method scores none."""
+    reward_last: float | None
     evaluated: tuple[tuple[int, float], ...]
     """Step and held-out loss of each evaluation while it trained."""
+    rewarded: tuple[tuple[int, float], ...]
     held_loss: tuple[float | None, float | None]
+    held_reward: tuple[float | None, float | None]
     held_accuracy: tuple[float | None, float | None]
     held_pairs: tuple[float | None, float | None]
     """Share of held-out pairs in which the chosen answer wins, before and after."""
@@ -109,8 +114,7 @@ class Figures:
 def figures(run: Recorded) -> Figures:
     """The headline figures; from summary.json and results.json where they tell of the whole run, else from the logs."""
     training, summary = ({}, {}) if run.adds_up else (table(at(run.results, "training")), run.summary)
-    loss = column(run.steps, "loss", "loss")
-    finite = [y for y in loss.ys if math.isfinite(y)]
+    finite, rewards = ([y for y in column(run.steps, name, name).ys if math.isfinite(y)] for name in ("loss", "reward"))
     over = max(1, min(20, len(finite) // 20))
     now = at(run.results, "training", "processes")
     counts = map(_whole, (at(run.plan, "num_processes"), now, len(run.ranks)))
@@ -159,8 +163,12 @@ def figures(run: Recorded) -> Figures:
         loss_first=mean(finite[:over]),
         loss_last=mean(finite[-over:]),
         loss_over=over,
+        reward_first=mean(rewards[:over]),
+        reward_last=mean(rewards[-over:]),
         evaluated=evaluated(run),
+        rewarded=evaluated(run, "reward"),
         held_loss=_held(run, "loss"),
+        held_reward=_held(run, "reward"),
         held_accuracy=_held(run, "accuracy"),
         held_pairs=_held(run, "pair_accuracy"),
         held_rows=_whole(at(run.results, "after", "rows")),
@@ -169,10 +177,10 @@ def figures(run: Recorded) -> Figures:
     )
 
 
-def evaluated(run: Recorded) -> tuple[tuple[int, float], ...]:
-    """Step and held-out loss of each evaluation while `run` trained, those that were not finite left out."""
-    lines = ((int(line["step"]), number(line.get("eval_loss"))) for line in run.evaluations)
-    return tuple((step, loss) for step, loss in lines if loss is not None)
+def evaluated(run: Recorded, name: str = "loss") -> tuple[tuple[int, float], ...]:
+    """Step and held-out figure of each evaluation while `run` trained, those that were not finite left out."""
+    lines = ((int(line["step"]), number(line.get(f"eval_{name}"))) for line in run.evaluations)
+    return tuple((step, figure) for step, figure in lines if figure is not None)
 
 
 def column(lines: Iterable[Json], key: str, name: str, x_key: str = "step") -> Series:

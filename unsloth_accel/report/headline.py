@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import counted
@@ -39,17 +39,14 @@ def facts(run: Recorded, found: Figures) -> list[str]:
 
 def cards(found: Figures) -> Iterator[Card]:
     """The key figures that are known."""
-    if found.loss_first is not None:
-        over = f"mean of the first and last {found.loss_over} logged steps" if found.loss_over > 1 else "first and last"
-        yield "training loss", _change(found.loss_first, found.loss_last, _three), over
-    before, after = found.held_loss
-    if after is not None:
-        yield "held-out loss", _change(before, after, _three), _when(before)
-    elif found.evaluated:
-        (first, before), (last, after) = found.evaluated[0], found.evaluated[-1]
-        one = len(found.evaluated) == 1
-        steps = f"at step {last}" if one else f"at steps {first} and {last}"
-        yield "held-out loss", _change(None if one else before, after, _three), steps
+    over = f"mean of the first and last {found.loss_over} logged steps" if found.loss_over > 1 else "first and last"
+    if found.reward_last is not None:  # a loss over advantages passes through 0, whatever is learned
+        yield "training reward", _change(found.reward_first, found.reward_last, _three), over
+        yield from _held_out("reward", found.held_reward, found.rewarded)
+    else:
+        if found.loss_first is not None:
+            yield "training loss", _change(found.loss_first, found.loss_last, _three), over
+        yield from _held_out("loss", found.held_loss, found.evaluated)
     before, after = found.held_pairs
     if after is not None:
         yield "held-out pairs", _change(before, after, percent), "the chosen answer wins"
@@ -65,6 +62,20 @@ def cards(found: Figures) -> Iterator[Card]:
         yield "training time", duration(found.seconds), steps + each
     if found.peak_gib is not None:
         yield "peak memory", gib(found.peak_gib), "allocated by torch, per GPU"
+
+
+def _held_out(
+    name: str, ends: tuple[float | None, float | None], evaluated: Sequence[tuple[int, float]]
+) -> Iterator[Card]:
+    """Yield a held-out figure from before and after training, else from the evaluations between."""
+    before, after = ends
+    if after is not None:
+        yield f"held-out {name}", _change(before, after, _three), _when(before)
+    elif evaluated:
+        (first, before), (last, after) = evaluated[0], evaluated[-1]
+        one = len(evaluated) == 1
+        steps = f"at step {last}" if one else f"at steps {first} and {last}"
+        yield f"held-out {name}", _change(None if one else before, after, _three), steps
 
 
 def _speed(found: Figures) -> str:

@@ -97,8 +97,9 @@ class GuardedReward:
         new = self.tally.add(self.__name__, [(count, found) for count, found, _ in everyone])
         if self._stops and any(found for _, found, _ in everyone):
             told = next(iter(new), None) or next(iter(self.tally.first.values()))
-            fix = "correct it, or rewards.on_error=skip, which trains on without these rewards"
-            raise RewardError(f"{told}. Fix: {fix}.")
+            slow = any(fault.kind == "too slow" for _, found, _ in everyone for fault in found)
+            fix = "give it more seconds by rewards.timeout=…" if slow else "correct it"
+            raise RewardError(f"{told}. Fix: {fix}, or rewards.on_error=skip, which trains on without these rewards.")
         for text in new:
             self.warn(f"{text}; the run goes on without these rewards (rewards.on_error=skip)")
         if self._over_group is None:

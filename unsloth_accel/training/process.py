@@ -263,8 +263,9 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     }
     if any(one.stopped for one in stopping):
         results["training"]["stopped_early"] = stopping[0].stopped
+    score = METHODS[run.method].score
     evaluations = [
-        {"step": line["step"], "loss": line["eval_loss"]}
+        {"step": line["step"], "loss": line["eval_loss"]} | ({score: line.get(f"eval_{score}")} if score else {})
         for line in trainer.state.log_history
         if "eval_loss" in line and (line["step"] or "before" not in results)
     ]

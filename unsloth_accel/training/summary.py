@@ -39,15 +39,18 @@ def summary(results: dict[str, Any], adapter: Path | None) -> str:
         code = of_score or f'FastLanguageModel.from_pretrained("{adapter}")'
         lines += [f"load it   {indent(code, ' ' * 10).lstrip()}"]
     if evaluations := results.get("evaluations"):
-        last, best = evaluations[-1], min(evaluations, key=lambda one: one["loss"])
-        least = "" if best is last else f", least at step {best['step']}: {best['loss']:.4f}"
-        if least or "loss" not in (after or {}):
-            lines.append(f"held-out loss      {last['loss']:.4f} at step {last['step']}{least}")
+        # Where completions are scored the loss passes through 0: their reward is what is learned.
+        rewarded = [one for one in evaluations if one.get("reward") is not None]
+        name, word, choose = ("reward", "most", max) if rewarded else ("loss", "least", min)
+        found = rewarded or evaluations
+        last, best = found[-1], choose(found, key=lambda one: one[name])
+        other = "" if best[name] == last[name] else f", {word} at step {best['step']}: {best[name]:.4f}"
+        if other or name not in (after or {}):
+            lines.append(f"{f'held-out {name}':<17}  {last[name]:.4f} at step {last['step']}{other}")
     if before and after:
-        if "loss" in before:
-            lines.append(f"held-out loss      {before['loss']:.4f} before → {after['loss']:.4f} after")
-        if None not in (before.get("reward"), after.get("reward")):
-            lines.append(f"held-out reward    {before['reward']:.4f} before → {after['reward']:.4f} after")
+        name = "reward" if "reward" in before else "loss"
+        if None not in (before.get(name), after.get(name)):
+            lines.append(f"{f'held-out {name}':<17}  {before[name]:.4f} before → {after[name]:.4f} after")
         if "pair_accuracy" in before:
             figures = f"{before['pair_accuracy']:.1%} before → {after['pair_accuracy']:.1%} after"
             lines.append(f"held-out pairs     {figures} (the chosen answer wins)")

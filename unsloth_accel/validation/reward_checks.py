@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 
@@ -60,13 +61,13 @@ def reward_problems(run: RunConfig, rows: Mapping[str, Rows]) -> list[Problem]:
         return []
     problems: list[Problem] = []
     for place, asked in enumerate(run.rewards.functions):
-        reward = REWARDS.get(asked.name)
+        key, reward = f"{FUNCTIONS}.{place}", REWARDS.get(asked.name)
         columns = reward.columns if reward else ()
         if is_own(asked.name):
             seen = look(asked)
             columns = seen.columns
-            problems += [seen.problem] if seen.problem else []
-        problems += _column_problems(f"{FUNCTIONS}.{place}", asked.name, columns, rows)
+            problems += [replace(seen.problem, key=key)] if seen.problem else []
+        problems += _column_problems(key, asked.name, columns, rows)
     return problems
 
 

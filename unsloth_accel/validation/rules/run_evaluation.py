@@ -70,7 +70,7 @@ def run_best_metric(config: Document) -> Iterator[Finding]:
     values = settings_of(config)
     best = values.get("save_strategy") == "best"
     if best and not values.get("metric_for_best_model") and not values.get("load_best_model_at_end"):
-        fix = "training.metric_for_best_model: loss"
+        fix = f"training.metric_for_best_model: {method_of(config).score or 'loss'}"
         yield config.problem("training.save_strategy", "needs metric_for_best_model; every process fails.", fix)
 
 
