@@ -10,13 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import decided, finished_run, write_checkpoint, write_yaml
+from conftest import decided, finished_run, launched, write_checkpoint, write_yaml
 from row_files import CHAT, write
 
 from unsloth_accel.artifacts.checkpoints import RECORD, find_checkpoints
 from unsloth_accel.artifacts.resume_facts import made_with, resume_problems, steps_problem
 from unsloth_accel.config.read_run import load
 from unsloth_accel.config.run_config import RunConfig
+from unsloth_accel.errors import ConfigError
+from unsloth_accel.hardware.device import Device
+from unsloth_accel.hardware.hardware import Hardware
+
+CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
+GPU = Device(name="GPU", index=0, memory_gib=80, compute_capability=(9, 0))
+TWO = Hardware(devices=(GPU, replace(GPU, index=1)), cpu_cores=8, host_memory_gib=64)
 
 CHANGES: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "rank": ({"lora": {"r": 8}}, "lora.r", "8", "16"),
@@ -72,6 +79,33 @@ def test_a_changed_mix_is_told_once(description: dict[str, Any], planned: RunCon
     assert told(mix, data={"max_rows": 1}) == ["error data.max_rows"]
     assert told(mix, data={"stopping_strategy": "all_exhausted"}) == ["error data.stopping_strategy"]
     assert told(mix, training={"seed": 1}) == ["error training.seed"], "at an epoch's end, too"
+
+
+@pytest.mark.parametrize("made_as", ["one table", "a table each"])
+@pytest.mark.parametrize("record", [True, False], ids=["recorded", "not recorded"])
+def test_tied_tables_go_on_as_they_were_made(
+    made_as: str, record: bool, description: dict[str, Any], tmp_path: Path
+) -> None:
+    """Unsloth trains tied embeddings and head as one table on a GPU, and as two on a CPU."""
+    lora = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
+    run = decided({**description, "lora": lora})
+    path = write_checkpoint(tmp_path / "out" / "checkpoint-2", run, record=record)
+    made, on_gpu = path / "adapter_config.json", made_as == "one table"
+    config = json.loads(made.read_text(encoding="utf-8")) | {"ensure_weight_tying": on_gpu}
+    config["modules_to_save"] = ["embed_tokens"] if on_gpu else ["embed_tokens", "lm_head"]
+    made.write_text(json.dumps(config), encoding="utf-8")
+    if record:
+        told = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        told["files"][made.name] = made.stat().st_size
+        (path / RECORD).write_text(json.dumps(told), encoding="utf-8")
+    assert resume_problems(run) == resume_problems(run, one_table=on_gpu) == []
+    (problem,) = resume_problems(run, one_table=not on_gpu)
+    assert str(problem).startswith(f"error: distributed.device: checkpoint-2 was made with {made_as} for embed_tokens")
+    words = ["training.resume=true", "distributed.num_processes=2", "distributed.device=auto", "training.bf16=false"]
+    file = write_yaml(tmp_path / "run.yaml", {**description, "lora": lora})
+    with pytest.raises(ConfigError, match=r"distributed\.device: checkpoint-2 was made with"):
+        launched(file, *words, hardware=CPU if on_gpu else TWO)
+    launched(file, *words, hardware=TWO if on_gpu else CPU)
 
 
 @pytest.mark.parametrize("record", [True, False], ids=["recorded", "not recorded"])

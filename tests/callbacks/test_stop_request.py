@@ -24,6 +24,10 @@ from unsloth_accel.launch.rank_errors import report_error
 REQUEST.know(sys.argv[1], tell=lambda stopped: report_error(sys.argv[1], 0, stopped))
 """
 RANK = {"LOCAL_RANK": "0"}
+WHOLE = """
+from types import SimpleNamespace as Found
+stop_request.checkpoints.newest = lambda directory: (Found(path=Found(name="checkpoint-3")), [])
+"""
 
 
 def started(code: str, *words: Any, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
@@ -73,8 +77,9 @@ def test_a_signal_is_noted_and_all_is_as_before_afterwards() -> None:
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("", "ended by SIGTERM before it trained."),
-        ("REQUEST.hold()", "ended by SIGTERM before it trained."),
+        ("", "ended by SIGTERM before it trained; there is no whole checkpoint."),
+        ("REQUEST.hold()", "ended by SIGTERM before it trained; there is no whole checkpoint."),
+        (WHOLE, "before it trained; checkpoint-3 is whole: go on with resume_from_checkpoint=True."),
         ("REQUEST.hold(); REQUEST.begin(); REQUEST.release('after it was saved')", "SIGTERM after it was saved."),
         ("REQUEST.hold(); REQUEST.begin()", "as no step ended within 0 s; there is no whole checkpoint."),
     ],

@@ -11,11 +11,12 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
-from unsloth_accel.data.generation_server import server_problems_of
+from unsloth_accel.data.generation_server import NOT_THERE, server_problems_of
 
 RECORDED = json.loads((Path(__file__).parents[1] / "fixtures" / "vllm_server.json").read_text(encoding="utf-8"))
 """What a server of vLLM 0.32 answered, on a CPU, by how it was started."""
@@ -183,6 +184,47 @@ def test_where_nothing_listens_that_is_told() -> None:
     (problem,) = problems("http://127.0.0.1:9")
     assert "no server answers at http://127.0.0.1:9" in problem
     assert "Connection refused" in problem
+
+
+def test_a_server_that_loads_is_waited_for_as_long_as_trl_would(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("unsloth_accel.data.generation_server.AGAIN", 0.01)
+    asked: list[str] = []
+
+    def loads(url: str, patience: float | None = None) -> str:
+        asked.append(url)
+        if len(asked) < 5:
+            raise ConnectionRefusedError
+        return json.dumps(started("every_flag")[url.removeprefix("http://here:1")][1])
+
+    monkeypatch.setattr("unsloth_accel.data.generation_server._get", loads)
+    fields = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": "http://here:1"}
+    (refused,) = server_problems_of(fields | {"vllm_server_timeout": 600}, MODEL)
+    assert refused.rule == NOT_THERE
+    assert (len(asked), capsys.readouterr().out) == (1, "")
+    assert server_problems_of(fields | {"vllm_server_timeout": 600}, MODEL, wait=True) == []
+    assert asked[:5] == ["http://here:1/health"] * 5
+    assert capsys.readouterr().out.count("waiting for the generation server, for 600 s at most") == 1
+    asked.clear()
+    (refused,) = server_problems_of(fields | {"vllm_server_timeout": 0.0}, MODEL, wait=True)
+    assert (refused.rule, len(asked)) == (NOT_THERE, 1)
+
+
+@pytest.mark.parametrize(("status", "times"), [(404, 2), (503, 3)])
+def test_only_who_may_still_load_is_waited_for(status: int, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With status 404 something else listens there, and TRL's client asks without end."""
+    monkeypatch.setattr("unsloth_accel.data.generation_server.AGAIN", 0.0)
+    answers, asked = iter([status, 404, 404]), []
+
+    def answered(url: str, timeout: float) -> SimpleNamespace:
+        asked.append(url)
+        return SimpleNamespace(status_code=next(answers))
+
+    monkeypatch.setattr("requests.get", answered)
+    fields = {"use_vllm": True, "vllm_mode": "server", "vllm_server_timeout": 600.0}
+    (refused,) = server_problems_of(fields, MODEL, wait=True)
+    assert (refused.rule, len(asked)) == ("", times)
 
 
 def test_what_speaks_no_http_is_told() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from unsloth_accel.config.data_mix import read_mix, weights_of
 from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.config.run_config import RunConfig
 from unsloth_accel.data.length_estimate import row_lengths
@@ -137,15 +138,22 @@ def test_sources_may_be_of_other_formats_and_columns(tmp_path: Path) -> None:
     assert [[message["content"] for message in row["messages"]] for row in rows] == [["a", "b"], ["c", "d"]]
 
 
+@pytest.mark.parametrize("weight", [1e-320, 1e-13, 3_000_000_000_000, 1e308])
+def test_weights_are_weighed_against_each_other_only(weight: float) -> None:
+    mix, wrong = read_mix([{"path": "a", "weight": weight}, {"path": "b", "weight": weight}])
+    assert (wrong, weights_of(mix)) == ([], [0.5, 0.5])
+    assert weights_of([{"weight": 0.7}, {"weight": 0.1}]) == [0.7 / (0.7 + 0.1), 0.1 / (0.7 + 0.1)], "every digit"
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
         ({"mix": [{"path": "a", "weight": -1}, "b"]}, "data.mix.0.weight=-1: must be more than 0"),
         ({"mix": [{"path": "a", "weight": 0}]}, "data.mix.0.weight=0: must be more than 0"),
         ({"mix": [{"path": "a", "weight": float("nan")}]}, "a finite number is needed"),
-        ({"mix": [{"path": "a", "weight": 1e308}, {"path": "b", "weight": 1e308}]}, "weight=1e+308: is beyond"),
         ({"mix": [{"path": "a", "weight": 10**400}]}, "is beyond what could be weighed"),
-        ({"mix": [{"path": "a", "weight": 1e-320}]}, "is beyond what could be weighed"),
+        ({"mix": [{"path": "a", "weight": float("inf")}]}, "is beyond what could be weighed"),
+        ({"mix": [{"path": "a", "weight": 1e-5}, {"path": "b", "weight": 1e12}]}, "=1e-05: is a share of 1e-17"),
         ({"mix": [{"path": "a", "weight": "much"}]}, "data.mix.0.weight='much': wrong type"),
         ({"mix": [{"path": "a", "weight": 1}, "b"]}, "data.mix.1='b': has no weight, and other sources have one"),
         ({"mix": [{"path": "a", "wieght": 1}]}, "data.mix.0.wieght: unknown key"),

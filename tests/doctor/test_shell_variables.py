@@ -1,4 +1,4 @@
-import os
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 from doctor_machines import Place, bad, device, machine, only
 
-from unsloth_accel.config.hub_cache import hugging_face_home
-from unsloth_accel.doctor import (
-    shell_variables,
-)
+from unsloth_accel.doctor import shell_variables
+from unsloth_accel.doctor.shell_variables import accelerates_home
 
 
 @pytest.mark.parametrize(
@@ -81,10 +79,17 @@ def test_a_default_accelerate_config_is_told(place: Place, tmp_path: Path, home:
 
 @pytest.mark.slow
 def test_the_default_config_is_where_accelerate_looks(tmp_path: Path) -> None:
-    code = "from accelerate.commands.config.config_args import cache_dir; print(cache_dir)"
-    for name in ("HF_HOME", "XDG_CACHE_HOME"):
-        environ = {k: v for k, v in os.environ.items() if k not in ("HF_HOME", "XDG_CACHE_HOME")} | {
-            name: str(tmp_path)
-        }
-        said = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
-        assert Path(said.stdout.strip()) == hugging_face_home(environ) / "accelerate"
+    """Also where a variable is empty, or holds another one that nobody has put in its place."""
+    said = [{"HF_HOME": str(tmp_path)}, {"XDG_CACHE_HOME": str(tmp_path)}, {"XDG_CACHE_HOME": ""}, {"HF_HOME": ""}]
+    said += [{"HF_HOME": "$HOME/hf"}, {"HF_HOME": "~/hf", "XDG_CACHE_HOME": "/x"}, {}]
+    code = (
+        "import json, os, sys, importlib\n"
+        "from accelerate.commands.config import config_args\n"
+        "for said in json.loads(sys.argv[1]):\n"
+        "    for name in ('HF_HOME', 'XDG_CACHE_HOME'): os.environ.pop(name, None)\n"
+        "    os.environ.update(said)\n"
+        "    print(importlib.reload(config_args).default_config_file)\n"
+    )
+    command = [sys.executable, "-c", code, json.dumps(said)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str(accelerates_home(one) / "default_config.yaml") for one in said]

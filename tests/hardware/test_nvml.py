@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from made_gpus import Gpu, Look, pairs, several, split_gpus
 
-from unsloth_accel.hardware import cpu_and_memory
+from unsloth_accel.hardware import cpu_and_memory, nvml
 from unsloth_accel.hardware.hardware import Hardware
 
 
@@ -30,6 +31,29 @@ def test_without_nvml_there_is_a_cpu_and_a_reason(look: Look, monkeypatch: pytes
     assert found.cpu_cores >= 1
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert "nvidia-ml-py is not installed" in Hardware.detect({}).reason
+
+
+def test_processes_are_named_where_nvml_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def named(pid: int) -> bytes:
+        if pid == 8:
+            raise RuntimeError("Not Found")
+        return b"VLLM::EngineCore"
+
+    computing = [SimpleNamespace(pid=7), SimpleNamespace(pid=8)]
+    answers = {
+        "NVMLError": RuntimeError,
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetCount": lambda: 2,
+        "nvmlDeviceGetHandleByIndex": lambda index: index,
+        "nvmlDeviceGetUUID": lambda index: f"GPU-{index}",
+        "nvmlDeviceGetComputeRunningProcesses": lambda index: computing if index else [],
+        "nvmlSystemGetProcessName": named,
+    }
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(**answers))
+    assert nvml.process_names() == {"GPU-0": [], "GPU-1": ["VLLM::EngineCore", ""]}
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert nvml.process_names() == {}
 
 
 def test_one_refused_query_loses_only_its_answer(look: Look) -> None:

@@ -14,9 +14,12 @@ from releases import looked
 from unsloth_accel.cli.main import main as cli_main
 from unsloth_accel.config.accelerate_config import AccelerateConfig
 from unsloth_accel.config.read_run import load
-from unsloth_accel.errors import ConfigError, LaunchError
+from unsloth_accel.data.generation_server import NOT_THERE
+from unsloth_accel.errors import ConfigError, LaunchError, Problem
+from unsloth_accel.hardware import nvml
 from unsloth_accel.hardware.device import Device
 from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.launch import notebook
 from unsloth_accel.launch.child_main import to_json
 from unsloth_accel.launch.launcher import launch
 from unsloth_accel.launch.run_accelerate import Launch, run_accelerate
@@ -45,6 +48,37 @@ def test_a_run_is_written_and_launched(file: Path, tmp_path: Path) -> None:
         "num_processes": 2,
         "device": "cpu",
     }
+
+
+def test_a_generation_server_is_waited_for_where_nothing_else_is_wrong(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[bool] = []
+    monkeypatch.setattr(nvml, "process_names", lambda: {"GPU-a": ["python"], "GPU-b": ["", "VLLM::EngineCore"]})
+
+    def asked(*_: object, wait: bool = False) -> list[Problem]:
+        waited.append(wait)
+        return [] if wait else [Problem(key="server", consequence="loads.", fix="wait", rule=NOT_THERE)]
+
+    monkeypatch.setattr("unsloth_accel.validation.inputs.server_problems_of", asked)
+    monkeypatch.setattr("unsloth_accel.validation.inputs._vllm_problems", lambda run: [])
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n' * 8, encoding="utf-8")
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    values |= {"method": "grpo", "data": {"path": str(tmp_path / "prompts.jsonl")}, "batch": {"global_size": 16}}
+    values |= {"rewards": {"functions": ["format"]}, "training": {"use_vllm": True, "vllm_mode": "server"}}
+    run = write_yaml(tmp_path / "grpo.yaml", values)
+    launched(run, hardware=replace(TWO, devices=(replace(GPU, uuid="GPU-a"), replace(GPU, uuid="GPU-b", index=1))))
+    assert waited == [False, True]
+    assert "vLLM is on GPU 1, where this run trains" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"loads\.(.|\n)*nowhere\.jsonl|nowhere\.jsonl(.|\n)*loads\."):
+        launched(run, "data.path=nowhere.jsonl", "training.overwrite=true", hardware=TWO)
+    with pytest.raises(ConfigError, match=r"loads\."):
+        launched(run, "--dry-run", "training.overwrite=true", hardware=TWO)
+    assert waited == [False, True, False, False]
+    monkeypatch.setattr(Hardware, "detect", lambda: TWO)
+    monkeypatch.setattr(notebook, "_run", lambda command: None)
+    notebook.notebook_launch(run, overwrite=True)
+    assert waited[4:] == [False, True]
 
 
 def test_flags_that_the_plan_decides_change_the_plan(file: Path) -> None:

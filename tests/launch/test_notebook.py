@@ -295,8 +295,7 @@ def test_ranks_end_with_a_killed_launcher(described: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_a_failing_rank_is_told(described: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["training.lr_scheduler_type=warmup_stable_decay"]
-    arguments += ["training.lr_scheduler_kwargs={num_decay_steps: 1, warmup_type: nowhere}"]
+    arguments = ["training.optim=sgd", "training.optim_args=momentum=nowhere"]
     overrides = [f"output_dir={tmp_path / 'out'}", *arguments]
     with fork_server.forked(), pytest.raises(LaunchError, match=r"rank \d failed: .*nowhere") as caught:
         ua.notebook_launch(described, *overrides)

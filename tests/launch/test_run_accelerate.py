@@ -4,7 +4,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import CPU_DDP, ROOT, SCRIPTS, cli_command, write_yaml
+from conftest import CPU_DDP, ROOT, SCRIPTS, cli_command, write_checkpoint, write_yaml
+
+from unsloth_accel.config.run_config import RunConfig
 
 
 @pytest.mark.slow
@@ -52,6 +54,24 @@ def test_the_rank_that_fell_first_is_named(tmp_path: Path) -> None:
     assert "rank 2 failed with exit status 3" in str(silent)
     without_a_word = _failure({0: 1, 1: 7}, reports)
     assert (without_a_word.exit_status, without_a_word.first) == (7, 1), "its peer fell over its connection"
+
+
+def test_a_run_that_is_stopped_before_its_ranks_listen_is_told_what_it_has(tmp_path: Path, planned: RunConfig) -> None:
+    import signal as signals
+
+    from unsloth_accel.callbacks.stop_request import Stopped
+    from unsloth_accel.launch.rank_errors import report_error
+    from unsloth_accel.launch.run_accelerate import _stopped
+
+    def told(output_dir: Path | None = tmp_path) -> str:
+        return str(_stopped(tmp_path, signals.SIGTERM, output_dir))
+
+    assert told(None) == "stopped by SIGTERM; all ranks ended."
+    assert told() == "stopped by SIGTERM; all ranks ended; there is no whole checkpoint."
+    write_checkpoint(tmp_path / "checkpoint-2", planned)
+    assert told() == "stopped by SIGTERM; all ranks ended; checkpoint-2 is whole: go on with training.resume=true."
+    report_error(tmp_path, 0, Stopped("ended by SIGTERM after its adapter was saved.", signals.SIGTERM))
+    assert told() == "stopped by SIGTERM; all ranks ended. Rank 0: ended by SIGTERM after its adapter was saved."
 
 
 @pytest.mark.slow

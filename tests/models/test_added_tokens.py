@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.config.start_adapter import ADAPTER_WEIGHTS
 from unsloth_accel.errors import ConfigError
+from unsloth_accel.models import lora_size
 from unsloth_accel.models.added_tokens import trained_rows, with_added_tokens
 from unsloth_accel.models.lora_targets import targets
 from unsloth_accel.models.spec import ModelSpec
@@ -56,6 +57,15 @@ def test_rows_and_trained_parameters(
     assert more == ([2 * rows * WIDTH, rows * WIDTH] if added else [0, 0]), "on a GPU Unsloth keeps the two tied"
     assert targets(run, spec).saved_twice == (rows * WIDTH if added else 0)
     assert targets(run, spec).whole == (("embed_tokens", "lm_head") if added else ())
+
+
+def test_modules_are_gone_through_once(description: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    gone: list[ModelSpec] = []
+    through = lora_size._modules
+    monkeypatch.setattr(lora_size, "_modules", lambda spec: gone.append(spec) or through(spec))
+    description["lora"] = {"modules_to_save": ["embed_tokens", "lm_head"]}
+    targets(from_dict(description), ModelSpec.load(description["model"]["name"]))
+    assert len(gone) == 1
 
 
 @pytest.mark.parametrize(

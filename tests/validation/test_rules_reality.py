@@ -15,9 +15,11 @@ import pytest
 from checked_configs import fixture
 from random_runs import TRAINING
 
+from unsloth_accel.config.installed_source import compared_words
 from unsloth_accel.config.run_config import RunConfig
 from unsloth_accel.config.trainer_settings import given_fields
 from unsloth_accel.validation.rules import Document, check_document, read_text
+from unsloth_accel.validation.rules.run_words import _CLASSES
 
 
 @dataclass
@@ -348,6 +350,28 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_training_arguments_refuse_it(rule: str, refusals: dict[str, str]) -> None:
     assert REFUSED[rule] in refusals[f"{rule} bad"]
     assert refusals[f"{rule} good"] == ""
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        *(("warmup_stable_decay", "warmup_type"), ("warmup_stable_decay", "decay_type"), ("greedy", "mode")),
+        *(("greedy", "threshold_mode"), ("reduce_lr_on_plateau", "mode"), ("reduce_lr_on_plateau", "threshold_mode")),
+    ],
+)
+def test_words_of_a_scheduler_are_those_that_it_takes(word: str, name: str) -> None:
+    import torch
+    from transformers import get_scheduler
+
+    place = {**_CLASSES, "warmup_stable_decay": "transformers/optimization.py:get_wsd_schedule"}[word]
+    words = compared_words(place.removesuffix(".__init__"), name)
+    assert len(words) > 1
+    rest = {"num_decay_steps": 3} if word == "warmup_stable_decay" else {}
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    for one in words:
+        get_scheduler(word, optimizer, 1, 9, {name: one, **rest})
+    with pytest.raises(ValueError, match="nknown"):
+        get_scheduler(word, optimizer, 1, 9, {name: "other", **rest})
 
 
 DRAWN = 200

@@ -129,6 +129,10 @@ def test_reporters(said: Any, rule: str | None, fix: str) -> None:
     assert all(problem.fix.startswith(fix) for problem in found)
 
 
+def scheduled(word: str, **arguments: Any) -> dict[str, Any]:
+    return {"lr_scheduler_type": word, "lr_scheduler_kwargs": arguments}
+
+
 @pytest.mark.parametrize(
     ("training", "fixes"),
     [
@@ -143,6 +147,11 @@ def test_reporters(said: Any, rule: str | None, fix: str) -> None:
         ({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"num_cycles": 2}}, ["remove it, or another"]),
         ({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": "abc"}, ["remove it, or another"]),
         ({"lr_scheduler_type": "polynomial", "learning_rate": 1e-8}, ["training.lr_scheduler_type: linear"]),
+        (scheduled("warmup_stable_decay", num_decay_steps=3, warmup_type="sqrt"), ["did you mean 1-sqrt?"]),
+        (scheduled("warmup_stable_decay", num_decay_steps=3, decay_type="1-sqrt", warmup_type="cosine"), []),
+        (scheduled("reduce_lr_on_plateau", mode="mim"), ["did you mean min?", "training.lr_scheduler_type: linear"]),
+        (scheduled("greedy", threshold_mode="asb", factor=1), [*("did you mean abs?", "training.lr"), "training.lr"]),
+        ({"log_level": "passive", "log_level_replica": "infos"}, ["did you mean info?"]),
         ({"lr_scheduler_type": "cosine_with_minlr"}, ["did you mean cosine_with_min_lr? Then also: training.lr_"]),
         ({"metric_for_best_model": "f1"}, []),
         ({"adam_beta1": 1, "seed": -1}, ["training.adam_beta1: 0.9, or a number", "training.seed: 42, or a number"]),
@@ -155,6 +164,22 @@ def test_what_a_setting_needs(training: dict[str, Any], fixes: list[str]) -> Non
     assert len(found) == len(fixes), found
     for problem, fix in zip(found, fixes, strict=True):
         assert problem.fix.startswith(fix)
+
+
+@pytest.mark.parametrize(
+    ("training", "fixes"),
+    [
+        ({"loss_type": "grpoo"}, ["did you mean grpo?"]),
+        ({"loss_type": "dapo", "scale_rewards": "none", "importance_sampling_level": "sequence"}, []),
+        ({"scale_rewards": False, "multi_objective_aggregation": "normalize_then_sum"}, []),
+        ({"scale_rewards": "grup", "importance_sampling_level": "tokens"}, ["did you mean token?", "did you mean gro"]),
+        ({"vllm_importance_sampling_mode": "token_maskk"}, []),  # nobody looks at it without a server
+    ],
+)
+def test_words_of_grpo(training: dict[str, Any], fixes: list[str]) -> None:
+    values = {"method": "grpo", "rewards": {"functions": ["format"]}, "training": training}
+    found = check_document(Document(file="", kind="run", values=values))
+    assert [one.fix[: len(fix)] for one, fix in zip(found, fixes, strict=True)] == fixes
 
 
 @pytest.mark.parametrize(
@@ -210,7 +235,8 @@ def test_what_a_run_names_is_looked_at_once_for_each_reading(
 ) -> None:
     seen: list[object] = []
     monkeypatch.setattr(inputs, "input_problems", lambda run: seen.append(run) or [])
-    file = write_yaml(tmp_path / "run.yaml", description)
+    with_a_fix = {"training": {"torch_compile": True}}  # which is tried
+    file = write_yaml(tmp_path / "run.yaml", description | with_a_fix)
     for readings in (1, 2):  # what it names may have changed
         validate([file], Context(here=True))
         assert len(seen) == readings

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from unsloth_accel.verify.runs import Trained
 from unsloth_accel.verify.verdict import TOLERANCES, compare, largest, precision_of, share, tolerance
 
 FAULTS = SCRIPTS / "faults"
+BITS = ("16bit", "4bit")
 
 
 def test_tolerances_can_be_given() -> None:
@@ -51,7 +53,7 @@ def test_what_two_gpus_were_seen_to_differ_by_is_tolerated_and_told(figure: str)
     def most(method: str, ones: tuple[str, ...], others: tuple[str, ...]) -> float:
         return max(
             largest(runs[f"{method}-1.5B-{bits}-{one}"][figure], runs[f"{method}-1.5B-{bits}-{other}"][figure])
-            for bits, one, other in product(("16bit", "4bit"), ones, others)
+            for bits, one, other in product(BITS, ones, others)
         )
 
     for method in ("dpo", "kto"):
@@ -61,6 +63,26 @@ def test_what_two_gpus_were_seen_to_differ_by_is_tolerated_and_told(figure: str)
         assert "over whole answers" in allowed.reason
         assert share(most("dpo", ("single", "again"), ("ddp", "fsdp2"))) in allowed.reason
         assert share(most("dpo", ("single",), ("again",))) in allowed.reason
+        if figure == "loss":
+            floor = allowed.loss * METHODS[method].loss_scale
+            chance = max(_apart(runs[f"dpo-1.5B-{bits}-{one}"]["loss"] for one in ("single", "again")) for bits in BITS)
+            assert chance < floor < 1.1 * chance
+            assert f"{chance:.3f}" in allowed.reason
+
+
+def _apart(losses: Iterable[list[float]]) -> float:
+    ours, theirs = losses
+    return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize(("method", "same"), [("dpo", True), ("kto", True), ("sft", False)])
+def test_a_loss_that_has_fallen_to_nothing_may_differ_by_chance(tmp_path: Path, method: str, same: bool) -> None:
+    small, other = (made(tmp_path / str(last), loss=[0.69, 0.2, last]) for last in (0.010, 0.019))
+    allowed = tolerance("bf16", [], "cuda", sums_answers=True)
+    found = compare(small, other, allowed, loss_scale=METHODS[method].loss_scale)
+    assert found.same == same, found.faults
+    far = made(tmp_path / "far", loss=[0.69, 0.2, 0.03])
+    assert not compare(small, far, allowed, loss_scale=METHODS[method].loss_scale).same
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,12 @@ def newest(directory: str | Path) -> tuple[Checkpoint | None, list[Checkpoint]]:
     return None, broken
 
 
+def to_go_on(directory: str | Path, how: str = "training.resume=true") -> str:
+    """Return the newest whole checkpoint of a run in words, and `how` to go on from it."""
+    whole, _ = newest(directory)
+    return f"{whole.path.name} is whole: go on with {how}" if whole else "there is no whole checkpoint"
+
+
 def is_finished(directory: str | Path) -> bool:
     """Return whether a run's directory holds a finished adapter."""
     return (RunDirectory(directory).adapter / ADAPTER_CONFIG).is_file()

@@ -35,6 +35,8 @@ ROWS = "other rows would be trained than in a straight run."
 _WEIGHTS = "the saved weights don't belong to this run's model."
 LENGTH = "model.max_seq_length"
 _MODULES = "lora.modules_to_save"
+_ONE_TABLE = "lora.ensure_weight_tying"
+_TABLES = {True: "one table for embed_tokens and lm_head", False: "a table each for embed_tokens and lm_head"}
 _ADAPTER = (
     *("lora.use_dora", "lora.init_lora_weights", _MODULES, "lora.layers_to_transform", "lora.bias"),
     *("lora.target_parameters", "lora.target_modules"),
@@ -78,7 +80,7 @@ _MUST_AGREE = {
     "lora.r": _WEIGHTS,
     "lora.alpha": "the saved weights would be scaled differently.",
     "lora.use_rslora": "the saved weights would be scaled differently.",
-    **dict.fromkeys(_ADAPTER, _WEIGHTS),
+    **dict.fromkeys((*_ADAPTER, _ONE_TABLE), _WEIGHTS),
 }
 _ORDER = ("training.seed", "training.data_seed", "training.train_sampling_strategy", "accelerator_config")
 """Facts that the order of an epoch's rows follows: in mid-epoch they must agree."""
@@ -90,6 +92,7 @@ _INSTEAD = {
     "tokenizer": "give the tokenizer that it was made with",
     "steps_per_epoch": "the number of processes, rows per device, batch.balance and dataloader_drop_last of its run",
     "accelerator_config": "give the accelerator_config that it was made with",
+    _ONE_TABLE: "go on where it was made (Unsloth trains tied ones as one table on a GPU, and as two on a CPU)",
 }
 """Fixes of facts that can't be given as `key=value`."""
 _RENAMED = {"training.chat_template_path": "model.chat_template"}
@@ -195,16 +198,18 @@ def lora_facts(model: Any) -> dict[str, Any]:
         "lora.alpha": config.lora_alpha,
         "lora.use_rslora": config.use_rslora,
         "lora.target_modules": modules if isinstance(modules, str) else sorted(modules or ()),
+        _ONE_TABLE: bool(getattr(config, "ensure_weight_tying", False)),
     }
 
 
-def resume_problems(run: RunConfig) -> list[Problem]:
+def resume_problems(run: RunConfig, one_table: bool | None = None) -> list[Problem]:
     """Return the problems of resuming `run` (planned, every `auto` decided) from its output_dir's newest whole
-    checkpoint. Empty without such a checkpoint, which `validation.inputs.output_problems` reports."""
+    checkpoint. Empty without such a checkpoint, which `validation.inputs.output_problems` reports. `one_table`: whether
+    embedding and head will be trained as one (`lora_targets.trains_one_table`), if known."""
     checkpoint, _ = newest(run.output_dir)
     if checkpoint is None:
         return []
-    facts = made_with(run)
+    facts = made_with(run) | ({} if one_table is None else {_ONE_TABLE: one_table})
     problems = [*difference(checkpoint, facts), *_adapter_problems(checkpoint, facts)]
     seen = {problem.key for problem in problems}
     problems += [problem for problem in _step_problems(run, checkpoint) if problem.key not in seen]
@@ -317,6 +322,8 @@ def _problem(checkpoint: Checkpoint, key: str, now: Any, before: Any, consequenc
     said, instead = str(before), _INSTEAD.get(key, f"{key}={'null' if before in (None, {}) else before}")
     if key in MARKERS:
         said = json.dumps(before, ensure_ascii=False) if before else "none"
+    if key == _ONE_TABLE:
+        key, said, now = "distributed.device", _TABLES[before], None
     if key == "data.mix":
         said, now = f"data.mix={before or 'none'}", now or "none"
     if key == "data.path":
@@ -335,6 +342,7 @@ def _adapter_problems(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Itera
         "lora.r": ("r", int),
         "lora.alpha": ("lora_alpha", int),
         "lora.use_rslora": ("use_rslora", bool),
+        _ONE_TABLE: ("ensure_weight_tying", bool),
         "lora.target_modules": ("target_modules", lambda _: sorted(adapter.lora["target_modules"])),
         "model.name": ("base_model_name_or_path", _base),
     }

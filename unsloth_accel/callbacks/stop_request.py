@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..adapters import environment
-from ..artifacts.checkpoints import newest
+from ..artifacts import checkpoints
 from ..config.promise import PLANNED
 from ..errors import UnslothAccelError
 from ..launch.broken_streams import leave_broken_streams
@@ -55,9 +55,7 @@ def planned() -> bool:
 
 def to_go_on(output_dir: str | Path) -> str:
     """Return the newest whole checkpoint of a run in words, and how to go on from it."""
-    whole, _ = newest(output_dir)
-    how = "training.resume=true" if planned() else "resume_from_checkpoint=True"
-    return f"{whole.path.name} is whole: go on with {how}" if whole else "there is no whole checkpoint"
+    return checkpoints.to_go_on(output_dir, "training.resume=true" if planned() else "resume_from_checkpoint=True")
 
 
 class StopRequest:
@@ -68,7 +66,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.number = 0
-        self._when = "before it trained"
+        self._when = ""
         self._directory: str | Path | None = None
         self._output: Path | None = None
         self._tell: list[Callable[[Stopped], object]] = []
@@ -165,14 +163,14 @@ class StopRequest:
             if not self._agreed and _a_peer_is_gone(parent):  # no step will end, and its fall is what has to be told
                 os._exit(Stopped("", self.number).exit_status)
             if not self._agreed and not (self._held and self._begun):
-                self._leave(f"ended by {cause(self.number)} {self._when}.")
+                self._leave(f" {self._when or 'before it trained'}", goes_on=not self._when)
             if time.monotonic() > self._deadline:
-                left = f"; {to_go_on(self._directory)}" if self._directory else ""
-                self._leave(f"ended by {cause(self.number)}, as no step ended within {PATIENCE:.0f} s{left}.")
+                self._leave(f", as no step ended within {PATIENCE:.0f} s")
 
-    def _leave(self, message: str) -> None:
-        """Tell and end this process, whatever its main thread does."""
-        stopped = Stopped(message, self.number)
+    def _leave(self, when: str, *, goes_on: bool = True) -> None:
+        """Tell `when` it ends, and what to go on from, and end this process, whatever its main thread does."""
+        left = f"; {to_go_on(self._directory)}" if goes_on and self._directory else ""
+        stopped = Stopped(f"ended by {cause(self.number)}{when}{left}.", self.number)
         threading.Timer(5.0, os._exit, (stopped.exit_status,)).start()  # where telling hangs, too
         for tell in self._tell:
             with suppress(Exception):

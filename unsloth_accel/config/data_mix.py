@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,8 +19,8 @@ OWN = ("path", "split", "subset", "format", "columns", "max_rows")
 """Keys of a source that say of its rows what the same keys of `data` say of all."""
 UNTIL = ("first_exhausted", "all_exhausted")
 """Where a mix with weights ends, by the names of `datasets.interleave_datasets`."""
-MOST_WEIGHT = 1e12
-"""The greatest weight of a source; the least is as far below 1."""
+LEAST_SHARE = 1e-12
+"""Share of a source below which none of its rows would come, and with which facts of a mix are told."""
 _TEXTS = ("path", "split", "subset", "format")
 
 
@@ -34,7 +36,7 @@ def read_mix(given: Any) -> tuple[list[dict[str, Any]], list[Wrong]]:
     sources = [{"path": one} if isinstance(one, str) else one for one in given]
     wrong = [found for place, one in enumerate(sources) for found in _wrong(f"{MIX}.{place}", one)]
     if not wrong:
-        wrong = [*_without_weight(sources)]
+        wrong = [*_without_weight(sources)] or [*_without_share(sources)]
     if wrong:
         return [], wrong
     return [{**one, "path": os.path.expanduser(one["path"])} for one in sources], []
@@ -43,6 +45,8 @@ def read_mix(given: Any) -> tuple[list[dict[str, Any]], list[Wrong]]:
 def weights_of(mix: Sequence[Mapping[str, Any]]) -> list[float]:
     """Return the share of each source, which add up to 1; empty where none has a weight."""
     weights = [float(one.get(WEIGHT) or 0) for one in mix]
+    _, exponent = math.frexp(max(weights, default=0.0))  # by which no sum is beyond a float, and no digit another
+    weights = [math.ldexp(weight, -exponent) for weight in weights]
     total = sum(weights)
     return [weight / total for weight in weights] if total else []
 
@@ -76,8 +80,16 @@ def _wrong(key: str, source: Any) -> Iterator[Wrong]:
     elif weight <= 0:
         consequence = "must be more than 0: no row of this source would be trained."
         yield f"{key}.{WEIGHT}", weight, consequence, "remove the source, or give more than 0"
-    elif not 1 / MOST_WEIGHT <= weight <= MOST_WEIGHT:
+    elif weight > sys.float_info.max:
         yield f"{key}.{WEIGHT}", weight, "is beyond what could be weighed against others.", "such as 0.7"
+
+
+def _without_share(sources: Sequence[Mapping[str, Any]]) -> Iterator[Wrong]:
+    """Yield each source whose weight is nothing beside the others'."""
+    for place, share in enumerate(weights_of(sources)):
+        if share < LEAST_SHARE:
+            consequence = f"is a share of {share:.0e}: no row of this source would be trained."
+            yield f"{MIX}.{place}.{WEIGHT}", sources[place][WEIGHT], consequence, "remove the source, or give more"
 
 
 def _without_weight(sources: Sequence[Mapping[str, Any]]) -> Iterator[Wrong]:

@@ -127,19 +127,22 @@ def popped(place: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def compared_words(file: str, name: str) -> tuple[str, ...]:
-    """Return the words that `name`, a variable or an attribute, is compared with by `==` in `package/file.py`."""
-    found = [
-        node.comparators[0].value
-        for node in ast.walk(_tree(file))
+def compared_words(place: str, name: str) -> tuple[str, ...]:
+    """Return the words that `name`, a variable or an attribute, is compared with (`==`, `in`, or their opposites) in
+    `package/file.py`, or in one of its functions or classes, `package/file.py:Name`."""
+    file, _, owner = place.partition(":")
+    others = [
+        node.comparators[0]
+        for part in _tree(file).body
+        if not owner or getattr(part, "name", "") == owner
+        for node in ast.walk(part)
         if isinstance(node, ast.Compare)
-        and isinstance(node.ops[0], ast.Eq)
+        and isinstance(node.ops[0], ast.Eq | ast.NotEq | ast.In | ast.NotIn)
         and isinstance(node.left, ast.Name | ast.Attribute)
         and (node.left.id if isinstance(node.left, ast.Name) else node.left.attr) == name
-        and isinstance(node.comparators[0], ast.Constant)
-        and isinstance(node.comparators[0].value, str)
     ]
-    return tuple(dict.fromkeys(found))
+    words = [word for one in others for word in getattr(one, "elts", [one])]
+    return tuple({word.value: 1 for word in words if isinstance(word, ast.Constant) and isinstance(word.value, str)})
 
 
 def literals(body: list[ast.stmt], option: str) -> Iterator[tuple[str, Any]]:

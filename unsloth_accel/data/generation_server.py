@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import PurePath
@@ -21,6 +22,10 @@ START = (
 """How TRL starts it (trl/scripts/vllm_serve.py)."""
 PATIENCE = 10.0
 """Seconds that a server may take for an answer. One that still loads its model takes no connection yet."""
+AGAIN = 2.0
+"""Seconds after which a server that takes no connection is asked again, as TRL's client does."""
+NOT_THERE = "no-server"
+"""`Problem.rule` of a server that takes no connection: it may be loading its model."""
 PATIENCE_OF_INFO = 120.0
 """Seconds that it may take to say how it was started: at the first time it looks through its machine and its packages
 (2 to 11 s on two busy CPU cores)."""
@@ -48,9 +53,12 @@ _PLAIN: dict[str, Any] = {
 processed ones are the same."""
 
 
-def server_problems_of(fields: Mapping[str, Any], model: str, longest: int | None = None) -> list[Problem]:
+def server_problems_of(
+    fields: Mapping[str, Any], model: str, longest: int | None = None, *, wait: bool = False
+) -> list[Problem]:
     """Return the problems of the server that a GRPOConfig of these `fields` asks for completions of `model`, a
-    directory or hub id; none where it asks none. `longest`: tokens that a prompt and its completion have at most.
+    directory or hub id; none where it asks none. `longest`: tokens that a prompt and its completion have at most. With
+    `wait` a server that takes no connection yet gets as long as TRL's client would wait (vllm_server_timeout).
 
     TRL's client asks the same (trl/generation/vllm_client.py): GET /health, /v1/models, /get_world_size. From TRL 1.16
     on it asks /server_info, too, by which flags are known that a server can be without.
@@ -64,6 +72,8 @@ def server_problems_of(fields: Mapping[str, Any], model: str, longest: int | Non
     problem = partial(Problem, key=key, value=host if base is None else base)
     start = START.format(model=model)
     path = "/health"
+    if wait:
+        _wait(f"{address}{path}", float(fields.get("vllm_server_timeout") or 0))
     try:
         _get(f"{address}{path}")
         path = "/v1/models"
@@ -75,7 +85,7 @@ def server_problems_of(fields: Mapping[str, Any], model: str, longest: int | Non
         fix = f"start it without a key (--api-key, VLLM_API_KEY), and wait until it has loaded: {start}"
         if base is not None and not _PLAIN_ADDRESS.fullmatch(str(base)):
             fix = f"{key}: http://HOST:PORT, with nothing behind it; or {fix}"
-        return [problem(consequence=consequence, fix=fix)]
+        return [problem(consequence=consequence, fix=fix, rule=NOT_THERE if _is_not_there(error) else "")]
     if not any(_is_same(name, model) for name in names):
         consequence = (
             f"the server at {address} serves {', '.join(dict.fromkeys(names)) or 'no model'}, and {model} is trained."
@@ -129,6 +139,26 @@ def _lacking(address: str, fields: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _wait(url: str, seconds: float) -> None:
+    """Return once `url` answers anything, or after `seconds`."""
+    deadline = time.monotonic() + seconds
+    print(f"waiting for the generation server, for {seconds:g} s at most (training.vllm_server_timeout)", flush=True)
+    while time.monotonic() < deadline:
+        try:
+            _get(url)
+        except _UNUSABLE as error:
+            if not _is_not_there(error):
+                return
+            time.sleep(AGAIN)
+        else:
+            return
+
+
+def _is_not_there(error: BaseException) -> bool:
+    """Return whether `error` is of a connection; requests' errors of an address that is none are values' besides."""
+    return isinstance(error, OSError) and not isinstance(error, ValueError)
+
+
 def _as_trl_asks(base: str) -> str:
     """Return what TRL's client puts its paths behind."""
     try:
@@ -152,8 +182,8 @@ def _get(url: str, patience: float | None = None) -> str:
     import requests
 
     answer = requests.get(url, timeout=patience or PATIENCE)
-    if answer.status_code != 200:
-        raise ValueError(f"status {answer.status_code}")
+    if answer.status_code != 200:  # 502 to 504 are of a gateway, behind which a server loads
+        raise (OSError if answer.status_code >= 500 else ValueError)(f"status {answer.status_code}")
     return answer.text
 
 

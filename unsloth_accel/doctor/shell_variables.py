@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
-from ..config.hub_cache import hugging_face_home
 from ..config.safe_reader import TRUE, read_yaml
 from ..errors import counted, errors
 from .machine import Machine
@@ -93,12 +94,18 @@ def _network(machine: Machine) -> Iterator[Result]:
         yield warning("NCCL_P2P_DISABLE", detail, "unset NCCL_P2P_DISABLE, unless the all-reduce hangs without it")
 
 
+def accelerates_home(environ: Mapping[str, str]) -> Path:
+    """Return where accelerate keeps its default config (accelerate/commands/config/config_args.py: `cache_dir`, which
+    takes seconds to import, with torch). Other than huggingface_hub it takes an empty variable, and puts nothing in the
+    place of a `$NAME` in one."""
+    cache = os.path.join(environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    return Path(os.path.expanduser(environ.get("HF_HOME", cache)), "accelerate")
+
+
 def default_config(machine: Machine) -> Iterator[Result]:
     """accelerate's default config file, which an `accelerate launch` without --config_file takes."""
-    cache = hugging_face_home(machine.environ) / "accelerate"
-    paths = [cache / "default_config.yaml", cache / "default_config.json"]
-    found = next((path for path in paths if path.is_file()), None)
-    if found is None:
+    found = accelerates_home(machine.environ) / "default_config.yaml"
+    if not found.is_file():
         yield Result(name="accelerate config", detail="no default config, so none is taken silently")
         return
     read = read_yaml(found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -50,14 +50,33 @@ def utilization() -> dict[int, float]:
     1, by index; a GPU of which NVML doesn't say it, as one in MIG mode, is left out."""
 
     def asked(pynvml: Any) -> dict[int, float]:
-        handles = {
-            index: ask(pynvml, "nvmlDeviceGetHandleByIndex", index) for index in range(pynvml.nvmlDeviceGetCount())
-        }
-        rates = {index: ask(pynvml, "nvmlDeviceGetUtilizationRates", one) for index, one in handles.items() if one}
+        rates = {index: ask(pynvml, "nvmlDeviceGetUtilizationRates", one) for index, one in opened_gpus(pynvml)}
         return {index: rate.gpu / 100 for index, rate in rates.items() if rate is not None}
 
     answers = opened(asked)
     return {} if isinstance(answers, str) else answers
+
+
+def process_names() -> dict[str, list[str]]:
+    """Return the names of the processes that compute on each GPU, by its UUID, as nvidia-smi shows them; a container
+    may hide them."""
+
+    def names(pynvml: Any, handle: Any) -> list[str]:
+        found = ask(pynvml, "nvmlDeviceGetComputeRunningProcesses", handle) or ()
+        return [as_text(ask(pynvml, "nvmlSystemGetProcessName", one.pid)) for one in found]
+
+    def asked(pynvml: Any) -> dict[str, list[str]]:
+        return {as_text(ask(pynvml, "nvmlDeviceGetUUID", one)): names(pynvml, one) for _, one in opened_gpus(pynvml)}
+
+    answers = opened(asked)
+    return {} if isinstance(answers, str) else answers
+
+
+def opened_gpus(pynvml: Any) -> Iterator[tuple[int, Any]]:
+    """Yield the index and the handle of each GPU that NVML can open."""
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        if (handle := ask(pynvml, "nvmlDeviceGetHandleByIndex", index)) is not None:
+            yield index, handle
 
 
 def opened(asked: Callable[[Any], Answers]) -> Answers | str:

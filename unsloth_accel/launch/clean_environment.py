@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Problem
-from ..hardware.nvml import ask, opened
+from ..hardware.nvml import ask, opened, opened_gpus
 
 LAUNCH = re.compile(
     r"RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK|GROUP_WORLD_SIZE|NODE_RANK|ROLE_.*|MASTER_ADDR|MASTER_PORT"
@@ -88,9 +88,7 @@ def _held_by_nvml() -> dict[int, float]:
     """Return the GiB by GPU (NVML's index) that this process holds, CUDA context included; {} where NVML has none."""
 
     def asked(pynvml: Any) -> dict[int, float]:
-        count = pynvml.nvmlDeviceGetCount()
-        handles = {index: ask(pynvml, "nvmlDeviceGetHandleByIndex", index) for index in range(count)}
-        return {index: _held_on(pynvml, one) for index, one in handles.items() if one is not None}
+        return {index: _held_on(pynvml, one) for index, one in opened_gpus(pynvml)}
 
     found = opened(asked)
     return {} if isinstance(found, str) else {index: gib for index, gib in found.items() if gib}

@@ -21,15 +21,24 @@ from ..config.read_run import from_dict, load
 from ..config.run_config import IF_ANY, RunConfig
 from ..config.written import variables_of as secrets_of
 from ..errors import ConfigError, Problem, errors, raise_errors
+from ..hardware import nvml
 from ..hardware.hardware import Hardware
 from ..models.hub_access import HUB
+from ..models.lora_targets import trains_one_table
 from ..planning.optimizers import BITSANDBYTES_ADAMW
 from ..planning.plan import Plan
 from ..planning.planner import plan
 from ..report.at_end import is_replaced, is_since, reported, something_to_show
 from ..secret import HIDDEN, shown_word
 from ..strategies import STRATEGIES, choosable
-from ..validation.inputs import hub_variables, input_problems, output_problems, room_problems, taken_problems
+from ..validation.inputs import (
+    hub_variables,
+    input_problems,
+    once_served,
+    output_problems,
+    room_problems,
+    taken_problems,
+)
 from ..validation.push_checks import push_problems
 from ..validation.rules import Context, check_document, folded, named, of_flags, read_document
 from ..validation.run_checks import read, setting_problems, told_with
@@ -37,6 +46,9 @@ from .after_hang import debugging
 from .arguments import Request, own_overrides, parse
 from .run_accelerate import Launch, has_default_config, parse_arguments, run_accelerate
 from .run_lock import held_problems, locked, unwritable, variables_of, wait_for_orphans
+
+_VLLM = "VLLM::"
+"""What vLLM begins the names of its GPU processes with (vllm/envs.py: VLLM_PROCESS_NAME_PREFIX)."""
 
 
 def for_run(request: Request, hardware: Hardware) -> tuple[Launch, Plan, list[Problem]]:
@@ -87,11 +99,32 @@ def run_problems(run: RunConfig, hardware: Hardware | None = None) -> list[Probl
 
 def plan_problems(decided: Plan) -> list[Problem]:
     """What would be lost by running a plan that was asked for."""
-    resuming = resume_problems(from_dict(decided.resolved())) if decided.run.resume else []
+    resuming: list[Problem] = []
+    if decided.run.resume:
+        one_table = trains_one_table(decided.run, decided.spec, decided.device == "cpu") if decided.spec else None
+        resuming = resume_problems(from_dict(decided.resolved()), one_table)
     room = room_problems(decided.run, decided.checkpoint_gib)
     unloadable = decided.spec.unloadable if decided.spec else ()
     impossible = [*unloadable, *lacking(decided.strategy, decided.device), *_strategy_problems(decided)]
-    return [*impossible, *resuming, *room]
+    return [*impossible, *resuming, *room, *_beside_a_server(decided)]
+
+
+def _beside_a_server(decided: Plan) -> list[Problem]:
+    """A warning where vLLM computes on GPUs that this run trains on; of whose server it is, nothing is known."""
+    asked = decided.run.training
+    if not asked.get("use_vllm") or asked.get("vllm_mode") != "server" or decided.device == "cpu":
+        return []
+    names = nvml.process_names()
+    theirs = {uuid for uuid, running in names.items() if uuid and any(_VLLM in name for name in running)}
+    shared = [one.index for one in decided.devices if one.uuid in theirs]
+    if not shared:
+        return []
+    consequence = (
+        f"vLLM is on GPU {', '.join(map(str, shared))}, where this run trains: from a GPU to itself NCCL "
+        'sends no weights ("Duplicate GPU detected"), and there the two share the memory.'
+    )
+    fix = "nothing for another's server; or CUDA_VISIBLE_DEVICES for both commands, with GPUs of its own for each"
+    return [Problem(key="training.use_vllm", value=True, consequence=consequence, fix=fix, severity="warning")]
 
 
 def _strategy_problems(decided: Plan) -> list[Problem]:
@@ -186,6 +219,7 @@ def launch(
     if request.dry_run:
         _print_dry_run(command, problems)
         return
+    problems = once_served(decided.run, problems) if decided else problems
     raise_errors(problems)
     for problem in problems:
         print(problem, file=sys.stderr)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import resume_if_any
-from ..artifacts.checkpoints import newest
+from ..artifacts.checkpoints import to_go_on
 from ..artifacts.run_directory import RunDirectory
 from ..errors import LaunchError, Problem, counted, raise_errors
 from ..files import read_json
@@ -28,6 +28,7 @@ from ..hardware.hardware import Hardware
 from ..planning.plan import Plan
 from ..report.at_end import reported
 from ..secret import shown_word
+from ..validation.inputs import once_served
 from .arguments import Request
 from .child import Child
 from .clean_environment import environment_for_launch, memory_problems
@@ -70,6 +71,7 @@ def notebook_launch(
         done = done_by(plan.run)
     if done is None:
         decided, problems = _prepare(plan, overrides, words)
+        problems = once_served(decided.run, problems)
         raise_errors(problems)
         for problem in [*problems, *memory_problems()]:
             print(problem, file=sys.stderr)
@@ -124,8 +126,7 @@ def _run(command: Launch) -> None:
         child.run(output.wait, stopping)
     except BaseException as error:
         if output.silent and not isinstance(error, LaunchError):
-            whole, _ = newest(command.output_dir or "")
-            left = f"{whole.path.name} is whole: go on with resume=True" if whole else "there is no whole checkpoint"
+            left = to_go_on(command.output_dir or "", "resume=True")
             print(f"the run is stopped; all its processes have ended; {left}.", flush=True)
         raise
     finally:

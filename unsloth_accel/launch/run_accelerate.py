@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..artifacts.checkpoints import to_go_on
 from ..capabilities.probe import available
 from ..errors import LaunchError
 from . import rank_errors
@@ -107,7 +108,7 @@ def _run(command: Launch, place: Path) -> None:
             os.environ.pop(name, None)
     if stopped is not None:
         leave_broken_streams()
-        raise _stopped(place, stopped)
+        raise _stopped(place, stopped, command.output_dir)
 
 
 class _Stopped(KeyboardInterrupt):
@@ -140,12 +141,14 @@ def _end_children(others: set[Any], number: int, patience: float = PATIENCE) -> 
             process.kill()
 
 
-def _stopped(place: Path, number: signal.Signals) -> LaunchError:
-    """Return the error of a launch that a signal stopped: in the ranks' words where all of them agreed to stop."""
+def _stopped(place: Path, number: signal.Signals, output_dir: Path | None = None) -> LaunchError:
+    """Return the error of a launch that a signal stopped: in the ranks' words where all of them agreed to stop. Ranks
+    that had not begun to listen leave none, and what a run has to go on from is told here."""
     left = [one for one in rank_errors.reports_in(place) if one["exit_status"] == 128 + number]
     message = next((one["message"] for one in left if one["every_rank"]), "")
+    whole = f"; {to_go_on(output_dir)}" if output_dir and not left else ""
     told = f" Rank {left[0]['rank']}: {left[0]['message']}" if left else ""
-    return LaunchError(message or f"stopped by {number.name}; all ranks ended.{told}", 128 + number)
+    return LaunchError(message or f"stopped by {number.name}; all ranks ended{whole}.{told}", 128 + number)
 
 
 def _failure(ended: dict[int, int], reports: Sequence[rank_errors.Report]) -> LaunchError:

@@ -62,7 +62,7 @@ def lora_parameters(
     if isinstance(r, bool) or not isinstance(r, int) or r < 1:
         raise ConfigError(Problem(key="lora.r", value=r, consequence="must be at least 1.", fix="give 1 or more"))
     modules = _modules(spec)
-    whole = whole_parameters(spec, modules_to_save)
+    whole = _whole(modules, modules_to_save)
     targets = _targets(spec, modules, target_modules, layers)
     if use_dora and targets.parameters:
         consequence = "PEFT has no DoRA for experts that are fused into one parameter."
@@ -84,8 +84,11 @@ def lora_parameters(
 def whole_parameters(spec: ModelSpec, modules_to_save: Collection[str]) -> int:
     """Trainable parameters of PEFT's modules_to_save: a full copy of each, of a tied lm_head too. Raises `ConfigError`
     where a name matches nothing."""
-    modules = _modules(spec)
-    return sum(prod(shape) for name in _saved(modules, modules_to_save) for shape in modules[name].values())
+    return _whole(_modules(spec), modules_to_save)
+
+
+def _whole(modules: Mapping[str, Mapping[str, Shape]], words: Collection[str]) -> int:
+    return sum(prod(shape) for name in _saved(modules, words) for shape in modules[name].values())
 
 
 def _pair(shape: Shape, r: int) -> int:

@@ -36,10 +36,6 @@ class Targets:
 def targets(run: RunConfig, spec: ModelSpec, *, on_cpu: bool = False) -> Targets:
     """Return what `run` trains of the model `spec`.
 
-    Of an embedding and a head that are tied and both trained whole there is one table on a GPU
-    (unsloth/models/_utils.py: `_effective_weight_tying`), and two on a CPU, where Unsloth's loader ties none; an
-    adapter goes on as it was made.
-
     `all-linear` is every nn.Linear in the decoder blocks, and the experts of a mixture: for Llama-style models the
     seven projections. Raises `ConfigError` for names that match nothing, and where nothing is left to get LoRA.
     """
@@ -74,12 +70,23 @@ def targets(run: RunConfig, spec: ModelSpec, *, on_cpu: bool = False) -> Targets
         raise ConfigError(Problem(key="lora.use_dora", value=True, consequence=consequence, fix=fix))
     total = _factors([one for one in parameters or () if _is_within(one.name, within)], lora.r)
     if adapted:
-        total += spec.lora_parameters(adapted, lora.r, use_dora=lora.use_dora, layers=within)
-    adapter = find_adapter(run.model.name)
-    tied = spec.tie_word_embeddings and (adapter.config.get("ensure_weight_tying") if adapter else not on_cpu)
-    twice = whole_parameters(spec, whole[1:]) if tied else 0
-    total += whole_parameters(spec, whole) - twice + _biases(run, spec, adapted, within)
+        total += spec.lora_parameters(adapted, lora.r, use_dora=lora.use_dora, layers=within, modules_to_save=whole)
+    elif whole:
+        total += whole_parameters(spec, whole)
+    twice = spec.vocab_size * spec.hidden_size if len(whole) > 1 and trains_one_table(run, spec, on_cpu) else 0
+    total += _biases(run, spec, adapted, within) - twice
     return Targets(modules=tuple(names), parameters=total, whole=whole, saved_twice=twice)
+
+
+def trains_one_table(run: RunConfig, spec: ModelSpec, on_cpu: bool) -> bool:
+    """Return whether `run` trains embedding and head of `spec`, which are tied, whole and as one table: on a GPU
+    (unsloth/models/_utils.py: `_effective_weight_tying`), and not on a CPU, where Unsloth's loader ties none; those of
+    an adapter as it was made."""
+    if not spec.tie_word_embeddings:
+        return False
+    if adapter := find_adapter(run.model.name):
+        return bool(adapter.config.get("ensure_weight_tying"))
+    return not on_cpu and {*WHOLE} <= {*run.lora.modules_to_save, *run.lora.target_modules}
 
 
 def _layers(run: RunConfig, spec: ModelSpec) -> list[int] | None:

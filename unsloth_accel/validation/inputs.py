@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,13 +21,13 @@ from ..config.template_fields import is_template_name
 from ..config.trainer_settings import settings, shared_out_by_tokens
 from ..data.chat_template import template_of_file
 from ..data.formats import has_response, is_conversational, question_of, roles
-from ..data.generation_server import server_problems_of
+from ..data.generation_server import NOT_THERE, server_problems_of
 from ..data.hub import access_problems, has_rows
 from ..data.mix import HELD_OUT, TRAIN, all_sources, mix_warnings, parts_of
 from ..data.rows import Rows, no_step, read_checked_rows, trained_rows
 from ..data.sources import locate
 from ..data.tokenise import COMPARED, answers_are_compared, responses_need_turns
-from ..errors import ConfigError, Problem, counted
+from ..errors import ConfigError, Problem, counted, errors
 from ..files import FULL, existing, unwritable
 from ..methods import METHODS
 from ..models.hub_access import Kind, answers, hub_is_off
@@ -60,7 +61,7 @@ def input_problems(run: RunConfig) -> list[Problem]:
     if TRAIN in rows:
         problems += _unheeded(run, rows[TRAIN])
     if METHODS[run.method].generates:
-        problems += [*_vllm_problems(run), *server_problems_of(settings(run), run.model.name, run.model.max_seq_length)]
+        problems += [*_vllm_problems(run), *_server_problems(run)]
     if run.evaluation.exact_match and HELD_OUT in rows:
         problems += exact_match_problems(rows[HELD_OUT])
     problems += [*model_fit_problems(run), *vocabulary_problems(run, rows), *reward_problems(run, rows)]
@@ -299,6 +300,18 @@ def _vllm_problems(run: RunConfig) -> list[Problem]:
     )
     fix = "pip install 'trl[vllm]', or training.use_vllm=false"
     return [Problem(key="training.use_vllm", value=True, consequence=consequence, fix=fix)]
+
+
+def _server_problems(run: RunConfig, wait: bool = False) -> list[Problem]:
+    return server_problems_of(settings(run), run.model.name, run.model.max_seq_length, wait=wait)
+
+
+def once_served(run: RunConfig, problems: Sequence[Problem]) -> list[Problem]:
+    """Return `problems` of a run that is to start, of which a generation server that isn't there may be the only error:
+    then it is waited for, and asked again."""
+    if [one.rule for one in errors(problems)] != [NOT_THERE]:
+        return [*problems]
+    return [*(one for one in problems if one.rule != NOT_THERE), *_server_problems(run, wait=True)]
 
 
 def _bitsandbytes_problems(key: str, value: Any) -> list[Problem]:

@@ -24,7 +24,7 @@ from ..planning.optimizers import optimizer_for
 from ..planning.plan import Plan
 from ..planning.planner import plan
 from ..strategies import STRATEGIES, choosable, usual
-from ..validation.inputs import input_problems
+from ..validation.inputs import input_problems, once_served
 from ..validation.run_checks import setting_problems
 
 STEPS = 8
@@ -107,7 +107,7 @@ def settings(
             left_out[strategy] = " ".join(problem.consequence for problem in error.problems)
             if asked or (strategy == several[-1] and not found):
                 problems += [problem for problem in error.problems if problem not in problems]
-    raise_errors(problems)
+    raise_errors(once_served(short, problems))
     asked_for = short.training.get("optim")
     for one in (STRATEGIES[decided.strategy] for decided in found if asked_for):
         taken = optimizer_for(one.name, asked_for)

@@ -67,8 +67,9 @@ def _read(text: str, file: str) -> tuple[RunConfig | None, tuple[Problem, ...]]:
 
 
 def _inputs(config: Document, severity: Severity) -> Iterator[Finding]:
-    """Yield what is wrong with the model and the rows that a run names, where it is to be launched here."""
-    for problem in _input_problems(config):
+    """Yield what is wrong with the model and the rows that a run names, where it is to be launched here. A fix that is
+    tried changes no text, and so nothing of that."""
+    for problem in () if config.context.trying else _input_problems(config):
         if problem.severity == severity:
             yield _found(config, problem)
 

@@ -1,4 +1,4 @@
-"""Rules about the methods that learn from preferences."""
+"""Rules about the words of methods, and about those that learn from preferences."""
 
 from __future__ import annotations
 
@@ -38,20 +38,31 @@ def run_reference_of_a_stream(config: Document) -> Iterator[Finding]:
         yield config.problem("training.precompute_ref_log_probs", consequence, "data.streaming: false")
 
 
-@rule("run-preference-loss", on=("run",))
-def run_preference_loss(config: Document) -> Iterator[Finding]:
-    """A loss or a divergence that the installed TRL's trainer of preferences doesn't know: its config takes any, and
-    every process fails in its first step.
+_WORDS = (
+    *("loss_type", "f_divergence_type", "importance_sampling_level", "scale_rewards", "multi_objective_aggregation"),
+    "vllm_importance_sampling_mode",
+)
+"""Fields of methods whose configs take any word, and whose trainers compare it with each that they know."""
 
-    Reference: trl/trainer/dpo_trainer.py: "Unknown loss type", "Unknown f_divergence_type".
+
+@rule("run-method-word", on=("run",))
+def run_method_word(config: Document) -> Iterator[Finding]:
+    """A loss, a divergence, or another word of a method that the installed TRL's trainer doesn't know: its config takes
+    any, and every process fails in its first step.
+
+    Reference: trl/trainer/dpo_trainer.py: "Unknown loss type", "Unknown f_divergence_type"; trl/trainer/
+    grpo_trainer.py: "Unknown importance sampling level", "Invalid value for scale_rewards".
     """
-    method = method_of(config)
-    if not {"preference", "unpaired-preference"} & {*method.row_kinds}:
-        return
-    file = method.config_sources[-1].partition(":")[0].replace("_config.py", "_trainer.py")
-    for name in ("loss_type", "f_divergence_type"):
+    sources = method_of(config).config_sources
+    choices, usual = field_options(sources, "choices"), field_options(sources, "default")
+    file = sources[-1].partition(":")[0].replace("_config.py", "_trainer.py")
+    for name in _WORDS if file.startswith("trl/") else ():
         value, known = given(config).get(name), compared_words(file, name)
-        words = value if isinstance(value, list) else [] if value is None else [value]
+        if name in choices or (name in usual and usual[name] not in known):
+            continue  # told by run-unknown-word; not every word is in a comparison
+        if name.startswith("vllm") and not settings_of(config).get("use_vllm"):
+            continue
+        words = value if isinstance(value, list) else [value] if isinstance(value, str) else []
         for word in words if known else ():
             if word not in known:
                 fix, near = word_fix(word, known)

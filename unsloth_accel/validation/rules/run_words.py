@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ...config.installed_source import enum_words, parameters, table
+from ...config.installed_source import compared_words, enum_words, parameters, table
 from ...config.trainer_fields import accepts, field_options, parameter_types, type_name
 from ...errors import close_match
 from .document import Document, Finding, Repair
@@ -24,6 +24,8 @@ _ENUMS = {
     "hub_strategy": "transformers/trainer_utils.py:HubStrategy",
 }
 """Enums that TrainingArguments makes of a field's word."""
+_TABLES = dict.fromkeys(("log_level", "log_level_replica"), "transformers/utils/logging.py:log_levels")
+"""Tables whose keys are words of a field; `passive` is TrainingArguments' own besides."""
 _MEANT = {
     **dict.fromkeys(("adam", "adamw", "adamw_hf"), "adamw_torch"),
     "adamw_apex_fused": "adamw_torch_fused",
@@ -92,6 +94,8 @@ def run_unknown_word(config: Document) -> Iterator[Finding]:
     for name in given(config):
         # Without the package there are none, and nothing can be said.
         known = tuple(enum_words(_ENUMS[name]).values() if name in _ENUMS else choices.get(name, ()))
+        if name in _TABLES and (keys := table(_TABLES[name])):
+            known = (*keys, "passive")
         value = values.get(name)
         if known and value not in known and not (value is None and name in defaults and defaults[name] is None):
             fix, near = word_fix(value, known)
@@ -175,11 +179,11 @@ _CLASSES = {
 @rule("run-scheduler-arguments", on=("run",))
 def run_scheduler_arguments(config: Document) -> Iterator[Finding]:
     """lr_scheduler_kwargs are arguments of the scheduler's function: one that it lacks, or doesn't know, or takes
-    another type for, ends every process with a TypeError or ValueError as training begins. A constant rate is given
-    none (warned).
+    another type or other words for, ends every process with a TypeError or ValueError as training begins. A constant
+    rate is given none (warned).
 
     Reference: transformers/optimization.py: get_scheduler, "Mismatched scheduler types and scheduler parameters",
-    "One of min_lr or min_lr_rate should be set".
+    "One of min_lr or min_lr_rate should be set", "Unknown warmup type".
     """
     values = settings_of(config)
     if not {"lr_scheduler_type", "lr_scheduler_kwargs"} & {*given(config)}:
@@ -210,10 +214,17 @@ def run_scheduler_arguments(config: Document) -> Iterator[Finding]:
         if name in names and name in kinds and not accepts(kinds[name], 1 if type(value) is float else value):
             kind = type_name(kinds[name])  # any number will do for a whole one
             yield config.problem(f"{key}.{name}", f"{word} takes {kind} for it; every process fails.", f"give {kind}")
+        elif isinstance(value, str) and (words := compared_words(place.removesuffix(".__init__"), name)):
+            if value not in words:
+                fix, _ = word_fix(value, words)
+                yield config.problem(f"{key}.{name}", "unknown value; every process fails.", fix)
     for name, needed in names.items():
         if needed and name not in arguments:
             example = f"{{{name}: {_EXAMPLES.get(name, '…')}}}"
             yield config.problem(key, f"{word} needs {name}; every process fails.", f"{key}: {example}")
+    factor = number(arguments.get("factor"))
+    if word in _CLASSES and factor is not None and factor >= 1:
+        yield config.problem(f"{key}.factor", "must be below 1; every process fails.", f"{key}.factor: 0.5")
     pair = {"min_lr", "min_lr_rate"} & {name for name, value in arguments.items() if value is not None}
     if word in _NEEDED and len(pair) != 1:
         wrong = "needs min_lr or min_lr_rate" if not pair else "takes one of min_lr and min_lr_rate"
