@@ -171,6 +171,11 @@ of all strategies but *one GPU* are the same, and so should the losses be.
    them. Without the adapter every forward pass begins with gathering the whole table, with nothing to hide it behind.
    Where the output head is the same table, neither this nor 2. is done: the plugin makes one unit of both and the last
    norm, which stays gathered until the backward pass is over.
+6. **It computes in autocast**, as one GPU and every other strategy do. Accelerate leaves that out under FSDP2, which
+   casts the weights that it gathers. LoRA weights that stay whole are float32, and PEFT's layers, which all models but
+   those with LoRA kernels of Unsloth's own have (Llama, Mistral, Qwen2 and 3 and their like), then compute in float32,
+   from float32 copies of their inputs. A tiny Qwen3-VL in bfloat16 on two CPU processes is not the run of one process
+   without it, and is with it (`tests/adapters/test_fsdp2.py`). What the model returns is float32, too.
 
 {SINCE.format(**newest())}
 

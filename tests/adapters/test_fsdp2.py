@@ -4,9 +4,11 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fork_server
@@ -14,6 +16,7 @@ import pytest
 from conftest import ROOT, SCRIPTS, adapter
 
 from unsloth_accel.adapters.fsdp2.peer_fetch.peer_reach import SWITCH
+from unsloth_accel.adapters.fsdp2.shard import _compute_in_autocast
 
 BLOCK = 4 * (64 * 64 * 2 + 32 * 64 * 2 + 64 * 128 * 3)
 """Bytes of the seven weights in a block of `tiny`."""
@@ -41,6 +44,8 @@ PEERS = {"PEERS_IN_FILES": "1"}
 COPIED = {SWITCH: "copied"}
 UNCOMPILED = {"TORCH_COMPILE_DISABLE": "1"}
 """Compiling Unsloth's attention costs more than the case; those without this variable show that it goes together."""
+IN_BF16 = {"IN_BF16": "1", "UNSLOTH_CPU_BF16": "1", "TOWER": "1"} | UNCOMPILED
+"""Also on a CPU that has no bfloat16 of its own, for which Unsloth would turn it off."""
 CASES = {
     "gathered": Case(1, COPIED),
     "sharded": Case(8, COPIED | {"KEPT": "1"}),
@@ -52,10 +57,16 @@ CASES = {
     "out of memory in forward": Case(1, PEERS | {"RANK_1_FAILS": "forward"} | UNCOMPILED),
     "out of memory in backward": Case(1, PEERS | {"RANK_1_FAILS": "backward", "KEPT": "2"} | UNCOMPILED),
     "tower": Case(1, PEERS | COPIED | {"TOWER": "1"} | UNCOMPILED),
+    "in bf16": Case(1, PEERS | COPIED | IN_BF16),
     "disk full": Case(8, {"DISK_FULL": "1"} | UNCOMPILED),
     "blocks kept": Case(1, PEERS | {"BENCHMARK_KEEP": "1"} | UNCOMPILED),
 }
-ALONE = {"1": Case(1), "8": Case(8), "tower": Case(1, {"TOWER": "1"} | UNCOMPILED)}
+ALONE = {
+    "1": Case(1),
+    "8": Case(8),
+    "tower": Case(1, {"TOWER": "1"} | UNCOMPILED),
+    "in bf16": Case(1, IN_BF16),
+}
 
 
 @dataclass(frozen=True)
@@ -151,6 +162,45 @@ def test_a_tower_that_no_row_passes_is_never_gathered(two: Any, alone: Any) -> N
     assert shared["never_gathered"] == ["base_model.model.model.visual", "base_model.model.lm_head"]
     assert shared["sums"] == pytest.approx(expected["sums"], rel=1e-4)
     assert sum(".visual." in name for name in shared["sums"]) > 20
+
+
+@pytest.mark.slow
+def test_lora_computes_in_16_bit_as_on_one_gpu(two: Any, alone: Any) -> None:
+    """Accelerate has no autocast under FSDP2, so that LoRA weights which stay whole were computed with in float32."""
+    shared, expected = two("in bf16"), alone("in bf16")
+    assert shared["lora_whole"]
+    assert shared["dtypes"] == expected["dtypes"] == ["torch.bfloat16"]
+    assert_alike(shared, expected)
+    assert shared["eval"] == pytest.approx(expected["eval"], abs=1e-5)
+
+
+def test_what_is_wrapped_in_autocast_is_unwrapped_as_on_one_gpu() -> None:
+    """GRPO unwraps its model in every step, and multiplies its hidden states with the head itself."""
+    import torch
+    from accelerate.utils import extract_model_from_parallel
+
+    class Model(torch.nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            found = super().forward(input)
+            seen.append(found.dtype)
+            return found
+
+    @contextmanager
+    def autocast() -> Iterator[None]:
+        with torch.autocast("cpu", torch.bfloat16):
+            yield
+
+    seen: list[torch.dtype] = []
+    model, accelerator = Model(2, 2), SimpleNamespace(mixed_precision="bf16", autocast=autocast)
+    before = model.forward
+    _compute_in_autocast(model, accelerator)  # type: ignore[arg-type]
+    assert model(torch.ones(1, 2)).dtype == model(torch.ones(1, 2)).dtype == torch.float32
+    assert seen == [torch.bfloat16] * 2
+    extract_model_from_parallel(model, keep_fp32_wrapper=False)
+    assert model.forward == before
+    accelerator.mixed_precision = "no"
+    _compute_in_autocast(model, accelerator)  # type: ignore[arg-type]
+    assert model.forward == before
 
 
 @pytest.mark.slow

@@ -21,6 +21,9 @@ import peers_in_files
 import torch
 import torch._dynamo
 import torch.distributed as dist
+
+# Sharding imports it, for seconds. In one process too: TRL's loss on a CPU then rounds otherwise in 16 bits.
+import unsloth.models
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
@@ -37,13 +40,10 @@ from unsloth_accel.adapters.kept_activations import keep, kept
 from unsloth_accel.adapters.out_of_memory import StepHalving, halve_on_out_of_memory
 from unsloth_accel.artifacts.checkpoints import find_checkpoints
 
-if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-    # Sharding imports it, for seconds.
-    import unsloth.models
 
-
-def pretend_fsdp2() -> None:
-    Accelerator(cpu=True)
+def pretend_fsdp2(dtype: torch.dtype) -> None:
+    in_16_bit = dtype is torch.bfloat16
+    Accelerator(cpu=True, mixed_precision="bf16" if in_16_bit else "no")
     AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
@@ -52,7 +52,9 @@ def pretend_fsdp2() -> None:
         state_dict_type="FULL_STATE_DICT",
         cpu_ram_efficient_loading=False,
         # Sums in another dtype than the weights', as with bf16 on GPUs: FSDP2 then looks into every unit's gradients.
-        mixed_precision_policy=MixedPrecisionPolicy(reduce_dtype=torch.float64),
+        mixed_precision_policy=MixedPrecisionPolicy(
+            param_dtype=dtype if in_16_bit else None, reduce_dtype=torch.float32 if in_16_bit else torch.float64
+        ),
     )
     for state in (AcceleratorState, PartialState):
         state._shared_state["distributed_type"] = DistributedType.FSDP
@@ -131,12 +133,12 @@ def count_all_reduced() -> list[int]:
     return sizes
 
 
-def with_tower(words: int) -> Any:
+def with_tower(words: int, dtype: torch.dtype) -> Any:
     """A model with a tower for images, and a LoRA adapter on its text model: by transformers and PEFT, as on a CPU."""
     described = values("qwen3_vl")
     described["text_config"] = {**described["text_config"], "vocab_size": words, "dtype": "float32"}
     set_seed(3407)
-    model = Qwen3VLForConditionalGeneration(AutoConfig.for_model(**described)).float()
+    model = Qwen3VLForConditionalGeneration(AutoConfig.for_model(**described)).to(dtype)
     # Of the tower's weights none is called so.
     return get_peft_model(model, LoraConfig(r=1, lora_alpha=16, target_modules=["q_proj", "down_proj"]))
 
@@ -146,13 +148,23 @@ def weights_of(unit: torch.nn.Module) -> list[Any]:
     return [parameter for group in groups_of(unit) for parameter in group.fsdp_params]
 
 
+def note_dtypes(model: torch.nn.Module) -> set[str]:
+    """What the LoRA layers of `model` compute in from now on."""
+    dtypes: set[str] = set()
+    for name, module in model.named_modules():
+        if name.endswith(".lora_A.default"):
+            module.register_forward_hook(lambda module, arguments, output: dtypes.add(str(output.dtype)))
+    return dtypes
+
+
 def main(path: str, out: str, r: str) -> None:
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    dtype = torch.bfloat16 if os.environ.get("IN_BF16") else torch.float32
     model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
-        path, max_seq_length=96, load_in_4bit=False, dtype=torch.float32
+        path, max_seq_length=96, load_in_4bit=False, dtype=dtype
     )
     if os.environ.get("TOWER"):
-        model = with_tower(len(tokenizer))
+        model = with_tower(len(tokenizer), dtype)
     else:
         model = unsloth.FastLanguageModel.get_peft_model(
             model, r=int(r), lora_alpha=16, target_modules=["q_proj", "down_proj"], random_state=3407
@@ -171,12 +183,12 @@ def main(path: str, out: str, r: str) -> None:
         save_steps=2,
         report_to="none",
         disable_tqdm=True,
-        bf16=False,
+        bf16=dtype is torch.bfloat16,
         use_cpu=True,
         optim="adamw_torch",
     )
     if several:
-        pretend_fsdp2()
+        pretend_fsdp2(dtype)
     if peers_in_files.wanted():
         peers_in_files.use(Path(out, "shared"))
     if os.environ.get(KEEP):
@@ -200,7 +212,7 @@ def main(path: str, out: str, r: str) -> None:
     if os.environ.get("DISK_FULL"):
         fill_disk(trainer)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    all_reduced = count_all_reduced()
+    all_reduced, dtypes = count_all_reduced(), note_dtypes(model)
     trainer.train()
     averages = sum(all_reduced) // trained
     unsloth_accel.save(trainer, Path(out, "adapter"))
@@ -221,6 +233,7 @@ def main(path: str, out: str, r: str) -> None:
             "log": [(line["loss"], line["grad_norm"]) for line in trainer.state.log_history if "loss" in line],
             "eval": [evaluated, again],
             "averages": averages,
+            "dtypes": sorted(dtypes),
             "sums": sums,
             "never_gathered": never_gathered,
             "fetched": peers.fetched if peers else 0,

@@ -7,7 +7,11 @@ Mends, beside `loading`, in accelerate 1.15 with torch 2.11 to 2.13 and Unsloth 
 - Each block gathers and reduces its few LoRA weights by itself: 96 small collectives per step for 32 blocks, which hold
   the ranks in lock-step and wait for the copies of offloaded activations. Here LoRA weights stay whole on every rank,
   as in DDP, and their gradients are averaged once per backward pass (by Unsloth, which does so for all that FSDP2 is
-  told to ignore). They also stay float32 in the forward pass, as on one GPU.
+  told to ignore).
+- Accelerate computes in autocast under every strategy but FSDP2, which casts the weights that it gathers. LoRA weights
+  that stay whole are float32, and the LoRA layers of models without kernels of Unsloth's own (Qwen3-VL, LFM2, Gemma 3)
+  computed in float32, from float32 copies of their inputs. Here all is computed in autocast, as on one GPU and in
+  Unsloth's own sharding.
 - A tower for images or sound would be gathered in every step, though rows of text don't pass it. Here it is a unit of
   its own.
 - A unit that no row has passed yet, as such a tower, ends a backward pass that sums no gradients over the ranks, where
@@ -23,6 +27,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from math import prod
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from ...capabilities.probe import available
@@ -65,6 +70,7 @@ def adapt_accelerator(accelerator: Accelerator) -> None:
         prepared = prepare(*objects, **options)
         put_back_rows(model, pending)
         _pass_over_what_was_never_gathered(model)
+        _compute_in_autocast(model, accelerator)
         # On GPUs Unsloth has done so already; then this finds nothing left to do.
         reduce_unsharded_trainable_grads(model)
         whole_gradients.average_once(model)
@@ -125,6 +131,19 @@ def _pass_over_what_was_never_gathered(model: torch.nn.Module) -> None:
 def _if_gathered(parameter: Any, accumulate: Callable[[], None]) -> None:
     if hasattr(parameter, "_unsharded_param"):
         accumulate()
+
+
+def _compute_in_autocast(model: Any, accelerator: Accelerator) -> None:
+    """Wrap the forward of `model` as accelerate does on one GPU (`prepare_model`): in autocast, outputs in float32."""
+    from accelerate.utils import convert_outputs_to_fp32
+
+    if accelerator.mixed_precision == "no":
+        return
+    forward = model._original_forward = model.forward  # GRPO takes the wrapping off (`unwrap_model`)
+    if isinstance(forward, MethodType):
+        model.forward = MethodType(convert_outputs_to_fp32(accelerator.autocast()(forward.__func__)), model)
+    else:
+        model.forward = convert_outputs_to_fp32(accelerator.autocast()(forward))
 
 
 def _count(weight: Any) -> int:
