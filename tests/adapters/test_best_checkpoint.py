@@ -17,7 +17,7 @@ from unsloth_accel.adapters import checkpointing
 from unsloth_accel.adapters.checkpointing import keep_checkpoints, weights_kept
 from unsloth_accel.artifacts.checkpoints import RECORD, Checkpoint
 
-LOSSES = {1: 5.0, 2: 4.0, 3: 3.0, 4: 4.5}
+LOSSES: dict[int, float | None] = {1: 5.0, 2: 4.0, 3: 3.0, 4: 4.5}
 """What an evaluation after each step says: step 3 is the best, step 2 the one before."""
 
 
@@ -76,6 +76,14 @@ def trained(
 def cut(directory: Path) -> None:
     weights = directory / "checkpoint-3" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-40])
+
+
+def test_an_evaluation_without_the_figure_is_not_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL's reward is None where no completion had one; the Trainer itself compares it, and fails."""
+    for step in (1, 4):
+        monkeypatch.setitem(LOSSES, step, None)
+    trainer, _ = trained(tmp_path, set())
+    assert (trainer.state.best_global_step, trainer.state.best_metric) == (3, 3.0)
 
 
 @pytest.mark.parametrize(

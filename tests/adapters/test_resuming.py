@@ -150,12 +150,24 @@ def test_a_resumed_run_saves_and_evaluates_as_it_says_now(ours: bool, tmp_path: 
         made.train(resume_from_checkpoint=steps > 2)
         return made
 
-    trained(2, save_steps=2, eval_steps=0.5, logging_steps=2)
+    assert trained(2, save_steps=2, eval_steps=0.5, logging_steps=2).state.eval_steps == 1
     state = trained(5, save_steps=1, eval_steps=1, logging_steps=1).state
     logs, evaluations = ([line["step"] for line in state.log_history if key in line] for key in ("loss", "eval_loss"))
     assert (logs == [2, 3, 4, 5]) is ours
     assert (state.save_steps, state.logging_steps) == ((1, 1) if ours else (2, 2))
     assert evaluations == [1, 2, 3, 4, 5]
+
+
+def test_a_new_run_keeps_steps_that_a_callback_gave_it() -> None:
+    from transformers import TrainerState, TrainingArguments
+
+    state = TrainerState(save_steps=7, max_steps=20)
+    args = TrainingArguments(save_steps=3, report_to="none")
+    resuming.StepsAsAsked().on_train_begin(args, state, None)  # type: ignore[arg-type]
+    assert state.save_steps == 7
+    state.global_step = 2
+    resuming.StepsAsAsked().on_train_begin(args, state, None)  # type: ignore[arg-type]
+    assert state.save_steps == 3
 
 
 def test_no_step_is_made_beyond_the_last(trainer: Any) -> None:

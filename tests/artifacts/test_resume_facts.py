@@ -20,6 +20,8 @@ from unsloth_accel.config.run_config import RunConfig
 from unsloth_accel.errors import ConfigError
 from unsloth_accel.hardware.device import Device
 from unsloth_accel.hardware.hardware import Hardware
+from unsloth_accel.launch.launcher import plan_problems
+from unsloth_accel.planning.planner import plan
 
 CPU = Hardware(cpu_cores=2, host_memory_gib=8, reason="no driver")
 GPU = Device(name="GPU", index=0, memory_gib=80, compute_capability=(9, 0))
@@ -106,6 +108,10 @@ def test_tied_tables_go_on_as_they_were_made(
     with pytest.raises(ConfigError, match=r"distributed\.device: checkpoint-2 was made with"):
         launched(file, *words, hardware=CPU if on_gpu else TWO)
     launched(file, *words, hardware=TWO if on_gpu else CPU)
+    planned = plan(load(file, words), CPU if on_gpu else TWO)
+    assert [one.key for one in plan_problems(planned)] == ["distributed.device"]
+    assert planned.spec is not None
+    assert plan_problems(replace(planned, spec=replace(planned.spec, tie_word_embeddings=False))) == []
 
 
 @pytest.mark.parametrize("record", [True, False], ids=["recorded", "not recorded"])

@@ -87,6 +87,17 @@ def test_completions_without_any_reward_are_told(tmp_path: Path) -> None:
     assert all(re.search(r"no completion had a reward: nothing is learned.*on_error=stop", one) for one in messages)
 
 
+def test_an_evaluation_has_the_reward_that_older_trl_only_logs(tmp_path: Path) -> None:
+    """TRL 1.0: `logs = {**logs, **metrics}`, so that what `evaluate` returns lacks it."""
+    _, _, callback = made(tmp_path)
+    state = SimpleNamespace(log_history=[{"eval_loss": 0.0, "eval_reward": 0.5, "step": 2}])
+    metrics = {"eval_loss": 0.1}
+    callback.on_evaluate(None, state, None, metrics=metrics)  # type: ignore[arg-type]
+    assert metrics == {"eval_loss": 0.1, "eval_reward": 0.5}
+    callback.on_save(None, state, None)  # type: ignore[arg-type]
+    callback.on_evaluate(None, SimpleNamespace(log_history=[]), None, metrics={})  # type: ignore[arg-type]
+
+
 def test_best_and_worst_are_kept_of_every_log(tmp_path: Path) -> None:
     _, _, callback = made(tmp_path)
     logged(callback, 2)

@@ -100,6 +100,18 @@ def test_a_rank_that_cannot_or_need_not_save_ends_by_itself(code: str, words: st
     assert f"unsloth_accel: rank 0: {report['message']}" in errors
 
 
+@pytest.mark.slow
+def test_a_rank_ends_though_the_disk_of_its_checkpoints_hangs(tmp_path: Path) -> None:
+    code = "stop_request.checkpoints.newest = lambda directory: time.sleep(60)\n"
+    code += "with REQUEST.listening():\n    print('ready', flush=True)\n    time.sleep(60)"
+    with started(code, tmp_path) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 143
+
+
 def test_a_loop_of_ones_own_ends_with_its_launcher(tmp_path: Path) -> None:
     """As it would after a SIGTERM: with its own handler, where it has one."""
     loop = BEGIN + (

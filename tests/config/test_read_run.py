@@ -189,6 +189,9 @@ def test_early_stopping_needs_something_to_stop_by(file: Path, description: dict
     best = load(file, [*scored, "training.load_best_model_at_end=true"])
     for run in (best, load(file, [*scored, patience])):
         assert run.trainer_fields()["metric_for_best_model"] == "eval_reward", "GRPO's loss passes through 0"
+    for less in ("lr_scheduler_type=reduce_lr_on_plateau", "lr_scheduler_type=greedy", "greater_is_better=false"):
+        run = load(file, [*scored, patience, f"training.{less}"])
+        assert run.trainer_fields()["metric_for_best_model"] == "eval_loss", "its rate would fall as rewards rise"
     assert "metric_for_best_model" not in load(file, scored).trainer_fields()
     for wrong, words in (
         ("training.early_stopping_patience=0", "must be at least 1"),

@@ -205,7 +205,7 @@ def test_a_server_that_loads_is_waited_for_as_long_as_trl_would(
     assert (len(asked), capsys.readouterr().out) == (1, "")
     assert server_problems_of(fields | {"vllm_server_timeout": 600}, MODEL, wait=True) == []
     assert asked[:5] == ["http://here:1/health"] * 5
-    assert capsys.readouterr().out.count("waiting for the generation server, for 600 s at most") == 1
+    assert capsys.readouterr().out.count("at http://here:1 yet: waiting for it, for 600 s at most") == 1
     asked.clear()
     (refused,) = server_problems_of(fields | {"vllm_server_timeout": 0.0}, MODEL, wait=True)
     assert (refused.rule, len(asked)) == (NOT_THERE, 1)

@@ -34,7 +34,7 @@ def public() -> Iterator[tuple[str, Callable[..., Any]]]:
     """Yield every public function and method of the interface, by its name."""
     found = {name: getattr(ump, name) for name, home in ump._HOME.items() if home.startswith("multigpu.")}
     for module in (core, utils, ddp_logging):
-        found |= {name: one for name, one in vars(module).items() if inspect.isfunction(one)}
+        found |= {name: one for name, one in vars(module).items() if name[0] != "_" and inspect.isfunction(one)}
     found["Shards.restore"] = core.Shards.restore
     for name, one in found.items():
         if not inspect.isclass(one):

@@ -182,6 +182,15 @@ def test_words_of_grpo(training: dict[str, Any], fixes: list[str]) -> None:
     assert [one.fix[: len(fix)] for one, fix in zip(found, fixes, strict=True)] == fixes
 
 
+def test_words_of_a_misspelt_method_are_left_to_it() -> None:
+    words = {"loss_type": "dapo", "metric_for_best_model": "eval_reward", "early_stopping_patience": 1}
+    values = {"method": "grop", "rewards": {"functions": ["format"]}, "training": words}
+    assert check_document(Document(file="", kind="run", values=values)) == []
+    values["training"] = {"loss_type": "dapo", "optim": "sgdd"}
+    (found,) = check_document(Document(file="", kind="run", values=values))
+    assert found.key == "training.optim"
+
+
 @pytest.mark.parametrize(
     ("training", "told"),
     [

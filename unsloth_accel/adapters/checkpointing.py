@@ -14,6 +14,8 @@ Mends, in transformers 5.17 with accelerate 1.15:
   written or is gone, and ends in an error where it is cut short. Here the best of those that were written is loaded,
   unless the last weights are better, which have no checkpoint; where there is none the last weights stay. Which they
   are is said, and told to who asks (`weights_kept`).
+- An evaluation whose `metric_for_best_model` is None, as TRL's reward is where no completion had one, ends the training
+  in a TypeError. Here it isn't the best one.
 - `save_total_limit` deletes every directory whose name begins with `checkpoint-`, a user's copy and notes too; it
   deletes the older checkpoint before every rank has written the newer one, and ends the run in an error where the best
   one is gone.
@@ -94,7 +96,8 @@ class BestCheckpoint(TrainerCallback):
         """Step and value of the best evaluation whose checkpoint was given up."""
         self._last_lost: tuple[Any, Any] | None = None
         self._loaded: int | None = None
-        trainer._load_best_model = self._load_if_there
+        self._determine = trainer._determine_best_metric
+        trainer._load_best_model, trainer._determine_best_metric = self._load_if_there, self._is_best
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self._lost, self._last_lost, self._loaded = None, None, None
@@ -112,6 +115,10 @@ class BestCheckpoint(TrainerCallback):
             if self._lost is None or self._better(state.best_metric, self._lost[1]):
                 self._lost = self._last_lost
             state.best_metric, state.best_global_step, state.best_model_checkpoint = self._written
+
+    def _is_best(self, metrics: Mapping[str, Any], trial: Any) -> bool:
+        name = f"eval_{str(self._trainer.args.metric_for_best_model).removeprefix('eval_')}"
+        return metrics.get(name, 0) is not None and bool(self._determine(metrics, trial))
 
     def _load_if_there(self) -> None:
         state = self._trainer.state

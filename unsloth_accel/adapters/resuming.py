@@ -125,7 +125,8 @@ class StepsAsAsked(TrainerCallback):
     """Has a resumed run log, evaluate and save as its arguments say: the Trainer takes the checkpoint's steps."""
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        state.compute_steps(args, state.max_steps)
+        if state.global_step:  # else they are the arguments', or what a callback of the user's own has made of them
+            state.compute_steps(args, state.max_steps)
 
 
 def _resumable(trainer: Trainer, asked: str | bool) -> Checkpoint:

@@ -90,8 +90,13 @@ class Completions(TrainerCallback):
         self._since = now
         self._steps += 1
 
-    def on_evaluate(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+    def on_evaluate(
+        self, args: Arguments, state: State, control: Control, metrics: Json | None = None, **kwargs: Any
+    ) -> None:
         self._since = time.perf_counter()
+        if metrics is not None:  # older TRL (1.0) has the reward in what it logs alone, and by it the best is chosen
+            logged = state.log_history[-1] if state.log_history else {}
+            metrics |= {name: value for name, value in logged.items() if name.startswith("eval_")} | metrics
 
     on_save = on_evaluate
 

@@ -169,9 +169,10 @@ class StopRequest:
 
     def _leave(self, when: str, *, goes_on: bool = True) -> None:
         """Tell `when` it ends, and what to go on from, and end this process, whatever its main thread does."""
+        status = Stopped("", self.number).exit_status
+        threading.Timer(5.0, os._exit, (status,)).start()  # where a disk, or telling, hangs, too
         left = f"; {to_go_on(self._directory)}" if goes_on and self._directory else ""
         stopped = Stopped(f"ended by {cause(self.number)}{when}{left}.", self.number)
-        threading.Timer(5.0, os._exit, (stopped.exit_status,)).start()  # where telling hangs, too
         for tell in self._tell:
             with suppress(Exception):
                 tell(stopped)
@@ -181,7 +182,7 @@ class StopRequest:
         if self.number == GONE and self._held:
             time.sleep(2.0)  # its peers tell, too
             _end_peers()
-        os._exit(stopped.exit_status)
+        os._exit(status)
 
 
 def follow_launcher() -> None:

@@ -127,7 +127,7 @@ PATCHES = (
           cost="a Trainer's checkpoints hold no adapter where the GPUs divide the weights", missing="refuse"),
     Patch(what="checkpoints that can't be written",
           place="transformers/trainer.py: Trainer._save_checkpoint, _get_output_dir, _load_best_model, "
-                "_push_from_checkpoint; torch/serialization.py: save",
+                "_determine_best_metric, _push_from_checkpoint; torch/serialization.py: save",
           adapter="adapters.checkpointing",
           cost="a checkpoint that can't be written ends the run, none tells what it was made with, and where the best "
                "one is lost the last weights pass for it"),

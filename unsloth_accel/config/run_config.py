@@ -287,6 +287,11 @@ class RunConfig:
         """Return `training` without `OWN_TRAINING_KEYS`: the arguments of the method's config class."""
         fields = {key: value for key, value in self.training.items() if key not in OWN_TRAINING_KEYS}
         score = (METHODS.get(self.method) or METHODS[USUAL_METHOD]).score
+        # Whoever takes less for better, as schedulers that watch the evaluation do (mode: min), means the loss.
+        if fields.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy") or (
+            fields.get("greater_is_better") is False
+        ):
+            score = ""
         if self.early_stopping or (score and fields.get("load_best_model_at_end")):
             fields.setdefault("metric_for_best_model", f"eval_{score or 'loss'}")
         # YAML 1.1 reads an unquoted `no` as false; these fields mean the word.

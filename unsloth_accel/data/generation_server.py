@@ -73,7 +73,7 @@ def server_problems_of(
     start = START.format(model=model)
     path = "/health"
     if wait:
-        _wait(f"{address}{path}", float(fields.get("vllm_server_timeout") or 0))
+        _wait(address, path, float(fields.get("vllm_server_timeout") or 0))
     try:
         _get(f"{address}{path}")
         path = "/v1/models"
@@ -139,13 +139,14 @@ def _lacking(address: str, fields: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _wait(url: str, seconds: float) -> None:
-    """Return once `url` answers anything, or after `seconds`."""
+def _wait(address: str, path: str, seconds: float) -> None:
+    """Return once `path` of the server at `address` answers anything, or after `seconds`."""
     deadline = time.monotonic() + seconds
-    print(f"waiting for the generation server, for {seconds:g} s at most (training.vllm_server_timeout)", flush=True)
+    most = f"for {seconds:g} s at most (training.vllm_server_timeout)"
+    print(f"no generation server answers at {address} yet: waiting for it, {most}", flush=True)
     while time.monotonic() < deadline:
         try:
-            _get(url)
+            _get(f"{address}{path}")
         except _UNUSABLE as error:
             if not _is_not_there(error):
                 return

@@ -101,7 +101,9 @@ def plan_problems(decided: Plan) -> list[Problem]:
     """What would be lost by running a plan that was asked for."""
     resuming: list[Problem] = []
     if decided.run.resume:
-        one_table = trains_one_table(decided.run, decided.spec, decided.device == "cpu") if decided.spec else None
+        spec, on_cpu = decided.spec, decided.device == "cpu"
+        # Of a head that no file says is tied, what Unsloth makes is known to the processes alone, which ask, too.
+        one_table = trains_one_table(decided.run, spec, on_cpu) if spec and spec.tie_word_embeddings else None
         resuming = resume_problems(from_dict(decided.resolved()), one_table)
     room = room_problems(decided.run, decided.checkpoint_gib)
     unloadable = decided.spec.unloadable if decided.spec else ()

@@ -53,9 +53,13 @@ def settled_count(
         fix = f"num_gpus=1, or strategy={usual(wanted).name}"
         raise ConfigError(Problem(key="strategy", value=strategy, consequence=consequence, fix=fix))
     if strategy and not gpus and not STRATEGIES[strategy].runs_on_cpu:
-        consequence = "there is no GPU here, and accelerate has no FSDP on a CPU: each process would train alone."
-        fix = f"strategy={usual(wanted).name}, or num_gpus=1"
-        raise ConfigError(Problem(key="strategy", value=strategy, consequence=consequence, fix=fix))
+        lacks = "there is no GPU here, and accelerate has no FSDP on a CPU"
+        if launch:
+            fix = f"strategy={usual(wanted).name}, or num_gpus=1"
+            consequence = f"{lacks}: each process would train alone."
+            raise ConfigError(Problem(key="strategy", value=strategy, consequence=consequence, fix=fix))
+        print(f"unsloth_accel: strategy={strategy}: {lacks}; this one process trains", flush=True)
+        return 1
     config = config_for(wanted, strategy, found)
     if launch:
         _launch(config)

@@ -9,8 +9,8 @@ from .ddp_logging import info_rank0 as info_rank0
 from .ddp_logging import is_main_process as is_main_process
 from .ddp_logging import warning_rank0 as warning_rank0
 from .device_manager import DeviceManager as DeviceManager
-from .gone import missing
+from .gone import missing as _missing
 
 
 def __getattr__(name: str) -> None:
-    raise missing(__name__, name)
+    raise _missing(__name__, name)

@@ -63,14 +63,14 @@ def attach(trainer: AnyTrainer, run: RunConfig, log: RankLog, method: Method) ->
     if isinstance(halving, str):
         print(f"out of memory would end the run: {halving}", flush=True)
     trainer.add_callback(StepLog(RunDirectory(run.output_dir).step_log))
-    if run.early_stopping:
-        trainer.add_callback(EarlyStopping(**run.early_stopping))
     saves = bool(run.save_minutes) or run.training.get("save_strategy") not in ("no", False)
     trainer.add_callback(StepAgreement(run.save_minutes, saves=saves))
     for path in method.callbacks:
         trainer.add_callback(imported(path)())
     if method.watch:
         imported(method.watch)(trainer, run, log)
+    if run.early_stopping:  # by figures that the watch may add
+        trainer.add_callback(EarlyStopping(**run.early_stopping))
     if run.logging.progress:
         trainer.add_callback(Progress())
     # Last: what stops a run has been written down by then.

@@ -9,7 +9,7 @@ from typing import Any
 from ...config.installed_source import source_text
 from .document import Document, Finding
 from .rule_registry import rule
-from .run_settings import given, method_of, number, settings_of
+from .run_settings import given, method_of, number, settings_of, sources_of
 from .run_words import word_fix
 
 
@@ -90,7 +90,7 @@ def run_unknown_metric(config: Document) -> Iterator[Finding]:
     used = values.get("load_best_model_at_end") or plateau or "early_stopping_patience" in given(config)
     if not isinstance(told, str) or not (used or values.get("save_strategy") == "best"):
         return
-    *_, own = method_of(config).config_sources
+    *_, own = sources_of(config)
     trainer = source_text(own.partition(":")[0].replace("_config.", "_trainer."))
     found = re.findall(r'_metrics\[mode\]\["([\w/]+)"\]', trainer)
     known = tuple(dict.fromkeys((*_OF_EVERY_EVALUATION, *found)))

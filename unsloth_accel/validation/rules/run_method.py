@@ -9,7 +9,7 @@ from ...config.installed_source import compared_words
 from ...config.trainer_fields import field_options
 from .document import Document, Finding, Repair
 from .rule_registry import rule
-from .run_settings import given, method_of, number, settings_of
+from .run_settings import given, method_of, number, settings_of, sources_of
 from .run_words import word_fix
 
 MOST_TIMES = 50
@@ -53,7 +53,7 @@ def run_method_word(config: Document) -> Iterator[Finding]:
     Reference: trl/trainer/dpo_trainer.py: "Unknown loss type", "Unknown f_divergence_type"; trl/trainer/
     grpo_trainer.py: "Unknown importance sampling level", "Invalid value for scale_rewards".
     """
-    sources = method_of(config).config_sources
+    sources = sources_of(config)
     choices, usual = field_options(sources, "choices"), field_options(sources, "default")
     file = sources[-1].partition(":")[0].replace("_config.py", "_trainer.py")
     for name in _WORDS if file.startswith("trl/") else ():

@@ -39,6 +39,12 @@ def method_of(config: Document) -> Method:
     return (METHODS.get(method) if isinstance(method, str) else None) or METHODS[USUAL_METHOD]
 
 
+def sources_of(config: Document) -> tuple[str, ...]:
+    """Return the classes of its method's config; where nobody knows the method, those that all methods share."""
+    sources = method_of(config).config_sources
+    return sources if config.get("method", USUAL_METHOD) in METHODS.names else sources[:-1]
+
+
 @functools.lru_cache(maxsize=8)
 def _parsed(text: str) -> dict[str, Any]:
     try:

@@ -12,7 +12,7 @@ from ...config.trainer_fields import accepts, field_options, parameter_types, ty
 from ...errors import close_match
 from .document import Document, Finding, Repair
 from .rule_registry import RULES, rule
-from .run_settings import alone, given, mapping, method_of, number, settings_of
+from .run_settings import alone, given, mapping, number, settings_of, sources_of
 from .trying import changed
 
 _ENUMS = {
@@ -83,7 +83,7 @@ def run_unknown_word(config: Document) -> Iterator[Finding]:
     Reference: transformers/training_args.py: TrainingArguments.__post_init__, `OptimizerNames(self.optim)`;
     trl/trainer/sft_trainer.py: "Invalid `loss_type`"; transformers/trainer.py: `_get_train_sampler`.
     """
-    values, sources = settings_of(config), method_of(config).config_sources
+    values, sources = settings_of(config), sources_of(config)
     choices, defaults = field_options(sources, "choices"), field_options(sources, "default")
     if values.get("debug") and isinstance(values["debug"], str):
         flags = enum_words("transformers/debug_utils.py:DebugOption").values()
