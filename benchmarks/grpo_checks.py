@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -59,9 +60,7 @@ def grpo_run(strategy: str, place: Place) -> dict[str, Any]:
     for left in (*place.directory.glob("seen-*.jsonl"), place.directory / "turn.txt"):
         left.unlink(missing_ok=True)
     (place.directory / "noting.py").write_text(f"WARM_UP = {WARM_UP}\n{REWARD}", encoding="utf-8")
-    prompts = [{"prompt": f"Number {number:02}: {'and ' * 10}so on."} for number in range(64)]
-    data = place.directory / "prompts.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in prompts), encoding="utf-8")
+    data = _prompts(place)
     values = place.values(
         "run",
         strategy,
@@ -104,6 +103,14 @@ def grpo_run(strategy: str, place: Place) -> dict[str, Any]:
         "length": round(statistics.mean(step["completions/mean_length"] for step in steps), 1),
         "reward": [round(step["reward"], 4) for step in (steps[0], steps[-1])],
     }
+
+
+def _prompts(place: Place) -> Path:
+    """Write prompts of one length, and return their file."""
+    data = place.directory / "prompts.jsonl"
+    prompts = ({"prompt": f"Number {number:02}: {'and ' * 10}so on."} for number in range(64))
+    data.write_text("".join(json.dumps(row) + "\n" for row in prompts), encoding="utf-8")
+    return data
 
 
 def _whole_groups(place: Place, rows: int) -> int:
@@ -183,9 +190,7 @@ def _short_run(
     rows, longest = (8, 24) if place.device == "cpu" else (ROWS_AT_ONCE, LONGEST)
     place.directory.mkdir(parents=True, exist_ok=True)
     (place.directory / "even.py").write_text(EVEN, encoding="utf-8")
-    data = place.directory / "prompts.jsonl"
-    prompts = ({"prompt": f"Number {number:02}: {'and ' * 10}so on."} for number in range(64))
-    data.write_text("".join(json.dumps(row) + "\n" for row in prompts), encoding="utf-8")
+    data = _prompts(place)
     values = place.values(
         label,
         strategy,

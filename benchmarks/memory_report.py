@@ -203,17 +203,20 @@ def by_rivals() -> dict[str, Measured]:
     """Return the cells of `benchmarks.regret` on two GPUs, to which no memory was fitted, by their names."""
     report = json.loads(RESULTS.with_name("regret-2xH200.json").read_text(encoding="utf-8"))
     measured = {}
-    for one in report["settings"].values():
-        for name, found in one["cells"].items():
-            if "memory_gib" not in found:
-                continue
-            given = LoadedCell(**found["cell"])
-            cell = _alike(given)
-            work = workload(cell, report["shapes"][cell.shape])
-            predicted = estimate(work, cell.strategy, cell.num_processes, free_gib=given.limit_gib or GPU_GIB)
-            seconds = found["median_step_seconds"]
-            measured[name] = Measured(cell, found["memory_gib"], seconds, work, predicted, given.accumulation)
+    for name, found in _that_ran(report).items():
+        given = LoadedCell(**found["cell"])
+        cell = _alike(given)
+        work = workload(cell, report["shapes"][cell.shape])
+        predicted = estimate(work, cell.strategy, cell.num_processes, free_gib=given.limit_gib or GPU_GIB)
+        seconds = found["median_step_seconds"]
+        measured[name] = Measured(cell, found["memory_gib"], seconds, work, predicted, given.accumulation)
     return measured
+
+
+def _that_ran(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the cells of all settings of a report of `benchmarks.regret` that ran, by their names."""
+    settings = report["settings"].values()
+    return {name: cell for one in settings for name, cell in one["cells"].items() if "median_step_seconds" in cell}
 
 
 def _beside_rivals() -> str:
@@ -456,10 +459,8 @@ def _between_hosts(report: dict[str, Any]) -> str:
         reports.append(json.loads(path.read_text(encoding="utf-8")))
     found: dict[str, list[float]] = {}
     for each in reports:
-        for one in each["settings"].values():
-            for name, cell in one["cells"].items():
-                if "median_step_seconds" in cell:
-                    found.setdefault(name, []).append(cell["median_step_seconds"])
+        for name, cell in _that_ran(each).items():
+            found.setdefault(name, []).append(cell["median_step_seconds"])
     ratios = sorted((max(own) / min(own), name) for name, own in found.items() if len(own) > 1)
     ratio, worst = ratios[-1]
     times = ", ".join(f"{seconds:.2f} s" for seconds in found[worst])

@@ -288,3 +288,8 @@ METHODS: Registry[Method] = Registry(
 )
 USUAL_METHOD = "sft"
 """Method of a run.yaml that names none."""
+
+
+def method_or_usual(name: object) -> Method:
+    """Return the method of that name; the usual one where nobody knows it, which is told where a run is read."""
+    return METHODS.get(name) or METHODS[USUAL_METHOD]

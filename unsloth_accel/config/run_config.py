@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from ..methods import METHODS, USUAL_METHOD
+from ..methods import USUAL_METHOD, method_or_usual
 from ..strategies import STRATEGIES, Strategy
 from .rewards_config import RewardsConfig
 
@@ -286,7 +286,7 @@ class RunConfig:
     def trainer_fields(self) -> dict[str, Any]:
         """Return `training` without `OWN_TRAINING_KEYS`: the arguments of the method's config class."""
         fields = {key: value for key, value in self.training.items() if key not in OWN_TRAINING_KEYS}
-        score = (METHODS.get(self.method) or METHODS[USUAL_METHOD]).score
+        score = method_or_usual(self.method).score
         # Whoever takes less for better, as schedulers that watch the evaluation do (mode: min), means the loss.
         if fields.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy") or (
             fields.get("greater_is_better") is False

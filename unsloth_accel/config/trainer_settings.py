@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..methods import METHODS, USUAL_METHOD, Method
+from ..methods import METHODS, method_or_usual
 from .run_config import KEPT_CHECKPOINTS, RunConfig
 from .trainer_fields import field_options, training_fields
 
@@ -23,7 +23,7 @@ OTHERS_ON_GPUS = ("learning_rate", "weight_decay", "warmup_steps", "seed")
 
 def given_fields(run: RunConfig) -> dict[str, Any]:
     """Return the fields of the trainer's config that `run` gives, with our own defaults."""
-    kinds = training_fields(_method(run).config_sources)
+    kinds = training_fields(method_or_usual(run.method).config_sources)
     asked = {
         # Some take no whole number in a float's place: torch's AdamW has betas of one type.
         name: float(value) if kinds.get(name) is float and type(value) is int and not name.endswith("_steps") else value
@@ -38,15 +38,15 @@ def given_fields(run: RunConfig) -> dict[str, Any]:
 def kept_defaults(run: RunConfig) -> dict[str, Any]:
     """Return TRL's defaults of `OTHERS_ON_GPUS`, and of the method's own, that `run` leaves out, so that GPUs train as
     a CPU does; none where TRL is not installed."""
-    usual = field_options(_method(run).config_sources, "default")
-    names = (*OTHERS_ON_GPUS, *_method(run).others_on_gpus)
+    usual = field_options(method_or_usual(run.method).config_sources, "default")
+    names = (*OTHERS_ON_GPUS, *method_or_usual(run.method).others_on_gpus)
     return {name: usual[name] for name in names if name in usual and name not in run.training}
 
 
 def settings(run: RunConfig) -> dict[str, Any]:
     """Return the value of every field of the trainer's config, as the processes will have it; without those whose
     default code decides, and only what `run` gives where the config's package is not installed."""
-    return {**field_options(_method(run).config_sources, "default"), **given_fields(run)}
+    return {**field_options(method_or_usual(run.method).config_sources, "default"), **given_fields(run)}
 
 
 def shared_out_by_tokens(run: RunConfig) -> bool:
@@ -60,7 +60,7 @@ def shared_out_by_tokens(run: RunConfig) -> bool:
 
 def depends_on_ranks(run: RunConfig) -> str:
     """Return a sentence on why several processes don't train `run` quite as one does; empty where they do."""
-    method, values = _method(run), settings(run)
+    method, values = method_or_usual(run.method), settings(run)
     found = (why for setting, why in method.depends_with.items() if _says(values, setting))
     return method.depends_on_ranks or next(found, "")
 
@@ -68,10 +68,6 @@ def depends_on_ranks(run: RunConfig) -> str:
 def _says(values: dict[str, Any], setting: str) -> bool:
     name, _, value = setting.partition("=")
     return str(values.get(name)) == value if value else bool(values.get(name))
-
-
-def _method(run: RunConfig) -> Method:
-    return METHODS.get(run.method) or METHODS[USUAL_METHOD]
 
 
 def _saving(run: RunConfig) -> dict[str, Any]:

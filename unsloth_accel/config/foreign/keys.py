@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ...errors import as_word
-from ...methods import METHODS, USUAL_METHOD
+from ...methods import USUAL_METHOD, method_or_usual
 from ..trainer_fields import accepts, training_fields, type_name
 
 _T = TypeVar("_T")
@@ -41,7 +41,7 @@ class Theirs:
     @property
     def fields(self) -> Mapping[str, Any]:
         """The fields of that method's config, with their types; SFT's for a method that is not known here."""
-        return training_fields((METHODS.get(self.method) or METHODS[USUAL_METHOD]).config_sources)
+        return training_fields(method_or_usual(self.method).config_sources)
 
     def number(self, key: str, default: float) -> float:
         """Return a key's value if it is a number, and `default` otherwise."""

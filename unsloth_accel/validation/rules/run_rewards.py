@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ...config.rewards_config import FUNCTIONS, RewardFunction, read_functions
-from ...methods import METHODS, USUAL_METHOD
 from ..reward_checks import named_problems
 from .document import Document, Finding
 from .rule_registry import rule
-from .run_settings import method_of, values_of
+from .run_settings import knows_method, method_of, values_of
 
 
 def _functions(config: Document) -> tuple[RewardFunction, ...] | None:
@@ -46,6 +45,6 @@ def run_without_rewards(config: Document) -> Iterator[Finding]:
     if method.generates and not functions:
         fix = "rewards.functions: [accuracy], or a function of your own, my_rewards.py:score"
         yield config.problem(FUNCTIONS, f"{method.name} needs a function that scores completions.", fix)
-    if functions and not method.generates and config.get("method", USUAL_METHOD) in METHODS.names:
+    if functions and not method.generates and knows_method(config):
         consequence = f"{method.name} scores no completions: they would have no effect."
         yield config.problem(FUNCTIONS, consequence, "method: grpo, or remove them")

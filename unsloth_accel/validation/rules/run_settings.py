@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ...config.run_config import OWN_TRAINING_KEYS, DataConfig, RunConfig
 from ...config.trainer_fields import accepts, training_fields
 from ...config.trainer_settings import settings
-from ...methods import METHODS, USUAL_METHOD, Method
+from ...methods import METHODS, USUAL_METHOD, Method, method_or_usual
 from ...strategies import STRATEGIES
 from .document import Document
 
@@ -35,14 +35,18 @@ def resolved(tree: DictConfig | ListConfig) -> Any:
 
 
 def method_of(config: Document) -> Method:
-    method = config.get("method", USUAL_METHOD)
-    return (METHODS.get(method) if isinstance(method, str) else None) or METHODS[USUAL_METHOD]
+    return method_or_usual(config.get("method", USUAL_METHOD))
+
+
+def knows_method(config: Document) -> bool:
+    """Return whether the method that a run names, if it names one, is known."""
+    return METHODS.get(config.get("method", USUAL_METHOD)) is not None
 
 
 def sources_of(config: Document) -> tuple[str, ...]:
     """Return the classes of its method's config; where nobody knows the method, those that all methods share."""
     sources = method_of(config).config_sources
-    return sources if config.get("method", USUAL_METHOD) in METHODS.names else sources[:-1]
+    return sources if knows_method(config) else sources[:-1]
 
 
 @functools.lru_cache(maxsize=8)
