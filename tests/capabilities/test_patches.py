@@ -45,7 +45,7 @@ OF_NEWER_TORCH = {"_fsdp_param_groups"}
 IN_C = {"_dump_fr_trace_json"}
 """Looked for with a default, in what has no text to look into."""
 STANDARD_LIBRARY = {
-    *("_current_frames", "_exit", "_option_string_actions"),
+    *("_current_frames", "_exit", "_option_string_actions", "cell_contents"),
     *("environ", "excepthook", "stdout", "quiet", "silent", "__class__", "__cause__"),
     *("_register_atexit", "_threads_queues"),  # each looked for with a default
 }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..adapters import environment, first_step, import_order, rank_checks
+from ..adapters.block_trials import keep_trials_apart
 from ..adapters.fsdp2 import native
 from ..adapters.fsdp2.generation import gather_in_generate
 from ..adapters.kept_activations import keep_as_planned
@@ -54,6 +55,7 @@ def prepare(accelerator: Accelerator, *objects: Any) -> Any:
         native.shard(accelerator, models[0], optimizers, scheduled)
     for model in models:
         keep_as_planned(model)
+        keep_trials_apart(model)
     attend_at_once(accelerator.device)
     fit_to_strategy(accelerator)
     result = accelerator.prepare(*objects)

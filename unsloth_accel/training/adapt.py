@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..adapters import environment, import_order
+from ..adapters.block_trials import keep_trials_apart
 from ..adapters.checkpointing import keep_checkpoints
 from ..adapters.ddp import wrap_after_evaluation
 from ..adapters.ddp_settings import choose_settings
@@ -90,6 +91,7 @@ def adapt(
         let_numbered_cpus_load()
         heed_timeout(trainer.args)
         attend_at_once(trainer.accelerator.device)
+        keep_trials_apart(trainer.model)
         order_by_epoch(trainer)
         keep_checkpoints(trainer)
         let_one_write(trainer)
