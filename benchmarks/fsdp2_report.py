@@ -175,8 +175,9 @@ of all strategies but *one GPU* are the same, and so should the losses be.
    casts the weights that it gathers. LoRA weights that stay whole are float32, and PEFT's layers, which all models but
    those with LoRA kernels of Unsloth's own have (Llama, Mistral, Qwen2 and 3 and their like), then compute in float32,
    from float32 copies of their inputs. A tiny Qwen3-VL in bfloat16 on two CPU processes is not the run of one process
-   without it, and is with it (`tests/adapters/test_fsdp2.py`). What the model returns is float32, too. Every figure of
-   `fsdp2` on GPUs, here and in the other pages, is from before it.
+   without it, and is with it (`tests/adapters/test_fsdp2.py`). What the model returns is float32, too. With it were
+   measured the cells of benchmarks/results/kept-2xH200.json ([memory.md](memory.md)) and the checks of
+   [gpu-checks.md](gpu-checks.md) on Qwen3-VL, LFM2 and GRPO; what else is said of the speed of `fsdp2` is from before.
 
 {SINCE.format(**newest())}
 

@@ -193,7 +193,8 @@ What the allocator held was at worst {_worst_held()} off.
 A strategy that is asked for by name is refused where the estimate less {WORST_ERROR:.0%} is more than the GPU has; in
 between it is planned with a warning that has both figures.
 {_beside_rivals()}
-Other cards were not measured, nor mixtures of experts, nor more than two GPUs; for these the same shares are assumed.
+Other cards were not measured, nor more than two GPUs; for these the same shares are assumed. Mixtures of experts and
+other families were compared at one shape each ([gpu-checks.md](gpu-checks.md)).
 `fsdp1` was not measured: its run trained and then could not save an adapter (see the file's notes); its estimate is
 that of plain sharding, after the whole model was loaded on every GPU. `fsdp2` is as docs/fsdp2.md describes it.
 """

@@ -62,6 +62,7 @@ PER_DEVICE = {"dpo": 4, "kto": 8}
 METHODS_HERE = tuple(PER_DEVICE)
 LEARNING_RATE = 1e-5
 WAYS = ("plain", "ours")
+OURS = "against-ours"
 AGAIN, CHANCE = "again", "chance"
 
 
@@ -189,6 +190,8 @@ def main() -> int:
     cells = [cell for cell in every if is_wanted(cell)]
     rounds = [Against(way, options.shape, options.length) for way in WAYS]
     rounds = rounds if any(map(is_wanted, rounds)) else []
+    if rounds and "loss" in (before := report["cells"].get(OURS, {})):
+        report["yardsticks"][OURS] = before
     yardsticks = [cell for cell in yardsticks_of(every, cells, work) if cell.strategy == AGAIN or is_wanted(cell)]
     compared_with = {cell.group for cell in cells + yardsticks if cell.strategy not in ("single", AGAIN)}
     cells += [cell for cell in yardsticks if cell.group in compared_with]
@@ -211,7 +214,7 @@ def main() -> int:
     for done, figures in in_waves(waves_of(cells, rounds, jobs), may_go_on, told):
         cell = of_name.get(done.name)
         report["yardsticks" if cell and cell.is_yardstick else "cells"][done.name] = figures
-        report["against_plain"] = compared(report["cells"])
+        report["against_plain"] = compared(report)
         write_atomically(out, json.dumps(report, indent=1).replace(f"{work}/", "") + "\n")
         shown = ("step_seconds", "planned", "difference", "memory_gib", "error")
         told(f"{done.name} {json.dumps({key: figures[key] for key in shown if key in figures})}")
@@ -417,19 +420,26 @@ def _plain(
     return found
 
 
-def compared(cells: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the ratio of speeds in each round, ours over plain, their median, and how far losses and norms differ."""
-    plain, ours = (cells.get(f"against-{way}", {"error": "not run"}) for way in WAYS)
+def compared(report: dict[str, Any]) -> dict[str, Any]:
+    """Return the ratio of speeds in each round, ours over plain, their median, and how far losses and norms differ; and
+    how far ours from ours of an earlier call, if there was one."""
+    plain, ours = (report["cells"].get(f"against-{way}", {"error": "not run"}) for way in WAYS)
     if "error" in plain or "error" in ours:
         return {}
     ratios = [round(theirs / own, 4) for theirs, own in zip(plain["rounds"], ours["rounds"], strict=True)]
+    again = report["yardsticks"].get(OURS)
     return {
         "ratios": ratios,
         "ratio": statistics.median(ratios),
-        "loss_absolute": max(abs(one - other) for one, other in zip(plain["loss"], ours["loss"], strict=True)),
+        "loss_absolute": farthest(plain["loss"], ours["loss"]),
+        **({"loss_absolute_again": farthest(again["loss"], ours["loss"])} if again else {}),
         "first_grad_norm": largest(plain["grad_norm"][:1], ours["grad_norm"][:1]),
         "grad_norm": largest(plain["grad_norm"], ours["grad_norm"]),
     }
+
+
+def farthest(one: list[float], other: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
 def tables(report: dict[str, Any]) -> list[str]:
@@ -462,7 +472,9 @@ def against_plain(report: dict[str, Any]) -> list[str]:
     if not against.get("ratios"):
         return []
     rounds = ", ".join(f"{ratio:.3f}" for ratio in against["ratios"])
-    apart = f"losses differ by {against['loss_absolute']:.3f} at most, "
+    again = against.get("loss_absolute_again")
+    apart = f"losses differ by {against['loss_absolute']:.3f} at most"
+    apart += f" (ours of two calls by {again:.3f}), " if again is not None else ", "
     apart += f"the first gradient norms by {share(against['first_grad_norm'])}"
     speed = f"DPO by ours is {against['ratio']:.3f} times as fast as the plain script"
     return [f"{speed} (rounds: {rounds}); {apart}."]

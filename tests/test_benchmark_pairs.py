@@ -92,15 +92,23 @@ def test_rounds_are_compared_one_by_one() -> None:
     def figures(rounds: list[float], loss: float) -> dict[str, Any]:
         return {"rounds": rounds, "loss": [0.69, loss], "grad_norm": [1.0, 2.0 + loss]}
 
+    def compared(cells: dict[str, Any], **yardsticks: Any) -> dict[str, Any]:
+        return pairs.compared({"cells": cells, "yardsticks": yardsticks})
+
     plain, ours = figures([1.0, 1.0, 0.9], 0.5), figures([0.8, 1.0, 1.0], 0.55)
-    found = pairs.compared({"against-plain": plain, "against-ours": ours})
+    both = {"against-plain": plain, "against-ours": ours}
+    found = compared(both)
     assert found["ratios"] == [1.25, 1.0, 0.9]
     assert found["ratio"] == 1.0
     assert found["loss_absolute"] == pytest.approx(0.05)
     assert found["first_grad_norm"] == 0.0
     assert found["grad_norm"] == pytest.approx(0.02)
-    assert pairs.compared({}) == {}
-    assert pairs.compared({"against-plain": plain, "against-ours": {"error": "ended"}}) == {}
+    assert "by 0.050 at most, " in pairs.against_plain({"against_plain": found})[0]
+    again = compared(both, **{pairs.OURS: figures([1.0, 1.0, 1.0], 0.53)})
+    assert again["loss_absolute_again"] == pytest.approx(0.02)
+    assert "by 0.050 at most (ours of two calls by 0.020), " in pairs.against_plain({"against_plain": again})[0]
+    assert compared({}) == {}
+    assert compared({"against-plain": plain, "against-ours": {"error": "ended"}}) == {}
 
 
 def test_the_waves_begin_with_what_others_are_compared_with(tmp_path: Path) -> None:

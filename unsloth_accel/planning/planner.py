@@ -409,7 +409,7 @@ def _spelt_out(run: RunConfig, spec: ModelSpec, trained: Targets, reasons: list[
         one = ", as the one table that they share" if trained.saved_twice else ""
         reasons.append(f"{' and '.join(trained.whole)}: trained whole, not with LoRA, as Unsloth does{one}.")
     if spec.num_experts:
-        reasons.append("a mixture of experts: its memory is counted from its shapes and was never measured here.")
+        reasons.append("a mixture of experts: its memory is counted from its shapes, not fitted to measurements.")
     length, most = run.model.max_seq_length, spec.max_position_embeddings
     if most and length > most:
         reasons.append(f"model.max_seq_length={length} is beyond the {most} tokens that the model was made for.")
