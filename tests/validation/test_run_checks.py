@@ -157,6 +157,9 @@ def scheduled(word: str, **arguments: Any) -> dict[str, Any]:
         ({"adam_beta1": 1, "seed": -1}, ["training.adam_beta1: 0.9, or a number", "training.seed: 42, or a number"]),
         ({"save_strategy": "bests"}, ["best needs metric_for_best_model; every process fails. So: training.metric_"]),
         ({"debug": "underflow_overflow nans"}, ["one of: underflow_overflow, tpu_metrics_debug"]),
+        ({"optim": "sgd", "optim_args": "momentum=0.9, nesterov=true"}, []),
+        ({"optim": "adamw_8bit", "optim_args": "unseen=1"}, []),
+        ({"optim": "adamw_torch", "optim_args": "betas=0.9"}, ["remove it, or another training.optim"]),
     ],
 )
 def test_what_a_setting_needs(training: dict[str, Any], fixes: list[str]) -> None:

@@ -145,6 +145,14 @@ def compared_words(place: str, name: str) -> tuple[str, ...]:
     return tuple({word.value: 1 for word in words if isinstance(word, ast.Constant) and isinstance(word.value, str)})
 
 
+@functools.cache
+def said_in(place: str) -> frozenset[str]:
+    """Return the words that stand in quotes in the function `package/file.py:function`."""
+    file, _, name = place.partition(":")
+    nodes = [node for part in _tree(file).body if getattr(part, "name", "") == name for node in ast.walk(part)]
+    return frozenset(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
 def literals(body: list[ast.stmt], option: str) -> Iterator[tuple[str, Any]]:
     """Yield the name and the value of `option` (`default`, or one of the metadata, such as `choices`) of every
     dataclass field in a class's `body` that gives a plain one."""

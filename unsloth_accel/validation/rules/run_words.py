@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ...config.installed_source import compared_words, enum_words, parameters, table
+from ...config.installed_source import compared_words, enum_words, parameters, said_in, table
 from ...config.trainer_fields import accepts, field_options, parameter_types, type_name
 from ...errors import close_match
 from .document import Document, Finding, Repair
@@ -123,6 +123,7 @@ _PACKAGES = {
 """Module and package that an optimizer needs, by its word or what that begins with (transformers/trainer_optimizer.py:
 `_OPTIMIZER_HANDLERS`)."""
 _LOW_RANK = ("galore", "apollo")
+_OPTIMIZERS = "transformers/trainer_optimizer.py"
 
 
 @rule("run-optimizer-package", on=("run",))
@@ -145,23 +146,35 @@ def run_optimizer_package(config: Document) -> Iterator[Finding]:
 
 @rule("run-optimizer-arguments", on=("run",))
 def run_optimizer_arguments(config: Document) -> Iterator[Finding]:
-    """optim_args is read as name=value, name=value; GaLore and APOLLO need optim_target_modules, and their layerwise
-    forms neither run in several processes nor accumulate.
+    """optim_args is read as name=value, name=value, and names that the optimizer doesn't read are passed over (warned);
+    GaLore and APOLLO need optim_target_modules, and their layerwise forms neither run in several processes nor
+    accumulate.
 
-    Reference: transformers/trainer_optimizer.py: `_parse_optim_args`, "You need to define `optim_target_modules`",
-    "does not support DDP at this time".
+    Reference: transformers/trainer_optimizer.py: `_parse_optim_args`, `_OPTIMIZER_HANDLERS`, "You need to define
+    `optim_target_modules`", "does not support DDP at this time".
     """
     values = settings_of(config)
     told, word = values.get("optim_args"), str(values.get("optim", ""))
-    if isinstance(told, str) and any(part.count("=") != 1 for part in told.replace(" ", "").split(",") if told):
+    parts = told.replace(" ", "").split(",") if isinstance(told, str) and told else []
+    if any(part.count("=") != 1 for part in parts):
         consequence = "is read as name=value,name=value; every process fails."
         yield config.problem("training.optim_args", consequence, "remove it")
+    elif lost := [name for name in (part.partition("=")[0] for part in parts) if not _reads(word, name)]:
+        consequence = f"{word} reads no {' and no '.join(lost)}: passed over, as if it were not given."
+        yield config.problem("training.optim_args", consequence, "remove it, or another training.optim", mild=True)
     if word.startswith(_LOW_RANK) and not values.get("optim_target_modules"):
         consequence = "needs training.optim_target_modules; every process fails."
         yield config.problem("training.optim", consequence, "training.optim_target_modules: all-linear")
     if word.endswith("layerwise") and not alone(config):
         consequence = "runs in one process only; every process fails."
         yield config.problem("training.optim", consequence, f"training.optim: {word.removesuffix('_layerwise')}")
+
+
+def _reads(optimizer: str, name: str) -> bool:
+    """Whether the optimizer reads `name` of optim_args; true as well where that can't be seen."""
+    members = {word: member for member, word in enum_words(_ENUMS["optim"]).items()}
+    handler = table(f"{_OPTIMIZERS}:_OPTIMIZER_HANDLERS").get(f"OptimizerNames.{members.get(optimizer)}")
+    return handler is None or name in said_in(f"{_OPTIMIZERS}:{handler}")
 
 
 _FILLED = {"optimizer", "num_warmup_steps", "num_training_steps"}
