@@ -85,7 +85,7 @@ TOWERS: dict[str, dict[str, Any]] = {
 TOWERS_TRAINED = {
     "gemma3": "fsdp2_native",
     "mistral3": "ddp",
-    "qwen2_5_vl": "ddp",
+    "qwen2_5_vl": "fsdp2_native",
     "qwen3_vl": "ddp",
 }
 """The strategy by which a test trains a model beside one process."""

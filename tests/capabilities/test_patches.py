@@ -26,7 +26,7 @@ LISTED = {word for one in PATCHES for word in re.findall(r"\w+", one.place)}
 SETTINGS = {
     *("gradient_as_bucket_view", "find_unused_parameters", "ignored_modules", "device"),
     *("gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size"),
-    *("train_dataset", "eval_dataset"),
+    *("train_dataset", "eval_dataset", "accepts_loss_kwargs"),
     *("num_input_tokens_seen", "should_save", "should_training_stop", "average_tokens_across_devices"),
     *("should_evaluate", "best_metric", "best_global_step", "best_model_checkpoint"),
     *("chat_template", "eos_token", "padding_side", "quant_storage", "module", "data", "grad", "forward"),

@@ -24,7 +24,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", TRAINED)
 def test_a_model_with_a_tower_is_trained_on_text(family: str, checkpoints: Path, cli: Run, tmp_path: Path) -> None:
-    rows = variable_rows(tmp_path / "rows.jsonl", [9 + (37 * i) % 48 for i in range(8)])
+    """Also in the last step of an epoch, whose three rows two processes don't share evenly."""
+    rows = variable_rows(tmp_path / "rows.jsonl", [9 + (37 * i) % 48 for i in range(7)])
     for strategy, processes in (("single", 1), (TRAINED[family], 2)):
         train_family(cli, checkpoints / family, rows, strategy, processes)
     one, several = (adapter(tmp_path / strategy) for strategy in ("single", TRAINED[family]))

@@ -6,6 +6,7 @@ rest (unsloth/_cpu_init.py: FastVisionModel).
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import Any, NamedTuple
 
@@ -49,6 +50,9 @@ def load_on_cpu(name: str, tokenizer: str, *, dtype: Any, remote_code: bool) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = kind.from_pretrained(name, dtype=dtype, trust_remote_code=remote_code)
+    if "loss_function" in inspect.unwrap(type(model).forward).__code__.co_names:
+        # Each token counts the same, as on a GPU: that function would, but most of these classes say that they can't.
+        model.accepts_loss_kwargs = True
     return model, transformers.AutoTokenizer.from_pretrained(
         tokenizer, trust_remote_code=remote_code, padding_side="right"
     )
