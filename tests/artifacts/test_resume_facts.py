@@ -143,6 +143,9 @@ def test_lists_without_order_are_the_same_in_any(record: bool, description: dict
     for key, other in fewer.items():
         told = resume_problems(decided({**description, "lora": turned | {key: other}}))
         assert not record or [one.key for one in told] == [f"lora.{key}"]
+    every = {key: value for key, value in lora.items() if key != "layers_to_transform"}  # would drop what was trained
+    told = resume_problems(decided({**description, "lora": every}))
+    assert not record or [one.key for one in told] == ["lora.layers_to_transform"]
 
 
 def test_a_mapping_that_was_empty_is_taken_back_by_its_fix(description: dict[str, Any], tmp_path: Path) -> None:

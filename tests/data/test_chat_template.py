@@ -112,6 +112,15 @@ def test_text_with_marks_has_answers(tmp_path: Path) -> None:
     assert text == "### Q: Is it?\n### A:⟦ Yes.\n⟧### Q: Sure?\n### A:⟦ No.<|im_end|>⟧"
 
 
+def test_a_marker_of_questions_that_never_comes_would_train_them(tmp_path: Path) -> None:
+    row = {"text": "### Q: Is it?\n### A: Yes.\n### Q: Sure?\n### A: No."}
+    with pytest.raises(ConfigError, match=r"data\.instruction_marker='### Qu:': is nowhere in a row of several"):
+        shown(described(tmp_path, row, instruction_marker="### Qu:", response_marker="### A:"))
+    once = {"text": "Is it?\n### A: Yes."}
+    text, _ = shown(described(tmp_path, once, instruction_marker="### Q:", response_marker="### A:"))
+    assert text == "Is it?\n### A:⟦ Yes.<|im_end|>⟧"
+
+
 def test_arguments_of_the_template_for_all_rows_and_for_one(tmp_path: Path) -> None:
     template = tmp_path / "t.jinja"
     template.write_text(THINKS, encoding="utf-8")

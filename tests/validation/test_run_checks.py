@@ -159,7 +159,8 @@ def scheduled(word: str, **arguments: Any) -> dict[str, Any]:
         ({"debug": "underflow_overflow nans"}, ["one of: underflow_overflow, tpu_metrics_debug"]),
         ({"optim": "sgd", "optim_args": "momentum=0.9, nesterov=true"}, []),
         ({"optim": "adamw_8bit", "optim_args": "unseen=1"}, []),
-        ({"optim": "adamw_torch", "optim_args": "betas=0.9"}, ["remove it, or another training.optim"]),
+        ({"optim": "adafactor", "optim_args": "relative_step=true"}, ["remove it, or another training.optim"]),
+        ({"optim_args": "betas=0.9"}, ["remove it, or another training.optim"]),
     ],
 )
 def test_what_a_setting_needs(training: dict[str, Any], fixes: list[str]) -> None:

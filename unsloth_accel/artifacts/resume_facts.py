@@ -241,8 +241,8 @@ def difference(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> list[Problem
             continue
         if key == "data.path" and before.get("data.mix", []) != facts.get("data.mix", []) and "data.mix" in before:
             continue  # told already
-        if isinstance(before[key], list) != isinstance(facts[key], list):
-            continue  # modules by name and by pattern: the loader sees whether they fit
+        if key == "lora.target_modules" and isinstance(before[key], list) != isinstance(facts[key], list):
+            continue  # by name and by pattern: the loader sees whether they fit
         severity: Any = "error" if key in _MUST_AGREE else "warning"
         if key == _EMBEDDING_RATE and None in (before[key], facts[key]):
             severity, consequence = "error", "its optimizer has other groups of weights, and can't be read."

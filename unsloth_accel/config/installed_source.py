@@ -146,10 +146,13 @@ def compared_words(place: str, name: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def said_in(place: str) -> frozenset[str]:
-    """Return the words that stand in quotes in the function `package/file.py:function`."""
+def said_in(place: str, beside: str) -> frozenset[str]:
+    """Return the words that stand in quotes in the function `package/file.py:function`; none where it has no attribute
+    `beside`, to which they would belong."""
     file, _, name = place.partition(":")
     nodes = [node for part in _tree(file).body if getattr(part, "name", "") == name for node in ast.walk(part)]
+    if not any(isinstance(node, ast.Attribute) and node.attr == beside for node in nodes):
+        return frozenset()
     return frozenset(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 

@@ -213,7 +213,8 @@ class Tokenise:
         ids = self._chats([row["messages"] for row in rows], rows)
         if not self.recipe.responses and not any(is_left_out(message) for row in rows for message in row["messages"]):
             return ids, ids
-        answers = _lists(self.response_labels({"input_ids": ids})["labels"])
+        asked = [any(message["role"] == "user" for message in row["messages"]) for row in rows]
+        answers = self._answers(ids, asked)
         gone = [_left_out(own, row["messages"]) for own, row in zip(answers, rows, strict=True)]
         labels = [
             own if self.recipe.responses or _leaves_out_asked(row["messages"]) else all_of
@@ -224,13 +225,30 @@ class Tokenise:
             for own, out in zip(labels, gone, strict=True)
         ]
 
+    def _answers(self, ids: list[list[int]], asked: list[bool]) -> list[list[int]]:
+        """Labels of rows, of which only the tokens of answers are trained; raises `ConfigError` where in one that has
+        questions (`asked`) these, too, would be, since the marker that they should begin with is another."""
+        labels = _lists(self.response_labels({"input_ids": ids})["labels"])
+        question, answer = (marker.strip() for marker in self.recipe.markers or ("", ""))
+        for one, own, has in zip(ids, labels, asked, strict=True) if question and answer else ():
+            before, *answers = self.tokenizer.decode(one).split(answer)
+            if not has or len(answers) < 2 or any(question in part for part in (before, *answers)):
+                continue
+            trained = self.tokenizer.decode([label for label in own if label != IGNORED])
+            if "".join(trained.split()) == "".join("".join(answers).split()):  # all but the markers
+                consequence = "is nowhere in a row of several answers: what a user says between them would be trained."
+                fix = "the text that a user's message begins with in the rows' own text: see preview"
+                problem = Problem(key="data.instruction_marker", value=question, consequence=consequence, fix=fix)
+                raise ConfigError(problem)
+        return labels
+
     def _prompt(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
         prompts = self._prompts(rows)
         return prompts, [[IGNORED] * len(ids) for ids in prompts]
 
     def _text(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
         ids = self._texts([self._ended(row["text"]) for row in rows])
-        return ids, _lists(self.response_labels({"input_ids": ids})["labels"]) if self.recipe.responses else ids
+        return ids, self._answers(ids, [True] * len(ids)) if self.recipe.responses else ids
 
     def _prompt_completion(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
         whole = self._answered(rows, "completion")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
+from typing import Any
 
 from ..config.lora_fields import WHOLE
 from ..config.run_config import PROJECTIONS, RunConfig
@@ -64,10 +67,8 @@ def targets(run: RunConfig, spec: ModelSpec, *, on_cpu: bool = False) -> Targets
     within = _layers(run, spec)
     if experts:
         parameters = spec.fused_experts
-    if lora.use_dora and parameters:
-        consequence = "PEFT has no DoRA for experts that are fused into one parameter."
-        fix = "lora.use_dora=false, or lora.target_parameters=[], which leaves the experts out"
-        raise ConfigError(Problem(key="lora.use_dora", value=True, consequence=consequence, fix=fix))
+    if parameters:
+        _check_fused(run, parameters, within)
     total = _factors([one for one in parameters or () if _is_within(one.name, within)], lora.r)
     if adapted:
         total += spec.lora_parameters(adapted, lora.r, use_dora=lora.use_dora, layers=within, modules_to_save=whole)
@@ -75,7 +76,29 @@ def targets(run: RunConfig, spec: ModelSpec, *, on_cpu: bool = False) -> Targets
         total += whole_parameters(spec, whole)
     twice = spec.vocab_size * spec.hidden_size if len(whole) > 1 and trains_one_table(run, spec, on_cpu) else 0
     total += _biases(run, spec, adapted, within) - twice
-    return Targets(modules=tuple(names), parameters=total, whole=whole, saved_twice=twice)
+    # PEFT would make LoRA of the experts out of their modules' names, whatever target_parameters says.
+    chosen = [name for name in names if lora.target_parameters is None or name not in fused] or names
+    return Targets(modules=tuple(chosen), parameters=total, whole=whole, saved_twice=twice)
+
+
+def _check_fused(run: RunConfig, parameters: list[Tensor], within: Collection[int] | None) -> None:
+    """Raise `ConfigError` for what PEFT can't do with LoRA on a parameter (peft/tuners/lora/layer.py: ParamWrapper)."""
+    lora = run.lora
+    cant: list[tuple[str, Any, bool, str]] = [
+        ("use_dora", False, lora.use_dora, "PEFT has no DoRA"),
+        ("dropout", 0, bool(lora.dropout), "PEFT has no dropout"),
+        ("init_lora_weights", True, lora.init_lora_weights not in (True, False, "gaussian"), "PEFT has no such start"),
+    ]
+    for name, instead, asked, lacks in cant:
+        if asked:
+            consequence = f"{lacks} for experts that are fused into one parameter: every process fails."
+            fix = f"lora.{name}={json.dumps(instead)}, or lora.target_parameters=[], which leaves the experts out"
+            raise ConfigError(Problem(key=f"lora.{name}", value=getattr(lora, name), consequence=consequence, fix=fix))
+    if not all(_is_within(one.name, within) for one in parameters):
+        consequence = "PEFT puts LoRA on the experts of every block all the same."
+        fix = "leave it out, or lora.target_parameters=[], which leaves the experts out, or names with their block"
+        key = "lora.layers_to_transform"
+        raise ConfigError(Problem(key=key, value=lora.layers_to_transform, consequence=consequence, fix=fix))
 
 
 def trains_one_table(run: RunConfig, spec: ModelSpec, on_cpu: bool) -> bool:
@@ -97,7 +120,18 @@ def _layers(run: RunConfig, spec: ModelSpec) -> list[int] | None:
         fix = "numbers of blocks that are there"
         key = "lora.layers_to_transform"
         raise ConfigError(Problem(key=key, value=layers, consequence=consequence, fix=fix))
+    pattern, lists = run.lora.layers_pattern, {name for one in spec.tensors for name in _lists(one.name)}
+    if pattern and lists and pattern not in lists:
+        consequence = "names no list of blocks: PEFT finds no module for LoRA, and every process fails."
+        fix = nearest(pattern, lists)
+        raise ConfigError(Problem(key="lora.layers_pattern", value=pattern, consequence=consequence, fix=fix))
     return layers
+
+
+def _lists(name: str) -> list[str]:
+    """Return the names of the lists that the tensor `name` is in: those before a number."""
+    parts = name.split(".")
+    return [one for one, other in pairwise(parts) if other.isdigit()]
 
 
 def _is_within(name: str, layers: Collection[int] | None) -> bool:
@@ -110,11 +144,16 @@ def _named_parameters(run: RunConfig, spec: ModelSpec) -> list[Tensor] | None:
     names: list[str] | None = run.lora.target_parameters
     if names is None:
         return None
-    found = {name: [one for one in spec.tensors if f".{one.name}".endswith(f".{name}")] for name in names}
+    own = [one for one in spec.tensors if one.part != "tower"]
+    found = {name: [one for one in own if f".{one.name}".endswith(f".{name}")] for name in names}
     for name, tensors in found.items():
         if not tensors:
             fix = nearest(name, {".".join(one.name.split(".")[-3:]) for one in spec.fused_experts})
-            consequence = "names no weight of this model."
+            consequence = "names no weight of this model that reads text."
+            raise ConfigError(Problem(key="lora.target_parameters", value=name, consequence=consequence, fix=fix))
+        if len(tensors[0].shape) not in (2, 3):
+            consequence = "names a weight of one dimension, and LoRA is made of matrices: every process fails."
+            fix = "leave it out, or lora.modules_to_save with its module, which trains it whole"
             raise ConfigError(Problem(key="lora.target_parameters", value=name, consequence=consequence, fix=fix))
     return [one for tensors in found.values() for one in tensors]
 

@@ -223,6 +223,9 @@ def _model_problems(run: RunConfig) -> list[Problem]:
     path = Path(name)
     problem = partial(Problem, key="model.name", value=name)
     missing = _bitsandbytes_problems("model.load_in_4bit", True) if run.model.load_in_4bit else []
+    if run.lora.init_lora_weights == "loftq" and importlib.util.find_spec("scipy") is None:
+        consequence, fix = "needs the package scipy, which is not installed.", "pip install scipy"
+        missing.append(Problem(key="lora.init_lora_weights", value="loftq", consequence=consequence, fix=fix))
     if missing:
         return missing
     if not os.path.exists(path) and may_be_hub_id(name):

@@ -124,6 +124,8 @@ _PACKAGES = {
 `_OPTIMIZER_HANDLERS`)."""
 _LOW_RANK = ("galore", "apollo")
 _OPTIMIZERS = "transformers/trainer_optimizer.py"
+_USUAL = "adamw_torch_fused"
+"""The optimizer of a run that names none."""
 
 
 @rule("run-optimizer-package", on=("run",))
@@ -159,8 +161,8 @@ def run_optimizer_arguments(config: Document) -> Iterator[Finding]:
     if any(part.count("=") != 1 for part in parts):
         consequence = "is read as name=value,name=value; every process fails."
         yield config.problem("training.optim_args", consequence, "remove it")
-    elif lost := [name for name in (part.partition("=")[0] for part in parts) if not _reads(word, name)]:
-        consequence = f"{word} reads no {' and no '.join(lost)}: passed over, as if it were not given."
+    elif lost := [name for name in (part.partition("=")[0] for part in parts) if not _reads(word or _USUAL, name)]:
+        consequence = f"{word or _USUAL} reads no {' and no '.join(lost)}: passed over, as if it were not given."
         yield config.problem("training.optim_args", consequence, "remove it, or another training.optim", mild=True)
     if word.startswith(_LOW_RANK) and not values.get("optim_target_modules"):
         consequence = "needs training.optim_target_modules; every process fails."
@@ -174,7 +176,7 @@ def _reads(optimizer: str, name: str) -> bool:
     """Whether the optimizer reads `name` of optim_args; true as well where that can't be seen."""
     members = {word: member for member, word in enum_words(_ENUMS["optim"]).items()}
     handler = table(f"{_OPTIMIZERS}:_OPTIMIZER_HANDLERS").get(f"OptimizerNames.{members.get(optimizer)}")
-    return handler is None or name in said_in(f"{_OPTIMIZERS}:{handler}")
+    return handler is None or name in said_in(f"{_OPTIMIZERS}:{handler}", "optim_args")
 
 
 _FILLED = {"optimizer", "num_warmup_steps", "num_training_steps"}
