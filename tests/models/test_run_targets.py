@@ -28,7 +28,7 @@ def chosen(model: str, **lora: Any) -> Targets:
         (MIXTURE, {"dropout": 0.1}, "lora.dropout", "no dropout"),
         (MIXTURE, {"init_lora_weights": "pissa"}, "lora.init_lora_weights", "no such start"),
         (MIXTURE, {"layers_to_transform": [1]}, "lora.layers_to_transform", "experts of every block"),
-        (DENSE, {"target_parameters": ["input_layernorm.weight"]}, "lora.target_parameters", "one dimension"),
+        (DENSE, {"target_parameters": ["input_layernorm.weight"]}, "lora.target_parameters", "is no matrix"),
         (DENSE, {"layers_to_transform": [1], "layers_pattern": "layer"}, "lora.layers_pattern", "did you mean layers?"),
     ],
 )

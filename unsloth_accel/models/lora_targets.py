@@ -152,8 +152,8 @@ def _named_parameters(run: RunConfig, spec: ModelSpec) -> list[Tensor] | None:
             consequence = "names no weight of this model that reads text."
             raise ConfigError(Problem(key="lora.target_parameters", value=name, consequence=consequence, fix=fix))
         if len(tensors[0].shape) not in (2, 3):
-            consequence = "names a weight of one dimension, and LoRA is made of matrices: every process fails."
-            fix = "leave it out, or lora.modules_to_save with its module, which trains it whole"
+            consequence = "names a weight that is no matrix, of which LoRA could be made: every process fails."
+            fix = "leave it out"
             raise ConfigError(Problem(key="lora.target_parameters", value=name, consequence=consequence, fix=fix))
     return [one for tensors in found.values() for one in tensors]
 
