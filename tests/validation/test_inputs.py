@@ -197,11 +197,17 @@ def test_checkpoints_of_an_unfinished_run_are_kept(tmp_path: Path, description: 
     assert "goes on from checkpoint-10" in told[0].consequence
 
 
-def test_liger_kernels_need_their_package(description: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("section", "package"),
+    [({"training": {"use_liger_kernel": True}}, "liger-kernel"), ({"lora": {"init_lora_weights": "loftq"}}, "scipy")],
+)
+def test_what_needs_a_package_says_so(
+    section: dict[str, Any], package: str, description: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    run = from_dict({**description, "training": {"use_liger_kernel": True}})
+    run = from_dict({**description, **section})
     (found,) = input_problems(run)
-    assert "liger-kernel, which is not installed" in str(found)
+    assert f"{package}, which is not installed" in str(found)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     assert input_problems(run) == []
 

@@ -231,11 +231,12 @@ class Tokenise:
         labels = _lists(self.response_labels({"input_ids": ids})["labels"])
         question, answer = (marker.strip() for marker in self.recipe.markers or ("", ""))
         for one, own, has in zip(ids, labels, asked, strict=True) if question and answer else ():
-            before, *answers = self.tokenizer.decode(one).split(answer)
-            if not has or len(answers) < 2 or any(question in part for part in (before, *answers)):
+            text = self.tokenizer.decode(one)
+            if not has or question in text or text.count(answer) < 2:
                 continue
+            answers = text.partition(answer)[2].replace(answer, "")
             trained = self.tokenizer.decode([label for label in own if label != IGNORED])
-            if "".join(trained.split()) == "".join("".join(answers).split()):  # all but the markers
+            if "".join(trained.split()) == "".join(answers.split()):  # all but the markers
                 consequence = "is nowhere in a row of several answers: what a user says between them would be trained."
                 fix = "the text that a user's message begins with in the rows' own text: see preview"
                 problem = Problem(key="data.instruction_marker", value=question, consequence=consequence, fix=fix)

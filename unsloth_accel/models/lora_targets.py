@@ -120,7 +120,8 @@ def _layers(run: RunConfig, spec: ModelSpec) -> list[int] | None:
         fix = "numbers of blocks that are there"
         key = "lora.layers_to_transform"
         raise ConfigError(Problem(key=key, value=layers, consequence=consequence, fix=fix))
-    pattern, lists = run.lora.layers_pattern, {name for one in spec.tensors for name in _lists(one.name)}
+    pattern = run.lora.layers_pattern
+    lists = {name for one in spec.tensors for name in _lists(one.name)} if pattern else set()
     if pattern and lists and pattern not in lists:
         consequence = "names no list of blocks: PEFT finds no module for LoRA, and every process fails."
         fix = nearest(pattern, lists)

@@ -51,6 +51,10 @@ def input_problems(run: RunConfig) -> list[Problem]:
         consequence = "needs the package liger-kernel, which is not installed: every process fails."
         fix = "remove it, Unsloth has kernels of its own; or pip install liger-kernel"
         problems.append(Problem(key="training.use_liger_kernel", value=True, consequence=consequence, fix=fix))
+    if run.lora.init_lora_weights == "loftq" and importlib.util.find_spec("scipy") is None:
+        consequence = "needs the package scipy, which is not installed: every process fails."
+        fix = "pip install scipy"
+        problems.append(Problem(key="lora.init_lora_weights", value="loftq", consequence=consequence, fix=fix))
     rows, of_rows = _rows(run)
     problems += [*of_rows, *mix_warnings(run.data)]
     if run.data.train_on == "all" and any(found.kind in COMPARED for found in rows.values()):
@@ -223,9 +227,6 @@ def _model_problems(run: RunConfig) -> list[Problem]:
     path = Path(name)
     problem = partial(Problem, key="model.name", value=name)
     missing = _bitsandbytes_problems("model.load_in_4bit", True) if run.model.load_in_4bit else []
-    if run.lora.init_lora_weights == "loftq" and importlib.util.find_spec("scipy") is None:
-        consequence, fix = "needs the package scipy, which is not installed.", "pip install scipy"
-        missing.append(Problem(key="lora.init_lora_weights", value="loftq", consequence=consequence, fix=fix))
     if missing:
         return missing
     if not os.path.exists(path) and may_be_hub_id(name):

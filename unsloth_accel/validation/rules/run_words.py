@@ -124,8 +124,6 @@ _PACKAGES = {
 `_OPTIMIZER_HANDLERS`)."""
 _LOW_RANK = ("galore", "apollo")
 _OPTIMIZERS = "transformers/trainer_optimizer.py"
-_USUAL = "adamw_torch_fused"
-"""The optimizer of a run that names none."""
 
 
 @rule("run-optimizer-package", on=("run",))
@@ -155,14 +153,17 @@ def run_optimizer_arguments(config: Document) -> Iterator[Finding]:
     Reference: transformers/trainer_optimizer.py: `_parse_optim_args`, `_OPTIMIZER_HANDLERS`, "You need to define
     `optim_target_modules`", "does not support DDP at this time".
     """
+    from ...planning.optimizers import OPTIMIZER
+
     values = settings_of(config)
     told, word = values.get("optim_args"), str(values.get("optim", ""))
+    optimizer = word or OPTIMIZER
     parts = told.replace(" ", "").split(",") if isinstance(told, str) and told else []
     if any(part.count("=") != 1 for part in parts):
         consequence = "is read as name=value,name=value; every process fails."
         yield config.problem("training.optim_args", consequence, "remove it")
-    elif lost := [name for name in (part.partition("=")[0] for part in parts) if not _reads(word or _USUAL, name)]:
-        consequence = f"{word or _USUAL} reads no {' and no '.join(lost)}: passed over, as if it were not given."
+    elif lost := [name for name in (part.partition("=")[0] for part in parts) if not _reads(optimizer, name)]:
+        consequence = f"{optimizer} reads no {' and no '.join(lost)}: passed over, as if it were not given."
         yield config.problem("training.optim_args", consequence, "remove it, or another training.optim", mild=True)
     if word.startswith(_LOW_RANK) and not values.get("optim_target_modules"):
         consequence = "needs training.optim_target_modules; every process fails."
