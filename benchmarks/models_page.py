@@ -64,7 +64,7 @@ fits counts. Empty for one that is no language model, or whose config is not kno
 ON_CPU: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("llama", "mistral", "qwen3", "gemma3_text", "qwen3_moe"), ("single", "ddp")),
     **dict.fromkeys(("gemma3", "qwen2_5_vl"), ("single", "fsdp2_native")),
-    **dict.fromkeys(("mistral3", "qwen3_vl"), ("single", "ddp")),
+    **dict.fromkeys(("mistral3", "qwen3_vl", "qwen3_5"), ("single", "ddp")),
     **dict.fromkeys(
         (
             *("cohere", "cohere2", "exaone4", "glm4", "granite", "helium", "lfm2", "ministral3", "olmo2", "olmo3"),

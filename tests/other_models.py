@@ -87,6 +87,7 @@ TOWERS_TRAINED = {
     "mistral3": "ddp",
     "qwen2_5_vl": "fsdp2_native",
     "qwen3_vl": "ddp",
+    "qwen3_5": "ddp",
 }
 """The strategy by which a test trains a model beside one process."""
 

@@ -29,7 +29,7 @@ def test_a_model_with_a_tower_is_trained_on_text(family: str, checkpoints: Path,
     for strategy, processes in (("single", 1), (TRAINED[family], 2)):
         train_family(cli, checkpoints / family, rows, strategy, processes)
     one, several = (adapter(tmp_path / strategy) for strategy in ("single", TRAINED[family]))
-    assert len(one) == 28
+    assert len(one) == (30 if family == "qwen3_5" else 28), "a block with linear attention has eight layers"
     assert all("language_model.layers." in name for name in one), "the tower has no LoRA"
     assert max(float((tensor - several[name]).abs().max()) for name, tensor in one.items()) < TOLERANCE
     for a, b in zip(steps(tmp_path / "single"), steps(tmp_path / TRAINED[family]), strict=True):
