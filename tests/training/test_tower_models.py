@@ -38,7 +38,7 @@ def test_a_model_with_a_tower_is_trained_on_text(family: str, checkpoints: Path,
         assert abs(a["grad_norm"] - b["grad_norm"]) < TOLERANCE
     done = cli("merge", str(tmp_path / "single"), "--dtype", "float32", forked=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = run_script("reload_towers.py", checkpoints / family, tmp_path / "single")
+    found = run_script("reload_merged.py", checkpoints / family, tmp_path / "single", "AutoModelForImageTextToText")
     moved, lost = json.loads(found.splitlines()[-1])
     assert moved > 1e-3
     assert lost < 1e-4

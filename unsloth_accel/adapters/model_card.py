@@ -167,7 +167,8 @@ def complete(file: Path, facts: Facts, lora: LoraConfig) -> None:
     else:
         base = str(data["base_model"])  # Unsloth may have loaded another form of it
     modules = getattr(lora, "target_modules", None)
-    on = f", on {', '.join(sorted(modules))}" if modules and not isinstance(modules, str) else ""
+    names = [] if isinstance(modules, str) else [*(modules or ()), *(getattr(lora, "target_parameters", None) or ())]
+    on = f", on {', '.join(sorted(names))}" if names else ""
     told = {"Method": f"{facts.method}, r = {lora.r}, alpha = {lora.lora_alpha}{on}", **facts.told}
     told["Versions"] = ", ".join(f"{name} {version}" for name, version in versions().items())
     there = "The path is that of the directory of this file, or of the repository that it was pushed to."

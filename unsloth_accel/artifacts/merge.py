@@ -23,6 +23,7 @@ from ..models.added_tokens import trained_rows
 from ..models.known_names import unquantized
 from ..models.safetensors_header import read_checkpoint, read_header
 from ..models.spec import ModelSpec
+from .fused_experts import take_as_given
 from .own_files import clear_unfinished, filling, link_problem, recorded
 from .run_directory import RunDirectory
 from .score_adapter import has_score
@@ -99,6 +100,7 @@ def write_merged(merge: Merge) -> list[Path]:
         _untie(model, merge)
         if (rows := trained_rows(merge.adapter)) > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(rows, mean_resizing=False)
+        take_as_given()
         adapted = PeftModel.from_pretrained(model, str(merge.adapter), torch_device="cpu")
         model = adapted.merge_and_unload(safe_merge=True)
         has_own = (merge.adapter / "tokenizer_config.json").is_file()

@@ -12,6 +12,12 @@ from .run_config import LoraConfig
 WHOLE = ("embed_tokens", "lm_head")
 """Modules that Unsloth trains whole where they are targets (unsloth/models/_utils.py:
 `_redirect_embedding_targets`), and the only ones in `modules_to_save`."""
+FUSED = {
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    **{name: (name,) for name in ("gate_proj", "up_proj", "down_proj")},
+}
+"""Parameters that hold a mixture's experts, and the modules for which Unsloth gives one of them LoRA
+(unsloth/models/_utils.py: `get_moe_target_parameters`)."""
 OWN_START = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of PEFT's init_lora_weights that leave the base as it is; the others (pissa, olora, …) change its weights."""
 _STARTS = (True, False, "gaussian", "orthogonal", "pissa", "olora", "loftq")

@@ -17,14 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from ..errors import ConfigError, Problem, first_line
 from ..files import is_directory, is_file, load_json
 from .hub_cache import hub_snapshot
-from .lora_fields import OWN_START, WHOLE, as_meant, trained_whole
+from .lora_fields import FUSED, OWN_START, WHOLE, as_meant, trained_whole
 from .run_config import PROJECTIONS, LoraConfig
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _ALL_WEIGHTS = (ADAPTER_WEIGHTS, "adapter_model.bin")
-_EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-"""The modules for which Unsloth gives LoRA to a fused parameter of experts (unsloth/models/_utils.py:
-get_moe_target_parameters)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +52,7 @@ class Adapter:
         modules, layers = said.get("target_modules"), said.get("layers_to_transform")
         if not isinstance(modules, str):
             whole = trained_whole(said.get("modules_to_save"))
-            experts = [_EXPERTS.get(name.rpartition(".")[2], ()) for name in said.get("target_parameters") or ()]
+            experts = [FUSED.get(name.rpartition(".")[2], ()) for name in said.get("target_parameters") or ()]
             modules = [*sorted({*(modules or ()), *chain(*experts)}), *sorted(whole)]
         return {
             "r": said.get("r"),

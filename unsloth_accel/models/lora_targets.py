@@ -9,7 +9,7 @@ from itertools import pairwise
 from math import prod
 from typing import Any
 
-from ..config.lora_fields import WHOLE
+from ..config.lora_fields import FUSED, WHOLE
 from ..config.run_config import PROJECTIONS, RunConfig
 from ..config.start_adapter import find_adapter
 from ..errors import ConfigError, Problem, nearest, raise_errors
@@ -56,20 +56,21 @@ def targets(run: RunConfig, spec: ModelSpec, *, on_cpu: bool = False) -> Targets
             Problem(key="lora.target_modules", value=asked, consequence=consequence, fix="leave lm_head out")
         )
     parameters = _named_parameters(run, spec)
-    experts = parameters is None and bool(spec.num_experts) and any(name in MLP for name in names)
+    experts = _experts(spec, names) if parameters is None else []
     # Dense blocks and shared experts beside the fused ones get LoRA of the same names.
     fused = set(MLP) - (set() if spec.measured else _leaves(spec)) if spec.num_experts else set()
     adapted = [name for name in names if name not in whole and name not in fused]
     if not adapted and not experts and not parameters:
         consequence = "Unsloth trains these whole, so no module is left to get LoRA, and it stops after loading."
+        if not whole:
+            consequence = "means the experts of this model, which Unsloth gives no LoRA."
         fix = "add a projection, such as q_proj"
         raise ConfigError(Problem(key="lora.target_modules", value=asked, consequence=consequence, fix=fix))
     within = _layers(run, spec)
-    if experts:
-        parameters = spec.fused_experts
+    parameters = parameters or experts
     if parameters:
         _check_fused(run, parameters, within)
-    total = _factors([one for one in parameters or () if _is_within(one.name, within)], lora.r)
+    total = _factors([one for one in parameters if _is_within(one.name, within)], lora.r)
     if adapted:
         total += spec.lora_parameters(adapted, lora.r, use_dora=lora.use_dora, layers=within, modules_to_save=whole)
     elif whole:
@@ -79,6 +80,11 @@ def targets(run: RunConfig, spec: ModelSpec, *, on_cpu: bool = False) -> Targets
     # PEFT would make LoRA of the experts out of their modules' names, whatever target_parameters says.
     chosen = [name for name in names if lora.target_parameters is None or name not in fused] or names
     return Targets(modules=tuple(chosen), parameters=total, whole=whole, saved_twice=twice)
+
+
+def _experts(spec: ModelSpec, names: Collection[str]) -> list[Tensor]:
+    """Return the tensors of experts for which Unsloth takes `names`: those that have names which it knows."""
+    return [one for one in spec.fused_experts if {*FUSED.get(one.name.rpartition(".")[2], ())} & {*names}]
 
 
 def _check_fused(run: RunConfig, parameters: list[Tensor], within: Collection[int] | None) -> None:

@@ -12,6 +12,7 @@ from ..adapters.fsdp2.generation import gather_in_generate
 from ..adapters.kept_activations import keep_as_planned
 from ..adapters.model_card import own_cards
 from ..adapters.varlen_attention import attend_at_once
+from ..artifacts.fused_experts import forget_old_names
 from ..callbacks.stop_request import follow_launcher
 from ..capabilities.probe import available
 from ..errors import ConfigError, Problem
@@ -56,6 +57,7 @@ def prepare(accelerator: Accelerator, *objects: Any) -> Any:
     for model in models:
         keep_as_planned(model)
         keep_trials_apart(model)
+        forget_old_names(model)
     attend_at_once(accelerator.device)
     fit_to_strategy(accelerator)
     result = accelerator.prepare(*objects)

@@ -25,6 +25,7 @@ from ..adapters.resuming import check_before_training
 from ..adapters.saving import let_numbered_cpus_load
 from ..adapters.token_count import count_late
 from ..adapters.varlen_attention import attend_at_once
+from ..artifacts.fused_experts import forget_old_names
 from ..callbacks.every_gradient import EveryGradient
 from ..callbacks.guard import Guard
 from ..callbacks.order import figures_first
@@ -54,6 +55,7 @@ def adapt(
     (`adapters.token_count`), held-out losses depend on the number of processes (`adapters.held_out_loss`), rows grouped
     by length come in an order of chance (`adapters.epoch_order`), a sharded run saves no adapter in its checkpoints
     (`adapters.checkpointing`), and what is saved has a form for a card, or a wrong one (`adapters.model_card`).
+    An adapter of a mixture of experts is saved so that PEFT loads it (`artifacts.fused_experts`).
     A resumed DPO or KTO goes on with the copy of the adapter that is its reference (`adapters.reference`).
     As many decoder blocks keep their activations as were planned (`adapters.kept_activations`).
     A SIGTERM, or the end of the launcher, loses what was trained: with it all ranks save a checkpoint after the same
@@ -92,6 +94,7 @@ def adapt(
         heed_timeout(trainer.args)
         attend_at_once(trainer.accelerator.device)
         keep_trials_apart(trainer.model)
+        forget_old_names(trainer.model)
         order_by_epoch(trainer)
         keep_checkpoints(trainer)
         let_one_write(trainer)

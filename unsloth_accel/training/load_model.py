@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..artifacts.fused_experts import fused_experts, take_as_given
 from ..capabilities.probe import available
 from ..config.lora_fields import given_to_peft, reads_the_base, trained_whole
 from ..config.run_config import PROJECTIONS, RunConfig
@@ -112,6 +113,9 @@ def add_adapter(model: Any, run: RunConfig) -> Any:
     if (towers := towers_of(model)) and _on_cpu():  # on a GPU Unsloth goes by finetune_vision_layers
         made["exclude_modules"] = rf"({'|'.join(map(re.escape, towers))})\..*"
     checkpointing, seed = CHECKPOINTING[run.model.gradient_checkpointing], run.lora.random_state
+    take_as_given()
+    if adapter is None and _on_cpu() and run.lora.target_parameters is None:  # on a GPU Unsloth finds them
+        made |= {"target_parameters": experts} if (experts := fused_experts(model, made["target_modules"])) else {}
     if _scores_plainly(run):
         model = add_score_adapter(model, seed=seed, checkpointing=bool(checkpointing), **made)
     else:
