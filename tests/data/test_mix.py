@@ -183,6 +183,9 @@ def test_a_share_that_leaves_no_row_is_told(files: dict[str, str]) -> None:
     said = _problems(path=files["b"], eval_fraction=0.01)
     assert "data.eval_fraction=0.01: of 30 different rows leaves none to evaluate on" in said
     assert "leaves no row to train on" in _problems(path=files["b"], eval_fraction=0.99)
+    (least, most) = re.findall(r"from (\S+) to (\S+), or more rows", said)[0]
+    for share in (least, most):
+        parts_of(_run(path=files["b"], eval_fraction=float(share)))
     unending = [{"path": files["a"], "weight": 1e6}, {"path": files["b"], "weight": 1}]
     assert "would draw about 30,000,030 rows of 130" in _problems(mix=unending, stopping_strategy="all_exhausted")
 

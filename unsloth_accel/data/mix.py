@@ -170,7 +170,9 @@ def _drawn(texts: list[str], fraction: float, run: RunConfig) -> set[str]:
         return set(random.Random(f"held out {_seed(run)}").sample(distinct, count))
     side = "no row to train on" if count else "none to evaluate on"
     consequence = f"of {counted(len(distinct), 'different row')} leaves {side}."
-    fix = f"at least {1 / len(distinct):.2g} and less than 1, or more rows" if len(distinct) > 1 else "more rows"
+    least = 1 / len(distinct)
+    most = f"{1 - least:.{len(str(len(distinct)))}f}".rstrip("0")  # which rounds to no more than all but one
+    fix = f"from {least:.2g} to {most}, or more rows" if len(distinct) > 1 else "more rows"
     raise ConfigError(Problem(key="data.eval_fraction", value=fraction, consequence=consequence, fix=fix))
 
 

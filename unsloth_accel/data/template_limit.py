@@ -49,14 +49,14 @@ def check_template(template: object) -> None:
 
 
 def syntax_fault(template: str) -> str | None:
-    """Return what Jinja can't read of `template`, a chat template's text, with the line; None where it is sound, or
-    jinja2 is not installed."""
+    """Return what Jinja can't read or doesn't know of `template`, a chat template's text, with the line; None where it
+    is sound, or jinja2 is not installed."""
     try:
         from jinja2 import Environment, TemplateSyntaxError
     except ImportError:
         return None
     try:
-        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION.sub("", template))
+        Environment(extensions=["jinja2.ext.loopcontrols"]).compile(_GENERATION.sub("", template))
     except TemplateSyntaxError as error:
         return f"line {error.lineno}, {first_line(error).rstrip('.')}"
     return None
