@@ -80,7 +80,8 @@ def test_one_process_with_batches_of_any_size(tmp_path: Path) -> None:
     assert arguments.average_tokens_across_devices
     arguments.dataloader_drop_last = False
     batch = next(iter(trainer.get_eval_dataloader()))
-    assert trainer.prediction_step(model, batch, prediction_loss_only=True)[0] is not None, "outside of an evaluation"
+    outside = trainer.prediction_step(model, batch, prediction_loss_only=True, ignore_keys=None)
+    assert outside[0] is not None, "outside of an evaluation"
 
 
 @pytest.mark.parametrize("name", ["_metrics", "_stored_metrics"])
