@@ -252,12 +252,18 @@ def test_other_rows_are_refused(planned: RunConfig, tmp_path: Path) -> None:
     assert [(problem.key, problem.severity) for problem in resume_problems(planned)] == [("data.path", "error")]
 
 
-def test_a_learning_rate_that_would_not_count_is_told(planned: RunConfig, tmp_path: Path) -> None:
-    planned.training["learning_rate"] = 1e-3
+@pytest.mark.parametrize(
+    ("key", "before", "now"),
+    [("learning_rate", 1e-3, 1e-4), ("adam_beta2", 0.999, 0.9), ("optim_args", "nesterov=true", "nesterov=false")],
+)
+def test_what_the_restored_optimizer_has_its_own_of_is_told(
+    key: str, before: Any, now: Any, planned: RunConfig, tmp_path: Path
+) -> None:
+    planned.training[key] = before
     write_checkpoint(tmp_path / "out" / "checkpoint-2", planned)
-    planned.training["learning_rate"] = 1e-4
+    planned.training[key] = now
     (problem,) = resume_problems(planned)
-    assert (problem.key, problem.severity) == ("training.learning_rate", "warning")
+    assert (problem.key, problem.severity) == (f"training.{key}", "warning")
 
 
 TRIED = {

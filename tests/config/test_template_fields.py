@@ -40,6 +40,7 @@ def test_reading_a_run_imports_no_unsloth(description: dict[str, Any]) -> None:
         ({}, {"response_marker": "A:"}, "give data.instruction_marker too, or neither"),
         ({}, {"instruction_marker": "Q:"}, "give data.response_marker too, or neither"),
         ({}, {"instruction_marker": "Q:", "response_marker": "Q:"}, "nothing tells answers from questions"),
+        ({}, {"instruction_marker": "### Q to A:", "response_marker": "### Q"}, "or its beginning"),
         ({}, {"instruction_marker": "Q:", "response_marker": " \n"}, "no text that could be found"),
         ({}, {"instruction_marker": "Q:", "response_marker": "A\\n"}, "no end of line"),
         ({}, {"chat_template_kwargs": {"tokenize": False}}, "decided for all rows"),

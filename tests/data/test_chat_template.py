@@ -121,6 +121,16 @@ def test_a_marker_of_questions_that_never_comes_would_train_them(tmp_path: Path)
     assert text == "Is it?\n### A:⟦ Yes.<|im_end|>⟧"
 
 
+def test_a_question_whose_marker_has_other_tokens_would_be_trained(tmp_path: Path) -> None:
+    row = {"text": "### User: q\n### Assistant: yes ### User: SECRET\n### Assistant: no"}
+    markers = {"instruction_marker": "### User:", "response_marker": "### Assistant:"}
+    with pytest.raises(ConfigError, match=r"instruction_marker='### User:': has other tokens in a row"):
+        shown(described(tmp_path, row, **markers))
+    row["text"] = row["text"].replace(" ### User", "\n### User")
+    text, _ = shown(described(tmp_path, row, **markers))
+    assert text == "### User: q\n### Assistant:⟦ yes\n⟧### User: SECRET\n### Assistant:⟦ no<|im_end|>⟧"
+
+
 def test_arguments_of_the_template_for_all_rows_and_for_one(tmp_path: Path) -> None:
     template = tmp_path / "t.jinja"
     template.write_text(THINKS, encoding="utf-8")

@@ -59,3 +59,18 @@ def test_text_in_another_encoding(tmp_path: Path) -> None:
     path.write_bytes('{"text": "caf\xe9"}\n'.encode("latin-1"))
     with pytest.raises(ConfigError, match="not UTF-8"):
         read_rows(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.jsonl", '{"text": ' + "1" * 5000 + "}\n", "malformed JSON: Exceeds the limit"),
+        ("a.json", '[{"text": ' + "1" * 5000 + "}]", "malformed JSON: Exceeds the limit"),
+        ("a.json", "[" * 100_000, "nested too deeply"),
+        ("a.csv", "prompt,completion,completion\na,b,c\n", "names the column 'completion' twice"),
+    ],
+)
+def test_what_python_or_a_reader_would_not_tell(name: str, text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=words):
+        read_rows(tmp_path / name)

@@ -29,6 +29,27 @@ def test_a_directory_of_several_kinds_and_one_of_none(tmp_path: Path) -> None:
             locate(tmp_path / path)
 
 
+@pytest.mark.parametrize(
+    ("names", "one"),
+    [
+        (("train/data.jsonl", "test/data.jsonl"), "train"),
+        (("data/train-0.jsonl", "data/train-1.jsonl", "data/validation-0.jsonl"), "data/*train*.jsonl"),
+    ],
+)
+def test_a_directory_of_several_splits(names: tuple[str, ...], one: str, tmp_path: Path) -> None:
+    """All of which would be trained, those to test on, too; and what is proposed names the first alone."""
+    for name in names:
+        write(tmp_path / "set" / name, ALPACA)
+    with pytest.raises(ConfigError, match="holds several splits") as refused:
+        locate(tmp_path / "set")
+    assert f"such as {tmp_path / 'set' / one};" in str(refused.value)
+    found = locate(tmp_path / "set" / one).files
+    assert found == tuple(tmp_path / "set" / name for name in names if "train" in name)
+    for name in names[1:]:
+        (tmp_path / "set" / name).unlink()
+    assert len(locate(tmp_path / "set").files) == 1
+
+
 def test_braces_name_several_files_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.jsonl", "b.jsonl", "c/d.jsonl"):
         write(tmp_path / name, ALPACA)

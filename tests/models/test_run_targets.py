@@ -29,6 +29,7 @@ def chosen(model: str, **lora: Any) -> Targets:
         (MIXTURE, {"init_lora_weights": "pissa"}, "lora.init_lora_weights", "no such start"),
         (MIXTURE, {"layers_to_transform": [1]}, "lora.layers_to_transform", "experts of every block"),
         (DENSE, {"target_parameters": ["input_layernorm.weight"]}, "lora.target_parameters", "is no matrix"),
+        (DENSE, {"target_parameters": ["mlp.down_proj.weight"]}, "lora.target_parameters", "take down_proj from"),
         (DENSE, {"layers_to_transform": [1], "layers_pattern": "layer"}, "lora.layers_pattern", "did you mean layers?"),
     ],
 )

@@ -299,6 +299,14 @@ def test_a_rank_out_of_memory_goes_on(
     assert [step["num_tokens"] for step in steps(run.parent)] == [step["num_tokens"] for step in steps(straight)]
 
 
+def test_what_diverged_in_the_last_step_is_no_finished_run(described: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    printed = launch(described, out, "training.adam_epsilon=0", "training.max_steps=2", status=1)
+    assert "diverged at step 2" in printed
+    assert not (out / "adapter").exists()
+    assert (out / "adapter.diverged" / "adapter_model.safetensors").is_file()
+
+
 def test_a_row_that_fits_nowhere(described: Path, tmp_path: Path, cli: Run) -> None:
     """Every rank ends, and the one without memory says what would help."""
     run = _written(described, tmp_path)

@@ -79,6 +79,21 @@ num_machines: 1"""
     assert rules_of(tmp_path / "config.fixed.yaml") == {"fsdp-not-boolean"}
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        *(("load_in_16bit", ""), ("load_in_4bits", "load_in_4bit"), ("loadin4bit", "load_in_4bit")),
+        *(("max_epochs", ""), ("max_setps", "max_steps"), ("exclude_modules", ""), ("use_qalora", "")),
+    ],
+)
+def test_only_a_slip_is_renamed(key: str, meant: str) -> None:
+    """Not another word: what it asks for would become something else, and the result be valid."""
+    section = {"load": "model", "max_": "training"}.get(key[:4], "lora")
+    document = read_text(f"{section}:\n  {key}: true\ndata: {{path: a}}\noutput_dir: out\n")
+    (found,) = (one for one in check_document(document) if one.rule == "run-unknown-key")
+    assert [repair.value for repair in found.repairs] == ([meant] if meant else [])
+
+
 def test_fix_in_json(config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     fixed, _ = fix(config('{"distributed_type": "MULTI_GPUS",\n "num_process": 2}\n', "config.json"), capsys)
     assert fixed == '{"distributed_type": "MULTI_GPU",\n "num_processes": 2}\n'

@@ -100,8 +100,10 @@ _RENAMED = {"training.chat_template_path": "model.chat_template"}
 _EMBEDDING_RATE = "training.embedding_learning_rate"
 _KEPT = {
     _EMBEDDING_RATE: "the checkpoint's own is kept: the Trainer restores it with the optimizer.",
-    "training.learning_rate": "the checkpoint's own is kept: the Trainer restores it with the optimizer.",
-    "training.weight_decay": "the checkpoint's own is kept: the Trainer restores it with the optimizer.",
+    **{
+        f"training.{key}": "the checkpoint's own is kept: the Trainer restores it with the optimizer."
+        for key in ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
+    },
 }
 _AS_DESCRIBED = (
     *("data.chat_template_kwargs", "model.added_tokens", *MARKERS),
@@ -132,7 +134,7 @@ def made_with(run: RunConfig) -> dict[str, Any]:
     them as they are.
     """
     training = run.training
-    said = ("optim", "learning_rate", "weight_decay")
+    said = ("optim", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
     return {
         "method": run.method,
         "distributed.strategy": run.distributed.strategy,

@@ -121,7 +121,7 @@ class Divergence(TrainerCallback):
         where = f"The last good checkpoint is {last}" if last else "There is no good checkpoint"
         message = (
             f"diverged at step {state.global_step}: {what}; all was well at step {self._good}. {where}. "
-            f"Fix: a lower training.learning_rate (now {args.learning_rate:g}), more training.warmup_ratio, a "
+            f"Fix: a lower training.learning_rate (now {args.learning_rate:g}), more training.warmup_steps, a "
             "lower training.max_grad_norm, or rows without faults"
             + (f", and go on with {last.name} (training.resume=true)." if last else ".")
         )

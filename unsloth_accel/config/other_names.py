@@ -21,6 +21,7 @@ _ELSEWHERE_CALLED = {
     **dict.fromkeys(("max_seq_len", "cutoff_len", "sequence_len", "seq_length"), "model.max_seq_length"),
     **dict.fromkeys(("torch_dtype", "compute_dtype"), "model.dtype"),
     **dict.fromkeys(("use_4bit", "qlora"), "model.load_in_4bit"),
+    "enable_thinking": "data.chat_template_kwargs",
     **dict.fromkeys(("lora_r", "lora_rank", "rank"), "lora.r"),
     "lora_alpha": "lora.alpha",
     "lora_dropout": "lora.dropout",

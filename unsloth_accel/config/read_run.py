@@ -126,7 +126,7 @@ def given(path: str | Path | None, overrides: Sequence[str] = ()) -> DictConfig:
         raise_errors([dataclasses.replace(problem, key=key) for problem in override_problems(key, value)])
         try:
             given = OmegaConf.merge(given, spelt_here(OmegaConf.from_dotlist([override])))
-        except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
             fix = "quote the value or correct it"
             consequence = f"{first_line(error)}."
             raise ConfigError(Problem(key=shown_word(override), consequence=consequence, fix=fix)) from None
@@ -325,6 +325,8 @@ def _check_training(schema: DictConfig) -> list[Problem]:
             if len(known) > len(OWN_TRAINING_KEYS):  # otherwise TRL is not installed and nothing is known
                 consequence = f"unknown key: {method.config_name} has no such field."
                 tell(None, consequence, _unknown_fix(key, value, known, "training.", method), "run-unknown-key")
+        elif key == "optim" and not isinstance(value, str):  # an enumeration's, or any word
+            _tell_wrong_type(problems, "training.optim", value, "str")
         elif not accepts(known[key], OmegaConf.to_container(value) if OmegaConf.is_config(value) else value):
             _tell_wrong_type(problems, f"training.{key}", value, type_name(known[key]))
     return problems

@@ -70,8 +70,9 @@ def template_problems(tree: DictConfig) -> Iterator[Problem]:
         elif values[key] is not None and "\\n" in values[key]:
             consequence = "holds a backslash and an n, which is no end of line."
             yield wrong(key, consequence, 'in double quotes, which YAML reads as an end of line: "…\\n"')
-    if instruction is not None and instruction == response:
-        yield wrong(MARKERS[1], "is the instruction_marker, too: nothing tells answers from questions.", "another text")
+    if instruction is not None and response and instruction.strip().startswith(response.strip()):
+        consequence = "is the instruction_marker, too, or its beginning: nothing tells answers from questions."
+        yield wrong(MARKERS[1], consequence, "another text")
     taken = [name for name in values["data.chat_template_kwargs"] if name in DECIDED]
     if "chat_template" in values["data.chat_template_kwargs"]:
         consequence = "names 'chat_template': rows would be made by a template that the saved tokenizer hasn't."

@@ -56,7 +56,7 @@ def choose_template(tokenizer: Any, run: RunConfig) -> Any:
 def template_of_file(template: str) -> str:
     """Return the text of a chat template's file; raises `ConfigError` where it can't be read, or isn't Jinja."""
     try:
-        text = read_bytes(Path(template).expanduser(), _MOST_TEMPLATE).decode("utf-8")
+        text = read_bytes(Path(template).expanduser(), _MOST_TEMPLATE).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise _refused(template, f"can't be read: {first_line(error)}.", "name a .jinja file in UTF-8") from None
     if not text.strip():

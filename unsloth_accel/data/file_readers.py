@@ -61,6 +61,8 @@ def _json_lines(path: Path, key: str) -> Iterator[tuple[int, Any]]:
             except json.JSONDecodeError as error:
                 consequence = f"malformed JSON: {error.msg} at column {error.colno}."
                 yield number, Fault(consequence, "write one JSON object per line")
+            except ValueError as error:  # Python reads no number of more than 4,300 digits
+                yield number, Fault(f"malformed JSON: {first_line(error)}.", "write such a number as text")
             except RecursionError:
                 yield number, Fault("malformed JSON: nested too deeply.", "write one JSON object per line")
 
@@ -84,6 +86,12 @@ def _json(path: Path, key: str) -> Iterator[tuple[int, Any]]:
         fix = "write a list of objects, or one object per line into a .jsonl file"
         yield error.lineno, Fault(f"malformed JSON: {error.msg} at column {error.colno}.", fix)
         return
+    except ValueError as error:
+        yield 1, Fault(f"malformed JSON: {first_line(error)}.", "write such a number as text")
+        return
+    except RecursionError:
+        yield 1, Fault("malformed JSON: nested too deeply.", "write a list of objects")
+        return
     yield from enumerate(rows, start=1)
 
 
@@ -101,6 +109,10 @@ def _csv(path: Path, key: str) -> Iterator[tuple[int, Any]]:
 
     reader = csv.DictReader(lines(), strict=True)
     try:
+        names = [*(reader.fieldnames or ())]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            yield 1, Fault(f"names the column {twice!r} twice.", "give each column a name of its own")
+            return
         for row in reader:
             if None in row:
                 fix = "quote fields that hold commas"

@@ -293,7 +293,7 @@ def _for_template(row: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, str) and value.strip():
             try:
                 value = json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 fix = f"give a {name}, as JSON or as it is"
                 raise FormatError(f"field {field!r} is text, and not JSON.", fix) from None
         if not value or (isinstance(value, str) and not value.strip()):

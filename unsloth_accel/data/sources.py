@@ -32,6 +32,8 @@ _DIGITS = 16
 """Length of a file's digest."""
 _NO_ROWS = ("dataset_info.json", "state.json", "dataset_dict.json")
 """What `datasets.Dataset.save_to_disk` leaves beside the rows."""
+_SPLIT = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev|eval)(?=[-_./]|$)")
+"""Word in the name of a file, or of its directory, by which `datasets` and the hub tell splits apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,24 @@ def locate(path: str | Path, key: str = "data.path") -> Source:
     if not found:
         ends = ", ".join(KINDS)
         raise _error(key, text, f"holds no file of rows ({ends}).", "name a directory that does, or a file")
+    _refuse_splits(found, key, text)
     return _of_one_kind(found, key, text)
+
+
+def _refuse_splits(files: Sequence[Path], key: str, text: str) -> None:
+    """Raise `ConfigError` for a directory of rows to train on and of others, by their names: all would be trained."""
+    named: dict[str, list[Path]] = {}
+    for file in files:
+        if word := _SPLIT.search(file.relative_to(text).as_posix().lower()):
+            named.setdefault(word[1], []).append(file)
+    if "train" not in named or len(named) == 1:
+        return
+    train = named["train"]
+    directory = Path(os.path.commonpath([file.parent for file in train]))
+    alone = all(directory not in file.parents for file in files if file not in train)
+    one = str(directory) if alone else f"{directory}/*train*{train[0].suffix}"
+    consequence = f"holds several splits ({', '.join(sorted(named))}), all of which would be read as one."
+    raise _error(key, text, consequence, f"name one, such as {one}; several are {{a,b}}, or data.mix")
 
 
 def _absent(text: str, key: str) -> Source:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from ..config.template_fields import MARKERS
 from ..config.trainer_settings import settings
 from ..errors import ConfigError, Problem, counted, first_line
 from ..methods import METHODS
@@ -232,15 +234,18 @@ class Tokenise:
         question, answer = (marker.strip() for marker in self.recipe.markers or ("", ""))
         for one, own, has in zip(ids, labels, asked, strict=True) if question and answer else ():
             text = self.tokenizer.decode(one)
+            trained = self.tokenizer.decode([label for label in own if label != IGNORED])
+            if question in trained:
+                consequence = "has other tokens in a row than by itself: what a user says there would be trained."
+                fix = "have each question begin in a line of its own, or rows of chats (messages)"
+                raise ConfigError(Problem(key=MARKERS[0], value=question, consequence=consequence, fix=fix))
             if not has or question in text or text.count(answer) < 2:
                 continue
             answers = text.partition(answer)[2].replace(answer, "")
-            trained = self.tokenizer.decode([label for label in own if label != IGNORED])
             if "".join(trained.split()) == "".join(answers.split()):  # all but the markers
                 consequence = "is nowhere in a row of several answers: what a user says between them would be trained."
                 fix = "the text that a user's message begins with in the rows' own text: see preview"
-                problem = Problem(key="data.instruction_marker", value=question, consequence=consequence, fix=fix)
-                raise ConfigError(problem)
+                raise ConfigError(Problem(key=MARKERS[0], value=question, consequence=consequence, fix=fix))
         return labels
 
     def _prompt(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
@@ -309,6 +314,8 @@ class Tokenise:
                     **kwargs,
                     **given,
                 )
+            except ConfigError:
+                raise
             except Exception as error:  # templates raise what they like: "Conversation roles must alternate"
                 consequence = f"the chat template refuses a row: {first_line(error)}."
                 fix = "correct the rows (roles in turn, a system message only first), or give another chat template"
@@ -340,7 +347,8 @@ def notes_on(rows: Rows, tokenizer: Any) -> tuple[str, ...]:
 
 def _has_place(name: str, tokenizer: Any, given: Row) -> bool:
     """Whether the chat template names this; a row may bring another one, a tokenizer may have several by name."""
-    return name == "chat_template" or name in str(given.get("chat_template") or tokenizer.chat_template)
+    template = str(given.get("chat_template") or tokenizer.chat_template)
+    return name == "chat_template" or re.search(rf"\b{re.escape(name)}\b", template) is not None
 
 
 def _leaves_out_asked(messages: list[Row]) -> bool:

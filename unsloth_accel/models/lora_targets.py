@@ -162,7 +162,17 @@ def _named_parameters(run: RunConfig, spec: ModelSpec) -> list[Tensor] | None:
             consequence = "names a weight that is no matrix, of which LoRA could be made: every process fails."
             fix = "leave it out"
             raise ConfigError(Problem(key="lora.target_parameters", value=name, consequence=consequence, fix=fix))
-    return [one for tensors in found.values() for one in tensors]
+    named = [one for tensors in found.values() for one in tensors]
+    modules = run.lora.target_modules
+    aimed = _all_linear(spec) if modules == "all-linear" else modules if isinstance(modules, list) else []
+    for one in named:
+        module = one.name.removesuffix(".weight").rpartition(".")[2]
+        if one.name.endswith(".weight") and module in aimed:
+            consequence = f"names the weight of {module}, a target module already: every process fails."
+            fix = f"leave it out, or take {module} from lora.target_modules"
+            key = "lora.target_parameters"
+            raise ConfigError(Problem(key=key, value=run.lora.target_parameters, consequence=consequence, fix=fix))
+    return named
 
 
 def _biases(run: RunConfig, spec: ModelSpec, adapted: list[str], layers: Collection[int] | None) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -187,6 +188,7 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     from ..adapters.pushing import pushes_of
     from ..adapters.real_batch import batch_of
     from ..adapters.saving import SaveError, save_run, versions
+    from ..callbacks.divergence import DivergenceError
     from ..callbacks.early_stopping import EarlyStopping
     from ..callbacks.peak_memory import PeakMemory
     from ..hardware.ranks import of_every_rank
@@ -230,7 +232,9 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
         with phase("training", log):
             outcome = trainer.train(resume_from_checkpoint=newest[0] if newest else None)
     except Exception as error:
-        if kept.saved and environment.rank() == 0:
+        if kept.saved and isinstance(error, DivergenceError) and environment.rank() == 0:
+            _set_aside(kept.saved)
+        elif kept.saved and environment.rank() == 0:
             what = "the stop" if isinstance(error, Stopped) else "what failed"
             print(f"unsloth_accel: {what} came after the last step; the adapter is in {kept.saved}", flush=True)
         raise
@@ -313,6 +317,14 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     if unsaved is not None:
         raise unsaved
     return results
+
+
+def _set_aside(adapter: Path) -> None:
+    """Move an adapter that was saved as its training diverged: the run isn't finished by it, and resumes."""
+    aside = adapter.with_name(f"{adapter.name}.diverged")
+    shutil.rmtree(aside, ignore_errors=True)
+    adapter.rename(aside)
+    print(f"unsloth_accel: the last step's adapter is of no use; it is kept in {aside}", flush=True)
 
 
 def _activations(run: RunConfig, trainer: Trainer) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
@@ -89,9 +90,10 @@ class Document:
         )
 
     def unknown_key(self, key: str, near: str | None, consequence: str, mild: bool = False) -> Finding:
-        """A problem with `key`, which is to be renamed to `near` where that is likely meant."""
+        """A problem with `key`, which is to be renamed to `near` where that is surely meant."""
         fix = f"did you mean {near}?" if near else "remove it"
-        return self.problem(key, consequence, fix, Repair(kind="rename", key=key, value=near), mild=mild)
+        sure = near if is_slip(key.rpartition(".")[2], near) else None
+        return self.problem(key, consequence, fix, Repair(kind="rename", key=key, value=sure), mild=mild)
 
     def unknown_word(self, key: str, known: Sequence[str], consequence: str) -> Finding:
         """A problem with the value of `key`, which is none of `known` and may be meant for the nearest of them."""
@@ -177,8 +179,14 @@ class Document:
 
 
 def is_slip(word: str, near: str | None) -> bool:
-    """Return whether `word` differs from `near` by a slip or two, and not as an older name, or another word, does."""
-    return near is not None and SequenceMatcher(None, word, near).ratio() >= 0.85
+    """Return whether `word` is `near` but for one letter, two that are swapped, a plural, case and underscores, and not
+    as an older name, another word or another number is: max_epochs is no slip for max_steps, nor 16bit one for 4bit."""
+    if near is None or re.findall(r"\d", word) != re.findall(r"\d", near):
+        return False
+    one, other = (re.sub("[-_]|e?s$", "", text.lower()) for text in (word[:200], near))
+    steps = SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
+    changed = [max(b - a, d - c) for kind, a, b, c, d in steps if kind != "equal"]
+    return sum(changed) <= 1 or (changed == [1, 1] and sorted(one) == sorted(other))
 
 
 def is_whole(value: Any) -> TypeGuard[int]:

@@ -12,7 +12,7 @@ from ...config.rewards_config import name_files_beside
 from ...config.run_config import RunConfig
 from ...errors import ConfigError, Problem, Severity
 from ...strategies import STRATEGIES, Strategy, usual
-from .document import Document, Finding, Repair, is_whole
+from .document import Document, Finding, Repair, is_slip, is_whole
 from .rule_registry import add_rule, rule
 from .run_settings import alone, given
 
@@ -31,7 +31,7 @@ def _refused(config: Document, rule_id: str) -> Iterator[Finding]:
             section = problem.key.rpartition(".")[0]
             meant = re.match(r"did you mean ([\w.]+)\?", problem.fix) if rule_id == "run-unknown-key" else None
             near = meant[1] if meant and meant[1].rpartition(".")[0] == section else None
-            taken = near is None or near in config.places
+            taken = near is None or near in config.places or not is_slip(problem.key, near)
             repair = Repair(kind="rename", key=problem.key, value=None if taken else str(near).split(".")[-1])
             yield _found(config, problem, repair)
 
