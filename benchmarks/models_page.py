@@ -62,13 +62,15 @@ NAMES: tuple[tuple[str, str], ...] = (
 """Regular expressions on a model's name, in lower case, and the model_type that its config.json has; the first that
 fits counts. Empty for one that is no language model, or whose config is not known to the public."""
 ON_CPU: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("llama", "mistral", "qwen3", "gemma3_text", "qwen3_moe"), ("single", "ddp")),
+    **dict.fromkeys(("llama", "mistral", "qwen3", "gemma3_text"), ("single", "ddp")),
+    **dict.fromkeys(("gpt_oss", "qwen3_moe"), ("single", "ddp", "fsdp2_native")),
     **dict.fromkeys(("gemma3", "qwen2_5_vl"), ("single", "fsdp2_native")),
     **dict.fromkeys(("mistral3", "qwen3_vl", "qwen3_5"), ("single", "ddp")),
     **dict.fromkeys(
         (
             *("cohere", "cohere2", "exaone4", "glm4", "granite", "helium", "lfm2", "ministral3", "olmo2", "olmo3"),
-            *("seed_oss", "smollm3", "stablelm", "starcoder2"),
+            *("seed_oss", "smollm3", "stablelm", "starcoder2", "gemma", "gemma2", "phi3", "qwen2"),
+            *("deepseek_v3", "glm4_moe", "granitemoehybrid", "nemotron_h", "qwen3_next", "minimax_m2"),
         ),
         ("single",),
     ),

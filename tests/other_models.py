@@ -56,8 +56,10 @@ DENSE: dict[str, dict[str, Any]] = {
     "starcoder2": {},
 }
 """Further values by model_type; models that one CPU trains in a second."""
+PLAIN: dict[str, dict[str, Any]] = {"gemma": {}, "gemma2": {}, "phi3": {}, "qwen2": {}}
+"""Families with a record in `ARCHITECTURES`."""
 MIXED: dict[str, dict[str, Any]] = {
-    "deepseek_v3": {**ROUTED, **GROUPED, **LATENT},
+    "deepseek_v3": {**ROUTED, **GROUPED, **LATENT, "num_key_value_heads": TEXT["num_attention_heads"]},
     "glm4_moe": {**ROUTED, **GROUPED},
     "granitemoehybrid": {**MAMBA, "layer_types": ["mamba", "attention"], "num_local_experts": 4, **ROUTED},
     "llama4_text": {"num_local_experts": 4, "num_experts_per_tok": 2, "interleave_moe_layer_step": 1},
@@ -70,6 +72,11 @@ FUSED: dict[str, dict[str, Any]] = {
     "qwen3_moe": {**ROUTED, "num_experts": 16},
 }
 """Mixtures that have a record in `ARCHITECTURES`, with more experts than a short row has tokens for."""
+TRAINED_ALONE = (
+    *(*DENSE, *PLAIN),
+    *("deepseek_v3", "glm4_moe", "granitemoehybrid", "nemotron_h", "qwen3_next", "minimax_m2"),
+)
+"""Those that a test trains in one process."""
 TOWERS: dict[str, dict[str, Any]] = {
     "gemma3": {"text_config": TEXT, "vision_config": SIGLIP},
     "mistral3": {
@@ -96,7 +103,7 @@ def values(model_type: str) -> dict[str, Any]:
     """Return the keys and values of its config.json."""
     if model_type in TOWERS:
         return {"model_type": model_type, **TOWERS[model_type]}
-    return {"model_type": model_type, **TEXT, **{**DENSE, **MIXED, **FUSED}[model_type]}
+    return {"model_type": model_type, **TEXT, **{**DENSE, **PLAIN, **MIXED, **FUSED}[model_type]}
 
 
 @cache

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import ROOT
-from other_models import DENSE, TOWERS_TRAINED
+from other_models import FUSED, TOWERS_TRAINED, TRAINED_ALONE
 
 from benchmarks import models_page
 from benchmarks.random_checkpoint import FAMILIES
@@ -38,8 +38,9 @@ def test_every_pattern_of_a_name_fits_one() -> None:
 def test_what_is_said_to_be_trained_on_a_cpu_is_what_tests_train() -> None:
     by_ddp = {values["model_type"] for values in FAMILIES.values()}
     expected = {
-        **dict.fromkeys(DENSE, ("single",)),
+        **dict.fromkeys(TRAINED_ALONE, ("single",)),
         **dict.fromkeys(by_ddp, ("single", "ddp")),
+        **dict.fromkeys(FUSED, ("single", "ddp", "fsdp2_native")),
         **{name: ("single", strategy) for name, strategy in TOWERS_TRAINED.items()},
     }
     assert expected == models_page.ON_CPU

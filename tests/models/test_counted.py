@@ -19,6 +19,7 @@ from unsloth_accel.models import build_without_weights
 from unsloth_accel.models import counted as road
 from unsloth_accel.models.build_without_weights import build, describe
 from unsloth_accel.models.counted import Counted
+from unsloth_accel.models.locate import read_config
 from unsloth_accel.models.lora_targets import targets
 from unsloth_accel.models.safetensors_header import Stored
 from unsloth_accel.models.spec import ModelSpec, from_config
@@ -92,6 +93,7 @@ def test_towers_get_no_lora_and_no_token_passes_them() -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
+        ({"model_type": "paligemma"}, "sees later tokens of a row, too: a PaliGemmaConfig trained on text alone"),
         ({"model_type": "t5"}, "predicts no next token: transformers builds no causal language model of a T5Config"),
         ({"model_type": "granite", **TEXT, "hidden_size": "x"}, "can't be built by transformers"),
         ({"model_type": "gemma3n"}, "needs the package timm, which is not installed here. Fix: pip install timm"),
@@ -222,3 +224,40 @@ def test_a_models_own_code_runs_only_where_it_is_trusted(tmp_path: Path, monkeyp
     assert not found.unloadable
     assert (found.decoder_layer_class, found.num_layers) == ("LlamaDecoderLayer", 2)
     assert found.num_parameters == from_config({**described, "model_type": "llama"}, name="x").num_parameters
+
+
+def test_a_layer_of_groups_gets_no_lora() -> None:
+    """DeepSeek-V4's `o_a_proj` is a Linear that divides its input, as PEFT's factors beside it don't."""
+    import torch
+
+    from unsloth_accel.models.build_without_weights import _maps
+
+    class Grouped(torch.nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return input.unflatten(-1, (2, -1))
+
+    class Scaled(torch.nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(input)
+
+    layers = (torch.nn.Linear, Scaled, Grouped)
+    assert [_maps(layer(4, 6, device="meta")) for layer in layers] == [True, True, False]
+
+
+def test_a_number_is_no_name_of_a_target() -> None:
+    """PEFT would take it for every module of that name: a decoder block, too."""
+    from unsloth_accel.models.lora_targets import _end
+
+    assert _end("model.layers.3.mlp.adapters.0") == "adapters.0"
+    assert _end("model.layers.3.mlp.up_proj") == "up_proj"
+
+
+def test_a_float_that_json_has_no_name_for_is_read_as_transformers_writes_it(tmp_path: Path) -> None:
+    """Else transformers doesn't build the model to be counted, and its weights are taken for an unknown one's."""
+    from transformers import AutoConfig
+
+    described = values("nemotron_h") | {"time_step_limit": [0.0, float("inf")]}
+    AutoConfig.for_model(**described).save_pretrained(tmp_path)
+    assert "__float__" in (tmp_path / "config.json").read_text(encoding="utf-8")
+    assert read_config(tmp_path / "config.json")["time_step_limit"][1] == float("inf")
+    assert ModelSpec.load(tmp_path).num_parameters == counted_spec("nemotron_h").num_parameters

@@ -1,4 +1,4 @@
-"""Plan, train two steps of, save and reload a random model of each family in `other_models.DENSE`, in one process.
+"""Plan, train two steps of, save and reload a random model of each of `other_models.TRAINED_ALONE`, in one process.
 
 train_other_families.py ROWS OUT: writes models and adapters below OUT, and OUT/<model_type>.json.
 """
@@ -11,7 +11,7 @@ import unsloth_accel  # isort: skip
 import unsloth  # noqa: F401  # isort: skip
 import torch
 from datasets import load_dataset
-from other_models import DENSE, values
+from other_models import TRAINED_ALONE, values
 from peft import PeftModel
 from plans import CPU
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -21,6 +21,7 @@ from benchmarks.random_checkpoint import byte_tokenizer
 from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.models.build_without_weights import build, describe
 from unsloth_accel.models.counted import Counted
+from unsloth_accel.models.lora_targets import targets
 from unsloth_accel.models.spec import from_config
 from unsloth_accel.planning.planner import plan
 from unsloth_accel.training.load_model import add_adapter, load_model
@@ -61,6 +62,7 @@ def train(model_type: str, rows: str, out: Path) -> None:
         now, reloaded, before = (one.eval()(input_ids=tokens).logits for one in (trainer.model, again, untrained))
     found = {
         "loss": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "planned": targets(decided.run, spec, on_cpu=True).parameters,
         "trained": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "parameters": spec.num_parameters,
         "of_transformers": untrained.num_parameters(),
@@ -72,5 +74,5 @@ def train(model_type: str, rows: str, out: Path) -> None:
 
 if __name__ == "__main__":
     data_file, to = sys.argv[1:]
-    for one in DENSE:
+    for one in TRAINED_ALONE:
         train(one, data_file, Path(to))

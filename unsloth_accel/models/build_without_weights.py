@@ -34,12 +34,18 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_expe
 """Names by which configs tell the number of experts of a layer."""
 ROUTED = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k", "moe_topk", "moe_k")
 """Names by which configs tell the number of experts of a token."""
+_PREFIXED = ("paligemma",)
+"""Models that attend to a whole prompt both ways, and take a text for one (transformers 5.17, `token_type_ids`)."""
 SCANS = ("A_log", "dt_bias")
 """Parameters that a state-space or linear-attention layer has of its own."""
 
 
 class NoLanguageModel(Exception):
     """A config of which transformers builds no model that predicts the next token."""
+
+
+class SeesLaterTokens(Exception):
+    """A model whose attention goes both ways where it is given no kinds of tokens, as text has none."""
 
 
 def describe(model: torch.nn.Module) -> dict[str, Any]:
@@ -121,7 +127,7 @@ def _linear(blocks: torch.nn.ModuleList, path: str) -> Iterator[tuple[str, bool]
     found = {}
     for name, module in blocks.named_modules():
         parent, _, leaf = name.rpartition(".")
-        if not isinstance(module, (nn.Linear, Conv1D)) or leaf in ROUTERS:
+        if not isinstance(module, (nn.Linear, Conv1D)) or leaf in ROUTERS or not _maps(module):
             continue
         if any(name.startswith(f"{scan}.") and "attn" not in scan for scan in scans):
             continue
@@ -130,6 +136,19 @@ def _linear(blocks: torch.nn.ModuleList, path: str) -> Iterator[tuple[str, bool]
     for name, reached in found.items():
         if reached or not named:
             yield name, named
+
+
+def _maps(module: Any) -> bool:
+    """Return whether a linear layer makes of one input row one of outputs, as PEFT's LoRA beside it does: not one whose
+    class divides both in groups (DeepSeek-V4's o_a_proj)."""
+    import torch
+
+    if not isinstance(module, torch.nn.Linear) or type(module).forward is torch.nn.Linear.forward:
+        return True
+    with suppress(Exception):
+        row = torch.empty(1, 1, module.in_features, device=module.weight.device, dtype=module.weight.dtype)
+        return bool(module(row).shape == (1, 1, module.out_features))
+    return False
 
 
 def build(values: Mapping[str, Any], directory: str | None) -> torch.nn.Module:
@@ -152,6 +171,8 @@ def build(values: Mapping[str, Any], directory: str | None) -> torch.nn.Module:
     fitting = [one for one in automatic if known and type(config) in one._model_mapping]
     if (not fitting and not trusted) or config.is_encoder_decoder:
         raise NoLanguageModel(type(config).__name__)
+    if config.model_type in _PREFIXED:
+        raise SeesLaterTokens(type(config).__name__)
     with torch.device("meta"):
         chosen = fitting[0] if fitting else transformers.AutoModelForCausalLM
         return chosen.from_config(config, trust_remote_code=trusted, attn_implementation="eager")

@@ -54,6 +54,10 @@ class UnknownModel(ConfigError):
     """A model_type that the installed transformers doesn't know."""
 
 
+class NotTrained(ConfigError):
+    """A model that transformers knows and that no run could train here, whatever its weights."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Counted:
     """A model as transformers builds it; the fields are explained in `build_without_weights.describe`."""
@@ -164,7 +168,8 @@ def _refusal(kind: str, text: str, config: Mapping[str, Any], where: str) -> Con
     package = _PACKAGES.search(text)
     if package:
         name = next(filter(None, package.groups()))
-        return _problem(config, where, f"needs the package {name}, which is not installed here.", f"pip install {name}")
+        needs = f"needs the package {name}, which is not installed here."
+        return NotTrained(_problem(config, where, needs, f"pip install {name}").problems)
     if kind == "KeyError" and "auto_map" in config:
         consequence = f"is no model of the installed transformers {version('transformers')}; it brings its own code."
         fix = "model.trust_remote_code=true, where you trust that code: it runs on this machine, and in every process"
@@ -175,7 +180,10 @@ def _refusal(kind: str, text: str, config: Mapping[str, Any], where: str) -> Con
         return UnknownModel(_problem(config, where, consequence, fix).problems)
     if kind == "NoLanguageModel":
         consequence = f"predicts no next token: transformers builds no causal language model of a {text}."
-        return _problem(config, where, consequence, "another model")
+        return NotTrained(_problem(config, where, consequence, "another model").problems)
+    if kind == "SeesLaterTokens":
+        consequence = f"sees later tokens of a row, too: a {text} trained on text alone would learn to look them up."
+        return NotTrained(_problem(config, where, consequence, "another model").problems)
     if kind == "OSError":  # of its own code, which only a model that is trusted has
         return _problem(config, where, f"its own code is not here: {_last(text)}.", "hf download it, with its *.py")
     consequence = f"can't be built by transformers: {kind}: {_last(text)}."

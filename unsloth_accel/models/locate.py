@@ -69,7 +69,18 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(values.get("model_type"), str):
         consequence = "has no model_type, so transformers can't load it."
         raise ConfigError(Problem(key=str(path), value=values.get("model_type"), consequence=consequence, fix=fix))
-    return values
+    found: dict[str, Any] = _with_floats(values)
+    return found
+
+
+def _with_floats(values: Any) -> Any:
+    """Return `values` with the floats that JSON has no name for, which transformers 5 writes as
+    {"__float__": "Infinity"} (configuration_utils.py: `_encode_special_floats`), as Mamba's time_step_limit."""
+    if isinstance(values, dict):
+        if [*values] == ["__float__"] and values["__float__"] in ("Infinity", "-Infinity", "NaN"):
+            return float(values["__float__"])
+        return {key: _with_floats(value) for key, value in values.items()}
+    return [*map(_with_floats, values)] if isinstance(values, list) else values
 
 
 def _in_directory(path: Path) -> Found:

@@ -63,8 +63,9 @@ def targets(run: RunConfig, spec: ModelSpec, *, on_cpu: bool = False) -> Targets
     if not adapted and not experts and not parameters:
         consequence = "Unsloth trains these whole, so no module is left to get LoRA, and it stops after loading."
         if not whole:
-            consequence = "means the experts of this model, which Unsloth gives no LoRA."
-        fix = "add a projection, such as q_proj"
+            consequence = "means no layer of this model, nor its experts, that Unsloth gives LoRA."
+        others = sorted(_leaves(spec) - {*MLP})
+        fix = f"add a projection, such as {others[0]}" if others else "another model"
         raise ConfigError(Problem(key="lora.target_modules", value=asked, consequence=consequence, fix=fix))
     within = _layers(run, spec)
     parameters = parameters or experts
@@ -194,7 +195,15 @@ def _all_linear(spec: ModelSpec) -> list[str]:
 
 
 def _leaves(spec: ModelSpec) -> set[str]:
-    return {weight.name.rsplit(".", 1)[-1] for weight in spec.linear_weights}
+    """Return the ends of the names of linear layers, from the last part that is no number on: PEFT takes a mere `0` for
+    every module of that name, decoder blocks too."""
+    return {_end(weight.name) for weight in spec.linear_weights}
+
+
+def _end(name: str) -> str:
+    parts = name.split(".")
+    first = max(index for index, part in enumerate(parts) if not part.isdigit())
+    return ".".join(parts[first:])
 
 
 def _factors(tensors: Iterable[Tensor], r: int) -> int:

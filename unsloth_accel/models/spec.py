@@ -15,7 +15,7 @@ from ..errors import ConfigError, Problem
 from . import lora_size
 from .architectures import ARCHITECTURES, Sizes, architecture_of, parameters, read_dimensions
 from .build_without_weights import ROUTED
-from .counted import Counted, Part, UnknownModel, count, of_named_class
+from .counted import Counted, NotTrained, Part, UnknownModel, count, of_named_class
 from .model_tensors import BLOCK, Linear, Tensor, is_kept, nf4_bytes, tensor_of
 from .read_off import read_off
 from .safetensors_header import Stored, read_checkpoint
@@ -79,7 +79,7 @@ class ModelSpec(Sizes, Form):
             except ConfigError as error:
                 unknown = isinstance(error, UnknownModel)
                 unloadable = tuple(error.problems) if unknown else ()
-                if not stored or found.config.get("quantization_config"):
+                if not stored or found.config.get("quantization_config") or isinstance(error, NotTrained):
                     spec = _estimated(found.config, name, found.where, stored, error) if unknown else None
                     if spec is None:
                         raise
@@ -394,13 +394,14 @@ def _from_weights(config: Mapping[str, Any], name: str, where: str, stored: list
         head_dim=number("head_dim") or (hidden // heads if heads else 0),
         vocab_size=number("vocab_size"),
         tie_word_embeddings=tied,
-        num_experts=number("num_experts", "num_local_experts"),
+        num_experts=number("num_experts", "num_local_experts", "n_routed_experts"),
         experts_per_token=number("num_experts_per_tok"),
         moe_intermediate_size=number("moe_intermediate_size"),
         max_position_embeddings=number("max_position_embeddings", "n_positions"),
         **vars(form),
         decoder_layer_class="",
         tensors=tuple(tensor_of(tensor.name, tensor.shape, tensor.dtype) for tensor in kept),
+        measured=False,
         problems=(warning,),
     )
 

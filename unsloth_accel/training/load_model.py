@@ -18,7 +18,7 @@ from ..data.chat_template import choose_template, tokens_to_add
 from ..errors import ConfigError, Problem, first_line, raise_errors
 from ..methods import METHODS
 from ..models.added_tokens import added_tokens_problems, trained_rows
-from .model_kind import kind_of, load_on_cpu
+from .model_kind import kind_of, load_on_cpu, settle_routers
 from .score_model import add_score_adapter, load_score_model
 
 CHECKPOINTING: dict[str, str | bool] = {"unsloth": "unsloth", "true": True, "false": False}
@@ -30,6 +30,7 @@ def load_model(run: RunConfig) -> tuple[Any, Any]:
     each process loads its part. Raises `ConfigError` for tokens or a template that don't fit them."""
     adapter = find_adapter(run.model.name)
     model, tokenizer = _load(run, adapter)
+    settle_routers(model)
     _add_tokens(model, tokenizer, run, adapter)
     return model, choose_template(tokenizer, run)
 

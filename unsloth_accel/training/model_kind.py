@@ -36,6 +36,20 @@ def kind_of(name: str, *, remote_code: bool, **hub: Any) -> Kind:
     )
 
 
+def settle_routers(model: Any) -> None:
+    """Give the config of a mixture what TRL 1.15 asks of it for the auxiliary loss: its number of experts by the name
+    `num_experts`, where Phi's and DeepSeek-V4's have others; and no such loss where the model's class tells nothing of
+    its routers, as Granite's, of whose dense models, too, TRL would take the mean of a number
+    (trl/trainer/sft_trainer.py: `aux_loss_enabled`)."""
+    text = model.config.get_text_config()
+    own = [number for key in EXPERTS if (number := getattr(text, key, None)) is not None]
+    if own and not hasattr(text, "num_experts"):
+        text.num_experts = own[0]
+    told = [kinds for module in model.modules() if (kinds := getattr(module, "_can_record_outputs", None))]
+    if hasattr(text, "router_aux_loss_coef") and told and not any("router_logits" in kinds for kinds in told):
+        text.router_aux_loss_coef = 0.0
+
+
 def load_on_cpu(name: str, tokenizer: str, *, dtype: Any, remote_code: bool) -> tuple[Any, Any]:
     """Return model and tokenizer, loaded by the auto class that Unsloth takes on a GPU."""
     import transformers
