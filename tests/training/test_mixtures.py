@@ -11,6 +11,7 @@ from other_models import FUSED
 from trained_runs import run_script, train_family
 
 from unsloth_accel.artifacts.fused_experts import forget_old_names
+from unsloth_accel.artifacts.resume_facts import lora_facts
 from unsloth_accel.config.read_run import from_dict
 from unsloth_accel.config.run_config import PROJECTIONS
 from unsloth_accel.models.lora_targets import targets
@@ -77,7 +78,9 @@ def test_its_adapter_is_the_one_that_was_planned(family: str, checkpoints: Path,
         adapted = add_adapter(load_model(run)[0], run)
         trained = [value for value in adapted.parameters() if value.requires_grad]
         assert sum(value.numel() for value in trained) == targets(run, ModelSpec.load(base)).parameters, modules
+        facts = lora_facts(adapted)
         forget_old_names(adapted)
+        assert lora_facts(adapted) == facts, "what a script's checkpoint is compared by"
         assert adapted.peft_config["default"].target_modules == {*modules} - {"gate_proj", "up_proj", "down_proj"}
         with torch.no_grad():
             for value in trained:

@@ -11,11 +11,10 @@ ours, and what a run saves no longer has the names.
 from __future__ import annotations
 
 import functools
-from itertools import chain
 from typing import Any
 
 from ..capabilities.probe import available
-from ..config.lora_fields import FUSED
+from ..config.lora_fields import FUSED, experts_modules
 
 
 def take_as_given() -> None:
@@ -56,5 +55,5 @@ def forget_old_names(model: Any) -> None:
     if not parameters or not modules or isinstance(modules, str):
         return
     present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    old = {*chain(*(FUSED.get(name.rpartition(".")[2], ()) for name in parameters))} - present
+    old = experts_modules(parameters) - present
     config.target_modules = {name for name in modules if name not in old}

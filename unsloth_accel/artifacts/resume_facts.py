@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.data_mix import read_mix
-from ..config.lora_fields import as_meant, trained_whole
+from ..config.lora_fields import as_meant, experts_modules, trained_whole
 from ..config.run_config import RunConfig
 from ..config.start_adapter import ADAPTER_CONFIG, Adapter, model_of
 from ..config.template_fields import MARKERS, is_template_name
@@ -194,12 +194,13 @@ def lora_facts(model: Any) -> dict[str, Any]:
     if config is None or not hasattr(config, "r"):
         return {}
     modules = config.target_modules
+    experts = experts_modules(getattr(config, "target_parameters", None))
     return {
         "model.name": _resolved(config.base_model_name_or_path or ""),
         "lora.r": config.r,
         "lora.alpha": config.lora_alpha,
         "lora.use_rslora": config.use_rslora,
-        "lora.target_modules": modules if isinstance(modules, str) else sorted(modules or ()),
+        "lora.target_modules": modules if isinstance(modules, str) else sorted({*(modules or ()), *experts}),
         _ONE_TABLE: bool(getattr(config, "ensure_weight_tying", False)),
     }
 

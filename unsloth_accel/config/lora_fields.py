@@ -88,6 +88,11 @@ def trained_whole(modules_to_save: Iterable[str] | None) -> list[str]:
     return [name for name in modules_to_save or () if name in WHOLE]
 
 
+def experts_modules(parameters: Iterable[str] | None) -> set[str]:
+    """Return the modules for which Unsloth gives LoRA to `parameters`, those of PEFT's `target_parameters`."""
+    return {name for one in parameters or () for name in FUSED.get(one.rpartition(".")[2], ())}
+
+
 def as_meant(key: str, value: Any) -> Any:
     """Return a value of lora.`key` as it is to be compared with another: without order where that means nothing."""
     return {*map(repr, value)} if key.removeprefix("lora.") in _SETS and isinstance(value, list) else value

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..errors import ConfigError, Problem, first_line
 from ..files import is_directory, is_file, load_json
 from .hub_cache import hub_snapshot
-from .lora_fields import FUSED, OWN_START, WHOLE, as_meant, trained_whole
+from .lora_fields import OWN_START, WHOLE, as_meant, experts_modules, trained_whole
 from .run_config import PROJECTIONS, LoraConfig
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -52,8 +51,7 @@ class Adapter:
         modules, layers = said.get("target_modules"), said.get("layers_to_transform")
         if not isinstance(modules, str):
             whole = trained_whole(said.get("modules_to_save"))
-            experts = [FUSED.get(name.rpartition(".")[2], ()) for name in said.get("target_parameters") or ()]
-            modules = [*sorted({*(modules or ()), *chain(*experts)}), *sorted(whole)]
+            modules = [*sorted({*(modules or ()), *experts_modules(said.get("target_parameters"))}), *sorted(whole)]
         return {
             "r": said.get("r"),
             "alpha": int(said.get("lora_alpha", 0)),
