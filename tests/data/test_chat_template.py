@@ -131,6 +131,25 @@ def test_a_question_whose_marker_has_other_tokens_would_be_trained(tmp_path: Pat
     assert text == "### User: q\n### Assistant:⟦ yes\n⟧### User: SECRET\n### Assistant:⟦ no<|im_end|>⟧"
 
 
+def test_messages_that_a_template_leaves_out_are_told(tmp_path: Path) -> None:
+    """A misspelt field of a message would train empty answers."""
+    import unsloth  # noqa: F401  isort: skip
+    from unsloth_accel.data.preview import preview_rows
+
+    template = tmp_path / "t.jinja"
+    marked = {"model": {"chat_template": str(template)}, "train_on": "all"}
+    row = {"messages": [{"role": "system", "content": "Be brief."}, *CHAT["messages"]]}
+    loop = "{% for m in messages %}<{{ m.role }}> "
+    template.write_text(loop + "{{ m.contents }}\n{% endfor %}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"model\.chat_template: the chat template leaves every answer out"):
+        preview_rows(described(tmp_path, row, **marked), 1, 1)
+    template.write_text(loop + "{% if m.role != 'system' %}{{ m.content }}{% endif %}\n{% endfor %}", encoding="utf-8")
+    found = preview_rows(described(tmp_path, row, **marked), 1, 1)
+    assert found.notes == ("the chat template leaves 1 message of the system out of the text of the first rows.",)
+    template.write_text(loop + "{{ m.content | tojson }}\n{% endfor %}", encoding="utf-8")
+    assert preview_rows(described(tmp_path, row, **marked), 1, 1).notes == ()
+
+
 def test_arguments_of_the_template_for_all_rows_and_for_one(tmp_path: Path) -> None:
     template = tmp_path / "t.jinja"
     template.write_text(THINKS, encoding="utf-8")

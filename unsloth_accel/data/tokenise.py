@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
 from ..config.template_fields import MARKERS
@@ -39,6 +39,10 @@ COMPARED = ("preference", "unpaired-preference")
 """Kinds of rows whose answers are compared; TRL's trainers tokenise them themselves."""
 _QUIET = {"verbose": False}
 """Arguments that silence the tokenizer's warning about rows longer than the model takes: they are counted and cut."""
+_LOOKED_AT = 200
+"""Rows of which it is seen whether their messages are in their text."""
+_TELLING = 24
+"""Letters and digits by which a message is found in a text."""
 
 
 @dataclass(frozen=True)
@@ -342,7 +346,42 @@ def notes_on(rows: Rows, tokenizer: Any) -> tuple[str, ...]:
         f"{counted(count, 'row')} with {name!r}, which the chat template does not use: it is not in their text."
         for name, count in lost.items()
     ]
-    return tuple(note for note in (*rows.notes, rows.unused_in_words(), *absent) if note)
+    notes = (*rows.notes, rows.unused_in_words(), *absent, _lost_in_words(rows, tokenizer))
+    return tuple(note for note in notes if note)
+
+
+def _lost_in_words(rows: Rows, tokenizer: Any) -> str:
+    """Return whose messages the chat template leaves out of the text of the first rows, as a sentence; empty for none.
+
+    A message counts as there where its first letters and digits are: templates trim, and write some as JSON. Raises
+    `ConfigError` where no answer is there at all.
+    """
+    said: Counter[str] = Counter()
+    lost: Counter[str] = Counter()
+    for row in islice(rows, _LOOKED_AT):
+        chat = row.get("messages") or ()
+        try:
+            text = chat and tokenizer.apply_chat_template(
+                for_chat_template(chat), tokenize=False, **template_arguments(row)
+            )
+        except Exception:  # told where it is tokenised
+            return ""
+        shown = _letters(str(text))
+        for message in chat:
+            content = str(message.get("content") or "").rpartition("</think>")[2]  # which templates cut off
+            begins = _letters(content.strip().partition("\n")[0])[:_TELLING]
+            said[message["role"]] += bool(begins)
+            lost[message["role"]] += begins not in shown
+    if said["assistant"] and lost["assistant"] == said["assistant"]:
+        consequence = "the chat template leaves every answer out of the text: none would be trained."
+        fix = "a template that writes message['content'], and look at preview"
+        raise ConfigError(Problem(key="model.chat_template", consequence=consequence, fix=fix))
+    gone = [f"{counted(count, 'message')} of the {role}" for role, count in lost.items() if count]
+    return f"the chat template leaves {', '.join(gone)} out of the text of the first rows." if gone else ""
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text))
 
 
 def _has_place(name: str, tokenizer: Any, given: Row) -> bool:
