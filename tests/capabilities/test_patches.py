@@ -30,7 +30,8 @@ SETTINGS = {
     *("num_input_tokens_seen", "should_save", "should_training_stop", "average_tokens_across_devices"),
     *("should_evaluate", "best_metric", "best_global_step", "best_model_checkpoint"),
     *("chat_template", "eos_token", "padding_side", "quant_storage", "module", "data", "grad", "forward"),
-    *("target_modules", "weight", "tie_word_embeddings", "eos_token_id", "pad_token", "suppress_tokens"),
+    *("num_experts", "router_aux_loss_coef", "target_modules"),
+    *("weight", "tie_word_embeddings", "eos_token_id", "pad_token", "suppress_tokens"),
 }
 """Documented fields that are there to be set, of other packages' objects."""
 OURS = {

@@ -79,6 +79,9 @@ def test_experts_go_by_the_names_of_their_modules(description: dict[str, Any], a
     assert {*begun(description, adapter).lora.target_modules} == {*PROJECTIONS}
     begun(description, adapter, target_modules=PROJECTIONS)
     begun(description, adapter, target_modules="all-linear")
+    write_adapter(adapter, base_model_name_or_path=base, target_modules=["q_proj"], target_parameters=experts[:1])
+    begun(description, adapter, target_modules=["q_proj", "gate_proj"])
+    assert "lora.target_modules" in refused(description, adapter, target_modules=["q_proj"])
 
 
 def test_the_plan_is_its_bases_and_says_so(description: dict[str, Any], adapter: Path) -> None:

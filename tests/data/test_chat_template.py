@@ -126,6 +126,9 @@ def test_a_question_whose_marker_has_other_tokens_would_be_trained(tmp_path: Pat
     markers = {"instruction_marker": "### User:", "response_marker": "### Assistant:"}
     with pytest.raises(ConfigError, match=r"instruction_marker='### User:': has other tokens in a row"):
         shown(described(tmp_path, row, **markers))
+    asked = {"text": "### User: q\n### Assistant: write ### User: here\n### User: so?\n### Assistant: yes"}
+    text, _ = shown(described(tmp_path, asked, **markers))
+    assert "⟦ write ### User: here\n⟧### User: so?" in text, "said, not asked"
     row["text"] = row["text"].replace(" ### User", "\n### User")
     text, _ = shown(described(tmp_path, row, **markers))
     assert text == "### User: q\n### Assistant:⟦ yes\n⟧### User: SECRET\n### Assistant:⟦ no<|im_end|>⟧"

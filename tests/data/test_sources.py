@@ -34,6 +34,7 @@ def test_a_directory_of_several_kinds_and_one_of_none(tmp_path: Path) -> None:
     [
         (("train/data.jsonl", "test/data.jsonl"), "train"),
         (("data/train-0.jsonl", "data/train-1.jsonl", "data/validation-0.jsonl"), "data/*train*.jsonl"),
+        (("a/train.jsonl", "b/train.jsonl", "b/test.jsonl"), "**/train*.jsonl"),
     ],
 )
 def test_a_directory_of_several_splits(names: tuple[str, ...], one: str, tmp_path: Path) -> None:
@@ -43,11 +44,15 @@ def test_a_directory_of_several_splits(names: tuple[str, ...], one: str, tmp_pat
     with pytest.raises(ConfigError, match="holds several splits") as refused:
         locate(tmp_path / "set")
     assert f"such as {tmp_path / 'set' / one};" in str(refused.value)
+    assert {*locate(tmp_path / "set" / "**" / "*.jsonl").files} == {tmp_path / "set" / name for name in names}
     found = locate(tmp_path / "set" / one).files
     assert found == tuple(tmp_path / "set" / name for name in names if "train" in name)
-    for name in names[1:]:
-        (tmp_path / "set" / name).unlink()
-    assert len(locate(tmp_path / "set").files) == 1
+    for name in names:
+        if "train" not in name:
+            (tmp_path / "set" / name).unlink()
+    for name in ("unit-test.jsonl", "dev/train.jsonl", "python.dev.jsonl"):
+        write(tmp_path / "set" / name, ALPACA)
+    assert len(locate(tmp_path / "set").files) == 3 + len(found), "words within other names"
 
 
 def test_braces_name_several_files_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,7 @@ num_machines: 1"""
     [
         *(("load_in_16bit", ""), ("load_in_4bits", "load_in_4bit"), ("loadin4bit", "load_in_4bit")),
         *(("max_epochs", ""), ("max_setps", "max_steps"), ("exclude_modules", ""), ("use_qalora", "")),
+        *(("max_stepps", "max_steps"), ("use_rslorra", "use_rslora"), ("use_dore", "")),
     ],
 )
 def test_only_a_slip_is_renamed(key: str, meant: str) -> None:

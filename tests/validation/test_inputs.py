@@ -322,7 +322,8 @@ def test_arguments_of_a_template_that_no_row_passes_through(tmp_path: Path, desc
     ("text", "told"),
     [
         ("{% for m in messages %}{{ m.content }}", "is no template of Jinja: line 1, Unexpected end of template"),
-        ("\n{{ messages | tojsn }}", "is no template of Jinja: line 2, No filter named 'tojsn'"),
+        ("\n{{ messages | tojsn }}", "is no template of Jinja: line 2, no filter named 'tojsn'"),
+        ("{{ 2 ** (2 ** 26) }}" + "{% if a is sme %}{% endif %}", "line 1, no test named 'sme'"),
         (" \n", "is empty"),
         ("{% for m in messages %}{% generation %}{{ m }}{% endgeneration %}{% continue %}{% endfor %}", ""),
     ],

@@ -46,9 +46,10 @@ def fused_experts(model: Any, modules: list[str]) -> list[str]:
 
 
 def forget_old_names(model: Any) -> None:
-    """Take from the config of `model`'s adapter the names by which it trains parameters, and no module.
+    """Have what is saved of `model` leave out the names by which its adapter trains parameters, and no module.
 
-    `model` is a PEFT model, or another, which stays as it is.
+    They stay while it trains: Unsloth compares by them what its get_peft_model is asked for once more. `model` is a
+    PEFT model, or another, which stays as it is. Once is enough.
     """
     config: Any = (getattr(model, "peft_config", None) or {}).get("default")
     parameters, modules = (getattr(config, f"target_{kind}", None) for kind in ("parameters", "modules"))
@@ -56,4 +57,18 @@ def forget_old_names(model: Any) -> None:
         return
     present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     old = experts_modules(parameters) - present
-    config.target_modules = {name for name in modules if name not in old}
+    if not old & {*modules} or getattr(model.save_pretrained, "_unsloth_accel_names", False):
+        return
+    save = model.save_pretrained
+
+    @functools.wraps(save)
+    def without(*arguments: Any, **more: Any) -> Any:
+        kept = config.target_modules
+        config.target_modules = {name for name in kept if name not in old}
+        try:
+            return save(*arguments, **more)
+        finally:
+            config.target_modules = kept
+
+    without._unsloth_accel_names = True  # type: ignore[attr-defined]
+    model.save_pretrained = without

@@ -32,8 +32,8 @@ _DIGITS = 16
 """Length of a file's digest."""
 _NO_ROWS = ("dataset_info.json", "state.json", "dataset_dict.json")
 """What `datasets.Dataset.save_to_disk` leaves beside the rows."""
-_SPLIT = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev|eval)(?=[-_./]|$)")
-"""Word in the name of a file, or of its directory, by which `datasets` and the hub tell splits apart."""
+_SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)([-_.]\d.*)?")
+"""Name of a file without its end, or of its directory, by which `datasets` and the hub tell splits apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,16 +79,23 @@ def _refuse_splits(files: Sequence[Path], key: str, text: str) -> None:
     """Raise `ConfigError` for a directory of rows to train on and of others, by their names: all would be trained."""
     named: dict[str, list[Path]] = {}
     for file in files:
-        if word := _SPLIT.search(file.relative_to(text).as_posix().lower()):
+        parts = (file.stem, *reversed(file.relative_to(text).parts[:-1]))
+        if word := next(filter(None, (_SPLIT.fullmatch(part.lower()) for part in parts)), None):
             named.setdefault(word[1], []).append(file)
     if "train" not in named or len(named) == 1:
         return
-    train = named["train"]
-    directory = Path(os.path.commonpath([file.parent for file in train]))
-    alone = all(directory not in file.parents for file in files if file not in train)
-    one = str(directory) if alone else f"{directory}/*train*{train[0].suffix}"
+    train, end = named["train"], named["train"][0].suffix
+    directory = os.path.commonpath([file.parent for file in train])
+    ways = (directory, f"{directory}/*train*{end}", f"{directory}/**/train*{end}")
+    one = next((way for way in ways if _files(way) == {*train}), train[0])
     consequence = f"holds several splits ({', '.join(sorted(named))}), all of which would be read as one."
-    raise _error(key, text, consequence, f"name one, such as {one}; several are {{a,b}}, or data.mix")
+    raise _error(key, text, consequence, f"name one, such as {one}; for all of them {text}/**/*{end}")
+
+
+def _files(way: str) -> set[Path]:
+    if os.path.isdir(way):
+        return {file for file in Path(way).rglob("*") if _holds_rows(file, Path(way))}
+    return {Path(name) for name in glob.glob(way, recursive=True)}
 
 
 def _absent(text: str, key: str) -> Source:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from typing import Any
 
 from ..errors import ConfigError, Problem, first_line
 
@@ -52,13 +53,21 @@ def syntax_fault(template: str) -> str | None:
     """Return what Jinja can't read or doesn't know of `template`, a chat template's text, with the line; None where it
     is sound, or jinja2 is not installed."""
     try:
-        from jinja2 import Environment, TemplateSyntaxError
+        from jinja2 import Environment, TemplateSyntaxError, nodes
     except ImportError:
         return None
+    made = Environment(extensions=["jinja2.ext.loopcontrols"])
     try:
-        Environment(extensions=["jinja2.ext.loopcontrols"]).compile(_GENERATION.sub("", template))
+        tree = made.parse(_GENERATION.sub("", template))
     except TemplateSyntaxError as error:
         return f"line {error.lineno}, {first_line(error).rstrip('.')}"
+    except RecursionError:
+        return "nested too deeply"
+    kinds: tuple[tuple[Any, str, Any], ...] = ((nodes.Filter, "filter", made.filters), (nodes.Test, "test", made.tests))
+    for kind, word, known in kinds:  # not by compiling it, which computes what is constant
+        for node in tree.find_all(kind):
+            if node.name not in known:
+                return f"line {node.lineno}, no {word} named {node.name!r}"
     return None
 
 

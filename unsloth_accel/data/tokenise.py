@@ -239,7 +239,7 @@ class Tokenise:
         for one, own, has in zip(ids, labels, asked, strict=True) if question and answer else ():
             text = self.tokenizer.decode(one)
             trained = self.tokenizer.decode([label for label in own if label != IGNORED])
-            if question in trained:
+            if question in trained and self._answers_a_question(one, own, question, answer):
                 consequence = "has other tokens in a row than by itself: what a user says there would be trained."
                 fix = "have each question begin in a line of its own, or rows of chats (messages)"
                 raise ConfigError(Problem(key=MARKERS[0], value=question, consequence=consequence, fix=fix))
@@ -251,6 +251,17 @@ class Tokenise:
                 fix = "the text that a user's message begins with in the rows' own text: see preview"
                 raise ConfigError(Problem(key=MARKERS[0], value=question, consequence=consequence, fix=fix))
         return labels
+
+    def _answers_a_question(self, ids: list[int], labels: list[int], question: str, answer: str) -> bool:
+        """Whether a trained part of a row has the marker of questions, and an answer begins right after it: a question
+        by other tokens. An answer that only speaks of the marker ends at a question, or with the row."""
+        end = 0
+        for is_trained, part in groupby(labels, key=lambda label: label != IGNORED):
+            start, end = end, end + len(list(part))
+            if is_trained and question in self.tokenizer.decode(ids[start:end]):
+                if self.tokenizer.decode(ids[end:]).lstrip().startswith(answer):
+                    return True
+        return False
 
     def _prompt(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
         prompts = self._prompts(rows)

@@ -145,10 +145,13 @@ def _maps(module: Any) -> bool:
 
     if not isinstance(module, torch.nn.Linear) or type(module).forward is torch.nn.Linear.forward:
         return True
-    with suppress(Exception):
-        row = torch.empty(1, 1, module.in_features, device=module.weight.device, dtype=module.weight.dtype)
+    row = torch.empty(1, 1, module.in_features, device=module.weight.device, dtype=module.weight.dtype)
+    try:
         return bool(module(row).shape == (1, 1, module.out_features))
-    return False
+    except RuntimeError as error:  # of shapes; what it asks for beside them it may be given in the model
+        return isinstance(error, NotImplementedError) or "meta" in str(error)
+    except Exception:
+        return True
 
 
 def build(values: Mapping[str, Any], directory: str | None) -> torch.nn.Module:

@@ -45,8 +45,10 @@ def settle_routers(model: Any) -> None:
     own = [number for key in EXPERTS if (number := getattr(text, key, None)) is not None]
     if own and not hasattr(text, "num_experts"):
         text.num_experts = own[0]
+    if not hasattr(text, "router_aux_loss_coef") or not available("what a model tells beside its output"):
+        return
     told = [kinds for module in model.modules() if (kinds := getattr(module, "_can_record_outputs", None))]
-    if hasattr(text, "router_aux_loss_coef") and told and not any("router_logits" in kinds for kinds in told):
+    if told and not any("router_logits" in kinds for kinds in told):
         text.router_aux_loss_coef = 0.0
 
 

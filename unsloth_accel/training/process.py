@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import shutil
 import sys
 import time
 import traceback
@@ -26,7 +25,7 @@ from ..adapters import environment
 from ..artifacts import resume_if_any
 from ..artifacts.checkpoints import STATE, checkpoints
 from ..artifacts.log_file import LogFile, keep_printing, write_or_tell
-from ..artifacts.own_files import clear_run, is_of_a_run, taken
+from ..artifacts.own_files import clear_run, is_of_a_run, remove_filled, taken
 from ..artifacts.resume_facts import facts_of_run
 from ..artifacts.run_directory import RunDirectory
 from ..artifacts.unsafe_files import as_unsafe, weights_only
@@ -233,7 +232,7 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
             outcome = trainer.train(resume_from_checkpoint=newest[0] if newest else None)
     except Exception as error:
         if kept.saved and isinstance(error, DivergenceError) and environment.rank() == 0:
-            _set_aside(kept.saved)
+            _take_back(kept.saved)
         elif kept.saved and environment.rank() == 0:
             what = "the stop" if isinstance(error, Stopped) else "what failed"
             print(f"unsloth_accel: {what} came after the last step; the adapter is in {kept.saved}", flush=True)
@@ -319,12 +318,13 @@ def _train(run: RunConfig, newest: list[str], log: RankLog) -> dict[str, Any]:
     return results
 
 
-def _set_aside(adapter: Path) -> None:
-    """Move an adapter that was saved as its training diverged: the run isn't finished by it, and resumes."""
-    aside = adapter.with_name(f"{adapter.name}.diverged")
-    shutil.rmtree(aside, ignore_errors=True)
-    adapter.rename(aside)
-    print(f"unsloth_accel: the last step's adapter is of no use; it is kept in {aside}", flush=True)
+def _take_back(adapter: Path) -> None:
+    """Remove an adapter that was saved as its training diverged, but for a user's own files: the run isn't finished."""
+    try:
+        remove_filled(adapter.resolve())
+        print(f"unsloth_accel: {adapter} isn't kept: in the last step the training diverged", flush=True)
+    except OSError as error:
+        print(f"unsloth_accel: {adapter} is of no use, and stays: {first_line(error)}", flush=True)
 
 
 def _activations(run: RunConfig, trainer: Trainer) -> dict[str, int]:

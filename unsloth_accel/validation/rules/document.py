@@ -179,12 +179,14 @@ class Document:
 
 
 def is_slip(word: str, near: str | None) -> bool:
-    """Return whether `word` is `near` but for one letter, two that are swapped, a plural, case and underscores, and not
-    as an older name, another word or another number is: max_epochs is no slip for max_steps, nor 16bit one for 4bit."""
+    """Return whether `word` is `near` but for a letter too many or too few, two that are swapped, a plural, case and
+    underscores. Another letter may make another word: use_gpu is no slip for use_cpu, nor max_epochs for max_steps."""
     if near is None or re.findall(r"\d", word) != re.findall(r"\d", near):
         return False
     one, other = (re.sub("[-_]|e?s$", "", text.lower()) for text in (word[:200], near))
     steps = SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
+    if any(kind == "replace" for kind, *_ in steps):
+        return False
     changed = [max(b - a, d - c) for kind, a, b, c, d in steps if kind != "equal"]
     return sum(changed) <= 1 or (changed == [1, 1] and sorted(one) == sorted(other))
 
