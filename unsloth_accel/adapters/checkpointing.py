@@ -192,8 +192,8 @@ def made_with(trainer: Trainer) -> dict[str, Any]:
         "training.optim": str(getattr(args.optim, "value", args.optim)),
         "training.learning_rate": args.learning_rate,
         "training.weight_decay": args.weight_decay,
-        **{f"training.adam_{name}": getattr(args, f"adam_{name}") for name in ("beta1", "beta2", "epsilon")},
-        "training.optim_args": args.optim_args,
+        **{f"training.adam_{name}": getattr(args, f"adam_{name}", None) for name in ("beta1", "beta2", "epsilon")},
+        "training.optim_args": getattr(args, "optim_args", None),
     }
     known = {key: value for key, value in known.items() if value is not None or key == "training.data_seed"}
     known |= lora_facts(trainer.model) | getattr(trainer, "_unsloth_accel_made_with", {})
