@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..errors import ConfigError, Problem, first_line
 from ..files import is_directory, is_file, load_json
 from .hub_cache import hub_snapshot
-from .lora_fields import FUSED, OWN_START, WHOLE, as_meant, experts_modules, trained_whole
+from .lora_fields import OWN_START, WHOLE, as_meant, experts_modules, trained_whole
 from .run_config import PROJECTIONS, LoraConfig
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -68,7 +68,7 @@ class Adapter:
         if isinstance(own, str) or isinstance(modules, str):
             return modules == own or (modules == "all-linear" and {*own} == {*PROJECTIONS})
         # One name of a fused parameter stands for all that are in it.
-        fused = [{*FUSED.get(one.rpartition(".")[2], ())} for one in self.config.get("target_parameters") or ()]
+        fused = [experts_modules([one]) for one in self.config.get("target_parameters") or ()]
         modules = {*modules}.union(*(names for names in fused if names & {*modules}))
         # One of two tied modules stands for both.
         tied = dict.fromkeys(WHOLE, WHOLE[0]) if self.config.get("ensure_weight_tying") else {}

@@ -9,7 +9,7 @@ from itertools import pairwise
 from math import prod
 from typing import Any
 
-from ..config.lora_fields import FUSED, WHOLE
+from ..config.lora_fields import WHOLE, experts_modules
 from ..config.run_config import PROJECTIONS, RunConfig
 from ..config.start_adapter import find_adapter
 from ..errors import ConfigError, Problem, nearest, raise_errors
@@ -78,14 +78,14 @@ def targets(run: RunConfig, spec: ModelSpec, *, on_cpu: bool = False) -> Targets
         total += whole_parameters(spec, whole)
     twice = spec.vocab_size * spec.hidden_size if len(whole) > 1 and trains_one_table(run, spec, on_cpu) else 0
     total += _biases(run, spec, adapted, within) - twice
-    # PEFT would make LoRA of the experts out of their modules' names, whatever target_parameters says.
+    # Without target_parameters PEFT would make LoRA of the experts out of their modules' names.
     chosen = [name for name in names if lora.target_parameters is None or name not in fused] or names
     return Targets(modules=tuple(chosen), parameters=total, whole=whole, saved_twice=twice)
 
 
 def _experts(spec: ModelSpec, names: Collection[str]) -> list[Tensor]:
     """Return the tensors of experts for which Unsloth takes `names`: those that have names which it knows."""
-    return [one for one in spec.fused_experts if {*FUSED.get(one.name.rpartition(".")[2], ())} & {*names}]
+    return [one for one in spec.fused_experts if experts_modules([one.name]) & {*names}]
 
 
 def _check_fused(run: RunConfig, parameters: list[Tensor], within: Collection[int] | None) -> None:
